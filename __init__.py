@@ -1,0 +1,24 @@
+"""LTXKit: LTX-Video for ComfyUI and for Python.
+
+Nothing is imported here. pytest, ComfyUI and `import ltxkit` all execute this file, each under another module name, so
+the node classes are looked up only when somebody asks for them (PEP 562).
+"""
+
+from __future__ import annotations
+
+WEB_DIRECTORY = "./web"
+
+_ON_DEMAND = ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS")
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]  # noqa: F822
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import nodes
+    except AttributeError as error:
+        # ComfyUI reads an AttributeError here as "this pack has no nodes" and drops the traceback with it.
+        raise ImportError(f"LTXKit's nodes could not be imported: {error}") from error
+    return getattr(nodes, name)

@@ -1,0 +1,24 @@
+"""The four ways in which an input can be wrong.
+
+Every message says what was given, what is expected and what to do: `got X; expected Y; do Z`.
+"""
+
+
+class LTXKitError(Exception):
+    """Base of every error that LTXKit raises on purpose; its message is meant for the user."""
+
+
+class ConfigError(LTXKitError, ValueError):
+    """A setting, a config value or a combination of them is not valid."""
+
+
+class CheckpointError(LTXKitError, RuntimeError):
+    """A weights file cannot be read, is of another kind, or does not fit the model."""
+
+
+class ShapeError(LTXKitError, ValueError):
+    """A tensor or a requested size has a shape that the model cannot take."""
+
+
+class UnsupportedError(LTXKitError, RuntimeError):
+    """The request is understood, but this installation, device or version cannot do it."""

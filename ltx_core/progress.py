@@ -1,0 +1,34 @@
+"""How long work tells the outside where it is, and how the outside stops it.
+
+Core code never prints and never looks for a cancel button: it calls `progress(event)` at every step. A host that wants to
+stop raises its own exception from the callback; core code lets it pass and leaves nothing half-done behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One step of one stage.
+
+    stage: what is running, in words for the user ("load", "encode text", "sample", "refine", "decode", ...).
+    step, total: work done so far and in all, 0 <= step <= total; step 0 is sent before any work of the stage.
+    denoised: current estimate of the clean latent, (b, c, f, h, w) float, normalised; only while sampling.
+    """
+
+    stage: str
+    step: int
+    total: int
+    denoised: Tensor | None = None
+
+
+Progress = Callable[[ProgressEvent], None]
+
+
+def silent(event: ProgressEvent) -> None:  # noqa: ARG001
+    """The progress callback of somebody who does not want to know."""
