@@ -67,7 +67,10 @@ class VAEBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoVAEConfig:
-    """Lightricks/LTX-Video `CausalVideoAutoencoder`. `decoder_blocks` are stored in encoder order: run them reversed."""
+    """Lightricks/LTX-Video `CausalVideoAutoencoder`.
+
+    `decoder_blocks` are stored in the order of the encoder: the decoder runs them reversed.
+    """
 
     in_channels: int
     out_channels: int

@@ -1,7 +1,7 @@
 """How long work tells the outside where it is, and how the outside stops it.
 
-Core code never prints and never looks for a cancel button: it calls `progress(event)` at every step. A host that wants to
-stop raises its own exception from the callback; core code lets it pass and leaves nothing half-done behind.
+Core code never prints and never looks for a cancel button: it calls `progress(event)` at every step. A host that wants
+to stop raises its own exception from the callback; core code lets it pass and leaves nothing half-done behind.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ class ProgressEvent:
 Progress = Callable[[ProgressEvent], None]
 
 
-def silent(event: ProgressEvent) -> None:  # noqa: ARG001
+def silent(event: ProgressEvent) -> None:
     """The progress callback of somebody who does not want to know."""

@@ -82,4 +82,6 @@ class PixelShape:
                 f"got {self.frames} frames of {self.width}x{self.height} pixels; expected {scale.frames}k+1 frames and "
                 f"multiples of {scale.width}x{scale.height} pixels; use {fit.frames} frames of {fit.width}x{fit.height}"
             )
-        return LatentShape((self.frames - 1) // scale.frames + 1, self.height // scale.height, self.width // scale.width)
+        return LatentShape(
+            (self.frames - 1) // scale.frames + 1, self.height // scale.height, self.width // scale.width
+        )

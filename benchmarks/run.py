@@ -1,0 +1,64 @@
+"""Run the benchmarks, each in its own process, and put their tables into the README.
+
+python benchmarks/run.py [NAME ...]      without names: every benchmark that this machine can run
+python benchmarks/run.py --render        only render the results that are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from protocol import RESULTS, table
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: made by benchmarks/run.py -->", "<!-- benchmarks: end -->"
+
+NAMES = ("transformer_cpu", "vae_cpu", "memory_2b", "gpu")  # scripts beside this file, in the order of the README
+
+
+def rendered() -> str:
+    """The tables of every result, in the order of NAMES."""
+    results = [RESULTS / f"{name}.json" for name in NAMES]
+    tables = [table(json.loads(path.read_text())) for path in results if path.exists()]
+    return "\n\n".join(tables) or "No figures have been taken yet: `make bench`."
+
+
+def write_readme() -> None:
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n{rendered()}\n{END}{after}")
+
+
+def runnable() -> list[str]:
+    """What this machine can run."""
+    return [name for name in NAMES if name != "gpu" or torch.cuda.is_available()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--render", action="store_true", help="measure nothing, only write the tables")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"got {', '.join(sorted(unknown))}; expected some of {', '.join(NAMES)}")
+    failed: list[str] = []
+    if not options.render:
+        for name in options.names or runnable():
+            print(f"\n=== {name}", flush=True)
+            if subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=os.environ, check=False).returncode:
+                failed.append(name)
+    write_readme()
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
