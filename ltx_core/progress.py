@@ -6,6 +6,7 @@ to stop raises its own exception from the callback; core code lets it pass and l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,3 +33,13 @@ Progress = Callable[[ProgressEvent], None]
 
 def silent(event: ProgressEvent) -> None:
     """The progress callback of somebody who does not want to know."""
+
+
+Notes = Callable[[str], None]
+"""Where a finished sentence for the user goes ("the clip was trimmed from 21 to 17 frames ..."): what was done differently
+from what was asked, and why. Functions that may have something to say take `notes`; hosts show it beside the node."""
+
+
+def log_note(text: str) -> None:
+    """The notes callback of somebody who reads the log."""
+    logging.getLogger("ltxkit").info(text)

@@ -1,0 +1,155 @@
+"""Pictures and clips that the result must show, as changes of the latent state.
+
+Semantics of Lightricks/LTX-Video pipeline_ltx_video.py (prepare_conditioning):
+
+* at frame 0, image or clip: mixed into the clip's own tokens, which then stand at level 1 - strength;
+* an image at a later frame: extra tokens in front of the sequence, with the position of that frame;
+* a clip at a later frame (a multiple of 8): its first two latent frames, which were encoded without a past, become extra
+  tokens; the others are mixed into the clip's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+from ..shapes import LatentShape
+from .noise import Noise
+from .patchify import Coordinates, patchify
+from .state import LatentState
+
+PREFIX_FRAMES = 2  # latent frames of a later clip that become extra tokens
+
+
+@dataclass(frozen=True, eq=False)
+class LatentCondition:
+    """An encoded picture or clip.
+
+    latent: (1 | b, c, f, h, w) float32, normalised, of the clip's own height and width. frame: pixel frame at which it
+    starts, 0 or more. strength: 0 to 1; 1 keeps it as it is.
+    """
+
+    latent: Tensor
+    frame: int
+    strength: float = 1.0
+
+    def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
+        """The state that shows this condition. Nothing of the given state is changed.
+
+        Raises:
+            ConfigError: strength outside 0 to 1, a negative frame, or a clip on a frame between two latent frames.
+            ShapeError: another grid or channel count than the state's, or an end beyond the state's.
+        """
+        self._check(state, coordinates)
+        batch = state.latent.shape[0]
+        latent = self.latent.to(state.latent).expand(batch, -1, -1, -1, -1)
+        if self.frame == 0:
+            return _mix_in(state, latent, 0, self.strength)
+        first = self.frame // coordinates.scale.frames
+        if latent.shape[2] > PREFIX_FRAMES:
+            state = _mix_in(state, latent[:, :, PREFIX_FRAMES:], first + PREFIX_FRAMES, self.strength)
+        return _add_tokens(state, latent[:, :, :PREFIX_FRAMES], self.frame, self.strength, coordinates, noise)
+
+    def _check(self, state: LatentState, coordinates: Coordinates) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ConfigError(f"got condition strength {self.strength}; expected 0 to 1; 1 keeps the picture as it is")
+        c, f, h, w = self.latent.shape[1:]
+        grid = state.shape
+        if (c, h, w) != (state.latent.shape[2], grid.height, grid.width):
+            raise ShapeError(
+                f"got a condition of {c} channels and {h}x{w} cells; expected {state.latent.shape[2]} channels and "
+                f"{grid.height}x{grid.width} cells, as the clip; encode it with the same VAE at the clip's size"
+            )
+        t = coordinates.scale.frames
+        length, frames = (f - 1) * t + 1, (grid.frames - 1) * t + 1
+        if self.frame < 0 or self.frame + length > frames:
+            raise ConfigError(
+                f"got a condition on frames {self.frame} to {self.frame + length - 1}; expected it to lie within frames 0 to "
+                f"{frames - 1} of the clip; move it, shorten it or make the clip longer"
+            )
+        if f > 1 and self.frame % t:
+            raise ConfigError(
+                f"got a clip as condition at frame {self.frame}; expected a multiple of {t} (an image can stand anywhere); "
+                f"use frame {round(self.frame / t) * t}"
+            )
+
+
+def initial_state(
+    clean: Tensor, noise: Tensor, sigma: float, coordinates: Coordinates, denoise_mask: Tensor | None = None
+) -> LatentState:
+    """The state before the first step: `clean` at level `sigma`, or at its mask's level where that is lower.
+
+    clean: (b c f h w) float32, normalised; whatever it holds is covered by noise at sigma 1. noise: same shape.
+    denoise_mask: (b | 1, 1, f, h, w), 0 to 1; 0 keeps `clean`, None denoises all.
+    """
+    b, _, f, h, w = clean.shape
+    shape = LatentShape(f, h, w)
+    tokens = patchify(clean).float()
+    if denoise_mask is None:
+        mask = torch.ones_like(tokens[..., :1])
+    else:
+        mask = patchify(denoise_mask.to(tokens).expand(b, 1, f, h, w))
+    level = mask.clamp(max=sigma)
+    return LatentState(
+        latent=level * patchify(noise).to(tokens) + (1 - level) * tokens,
+        denoise_mask=mask,
+        positions=coordinates.positions(shape).to(tokens),
+        clean_latent=tokens,
+        shape=shape,
+    )
+
+
+def apply_conditions(
+    state: LatentState, conditions: Sequence[LatentCondition], coordinates: Coordinates, noise: Noise
+) -> LatentState:
+    """All conditions, in their order.
+
+    Raises:
+        ConfigError: two of them start on the same frame.
+    """
+    frames = [condition.frame for condition in conditions]
+    twice = sorted({frame for frame in frames if frames.count(frame) > 1})
+    if twice:
+        raise ConfigError(f"got two conditions on frame {twice[0]}; expected one; remove one of them or move it")
+    for condition in conditions:
+        state = condition.apply_to(state, coordinates, noise)
+    return state
+
+
+def _mix_in(state: LatentState, latent: Tensor, first: int, strength: float) -> LatentState:
+    """The clip's own tokens of latent frames `first` and on, moved towards `latent` by `strength`."""
+    tokens = patchify(latent)
+    start = state.num_extra + first * state.shape.height * state.shape.width
+    place = slice(start, start + tokens.shape[1])
+    mixed, mask, clean = state.latent.clone(), state.denoise_mask.clone(), state.clean_latent.clone()
+    mixed[:, place] = torch.lerp(mixed[:, place], tokens, strength)
+    mask[:, place] = 1 - strength
+    clean[:, place] = tokens
+    return replace(state, latent=mixed, denoise_mask=mask, clean_latent=clean)
+
+
+def _add_tokens(
+    state: LatentState, latent: Tensor, frame: int, strength: float, coordinates: Coordinates, noise: Noise
+) -> LatentState:
+    """Extra tokens of `latent`, placed at pixel frame `frame`, behind the extra tokens that are there."""
+    tokens = patchify(latent)
+    noised = torch.lerp(patchify(noise(latent.shape)).to(tokens), tokens, strength)
+    positions = coordinates.positions(LatentShape(*latent.shape[2:]), first_frame=frame).to(tokens)
+    positions = positions.expand(state.positions.shape[0], -1, -1)
+
+    def insert(before: Tensor, new: Tensor, dim: int = 1) -> Tensor:
+        extra, own = before.tensor_split([state.num_extra], dim=dim)
+        return torch.cat([extra, new, own], dim=dim)
+
+    return replace(
+        state,
+        latent=insert(state.latent, noised),
+        denoise_mask=insert(state.denoise_mask, torch.full_like(tokens[..., :1], 1 - strength)),
+        positions=insert(state.positions, positions, dim=2),
+        clean_latent=insert(state.clean_latent, tokens),
+        num_extra=state.num_extra + tokens.shape[1],
+    )

@@ -1,0 +1,162 @@
+"""Which forwards a step needs, and how their velocities become one.
+
+Everything is computed on velocities in float32 and per sample. Sources: Lightricks/LTX-Video pipeline_ltx_video.py
+(the denoising loop); CFG arXiv 2207.12598; CFG* arXiv 2503.18886; STG arXiv 2411.18664; std rescale arXiv 2305.08891.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, UnsupportedError
+
+STGMode = Literal["attention_values", "attention_skip", "transformer_block"]
+
+
+@dataclass(frozen=True)
+class GuidanceBranch:
+    """One forward: which text it sees, and in which blocks it is perturbed."""
+
+    text: Literal["positive", "negative"]
+    skip_blocks: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class GuidanceStep:
+    """Guidance of one step.
+
+    scale: classifier-free guidance, on above 1. stg_scale: spatio-temporal guidance, on above 0.
+    rescaling_scale: share of the result brought to the conditional standard deviation after STG; 1 means off (sic).
+    skip_blocks: transformer blocks that STG perturbs. cfg_star: scale the negative velocity to its projection first.
+    guidance_rescale: diffusers' share of the result brought to the conditional standard deviation after CFG; 0 is off.
+    """
+
+    scale: float = 1.0
+    stg_scale: float = 0.0
+    rescaling_scale: float = 1.0
+    skip_blocks: frozenset[int] = frozenset()
+    cfg_star: bool = False
+    guidance_rescale: float = 0.0
+
+    @property
+    def branches(self) -> tuple[GuidanceBranch, ...]:
+        """What must be computed, in the order [negative,] positive [, perturbed]."""
+        found = [GuidanceBranch("positive")]
+        if self.scale > 1:
+            found.insert(0, GuidanceBranch("negative"))
+        if self.stg_scale > 0 and self.skip_blocks:
+            found.append(GuidanceBranch("positive", self.skip_blocks))
+        return tuple(found)
+
+    def combine(self, velocities: Sequence[Tensor]) -> Tensor:
+        """One velocity (b n c) from those of `branches`, in their order."""
+        given = dict(zip(self.branches, velocities, strict=True))
+        positive = given[GuidanceBranch("positive")]
+        velocity = positive
+        if self.scale > 1:
+            negative = given[GuidanceBranch("negative")]
+            if self.cfg_star:
+                negative = negative * _projection(positive, negative)
+            velocity = negative + self.scale * (positive - negative)
+            if self.guidance_rescale > 0:
+                velocity = _match_std(velocity, positive, self.guidance_rescale)
+        if self.stg_scale > 0:
+            if self.skip_blocks:
+                velocity = velocity + self.stg_scale * (positive - given[GuidanceBranch("positive", self.skip_blocks)])
+            if self.rescaling_scale != 1:
+                velocity = _match_std(velocity, positive, self.rescaling_scale)
+        return velocity
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance of a whole run. Each tuple holds one entry, or one per entry of `guidance_timesteps`.
+
+    guidance_timesteps: levels (1 to 0). A step at level t uses the first entry <= t, or the last one; None: one entry
+        of each list serves all steps.
+
+    Raises:
+        ConfigError: lists of unequal length, or several entries without `guidance_timesteps`.
+        UnsupportedError: STG mode "residual", which changes nothing in the official code either.
+    """
+
+    scale: tuple[float, ...] = (1.0,)
+    stg_scale: tuple[float, ...] = (0.0,)
+    rescaling_scale: tuple[float, ...] = (1.0,)
+    skip_blocks: tuple[tuple[int, ...], ...] = ((),)
+    guidance_timesteps: tuple[float, ...] | None = None
+    stg_mode: STGMode = "attention_values"
+    cfg_star: bool = False
+    guidance_rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if str(self.stg_mode) == "residual":
+            raise UnsupportedError(
+                "got STG mode 'residual'; expected attention_values, attention_skip or transformer_block; the official code "
+                "accepts 'residual' but its attention layers ignore it, so that nothing is perturbed: pick another mode"
+            )
+        if self.stg_mode not in ("attention_values", "attention_skip", "transformer_block"):
+            raise ConfigError(
+                f"got STG mode '{self.stg_mode}'; expected attention_values, attention_skip or transformer_block; pick one"
+            )
+        lists = {
+            "guidance_scale": self.scale,
+            "stg_scale": self.stg_scale,
+            "rescaling_scale": self.rescaling_scale,
+            "skip_block_list": self.skip_blocks,
+        }
+        expected = 1 if self.guidance_timesteps is None else len(self.guidance_timesteps)
+        wrong = {name: len(values) for name, values in lists.items() if len(values) not in (1, expected) or not values}
+        if wrong or expected == 0:
+            described = ", ".join(f"{name} with {length}" for name, length in wrong.items()) or "no guidance_timesteps"
+            raise ConfigError(
+                f"got {described}; expected 1 or {max(expected, 1)} entries, as many as guidance_timesteps; make the lists equally long"
+            )
+
+    def at(self, sigma: float | Tensor) -> GuidanceStep:
+        """Guidance at a level of the schedule."""
+        index = 0
+        if self.guidance_timesteps is not None:
+            # In float32: float32(0.9812) lies below the decimal, so Python floats would pick another entry.
+            below = torch.tensor(self.guidance_timesteps, dtype=torch.float32) <= torch.as_tensor(sigma, dtype=torch.float32)
+            index = int(below.int().argmax()) if bool(below.any()) else len(self.guidance_timesteps) - 1
+        return GuidanceStep(
+            scale=self.scale[min(index, len(self.scale) - 1)],
+            stg_scale=self.stg_scale[min(index, len(self.stg_scale) - 1)],
+            rescaling_scale=self.rescaling_scale[min(index, len(self.rescaling_scale) - 1)],
+            skip_blocks=frozenset(self.skip_blocks[min(index, len(self.skip_blocks) - 1)]),
+            cfg_star=self.cfg_star,
+            guidance_rescale=self.guidance_rescale,
+        )
+
+    def plan(self, sigmas: Tensor, num_layers: int) -> tuple[GuidanceStep, ...]:
+        """Guidance of every step of a schedule.
+
+        Raises:
+            ConfigError: a step that uses STG skips a block that a model of `num_layers` blocks does not have.
+        """
+        steps = tuple(self.at(sigma) for sigma in sigmas[:-1])
+        beyond = {block for step in steps if step.stg_scale > 0 for block in step.skip_blocks if not 0 <= block < num_layers}
+        if beyond:
+            raise ConfigError(
+                f"got STG blocks {sorted(beyond)}; expected numbers from 0 to {num_layers - 1}, the model has {num_layers} "
+                "blocks; change skip_block_list"
+            )
+        return steps
+
+
+def _projection(positive: Tensor, negative: Tensor) -> Tensor:
+    """Length of `positive` along `negative`, in units of `negative`, per sample: (b 1 1)."""
+    dot = (positive * negative).sum(dim=(1, 2), keepdim=True)
+    return dot / (negative.square().sum(dim=(1, 2), keepdim=True) + 1e-8)
+
+
+def _match_std(velocity: Tensor, positive: Tensor, share: float) -> Tensor:
+    """`velocity` with its standard deviation per sample moved to that of `positive`, by a share of the way."""
+    factor = positive.std(dim=(1, 2), keepdim=True) / velocity.std(dim=(1, 2), keepdim=True)
+    return velocity * (share * factor + (1 - share))

@@ -1,0 +1,142 @@
+"""Noise levels from 1 to 0: `sigmas`, float32, one more than there are steps, descending, ending in 0.
+
+Sources: Lightricks/LTX-Video schedulers/rf.py; SD3 (arXiv 2403.03206) section 5.3.2 for the shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+SHIFT_TOKENS = (1024, 4096)  # rf.py get_normal_shift: token counts between which the shift is interpolated,
+SHIFT_VALUES = (0.95, 2.05)  # and its values there; not clamped outside
+LINEAR_NOISE = 0.025  # rf.py linear_quadratic_schedule: noise removed by the linear half
+TERMINAL = 0.1  # 0.9.0 and 0.9.1 scheduler config, target_shift_terminal
+
+
+def uniform(steps: int) -> Tensor:
+    """1, 1 - 1/n, ..., 1/n, 0."""
+    _check_steps(steps)
+    return _closed(torch.linspace(1, 1 / steps, steps))
+
+
+def linear_quadratic(steps: int) -> Tensor:
+    """Half of the steps remove `LINEAR_NOISE` evenly, the others the rest in a parabola (Movie Gen, arXiv 2410.13720).
+
+    With 8 steps this is the list of the distilled checkpoints.
+    """
+    _check_steps(steps)
+    if steps == 1:
+        return _closed(torch.ones(1))
+    linear = steps // 2
+    quadratic = steps - linear
+    bend = linear - LINEAR_NOISE * steps
+    a = bend / (linear * quadratic**2)
+    b = LINEAR_NOISE / linear - 2 * bend / quadratic**2
+    c = a * linear**2
+    removed = [i * LINEAR_NOISE / linear for i in range(linear)]
+    removed += [a * i**2 + b * i + c for i in range(linear, steps)]
+    return _closed(torch.tensor([1.0 - x for x in removed]))
+
+
+def token_shift(tokens: int) -> float:
+    """The shift mu for a clip of that many latent tokens (guide tokens not counted)."""
+    slope = (SHIFT_VALUES[1] - SHIFT_VALUES[0]) / (SHIFT_TOKENS[1] - SHIFT_TOKENS[0])
+    return slope * tokens + SHIFT_VALUES[0] - slope * SHIFT_TOKENS[0]
+
+
+def shift(sigmas: Tensor, mu: float, terminal: float | None = TERMINAL) -> Tensor:
+    """Sigmas moved towards 1 by exp(mu); then, unless `terminal` is None, stretched so that the last one above 0 is it.
+
+    Raises:
+        ConfigError: `terminal` is not between 0 and 1.
+    """
+    levels = sigmas[:-1]
+    moved = math.exp(mu) / (math.exp(mu) + (1 / levels - 1))
+    if terminal is not None:
+        if not 0 < terminal < 1:
+            raise ConfigError(f"got terminal {terminal}; expected a level between 0 and 1; leave it out for no stretch")
+        rest = 1 - moved
+        if rest[-1] > 0:  # a single step stays at level 1
+            moved = 1 - rest / (rest[-1] / (1 - terminal))
+    return _closed(moved)
+
+
+def explicit(values: Sequence[float]) -> Tensor:
+    """Levels as given: sigmas (1 to 0), or timesteps (1000 to 0, recognised by a first value above 1).
+
+    A missing 0 at the end is appended, a repeated one dropped.
+
+    Raises:
+        ConfigError: the list is empty, starts above 1000, holds something that is no number, or does not descend.
+    """
+    levels = [float(value) for value in values]
+    if not levels or not all(math.isfinite(value) for value in levels):
+        raise ConfigError(f"got the levels {levels}; expected descending numbers; give at least one, for example 1, 0.9, 0.5")
+    if levels[0] > 1:
+        levels = [value / 1000 for value in levels]
+    while len(levels) > 1 and levels[-1] == levels[-2] == 0:
+        levels.pop()
+    if levels[-1] != 0:
+        levels.append(0.0)
+    sigmas = torch.tensor(levels, dtype=torch.float32)
+    check_sigmas(sigmas)
+    return sigmas
+
+
+def skip(sigmas: Tensor, initial: int = 0, final: int = 0) -> Tensor:
+    """Without the first `initial` and the last `final` steps; what is left still goes to 0.
+
+    Raises:
+        ConfigError: no step is left.
+    """
+    levels = sigmas[:-1]
+    if min(initial, final) < 0 or initial + final >= len(levels):
+        raise ConfigError(
+            f"got {initial} initial and {final} final steps to skip; expected fewer than the {len(levels)} steps of the "
+            "schedule; skip less or take more steps"
+        )
+    return _closed(levels[initial : len(levels) - final])
+
+
+def truncate(sigmas: Tensor, denoise_strength: float) -> Tensor:
+    """The last int(steps * denoise_strength) steps, for starting from a given latent noised to the first level.
+
+    As diffusers' LTXConditionPipeline.get_timesteps: 0.4 of 10 steps are 4.
+
+    Raises:
+        ConfigError: the strength is not in (0, 1], or leaves no step.
+    """
+    steps = len(sigmas) - 1
+    kept = int(steps * denoise_strength) if 0 < denoise_strength <= 1 else 0
+    if kept == 0:
+        raise ConfigError(
+            f"got a denoise strength of {denoise_strength} for {steps} steps, which leaves none; expected a strength from "
+            f"{1 / steps:.3g} to 1; raise it, or take more steps"
+        )
+    return sigmas[steps - kept :]
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Raises ConfigError unless sigmas (steps + 1) descend strictly from at most 1 to exactly 0."""
+    shown = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ConfigError(f"got sigmas [{shown}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0")
+    if not bool((sigmas[1:] < sigmas[:-1]).all()):
+        raise ConfigError(f"got sigmas [{shown}]; expected every level to be lower than the one before; sort the list")
+    if sigmas[0] > 1 or sigmas[-1] != 0:
+        raise ConfigError(f"got sigmas [{shown}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)")
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ConfigError(f"got {steps} steps; expected at least 1; set the number of steps")
+
+
+def _closed(levels: Tensor) -> Tensor:
+    return torch.cat([levels.float(), torch.zeros(1)])
