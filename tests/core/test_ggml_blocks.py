@@ -1,0 +1,61 @@
+"""Every ggml block format against the `gguf` package: the same bits, for any valid bytes."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from ltxkit.ltx_core.errors import UnsupportedError
+from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, block_type_of, dequantize
+
+QUANTIZED = [name for name in BLOCK_TYPES if name not in ("F32", "F16", "BF16")]
+# Where the float16 scales lie in a block of each type; all other bytes may have any value.
+HALF_OFFSETS = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+
+
+def random_blocks(name: str, count: int) -> np.ndarray:
+    """Blocks whose bytes are random, with finite scales."""
+    rng = np.random.default_rng(7)
+    block_type = BLOCK_TYPES[name]
+    blocks = rng.integers(0, 256, (count, block_type.bytes_per_block), dtype=np.uint8)
+    for offset in HALF_OFFSETS[name]:
+        scales = rng.standard_normal(count).astype(np.float16)
+        blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
+    return blocks
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_quantized_type_equals_the_gguf_package(name: str) -> None:
+    blocks = random_blocks(name, 96)
+    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+    shape = (8, 12 * BLOCK_TYPES[name].weights_per_block)
+    got = dequantize(torch.from_numpy(blocks).flatten(), BLOCK_TYPES[name], shape, torch.float32)
+    assert got.shape == shape
+    assert np.array_equal(got.numpy().ravel().view(np.uint32), expected.ravel().view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_plain_types_equal_the_gguf_package(name: str) -> None:
+    values = np.random.default_rng(3).standard_normal((4, 64)).astype(np.float32)
+    packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+    expected = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[name])
+    flat = torch.from_numpy(np.ascontiguousarray(packed).view(np.uint8)).flatten()
+    assert np.array_equal(dequantize(flat, BLOCK_TYPES[name], (4, 64), torch.float32).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", list(BLOCK_TYPES))
+def test_numbers_and_geometry_are_ggmls(name: str) -> None:
+    block_type = BLOCK_TYPES[name]
+    number = gguf.GGMLQuantizationType[name]
+    assert block_type_of(int(number)) is block_type
+    assert gguf.GGML_QUANT_SIZES[number] == (block_type.weights_per_block, block_type.bytes_per_block)
+
+
+def test_an_unknown_type_is_named() -> None:
+    with pytest.raises(UnsupportedError, match=r"type number 16; expected one of F32.*IQ4_XS"):
+        block_type_of(16)
