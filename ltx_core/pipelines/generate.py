@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError, UnsupportedError
@@ -17,7 +18,7 @@ from ..sampling.guidance import Guidance, GuidanceBranch
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
 from ..sampling.samplers import SamplerSettings, integrate
-from ..shapes import ScaleFactors
+from ..shapes import LatentShape, PixelShape, ScaleFactors
 from .condition import Condition, encode_conditions
 
 if TYPE_CHECKING:
@@ -74,4 +75,135 @@ def sample(
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
         UnsupportedError: the model returned numbers that are not finite.
     """
-    raise NotImplementedError
+    coordinates = Coordinates(scale, fps, transformer.config.causal_temporal_positioning)
+    _check_latent(latent, transformer.config.in_channels)
+    _check_prompts(positive, negative, latent.shape[0], transformer.config.caption_channels)
+    plan = guidance.plan(sigmas, transformer.config.num_layers)
+    if negative is None and any(step.scale > 1 for step in plan):
+        raise ConfigError(
+            f"got guidance scale {max(step.scale for step in plan)} without a negative prompt; expected one whenever the scale "
+            "is above 1; pass an (empty) negative prompt or set the scale to 1"
+        )
+
+    b, c, *grid = latent.shape
+    size = LatentShape(*grid).pixels(scale)
+    mask = None if noise_mask is None else latent_mask(noise_mask, latent)
+    state = initial_state(latent.float().cpu(), noise((b, c, *grid)), float(sigmas[0]), coordinates, mask)
+    state = apply_conditions(
+        state, _latent_conditions(conditions, vae, size, b, noise, placement, notes), coordinates, noise
+    )
+
+    total = len(sigmas) - 1
+    progress(ProgressEvent(stage, 0, total))
+    with placement(transformer) as device:
+        state = state.to(device)
+        rotary = transformer.prepare_positions(state.positions)
+        texts = {"positive": _prepare_text(transformer, positive, device)}
+        if any(step.scale > 1 for step in plan) and negative is not None:
+            texts["negative"] = _prepare_text(transformer, negative, device)
+
+        def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
+            branches = tuple(
+                Branch(texts[branch.text], branch.skip_blocks, guidance.stg_mode) for branch in plan[step].branches
+            )
+            velocities = transformer(x, level, rotary, branches)
+            return plan[step].combine([v.float() for v in velocities])
+
+        def report(done: int, denoised: Tensor) -> None:
+            progress(ProgressEvent(stage, done, total, state.grid(denoised)))
+
+        state = integrate(velocity, state, sigmas, settings, noise=noise, callback=report)
+        result = state.grid(state.latent).cpu()
+    if not bool(result.isfinite().all()):
+        raise UnsupportedError(
+            "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: load it as "
+            "bfloat16 or float32, and check LoRA strengths"
+        )
+    return result
+
+
+def latent_mask(noise_mask: Tensor, latent: Tensor) -> Tensor:
+    """A noise mask as ComfyUI's nodes leave it, at the size of a latent (b c f h w): (b | 1, 1, f, h, w) float32 on the CPU.
+
+    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells, or a picture mask (1 | b | f, [1,] h, w) of any size, which
+    serves all frames, or one frame each when there are as many as latent frames; it is scaled as ComfyUI does (bilinear).
+
+    Raises:
+        ShapeError: a length or batch that fits neither.
+    """
+    b, _, f, h, w = latent.shape
+    mask = noise_mask.float().cpu()
+    if mask.ndim == 5:
+        sizes = zip(mask.shape, (b, 1, f, h, w), strict=True)
+        if all(have in (1, want) for have, want in sizes):
+            return mask.expand(-1, 1, f, h, w)
+    elif mask.ndim in (3, 4):
+        pictures = mask.reshape(-1, 1, *mask.shape[-2:])
+        scaled = F.interpolate(pictures, size=(h, w), mode="bilinear")
+        if len(scaled) == f:
+            return scaled.movedim(0, 1)[None]
+        if len(scaled) in (1, b):
+            return scaled[:, :, None].expand(-1, -1, f, -1, -1)
+    raise ShapeError(
+        f"got a noise mask of shape {tuple(noise_mask.shape)} for a latent of {f}x{h}x{w} cells; expected one mask for all "
+        f"frames, one per latent frame ({f}), or one per cell; resize the mask or the latent"
+    )
+
+
+def _latent_conditions(
+    conditions: Sequence[Condition | LatentCondition],
+    vae: VideoVAE | None,
+    size: PixelShape,
+    batch: int,
+    noise: Noise,
+    placement: Placement,
+    notes: Notes,
+) -> list[LatentCondition]:
+    pictures = [condition for condition in conditions if isinstance(condition, Condition)]
+    if pictures and vae is None:
+        raise ConfigError("got conditions without a VAE; expected the VAE of the model, which encodes them; connect it")
+    encoded = iter(
+        encode_conditions(vae, pictures, size, batch=batch, noise=noise, placement=placement, notes=notes)
+        if vae is not None and pictures
+        else ()
+    )
+    return [next(encoded) if isinstance(condition, Condition) else condition for condition in conditions]
+
+
+def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: torch.device) -> PreparedText:
+    embeddings = prompt.embeddings.to(device)
+    if prompt.mask is None:
+        return transformer.prepare_text(list(embeddings))
+    masks = prompt.mask.to(device).bool()
+    return transformer.prepare_text([one[mask] for one, mask in zip(embeddings, masks, strict=True)])
+
+
+def _check_latent(latent: Tensor, channels: int) -> None:
+    if latent.ndim != 5 or latent.shape[1] != channels:
+        raise ShapeError(
+            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use a latent of "
+            "this model's VAE"
+        )
+    if not bool(latent.isfinite().all()):
+        raise ConfigError("got a latent with NaN or infinity; expected finite numbers; look for the step that made it")
+
+
+def _check_prompts(positive: EncodedPrompt, negative: EncodedPrompt | None, batch: int, width: int) -> None:
+    for name, prompt in (("positive", positive), ("negative", negative)):
+        if prompt is None:
+            continue
+        shape = tuple(prompt.embeddings.shape)
+        if len(shape) != 3 or shape[2] != width:
+            raise ShapeError(
+                f"got a {name} prompt of shape {shape}; expected (1, tokens, {width}); encode it with T5 v1.1 XXL, the text "
+                "encoder of LTX-Video"
+            )
+        if shape[0] not in (1, batch):
+            raise ShapeError(f"got {shape[0]} {name} prompts for {batch} clips; expected 1 or {batch}; change the batch size")
+        if prompt.mask is not None:
+            if tuple(prompt.mask.shape) != shape[:2]:
+                raise ShapeError(
+                    f"got a {name} prompt mask of shape {tuple(prompt.mask.shape)}; expected {shape[:2]}, as the embeddings"
+                )
+            if not bool(prompt.mask.bool().any(dim=1).all()):
+                raise ShapeError(f"got a {name} prompt without tokens; expected at least the end of sequence; check its mask")

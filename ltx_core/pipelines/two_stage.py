@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
-from ..memory.placement import Placement
-from ..models.upsampler import LatentUpsampler
-from ..models.video_vae import VideoVAE
-from ..progress import Progress, silent
+from ..errors import ShapeError
+from ..presets import DOWNSCALE_FACTOR
+from ..progress import Notes, Progress, ProgressEvent, log_note, silent
+from ..sampling.filters import adain
+from ..sampling.guidance import Guidance
+from ..sampling.noise import Noise
+from ..sampling.samplers import SamplerSettings
+from ..shapes import PixelShape, ScaleFactors
+from .condition import Condition
+from .generate import EncodedPrompt, sample
+
+if TYPE_CHECKING:
+    from ..memory.placement import Placement
+    from ..models.transformer import LTXTransformer
+    from ..models.upsampler import LatentUpsampler
+    from ..models.video_vae import VideoVAE
 
 
+@dataclass(frozen=True, eq=False)
+class PassSettings:
+    """One pass: its model, levels (see `sampling.schedules`), guidance and way of stepping."""
+
+    transformer: LTXTransformer
+    sigmas: Tensor
+    guidance: Guidance = field(default_factory=Guidance)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+
+
+def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNSCALE_FACTOR) -> PixelShape:
+    """The size of a first pass: both sides times `factor`, rounded down to what the VAE can have; frames rounded up.
+
+    As Lightricks/LTX-Video LTXMultiScalePipeline: 1216x704 gives 800x448; 1152x768 gives 736x480, because 768 * 0.6666666
+    is a little less than 512.
+
+    Raises:
+        ShapeError: nothing is left of a side.
+    """
+    height, width = (int(side * factor) // s * s for side, s in ((size.height, scale.height), (size.width, scale.width)))
+    if min(height, width) < 1:
+        raise ShapeError(
+            f"got {size.width}x{size.height} pixels for two passes at factor {factor:.3g}; expected sides of at least "
+            f"{scale.width / factor:.0f}x{scale.height / factor:.0f}; make the clip larger or use one pass"
+        )
+    return PixelShape(size.padded(scale).frames, height, width)
+
+
+@torch.no_grad()
 def upscale_latent(
     upsampler: LatentUpsampler,
     vae: VideoVAE,
@@ -26,5 +72,90 @@ def upscale_latent(
 
     Returns:
         (b c f 2h 2w) or (b c 2f-1 h w) float32 on the CPU, normalised.
+
+    Raises:
+        ShapeError: the latent has other channels than the upscaler.
     """
-    raise NotImplementedError
+    channels = upsampler.config.in_channels
+    if latent.ndim != 5 or latent.shape[1] != channels:
+        raise ShapeError(
+            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use the "
+            "upscaler of this model family"
+        )
+    progress(ProgressEvent("upscale", 0, 1))
+    latent = latent.float().cpu()
+    raw = vae.un_normalize(latent)
+    with placement(upsampler) as device:
+        dtype = next(upsampler.parameters()).dtype
+        upscaled = upsampler(raw.to(device, dtype)).float().cpu()
+    result = adain(vae.normalize(upscaled), latent, adain_factor) if adain_factor else vae.normalize(upscaled)
+    progress(ProgressEvent("upscale", 1, 1))
+    return result
+
+
+def generate_two_stage(
+    first: PassSettings,
+    second: PassSettings,
+    upsampler: LatentUpsampler,
+    vae: VideoVAE,
+    positive: EncodedPrompt,
+    negative: EncodedPrompt | None = None,
+    *,
+    size: PixelShape,
+    fps: float,
+    noise: tuple[Noise, Noise],
+    placement: Placement,
+    adain_factor: float = 1.0,
+    conditions: Sequence[Condition] = (),
+    progress: Progress = silent,
+    notes: Notes = log_note,
+) -> Tensor:
+    """Both recipes: Lightricks' multi-scale pipeline, and the four parts of the diffusers LTX page.
+
+    size: of the first pass (`first_pass_size`, or your own rounding); the result has twice its height and width. Resize the
+    decoded frames to what was asked for. second.sigmas: should start below 1, otherwise nothing of the first pass is left.
+    noise: of each pass. The same object twice goes on drawing (official), two of one seed start over (diffusers).
+    conditions: encoded for each pass at its size.
+
+    Returns:
+        (1 c f h w) float32 on the CPU, normalised.
+    """
+    scale = vae.config.scale_factors
+    grid = size.latent(scale)
+
+    small = sample(
+        first.transformer,
+        torch.zeros(1, vae.config.latent_channels, *grid),
+        positive,
+        negative,
+        sigmas=first.sigmas,
+        guidance=first.guidance,
+        settings=first.sampler,
+        conditions=conditions,
+        vae=vae,
+        noise=noise[0],
+        fps=fps,
+        scale=scale,
+        placement=placement,
+        progress=progress,
+        notes=notes,
+    )
+    large = upscale_latent(upsampler, vae, small, adain_factor=adain_factor, placement=placement, progress=progress)
+    return sample(
+        second.transformer,
+        large,
+        positive,
+        negative,
+        sigmas=second.sigmas,
+        guidance=second.guidance,
+        settings=second.sampler,
+        conditions=conditions,
+        vae=vae,
+        noise=noise[1],
+        fps=fps,
+        scale=scale,
+        placement=placement,
+        progress=progress,
+        stage="refine",
+        notes=notes,
+    )

@@ -68,9 +68,10 @@ def integrate(
     check_sigmas(sigmas)
     x, mask, clean = state.latent, state.denoise_mask, state.clean_latent
     hard = mask == 0
+    noised_conditions = settings.condition_noise > 0 and bool(hard.any())
     levels = sigmas.to(x.device)
     for step, (sigma, sigma_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        if settings.condition_noise > 0 and bool(hard.any()):
+        if noised_conditions:
             noised = clean + settings.condition_noise * sigma**2 * token_noise(noise, x)
             x = torch.where(hard, noised, x)
         level = torch.minimum(sigma, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..errors import ShapeError
@@ -42,3 +43,12 @@ class LatentState:
     def grid(self, tokens: Tensor) -> Tensor:
         """The clip's own part of tokens (b n c) as (b c f h w)."""
         return unpatchify(tokens[:, self.num_extra :], self.shape)
+
+    def to(self, device: torch.device) -> LatentState:
+        return replace(
+            self,
+            latent=self.latent.to(device),
+            denoise_mask=self.denoise_mask.to(device),
+            positions=self.positions.to(device),
+            clean_latent=self.clean_latent.to(device),
+        )
