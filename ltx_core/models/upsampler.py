@@ -1,0 +1,80 @@
+"""The latent upsampler: doubles the size or the length of raw latents (Lightricks/LTX-Video, latent_upsampler.py).
+
+Attribute names are the released checkpoint's keys. Zero padding on all sides, in time as well: nothing here is causal.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import UpsamplerConfig
+from ..errors import ConfigError, ShapeError
+
+NORM_GROUPS = 32  # latent_upsampler.py
+
+
+class ResBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm1(self.conv1(x)))
+        return F.silu(self.norm2(self.conv2(h)) + x)
+
+
+class LatentUpsampler(nn.Module):
+    """Works on raw latents: un-normalise before it, normalise after it, with the statistics of the latents' own VAE."""
+
+    def __init__(self, config: UpsamplerConfig) -> None:
+        super().__init__()
+        if config.dims != 3 or not (config.spatial_upsample or config.temporal_upsample):
+            raise ConfigError(
+                f"got an upsampler with dims={config.dims}, spatial_upsample={config.spatial_upsample}, "
+                f"temporal_upsample={config.temporal_upsample}; expected dims=3 and one or both; use a released latent upscaler"
+            )
+        self.config = config
+        mid = config.mid_channels
+        self.initial_conv = nn.Conv3d(config.in_channels, mid, 3, padding=1)
+        self.initial_norm = nn.GroupNorm(NORM_GROUPS, mid)
+        self.res_blocks = nn.ModuleList(ResBlock(mid) for _ in range(config.num_blocks_per_stage))
+        if config.temporal_upsample:
+            cells = 8 if config.spatial_upsample else 2
+            self.upsampler = nn.Sequential(nn.Conv3d(mid, cells * mid, 3, padding=1))
+        else:
+            self.upsampler = nn.Sequential(nn.Conv2d(mid, 4 * mid, 3, padding=1))  # frame by frame
+        self.post_upsample_res_blocks = nn.ModuleList(ResBlock(mid) for _ in range(config.num_blocks_per_stage))
+        self.final_conv = nn.Conv3d(mid, config.in_channels, 3, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """latent: raw (b, c, f, h, w); returns (b, c, f, 2h, 2w), and / or 2f - 1 frames if it doubles time.
+
+        Raises:
+            ShapeError: the latent is not 5-D or has other channels.
+        """
+        if latent.ndim != 5 or latent.shape[1] != self.config.in_channels:
+            raise ShapeError(
+                f"got a latent of shape {tuple(latent.shape)}; expected (batch, {self.config.in_channels}, frames, "
+                "height, width); use the upscaler that belongs to this latent's VAE"
+            )
+        x = F.silu(self.initial_norm(self.initial_conv(latent)))
+        for block in self.res_blocks:
+            x = block(x)
+        x = self._upsample(x)
+        for block in self.post_upsample_res_blocks:
+            x = block(x)
+        return self.final_conv(x)
+
+    def _upsample(self, x: Tensor) -> Tensor:
+        if not self.config.temporal_upsample:
+            frames = x.shape[2]
+            x = self.upsampler(rearrange(x, "b c f h w -> (b f) c h w"))
+            return rearrange(x, "(b f) (c p q) h w -> b c f (h p) (w q)", f=frames, p=2, q=2)
+        side = 2 if self.config.spatial_upsample else 1
+        x = rearrange(self.upsampler(x), "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=2, p=side, q=side)
+        return x[:, :, 1:]  # the first frame stands alone and is not doubled

@@ -1,0 +1,348 @@
+"""Layers of the video VAE (Lightricks/LTX-Video, models/autoencoders/causal_video_autoencoder.py, causal_conv3d.py).
+
+Tensors inside the VAE are (b, f, h, w, c): the norms work over channels, time is cut and joined, and convolutions are
+fastest with channels last. Only `CausalConv3d` turns them for a moment.
+
+Every layer can be given a clip in pieces, one after the other: what it must remember of earlier pieces lives in a
+`Stream`. The result is exactly that of the whole clip, which is the case of one piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from ..config import PaddingMode
+
+PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
+SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
+TIMESTEP_CHANNELS = 256  # PixArtAlphaCombinedTimestepSizeEmbeddings
+TIMESTEP_MAX_PERIOD = 10_000.0
+
+Stride = tuple[int, int, int]
+Modulation = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
+
+
+class Stream:
+    """What the layers of one stage remember between the pieces of a clip.
+
+    last: whether the piece now being run is the last one; then nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self.last = True
+        self._kept: dict[nn.Module, Tensor] = {}
+        self._started: set[nn.Module] = set()
+
+    def first(self, owner: nn.Module) -> bool:
+        """True once per owner."""
+        first = owner not in self._started
+        self._started.add(owner)
+        return first
+
+    def recall(self, owner: nn.Module) -> Tensor | None:
+        """The frames (b, f, h, w, c) that `owner` kept, or None if it kept none."""
+        return self._kept.pop(owner, None)
+
+    def keep(self, owner: nn.Module, frames: Tensor) -> None:
+        if not self.last and frames.shape[1]:
+            self._kept[owner] = frames.clone()  # a view would keep the whole piece alive
+
+    def delay(self, owner: nn.Module, x: Tensor, count: int) -> Tensor:
+        """The next `count` frames of everything given so far: holds `x` back for a path whose convolutions lag."""
+        earlier = self.recall(owner)
+        if earlier is not None:
+            x = torch.cat([earlier, x], dim=1)
+        if x.shape[1] == count:
+            return x
+        self.keep(owner, x[:, count:])
+        return x[:, :count]
+
+
+Stage = Callable[[Tensor, Stream], Tensor]
+
+
+def run_stages(stages: Iterable[Stage], pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[Tensor]:
+    """Send a clip through `stages`, piece by piece.
+
+    pieces: (frames (b, f, h, w, c), whether they are the clip's last).
+    limit: no stage works on more than this many frames at once; None for no limit.
+    Yields finished frames (b, f, h', w', c'), f >= 1, in order.
+    """
+    for stage in stages:
+        pieces = _run_stage(stage, pieces, limit)
+    for x, _ in pieces:
+        if x.shape[1]:
+            yield x
+
+
+def _run_stage(stage: Stage, pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[tuple[Tensor, bool]]:
+    stream = Stream()
+    for x, last in pieces:
+        parts = deque(x.split(limit, dim=1) if limit and x.shape[1] else [x])
+        del x  # while this generator waits, it must not hold what later stages no longer need
+        while parts:
+            stream.last = last and len(parts) == 1
+            yield stage(parts.popleft(), stream), stream.last
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """x / sqrt(mean over channels of x^2 + eps), the mean in float32. x: (..., c)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return x * (norm.square() / x.shape[-1] + PIXEL_NORM_EPS).rsqrt().to(x.dtype)
+
+
+def norm_silu(x: Tensor, modulation: Modulation | None) -> Tensor:
+    """SiLU(pixel_norm(x) * (1 + scale) + shift). x: (b, f, h, w, c)."""
+    x = pixel_norm(x)
+    if modulation is not None:
+        scale, shift = modulation
+        x = torch.addcmul(shift, x, scale)
+    return F.silu(x, inplace=True)
+
+
+def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
+    p1, p2, p3 = stride
+    return rearrange(x, "b (f p1) (h p2) (w p3) c -> b f h w (c p1 p2 p3)", p1=p1, p2=p2, p3=p3)
+
+
+def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
+    p1, p2, p3 = stride
+    return rearrange(x, "b f h w (c p1 p2 p3) -> b (f p1) (h p2) (w p3) c", p1=p1, p2=p2, p3=p3)
+
+
+class CausalConv3d(nn.Module):
+    """3x3x3 convolution; time is padded by repeating frames, two in front (causal) or one at either end.
+
+    Not causal, it looks one frame ahead: given a clip in pieces, its output lags one frame until the last piece.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, causal: bool, padding: PaddingMode, stride: Stride = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride, padding=(0, 1, 1), padding_mode=padding)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        b, f, h, w, _ = x.shape
+        stride, stride_h, stride_w = self.conv.stride
+        frames = [stream.recall(self), x]
+        if frames[0] is None and f:
+            frames[0] = x[:, :1].expand(-1, 2 if self.causal else 1, -1, -1, -1)
+        frames = [t for t in frames if t is not None]
+        if stream.last and not self.causal:
+            frames.append(frames[-1 if f else 0][:, -1:])
+        x = torch.cat(frames, dim=1)
+        count = max((x.shape[1] - 3) // stride + 1, 0)
+        stream.keep(self, x[:, count * stride :])
+        if count == 0:
+            return x.new_empty(b, 0, (h - 1) // stride_h + 1, (w - 1) // stride_w + 1, self.conv.out_channels)
+        return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+
+
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over channels; the extra level is in the released key names (`norm3.norm`)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=SHORTCUT_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class ResnetBlock3D(nn.Module):
+    """Two convolutions beside a shortcut, each after PixelNorm, optional modulation by the timestep, and SiLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        causal: bool,
+        padding: PaddingMode,
+        inject_noise: bool = False,
+        timestep_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv1 = CausalConv3d(in_channels, out_channels, causal=causal, padding=padding)
+        self.conv2 = CausalConv3d(out_channels, out_channels, causal=causal, padding=padding)
+        self.inject_noise = inject_noise
+        if inject_noise:
+            self.per_channel_scale1 = nn.Parameter(torch.zeros(out_channels, 1, 1))
+            self.per_channel_scale2 = nn.Parameter(torch.zeros(out_channels, 1, 1))
+        if timestep_conditioning:
+            self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
+        if in_channels != out_channels:
+            self.norm3 = ChannelLayerNorm(in_channels)
+            self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1)
+        else:
+            self.norm3 = self.conv_shortcut = None
+
+    def modulation(self, embedding: Tensor) -> tuple[Modulation, Modulation]:
+        """For either half, from the block's timestep embedding (b, 4c)."""
+        table = self.scale_shift_table + rearrange(embedding, "b (n c) -> b n c", n=4)
+        shift1, scale1, shift2, scale2 = table[:, None, None, None].unbind(dim=-2)
+        return (1 + scale1, shift1), (1 + scale2, shift2)
+
+    def forward(
+        self,
+        x: Tensor,
+        stream: Stream,
+        modulation: tuple[Modulation, Modulation] | tuple[None, None] = (None, None),
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """x (b, f, h, w, c). noise: a map (h, w) for either convolution, if the block injects noise."""
+        residual = self.conv1(norm_silu(x, modulation[0]), stream)
+        if noise is not None:
+            residual = residual + _noise_term(noise[0], self.per_channel_scale1)
+        residual = self.conv2(norm_silu(residual, modulation[1]), stream)
+        if noise is not None:
+            residual = residual + _noise_term(noise[1], self.per_channel_scale2)
+        shortcut = stream.delay(self, x, residual.shape[1])
+        if self.conv_shortcut is not None and self.norm3 is not None:
+            shortcut = F.linear(self.norm3(shortcut), self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
+        return residual + shortcut
+
+
+def _noise_term(noise: Tensor, per_channel_scale: Tensor) -> Tensor:
+    """(h, w) and (c, 1, 1) -> (h, w, c), the same for all frames and samples."""
+    return noise[..., None] * per_channel_scale.flatten()
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(TIMESTEP_CHANNELS, channels)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoids of a timestep and a two-layer perceptron."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(channels)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """timestep (b,), already scaled -> (b, channels) in the dtype of the weights."""
+        half = TIMESTEP_CHANNELS // 2
+        index = torch.arange(half, dtype=torch.float32, device=timestep.device)
+        angle = timestep.float()[:, None] * torch.exp(-math.log(TIMESTEP_MAX_PERIOD) / half * index)
+        sinusoids = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return self.timestep_embedder(sinusoids.to(self.timestep_embedder.linear_1.weight.dtype))
+
+
+class UNetMidBlock3D(nn.Module):
+    """`res_x`: n residual blocks of one width; with timestep conditioning they share one embedder."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_layers: int,
+        *,
+        causal: bool,
+        padding: PaddingMode,
+        inject_noise: bool = False,
+        timestep_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inject_noise = inject_noise
+        if timestep_conditioning:
+            self.time_embedder = TimeEmbedder(channels * 4)
+        self.res_blocks = nn.ModuleList(
+            ResnetBlock3D(
+                channels,
+                channels,
+                causal=causal,
+                padding=padding,
+                inject_noise=inject_noise,
+                timestep_conditioning=timestep_conditioning,
+            )
+            for _ in range(num_layers)
+        )
+
+    def modulations(self, timestep: Tensor) -> list[tuple[Modulation, Modulation]]:
+        """One entry per residual block. timestep (b,), already scaled."""
+        embedding = self.time_embedder(timestep)
+        return [cast(ResnetBlock3D, block).modulation(embedding) for block in self.res_blocks]
+
+    def forward(
+        self,
+        x: Tensor,
+        stream: Stream,
+        modulations: Sequence[tuple[Modulation, Modulation]] | None = None,
+        noise: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        for i, block in enumerate(self.res_blocks):
+            x = block(x, stream, (None, None) if modulations is None else modulations[i], noise[i] if noise else None)
+        return x
+
+
+class SpaceToDepthDownsample(nn.Module):
+    """`compress_*_res`: a convolution with its cells folded into channels, plus means of groups of the folded input.
+
+    Where time is halved, the clip's first frame is doubled, so that 2f - 1 frames become f.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: Stride, *, padding: PaddingMode) -> None:
+        super().__init__()
+        self.stride = stride
+        self.group = in_channels * math.prod(stride) // out_channels
+        self.conv = CausalConv3d(in_channels, out_channels // math.prod(stride), causal=True, padding=padding)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        time = self.stride[0]
+        if time > 1:
+            earlier = x[:, :1] if stream.first(self) else stream.recall(self)
+            if earlier is not None:
+                x = torch.cat([earlier, x], dim=1)
+            whole = x.shape[1] // time * time
+            stream.keep(self, x[:, whole:])
+            x = x[:, :whole]
+        means = reduce(space_to_depth(x, self.stride), "b f h w (c g) -> b f h w c", "mean", g=self.group)
+        return space_to_depth(self.conv(x, stream), self.stride) + means
+
+
+class DepthToSpaceUpsample(nn.Module):
+    """Decoder `compress_*`: a convolution whose channels are unfolded into cells; if residual, plus the unfolded input.
+
+    Where time is doubled, the clip's first frame is dropped, so that f frames become 2f - 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Stride,
+        *,
+        residual: bool,
+        causal: bool,
+        padding: PaddingMode,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.residual = residual
+        self.conv = CausalConv3d(in_channels, out_channels * math.prod(stride), causal=causal, padding=padding)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        y = self.conv(x, stream)
+        if self.residual:
+            x = stream.delay(self, x, y.shape[1])
+            y = y.unflatten(-1, (-1, x.shape[-1])) + x.unsqueeze(-2)  # the input's channels, repeated to fill y's
+            y = y.flatten(-2)
+        y = depth_to_space(y, self.stride)
+        if self.stride[0] > 1 and y.shape[1] and stream.first(self):
+            y = y[:, 1:]
+        return y
