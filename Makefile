@@ -58,7 +58,7 @@ demo: $(VENV)/.ltxkit
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Always the pytest command: `python -m pytest` would put this folder on sys.path, and ComfyUI's `import nodes` would then

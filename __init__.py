@@ -18,7 +18,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from . import nodes
+
+        return getattr(nodes, name)
     except AttributeError as error:
         # ComfyUI reads an AttributeError here as "this pack has no nodes" and drops the traceback with it.
         raise ImportError(f"LTXKit's nodes could not be imported: {error}") from error
-    return getattr(nodes, name)

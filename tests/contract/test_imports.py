@@ -1,0 +1,168 @@
+"""Who imports whom, and what an import costs. Traps behind these rules: CONTRIBUTING.md, "Traps"."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ltxkit
+
+# Imported inside the function that needs them, so that the pack loads fast and without them.
+HEAVY = ("transformers", "diffusers", "av", "gguf", "bitsandbytes", "sklearn", "scipy", "matplotlib", "accelerate")
+
+# Files over the limit, each with the reason why it is one file.
+LONG_FILES: dict[str, str] = {}
+LINE_LIMIT = 500
+
+
+def source_files(repository: Path) -> list[Path]:
+    """The Python files that are installed."""
+    folders = (repository / "ltx_core", repository / "nodes")
+    return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
+
+
+def run_python(code: str, *arguments: object, cwd: Path) -> str:
+    """Output of `code` in an interpreter of its own, which is where imports can be counted."""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_import_linter_contracts_hold(repository: Path) -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    ran = subprocess.run(
+        [linter, "--no-cache", "--no-logo"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_our_modules_are_imported_relatively(repository: Path) -> None:
+    """Also as `ltxkit....`: ComfyUI loads the pack under another name, and one file under two names is two classes."""
+    absolute = []
+    for path in source_files(repository):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            absolute += [
+                f"{path.relative_to(repository)}:{node.lineno} imports {name}"
+                for name in names
+                if name.split(".")[0] in ("ltxkit", "ltx_core", "nodes")
+            ]
+    assert absolute == []
+
+
+def test_import_ltxkit_imports_nothing(tmp_path: Path) -> None:
+    code = "import sys; before = set(sys.modules); import ltxkit; print(*sorted(set(sys.modules) - before))"
+    loaded = run_python(code, cwd=tmp_path).split()
+    assert "ltxkit" in loaded
+    assert {name.split(".")[0] for name in loaded} <= {"ltxkit", "__future__"}
+
+
+def test_no_module_imports_what_is_heavy_or_optional(tmp_path: Path) -> None:
+    code = """
+import importlib, pkgutil, sys
+import ltxkit
+for module in pkgutil.walk_packages(ltxkit.__path__, "ltxkit."):
+    if module.name.startswith(("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.cli")):
+        importlib.import_module(module.name)
+print(*(name for name in sys.argv[1:] if name in sys.modules))
+"""
+    assert run_python(code, *HEAVY, cwd=tmp_path).split() == []
+
+
+# What ComfyUI does with a custom node (nodes.py, load_custom_node): its module name is its path, dots written out.
+LOAD_LIKE_COMFYUI = """
+import importlib.util, os, sys
+import nodes as core
+folder, *heavy = sys.argv[1:]
+name = folder.replace(".", "_x_")
+spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "__init__.py"))
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+assert os.path.isdir(os.path.join(folder, module.WEB_DIRECTORY))
+assert getattr(module, "NODE_CLASS_MAPPINGS", None), "no nodes"
+assert module.NODE_CLASS_MAPPINGS.keys() == module.NODE_DISPLAY_NAME_MAPPINGS.keys()
+assert not hasattr(module, "comfy_entrypoint")
+for node in module.NODE_CLASS_MAPPINGS.values():
+    node.INPUT_TYPES()
+    assert node.__module__.startswith(name + ".nodes"), node.__module__
+assert sys.modules["nodes"] is core and core.IS_COMFYUI
+assert "ltx_core" not in sys.modules and "ltxkit" not in sys.modules
+assert not [name for name in heavy if name in sys.modules]
+print("loaded")
+"""
+
+
+@pytest.mark.parametrize("folder_name", ["LTX-Kit", "ltxkit.main", "9kit"])
+def test_pack_loads_as_comfyui_loads_it(repository: Path, tmp_path: Path, folder_name: str) -> None:
+    (tmp_path / "nodes.py").write_text("IS_COMFYUI = True\n")
+    for module in ("folder_paths", "comfy"):
+        # The pack must not need ComfyUI's modules to be imported, only to run.
+        (tmp_path / f"{module}.py").write_text("raise RuntimeError('imported at load time')\n")
+    folder = tmp_path / "custom_nodes" / folder_name
+    folder.parent.mkdir()
+    folder.symlink_to(repository, target_is_directory=True)
+    assert run_python(LOAD_LIKE_COMFYUI, folder, *HEAVY, cwd=tmp_path).strip() == "loaded"
+
+
+def load_root(repository: Path, folder: Path, nodes_source: str):
+    """The root module in `folder`, beside a `nodes` package with the given source."""
+    (folder / "nodes").mkdir(parents=True)
+    (folder / "nodes" / "__init__.py").write_text(nodes_source)
+    (folder / "__init__.py").write_text((repository / "__init__.py").read_text())
+    spec = importlib.util.spec_from_file_location("broken_pack", folder / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    return spec, module
+
+
+def test_a_bug_in_the_nodes_shows_its_traceback(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI asks with getattr(..., None): an AttributeError would read as "this pack has no nodes"."""
+    spec, module = load_root(repository, tmp_path / "pack", "import os\nos.no_such_thing\n")
+    monkeypatch.setitem(sys.modules, "broken_pack", module)
+    spec.loader.exec_module(module)
+    with pytest.raises(ImportError, match="no_such_thing") as raised:
+        getattr(module, "NODE_CLASS_MAPPINGS", None)
+    assert isinstance(raised.value.__cause__, AttributeError)
+
+
+def test_a_missing_attribute_is_an_attribute_error() -> None:
+    assert not hasattr(ltxkit, "comfy_entrypoint")
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        ltxkit.no_such_thing  # noqa: B018
+
+
+def test_the_repository_root_is_not_importable(repository: Path) -> None:
+    """`python -m pytest` puts it on sys.path, and ComfyUI's `import nodes` finds ours: use the pytest command."""
+    assert str(repository) not in [str(Path(entry).resolve()) for entry in sys.path]
+
+
+def test_cuda_is_named_in_one_file(repository: Path) -> None:
+    """Devices are chosen in one place; everything else takes the device of its inputs."""
+    naming = [
+        str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
+    ]
+    assert len(naming) <= 1, naming
+
+
+def test_file_names_and_lengths(repository: Path) -> None:
+    vague = {"utils", "util", "helpers", "common", "manager", "wrapper", "misc"}
+    assert [path for path in source_files(repository) if vague & set(path.stem.split("_"))] == []
+    too_long = {
+        str(path.relative_to(repository)): length
+        for path in source_files(repository)
+        if (length := len(path.read_text().splitlines())) > LINE_LIMIT
+    }
+    assert set(too_long) == set(LONG_FILES), too_long
