@@ -1,0 +1,304 @@
+"""Layouts: what a tensor is called in each kind of file, and which kind a file is.
+
+A module's attribute names are those of the official single file (`models/`), so a layout is a prefix and a `KeyMap` from the
+file's names to the module's. Nothing is decided from a file name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import CheckpointError
+
+PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
+Naming = Literal["single_file", "diffusers", "transformers"]
+FileKind = Literal["checkpoint", "transformer", "vae", "upscaler", "text_encoder", "lora", "unknown"]
+
+
+# --- key maps ---------------------------------------------------------------------------------------------------------
+
+
+class KeyMap:
+    """A one-to-one renaming of keys by anchored templates.
+
+    Each rule is a pair (source, target). `{}` stands for one number, `{*}` for the rest of the name; both sides hold the
+    same placeholders in the same order. A key is renamed by the one rule that matches it as a whole.
+    """
+
+    def __init__(self, rules: Iterable[tuple[str, str]]) -> None:
+        self.rules = tuple(rules)
+        self._patterns = [(re.compile(_pattern(source)), _format(target)) for source, target in self.rules]
+
+    def rename(self, key: str) -> str | None:
+        """The other side's name of `key`, or None where no rule matches.
+
+        Raises:
+            CheckpointError: two rules match, so the map is not one-to-one (a mistake in the map, not in the file).
+        """
+        names = [target.format(*match.groups()) for source, target in self._patterns if (match := source.fullmatch(key))]
+        if len(names) > 1:
+            raise CheckpointError(f"got {key!r}, which {len(names)} rules rename; expected exactly one")
+        return names[0] if names else None
+
+    def inverse(self) -> KeyMap:
+        return KeyMap((target, source) for source, target in self.rules)
+
+
+def _pattern(template: str) -> str:
+    return re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\{\*\}", "(.+)")
+
+
+def _format(template: str) -> str:
+    return template.replace("{*}", "{}")
+
+
+IDENTITY = KeyMap([("{*}", "{*}")])
+
+# diffusers -> ours. Source: huggingface/diffusers scripts/convert_ltx_to_diffusers.py (TRANSFORMER_KEYS_RENAME_DICT).
+TRANSFORMER_FROM_DIFFUSERS = KeyMap(
+    [
+        ("scale_shift_table", "scale_shift_table"),
+        ("proj_in.{*}", "patchify_proj.{*}"),
+        ("proj_out.{*}", "proj_out.{*}"),
+        ("time_embed.{*}", "adaln_single.{*}"),
+        ("caption_projection.{*}", "caption_projection.{*}"),
+        ("transformer_blocks.{}.scale_shift_table", "transformer_blocks.{}.scale_shift_table"),
+        ("transformer_blocks.{}.ff.{*}", "transformer_blocks.{}.ff.{*}"),
+        *(
+            (f"transformer_blocks.{{}}.{attention}.{theirs}.{{*}}", f"transformer_blocks.{{}}.{attention}.{ours}.{{*}}")
+            for attention in ("attn1", "attn2")
+            for theirs, ours in (
+                ("norm_q", "q_norm"),
+                ("norm_k", "k_norm"),
+                ("to_q", "to_q"),
+                ("to_k", "to_k"),
+                ("to_v", "to_v"),
+                ("to_out", "to_out"),
+            )
+        ),
+    ]
+)
+
+# What a VAE block's tensors show: residual blocks, a change of resolution, or one residual block that changes the width.
+_BlockRole = Literal["res", "compress", "widen"]
+
+
+def vae_from_diffusers(keys: Iterable[str]) -> KeyMap:
+    """The map diffusers -> ours of one VAE, made from its keys in either naming.
+
+    diffusers gathers our flat block lists into stages. In the encoder a stage is residual blocks, then an optional
+    `downsamplers.0`, then an optional `conv_out`; in the decoder an optional `conv_in`, an optional `upsamplers.0`, then
+    residual blocks. The encoder's last block and the decoder's first are `mid_block`. That gives the published maps of every
+    generation (huggingface/diffusers, VAE_KEYS_RENAME_DICT, VAE_091_..., VAE_095_...) and those of any other block list.
+    """
+    keys = list(keys)
+    rules: list[tuple[str, str]] = [
+        ("latents_mean", "per_channel_statistics.mean-of-means"),
+        ("latents_std", "per_channel_statistics.std-of-means"),
+        ("decoder.timestep_scale_multiplier", "decoder.timestep_scale_multiplier"),
+        ("decoder.scale_shift_table", "decoder.last_scale_shift_table"),
+        ("decoder.time_embedder.{*}", "decoder.last_time_embedder.{*}"),
+        *((f"{half}.{end}.{{*}}", f"{half}.{end}.{{*}}") for half in ("encoder", "decoder") for end in ("conv_in", "conv_out")),
+    ]
+    encoder = list(_encoder_names(_block_roles(keys, "encoder")))
+    decoder = list(_decoder_names(_block_roles(keys, "decoder")))
+    for theirs, ours, role in encoder + decoder:
+        if role == "res":
+            rules.append((f"{theirs}.resnets.{{}}.{{*}}", f"{ours}.res_blocks.{{}}.{{*}}"))
+            rules.append((f"{theirs}.time_embedder.{{*}}", f"{ours}.time_embedder.{{*}}"))
+        elif role == "compress":
+            rules.append((f"{theirs}.{{*}}", f"{ours}.{{*}}"))
+        else:
+            rules.append((f"{theirs}.conv1.{{*}}", f"{ours}.conv1.{{*}}"))
+            rules.append((f"{theirs}.conv2.{{*}}", f"{ours}.conv2.{{*}}"))
+            rules.append((f"{theirs}.conv_shortcut.conv.{{*}}", f"{ours}.conv_shortcut.{{*}}"))
+            rules.append((f"{theirs}.norm3.{{*}}", f"{ours}.norm3.norm.{{*}}"))
+    return KeyMap(rules)
+
+
+def _encoder_names(roles: list[_BlockRole]) -> Iterator[tuple[str, str, _BlockRole]]:
+    stage = -1
+    for index, role in enumerate(roles):
+        if role == "res":
+            stage += 1
+            theirs = "encoder.mid_block" if index == len(roles) - 1 else f"encoder.down_blocks.{stage}"
+        else:
+            theirs = f"encoder.down_blocks.{stage}.{'downsamplers.0' if role == 'compress' else 'conv_out'}"
+        yield theirs, f"encoder.down_blocks.{index}", role
+
+
+def _decoder_names(roles: list[_BlockRole]) -> Iterator[tuple[str, str, _BlockRole]]:
+    stage = 0
+    for index, role in enumerate(roles):
+        if role == "res":
+            theirs = "decoder.mid_block" if index == 0 else f"decoder.up_blocks.{stage}"
+            stage += index > 0
+        else:
+            theirs = f"decoder.up_blocks.{stage}.{'upsamplers.0' if role == 'compress' else 'conv_in'}"
+        yield theirs, f"decoder.up_blocks.{index}", role
+
+
+def _block_roles(keys: list[str], half: Literal["encoder", "decoder"]) -> list[_BlockRole]:
+    """Roles of the blocks of one half in the order in which they run, from keys in either naming."""
+    blocks = "down_blocks" if half == "encoder" else "up_blocks"
+    if any(".resnets." in key for key in keys):
+        return list(_roles_from_diffusers(keys, half, blocks))
+    return [_role(group) for group in block_groups(keys, f"{half}.{blocks}.")]
+
+
+def block_groups(keys: Iterable[str], prefix: str) -> list[list[str]]:
+    """Keys `<prefix><i>.<rest>` gathered by i, as the rests, for i = 0, 1, ... without a gap."""
+    groups: dict[int, list[str]] = {}
+    for key in keys:
+        if key.startswith(prefix):
+            number, _, rest = key[len(prefix) :].partition(".")
+            if number.isdigit():
+                groups.setdefault(int(number), []).append(rest)
+    return [groups[index] for index in range(len(groups)) if index in groups]
+
+
+def _role(names: list[str]) -> _BlockRole:
+    if any(name.startswith("res_blocks.") for name in names):
+        return "res"
+    return "widen" if any(name.startswith("conv1.") for name in names) else "compress"
+
+
+def _roles_from_diffusers(keys: list[str], half: str, blocks: str) -> Iterator[_BlockRole]:
+    stages = block_groups(keys, f"{half}.{blocks}.")
+    parts: tuple[tuple[str, _BlockRole], ...] = (
+        (("resnets.", "res"), ("downsamplers.", "compress"), ("conv_out.", "widen"))
+        if half == "encoder"
+        else (("conv_in.", "widen"), ("upsamplers.", "compress"), ("resnets.", "res"))
+    )
+    if half == "decoder":
+        yield "res"
+    for stage in stages:
+        for start, role in parts:
+            if any(name.startswith(start) for name in stage):
+                yield role
+    if half == "encoder":
+        yield "res"
+
+
+# --- what a file holds ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model in a file. keys: name in the module -> name in the file."""
+
+    name: PartName
+    naming: Naming
+    prefix: str
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file holds.
+
+    kind: one of the kinds that `ltxkit inspect` reports; "checkpoint" holds a transformer and a VAE.
+    what: in words, for messages ("a LoRA", "a Stable Diffusion XL checkpoint", ...).
+    rest: keys that belong to none of the parts.
+    """
+
+    kind: FileKind
+    what: str
+    parts: Mapping[PartName, Part]
+    rest: tuple[str, ...]
+
+
+# Prefixes under which each part is found: official single file, ComfyUI's exports, folders, bare.
+# A key that must be there under one of them says which part it is; longest prefix first.
+_PREFIXES: Mapping[PartName, tuple[str, ...]] = {
+    "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer/", "transformer.", "model/", ""),
+    "vae": ("first_stage_model.", "vae/", "vae.", "model/", ""),
+    "upscaler": ("latent_upsampler/", "latent_upsampler.", "model/", ""),
+    "text_encoder": ("text_encoders.t5xxl.transformer.", "text_encoder/", "text_encoder.", "model/", ""),
+}
+_SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
+    ("transformer", "single_file", ("patchify_proj.weight", "transformer_blocks.0.attn1.to_q.weight")),
+    ("transformer", "diffusers", ("proj_in.weight", "time_embed.linear.weight", "caption_projection.linear_1.weight")),
+    ("vae", "single_file", ("decoder.conv_in.conv.weight", "decoder.up_blocks.0.res_blocks.0.conv1.conv.weight")),
+    ("vae", "diffusers", ("decoder.conv_in.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight")),
+    ("upscaler", "single_file", ("initial_conv.weight", "upsampler.0.weight", "final_conv.weight")),
+    ("text_encoder", "transformers", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+)
+
+_LORA = re.compile(r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.default)?\.weight$|_lora\.(up|down)\.weight$")
+
+# Foreign files that end up in a model folder, each with one pattern that some key of it matches. First match wins.
+_FOREIGN: tuple[tuple[str, str], ...] = (
+    ("an LTX-2 checkpoint (audio and video), which is another model", r"(.*[./])?(audio_patchify_proj|audio_proj_in)\..*"),
+    ("a ControlNet", r"(.*[./])?(control_model|controlnet_cond_embedding|zero_convs|controlnet_blocks)\..*"),
+    ("a Stable Diffusion XL checkpoint", r"conditioner\.embedders\..*|.*\.input_blocks\..*|label_emb\.0\.0\.weight"),
+    ("a Stable Diffusion 3 checkpoint", r"(.*[./])?joint_blocks\.0\..*"),
+    ("a Flux checkpoint", r"(.*[./])?double_blocks\.0\.img_.*"),
+    ("a Wan checkpoint", r"(.*[./])?blocks\.0\.self_attn\.q\.weight"),
+    ("a CogVideoX checkpoint", r"(.*[./])?transformer_blocks\.0\.norm1\.linear\.weight"),
+    ("a CLIP text encoder", r"(.*[./])?text_model\.encoder\.layers\.0\..*"),
+    ("a language model", r"(.*[./])?layers\.0\.self_attn\.q_proj\.weight"),
+    ("an image VAE", r"(.*[./])?decoder\.(up\.0\.block|up_blocks\.0\.resnets)\.0\.conv1\.weight"),
+)
+
+# Tensors that some files carry and nothing uses (Lightricks/LTX-Video vae_encode.py reads the first two statistics only).
+UNUSED_TENSORS = frozenset(
+    f"per_channel_statistics.{name}" for name in ("mean-of-stds", "mean-of-stds_over_std-of-means", "channel")
+)
+
+
+def detect_layout(keys: Iterable[str]) -> Layout:
+    """What these keys are. Never raises: a file that is nothing we know has kind "unknown" and says in words what it is."""
+    keys = list(keys)
+    if any(_LORA.search(key) for key in keys):
+        return Layout("lora", "a LoRA", {}, ())
+    foreign = _foreign(keys)
+    if foreign is not None:
+        return Layout("unknown", foreign, {}, ())
+
+    present = set(keys)
+    parts: dict[PartName, Part] = {}
+    for name, naming, signature in _SIGNATURES:
+        for prefix in _PREFIXES[name]:
+            if name not in parts and all(prefix + key in present for key in signature):
+                parts[name] = _part(name, naming, prefix, keys)
+    claimed = {key for part in parts.values() for key in part.keys.values()}
+    kind, what = _kind(parts)
+    return Layout(kind, what, parts, tuple(key for key in keys if key not in claimed))
+
+
+def _foreign(keys: list[str]) -> str | None:
+    for what, pattern in _FOREIGN:
+        compiled = re.compile(pattern)
+        if any(compiled.fullmatch(key) for key in keys):
+            is_sd1 = "XL" in what and any(key.startswith("cond_stage_model.") for key in keys)
+            return "a Stable Diffusion 1.x or 2.x checkpoint" if is_sd1 else what
+    return None
+
+
+def _part(name: PartName, naming: Naming, prefix: str, keys: list[str]) -> Part:
+    inner = [key[len(prefix) :] for key in keys if key.startswith(prefix)]
+    if naming != "diffusers":
+        key_map = IDENTITY
+    else:
+        key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
+    # A key without a rule keeps its name, so that the strict check after loading reports it as unexpected.
+    return Part(name, naming, prefix, {key_map.rename(key) or key: prefix + key for key in inner})
+
+
+def _kind(parts: Mapping[PartName, Part]) -> tuple[FileKind, str]:
+    if "transformer" in parts and "vae" in parts:
+        return "checkpoint", "an LTX-Video checkpoint"
+    words: tuple[tuple[FileKind, PartName, str], ...] = (
+        ("transformer", "transformer", "an LTX-Video transformer without a VAE"),
+        ("vae", "vae", "an LTX-Video VAE without a transformer"),
+        ("upscaler", "upscaler", "an LTX-Video latent upscaler"),
+        ("text_encoder", "text_encoder", "a T5 text encoder"),
+    )
+    for kind, name, what in words:
+        if name in parts:
+            return kind, what
+    return "unknown", "a file of an unknown kind"

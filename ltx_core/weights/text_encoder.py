@@ -1,0 +1,225 @@
+"""From a file or folder to a T5 encoder with its tokenizer.
+
+Read are Hugging Face folders (sharded too, or as `text_encoder/` of a pipeline folder) and single files such as the
+`t5xxl_fp16.safetensors` of ComfyUI users. Their keys are transformers' own; the architecture follows from the shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TextEncoderConfig
+from ..errors import CheckpointError, UnsupportedError
+from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..progress import Progress, ProgressEvent, silent
+from .build import assign
+from .containers import Checkpoint, open_checkpoint
+from .layouts import Part, detect_layout
+
+STAGE = "load text encoder"
+
+# T5 has them under both names, and both name one tensor; files hold the first, the second or both.
+EMBEDDING = "shared.weight"
+EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
+
+# The same in every T5 that was ever published, and seen in no shape (huggingface/transformers configuration_t5.py).
+MAX_DISTANCE = 128
+LAYER_NORM_EPSILON = 1e-6
+EOS_ID = 1
+
+TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
+# Repositories whose tokenizer is that of T5 v1.1 XXL, looked for in the local cache of the Hugging Face hub.
+HUB_TOKENIZERS = (
+    ("google/t5-v1_1-xxl", ""),
+    ("Lightricks/LTX-Video", "tokenizer/"),
+    ("Lightricks/LTX-Video-0.9.7-dev", "tokenizer/"),
+    ("Lightricks/LTX-Video-0.9.7-distilled", "tokenizer/"),
+    ("PixArt-alpha/PixArt-XL-2-1024-MS", "tokenizer/"),
+    ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "tokenizer/"),
+)
+
+
+def load_text_encoder(
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer: Path | str | None = None,
+    host_tokenizers: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> TextEncoder:
+    """A T5 v1.1 encoder, memory-mapped on the CPU where `dtype` is what is stored.
+
+    dtype: of the weights; None keeps the stored one, or bfloat16 for fp8. In float16 the last layer of every
+        feed-forward is float32: its inputs overflow float16 (transformers' `T5PreTrainedModel._keep_in_fp32_modules`).
+    tokenizer: `spiece.model` or `tokenizer.json` of T5 v1.1, or a folder with one of them. None: searched for, see
+        `find_tokenizer`.
+    host_tokenizers: such files or folders that the host program brings.
+
+    Raises:
+        CheckpointError: damaged, incomplete or another kind of file; no tokenizer, or one that does not belong to it.
+        UnsupportedError: packed weights that cannot be unpacked here.
+    """
+    path = Path(path)
+    checkpoint = open_checkpoint(path)
+    part = _text_encoder_part(checkpoint)
+    keys = _encoder_keys(part)
+    config = text_encoder_config(
+        {name: checkpoint.tensors[key].shape for name, key in keys.items()}, _hf_config(checkpoint, part), path
+    )
+    found = find_tokenizer(path, tokenizer, host_tokenizers)
+    loaded_tokenizer = Tokenizer.from_file(found)
+    if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
+        raise CheckpointError(
+            f"got the tokenizer {found} with {loaded_tokenizer.vocab_size} pieces and end of sequence "
+            f"{loaded_tokenizer.eos_id}; expected at most {config.vocab_size} pieces and {EOS_ID}, as {path} has; "
+            "pass the tokenizer that belongs to this text encoder"
+        )
+    model = build_t5(config)
+    assign(model, _tensors(checkpoint, keys, dtype, progress), source=path)
+    return TextEncoder(model, loaded_tokenizer, config)
+
+
+def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequence[Path] = ()) -> Path:
+    """The tokenizer file to use. Nothing is downloaded.
+
+    The given one; else one beside the weights (also in `tokenizer/` there or one folder up); else what the host brings;
+    else one in the local cache of the Hugging Face hub.
+
+    Raises:
+        CheckpointError: none of these exists; the message says where to put one.
+    """
+    if given is not None:
+        found = _tokenizer_in(Path(given))
+        if found is None:
+            raise CheckpointError(
+                f"got the tokenizer {given}; expected spiece.model or tokenizer.json of T5 v1.1, or a folder with one "
+                "of them; check the path"
+            )
+        return found
+    folder = weights if weights.is_dir() else weights.parent
+    beside = (folder, folder / "tokenizer", folder.parent / "tokenizer")
+    for place in (*beside, *host):
+        found = _tokenizer_in(Path(place))
+        if found is not None:
+            return found
+    for cached in _hub_tokenizers():
+        return cached
+    raise CheckpointError(
+        f"got the text encoder {weights} without a tokenizer; expected spiece.model or tokenizer.json; "
+        f"put spiece.model of google/t5-v1_1-xxl (792 kB) into {folder}, or pass its path as the tokenizer. Looked in "
+        + ", ".join(str(place) for place in (*beside, *host))
+        + " and the local Hugging Face cache"
+    )
+
+
+def text_encoder_config(
+    shapes: Mapping[str, tuple[int, ...]], hf_config: Mapping[str, Any], path: Path
+) -> TextEncoderConfig:
+    """Architecture of a T5 v1.1 encoder from the shapes of its tensors (transformers' names).
+
+    hf_config: its config.json, or empty; only what no shape shows is taken from it.
+
+    Raises:
+        CheckpointError: a T5 of another generation (T5 1.0, UMT5), or tensors are missing.
+    """
+    block = "encoder.block.{}.layer.{}"
+    attention, feed_forward = f"{block}.SelfAttention", f"{block}.DenseReluDense"
+    bias = attention + ".relative_attention_bias.weight"
+    if (feed_forward + ".wi.weight").format(0, 1) in shapes:
+        raise CheckpointError(
+            f"got {path}, which is a T5 1.0; expected T5 v1.1, whose feed-forward layers are gated; "
+            "use t5xxl (google/t5-v1_1-xxl)"
+        )
+    if bias.format(1, 0) in shapes:
+        raise CheckpointError(
+            f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
+        )
+    try:
+        vocab_size, d_model = shapes[EMBEDDING]
+        buckets, num_heads = shapes[bias.format(0, 0)]
+        inner, _ = shapes[attention.format(0, 0) + ".q.weight"]
+        d_ff, _ = shapes[feed_forward.format(0, 1) + ".wi_0.weight"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"got {path} without the tensor {error}; expected a complete T5 v1.1 encoder; download it again"
+        ) from error
+    num_layers = len({key.split(".")[2] for key in shapes if key.startswith("encoder.block.")})
+    return TextEncoderConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=inner // num_heads,
+        d_ff=d_ff,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
+        layer_norm_epsilon=float(hf_config.get("layer_norm_epsilon", LAYER_NORM_EPSILON)),
+    )
+
+
+def _text_encoder_part(checkpoint: Checkpoint) -> Part:
+    layout = detect_layout(checkpoint.tensors)
+    part = layout.parts.get("text_encoder")
+    if part is None:
+        raise CheckpointError(
+            f"got {checkpoint.path}, which is {layout.what}; expected a T5 v1.1 text encoder; "
+            "use t5xxl_fp16.safetensors or the folder text_encoder/ of Lightricks/LTX-Video"
+        )
+    packed = [
+        key for key in checkpoint.tensors if key.endswith(("scaled_fp8", ".scale_weight", ".absmax", ".comfy_quant"))
+    ]
+    if packed:
+        raise UnsupportedError(
+            f"got {checkpoint.path} with packed weights ({packed[0]}); expected plain ones; "
+            "use t5xxl_fp16.safetensors, or t5xxl_fp8_e4m3fn.safetensors (not the scaled one)"
+        )
+    return part
+
+
+def _encoder_keys(part: Part) -> dict[str, str]:
+    """Name in the module -> name in the file, the embedding under its first name only; a decoder is left aside."""
+    keys = {name: key for name, key in part.keys.items() if not name.startswith(("decoder.", "lm_head."))}
+    again = keys.pop(EMBEDDING_AGAIN, None)
+    if again is not None:
+        keys.setdefault(EMBEDDING, again)
+    return keys
+
+
+def _hf_config(checkpoint: Checkpoint, part: Part) -> Mapping[str, Any]:
+    return checkpoint.configs.get(part.prefix.rstrip("/"), {})
+
+
+def _tensors(
+    checkpoint: Checkpoint, keys: Mapping[str, str], dtype: torch.dtype | None, progress: Progress
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for step, (name, key) in enumerate(keys.items()):
+        progress(ProgressEvent(STAGE, step, len(keys)))
+        stored = checkpoint.tensor(key)
+        wanted = dtype or (stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16)
+        overflows = wanted == torch.float16 and name.endswith(".wo.weight")
+        tensors[name] = stored.to(torch.float32 if overflows else wanted)
+    tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
+    progress(ProgressEvent(STAGE, len(keys), len(keys)))
+    return tensors
+
+
+def _tokenizer_in(place: Path) -> Path | None:
+    if place.is_file():
+        return place
+    return next((place / name for name in TOKENIZER_FILES if (place / name).is_file()), None)
+
+
+def _hub_tokenizers() -> Iterator[Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    for repository, folder in HUB_TOKENIZERS:
+        for name in TOKENIZER_FILES:
+            cached = try_to_load_from_cache(repository, folder + name)
+            if isinstance(cached, str):
+                yield Path(cached)
