@@ -145,9 +145,7 @@ PRESETS: dict[str, Preset] = {
     "13b-0.9.7-dev": _DEV_13B,
     "13b-0.9.7-distilled": _DISTILLED,
     "13b-0.9.8-dev": _DEV_13B,
-    "13b-0.9.8-distilled": replace(
-        _DISTILLED, second_pass=replace(_DISTILLED_SECOND, tone_map_compression_ratio=0.6)
-    ),
+    "13b-0.9.8-distilled": replace(_DISTILLED, second_pass=replace(_DISTILLED_SECOND, tone_map_compression_ratio=0.6)),
 }
 
 
@@ -158,5 +156,7 @@ def preset(version: str) -> Preset:
         ConfigError: no checkpoint of that name was released.
     """
     if version not in PRESETS:
-        raise ConfigError(f"got version '{version}'; expected one of {', '.join(PRESETS)}; name the checkpoint's version")
+        raise ConfigError(
+            f"got version '{version}'; expected one of {', '.join(PRESETS)}; name the checkpoint's version"
+        )
     return PRESETS[version]

@@ -36,6 +36,7 @@ class Condition:
     strength: float = 1.0
     resize: ResizePolicy = "crop"
 
+
 def fit_frames(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
     """Frames (f h w 3) at another size, bilinear without antialiasing as in the official pipeline.
 
@@ -90,7 +91,9 @@ def place_condition(condition: Condition, size: PixelShape, frames_per_latent: i
             f"{round(start / t) * t}"
         )
     if length != given:
-        notes(f"The condition at frame {start} was trimmed from {given} to {length} frames: {t}k+1 that fit in the clip.")
+        notes(
+            f"The condition at frame {start} was trimmed from {given} to {length} frames: {t}k+1 that fit in the clip."
+        )
     return Condition(frames[:length], start, condition.strength, condition.resize)
 
 

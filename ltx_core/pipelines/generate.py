@@ -14,7 +14,7 @@ from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.conditioning import LatentCondition, apply_conditions, initial_state
-from ..sampling.guidance import Guidance, GuidanceBranch
+from ..sampling.guidance import Guidance
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
 from ..sampling.samplers import SamplerSettings, integrate
@@ -199,11 +199,15 @@ def _check_prompts(positive: EncodedPrompt, negative: EncodedPrompt | None, batc
                 "encoder of LTX-Video"
             )
         if shape[0] not in (1, batch):
-            raise ShapeError(f"got {shape[0]} {name} prompts for {batch} clips; expected 1 or {batch}; change the batch size")
+            raise ShapeError(
+                f"got {shape[0]} {name} prompts for {batch} clips; expected 1 or {batch}; change the batch size"
+            )
         if prompt.mask is not None:
             if tuple(prompt.mask.shape) != shape[:2]:
                 raise ShapeError(
                     f"got a {name} prompt mask of shape {tuple(prompt.mask.shape)}; expected {shape[:2]}, as the embeddings"
                 )
             if not bool(prompt.mask.bool().any(dim=1).all()):
-                raise ShapeError(f"got a {name} prompt without tokens; expected at least the end of sequence; check its mask")
+                raise ShapeError(
+                    f"got a {name} prompt without tokens; expected at least the end of sequence; check its mask"
+                )

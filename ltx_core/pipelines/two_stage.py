@@ -46,7 +46,9 @@ def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNS
     Raises:
         ShapeError: nothing is left of a side.
     """
-    height, width = (int(side * factor) // s * s for side, s in ((size.height, scale.height), (size.width, scale.width)))
+    height, width = (
+        int(side * factor) // s * s for side, s in ((size.height, scale.height), (size.width, scale.width))
+    )
     if min(height, width) < 1:
         raise ShapeError(
             f"got {size.width}x{size.height} pixels for two passes at factor {factor:.3g}; expected sides of at least "

@@ -123,7 +123,9 @@ class Guidance:
         index = 0
         if self.guidance_timesteps is not None:
             # In float32: float32(0.9812) lies below the decimal, so Python floats would pick another entry.
-            below = torch.tensor(self.guidance_timesteps, dtype=torch.float32) <= torch.as_tensor(sigma, dtype=torch.float32)
+            below = torch.tensor(self.guidance_timesteps, dtype=torch.float32) <= torch.as_tensor(
+                sigma, dtype=torch.float32
+            )
             index = int(below.int().argmax()) if bool(below.any()) else len(self.guidance_timesteps) - 1
         return GuidanceStep(
             scale=self.scale[min(index, len(self.scale) - 1)],
@@ -141,7 +143,9 @@ class Guidance:
             ConfigError: a step that uses STG skips a block that a model of `num_layers` blocks does not have.
         """
         steps = tuple(self.at(sigma) for sigma in sigmas[:-1])
-        beyond = {block for step in steps if step.stg_scale > 0 for block in step.skip_blocks if not 0 <= block < num_layers}
+        beyond = {
+            block for step in steps if step.stg_scale > 0 for block in step.skip_blocks if not 0 <= block < num_layers
+        }
         if beyond:
             raise ConfigError(
                 f"got STG blocks {sorted(beyond)}; expected numbers from 0 to {num_layers - 1}, the model has {num_layers} "

@@ -42,7 +42,9 @@ class Coordinates:
 
     def __post_init__(self) -> None:
         if not self.fps > 0:
-            raise ConfigError(f"got {self.fps} frames per second; expected a positive rate; set the frame rate of the clip")
+            raise ConfigError(
+                f"got {self.fps} frames per second; expected a positive rate; set the frame rate of the clip"
+            )
 
     def positions(self, shape: LatentShape, first_frame: int = 0) -> Tensor:
         """Upper left corner of each cell, (1, 3, f*h*w) float32: seconds, pixels down, pixels right.

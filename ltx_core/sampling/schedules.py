@@ -77,7 +77,9 @@ def explicit(values: Sequence[float]) -> Tensor:
     """
     levels = [float(value) for value in values]
     if not levels or not all(math.isfinite(value) for value in levels):
-        raise ConfigError(f"got the levels {levels}; expected descending numbers; give at least one, for example 1, 0.9, 0.5")
+        raise ConfigError(
+            f"got the levels {levels}; expected descending numbers; give at least one, for example 1, 0.9, 0.5"
+        )
     if levels[0] > 1:
         levels = [value / 1000 for value in levels]
     while len(levels) > 1 and levels[-1] == levels[-2] == 0:
@@ -126,11 +128,15 @@ def check_sigmas(sigmas: Tensor) -> None:
     """Raises ConfigError unless sigmas (steps + 1) descend strictly from at most 1 to exactly 0."""
     shown = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
     if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ConfigError(f"got sigmas [{shown}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0")
+        raise ConfigError(
+            f"got sigmas [{shown}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0"
+        )
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise ConfigError(f"got sigmas [{shown}]; expected every level to be lower than the one before; sort the list")
     if sigmas[0] > 1 or sigmas[-1] != 0:
-        raise ConfigError(f"got sigmas [{shown}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)")
+        raise ConfigError(
+            f"got sigmas [{shown}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)"
+        )
 
 
 def _check_steps(steps: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.presets import DOWNSCALE_FACTOR, PRESETS, PassPreset, preset
 
@@ -57,7 +58,9 @@ def test_preset_equals_official_config(version):
             assert getattr(entry, field) in (None, 0, False, ((),)), field
 
     run = {name: value for name, value in recipe.items() if name not in PASS_FIELDS | ELSEWHERE | {"downscale_factor"}}
-    run |= {name: value for name, value in RECIPES[version]["cli_defaults"].items() if name != "text_encoder_max_tokens"}
+    run |= {
+        name: value for name, value in RECIPES[version]["cli_defaults"].items() if name != "text_encoder_max_tokens"
+    }
     assert {name: getattr(ours, name) for name in run} == run
     allowed = RECIPES[version]["allowed_inference_steps"]
     assert (ours.allowed_inference_steps and list(ours.allowed_inference_steps)) == allowed
