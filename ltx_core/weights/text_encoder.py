@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import TextEncoderConfig
 from ..errors import CheckpointError, UnsupportedError
 from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
 from ..progress import Progress, ProgressEvent, silent
 from .build import assign
 from .containers import Checkpoint, open_checkpoint
-from .layouts import Part, detect_layout
+from .infer import describe, part_or_error
+from .layouts import Layout, Part, detect_layout
 
 STAGE = "load text encoder"
 
@@ -27,10 +26,10 @@ STAGE = "load text encoder"
 EMBEDDING = "shared.weight"
 EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
 
-# The same in every T5 that was ever published, and seen in no shape (huggingface/transformers configuration_t5.py).
-MAX_DISTANCE = 128
-LAYER_NORM_EPSILON = 1e-6
-EOS_ID = 1
+EOS_ID = 1  # of every T5 (huggingface/transformers configuration_t5.py)
+
+# Endings of keys that belong to packed weights: ComfyUI's scaled fp8, bitsandbytes, ComfyUI's own quantization.
+PACKED = ("scaled_fp8", ".scale_weight", ".absmax", ".comfy_quant")
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 # Repositories whose tokenizer is that of T5 v1.1 XXL, looked for in the local cache of the Hugging Face hub.
@@ -66,11 +65,9 @@ def load_text_encoder(
     """
     path = Path(path)
     checkpoint = open_checkpoint(path)
-    part = _text_encoder_part(checkpoint)
-    keys = _encoder_keys(part)
-    config = text_encoder_config(
-        {name: checkpoint.tensors[key].shape for name, key in keys.items()}, _hf_config(checkpoint, part), path
-    )
+    layout = detect_layout(checkpoint.tensors)
+    keys = _encoder_keys(_text_encoder_part(checkpoint, layout))
+    config = describe(checkpoint, layout).text_encoder()
     found = find_tokenizer(path, tokenizer, host_tokenizers)
     loaded_tokenizer = Tokenizer.from_file(found)
     if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
@@ -117,67 +114,26 @@ def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequenc
     )
 
 
-def text_encoder_config(
-    shapes: Mapping[str, tuple[int, ...]], hf_config: Mapping[str, Any], path: Path
-) -> TextEncoderConfig:
-    """Architecture of a T5 v1.1 encoder from the shapes of its tensors (transformers' names).
-
-    hf_config: its config.json, or empty; only what no shape shows is taken from it.
-
-    Raises:
-        CheckpointError: a T5 of another generation (T5 1.0, UMT5), or tensors are missing.
-    """
-    block = "encoder.block.{}.layer.{}"
-    attention, feed_forward = f"{block}.SelfAttention", f"{block}.DenseReluDense"
-    bias = attention + ".relative_attention_bias.weight"
-    if (feed_forward + ".wi.weight").format(0, 1) in shapes:
+def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
+    """The encoder's tensors, if they are those of a whole T5 v1.1 whose weights are plain numbers."""
+    path, part = checkpoint.path, part_or_error(checkpoint, layout, "text_encoder")
+    if "encoder.block.0.layer.1.DenseReluDense.wi.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a T5 1.0; expected T5 v1.1, whose feed-forward layers are gated; "
             "use t5xxl (google/t5-v1_1-xxl)"
         )
-    if bias.format(1, 0) in shapes:
+    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
         )
-    try:
-        vocab_size, d_model = shapes[EMBEDDING]
-        buckets, num_heads = shapes[bias.format(0, 0)]
-        inner, _ = shapes[attention.format(0, 0) + ".q.weight"]
-        d_ff, _ = shapes[feed_forward.format(0, 1) + ".wi_0.weight"]
-    except KeyError as error:
-        raise CheckpointError(
-            f"got {path} without the tensor {error}; expected a complete T5 v1.1 encoder; download it again"
-        ) from error
-    num_layers = len({key.split(".")[2] for key in shapes if key.startswith("encoder.block.")})
-    return TextEncoderConfig(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=inner // num_heads,
-        d_ff=d_ff,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
-        layer_norm_epsilon=float(hf_config.get("layer_norm_epsilon", LAYER_NORM_EPSILON)),
-    )
-
-
-def _text_encoder_part(checkpoint: Checkpoint) -> Part:
-    layout = detect_layout(checkpoint.tensors)
-    part = layout.parts.get("text_encoder")
-    if part is None:
-        raise CheckpointError(
-            f"got {checkpoint.path}, which is {layout.what}; expected a T5 v1.1 text encoder; "
-            "use t5xxl_fp16.safetensors or the folder text_encoder/ of Lightricks/LTX-Video"
-        )
-    packed = [
-        key for key in checkpoint.tensors if key.endswith(("scaled_fp8", ".scale_weight", ".absmax", ".comfy_quant"))
-    ]
+    packed = [key for key in checkpoint.tensors if key.endswith(PACKED)]
     if packed:
         raise UnsupportedError(
-            f"got {checkpoint.path} with packed weights ({packed[0]}); expected plain ones; "
+            f"got {path} with packed weights ({packed[0]}); expected plain ones; "
             "use t5xxl_fp16.safetensors, or t5xxl_fp8_e4m3fn.safetensors (not the scaled one)"
         )
+    if EMBEDDING not in part.keys and EMBEDDING_AGAIN not in part.keys:
+        raise CheckpointError(f"got {path} without the tensor {EMBEDDING}; expected a complete T5; download it again")
     return part
 
 
@@ -188,10 +144,6 @@ def _encoder_keys(part: Part) -> dict[str, str]:
     if again is not None:
         keys.setdefault(EMBEDDING, again)
     return keys
-
-
-def _hf_config(checkpoint: Checkpoint, part: Part) -> Mapping[str, Any]:
-    return checkpoint.configs.get(part.prefix.rstrip("/"), {})
 
 
 def _tensors(
