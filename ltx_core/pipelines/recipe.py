@@ -1,0 +1,83 @@
+"""From a checkpoint's preset to what a pass takes: levels, guidance, way of stepping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..config import SchedulerConfig
+from ..presets import PRESETS, PassPreset, Preset
+from ..sampling.guidance import Guidance
+from ..sampling.samplers import SamplerSettings
+from ..sampling.schedules import explicit, linear_quadratic, shift, skip, token_shift, uniform
+
+# For a model that is no released one, such as one trained from scratch: plain guidance, no perturbed blocks, whose best
+# numbers nobody has looked for.
+UNKNOWN = Preset(
+    one_pass=PassPreset(
+        guidance_scale=(3,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=30
+    ),
+    first_pass=None,
+    second_pass=PassPreset(
+        guidance_scale=(1,),
+        stg_scale=(0,),
+        rescaling_scale=(1,),
+        skip_block_list=((),),
+        num_inference_steps=30,
+        skip_initial_inference_steps=17,
+    ),
+    width=704,
+    height=480,
+    frame_rate=25,
+)
+
+
+def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
+    """The preset of a checkpoint, and a sentence for the user about where it comes from.
+
+    versions: released versions that the file can be, most likely first.
+    """
+    if not versions:
+        return UNKNOWN, "The model is no released version: sampling with 30 steps, guidance scale 3 and no STG."
+    first, *others = versions
+    if others:
+        also = ", ".join(others)
+        return PRESETS[first], f"The file does not say which version it is: sampling as {first}; it may also be {also}."
+    return PRESETS[first], f"Sampling as {first}."
+
+
+def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
+    """Levels of a pass, (steps + 1) float32.
+
+    scheduler: of the checkpoint; None: linear-quadratic, as in all versions from 0.9.5 on.
+    tokens: latent cells of the clip, on which the shift of the first versions depends.
+    """
+    if entry.timesteps is not None:
+        return explicit(entry.timesteps)
+    steps = entry.num_inference_steps or 0
+    if scheduler is not None and scheduler.sampler == "Uniform":
+        sigmas = uniform(steps)
+    else:
+        sigmas = linear_quadratic(steps)
+    if scheduler is not None and scheduler.shifting is not None:
+        sigmas = shift(sigmas, token_shift(tokens), scheduler.target_shift_terminal)
+    return skip(sigmas, entry.skip_initial_inference_steps, entry.skip_final_inference_steps)
+
+
+def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
+    """Guidance of a pass."""
+    return Guidance(
+        scale=entry.guidance_scale,
+        stg_scale=entry.stg_scale,
+        rescaling_scale=entry.rescaling_scale,
+        skip_blocks=entry.skip_block_list,
+        guidance_timesteps=entry.guidance_timesteps,
+        stg_mode=recipe.stg_mode,
+        cfg_star=entry.cfg_star_rescale,
+    )
+
+
+def sampler_for(recipe: Preset) -> SamplerSettings:
+    """How the steps of any pass are made."""
+    return SamplerSettings(stochastic=recipe.stochastic_sampling, condition_noise=recipe.image_cond_noise_scale)
