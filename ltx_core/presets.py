@@ -1,7 +1,7 @@
 """The official recipe of every released checkpoint, value by value.
 
-Source: Lightricks/LTX-Video configs/*.yaml (0.9.7: as of commit 98a0ce6) and the defaults of its inference.py; names are
-theirs. `tests/contract/test_presets.py` compares them with the recorded files.
+Source: Lightricks/LTX-Video configs/*.yaml (0.9.7: as of commit 98a0ce6) and the defaults of its inference.py; names
+are theirs. `tests/contract/test_presets.py` compares them with the recorded files.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class PassPreset:
     """One pass of the transformer.
 
     Levels come from `timesteps`, or from `num_inference_steps` of the checkpoint's own schedule without
-    `skip_initial_inference_steps` and `skip_final_inference_steps`. Guidance is one value for all steps, or one per entry
-    of `guidance_timesteps` (a step at level t uses the first entry <= t, else the last). An STG scale of 0 leaves the skip
-    blocks unused: some official lists name a block that the model does not have.
+    `skip_initial_inference_steps` and `skip_final_inference_steps`. Guidance is one value for all steps, or one per
+    entry of `guidance_timesteps` (a step at level t uses the first entry <= t, else the last). An STG scale of 0
+    leaves the skip blocks unused: some official lists name a block that the model does not have.
     """
 
     guidance_scale: tuple[float, ...]
@@ -106,8 +106,8 @@ _DISTILLED_FIRST = PassPreset(
 )
 _DISTILLED_SECOND = replace(_DISTILLED_FIRST, timesteps=DISTILLED_STEPS[5:])
 
-# The official configs give the checkpoints with a multi-scale recipe no other. In one pass, which must also reach the low
-# levels, the first pass runs to its end.
+# The official configs give the checkpoints with a multi-scale recipe no other. In one pass, which must also reach the
+# low levels, the first pass runs to its end.
 _DEV_13B = Preset(
     one_pass=replace(_DEV_13B_FIRST, skip_final_inference_steps=0),
     first_pass=_DEV_13B_FIRST,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from ..models.video_vae import LOGVAR_RANGE
 from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition
 from ..sampling.noise import Noise
@@ -27,8 +28,9 @@ ResizePolicy = Literal["crop", "stretch", "pad", "fit"]
 class Condition:
     """A picture or clip that the result must show.
 
-    frames: (f h w 3) float, 0 to 1, of any size. frame: where it starts in the result; negative counts from the end, -1 is
-    the last frame. strength: 0 to 1. resize: how it gets the size of the result, see `fit_frames`.
+    frames: (f h w 3) float, 0 to 1, of any size.
+    frame: where it starts in the result; negative counts from the end, -1 is the last frame.
+    strength: 0 to 1; 1 keeps it as it is. resize: how it gets the size of the result, see `fit_frames`.
     """
 
     frames: Tensor
@@ -40,10 +42,10 @@ class Condition:
 def fit_frames(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
     """Frames (f h w 3) at another size, bilinear without antialiasing as in the official pipeline.
 
-    policy: "stretch" changes the aspect ratio; "crop" fills the size and cuts what stands over, centred; "pad" shows the
-    whole picture on mid grey; "fit" shows the whole picture and continues its edges.
+    policy: "stretch" changes the aspect ratio; "crop" fills the size and cuts what stands over, centred; "pad" shows
+    the whole picture on mid grey; "fit" shows the whole picture and continues its edges.
     """
-    f, h, w, _ = frames.shape
+    h, w = frames.shape[1:3]
     x = frames.movedim(-1, 1).float()
     if (h, w) == (height, width):
         return frames
@@ -74,8 +76,8 @@ def place_condition(condition: Condition, size: PixelShape, frames_per_latent: i
     frames = condition.frames
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
         raise ShapeError(
-            f"got a condition of shape {tuple(frames.shape)}; expected (frames, height, width, 3) with at least one frame; "
-            "drop an alpha channel, or repeat a grey one"
+            f"got a condition of shape {tuple(frames.shape)}; expected (frames, height, width, 3) with at least one "
+            "frame; drop an alpha channel, or repeat a grey one"
         )
     start = condition.frame + size.frames if condition.frame < 0 else condition.frame
     if not 0 <= start < size.frames:
@@ -87,8 +89,8 @@ def place_condition(condition: Condition, size: PixelShape, frames_per_latent: i
     length = (min(given, size.frames - start) - 1) // t * t + 1
     if length > 1 and start % t:
         raise ConfigError(
-            f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); use frame "
-            f"{round(start / t) * t}"
+            f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
+            f"use frame {round(start / t) * t}"
         )
     if length != given:
         notes(
@@ -123,7 +125,7 @@ def encode_conditions(
             frames = fit_frames(condition.frames, size.height, size.width, condition.resize)
             pixels = (frames.movedim(-1, 0)[None] * 2 - 1).to(device)
             posterior = vae.encode(pixels)
-            mean, deviation = posterior.mean.float(), (0.5 * posterior.logvar.float()).exp()
+            mean, deviation = posterior.mean.float(), (0.5 * posterior.logvar.float().clamp(*LOGVAR_RANGE)).exp()
             latent = vae.normalize(mean + deviation * noise((batch, *mean.shape[1:])).to(device))
             encoded.append(LatentCondition(latent.float().cpu(), condition.frame, condition.strength))
     return tuple(encoded)

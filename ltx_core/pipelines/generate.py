@@ -14,10 +14,10 @@ from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.conditioning import LatentCondition, apply_conditions, initial_state
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import NO_GUIDANCE, Guidance
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
-from ..sampling.samplers import SamplerSettings, integrate
+from ..sampling.samplers import EULER, SamplerSettings, integrate
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from .condition import Condition, encode_conditions
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class EncodedPrompt:
     """What the text encoder made of one prompt, or of one per sample.
 
-    embeddings: (1 | b, l, c) float, padded on the right. mask: (1 | b, l) integer or bool, 1 = a real token; None: all are.
+    embeddings: (1 | b, l, c) float, padded on the right. mask: (1 | b, l) integer or bool, 1 = a real token; None: all
+    are.
     """
 
     embeddings: Tensor
@@ -49,8 +50,8 @@ def sample(
     fps: float,
     scale: ScaleFactors,
     placement: Placement,
-    guidance: Guidance = Guidance(),
-    settings: SamplerSettings = SamplerSettings(),
+    guidance: Guidance = NO_GUIDANCE,
+    settings: SamplerSettings = EULER,
     conditions: Sequence[Condition | LatentCondition] = (),
     vae: VideoVAE | None = None,
     noise_mask: Tensor | None = None,
@@ -81,8 +82,8 @@ def sample(
     plan = guidance.plan(sigmas, transformer.config.num_layers)
     if negative is None and any(step.scale > 1 for step in plan):
         raise ConfigError(
-            f"got guidance scale {max(step.scale for step in plan)} without a negative prompt; expected one whenever the scale "
-            "is above 1; pass an (empty) negative prompt or set the scale to 1"
+            f"got guidance scale {max(step.scale for step in plan)} without a negative prompt; expected one whenever "
+            "the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
         )
 
     b, c, *grid = latent.shape
@@ -116,17 +117,18 @@ def sample(
         result = state.grid(state.latent).cpu()
     if not bool(result.isfinite().all()):
         raise UnsupportedError(
-            "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: load it as "
-            "bfloat16 or float32, and check LoRA strengths"
+            "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: "
+            "load it as bfloat16 or float32, and check LoRA strengths"
         )
     return result
 
 
 def latent_mask(noise_mask: Tensor, latent: Tensor) -> Tensor:
-    """A noise mask as ComfyUI's nodes leave it, at the size of a latent (b c f h w): (b | 1, 1, f, h, w) float32 on the CPU.
+    """A noise mask as ComfyUI's nodes leave it, for a latent (b c f h w): (b | 1, 1, f, h, w) float32 on the CPU.
 
-    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells, or a picture mask (1 | b | f, [1,] h, w) of any size, which
-    serves all frames, or one frame each when there are as many as latent frames; it is scaled as ComfyUI does (bilinear).
+    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells, or a picture mask (1 | b | f, [1,] h, w) of any size,
+    which serves all frames, or one frame each when there are as many as latent frames; it is scaled as ComfyUI does
+    (bilinear).
 
     Raises:
         ShapeError: a length or batch that fits neither.
@@ -145,8 +147,8 @@ def latent_mask(noise_mask: Tensor, latent: Tensor) -> Tensor:
         if len(scaled) in (1, b):
             return scaled[:, :, None].expand(-1, -1, f, -1, -1)
     raise ShapeError(
-        f"got a noise mask of shape {tuple(noise_mask.shape)} for a latent of {f}x{h}x{w} cells; expected one mask for all "
-        f"frames, one per latent frame ({f}), or one per cell; resize the mask or the latent"
+        f"got a noise mask of shape {tuple(noise_mask.shape)} for a latent of {f}x{h}x{w} cells; expected one mask "
+        f"for all frames, one per latent frame ({f}), or one per cell; resize the mask or the latent"
     )
 
 
@@ -181,8 +183,8 @@ def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: to
 def _check_latent(latent: Tensor, channels: int) -> None:
     if latent.ndim != 5 or latent.shape[1] != channels:
         raise ShapeError(
-            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use a latent of "
-            "this model's VAE"
+            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use "
+            "a latent of this model's VAE"
         )
     if not bool(latent.isfinite().all()):
         raise ConfigError("got a latent with NaN or infinity; expected finite numbers; look for the step that made it")
@@ -195,8 +197,8 @@ def _check_prompts(positive: EncodedPrompt, negative: EncodedPrompt | None, batc
         shape = tuple(prompt.embeddings.shape)
         if len(shape) != 3 or shape[2] != width:
             raise ShapeError(
-                f"got a {name} prompt of shape {shape}; expected (1, tokens, {width}); encode it with T5 v1.1 XXL, the text "
-                "encoder of LTX-Video"
+                f"got a {name} prompt of shape {shape}; expected (1, tokens, {width}); encode it with T5 v1.1 XXL, "
+                "the text encoder of LTX-Video"
             )
         if shape[0] not in (1, batch):
             raise ShapeError(
@@ -205,7 +207,8 @@ def _check_prompts(positive: EncodedPrompt, negative: EncodedPrompt | None, batc
         if prompt.mask is not None:
             if tuple(prompt.mask.shape) != shape[:2]:
                 raise ShapeError(
-                    f"got a {name} prompt mask of shape {tuple(prompt.mask.shape)}; expected {shape[:2]}, as the embeddings"
+                    f"got a {name} prompt mask of shape {tuple(prompt.mask.shape)}; expected {shape[:2]}, as the "
+                    "embeddings"
                 )
             if not bool(prompt.mask.bool().any(dim=1).all()):
                 raise ShapeError(

@@ -40,8 +40,8 @@ class PassSettings:
 def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNSCALE_FACTOR) -> PixelShape:
     """The size of a first pass: both sides times `factor`, rounded down to what the VAE can have; frames rounded up.
 
-    As Lightricks/LTX-Video LTXMultiScalePipeline: 1216x704 gives 800x448; 1152x768 gives 736x480, because 768 * 0.6666666
-    is a little less than 512.
+    As Lightricks/LTX-Video LTXMultiScalePipeline: 1216x704 gives 800x448; 1152x768 gives 736x480, because 768 *
+    0.6666666 is a little less than 512.
 
     Raises:
         ShapeError: nothing is left of a side.
@@ -69,8 +69,8 @@ def upscale_latent(
 ) -> Tensor:
     """A latent at twice the height and width (spatial upscaler), or with 2f - 1 frames (temporal upscaler).
 
-    latent: (b c f h w) normalised. vae: of the latent, for its statistics. adain_factor: how far each channel's mean and
-    deviation go back to those of `latent`; 1 in the official recipe, 0 in diffusers' default.
+    latent: (b c f h w) normalised. vae: of the latent, for its statistics. adain_factor: how far each channel's mean
+    and deviation go back to those of `latent`; 1 in the official recipe, 0 in diffusers' default.
 
     Returns:
         (b c f 2h 2w) or (b c 2f-1 h w) float32 on the CPU, normalised.
@@ -81,8 +81,8 @@ def upscale_latent(
     channels = upsampler.config.in_channels
     if latent.ndim != 5 or latent.shape[1] != channels:
         raise ShapeError(
-            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use the "
-            "upscaler of this model family"
+            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use "
+            "the upscaler of this model family"
         )
     progress(ProgressEvent("upscale", 0, 1))
     latent = latent.float().cpu()
@@ -114,8 +114,9 @@ def generate_two_stage(
 ) -> Tensor:
     """Both recipes: Lightricks' multi-scale pipeline, and the four parts of the diffusers LTX page.
 
-    size: of the first pass (`first_pass_size`, or your own rounding); the result has twice its height and width. Resize the
-    decoded frames to what was asked for. second.sigmas: should start below 1, otherwise nothing of the first pass is left.
+    second.sigmas: should start below 1, otherwise nothing of the first pass is left.
+    size: of the first pass (`first_pass_size`, or your own rounding); the result has twice its height and width.
+        Resize the decoded frames to what was asked for.
     noise: of each pass. The same object twice goes on drawing (official), two of one seed start over (diffusers).
     conditions: encoded for each pass at its size.
 

@@ -4,8 +4,8 @@ Semantics of Lightricks/LTX-Video pipeline_ltx_video.py (prepare_conditioning):
 
 * at frame 0, image or clip: mixed into the clip's own tokens, which then stand at level 1 - strength;
 * an image at a later frame: extra tokens in front of the sequence, with the position of that frame;
-* a clip at a later frame (a multiple of 8): its first two latent frames, which were encoded without a past, become extra
-  tokens; the others are mixed into the clip's own tokens.
+* a clip at a later frame (a multiple of 8): its first two latent frames, which were encoded without a past, become
+  extra tokens; the others are mixed into the clip's own tokens.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class LatentCondition:
         length, frames = (f - 1) * t + 1, (grid.frames - 1) * t + 1
         if self.frame < 0 or self.frame + length > frames:
             raise ConfigError(
-                f"got a condition on frames {self.frame} to {self.frame + length - 1}; expected it to lie within frames 0 to "
-                f"{frames - 1} of the clip; move it, shorten it or make the clip longer"
+                f"got a condition on frames {self.frame} to {self.frame + length - 1}; expected it to lie within "
+                f"frames 0 to {frames - 1} of the clip; move it, shorten it or make the clip longer"
             )
         if f > 1 and self.frame % t:
             raise ConfigError(
-                f"got a clip as condition at frame {self.frame}; expected a multiple of {t} (an image can stand anywhere); "
-                f"use frame {round(self.frame / t) * t}"
+                f"got a clip as condition at frame {self.frame}; expected a multiple of {t} (an image can stand "
+                f"anywhere); use frame {round(self.frame / t) * t}"
             )
 
 

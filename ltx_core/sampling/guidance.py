@@ -97,12 +97,14 @@ class Guidance:
     def __post_init__(self) -> None:
         if str(self.stg_mode) == "residual":
             raise UnsupportedError(
-                "got STG mode 'residual'; expected attention_values, attention_skip or transformer_block; the official code "
-                "accepts 'residual' but its attention layers ignore it, so that nothing is perturbed: pick another mode"
+                "got STG mode 'residual'; expected attention_values, attention_skip or transformer_block; the "
+                "official code accepts 'residual' but its attention layers ignore it, so that nothing is perturbed: "
+                "pick another mode"
             )
         if self.stg_mode not in ("attention_values", "attention_skip", "transformer_block"):
             raise ConfigError(
-                f"got STG mode '{self.stg_mode}'; expected attention_values, attention_skip or transformer_block; pick one"
+                f"got STG mode '{self.stg_mode}'; expected attention_values, attention_skip or transformer_block; "
+                "pick one"
             )
         lists = {
             "guidance_scale": self.scale,
@@ -115,7 +117,8 @@ class Guidance:
         if wrong or expected == 0:
             described = ", ".join(f"{name} with {length}" for name, length in wrong.items()) or "no guidance_timesteps"
             raise ConfigError(
-                f"got {described}; expected 1 or {max(expected, 1)} entries, as many as guidance_timesteps; make the lists equally long"
+                f"got {described}; expected 1 or {max(expected, 1)} entries, as many as guidance_timesteps; make the "
+                "lists equally long"
             )
 
     def at(self, sigma: float | Tensor) -> GuidanceStep:
@@ -148,10 +151,13 @@ class Guidance:
         }
         if beyond:
             raise ConfigError(
-                f"got STG blocks {sorted(beyond)}; expected numbers from 0 to {num_layers - 1}, the model has {num_layers} "
-                "blocks; change skip_block_list"
+                f"got STG blocks {sorted(beyond)}; expected numbers from 0 to {num_layers - 1}, the model has "
+                f"{num_layers} blocks; change skip_block_list"
             )
         return steps
+
+
+NO_GUIDANCE = Guidance()
 
 
 def _projection(positive: Tensor, negative: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Noise = Callable[[Sequence[int]], Tensor]
 class SeededNoise:
     """`Noise` from a seed. Sample i has its own generator, seeded with `seed + i` (modulo 2**64).
 
-    The initial noise of sample 0 equals ComfyUI's for the same seed (`torch.randn` of a CPU generator, [b, c, f, h, w]).
+    The initial noise of sample 0 equals ComfyUI's for the same seed (`torch.randn` of a CPU generator).
     """
 
     def __init__(self, seed: int) -> None:

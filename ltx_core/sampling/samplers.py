@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from .schedules import check_sigmas
 from .state import LatentState
 
 GuidedVelocity = Callable[[int, Tensor, Tensor], Tensor]
-"""(step, x (b n c), sigma per token (b n 1)) -> velocity (b n c), all float32."""
+"""(step, x (b n c), sigma per token (b n 1) or per sample (b 1 1)) -> velocity (b n c), all float32."""
 
 StepCallback = Callable[[int, Tensor], None]
 """(steps done, current estimate of x0 (b n c))."""
@@ -31,12 +32,12 @@ Levels = Literal["own", "official"]
 class SamplerSettings:
     """How the steps are made.
 
-    stochastic: put fresh noise on x0 after every step (what 2B 0.9.6 distilled was trained for) instead of an Euler step.
-    condition_noise: noise on hard conditions (strength 1) before every model call, times level squared; the model is still
-        told level 0 (official name image_cond_noise_scale, 0.15 there).
+    stochastic: put fresh noise on x0 after every step (what 2B 0.9.6 distilled was trained for), not an Euler step.
+    condition_noise: noise on hard conditions (strength 1) before every model call, times level squared; the model is
+        still told level 0 (official name image_cond_noise_scale, 0.15 there).
     levels: "own": a condition of strength s is stepped from its own level 1 - s once the schedule passes it, and hard
-        conditions come out clean. "official": it is stepped from the schedule's level if a level at or below 1 - s exists, so
-        that noise can stay in the result, and the last condition noise stays on hard conditions (FACTS section 19, 3 and 4).
+        conditions come out clean. "official": it is stepped from the schedule's level if a level at or below 1 - s
+        exists, so that noise can stay in the result, and the last condition noise stays on hard conditions.
     """
 
     stochastic: bool = False
@@ -46,6 +47,9 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         if self.condition_noise < 0:
             raise ConfigError(f"got condition noise {self.condition_noise}; expected 0 or more; 0 turns it off")
+
+
+EULER = SamplerSettings()
 
 
 def integrate(
@@ -59,18 +63,20 @@ def integrate(
 ) -> LatentState:
     """Carry a state from level sigmas[0] to 0.
 
-    sigmas: (steps + 1) float32, see `schedules`. noise: for the draws of `settings`. callback: after every step; what it
-    raises passes through.
+    sigmas: (steps + 1) float32, see `schedules`. noise: for the draws of `settings`.
+    callback: after every step; what it raises passes through.
 
     Raises:
         ConfigError: the sigmas do not descend to 0.
     """
     check_sigmas(sigmas)
     x, mask, clean = state.latent, state.denoise_mask, state.clean_latent
+    if bool((mask == 1).all()):
+        mask = mask[:, :1]  # one level per sample: the model embeds it once
     hard = mask == 0
     noised_conditions = settings.condition_noise > 0 and bool(hard.any())
     levels = sigmas.to(x.device)
-    for step, (sigma, sigma_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         if noised_conditions:
             noised = clean + settings.condition_noise * sigma**2 * token_noise(noise, x)
             x = torch.where(hard, noised, x)

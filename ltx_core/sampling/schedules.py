@@ -100,8 +100,8 @@ def skip(sigmas: Tensor, initial: int = 0, final: int = 0) -> Tensor:
     levels = sigmas[:-1]
     if min(initial, final) < 0 or initial + final >= len(levels):
         raise ConfigError(
-            f"got {initial} initial and {final} final steps to skip; expected fewer than the {len(levels)} steps of the "
-            "schedule; skip less or take more steps"
+            f"got {initial} initial and {final} final steps to skip; expected fewer than the {len(levels)} steps of "
+            "the schedule; skip less or take more steps"
         )
     return _closed(levels[initial : len(levels) - final])
 
@@ -118,8 +118,8 @@ def truncate(sigmas: Tensor, denoise_strength: float) -> Tensor:
     kept = int(steps * denoise_strength) if 0 < denoise_strength <= 1 else 0
     if kept == 0:
         raise ConfigError(
-            f"got a denoise strength of {denoise_strength} for {steps} steps, which leaves none; expected a strength from "
-            f"{1 / steps:.3g} to 1; raise it, or take more steps"
+            f"got a denoise strength of {denoise_strength} for {steps} steps, which leaves none; expected a strength "
+            f"from {1 / steps:.3g} to 1; raise it, or take more steps"
         )
     return sigmas[steps - kept :]
 

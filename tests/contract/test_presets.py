@@ -15,9 +15,15 @@ RECIPES = json.loads((Path(__file__).parent.parent / "data" / "official_recipes.
 PASS_FIELDS = {field.name for field in fields(PassPreset)}
 # Not about sampling: file names, the text encoder's home, the number format of the official loader.
 ELSEWHERE = {
-    "checkpoint_path", "spatial_upscaler_model_path", "text_encoder_model_name_or_path", "precision", "sampler", "pipeline_type",
-    "first_pass", "second_pass",
-}  # fmt: skip
+    "checkpoint_path",
+    "spatial_upscaler_model_path",
+    "text_encoder_model_name_or_path",
+    "precision",
+    "sampler",
+    "pipeline_type",
+    "first_pass",
+    "second_pass",
+}
 
 
 def as_lists(entry: PassPreset, official: dict) -> dict:
