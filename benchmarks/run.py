@@ -30,10 +30,11 @@ def rendered() -> str:
     return "\n\n".join(tables) or "No figures have been taken yet: `make bench`."
 
 
-def write_readme() -> None:
+def readme_with_tables() -> str:
+    """The README as it should be."""
     before, _, rest = README.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{rendered()}\n{END}{after}")
+    return f"{before}{BEGIN}\n{rendered()}\n{END}{after}"
 
 
 def runnable() -> list[str]:
@@ -45,7 +46,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--render", action="store_true", help="measure nothing, only write the tables")
+    parser.add_argument("--check", action="store_true", help="measure nothing; fail if the README's tables are stale")
     options = parser.parse_args()
+    if options.check:
+        return int(README.read_text() != readme_with_tables())
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"got {', '.join(sorted(unknown))}; expected some of {', '.join(NAMES)}")
     failed: list[str] = []
@@ -54,7 +58,7 @@ def main() -> int:
             print(f"\n=== {name}", flush=True)
             if subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=os.environ, check=False).returncode:
                 failed.append(name)
-    write_readme()
+    README.write_text(readme_with_tables())
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)
