@@ -56,10 +56,8 @@ def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int
     if entry.timesteps is not None:
         return explicit(entry.timesteps)
     steps = entry.num_inference_steps or 0
-    if scheduler is not None and scheduler.sampler == "Uniform":
-        sigmas = uniform(steps)
-    else:
-        sigmas = linear_quadratic(steps)
+    even = scheduler is not None and scheduler.sampler == "Uniform"
+    sigmas = uniform(steps) if even else linear_quadratic(steps)
     if scheduler is not None and scheduler.shifting is not None:
         sigmas = shift(sigmas, token_shift(tokens), scheduler.target_shift_terminal)
     return skip(sigmas, entry.skip_initial_inference_steps, entry.skip_final_inference_steps)
