@@ -1,0 +1,90 @@
+"""What turns noise levels and text into the transformer's width: timestep embedding, modulation, caption projection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SINUSOID_CHANNELS = 256  # Lightricks/LTX-Video embeddings.py, PixArtAlphaCombinedTimestepSizeEmbeddings
+
+
+def sinusoid(timesteps: Tensor, channels: int = SINUSOID_CHANNELS) -> Tensor:
+    """(u) float32 -> (u, channels) float32, cosines first (arXiv 2006.11239, with max period 10000)."""
+    half = channels // 2
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float().unsqueeze(-1) * exponents.exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """(u) timesteps -> (u d)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(SINUSOID_CHANNELS, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoid(timesteps).to(dtype))))
+
+
+class _TimestepEmbedding(nn.Module):
+    """Holds the embedder under the name that checkpoints give it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(width)
+
+
+class AdaLayerNormSingle(nn.Module):
+    """One embedding of the noise level for all blocks (PixArt-alpha, arXiv 2310.00426)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = _TimestepEmbedding(width)
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(u) timesteps -> modulation of the blocks (u 6 d), and of the output (u d)."""
+        embedded = self.emb.timestep_embedder(timesteps, dtype)
+        return self.linear(F.silu(embedded)).unflatten(-1, (6, -1)), embedded
+
+
+@dataclass(frozen=True, eq=False)
+class Modulation:
+    """Noise levels of a batch, embedded once per distinct value.
+
+    blocks: (u 6 d). output: (u d). index: (b n) which of the u rows a token has; None: row i belongs to sample i, or the
+    only row to all of them.
+    """
+
+    blocks: Tensor
+    output: Tensor
+    index: Tensor | None
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """(u d) -> what broadcasts against tokens (b n d)."""
+        if self.index is None:
+            return rows.unsqueeze(1)
+        return rows.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift, with scale and shift already spread; `scale` holds the 1."""
+    return torch.addcmul(shift, x, scale)
+
+
+class CaptionProjection(nn.Module):
+    """Text embeddings (..., caption channels) -> (..., d)."""
+
+    def __init__(self, caption_channels: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(caption_channels, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(context), approximate="tanh"))

@@ -1,0 +1,48 @@
+"""Rotary position embedding over (seconds, pixels down, pixels right).
+
+Lightricks/LTX-Video transformer3d.py, `precompute_freqs_cis` with "exp" spacing. Every head sees other frequencies: the
+table spans the full width and is applied before the head split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RotaryTable:
+    """One rotation per pair of neighbouring channels, as a unit complex number.
+
+    rotation: (b | 1, n, width / 2) complex64. Made once per set of positions, shared by blocks, branches and steps.
+    """
+
+    rotation: Tensor
+
+
+def rotary_table(positions: Tensor, width: int, theta: float, max_positions: tuple[int, int, int]) -> RotaryTable:
+    """Rotations for tokens at `positions` (b, 3, n), float32: seconds, pixels, pixels.
+
+    width: hidden size, even. theta: ratio of the highest frequency to the lowest. max_positions: the range on which
+    positions are brought to [-1, 1].
+
+    The top frequency is 15708 rad per half range, so a rounding of the position shows: the order of operations here is
+    the official one, all float32.
+    """
+    scale = torch.tensor(max_positions, dtype=torch.float32, device=positions.device)
+    centred = (positions.transpose(1, 2) / scale) * 2 - 1  # (b n 3)
+    exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32, device=positions.device)
+    frequencies = theta**exponents * math.pi / 2
+    angles = (centred.unsqueeze(-2) * frequencies.unsqueeze(-1)).flatten(-2)  # channel = frequency * 3 + axis
+    # The width // 6 frequencies of three axes leave width % 6 channels over; they stand in front and do not turn.
+    angles = torch.nn.functional.pad(angles, (width // 2 - angles.shape[-1], 0))
+    return RotaryTable(torch.complex(angles.cos(), angles.sin()))
+
+
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Turn neighbouring channel pairs of x (..., b, n, width) in float32; the result has the dtype of x."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table.rotation).flatten(-2).to(x.dtype)

@@ -1,0 +1,217 @@
+"""The LTX-Video transformer, 2B and 13B, versions 0.9.0 to 0.9.8 (arXiv 2501.00103; Lightricks/LTX-Video transformer3d.py).
+
+Attribute names are the keys of the official single file after its prefix. One forward computes all branches of a
+denoising step; work that they share is done once (see `branches`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import TransformerConfig
+from ..errors import ConfigError, ShapeError
+from .attention import CrossAttention, SelfAttention, add
+from .branches import BlockPlan, Branch, PreparedText, SkipMode, TextAttention, plan, take
+from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, modulate
+from .rope import RotaryTable, rotary_table
+
+__all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "SkipMode", "TransformerBlock"]
+
+OUTPUT_NORM_EPS = 1e-6  # fixed in Lightricks/LTX-Video transformer3d.py; `norm_eps` of the config is the blocks'
+
+
+class _ProjectedGELU(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # The identity stands where training had a dropout, so that the keys are net.0.proj and net.2.
+        self.net = nn.Sequential(_ProjectedGELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
+        self.norm_eps = config.norm_eps
+        self.attn1 = SelfAttention(d, d, heads, head_dim)
+        self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
+        self.ff = FeedForward(d)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
+
+    def forward(
+        self, x: Tensor, modulation: Modulation, rotary: RotaryTable, texts: Sequence[TextAttention], plan: BlockPlan
+    ) -> Tensor:
+        """Lanes (g b n d) before the block -> lanes after it; `texts` are those of the computed lanes."""
+        kept = take(x, plan.kept) if plan.kept else None
+        if plan.computed:
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
+            h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+            h = modulate(h, modulation.spread(shift_a), modulation.spread(1 + scale_a))
+            h = self.attn1(h, rotary, plan)
+            x = torch.addcmul(take(x, plan.computed), modulation.spread(gate_a), h)
+            x = self.attn2(x, texts)
+            h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+            h = modulate(h, modulation.spread(shift_m), modulation.spread(1 + scale_m))
+            x = torch.addcmul(x, modulation.spread(gate_m), self.ff(h))
+            return x if kept is None else torch.cat([x, kept])
+        return cast(Tensor, kept)
+
+
+class LTXTransformer(nn.Module):
+    """Predicts velocity = noise - data for latent tokens.
+
+    Builds under `torch.device("meta")`; holds parameters only, no buffers. gradient_checkpointing: recompute blocks in the
+    backward pass instead of keeping their activations.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        if config.hidden_size % 2:
+            raise ConfigError(
+                f"got hidden size {config.hidden_size}; expected an even one, rotary positions turn pairs; change attention_head_dim"
+            )
+        self.config = config
+        self.gradient_checkpointing = False
+        d = config.hidden_size
+        self.patchify_proj = nn.Linear(config.in_channels, d)
+        self.adaln_single = AdaLayerNormSingle(d)
+        self.caption_projection = CaptionProjection(config.caption_channels, d)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        self.scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
+        self.proj_out = nn.Linear(d, config.out_channels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes: that of the tables, since quantized weights are stored in others."""
+        return self.scale_shift_table.dtype
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The blocks in order. Block streaming puts its own iterator in the place of this method."""
+        return iter(self.transformer_blocks)
+
+    def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
+        """Text embeddings, one (l, caption_channels) per sample without padding; a single one serves the whole batch.
+
+        Raises:
+            ShapeError: no text, an empty one, or one of another width.
+        """
+        expected = self.config.caption_channels
+        if not contexts:
+            raise ShapeError("got no text; expected one per sample, or one for all; encode the prompt first")
+        for context in contexts:
+            if context.ndim != 2 or context.shape[1] != expected:
+                raise ShapeError(
+                    f"got text of shape {tuple(context.shape)}; expected (tokens, {expected}); text from another encoder "
+                    "family does not fit this model: use the T5 v1.1 encoder it was trained with"
+                )
+            if context.shape[0] == 0:
+                raise ShapeError(
+                    "got text without tokens; expected one at least (an empty prompt is one token, its end); encode the prompt"
+                )
+        lengths = [context.shape[0] for context in contexts]
+        projected = self.caption_projection(torch.cat(list(contexts)).to(self.dtype))
+        if len(set(lengths)) == 1:
+            return PreparedText((projected.unflatten(0, (len(lengths), -1)),))
+        return PreparedText(tuple(part.unsqueeze(0) for part in projected.split(lengths)))
+
+    def prepare_positions(self, positions: Tensor) -> RotaryTable:
+        """Positions (b | 1, 3, n) float32: seconds, pixels down, pixels right, on the device of the forward."""
+        if positions.ndim != 3 or positions.shape[1] != 3:
+            raise ShapeError(
+                f"got positions of shape {tuple(positions.shape)}; expected (batch or 1, 3, tokens); pass seconds and pixels"
+            )
+        config = self.config
+        return rotary_table(
+            positions.float(),
+            config.hidden_size,
+            config.positional_embedding_theta,
+            config.positional_embedding_max_pos,
+        )
+
+    def forward(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> tuple[Tensor, ...]:
+        """One velocity per branch.
+
+        x: (b n c) normalised latent tokens. sigma: (b n 1), or (b 1 1) for one level per sample; 0 (clean) to 1 (noise).
+        rotary: from `prepare_positions`. branches: share text objects where they share text.
+
+        Returns:
+            one (b n c_out) float32 per branch, in their order; branches that are the same get the same tensor.
+
+        Raises:
+            ShapeError: channels, tokens or samples do not fit. ConfigError: a skipped block that does not exist.
+        """
+        self._check(x, sigma, rotary, branches)
+        plans, lane_texts, last_lane = plan(branches, self.config.num_layers)
+        modulation = self._modulation(sigma)
+        x = self.patchify_proj(x.to(self.dtype))
+        x = x.expand(len(lane_texts), *x.shape)  # (g b n d)
+        for number, (block, block_plan) in enumerate(zip(self.blocks(), plans, strict=True)):
+            block = cast(TransformerBlock, block)
+            texts = [self._text_attention(branches[of].text, number, block) for of in block_plan.texts]
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(block, x, modulation, rotary, texts, block_plan, use_reentrant=False))
+            else:
+                x = block(x, modulation, rotary, texts, block_plan)
+        shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
+        x = F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS)
+        x = modulate(x, modulation.spread(shift), modulation.spread(1 + scale))
+        velocities = self.proj_out(x).float()
+        return tuple(velocities[lane] for lane in last_lane)
+
+    def _modulation(self, sigma: Tensor) -> Modulation:
+        index = None
+        levels = sigma.flatten().float()
+        if sigma.shape[1] > 1:
+            levels, index = levels.unique(return_inverse=True)
+            index = None if levels.shape[0] == 1 else index.view(sigma.shape[:2])
+        blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.dtype)
+        return Modulation(blocks, output, index)
+
+    @staticmethod
+    def _text_attention(text: PreparedText, number: int, block: TransformerBlock) -> TextAttention:
+        if number not in text.attention:
+            text.attention[number] = block.attn2.prepare(text.contexts)
+        return text.attention[number]
+
+    def _check(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> None:
+        config = self.config
+        if x.ndim != 3 or x.shape[2] != config.in_channels:
+            raise ShapeError(
+                f"got latent tokens of shape {tuple(x.shape)}; expected (batch, tokens, {config.in_channels}); use latents of "
+                "the VAE that belongs to this model"
+            )
+        b, n, _ = x.shape
+        if tuple(sigma.shape) not in ((b, n, 1), (b, 1, 1)):
+            raise ShapeError(
+                f"got sigma of shape {tuple(sigma.shape)}; expected ({b}, {n}, 1) or ({b}, 1, 1); give a level per token or sample"
+            )
+        rows, tokens, _ = rotary.rotation.shape
+        if tokens != n or rows not in (1, b):
+            raise ShapeError(
+                f"got positions of {rows} samples with {tokens} tokens; expected {b} (or 1) with {n}; prepare them for this latent"
+            )
+        for branch in branches:
+            samples, width = branch.text.samples, branch.text.contexts[0].shape[-1]
+            if samples not in (1, b):
+                raise ShapeError(f"got {samples} texts; expected {b}, or 1 for all; give one prompt per sample")
+            if width != config.hidden_size:
+                raise ShapeError(
+                    f"got text prepared at width {width}; expected {config.hidden_size}; prepare it with this model"
+                )
