@@ -105,7 +105,7 @@ def test_a_soft_condition_is_stepped_from_its_own_level():
     torch.testing.assert_close(done.latent, target, atol=2e-6, rtol=0)
 
     # No level at or below 0.4 but 0: the last step carries the token from its own level.
-    done, seen, _ = run(state, explicit([1.0, 0.7]), towards(target))
+    done, _, _ = run(state, explicit([1.0, 0.7]), towards(target))
     torch.testing.assert_close(done.latent, target, atol=2e-6, rtol=0)
 
 
@@ -114,7 +114,7 @@ def test_the_official_form_leaves_noise_in_a_soft_condition():
     state = LatentCondition(shown, 0, 0.6).apply_to(start(), COORDINATES, SeededNoise(0))
     done, _, _ = run(state, explicit([1.0, 0.7]), towards(target), levels="official")
     assert torch.equal(done.latent[:, :CELLS], state.latent[:, :CELLS])  # 0.7 > 0.4: never stepped
-    done, seen, _ = run(state, explicit([1.0, 0.7, 0.3]), lambda *_: torch.ones_like(state.latent), levels="official")
+    done, _, _ = run(state, explicit([1.0, 0.7, 0.3]), lambda *_: torch.ones_like(state.latent), levels="official")
     torch.testing.assert_close(done.latent[:, :CELLS], state.latent[:, :CELLS] - 0.3)  # from 0.3, not from 0.4
 
 

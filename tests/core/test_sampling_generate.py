@@ -1,0 +1,361 @@
+"""`sample`, `encode_conditions`, `upscale_latent` and the two recipes of the diffusers LTX page, on tiny random models."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from ltxkit.ltx_core.config import TransformerConfig, UpsamplerConfig
+from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.models.upsampler import LatentUpsampler
+from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions, fit_frames
+from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, latent_mask, sample
+from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage, upscale_latent
+from ltxkit.ltx_core.sampling.conditioning import LatentCondition
+from ltxkit.ltx_core.sampling.guidance import Guidance
+from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import SamplerSettings
+from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic, truncate, uniform
+from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
+
+CHANNELS, TEXT, LAYERS = 16, 24, 2
+SCALE = ScaleFactors(8, 32, 32)
+GUIDED = Guidance(scale=(3.0,), stg_scale=(1.0,), rescaling_scale=(0.7,), skip_blocks=((1,),))
+
+
+@contextmanager
+def on_cpu(module, *, memory_required=0):
+    yield torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    config = TransformerConfig(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=LAYERS,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=TEXT,
+        norm_eps=1e-6,
+        positional_embedding_theta=10000.0,
+        positional_embedding_max_pos=(20, 2048, 2048),
+        timestep_scale_multiplier=1000.0,
+        causal_temporal_positioning=True,
+    )
+    torch.manual_seed(0)
+    return LTXTransformer(config).eval()
+
+
+@pytest.fixture(scope="module")
+def vae(vae_config):
+    torch.manual_seed(1)
+    model = VideoVAE(vae_config("0.9.5", latent_channels=CHANNELS)).eval()
+    model.per_channel_statistics.get_buffer("mean-of-means").copy_(torch.linspace(-1, 1, CHANNELS))
+    model.per_channel_statistics.get_buffer("std-of-means").copy_(torch.linspace(0.5, 2, CHANNELS))
+    return model
+
+
+@pytest.fixture(scope="module")
+def upsampler():
+    torch.manual_seed(2)
+    config = UpsamplerConfig(
+        in_channels=CHANNELS, mid_channels=32, num_blocks_per_stage=1, dims=3, spatial_upsample=True, temporal_upsample=False
+    )  # fmt: skip
+    return LatentUpsampler(config).eval()
+
+
+def prompt(seed: int, real: int = 3, padded: int = 5, count: int = 1) -> EncodedPrompt:
+    embeddings = torch.randn(count, padded, TEXT, generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(count, padded, dtype=torch.int64)
+    mask[:, :real] = 1
+    return EncodedPrompt(embeddings, mask)
+
+
+def picture(seed: int, frames: int = 1, height: int = 64, width: int = 96) -> torch.Tensor:
+    return torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def run(transformer, latent=None, seed=5, **settings):
+    latent = torch.zeros(1, CHANNELS, 3, 2, 3) if latent is None else latent
+    settings = {
+        "positive": prompt(1),
+        "negative": prompt(2),
+        "sigmas": linear_quadratic(4),
+        "guidance": GUIDED,
+        "noise": SeededNoise(seed),
+        "fps": 25.0,
+        "scale": SCALE,
+        "placement": on_cpu,
+        **settings,
+    }
+    return sample(transformer, latent, **settings)
+
+
+def test_one_seed_twice_gives_the_same_bytes(transformer):
+    settings = SamplerSettings(stochastic=True, condition_noise=0.15)
+    conditions = [LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 0), LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9, 0.8)]  # fmt: skip
+    results = [run(transformer, settings=settings, conditions=conditions) for _ in range(2)]
+    assert torch.equal(*results)
+    assert results[0].dtype == torch.float32
+    assert not torch.allclose(results[0], run(transformer, seed=6, settings=settings, conditions=conditions), atol=0.1)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, stochastic):
+    settings = SamplerSettings(stochastic=stochastic, condition_noise=0.1)
+    conditions = [Condition(picture(3), 0), Condition(picture(4), -1, 0.7)]
+    common = {"settings": settings, "conditions": conditions, "vae": vae}
+    batch = run(transformer, torch.zeros(2, CHANNELS, 3, 2, 3), **common)
+    for i in range(2):
+        single = run(transformer, seed=5 + i, **common)
+        assert float((batch[i] - single[0]).abs().max() / single.abs().max()) < 1e-4
+
+
+def test_padding_of_the_prompt_changes_nothing(transformer):
+    long = prompt(1, real=3, padded=9)
+    short = EncodedPrompt(long.embeddings[:, :3])
+    assert torch.equal(run(transformer, positive=long), run(transformer, positive=short))
+
+
+def test_inputs_are_not_changed(transformer, vae):
+    latent, frames = torch.randn(1, CHANNELS, 3, 2, 3), picture(3)
+    copies = latent.clone(), frames.clone()
+    run(transformer, latent, sigmas=explicit([0.8, 0.4]), conditions=[Condition(frames, 0, 0.5)], vae=vae)
+    assert torch.equal(latent, copies[0])
+    assert torch.equal(frames, copies[1])
+
+
+def test_progress_starts_before_the_work_and_shows_the_clip(transformer):
+    events = []
+    conditions = [LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9)]
+    result = run(transformer, conditions=conditions, progress=events.append, stage="refine")
+    assert [(event.stage, event.step, event.total) for event in events] == [("refine", i, 4) for i in range(5)]
+    assert events[0].denoised is None
+    assert all(event.denoised.shape == result.shape for event in events[1:])  # guide tokens are not shown
+    torch.testing.assert_close(events[-1].denoised, result)
+
+
+def test_an_interrupt_passes_through_and_the_next_run_works(transformer):
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event.step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(transformer, progress=stop)
+    assert torch.equal(run(transformer), run(transformer))
+
+
+def test_only_needed_forwards_are_made(transformer):
+    """At first nothing but the positive branch; then all three; then without STG."""
+    counts = []
+    forward = transformer.forward
+
+    def counting(x, sigma, rotary, branches):
+        counts.append(len(branches))
+        return forward(x, sigma, rotary, branches)
+
+    transformer.forward = counting
+    try:
+        guidance = Guidance(
+            scale=(1.0, 3.0, 3.0),
+            stg_scale=(0.0, 1.0, 0.0),
+            rescaling_scale=(1.0, 0.7, 1.0),
+            skip_blocks=((), (1,), (1,)),
+            guidance_timesteps=(0.99, 0.9, 0.5),
+        )
+        run(transformer, sigmas=linear_quadratic(8), guidance=guidance)
+    finally:
+        del transformer.forward
+    assert counts == [1, 1, 3, 3, 3, 3, 2, 2]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_first_frame_is_encoded_and_kept(transformer, vae, strength):
+    frames = picture(3)
+    noise = SeededNoise(5)
+    noise((1, CHANNELS, 3, 2, 3))  # what the clip itself draws first
+    (encoded,) = encode_conditions(
+        vae, [Condition(frames)], PixelShape(17, 64, 96), batch=1, noise=noise, placement=on_cpu
+    )
+    mean = vae.normalize(vae.encode(frames.movedim(-1, 0)[None] * 2 - 1).mode())
+    assert not torch.equal(encoded.latent, mean)  # drawn from the posterior
+    result = run(transformer, conditions=[Condition(frames, 0, strength)], vae=vae)
+    assert torch.equal(result[:, :, :1], encoded.latent) is (strength == 1)
+
+
+def test_a_clip_is_trimmed_with_a_note(vae):
+    """21 frames become 17, as the diffusers page's example needs."""
+    notes = []
+    (encoded,) = encode_conditions(
+        vae, [Condition(picture(3, frames=21))], PixelShape(33, 64, 96),
+        batch=1, noise=SeededNoise(0), placement=on_cpu, notes=notes.append,
+    )  # fmt: skip
+    assert encoded.latent.shape == (1, CHANNELS, 3, 2, 3)
+    assert notes == ["The condition at frame 0 was trimmed from 21 to 17 frames: 8k+1 that fit in the clip."]
+    # What stands over the end goes too; and what is right is not talked about.
+    encode_conditions(
+        vae, [Condition(picture(3, frames=17), 24), Condition(picture(3), -1)], PixelShape(33, 64, 96),
+        batch=1, noise=SeededNoise(0), placement=on_cpu, notes=notes.append,
+    )  # fmt: skip
+    assert notes[1:] == ["The condition at frame 24 was trimmed from 17 to 9 frames: 8k+1 that fit in the clip."]
+
+
+def test_resize_policies():
+    wide = torch.zeros(1, 10, 40, 3)
+    wide[:, :, 20:] = 1.0
+    for policy in ("stretch", "crop", "pad", "fit"):
+        assert fit_frames(wide, 20, 20, policy).shape == (1, 20, 20, 3)
+    assert torch.equal(fit_frames(wide, 10, 40, "crop"), wide)
+    assert fit_frames(wide, 20, 20, "pad")[0, 0, 0].tolist() == [0.5] * 3  # mid grey above
+    assert fit_frames(wide, 20, 20, "fit")[0, 0, [0, -1], 0].tolist() == [0.0, 1.0]  # the edge goes on
+    cropped = fit_frames(wide, 20, 20, "crop")[0, :, :, 0]
+    assert cropped[:, :9].max() == 0
+    assert cropped[:, 11:].min() == 1
+
+
+def test_resize_equals_the_official_bilinear():
+    frames = picture(1, frames=2, height=50, width=70)
+    expected = torch.nn.functional.interpolate(
+        frames.movedim(-1, 1), size=(64, 96), mode="bilinear", align_corners=False
+    )
+    assert torch.equal(fit_frames(frames, 64, 96, "stretch"), expected.movedim(1, -1))
+
+
+def test_noise_mask_of_native_nodes(transformer):
+    """Temporal (b, 1, f, 1, 1), as ComfyUI's image-to-video node leaves it: covered frames come back as they went in."""
+    latent = torch.randn(1, CHANNELS, 3, 2, 3)
+    mask = torch.ones(1, 1, 3, 1, 1)
+    mask[:, :, 1] = 0
+    result = run(transformer, latent, noise_mask=mask)
+    assert torch.equal(result[:, :, 1], latent[:, :, 1])
+    assert not torch.isclose(result[:, :, 0], latent[:, :, 0]).all()
+
+
+def test_noise_mask_of_a_picture():
+    latent = torch.zeros(1, CHANNELS, 3, 2, 4)
+    picture_mask = torch.zeros(1, 64, 128)
+    picture_mask[:, :, 64:] = 1
+    cells = latent_mask(picture_mask, latent)
+    assert cells.shape == (1, 1, 3, 2, 4)
+    assert cells[0, 0, 2].tolist() == [[0, 0, 1, 1]] * 2
+    per_frame = latent_mask(torch.stack([torch.full((8, 8), float(i)) for i in range(3)]), latent)
+    assert per_frame[0, 0, :, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_upscaling_goes_through_raw_latents(vae, upsampler):
+    latent = torch.randn(1, CHANNELS, 3, 2, 3)
+    events = []
+    upscaled = upscale_latent(upsampler, vae, latent, placement=on_cpu, progress=events.append)
+    with torch.no_grad():
+        expected = vae.normalize(upsampler(vae.un_normalize(latent)))
+    assert upscaled.shape == (1, CHANNELS, 3, 4, 6)
+    torch.testing.assert_close(upscaled, expected)
+    assert [event.step for event in events] == [0, 1]
+    matched = upscale_latent(upsampler, vae, latent, placement=on_cpu, adain_factor=1.0)
+    torch.testing.assert_close(matched.std(dim=(2, 3, 4)), latent.std(dim=(2, 3, 4)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "first"),
+    [((704, 1216), None, (448, 800)), ((768, 1152), None, (480, 736)), ((768, 1152), 2 / 3, (512, 768)), ((96, 192), None, (32, 96))],
+)  # fmt: skip
+def test_first_pass_sizes(size, factor, first):
+    factors = () if factor is None else (factor,)
+    assert first_pass_size(PixelShape(121, *size), SCALE, *factors) == PixelShape(121, *first)
+
+
+@pytest.mark.parametrize("kind", ["dev", "distilled"])
+def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
+    """As printed there, sizes aside: steps, levels, branches, the trimmed clip in both passes, seed 0 in both."""
+    if kind == "dev":
+        guidance = Guidance(scale=(5.0,), guidance_rescale=0.7)
+        passes = [linear_quadratic(30), truncate(linear_quadratic(10), 0.4)]
+        conditions = [Condition(picture(8, frames=21, height=70, width=100), 0)]
+        steps = [30, 4]
+    else:
+        guidance = Guidance()
+        passes = [
+            explicit([1000, 993, 987, 981, 975, 909, 725, 0.03]),
+            truncate(explicit([1000, 909, 725, 421, 0]), 0.999),
+        ]
+        conditions, steps = [], [8, 3]  # the page's fourth step of the second pass goes from 0 to 0
+    first, second = (PassSettings(transformer, sigmas, guidance) for sigmas in passes)
+    events, notes = [], []
+    size = first_pass_size(PixelShape(33, 96, 144), SCALE, 2 / 3)
+    result = generate_two_stage(
+        first, second, upsampler, vae, prompt(1), prompt(2),
+        size=size, fps=25.0, noise=(SeededNoise(0), SeededNoise(0)), placement=on_cpu,
+        adain_factor=0.0 if kind == "dev" else 1.0, conditions=conditions, progress=events.append, notes=notes.append,
+    )  # fmt: skip
+    assert size == PixelShape(33, 64, 96)
+    assert result.shape == (1, CHANNELS, 5, 4, 6)
+    assert [
+        len([event for event in events if event.stage == stage and event.step]) for stage in ("sample", "refine")
+    ] == steps
+    assert len(notes) == (2 if kind == "dev" else 0)  # 21 -> 17, in each pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"sigmas": torch.tensor([0.5, 0.9, 0.0])}, ConfigError, "expected every level to be lower"),
+        ({"latent": torch.full((1, CHANNELS, 1, 2, 2), float("nan"))}, ConfigError, "got a latent with NaN"),
+        ({"latent": torch.zeros(1, 4, 1, 2, 2)}, ShapeError, r"expected \(batch, 16, frames, height, width\)"),
+        ({"latent": torch.zeros(CHANNELS, 1, 2, 2)}, ShapeError, "expected .* use a latent of this model's VAE"),
+        ({"positive": EncodedPrompt(torch.zeros(1, 3, 768))}, ShapeError, r"expected \(1, tokens, 24\); encode it with T5"),
+        ({"positive": prompt(1, count=3)}, ShapeError, "got 3 positive prompts for 1 clips"),
+        ({"positive": prompt(1, real=0)}, ShapeError, "got a positive prompt without tokens"),
+        ({"negative": EncodedPrompt(torch.zeros(1, 3, TEXT), torch.ones(1, 4))}, ShapeError, "got a negative prompt mask"),
+        ({"negative": None}, ConfigError, "got guidance scale 3.0 without a negative prompt"),
+        ({"fps": 0.0}, ConfigError, "got 0.0 frames per second"),
+        ({"guidance": Guidance(stg_scale=(1.0,), skip_blocks=((7,),))}, ConfigError, r"got STG blocks \[7\]"),
+        ({"conditions": [Condition(picture(1), 17)]}, ConfigError, "got a condition at frame 17; expected -17 to 16"),
+        ({"conditions": [Condition(picture(1), -18)]}, ConfigError, "got a condition at frame -18"),
+        ({"conditions": [Condition(picture(1, 9), 5)]}, ConfigError, "expected a multiple of 8 .* use frame 8"),
+        ({"conditions": [Condition(picture(1)[..., :1], 0)]}, ShapeError, "drop an alpha channel, or repeat a grey one"),
+        ({"conditions": [Condition(picture(1), 0), Condition(picture(2), 0)]}, ConfigError, "two conditions on frame 0"),
+        ({"conditions": [Condition(picture(1), 0)], "vae": None}, ConfigError, "got conditions without a VAE"),
+        ({"noise_mask": torch.ones(5, 8, 8)}, ShapeError, r"got a noise mask of shape \(5, 8, 8\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(transformer, vae, settings, error, message):
+    with pytest.raises(error, match=message):
+        run(transformer, **{"vae": vae, **settings})
+
+
+def test_numbers_that_are_not_finite_are_an_error(transformer):
+    latent = torch.full((1, CHANNELS, 1, 2, 2), 3e38)
+    with pytest.raises(UnsupportedError, match="float16 overflows"):
+        run(transformer, latent, sigmas=explicit([0.5]))
+
+
+def test_upscaler_of_another_family_is_refused(vae, upsampler):
+    with pytest.raises(ShapeError, match="use the upscaler of this model family"):
+        upscale_latent(upsampler, vae, torch.zeros(1, 4, 1, 2, 2), placement=on_cpu)
+    with pytest.raises(ShapeError, match="got 30x30 pixels for two passes"):
+        first_pass_size(PixelShape(9, 30, 30), SCALE)
+
+
+def test_uniform_levels_reach_the_model_once_per_sample(transformer):
+    shapes = []
+    forward = transformer.forward
+
+    def recording(x, sigma, rotary, branches):
+        shapes.append(tuple(sigma.shape))
+        return forward(x, sigma, rotary, branches)
+
+    transformer.forward = recording
+    try:
+        run(transformer, sigmas=uniform(1))
+        run(transformer, sigmas=uniform(1), conditions=[LatentCondition(torch.zeros(1, CHANNELS, 1, 2, 3), 0)])
+    finally:
+        del transformer.forward
+    assert shapes == [(1, 1, 1), (1, 18, 1)]
