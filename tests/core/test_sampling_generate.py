@@ -1,4 +1,4 @@
-"""`sample`, `encode_conditions`, `upscale_latent` and the two recipes of the diffusers LTX page, on tiny random models."""
+"""One pass, conditions, upscaling and the two recipes of the diffusers LTX page, on tiny random models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+
 from ltxkit.ltx_core.config import TransformerConfig, UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
@@ -64,8 +65,13 @@ def vae(vae_config):
 def upsampler():
     torch.manual_seed(2)
     config = UpsamplerConfig(
-        in_channels=CHANNELS, mid_channels=32, num_blocks_per_stage=1, dims=3, spatial_upsample=True, temporal_upsample=False
-    )  # fmt: skip
+        in_channels=CHANNELS,
+        mid_channels=32,
+        num_blocks_per_stage=1,
+        dims=3,
+        spatial_upsample=True,
+        temporal_upsample=False,
+    )
     return LatentUpsampler(config).eval()
 
 
@@ -98,7 +104,10 @@ def run(transformer, latent=None, seed=5, **settings):
 
 def test_one_seed_twice_gives_the_same_bytes(transformer):
     settings = SamplerSettings(stochastic=True, condition_noise=0.15)
-    conditions = [LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 0), LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9, 0.8)]  # fmt: skip
+    conditions = [
+        LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 0),
+        LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9, 0.8),
+    ]
     results = [run(transformer, settings=settings, conditions=conditions) for _ in range(2)]
     assert torch.equal(*results)
     assert results[0].dtype == torch.float32
@@ -141,14 +150,14 @@ def test_progress_starts_before_the_work_and_shows_the_clip(transformer):
 
 
 def test_an_interrupt_passes_through_and_the_next_run_works(transformer):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(event):
         if event.step == 2:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(transformer, progress=stop)
     assert torch.equal(run(transformer), run(transformer))
 
@@ -195,16 +204,26 @@ def test_a_clip_is_trimmed_with_a_note(vae):
     """21 frames become 17, as the diffusers page's example needs."""
     notes = []
     (encoded,) = encode_conditions(
-        vae, [Condition(picture(3, frames=21))], PixelShape(33, 64, 96),
-        batch=1, noise=SeededNoise(0), placement=on_cpu, notes=notes.append,
-    )  # fmt: skip
+        vae,
+        [Condition(picture(3, frames=21))],
+        PixelShape(33, 64, 96),
+        batch=1,
+        noise=SeededNoise(0),
+        placement=on_cpu,
+        notes=notes.append,
+    )
     assert encoded.latent.shape == (1, CHANNELS, 3, 2, 3)
     assert notes == ["The condition at frame 0 was trimmed from 21 to 17 frames: 8k+1 that fit in the clip."]
     # What stands over the end goes too; and what is right is not talked about.
     encode_conditions(
-        vae, [Condition(picture(3, frames=17), 24), Condition(picture(3), -1)], PixelShape(33, 64, 96),
-        batch=1, noise=SeededNoise(0), placement=on_cpu, notes=notes.append,
-    )  # fmt: skip
+        vae,
+        [Condition(picture(3, frames=17), 24), Condition(picture(3), -1)],
+        PixelShape(33, 64, 96),
+        batch=1,
+        noise=SeededNoise(0),
+        placement=on_cpu,
+        notes=notes.append,
+    )
     assert notes[1:] == ["The condition at frame 24 was trimmed from 17 to 9 frames: 8k+1 that fit in the clip."]
 
 
@@ -230,7 +249,7 @@ def test_resize_equals_the_official_bilinear():
 
 
 def test_noise_mask_of_native_nodes(transformer):
-    """Temporal (b, 1, f, 1, 1), as ComfyUI's image-to-video node leaves it: covered frames come back as they went in."""
+    """Temporal (b, 1, f, 1, 1), as ComfyUI's image-to-video node leaves it: covered frames stay."""
     latent = torch.randn(1, CHANNELS, 3, 2, 3)
     mask = torch.ones(1, 1, 3, 1, 1)
     mask[:, :, 1] = 0
@@ -265,8 +284,13 @@ def test_upscaling_goes_through_raw_latents(vae, upsampler):
 
 @pytest.mark.parametrize(
     ("size", "factor", "first"),
-    [((704, 1216), None, (448, 800)), ((768, 1152), None, (480, 736)), ((768, 1152), 2 / 3, (512, 768)), ((96, 192), None, (32, 96))],
-)  # fmt: skip
+    [
+        ((704, 1216), None, (448, 800)),
+        ((768, 1152), None, (480, 736)),
+        ((768, 1152), 2 / 3, (512, 768)),
+        ((96, 192), None, (32, 96)),
+    ],
+)
 def test_first_pass_sizes(size, factor, first):
     factors = () if factor is None else (factor,)
     assert first_pass_size(PixelShape(121, *size), SCALE, *factors) == PixelShape(121, *first)
@@ -291,10 +315,21 @@ def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
     events, notes = [], []
     size = first_pass_size(PixelShape(33, 96, 144), SCALE, 2 / 3)
     result = generate_two_stage(
-        first, second, upsampler, vae, prompt(1), prompt(2),
-        size=size, fps=25.0, noise=(SeededNoise(0), SeededNoise(0)), placement=on_cpu,
-        adain_factor=0.0 if kind == "dev" else 1.0, conditions=conditions, progress=events.append, notes=notes.append,
-    )  # fmt: skip
+        first,
+        second,
+        upsampler,
+        vae,
+        prompt(1),
+        prompt(2),
+        size=size,
+        fps=25.0,
+        noise=(SeededNoise(0), SeededNoise(0)),
+        placement=on_cpu,
+        adain_factor=0.0 if kind == "dev" else 1.0,
+        conditions=conditions,
+        progress=events.append,
+        notes=notes.append,
+    )
     assert size == PixelShape(33, 64, 96)
     assert result.shape == (1, CHANNELS, 5, 4, 6)
     assert [
@@ -310,22 +345,38 @@ def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
         ({"latent": torch.full((1, CHANNELS, 1, 2, 2), float("nan"))}, ConfigError, "got a latent with NaN"),
         ({"latent": torch.zeros(1, 4, 1, 2, 2)}, ShapeError, r"expected \(batch, 16, frames, height, width\)"),
         ({"latent": torch.zeros(CHANNELS, 1, 2, 2)}, ShapeError, "expected .* use a latent of this model's VAE"),
-        ({"positive": EncodedPrompt(torch.zeros(1, 3, 768))}, ShapeError, r"expected \(1, tokens, 24\); encode it with T5"),
+        (
+            {"positive": EncodedPrompt(torch.zeros(1, 3, 768))},
+            ShapeError,
+            r"expected \(1, tokens, 24\); encode it with T5",
+        ),
         ({"positive": prompt(1, count=3)}, ShapeError, "got 3 positive prompts for 1 clips"),
         ({"positive": prompt(1, real=0)}, ShapeError, "got a positive prompt without tokens"),
-        ({"negative": EncodedPrompt(torch.zeros(1, 3, TEXT), torch.ones(1, 4))}, ShapeError, "got a negative prompt mask"),
+        (
+            {"negative": EncodedPrompt(torch.zeros(1, 3, TEXT), torch.ones(1, 4))},
+            ShapeError,
+            "got a negative prompt mask",
+        ),
         ({"negative": None}, ConfigError, "got guidance scale 3.0 without a negative prompt"),
         ({"fps": 0.0}, ConfigError, "got 0.0 frames per second"),
         ({"guidance": Guidance(stg_scale=(1.0,), skip_blocks=((7,),))}, ConfigError, r"got STG blocks \[7\]"),
         ({"conditions": [Condition(picture(1), 17)]}, ConfigError, "got a condition at frame 17; expected -17 to 16"),
         ({"conditions": [Condition(picture(1), -18)]}, ConfigError, "got a condition at frame -18"),
         ({"conditions": [Condition(picture(1, 9), 5)]}, ConfigError, "expected a multiple of 8 .* use frame 8"),
-        ({"conditions": [Condition(picture(1)[..., :1], 0)]}, ShapeError, "drop an alpha channel, or repeat a grey one"),
-        ({"conditions": [Condition(picture(1), 0), Condition(picture(2), 0)]}, ConfigError, "two conditions on frame 0"),
+        (
+            {"conditions": [Condition(picture(1)[..., :1], 0)]},
+            ShapeError,
+            "drop an alpha channel, or repeat a grey one",
+        ),
+        (
+            {"conditions": [Condition(picture(1), 0), Condition(picture(2), 0)]},
+            ConfigError,
+            "two conditions on frame 0",
+        ),
         ({"conditions": [Condition(picture(1), 0)], "vae": None}, ConfigError, "got conditions without a VAE"),
         ({"noise_mask": torch.ones(5, 8, 8)}, ShapeError, r"got a noise mask of shape \(5, 8, 8\)"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused(transformer, vae, settings, error, message):
     with pytest.raises(error, match=message):
         run(transformer, **{"vae": vae, **settings})
