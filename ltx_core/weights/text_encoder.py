@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import TextEncoderConfig
 from ..errors import CheckpointError, UnsupportedError
 from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
 from ..progress import Progress, ProgressEvent, silent
 from .build import assign
 from .containers import Checkpoint, open_checkpoint
-from .infer import describe, part_or_error
-from .layouts import Layout, Part, detect_layout
+from .infer import part_or_error
+from .layouts import Layout, Part, block_groups, detect_layout
 
 STAGE = "load text encoder"
 
@@ -26,7 +28,10 @@ STAGE = "load text encoder"
 EMBEDDING = "shared.weight"
 EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
 
-EOS_ID = 1  # of every T5 (huggingface/transformers configuration_t5.py)
+# The same in every T5 that was ever published, and seen in no shape (huggingface/transformers configuration_t5.py).
+MAX_DISTANCE = 128
+LAYER_NORM_EPSILON = 1e-6
+EOS_ID = 1
 
 # Endings of keys that belong to packed weights: ComfyUI's scaled fp8, bitsandbytes, ComfyUI's own quantization.
 PACKED = ("scaled_fp8", ".scale_weight", ".absmax", ".comfy_quant")
@@ -66,8 +71,10 @@ def load_text_encoder(
     path = Path(path)
     checkpoint = open_checkpoint(path)
     layout = detect_layout(checkpoint.tensors)
-    keys = _encoder_keys(_text_encoder_part(checkpoint, layout))
-    config = describe(checkpoint, layout).text_encoder()
+    part = _text_encoder_part(checkpoint, layout)
+    keys = _encoder_keys(part)
+    shapes = {name: checkpoint.tensors[key].shape for name, key in keys.items()}
+    config = text_encoder_config(shapes, checkpoint.configs.get(part.prefix.rstrip("/"), {}), path)
     found = find_tokenizer(path, tokenizer, host_tokenizers)
     loaded_tokenizer = Tokenizer.from_file(found)
     if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
@@ -114,6 +121,39 @@ def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequenc
     )
 
 
+def text_encoder_config(
+    shapes: Mapping[str, tuple[int, ...]], hf_config: Mapping[str, Any], path: Path
+) -> TextEncoderConfig:
+    """Architecture of a T5 v1.1 encoder from the shapes of its tensors (transformers' names).
+
+    hf_config: its config.json, or empty; only what no shape shows is taken from it.
+
+    Raises:
+        CheckpointError: a tensor is missing.
+    """
+    block = "encoder.block.0.layer"
+    try:
+        vocab_size, d_model = shapes[EMBEDDING]
+        buckets, num_heads = shapes[f"{block}.0.SelfAttention.relative_attention_bias.weight"]
+        inner, _ = shapes[f"{block}.0.SelfAttention.q.weight"]
+        d_ff, _ = shapes[f"{block}.1.DenseReluDense.wi_0.weight"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"got {path} without the tensor {error.args[0]}; expected a complete T5 v1.1 encoder; download it again"
+        ) from error
+    return TextEncoderConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=inner // num_heads,
+        d_ff=d_ff,
+        num_layers=len(block_groups(shapes, "encoder.block.")),
+        num_heads=num_heads,
+        relative_attention_num_buckets=buckets,
+        relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
+        layer_norm_epsilon=float(hf_config.get("layer_norm_epsilon", LAYER_NORM_EPSILON)),
+    )
+
+
 def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
     """The encoder's tensors, if they are those of a whole T5 v1.1 whose weights are plain numbers."""
     path, part = checkpoint.path, part_or_error(checkpoint, layout, "text_encoder")
@@ -132,8 +172,6 @@ def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
             f"got {path} with packed weights ({packed[0]}); expected plain ones; "
             "use t5xxl_fp16.safetensors, or t5xxl_fp8_e4m3fn.safetensors (not the scaled one)"
         )
-    if EMBEDDING not in part.keys and EMBEDDING_AGAIN not in part.keys:
-        raise CheckpointError(f"got {path} without the tensor {EMBEDDING}; expected a complete T5; download it again")
     return part
 
 
