@@ -76,6 +76,12 @@ def _flag(value: Any, name: str) -> bool:
     return value
 
 
+def _same_flag(value: Any, name: str) -> bool:
+    if not isinstance(value, list) or len(set(cast("list[Any]", value))) != 1:
+        raise _wrong(value, name, "a list of equal flags")
+    return _flag(value[0], name)
+
+
 def _one_of(*choices: object) -> Callable[[Any, str], object]:
     def parse(value: Any, name: str) -> object:
         if value not in choices:
@@ -243,7 +249,7 @@ _VAE_DIFFUSERS: Mapping[str, _Rule] = {
     **_VAE_SIZES,
     "timestep_conditioning": _Read("timestep_conditioning", _flag),
     "decoder_causal": _Read("causal_decoder", _flag),
-    "upsample_residual": _Read("upsample_residual", lambda value, name: tuple(_flag(item, name) for item in value)),
+    "upsample_residual": _Read("upsample_residual", _same_flag),
     "encoder_causal": _Only((True,)),
     "patch_size_t": _Only((1,)),
     "resnet_norm_eps": _Only((1e-6,)),
@@ -292,26 +298,6 @@ _UPSCALER: Mapping[str, _Rule] = {
     "rational_resampler": _Only((False,)),
     "rational_spatial_scale": _Only((None, 2.0)),
     "spatial_scale": _Only((2.0,)),
-}
-
-# huggingface/transformers T5Config
-_TEXT_ENCODER: Mapping[str, _Rule] = {
-    **{
-        name: _Read(name, _integer)
-        for name in (
-            "vocab_size",
-            "d_model",
-            "d_kv",
-            "d_ff",
-            "num_layers",
-            "num_heads",
-            "relative_attention_num_buckets",
-            "relative_attention_max_distance",
-        )
-    },
-    "layer_norm_epsilon": _Read("layer_norm_epsilon", _number),
-    "model_type": _Only(("t5",)),
-    "feed_forward_proj": _Only(("gated-gelu",)),
 }
 
 
@@ -393,9 +379,6 @@ def read_folder_configs(configs: Mapping[str, Mapping[str, object]]) -> Section:
         "latent_upsampler": ("upscaler", _UPSCALER),
     }
     sections = [read_section(configs[key], *tables[key]) for key in configs if key in tables]
-    if "text_encoder" in configs:
-        # transformers writes dozens of generation settings: its unknown keys are no news.
-        sections.append(Section(read_section(configs["text_encoder"], "text_encoder", _TEXT_ENCODER).values, ()))
     if configs.get("scheduler", {}).get("use_dynamic_shifting") is True:
         terminal = _optional_number(configs["scheduler"].get("shift_terminal"), "scheduler.shift_terminal")
         shifted = {"sampler": "Uniform", "shifting": "SD3", "target_shift_terminal": terminal}

@@ -68,7 +68,3 @@ FAMILY_OF_LAYERS: Mapping[int, Family] = {28: "2b", 48: "13b"}
 
 # The same in every released version, so known without knowing the version.
 VAE_DEFAULTS: Mapping[str, object] = {"vae.causal_decoder": False, "vae.spatial_padding_mode": "zeros"}
-TEXT_ENCODER_DEFAULTS: Mapping[str, object] = {
-    "text_encoder.relative_attention_max_distance": 128,
-    "text_encoder.layer_norm_epsilon": 1e-6,
-}

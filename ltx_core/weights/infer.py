@@ -1,0 +1,378 @@
+"""The configs of a checkpoint: from its metadata, else from its shapes, else from the version's defaults.
+
+Every value keeps its origin. What none of them gives is never guessed: the error says what to pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Any, Literal, TypeVar, cast
+
+from ..config import (
+    BlockKind,
+    SchedulerConfig,
+    TransformerConfig,
+    UpsamplerConfig,
+    VAEBlock,
+    VideoVAEConfig,
+)
+from ..errors import CheckpointError, ConfigError
+from .containers import Checkpoint, TensorInfo
+from .layouts import Layout, Part, block_groups
+from .metadata import Section, read_file_metadata, read_folder_configs
+from .releases import FAMILY_OF_LAYERS, RELEASES, VAE_DEFAULTS, Release, VAEGeneration
+
+Origin = Literal["metadata", "shapes", "version default", "given"]
+
+
+@dataclass(frozen=True)
+class Value:
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that is known about the models in one file (a text encoder aside, see `text_encoder`).
+
+    versions: released versions that the file can be, most likely first; empty when it is none of them.
+    values: config field ("transformer.num_layers") -> value and origin.
+    missing: config fields of the file's parts that are not known.
+    unknown: metadata keys that LTXKit does not read.
+    """
+
+    path: str
+    versions: tuple[str, ...]
+    values: Mapping[str, Value]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    def transformer(self) -> TransformerConfig:
+        return self._build("transformer", TransformerConfig)
+
+    def vae(self) -> VideoVAEConfig:
+        return self._build("vae", VideoVAEConfig)
+
+    def upscaler(self) -> UpsamplerConfig:
+        return self._build("upscaler", UpsamplerConfig)
+
+    def scheduler(self) -> SchedulerConfig | None:
+        """The scheduler, or None where neither the file nor a single version tells. Unknown steps are None."""
+        names = [field for field in _fields("scheduler", SchedulerConfig) if field != "scheduler.allowed_inference_steps"]
+        if any(name not in self.values for name in names):
+            return None
+        known = {**{"scheduler.allowed_inference_steps": None}, **{name: item.value for name, item in self.values.items()}}
+        return SchedulerConfig(**{name.partition(".")[2]: known[name] for name in _fields("scheduler", SchedulerConfig)})  # type: ignore[arg-type]
+
+    def _build(self, part: str, config: type[_Config]) -> _Config:
+        missing = [name for name in self.missing if name.startswith(f"{part}.")]
+        if missing:
+            choices = self.versions or tuple(RELEASES)
+            raise ConfigError(
+                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected a known version; "
+                f"pass version=, one of {', '.join(choices)}"
+            )
+        fields = {name.partition(".")[2]: self.values[name].value for name in _fields(part, config)}
+        return config(**fields)  # type: ignore[arg-type]
+
+
+_Config = TypeVar("_Config")
+
+
+def _fields(part: str, config: type[Any]) -> list[str]:
+    return [f"{part}.{name}" for name in config.__dataclass_fields__]
+
+
+_PART_CONFIGS: Mapping[str, type[Any]] = {
+    "transformer": TransformerConfig,
+    "vae": VideoVAEConfig,
+    "upscaler": UpsamplerConfig,
+}
+
+
+def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None) -> Description:
+    """Gather what the file says about its models.
+
+    Args:
+        version: a released version ("13b-0.9.8-dev") where the user knows better than the file.
+
+    Raises:
+        ConfigError: a known metadata key holds a value that LTXKit does not implement; `version` is not a released one or
+            is one of the other family.
+        CheckpointError: the metadata is damaged, or says other sizes than the tensors have.
+    """
+    stated = _stated(checkpoint, layout)
+    shown: dict[str, object] = {}
+    parts = [part for part in layout.parts.values() if part.name in _SHAPE_READERS]
+    for part in parts:
+        shown.update(_SHAPE_READERS[part.name](_Shapes(checkpoint, part)))
+    _check_agreement(checkpoint, stated.values, shown)
+
+    generation = _vae_generation(checkpoint, layout.parts.get("vae"))
+    candidates = _candidates(version, stated.values, shown, generation)
+    defaults = _defaults(candidates)
+    values = {name: Value(value, "version default") for name, value in VAE_DEFAULTS.items() if "vae" in layout.parts}
+    values |= {name: Value(value, "given" if version else "version default") for name, value in defaults.items()}
+    values |= {name: Value(value, "shapes") for name, value in shown.items()}
+    values |= {name: Value(value, "metadata") for name, value in stated.values.items()}
+    _complete(values, generation)
+
+    wanted = [name for part in parts for name in _fields(part.name, _PART_CONFIGS[part.name])]
+    if "transformer" in layout.parts:
+        wanted += _fields("scheduler", SchedulerConfig)
+    return Description(
+        path=str(checkpoint.path),
+        versions=tuple(release.name for release in candidates),
+        values={name: values[name] for name in wanted if name in values},
+        missing=tuple(name for name in wanted if name not in values),
+        unknown=stated.unknown,
+    )
+
+
+def _stated(checkpoint: Checkpoint, layout: Layout) -> Section:
+    if checkpoint.container == "folder":
+        return read_folder_configs(checkpoint.configs)
+    return read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
+
+
+def _check_agreement(checkpoint: Checkpoint, stated: Mapping[str, object], shown: Mapping[str, object]) -> None:
+    """Sizes that the metadata and the tensors both tell must be the same."""
+    for name, value in shown.items():
+        if isinstance(value, int) and stated.get(name, value) != value:
+            raise CheckpointError(
+                f"got {checkpoint.path}, whose metadata says {name} = {stated[name]} and whose tensors have {value}; "
+                "expected them to agree; the file is damaged or its metadata belongs to another one"
+            )
+
+
+def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> None:
+    """Fields that follow from several others."""
+    hidden = values.pop("transformer.hidden_size", None)
+    heads = values.get("transformer.num_attention_heads")
+    if hidden is not None and heads is not None and "transformer.attention_head_dim" not in values:
+        width, count = cast(int, hidden.value), cast(int, heads.value)
+        if width % count:
+            raise ConfigError(f"got a transformer of width {width}; expected a multiple of {count} heads; pass another version=")
+        values["transformer.attention_head_dim"] = Value(width // count, heads.origin)
+    residual = values.pop("vae.upsample_residual", None)
+    blocks = values.get("vae.decoder_blocks")
+    if blocks is not None and blocks.origin == "shapes":
+        # Whether an upsampler has a residual path is not visible in its tensors. In the released files it has, except in 0.9.0.
+        has_path = cast(bool, residual.value) if residual is not None else generation != "0.9.0"
+        stored = cast("tuple[VAEBlock, ...]", blocks.value)
+        paths = tuple(replace(block, residual=has_path and block.kind.startswith("compress")) for block in stored)
+        values["vae.decoder_blocks"] = Value(paths, "shapes")
+
+
+# --- which version ----------------------------------------------------------------------------------------------------
+
+
+def _candidates(
+    version: str | None, stated: Mapping[str, object], shown: Mapping[str, object], generation: VAEGeneration | None
+) -> list[Release]:
+    """Released versions that the file can be, most likely first. Dev and distilled tensors look the same."""
+    layers = stated.get("transformer.num_layers", shown.get("transformer.num_layers"))
+    family = FAMILY_OF_LAYERS.get(cast(int, layers)) if layers is not None else None
+    if version is not None:
+        if version not in RELEASES:
+            raise ConfigError(f"got version {version!r}; expected one of {', '.join(RELEASES)}")
+        release = RELEASES[version]
+        if family is not None and release.family != family:
+            raise ConfigError(f"got version {version} for a file with {layers} layers; expected a {family} version; leave it out")
+        return [release]
+    if (layers is None and generation is None) or (layers is not None and family is None):
+        return []
+    found = [
+        release
+        for release in RELEASES.values()
+        if (family is None or release.family == family) and (generation is None or release.vae == generation)
+    ]
+    # Evidence from the metadata narrows the list; where it fits no release, the model is one of somebody's own making.
+    for name in ("transformer.causal_temporal_positioning", "scheduler.shifting", "scheduler.sampler"):
+        if name in stated:
+            found = [release for release in found if release.values()[name] == stated[name]] or found
+    steps = "scheduler.allowed_inference_steps"
+    if stated.get(steps):
+        return [release for release in found if release.distilled] or found
+    return sorted(found, key=lambda release: release.distilled)
+
+
+def _defaults(candidates: list[Release]) -> dict[str, object]:
+    """What all candidates have in common."""
+    if not candidates:
+        return {}
+    first, *others = [release.values() for release in candidates]
+    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+
+
+def _vae_generation(checkpoint: Checkpoint, part: Part | None) -> VAEGeneration | None:
+    """Source of the rules: huggingface/diffusers loaders/single_file_utils.py, Comfy-Org/ComfyUI sd.py."""
+    if part is None:
+        return None
+    if "encoder.down_blocks.1.conv.conv.weight" in part.keys:
+        return "0.9.5"
+    return "0.9.1" if "decoder.last_scale_shift_table" in part.keys else "0.9.0"
+
+
+# --- what shapes show -------------------------------------------------------------------------------------------------
+
+
+class _Shapes:
+    """Shapes of one part by the module's names. Tensors packed by a quantization (integers) do not count."""
+
+    def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
+        self.keys = tuple(part.keys)
+        infos: dict[str, TensorInfo] = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+        self._shapes = {name: info.shape for name, info in infos.items() if info.dtype not in ("U8", "I8")}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def size(self, name: str, axis: int) -> int | None:
+        shape = self._shapes.get(name)
+        return shape[axis] if shape is not None and len(shape) > axis else None
+
+    def need(self, name: str, axis: int) -> int:
+        size = self.size(name, axis)
+        if size is None:
+            raise CheckpointError(f"got a file without {name}; expected a complete model; download it again")
+        return size
+
+    def count(self, prefix: str) -> int:
+        return len(block_groups(self.keys, prefix))
+
+
+def _known(**sizes: object) -> dict[str, object]:
+    return {name.replace("__", "."): size for name, size in sizes.items() if size is not None}
+
+
+def _transformer_shapes(shapes: _Shapes) -> dict[str, object]:
+    return _known(
+        transformer__in_channels=shapes.size("patchify_proj.weight", 1),
+        transformer__out_channels=shapes.size("proj_out.bias", 0),
+        transformer__num_layers=shapes.count("transformer_blocks."),
+        transformer__hidden_size=shapes.size("patchify_proj.bias", 0),
+        transformer__cross_attention_dim=shapes.size("transformer_blocks.0.attn2.to_k.weight", 1),
+        transformer__caption_channels=shapes.size("caption_projection.linear_1.weight", 1),
+    )
+
+
+def _vae_shapes(shapes: _Shapes) -> dict[str, object]:
+    pixels = 3  # RGB; one patch of it is what the first convolution sees
+    patched = shapes.need("encoder.conv_in.conv.weight", 1)
+    decoder = _decoder_blocks(shapes)
+    return _known(
+        vae__in_channels=pixels,
+        vae__out_channels=pixels,
+        vae__latent_channels=shapes.size("decoder.conv_in.conv.weight", 1),
+        vae__patch_size=isqrt(patched // pixels),
+        vae__encoder_base_channels=shapes.size("encoder.conv_in.conv.weight", 0),
+        vae__decoder_base_channels=shapes.size("decoder.conv_out.conv.weight", 1),
+        vae__encoder_blocks=_encoder_blocks(shapes, decoder),
+        vae__decoder_blocks=decoder,
+        vae__timestep_conditioning="decoder.last_scale_shift_table" in shapes,
+    )
+
+
+_COMPRESS: Mapping[int, BlockKind] = {8: "compress_all", 4: "compress_space", 2: "compress_time"}
+
+
+def _vae_block(kind: BlockKind, *, num_layers: int = 1, multiplier: int = 1, inject_noise: bool = False) -> VAEBlock:
+    return VAEBlock(
+        kind=kind, num_layers=num_layers, multiplier=multiplier, residual=False, inject_noise=inject_noise
+    )
+
+
+def _block_input(shapes: _Shapes, half: str, prefix: str, index: int) -> int:
+    """Width that block `index` reads; after the last block, the width of the final convolution."""
+    start = f"{half}.{prefix}.{index}"
+    for name in ("res_blocks.0.conv1.conv", "conv1.conv", "conv.conv", "conv"):
+        size = shapes.size(f"{start}.{name}.weight", 1)
+        if size is not None:
+            return size
+    return shapes.need(f"{half}.conv_out.conv.weight", 1)
+
+
+def _encoder_blocks(shapes: _Shapes, decoder: tuple[VAEBlock, ...] | None) -> tuple[VAEBlock, ...] | None:
+    # A strided convolution looks the same whatever its stride; the decoder undoes it with a depth-to-space that shows its own.
+    mirrored = [block.kind for block in decoder or () if block.kind.startswith("compress")]
+    blocks: list[VAEBlock] = []
+    for index in range(shapes.count("encoder.down_blocks.")):
+        start = f"encoder.down_blocks.{index}"
+        width, following = (_block_input(shapes, "encoder", "down_blocks", i) for i in (index, index + 1))
+        if shapes.count(f"{start}.res_blocks."):
+            blocks.append(_vae_block("res_x", num_layers=shapes.count(f"{start}.res_blocks.")))
+        elif f"{start}.conv1.conv.weight" in shapes:
+            blocks.append(_vae_block("res_x_y", multiplier=following // width))
+        elif f"{start}.conv.conv.weight" in shapes:
+            kind = _COMPRESS.get(following // shapes.need(f"{start}.conv.conv.weight", 0))
+            if kind is None:
+                return None
+            blocks.append(_vae_block(cast(BlockKind, f"{kind}_res"), multiplier=following // width))
+        elif mirrored:
+            blocks.append(_vae_block(mirrored.pop(0)))
+        else:
+            return None
+    return tuple(blocks)
+
+
+def _decoder_blocks(shapes: _Shapes) -> tuple[VAEBlock, ...] | None:
+    """In stored order, which is the reverse of the running order."""
+    blocks: list[VAEBlock] = []
+    for index in range(shapes.count("decoder.up_blocks.")):
+        start = f"decoder.up_blocks.{index}"
+        width, following = (_block_input(shapes, "decoder", "up_blocks", i) for i in (index, index + 1))
+        layers = shapes.count(f"{start}.res_blocks.")
+        if layers:
+            noise = f"{start}.res_blocks.0.per_channel_scale1" in shapes
+            blocks.append(_vae_block("res_x", num_layers=layers, inject_noise=noise))
+        elif f"{start}.conv1.conv.weight" in shapes:
+            blocks.append(_vae_block("res_x_y", multiplier=width // following))
+        else:
+            kind = _COMPRESS.get(shapes.need(f"{start}.conv.conv.weight", 0) // following)
+            if kind is None:
+                return None
+            blocks.append(_vae_block(kind, multiplier=width // following))
+    return tuple(reversed(blocks))
+
+
+def _upscaler_shapes(shapes: _Shapes) -> dict[str, object]:
+    middle = shapes.need("initial_conv.weight", 0)
+    growth = shapes.need("upsampler.0.weight", 0) // middle  # 4 in space, 2 in time, 8 in both
+    return _known(
+        upscaler__in_channels=shapes.size("initial_conv.weight", 1),
+        upscaler__mid_channels=middle,
+        upscaler__num_blocks_per_stage=shapes.count("res_blocks."),
+        upscaler__dims=3 if shapes.size("initial_conv.weight", 4) else 2,
+        upscaler__spatial_upsample=growth in (4, 8),
+        upscaler__temporal_upsample=growth in (2, 8),
+    )
+
+
+_SHAPE_READERS = {
+    "transformer": _transformer_shapes,
+    "vae": _vae_shapes,
+    "upscaler": _upscaler_shapes,
+}
+
+
+def part_or_error(checkpoint: Checkpoint, layout: Layout, name: Literal["transformer", "vae", "upscaler", "text_encoder"]) -> Part:
+    """The part to load, or an error that names what the file is instead."""
+    if name in layout.parts:
+        return layout.parts[name]
+    wanted = {
+        "transformer": "an LTX-Video transformer or checkpoint",
+        "vae": "an LTX-Video VAE or checkpoint",
+        "upscaler": "an LTX-Video latent upscaler",
+        "text_encoder": "a T5 v1.1 text encoder",
+    }[name]
+    advice = {
+        "transformer": "choose another file",
+        "vae": "choose the file with the VAE, or the original checkpoint, which holds both",
+        "upscaler": "choose a file such as ltxv-spatial-upscaler-0.9.8.safetensors",
+        "text_encoder": "choose a file such as t5xxl_fp16.safetensors or a text_encoder folder",
+    }[name]
+    raise CheckpointError(f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {advice}")
+
