@@ -56,26 +56,29 @@ class AdaLayerNormSingle(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Modulation:
-    """Noise levels of a batch, embedded once per distinct value.
+    """The noise levels of a batch, embedded once per distinct value.
 
-    blocks: (u 6 d). output: (u d). index: (b n) which of the u rows a token has; None: row i belongs to sample i, or the
-    only row to all of them.
+    blocks: (u 6 d). output: (u d). index: (b n), which of the u rows a token has; None: row i belongs to sample i,
+        or the only row to all samples.
     """
 
     blocks: Tensor
     output: Tensor
     index: Tensor | None
 
-    def spread(self, rows: Tensor) -> Tensor:
-        """(u d) -> what broadcasts against tokens (b n d)."""
+    def shift_scale(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """x (..., b n d), shift and scale (u d) -> x * (1 + scale) + shift"""
+        return torch.addcmul(self._spread(shift), x, self._spread(1 + scale))
+
+    def gated_sum(self, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        """x, y (..., b n d), gate (u d) -> x + gate * y"""
+        return torch.addcmul(x, self._spread(gate), y)
+
+    def _spread(self, rows: Tensor) -> Tensor:
+        """(u d) -> what broadcasts against tokens: (u 1 d), or (b n d) where tokens of a sample differ."""
         if self.index is None:
             return rows.unsqueeze(1)
         return rows.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, with scale and shift already spread; `scale` holds the 1."""
-    return torch.addcmul(shift, x, scale)
 
 
 class CaptionProjection(nn.Module):

@@ -1,7 +1,8 @@
-"""The LTX-Video transformer, 2B and 13B, versions 0.9.0 to 0.9.8 (arXiv 2501.00103; Lightricks/LTX-Video transformer3d.py).
+"""The LTX-Video transformer, 2B and 13B, versions 0.9.0 to 0.9.8.
 
-Attribute names are the keys of the official single file after its prefix. One forward computes all branches of a
-denoising step; work that they share is done once (see `branches`).
+arXiv 2501.00103; Lightricks/LTX-Video transformer3d.py, and attention.py for the block. Attribute names are the keys of
+the official single file after its prefix. One forward computes all branches of a denoising step; work that they share
+is done once (see `branches`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
-from .attention import CrossAttention, SelfAttention, add
-from .branches import BlockPlan, Branch, PreparedText, SkipMode, TextAttention, plan, take
-from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, modulate
+from .attention import CrossAttention, SelfAttention
+from .branches import BlockPlan, Branch, PreparedText, SkipMode, TextConstant, TextKeysValues, join, plan_forward, take
+from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "SkipMode", "TransformerBlock"]
@@ -56,36 +57,56 @@ class TransformerBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
     def forward(
-        self, x: Tensor, modulation: Modulation, rotary: RotaryTable, texts: Sequence[TextAttention], plan: BlockPlan
+        self,
+        x: Tensor,
+        modulation: Modulation,
+        rotary: RotaryTable,
+        texts: Sequence[TextKeysValues | TextConstant],
+        plan: BlockPlan,
     ) -> Tensor:
-        """Lanes (g b n d) before the block -> lanes after it; `texts` are those of the computed lanes."""
-        kept = take(x, plan.kept) if plan.kept else None
-        if plan.computed:
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
-            h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
-            h = modulate(h, modulation.spread(shift_a), modulation.spread(1 + scale_a))
-            h = self.attn1(h, rotary, plan)
-            x = torch.addcmul(take(x, plan.computed), modulation.spread(gate_a), h)
-            x = self.attn2(x, texts)
-            h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
-            h = modulate(h, modulation.spread(shift_m), modulation.spread(1 + scale_m))
-            x = torch.addcmul(x, modulation.spread(gate_m), self.ff(h))
-            return x if kept is None else torch.cat([x, kept])
-        return cast(Tensor, kept)
+        """Lanes before the block (g b n d) -> lanes after it; `texts`: one per computed lane."""
+        if not plan.computed:
+            return take(x, plan.kept)
+        kept = [take(x, plan.kept)] if plan.kept else []
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
+        h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+        h = modulation.shift_scale(h, shift_a, scale_a)
+        h = self.attn1(h, rotary, plan)
+        x = modulation.gated_sum(take(x, plan.computed), gate_a, h)
+        x = add(x, self.attn2(x, texts))
+        h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+        h = modulation.shift_scale(h, shift_m, scale_m)
+        x = modulation.gated_sum(x, gate_m, self.ff(h))
+        return join([x, *kept])
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, in the memory of x unless autograd may need it again."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 class LTXTransformer(nn.Module):
     """Predicts velocity = noise - data for latent tokens.
 
-    Builds under `torch.device("meta")`; holds parameters only, no buffers. gradient_checkpointing: recompute blocks in the
-    backward pass instead of keeping their activations.
+    Builds under `torch.device("meta")`; holds parameters only, no buffers.
+
+    gradient_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
+
+    Raises:
+        ConfigError: sizes that do not go together.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         if config.hidden_size % 2:
             raise ConfigError(
-                f"got hidden size {config.hidden_size}; expected an even one, rotary positions turn pairs; change attention_head_dim"
+                f"got hidden size {config.hidden_size}; expected an even one, since rotary positions turn pairs of "
+                "channels; change attention_head_dim"
+            )
+        if config.cross_attention_dim != config.hidden_size:
+            raise ConfigError(
+                f"got cross_attention_dim {config.cross_attention_dim}; expected {config.hidden_size}, the width of "
+                "projected text; make it num_attention_heads * attention_head_dim"
             )
         self.config = config
         self.gradient_checkpointing = False
@@ -118,12 +139,12 @@ class LTXTransformer(nn.Module):
         for context in contexts:
             if context.ndim != 2 or context.shape[1] != expected:
                 raise ShapeError(
-                    f"got text of shape {tuple(context.shape)}; expected (tokens, {expected}); text from another encoder "
-                    "family does not fit this model: use the T5 v1.1 encoder it was trained with"
+                    f"got text of shape {tuple(context.shape)}; expected (tokens, {expected}); text from another "
+                    "encoder family does not fit: use the T5 v1.1 encoder that the model was trained with"
                 )
             if context.shape[0] == 0:
                 raise ShapeError(
-                    "got text without tokens; expected one at least (an empty prompt is one token, its end); encode the prompt"
+                    "got text without tokens; expected one at least, even an empty prompt has its end token; encode it"
                 )
         lengths = [context.shape[0] for context in contexts]
         projected = self.caption_projection(torch.cat(list(contexts)).to(self.dtype))
@@ -135,7 +156,8 @@ class LTXTransformer(nn.Module):
         """Positions (b | 1, 3, n) float32: seconds, pixels down, pixels right, on the device of the forward."""
         if positions.ndim != 3 or positions.shape[1] != 3:
             raise ShapeError(
-                f"got positions of shape {tuple(positions.shape)}; expected (batch or 1, 3, tokens); pass seconds and pixels"
+                f"got positions of shape {tuple(positions.shape)}; expected (batch or 1, 3, tokens); pass seconds, "
+                "pixels down and pixels right"
             )
         config = self.config
         return rotary_table(
@@ -148,8 +170,10 @@ class LTXTransformer(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> tuple[Tensor, ...]:
         """One velocity per branch.
 
-        x: (b n c) normalised latent tokens. sigma: (b n 1), or (b 1 1) for one level per sample; 0 (clean) to 1 (noise).
-        rotary: from `prepare_positions`. branches: share text objects where they share text.
+        x: (b n c) normalised latent tokens.
+        sigma: (b n 1), or (b 1 1) for one level per sample; 0 is clean, 1 is noise.
+        rotary: from `prepare_positions`.
+        branches: share text objects where they share text; then their common work is done once.
 
         Returns:
             one (b n c_out) float32 per branch, in their order; branches that are the same get the same tensor.
@@ -158,22 +182,21 @@ class LTXTransformer(nn.Module):
             ShapeError: channels, tokens or samples do not fit. ConfigError: a skipped block that does not exist.
         """
         self._check(x, sigma, rotary, branches)
-        plans, lane_texts, last_lane = plan(branches, self.config.num_layers)
+        plan = plan_forward(branches, self.config.num_layers)
         modulation = self._modulation(sigma)
         x = self.patchify_proj(x.to(self.dtype))
-        x = x.expand(len(lane_texts), *x.shape)  # (g b n d)
-        for number, (block, block_plan) in enumerate(zip(self.blocks(), plans, strict=True)):
+        x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
+        for number, (block, block_plan) in enumerate(zip(self.blocks(), plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
-            texts = [self._text_attention(branches[of].text, number, block) for of in block_plan.texts]
+            texts = [_read_once(branches[of].text, number, block) for of in block_plan.texts]
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(block, x, modulation, rotary, texts, block_plan, use_reentrant=False))
             else:
                 x = block(x, modulation, rotary, texts, block_plan)
         shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
         x = F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS)
-        x = modulate(x, modulation.spread(shift), modulation.spread(1 + scale))
-        velocities = self.proj_out(x).float()
-        return tuple(velocities[lane] for lane in last_lane)
+        velocities = self.proj_out(modulation.shift_scale(x, shift, scale)).float()
+        return tuple(velocities[lane] for lane in plan.lane_of)
 
     def _modulation(self, sigma: Tensor) -> Modulation:
         index = None
@@ -184,28 +207,24 @@ class LTXTransformer(nn.Module):
         blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.dtype)
         return Modulation(blocks, output, index)
 
-    @staticmethod
-    def _text_attention(text: PreparedText, number: int, block: TransformerBlock) -> TextAttention:
-        if number not in text.attention:
-            text.attention[number] = block.attn2.prepare(text.contexts)
-        return text.attention[number]
-
     def _check(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> None:
         config = self.config
         if x.ndim != 3 or x.shape[2] != config.in_channels:
             raise ShapeError(
-                f"got latent tokens of shape {tuple(x.shape)}; expected (batch, tokens, {config.in_channels}); use latents of "
-                "the VAE that belongs to this model"
+                f"got latent tokens of shape {tuple(x.shape)}; expected (batch, tokens, {config.in_channels}); use "
+                "latents of the VAE that belongs to this model"
             )
         b, n, _ = x.shape
         if tuple(sigma.shape) not in ((b, n, 1), (b, 1, 1)):
             raise ShapeError(
-                f"got sigma of shape {tuple(sigma.shape)}; expected ({b}, {n}, 1) or ({b}, 1, 1); give a level per token or sample"
+                f"got sigma of shape {tuple(sigma.shape)}; expected ({b}, {n}, 1) or ({b}, 1, 1); give one level per "
+                "token or per sample"
             )
         rows, tokens, _ = rotary.rotation.shape
         if tokens != n or rows not in (1, b):
             raise ShapeError(
-                f"got positions of {rows} samples with {tokens} tokens; expected {b} (or 1) with {n}; prepare them for this latent"
+                f"got positions of {rows} samples with {tokens} tokens; expected {b} or 1 with {n}; prepare them for "
+                "this latent"
             )
         for branch in branches:
             samples, width = branch.text.samples, branch.text.contexts[0].shape[-1]
@@ -215,3 +234,10 @@ class LTXTransformer(nn.Module):
                 raise ShapeError(
                     f"got text prepared at width {width}; expected {config.hidden_size}; prepare it with this model"
                 )
+
+
+def _read_once(text: PreparedText, number: int, block: TransformerBlock) -> TextKeysValues | TextConstant:
+    """What block `number` reads from a text. Outside the block's forward, so that a checkpoint does not replay it."""
+    if number not in text.attention:
+        text.attention[number] = block.attn2.prepare(text.contexts)
+    return text.attention[number]
