@@ -1,0 +1,30 @@
+"""A clip of any size on a grid that the VAE can have: the clip stands in the middle and starts with the first frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..shapes import PixelShape
+from .condition import Condition, fit_frames
+
+
+def crop_to(frames: Tensor, asked: PixelShape) -> Tensor:
+    """The clip (f h w c) out of its grid: the middle of every frame, and the first `asked.frames` of them."""
+    top, left = (frames.shape[1] - asked.height) // 2, (frames.shape[2] - asked.width) // 2
+    return frames[: asked.frames, top : top + asked.height, left : left + asked.width]
+
+
+def on_canvas(condition: Condition, asked: PixelShape, grid: PixelShape) -> Condition:
+    """The condition such that `crop_to` gives back what it shows: resized to `asked`, its edges continued to `grid`.
+
+    A frame index that counts from the end counts from the end of `asked`.
+    """
+    frames = fit_frames(condition.frames, asked.height, asked.width, condition.resize)
+    top, left = (grid.height - asked.height) // 2, (grid.width - asked.width) // 2
+    border = (left, grid.width - asked.width - left, top, grid.height - asked.height - top)
+    frames = F.pad(frames.movedim(-1, 1), border, mode="replicate").movedim(1, -1)
+    start = condition.frame + asked.frames if -asked.frames <= condition.frame < 0 else condition.frame
+    return replace(condition, frames=frames, frame=start)

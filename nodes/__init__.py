@@ -1,0 +1,41 @@
+"""The nodes. `NODE_CLASS_MAPPINGS` is a literal: ComfyUI-Manager reads it without running it."""
+
+from __future__ import annotations
+
+from .condition import AddCondition
+from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
+from .loaders import LoadModel, LoadTextEncoder, LoadUpscaler
+from .sample import CreateGuidance, CreateSchedule, GenerateTwoStage, SampleVideo
+from .text import EncodePrompt
+
+NODE_CLASS_MAPPINGS = {
+    "LTXKitLoadModel": LoadModel,
+    "LTXKitLoadTextEncoder": LoadTextEncoder,
+    "LTXKitLoadUpscaler": LoadUpscaler,
+    "LTXKitEncodePrompt": EncodePrompt,
+    "LTXKitEmptyLatent": EmptyLatent,
+    "LTXKitAddCondition": AddCondition,
+    "LTXKitCreateSchedule": CreateSchedule,
+    "LTXKitCreateGuidance": CreateGuidance,
+    "LTXKitSampleVideo": SampleVideo,
+    "LTXKitUpscaleLatent": UpscaleLatent,
+    "LTXKitEncodeVideo": EncodeVideo,
+    "LTXKitDecodeVideo": DecodeVideo,
+    "LTXKitGenerateTwoStage": GenerateTwoStage,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "LTXKitLoadModel": "Load Model (LTXKit)",
+    "LTXKitLoadTextEncoder": "Load Text Encoder (LTXKit)",
+    "LTXKitLoadUpscaler": "Load Latent Upscaler (LTXKit)",
+    "LTXKitEncodePrompt": "Encode Prompt (LTXKit)",
+    "LTXKitEmptyLatent": "Empty Latent (LTXKit)",
+    "LTXKitAddCondition": "Condition (LTXKit)",
+    "LTXKitCreateSchedule": "Schedule (LTXKit)",
+    "LTXKitCreateGuidance": "Guidance (LTXKit)",
+    "LTXKitSampleVideo": "Sample (LTXKit)",
+    "LTXKitUpscaleLatent": "Upscale Latent (LTXKit)",
+    "LTXKitEncodeVideo": "Encode Video (LTXKit)",
+    "LTXKitDecodeVideo": "Decode Video (LTXKit)",
+    "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
+}

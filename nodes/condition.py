@@ -1,0 +1,68 @@
+"""The node that says which pictures and clips the result must show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..ltx_core.media import rgb_frames
+from ..ltx_core.pipelines.condition import Condition
+from . import sockets
+from .widgets import choice, decimal, integer, link
+
+
+class AddCondition(sockets.Node):
+    CATEGORY = "LTXKit/conditioning"
+    DESCRIPTION = (
+        "A picture or a clip that the video must show, at a frame of your choice: the first frame, the last one, "
+        "anything between. Chain several of these. Nothing is encoded here: Sample does that, at the size of each "
+        "pass."
+    )
+    SEARCH_ALIASES = [
+        "ltx",
+        "ltxv",
+        "image to video",
+        "i2v",
+        "keyframe",
+        "guide",
+        "first frame",
+        "last frame",
+        "add guide",
+    ]
+    RETURN_TYPES = (sockets.CONDITION,)
+    RETURN_NAMES = ("conditions",)
+    OUTPUT_TOOLTIPS = ("This condition behind the given ones, for Sample, Two-Stage or the next Condition.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": link("IMAGE", "One picture, or the frames of a clip, which is trimmed to 8k+1: 21 become 17."),
+                "frame": integer(
+                    0,
+                    -100000,
+                    100000,
+                    "Frame of the result where it starts: 0 is the first, -1 the last; a multiple of 8 for a clip.",
+                ),
+                "strength": decimal(
+                    1.0,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "1 keeps it as it is; less lets the model change it, which often gives more motion.",
+                ),
+                "resize": choice(
+                    ["crop", "pad", "fit", "stretch"],
+                    "How it gets the video's shape: crop what stands over, pad with grey, fit with continued edges, or "
+                    "stretch.",
+                ),
+            },
+            "optional": {"conditions": link(sockets.CONDITION, "Conditions that come before this one.")},
+        }
+
+    def run(
+        self, image: Tensor, frame: int, strength: float, resize: Any, conditions: tuple[Condition, ...] = ()
+    ) -> tuple[tuple[Condition, ...]]:
+        before = sockets.received(sockets.CONDITION, conditions, "conditions")
+        return ((*before, Condition(rgb_frames(image).cpu(), frame, strength, resize)),)

@@ -1,0 +1,374 @@
+"""What the program around the nodes gives them: model folders, progress, a place to run, somewhere to say something.
+
+Two implementations of one protocol: `ComfyUIHost`, and `PlainHost` for `ltxkit run`. Nothing else in LTXKit knows
+ComfyUI: its modules are imported inside the methods here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.progress import Progress, ProgressEvent, silent
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger("ltxkit")
+
+MODEL_FOLDERS = ("checkpoints", "diffusion_models", "vae", "text_encoders", "latent_upscale_models", "upscale_models")
+# Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
+ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
+
+
+class Host(Protocol):
+    """What a node may ask of the program that runs it."""
+
+    def model_folders(self, kind: str) -> list[Path]:
+        """Directories that hold models of a kind (one of MODEL_FOLDERS), the most important first."""
+        ...
+
+    def tokenizers(self) -> list[Path]:
+        """T5 tokenizer files that come with the host."""
+        ...
+
+    def progress(self) -> Progress:
+        """A callback for one run of one node; it also raises the host's own exception when the user has cancelled."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line on the node that is running."""
+        ...
+
+    def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
+        """Make a module usable on the device that is yielded; `memory_required` bytes beside its weights are needed."""
+        ...
+
+    def release(self, module: nn.Module) -> None:
+        """Take a module's weights off the device now, without waiting until the memory is needed."""
+        ...
+
+    @property
+    def output_device(self) -> torch.device:
+        """Where tensors that leave a node belong."""
+        ...
+
+
+_chosen: ContextVar[Host | None] = ContextVar("ltxkit_host", default=None)
+
+
+def host() -> Host:
+    """The host of the node that is running: the chosen one, otherwise the ComfyUI that has loaded this pack."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    if "folder_paths" in sys.modules:
+        return ComfyUIHost()
+    raise UnsupportedError("got a node outside ComfyUI; expected a host; use `ltxkit run`, or `with use_host(...)`")
+
+
+@contextmanager
+def use_host(chosen: Host) -> Iterator[None]:
+    """Let the nodes that run inside this block ask `chosen`."""
+    token = _chosen.set(chosen)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+class PlainHost:
+    """A plain process: folders from the command line, one progress bar per stage, the best device there is.
+
+    Args:
+        models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
+        input_folder, output_folder: where loading nodes look, and where saving nodes write.
+        device: where models run; None picks CUDA, then MPS, then the CPU.
+        quiet: no progress bars.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        input_folder: Path,
+        output_folder: Path,
+        *,
+        device: torch.device | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.models = models
+        self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
+        self.device = device or _best_device()
+        self.quiet = quiet
+        self.running = ""  # title of the node that runs; the runner sets it
+        self.said: list[tuple[str, str]] = []  # (title, text)
+
+    def model_folders(self, kind: str) -> list[Path]:
+        folders = [self.models / name for name in ALIASES.get(kind, (kind,))]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def folder(self, kind: str) -> Path:
+        """Where files of a kind ("input", "output", "temp") are."""
+        return self.folders[kind]
+
+    def tokenizers(self) -> list[Path]:
+        return []
+
+    def progress(self) -> Progress:
+        if self.quiet:
+            return silent
+        from tqdm import tqdm
+
+        bar: Any = None
+
+        def report(event: ProgressEvent) -> None:
+            nonlocal bar
+            if bar is None or bar.desc != event.stage or event.step < bar.n:
+                bar = tqdm(total=event.total, desc=event.stage, file=sys.stderr)
+            bar.update(event.step - bar.n)
+            if event.step == event.total:
+                bar.close()
+
+        return report
+
+    def say(self, text: str) -> None:
+        self.said.append((self.running, text))
+        log.info("%s: %s", self.running, text)
+
+    @contextmanager
+    def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:  # noqa: ARG002
+        copies = DeviceCopies(module, self.device)
+        try:
+            yield self.device
+        finally:
+            copies.drop()
+
+    def release(self, module: nn.Module) -> None:
+        """Nothing to do: here no module stays on the device after its run."""
+
+    @property
+    def output_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class ComfyUIHost:
+    """The ComfyUI process that has loaded this pack."""
+
+    def model_folders(self, kind: str) -> list[Path]:
+        import folder_paths
+
+        if kind not in folder_paths.folder_names_and_paths:  # `latent_upscale_models` is young
+            return []
+        return [Path(folder) for folder in folder_paths.get_folder_paths(kind) if Path(folder).is_dir()]
+
+    def tokenizers(self) -> list[Path]:
+        import comfy
+
+        shipped = [Path(root) / "text_encoders" / "t5_tokenizer" / "tokenizer.json" for root in comfy.__path__]
+        return [path for path in shipped if path.is_file()]
+
+    def progress(self) -> Progress:
+        import comfy.utils
+        from comfy import model_management
+
+        bar: Any = None
+
+        def report(event: ProgressEvent) -> None:
+            nonlocal bar
+            model_management.throw_exception_if_processing_interrupted()
+            if bar is None:
+                bar = comfy.utils.ProgressBar(event.total)
+            picture = None if event.denoised is None else _comfy_preview(event.denoised)
+            bar.update_absolute(event.step, event.total, picture)
+
+        return report
+
+    def say(self, text: str) -> None:
+        from server import PromptServer
+
+        log.info("%s", text)
+        server = getattr(PromptServer, "instance", None)
+        node = getattr(server, "last_node_id", None)
+        if server is not None and node is not None and hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, node)
+
+    @contextmanager
+    def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
+        from comfy import model_management
+
+        patcher = _comfy_patcher(module)
+        model_management.load_models_gpu([patcher], memory_required=memory_required)
+        yield patcher.load_device
+
+    def release(self, module: nn.Module) -> None:
+        from comfy import model_management
+
+        _comfy_patcher(module).detach()
+        model_management.soft_empty_cache()
+
+    @property
+    def output_device(self) -> torch.device:
+        from comfy import model_management
+
+        return model_management.intermediate_device()
+
+
+class DeviceCopies:
+    """Weights of a module on a device, beside the originals, which are mostly memory-mapped and cost nothing to keep.
+
+    All or nothing. `drop` puts the very objects back that were there before; nothing is ever copied back. A tensor that
+    is on the device already is not copied. It does not keep the module alive.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.originals: list[tuple[dict[str, Any], str, Tensor]] = []
+        copies: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
+        try:
+            for part in module.modules():
+                for tensors in (part._parameters, part._buffers):
+                    for name, tensor in tensors.items():
+                        if tensor is None or tensor.device == device:
+                            continue
+                        if id(tensor) not in copies:
+                            copy = tensor.detach().to(device, copy=True)
+                            parameter = isinstance(tensor, nn.Parameter)
+                            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if parameter else copy
+                        self.originals.append((tensors, name, tensor))
+                        tensors[name] = copies[id(tensor)]
+        except BaseException:  # out of memory half-way, or Ctrl-C: leave nothing on the device
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Put the originals back; the copies are freed."""
+        for tensors, name, tensor in self.originals:
+            tensors[name] = tensor
+        self.originals.clear()
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones counted once."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def principal_preview(denoised: Tensor) -> Tensor:
+    """A picture of a latent that needs no table: its first frame along its three strongest directions of colour.
+
+    Args:
+        denoised: (b, c, f, h, w) float, normalised.
+
+    Returns:
+        (h, w, 3) uint8 on the CPU.
+    """
+    frame = denoised[0, :, 0].float().cpu()
+    pixels = frame.flatten(1).T
+    pixels = pixels - pixels.mean(0)
+    directions = torch.linalg.svd(pixels, full_matrices=False).Vh[:3]
+    # The sign of a principal direction is arbitrary: fix it, or the colours flip from step to step.
+    directions = directions * directions.sum(1, keepdim=True).sign()
+    colours = pixels @ directions.T
+    colours = nn.functional.pad(colours, (0, 3 - colours.shape[1]))
+    low, high = colours.amin(0), colours.amax(0)
+    scaled = (colours - low) / (high - low).clamp_min(1e-6) * 255
+    return scaled.round().to(torch.uint8).reshape(*frame.shape[1:], 3)
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:
+    """The first frame as ComfyUI's ProgressBar takes it; None where the user has switched previews off."""
+    import latent_preview
+    from comfy import latent_formats
+    from comfy.cli_args import LatentPreviewMethod, args
+    from PIL import Image
+
+    if args.preview_method == LatentPreviewMethod.NoPreviews:
+        return None
+    if denoised.shape[1] == latent_formats.LTXV.latent_channels:
+        previewer = latent_preview.get_previewer(denoised.device, latent_formats.LTXV())
+        if previewer is not None:
+            return previewer.decode_latent_to_preview_image("JPEG", denoised.float())
+    picture = Image.fromarray(principal_preview(denoised).numpy())
+    return "JPEG", picture, latent_preview.MAX_PREVIEW_RESOLUTION
+
+
+class _Handle(nn.Module):
+    """What ComfyUI sees as "the model": it takes core's bookkeeping, and has no tensors that core could move."""
+
+
+def _comfy_patcher(module: nn.Module) -> Any:
+    """The ModelPatcher through which ComfyUI counts, loads and unloads `module`; made once, kept on the module.
+
+    The patcher knows the module weakly: both go as soon as the graph lets go of the model.
+    """
+    patcher = module.__dict__.get("_ltxkit_patcher")
+    if patcher is None:
+        patcher = _whole_model_patcher()(
+            _Handle(), _comfy_device(module), torch.device("cpu"), weight_bytes(module) or 1
+        )
+        patcher.module = weakref.ref(module)
+        module.__dict__["_ltxkit_patcher"] = patcher
+    return patcher
+
+
+def _comfy_device(module: nn.Module) -> torch.device:
+    from comfy import model_management
+
+    if isinstance(module, VideoVAE):
+        return model_management.vae_device()
+    if type(module).__name__ == "T5EncoderModel":  # transformers' class, not worth importing transformers for
+        return model_management.text_encoder_device()
+    return model_management.get_torch_device()
+
+
+@functools.cache
+def _whole_model_patcher() -> type:
+    """ComfyUI's ModelPatcher, loading all of a module or nothing.
+
+    Core's own loads layer by layer and expects layers of `comfy.ops`, which fetch what is missing; on plain modules it
+    would leave part of the weights behind. Asked to free a part we free nothing, upon which core detaches the whole.
+    """
+    from comfy.model_patcher import ModelPatcher
+
+    class WholeModelPatcher(ModelPatcher):
+        module: weakref.ref[nn.Module]
+        copies: DeviceCopies | None = None
+
+        def partially_load(self, device_to: torch.device, *_: Any, **__: Any) -> int:
+            module = self.module()
+            if self.copies is not None or module is None:
+                return 0
+            self.copies = DeviceCopies(module, device_to)
+            self.model.device = device_to
+            self.model.model_loaded_weight_memory = self.size
+            return self.size
+
+        def partially_unload(self, *_: Any, **__: Any) -> int:
+            return 0
+
+        def detach(self, unpatch_all: bool = True) -> Any:
+            if unpatch_all and self.copies is not None:
+                self.copies.drop()
+                self.copies = None
+                self.model.device = self.offload_device
+                self.model.model_loaded_weight_memory = 0
+            return self.model
+
+    return WholeModelPatcher

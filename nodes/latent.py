@@ -1,0 +1,190 @@
+"""Nodes around the latent: an empty one, encode, upscale, decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ltx_core.models.upsampler import LatentUpsampler
+from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.pipelines.two_stage import upscale_latent
+from ..ltx_core.shapes import PixelShape, ScaleFactors
+from . import sockets
+from .host import host
+from .widgets import decimal, frame_rate, integer, link, seed
+
+OFFICIAL_SCALE = ScaleFactors(8, 32, 32)  # of every released VAE
+OFFICIAL_CHANNELS = 128
+
+
+class EmptyLatent(sockets.Node):
+    CATEGORY = "LTXKit/latent"
+    DESCRIPTION = (
+        "The canvas of a new video, of any size and length. Where the model needs a larger grid it gets one, the "
+        "node says so, and Decode Video crops the result to what you asked for."
+    )
+    SEARCH_ALIASES = [
+        "ltx",
+        "ltxv",
+        "empty latent video",
+        "EmptyLTXVLatentVideo",
+        "resolution",
+        "size",
+        "length",
+        "seconds",
+    ]
+    RETURN_TYPES = ("LATENT", "FLOAT")
+    RETURN_NAMES = ("latent", "frame_rate")
+    OUTPUT_TOOLTIPS = ("The empty latent, for Sample.", "The frame rate, for Encode Prompt and Create Video.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "width": integer(768, 16, 16384, "Width in pixels; any number."),
+                "height": integer(512, 16, 16384, "Height in pixels; any number."),
+                "frames": integer(121, 1, 100000, "Length in frames; any number. Does not count where seconds is set."),
+                "seconds": decimal(0.0, 0.0, 3600.0, 0.01, "Length in seconds, instead of frames. 0: frames counts."),
+                "frame_rate": frame_rate(sockets.DEFAULT_FRAME_RATE, "Frames per second of the result."),
+                "batch_size": integer(1, 1, 64, "Number of videos; each has a seed of its own."),
+            },
+            "optional": {
+                "model": link(
+                    sockets.MODEL, "Needed only for a model that was trained with another latent grid than Lightricks'."
+                ),
+            },
+        }
+
+    def run(
+        self,
+        width: int,
+        height: int,
+        frames: int,
+        seconds: float,
+        frame_rate: float,
+        batch_size: int,
+        model: sockets.Model | None = None,
+    ) -> tuple[dict[str, Any], float]:
+        scale, channels = OFFICIAL_SCALE, OFFICIAL_CHANNELS
+        if model is not None:
+            handle: sockets.Model = sockets.received(sockets.MODEL, model, "model")
+            scale, channels = handle.scale, handle.transformer.config.in_channels
+        asked = PixelShape(max(round(seconds * frame_rate), 1) if seconds else frames, height, width)
+        grid = asked.padded(scale).latent(scale)
+        samples = torch.zeros(batch_size, channels, *grid, device=host().output_device)
+        say_padding(asked, scale)
+        return {"samples": samples, "ltxkit_canvas": sockets.Canvas(asked, frame_rate, grid)}, frame_rate
+
+
+def say_padding(asked: PixelShape, scale: ScaleFactors) -> None:
+    """Tell the user when the grid has to be larger than the clip."""
+    grid = asked.padded(scale)
+    if grid != asked:
+        host().say(
+            f"{asked.width}x{asked.height}, {asked.frames} frames: made as {grid.width}x{grid.height}, {grid.frames} "
+            "frames, which the model can have, and cropped by Decode Video"
+        )
+
+
+class UpscaleLatent(sockets.Node):
+    CATEGORY = "LTXKit/latent"
+    DESCRIPTION = (
+        "Doubles the width and height of a latent (or, with a temporal upscaler, its frame rate) for a second, "
+        "refining pass of Sample with a schedule that starts below 1."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "latent upscaler", "LTXVLatentUpsampler", "two stage", "adain"]
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The upscaled latent, for a second Sample.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "latent": link("LATENT", "The result of the first Sample."),
+                "upscaler": link(sockets.UPSCALER, "From Load Latent Upscaler."),
+                "vae": link(sockets.VAE, "The VAE of the model, whose statistics the upscaler needs."),
+                "adain": decimal(
+                    1.0,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "How far the colours go back to those of the first pass. Lightricks use 1, diffusers 0.",
+                ),
+            }
+        }
+
+    def run(
+        self, latent: dict[str, Any], upscaler: LatentUpsampler, vae: VideoVAE, adain: float
+    ) -> tuple[dict[str, Any]]:
+        samples = sockets.latent_samples(latent)
+        vae = sockets.received(sockets.VAE, vae, "vae")
+        result = upscale_latent(
+            sockets.received(sockets.UPSCALER, upscaler, "upscaler"),
+            vae,
+            samples,
+            placement=host().place,
+            adain_factor=adain,
+            progress=host().progress(),
+        )
+        return (sockets.upscaled(latent, result.to(host().output_device)),)
+
+
+class EncodeVideo(sockets.Node):
+    CATEGORY = "LTXKit/latent"
+    DESCRIPTION = (
+        "Encodes pictures into a latent, for video-to-video: Sample starts from it with a schedule below 1. Sizes "
+        "and lengths that the VAE cannot have are padded, and Decode Video crops them off again."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "vae encode", "video to video", "v2v"]
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The encoded clip.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": link("IMAGE", "The frames of the clip."),
+                "vae": link(sockets.VAE, "From Load Model."),
+                "frame_rate": frame_rate(sockets.DEFAULT_FRAME_RATE, "Frames per second of the clip."),
+            }
+        }
+
+    def run(self, images: Tensor, vae: VideoVAE, frame_rate: float) -> tuple[dict[str, Any]]:
+        raise NotImplementedError
+
+
+class DecodeVideo(sockets.Node):
+    CATEGORY = "LTXKit/latent"
+    DESCRIPTION = (
+        "Decodes a latent into pictures, piece by piece, so that memory does not grow with the length of the clip. "
+        "What was padded is cropped off: the result has exactly the size and length that were asked for."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "vae decode", "vae decode tiled", "decode noise", "decode timestep"]
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
+    OUTPUT_TOOLTIPS = ("The frames, for Create Video.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "latent": link("LATENT", "The sampled latent."),
+                "vae": link(sockets.VAE, "From Load Model."),
+                "decode_timestep": decimal(
+                    0.05, 0.0, 1.0, 0.001, "How noisy the decoder takes the latent to be; not for 0.9.0."
+                ),
+                "decode_noise_scale": decimal(
+                    0.025, 0.0, 1.0, 0.001, "Noise that is mixed in for the decoder to remove; not for 0.9.0."
+                ),
+                "seed": seed("Seed of that noise."),
+            }
+        }
+
+    def run(
+        self, latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
+    ) -> tuple[Tensor]:
+        raise NotImplementedError

@@ -1,0 +1,214 @@
+"""Nodes that load: model and VAE, text encoder, latent upscaler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ltx_core.errors import ConfigError
+from ..ltx_core.models.upsampler import LatentUpsampler
+from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.presets import PRESETS
+from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ..ltx_core.weights.text_encoder import load_text_encoder
+from . import sockets
+from .host import host
+from .widgets import choice, switch
+
+DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SAME_FILE = "in the model file"
+FROM_FILE = "from the file"
+SUFFIXES = (".safetensors", ".sft", ".gguf")
+
+MODEL_KINDS = ("checkpoints", "diffusion_models")
+VAE_KINDS = ("vae", "checkpoints")
+TEXT_ENCODER_KINDS = ("text_encoders",)
+UPSCALER_KINDS = ("latent_upscale_models", "upscale_models")
+
+DTYPE_TOOLTIP = "Type of the weights. auto: as stored, which takes the least memory."
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def model_files(kinds: Sequence[str]) -> dict[str, Path]:
+    """What a loader offers: weights files, and folders in the Hugging Face layout as one entry each.
+
+    Returns:
+        path by name, which is relative to its folder; where two folders have the same one, the later's says which.
+    """
+    found: dict[str, Path] = {}
+    for kind in kinds:
+        for folder in host().model_folders(kind):
+            for path in sorted(_weights_under(folder)):
+                name = path.relative_to(folder).as_posix()
+                found.setdefault(name if name not in found else f"{name} [{folder.name}]", path)
+    return found
+
+
+def _weights_under(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = Path(root)
+        if here != folder and any(file == "config.json" or file.endswith("index.json") for file in files):
+            yield here
+            folders.clear()
+        else:
+            yield from (here / file for file in files if file.endswith(SUFFIXES))
+
+
+def _path(name: str, kinds: Sequence[str]) -> Path:
+    """The file that a loader's widget names (ConfigError with what there is, and where)."""
+    problem = _missing(name, kinds)
+    if problem:
+        raise ConfigError(problem)
+    return model_files(kinds)[name]
+
+
+def _missing(name: str, kinds: Sequence[str]) -> str | None:
+    """Why there is no such file; None if there is one, or if the name comes through a link and is not known yet."""
+    files = model_files(kinds)
+    if name in files or not name:
+        return None
+    folders = [str(folder) for kind in kinds for folder in host().model_folders(kind)] or [f"models/{kinds[0]}"]
+    there = ", ".join(files) or "no model"
+    return f"got {name!r}, which is not there; found {there} in {', '.join(folders)}; put it into one of these folders"
+
+
+def _stamp(*paths: Path) -> str:
+    """Changes when a file is replaced."""
+    return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in (path.stat() for path in paths))
+
+
+# ------------------------------------------------------------------------------------------------ nodes
+
+
+class LoadModel(sockets.Node):
+    CATEGORY = "LTXKit/loaders"
+    DESCRIPTION = (
+        "Loads an LTX-Video transformer and its VAE, from one file or from two. What the file is (version, layout, "
+        "precision) is read from its content, never from its name, and every weight is checked."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "load checkpoint", "unet loader", "diffusion model", "13b", "2b"]
+    RETURN_TYPES = (sockets.MODEL, sockets.VAE)
+    RETURN_NAMES = ("model", "vae")
+    OUTPUT_TOOLTIPS = ("The transformer, for Sample.", "The video VAE, for Encode, Decode and Sample.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        model_names, vae_names = model_files(MODEL_KINDS), [SAME_FILE, *model_files(VAE_KINDS)]
+        return {
+            "required": {
+                "model_name": choice(model_names, "A file or folder in models/checkpoints or models/diffusion_models."),
+                "vae_name": choice(
+                    vae_names, "Where the VAE is, if the model file has none: in models/vae or models/checkpoints."
+                ),
+                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
+                "version": choice(
+                    [FROM_FILE, *PRESETS],
+                    "Which release it is; only for files that do not say. It decides the recommended settings.",
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str], model_name: str = "", vae_name: str = "") -> bool | str:
+        missing_vae = None if vae_name == SAME_FILE else _missing(vae_name, VAE_KINDS)
+        return cls.wrong_link(input_types) or _missing(model_name, MODEL_KINDS) or missing_vae or True
+
+    @classmethod
+    def IS_CHANGED(cls, model_name: str, vae_name: str, **_: Any) -> str:
+        vae_path = [] if vae_name == SAME_FILE else [_path(vae_name, VAE_KINDS)]
+        return _stamp(_path(model_name, MODEL_KINDS), *vae_path)
+
+    def run(self, model_name: str, vae_name: str, dtype: str, version: str) -> tuple[sockets.Model, VideoVAE]:
+        path = _path(model_name, MODEL_KINDS)
+        vae_path = path if vae_name == SAME_FILE else _path(vae_name, VAE_KINDS)
+        release = None if version == FROM_FILE else version
+        progress = host().progress()
+        transformer, info = load_transformer(path, dtype=DTYPES[dtype], version=release, progress=progress)
+        vae = load_vae(vae_path, dtype=DTYPES[dtype], version=release, progress=progress)
+        for note in info.notes:
+            host().say(note)
+        return sockets.Model(transformer, info, vae.config.scale_factors), vae
+
+
+class LoadTextEncoder(sockets.Node):
+    CATEGORY = "LTXKit/loaders"
+    DESCRIPTION = (
+        "Loads T5 v1.1 XXL, the text encoder of every LTX-Video, from a single file (t5xxl_fp16.safetensors) or a "
+        "Hugging Face folder. There is no type to choose: anything else is refused by name."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "t5", "t5xxl", "clip loader", "load clip"]
+    RETURN_TYPES = (sockets.TEXT_ENCODER,)
+    RETURN_NAMES = ("text_encoder",)
+    OUTPUT_TOOLTIPS = ("The text encoder, for Encode Prompt.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        names = model_files(TEXT_ENCODER_KINDS)
+        return {
+            "required": {
+                "text_encoder_name": choice(names, "A file or folder in models/text_encoders or models/clip."),
+                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
+                "keep_on_device": switch(
+                    False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str], text_encoder_name: str = "") -> bool | str:
+        return cls.wrong_link(input_types) or _missing(text_encoder_name, TEXT_ENCODER_KINDS) or True
+
+    @classmethod
+    def IS_CHANGED(cls, text_encoder_name: str, **_: Any) -> str:
+        return _stamp(_path(text_encoder_name, TEXT_ENCODER_KINDS))
+
+    def run(self, text_encoder_name: str, dtype: str, keep_on_device: bool) -> tuple[sockets.Encoder]:
+        encoder = load_text_encoder(
+            _path(text_encoder_name, TEXT_ENCODER_KINDS),
+            dtype=DTYPES[dtype],
+            host_tokenizers=host().tokenizers(),
+            progress=host().progress(),
+        )
+        return (sockets.Encoder(encoder, keep_on_device),)
+
+
+class LoadUpscaler(sockets.Node):
+    CATEGORY = "LTXKit/loaders"
+    DESCRIPTION = (
+        "Loads an LTX-Video latent upscaler, which doubles the size of a latent between two passes of sampling (or, "
+        "the temporal one, its frame rate)."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "latent upscale model", "spatial upscaler", "temporal upscaler"]
+    RETURN_TYPES = (sockets.UPSCALER,)
+    RETURN_NAMES = ("upscaler",)
+    OUTPUT_TOOLTIPS = ("The latent upscaler, for Upscale Latent and Two-Stage.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        names = model_files(UPSCALER_KINDS)
+        return {
+            "required": {
+                "upscaler_name": choice(
+                    names, "A file or folder in models/latent_upscale_models or models/upscale_models."
+                ),
+                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str], upscaler_name: str = "") -> bool | str:
+        return cls.wrong_link(input_types) or _missing(upscaler_name, UPSCALER_KINDS) or True
+
+    @classmethod
+    def IS_CHANGED(cls, upscaler_name: str, **_: Any) -> str:
+        return _stamp(_path(upscaler_name, UPSCALER_KINDS))
+
+    def run(self, upscaler_name: str, dtype: str) -> tuple[LatentUpsampler]:
+        path = _path(upscaler_name, UPSCALER_KINDS)
+        return (load_upsampler(path, dtype=DTYPES[dtype], progress=host().progress()),)

@@ -1,0 +1,227 @@
+"""What travels between the nodes, and the checks that what arrives is what the socket says.
+
+IMAGE, LATENT, CONDITIONING and SIGMAS are ComfyUI's own and mean what its LTXV nodes mean by them. The handles are
+ours, under names of our own, so that nobody takes them for ComfyUI's MODEL or VAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ltx_core.errors import ConfigError, ShapeError, UnsupportedError
+from ..ltx_core.models.text_encoder import TextEncoder
+from ..ltx_core.models.transformer import LTXTransformer
+from ..ltx_core.models.upsampler import LatentUpsampler
+from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.pipelines.generate import EncodedPrompt
+from ..ltx_core.sampling.guidance import Guidance
+from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
+from ..ltx_core.weights.build import CheckpointInfo
+from .prompt import declared_inputs, types_match
+
+MODEL = "LTXKIT_MODEL"
+VAE = "LTXKIT_VAE"
+TEXT_ENCODER = "LTXKIT_TEXT_ENCODER"
+UPSCALER = "LTXKIT_UPSCALER"
+CONDITION = "LTXKIT_CONDITION"
+GUIDANCE = "LTXKIT_GUIDANCE"
+
+PADDED_TOKENS = (
+    128  # to which ComfyUI pads T5 for LTXV (comfy/text_encoders/lt.py); prompts of unequal length can be mixed
+)
+DEFAULT_FRAME_RATE = 25.0  # what ComfyUI's LTXV model takes where CONDITIONING has none (model_base.py)
+
+# Which node gives what a socket of ours wants; a native MODEL or VAE is the likeliest thing to be wired there instead.
+SOURCES = {
+    MODEL: "Load Model (LTXKit)",
+    VAE: "Load Model (LTXKit)",
+    TEXT_ENCODER: "Load Text Encoder (LTXKit)",
+    UPSCALER: "Load Latent Upscaler (LTXKit)",
+    CONDITION: "Condition (LTXKit)",
+    GUIDANCE: "Guidance (LTXKit)",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """LTXKIT_MODEL: a transformer and what its file says about how to use it.
+
+    scale: pixels per latent cell of the VAE that it was loaded with.
+    """
+
+    transformer: LTXTransformer
+    info: CheckpointInfo
+    scale: ScaleFactors
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """LTXKIT_TEXT_ENCODER. keep: leave the weights on the device after encoding."""
+
+    encoder: TextEncoder
+    keep: bool
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """`ltxkit_canvas` of a LATENT: what was asked for, and the grid that it was given.
+
+    size: of the clip; its grid may decode to more. fps: frames per second.
+    """
+
+    size: PixelShape
+    fps: float
+    grid: LatentShape
+
+
+# LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, and LTXKIT_CONDITION a tuple
+# of Condition, in the order in which they were chained.
+KINDS: Mapping[str, type] = {
+    MODEL: Model,
+    VAE: VideoVAE,
+    TEXT_ENCODER: Encoder,
+    UPSCALER: LatentUpsampler,
+    CONDITION: tuple,
+    GUIDANCE: Guidance,
+}
+
+
+class Node:
+    """Base of all nodes: a link of the wrong type is answered with the name of the node that gives the right one.
+
+    ComfyUI leaves the type check to a class whose VALIDATE_INPUTS takes `input_types`.
+    """
+
+    CATEGORY = "LTXKit"
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str]) -> bool | str:
+        return cls.wrong_link(input_types) or True
+
+    @classmethod
+    def wrong_link(cls, input_types: dict[str, str]) -> str | None:
+        """What is wrong with the types that arrive through links, by input; None if all is well."""
+        declared = declared_inputs(cls)
+        for name, given in input_types.items():
+            if name in declared and not types_match(given, declared[name].type):
+                return _wrong_type(given, declared[name].type, name)
+        return None
+
+
+def _wrong_type(given: str, expected: str, name: str) -> str:
+    remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
+    return f"got {given} on `{name}`; expected {expected}{remedy}"
+
+
+def received(socket: str, value: object, name: str) -> Any:
+    """`value`, if it is what travels on `socket` (ConfigError otherwise).
+
+    Links are checked before a prompt runs, but ComfyUI lets any constant of a hand-written prompt through, and nodes
+    with an output of type `*` give anything.
+    """
+    if isinstance(value, KINDS[socket]):
+        return value
+    raise ConfigError(_wrong_type(type(value).__name__, socket, name))
+
+
+# ------------------------------------------------------------------------------------------------ LATENT
+
+
+def latent_samples(latent: object, name: str = "latent") -> Tensor:
+    """The tensor (b, c, f, h, w) of a LATENT.
+
+    Raises:
+        ConfigError: not a LATENT. ShapeError: not of a video.
+    """
+    if not isinstance(latent, dict) or "samples" not in latent:
+        raise ConfigError(
+            f"got {type(latent).__name__} on `{name}`; expected LATENT; connect a node that gives a latent"
+        )
+    samples = latent["samples"]
+    if not isinstance(samples, Tensor):  # core's NestedTensor of picture and sound
+        raise UnsupportedError(
+            f"got a latent of {type(samples).__name__} on `{name}`; expected one of a video alone; LTX-2's latents "
+            "with sound are another model's: connect a latent of LTX-Video"
+        )
+    if samples.ndim != 5:
+        raise ShapeError(
+            f"got a latent of shape {tuple(samples.shape)} on `{name}`; expected (batch, channels, frames, height, "
+            "width); connect a video latent, such as Empty Latent (LTXKit) gives"
+        )
+    return samples
+
+
+def latent_canvas(latent: Mapping[str, Any]) -> Canvas | None:
+    """The canvas of a LATENT, if it still belongs to its samples: native nodes copy it whatever they do to those."""
+    canvas = latent.get("ltxkit_canvas")
+    return canvas if isinstance(canvas, Canvas) and tuple(canvas.grid) == tuple(latent["samples"].shape[2:]) else None
+
+
+def upscaled(latent: Mapping[str, Any], samples: Tensor) -> dict[str, Any]:
+    """A copy of a LATENT with larger samples (b, c, f, h, w): the canvas grows with them, the noise mask is gone.
+
+    Twice the latent frames less one are twice the pixel frames less one at twice the rate, whatever the VAE.
+    """
+    canvas = latent_canvas(latent)
+    kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas")}
+    if canvas is not None:
+        times = samples.shape[-1] // canvas.grid.width
+        frames, height, width = canvas.size
+        doubled = samples.shape[2] > canvas.grid.frames
+        size = PixelShape(2 * frames - 1 if doubled else frames, height * times, width * times)
+        fps = canvas.fps * 2 if doubled else canvas.fps
+        kept["ltxkit_canvas"] = Canvas(size, fps, LatentShape(*samples.shape[2:]))
+    return {**kept, "samples": samples}
+
+
+# ------------------------------------------------------------------------------------------------ CONDITIONING
+
+
+def to_conditioning(prompt: EncodedPrompt, frame_rate: float, device: torch.device) -> list[list[Any]]:
+    """CONDITIONING as ComfyUI's LTXV nodes make it: padded on the right, integer `attention_mask`, `frame_rate`."""
+    embeddings = prompt.embeddings.float()
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.int64) if prompt.mask is None else prompt.mask
+    padding = max(PADDED_TOKENS - embeddings.shape[1], 0)
+    embeddings = F.pad(embeddings, (0, 0, 0, padding)).to(device)
+    return [[embeddings, {"attention_mask": F.pad(mask, (0, padding)).to(device), "frame_rate": frame_rate}]]
+
+
+def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, dict[str, Any]]:
+    """The prompt in a CONDITIONING, and the values that came with it.
+
+    Raises:
+        ConfigError: not a CONDITIONING. UnsupportedError: it holds several, or guide frames of native nodes.
+    """
+    if not isinstance(conditioning, list) or not conditioning or not isinstance(conditioning[0], list | tuple):
+        raise ConfigError(
+            f"got {type(conditioning).__name__} on `{name}`; expected CONDITIONING; connect Encode Prompt (LTXKit)"
+        )
+    if len(conditioning) > 1:
+        raise UnsupportedError(
+            f"got {len(conditioning)} conditionings combined on `{name}`; expected one; connect a single prompt"
+        )
+    embeddings, values = conditioning[0]
+    if values.get("keyframe_idxs") is not None:
+        raise UnsupportedError(
+            f"got guide frames of LTXVAddGuide on `{name}`; expected none; use Condition (LTXKit) instead of "
+            "LTXVAddGuide, or LTXVCropGuides before this node"
+        )
+    return EncodedPrompt(embeddings, values.get("attention_mask")), values
+
+
+def frame_rate(values: Mapping[str, Any], canvas: Canvas | None) -> float:
+    """Frames per second of a clip: what the prompt was encoded with, else what the latent was made for."""
+    return float(values.get("frame_rate") or (canvas.fps if canvas else DEFAULT_FRAME_RATE))

@@ -1,0 +1,56 @@
+"""The node that encodes prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ltx_core.pipelines.text import encode_prompts
+from ..ltx_core.presets import NEGATIVE_PROMPT
+from . import sockets
+from .host import host
+from .widgets import frame_rate, link, text
+
+
+class EncodePrompt(sockets.Node):
+    CATEGORY = "LTXKit/conditioning"
+    DESCRIPTION = (
+        "Encodes the prompt and the negative prompt and notes the frame rate, which LTX-Video takes as part of the "
+        "prompt. Takes the place of two CLIP Text Encode nodes and LTXVConditioning."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "prompt", "clip text encode", "ltxv conditioning", "positive", "negative"]
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    OUTPUT_TOOLTIPS = ("The encoded prompt, with the frame rate.", "The encoded negative prompt, with the frame rate.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "text_encoder": link(sockets.TEXT_ENCODER, "From Load Text Encoder."),
+                "positive": text(
+                    "",
+                    "What the video shows and how it moves, as one flowing paragraph of up to 256 tokens.",
+                    lines=True,
+                ),
+                "negative": text(
+                    NEGATIVE_PROMPT,
+                    "What it should not look like. Has an effect only where guidance is above 1.",
+                    lines=True,
+                ),
+                "frame_rate": frame_rate(
+                    sockets.DEFAULT_FRAME_RATE,
+                    "Frames per second of the result: the model moves things accordingly. Best linked to Empty Latent.",
+                ),
+            }
+        }
+
+    def run(self, text_encoder: sockets.Encoder, positive: str, negative: str, frame_rate: float) -> tuple[Any, Any]:
+        handle: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
+        here = host()
+        encoded = encode_prompts(
+            handle.encoder, (positive, negative), placement=here.place, progress=here.progress(), notes=here.say
+        )
+        if not handle.keep:
+            here.release(handle.encoder.model)
+        conditionings = [sockets.to_conditioning(prompt, frame_rate, here.output_device) for prompt in encoded]
+        return conditionings[0], conditionings[1]

@@ -1,0 +1,45 @@
+"""How an input is declared: one line each, with its tooltip. The tuples are what ComfyUI expects in INPUT_TYPES."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Declared = tuple[Any, dict[str, Any]]
+
+
+def link(socket: str, tooltip: str) -> Declared:
+    """An input that only a link can fill."""
+    return socket, {"tooltip": tooltip}
+
+
+def integer(default: int, low: int, high: int, tooltip: str) -> Declared:
+    return "INT", {"default": default, "min": low, "max": high, "tooltip": tooltip}
+
+
+def decimal(default: float, low: float, high: float, step: float, tooltip: str) -> Declared:
+    return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip}
+
+
+def text(default: str, tooltip: str, *, lines: bool = False) -> Declared:
+    """lines: a field of several lines, in which ComfyUI resolves {a|b} to one of them."""
+    several = {"multiline": True, "dynamicPrompts": True} if lines else {}
+    return "STRING", {"default": default, **several, "tooltip": tooltip}
+
+
+def switch(default: bool, tooltip: str) -> Declared:
+    return "BOOLEAN", {"default": default, "tooltip": tooltip}
+
+
+def choice(options: Sequence[str], tooltip: str) -> Declared:
+    """The first option is the default."""
+    return list(options), {"tooltip": tooltip}
+
+
+def seed(tooltip: str) -> Declared:
+    """ComfyUI adds a widget to it that says what happens to the seed after each run."""
+    return "INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": tooltip}
+
+
+def frame_rate(default: float, tooltip: str) -> Declared:
+    return decimal(default, 1.0, 240.0, 0.01, tooltip)
