@@ -144,7 +144,9 @@ def _open(path: Path | str, name: Literal["transformer", "vae", "upscaler"], ver
     layout = detect_layout(checkpoint.tensors)
     part = part_or_error(checkpoint, layout, name)
     description = describe(checkpoint, layout, version)
-    unknown = [key for key in description.unknown if key.startswith(f"{name}.") or name == "transformer" and "." not in key]
+    unknown = [
+        key for key in description.unknown if key.startswith(f"{name}.") or (name == "transformer" and "." not in key)
+    ]
     if unknown:
         logger.info("%s has metadata that LTXKit does not read: %s", checkpoint.path, ", ".join(unknown))
     return _Opened(checkpoint, layout, part, description)
@@ -236,7 +238,7 @@ def _some(names: list[str], limit: int = 5) -> str:
 
 
 def _notes(description: Description) -> Iterator[str]:
-    defaults = [name for name, item in description.values.items() if item.origin == "version default"]
-    if defaults:
-        names = ", ".join(f"{name} = {description.values[name].value}" for name in defaults)
-        yield f"The file does not say these, so they are as in the released versions that it can be: {names}."
+    defaults = {name: item.value for name, item in description.values.items() if item.origin == "version default"}
+    listed = ", ".join(f"{name} = {value}" for name, value in defaults.items() if value is not None)
+    if listed:
+        yield f"The file does not say these, so they are as in the released versions that it can be: {listed}."

@@ -220,7 +220,9 @@ def _foreign_format(head: bytes) -> Callable[[Path], Exception] | None:
     if head.startswith(b"GGUF"):
         return partial(_refusal, UnsupportedError, "a GGUF file", "use the safetensors file; GGUF cannot be read yet")
     if text.startswith((b"<!doctype", b"<html")):
-        return partial(_refusal, CheckpointError, "a web page", "download the file itself; this was an error or login page")
+        return partial(
+            _refusal, CheckpointError, "a web page", "download the file itself; this was an error or login page"
+        )
     return None
 
 
@@ -270,7 +272,10 @@ def _open_folder(path: Path) -> Checkpoint:
 def _component_of(folder: Path) -> str:
     config = _read_config(folder) or {}
     architectures = config.get("architectures")
-    names = [config.get("_class_name"), *(cast("list[object]", architectures) if isinstance(architectures, list) else [])]
+    names = [
+        config.get("_class_name"),
+        *(cast("list[object]", architectures) if isinstance(architectures, list) else []),
+    ]
     for name in names:
         if name in _COMPONENT_OF_CLASS:
             return _COMPONENT_OF_CLASS[cast(str, name)]
@@ -305,7 +310,9 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(f"got {folder} with several weight files ({names}); pass the path of the one to use")
     if not files and list(folder.glob("*.bin")):
-        raise CheckpointError(f"got {folder} with PyTorch pickles (*.bin) only; expected safetensors; pickles are not read")
+        raise CheckpointError(
+            f"got {folder} with PyTorch pickles (*.bin) only; expected safetensors; pickles are not read"
+        )
     return {file: None for file in files}
 
 
@@ -317,6 +324,8 @@ def _shards(index: Path) -> dict[Path, list[str] | None]:
     for key, name in cast("dict[str, str]", weight_map).items():
         file = index.parent / name
         if not file.is_file():
-            raise CheckpointError(f"got {index.parent} without the shard {name}; expected it beside {index.name}; download it")
+            raise CheckpointError(
+                f"got {index.parent} without the shard {name}; expected it beside {index.name}; download it"
+            )
         shards.setdefault(file, []).append(key)
     return dict(shards.items())

@@ -60,11 +60,18 @@ class Description:
 
     def scheduler(self) -> SchedulerConfig | None:
         """The scheduler, or None where neither the file nor a single version tells. Unknown steps are None."""
-        names = [field for field in _fields("scheduler", SchedulerConfig) if field != "scheduler.allowed_inference_steps"]
+        names = [
+            field for field in _fields("scheduler", SchedulerConfig) if field != "scheduler.allowed_inference_steps"
+        ]
         if any(name not in self.values for name in names):
             return None
-        known = {**{"scheduler.allowed_inference_steps": None}, **{name: item.value for name, item in self.values.items()}}
-        return SchedulerConfig(**{name.partition(".")[2]: known[name] for name in _fields("scheduler", SchedulerConfig)})  # type: ignore[arg-type]
+        known = {
+            **{"scheduler.allowed_inference_steps": None},
+            **{name: item.value for name, item in self.values.items()},
+        }
+        return SchedulerConfig(
+            **{name.partition(".")[2]: known[name] for name in _fields("scheduler", SchedulerConfig)}
+        )  # type: ignore[arg-type]
 
     def _build(self, part: str, config: type[_Config]) -> _Config:
         missing = [name for name in self.missing if name.startswith(f"{part}.")]
@@ -154,7 +161,9 @@ def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> Non
     if hidden is not None and heads is not None and "transformer.attention_head_dim" not in values:
         width, count = cast(int, hidden.value), cast(int, heads.value)
         if width % count:
-            raise ConfigError(f"got a transformer of width {width}; expected a multiple of {count} heads; pass another version=")
+            raise ConfigError(
+                f"got a transformer of width {width}; expected a multiple of {count} heads; pass another version="
+            )
         values["transformer.attention_head_dim"] = Value(width // count, heads.origin)
     residual = values.pop("vae.upsample_residual", None)
     blocks = values.get("vae.decoder_blocks")
@@ -180,7 +189,9 @@ def _candidates(
             raise ConfigError(f"got version {version!r}; expected one of {', '.join(RELEASES)}")
         release = RELEASES[version]
         if family is not None and release.family != family:
-            raise ConfigError(f"got version {version} for a file with {layers} layers; expected a {family} version; leave it out")
+            raise ConfigError(
+                f"got version {version} for a file with {layers} layers; expected a {family} version; leave it out"
+            )
         return [release]
     if (layers is None and generation is None) or (layers is not None and family is None):
         return []
@@ -280,9 +291,7 @@ _COMPRESS: Mapping[int, BlockKind] = {8: "compress_all", 4: "compress_space", 2:
 
 
 def _vae_block(kind: BlockKind, *, num_layers: int = 1, multiplier: int = 1, inject_noise: bool = False) -> VAEBlock:
-    return VAEBlock(
-        kind=kind, num_layers=num_layers, multiplier=multiplier, residual=False, inject_noise=inject_noise
-    )
+    return VAEBlock(kind=kind, num_layers=num_layers, multiplier=multiplier, residual=False, inject_noise=inject_noise)
 
 
 def _block_input(shapes: _Shapes, half: str, prefix: str, index: int) -> int:
@@ -358,7 +367,9 @@ _SHAPE_READERS = {
 }
 
 
-def part_or_error(checkpoint: Checkpoint, layout: Layout, name: Literal["transformer", "vae", "upscaler", "text_encoder"]) -> Part:
+def part_or_error(
+    checkpoint: Checkpoint, layout: Layout, name: Literal["transformer", "vae", "upscaler", "text_encoder"]
+) -> Part:
     """The part to load, or an error that names what the file is instead."""
     if name in layout.parts:
         return layout.parts[name]
@@ -375,4 +386,3 @@ def part_or_error(checkpoint: Checkpoint, layout: Layout, name: Literal["transfo
         "text_encoder": "choose a file such as t5xxl_fp16.safetensors or a text_encoder folder",
     }[name]
     raise CheckpointError(f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {advice}")
-

@@ -38,7 +38,9 @@ class KeyMap:
         Raises:
             CheckpointError: two rules match, so the map is not one-to-one (a mistake in the map, not in the file).
         """
-        names = [target.format(*match.groups()) for source, target in self._patterns if (match := source.fullmatch(key))]
+        names = [
+            target.format(*match.groups()) for source, target in self._patterns if (match := source.fullmatch(key))
+        ]
         if len(names) > 1:
             raise CheckpointError(f"got {key!r}, which {len(names)} rules rename; expected exactly one")
         return names[0] if names else None
@@ -101,7 +103,11 @@ def vae_from_diffusers(keys: Iterable[str]) -> KeyMap:
         ("decoder.timestep_scale_multiplier", "decoder.timestep_scale_multiplier"),
         ("decoder.scale_shift_table", "decoder.last_scale_shift_table"),
         ("decoder.time_embedder.{*}", "decoder.last_time_embedder.{*}"),
-        *((f"{half}.{end}.{{*}}", f"{half}.{end}.{{*}}") for half in ("encoder", "decoder") for end in ("conv_in", "conv_out")),
+        *(
+            (f"{half}.{end}.{{*}}", f"{half}.{end}.{{*}}")
+            for half in ("encoder", "decoder")
+            for end in ("conv_in", "conv_out")
+        ),
     ]
     encoder = list(_encoder_names(_block_roles(keys, "encoder")))
     decoder = list(_decoder_names(_block_roles(keys, "decoder")))
@@ -228,11 +234,16 @@ _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
     ("text_encoder", "transformers", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
 )
 
-_LORA = re.compile(r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.default)?\.weight$|_lora\.(up|down)\.weight$")
+_LORA = re.compile(
+    r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.default)?\.weight$|_lora\.(up|down)\.weight$"
+)
 
 # Foreign files that end up in a model folder, each with one pattern that some key of it matches. First match wins.
 _FOREIGN: tuple[tuple[str, str], ...] = (
-    ("an LTX-2 checkpoint (audio and video), which is another model", r"(.*[./])?(audio_patchify_proj|audio_proj_in)\..*"),
+    (
+        "an LTX-2 checkpoint (audio and video), which is another model",
+        r"(.*[./])?(audio_patchify_proj|audio_proj_in)\..*",
+    ),
     ("a ControlNet", r"(.*[./])?(control_model|controlnet_cond_embedding|zero_convs|controlnet_blocks)\..*"),
     ("a Stable Diffusion XL checkpoint", r"conditioner\.embedders\..*|.*\.input_blocks\..*|label_emb\.0\.0\.weight"),
     ("a Stable Diffusion 3 checkpoint", r"(.*[./])?joint_blocks\.0\..*"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from ..config import BlockKind, VAEBlock
+from ..config import BlockKind, CheckpointConfig, UpsamplerConfig, VAEBlock
 from ..errors import CheckpointError, ConfigError
 
 
@@ -51,7 +51,9 @@ _Rule = _Read | _Only | _Ignored
 
 
 def _wrong(value: object, name: str, expected: str) -> ConfigError:
-    return ConfigError(f"got {name} = {value!r} in the checkpoint's config; expected {expected}; LTXKit cannot run this model")
+    return ConfigError(
+        f"got {name} = {value!r} in the checkpoint's config; expected {expected}; LTXKit cannot run this model"
+    )
 
 
 def _integer(value: Any, name: str) -> int:
@@ -149,7 +151,9 @@ def _block(entry: Any, name: str, kinds: tuple[str, ...]) -> VAEBlock:
         num_layers=_integer(params.get("num_layers", 1), f"{name}.num_layers") if is_res else 1,
         multiplier=_integer(multiplier, f"{name}.multiplier"),
         residual=_flag(params.get("residual", False), f"{name}.residual") if is_upsampler else False,
-        inject_noise=_flag(params.get("inject_noise", False), f"{name}.inject_noise") if in_decoder and is_res else False,
+        inject_noise=_flag(params.get("inject_noise", False), f"{name}.inject_noise")
+        if in_decoder and is_res
+        else False,
     )
 
 
@@ -170,7 +174,7 @@ _TRANSFORMER_SIZES: Mapping[str, _Rule] = {
     )
 }
 
-# Lightricks/LTX-Video transformer3d.py; the last three are written by later models of the same family.
+# Lightricks/LTX-Video transformer3d.py
 _TRANSFORMER: Mapping[str, _Rule] = {
     **_CLASS_KEYS,
     **_TRANSFORMER_SIZES,
@@ -197,6 +201,10 @@ _TRANSFORMER: Mapping[str, _Rule] = {
     "upcast_attention": _IGNORED,
     "use_linear_projection": _IGNORED,
     "use_tpu_flash_attention": _IGNORED,
+}
+
+# Written by later models of the same family, which read their weights otherwise (Comfy-Org/ComfyUI ldm/lightricks/model.py).
+_TRANSFORMER_LATER: Mapping[str, _Rule] = {
     "frequencies_precision": _Only(("float32",)),
     "rope_type": _Only(("interleaved",)),
     "use_middle_indices_grid": _Only((False,)),
@@ -253,9 +261,8 @@ _VAE_DIFFUSERS: Mapping[str, _Rule] = {
     "encoder_causal": _Only((True,)),
     "patch_size_t": _Only((1,)),
     "resnet_norm_eps": _Only((1e-6,)),
-    **{
-        name: _IGNORED
-        for name in (
+    **dict.fromkeys(
+        (
             "block_out_channels",
             "decoder_block_out_channels",
             "decoder_inject_noise",
@@ -271,8 +278,9 @@ _VAE_DIFFUSERS: Mapping[str, _Rule] = {
             "temporal_compression_ratio",
             "upsample_factor",
             "upsample_type",
-        )
-    },
+        ),
+        _IGNORED,
+    ),
 }
 
 # Lightricks/LTX-Video rf.py
@@ -344,7 +352,9 @@ def _parse_config(text: str) -> dict[str, Any]:
             f"got metadata whose `config` is not JSON ({error}); expected a JSON object; download the file again"
         ) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"got metadata whose `config` is {text[:40]!r}; expected a JSON object; download the file again")
+        raise CheckpointError(
+            f"got metadata whose `config` is {text[:40]!r}; expected a JSON object; download the file again"
+        )
     return cast("dict[str, Any]", config)
 
 
@@ -353,7 +363,7 @@ def _upscaler_sections(config: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def _model_sections(config: Mapping[str, Any], unknown: list[str]) -> Iterator[Section]:
-    tables = {"transformer": _TRANSFORMER, "vae": _VAE, "scheduler": _SCHEDULER}
+    tables = {"transformer": {**_TRANSFORMER, **_TRANSFORMER_LATER}, "vae": _VAE, "scheduler": _SCHEDULER}
     for name, entries in config.items():
         if name == "allowed_inference_steps":
             yield Section({"scheduler.allowed_inference_steps": _steps(entries, name)}, ())
@@ -385,3 +395,41 @@ def read_folder_configs(configs: Mapping[str, Mapping[str, object]]) -> Section:
         sections.append(Section({f"scheduler.{name}": value for name, value in shifted.items()}, ()))
     values = {field: value for section in sections for field, value in section.values.items()}
     return Section(values, tuple(key for section in sections for key in section.unknown))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def format_config(config: CheckpointConfig) -> str:
+    """The metadata value `config` of a checkpoint of these models, with every value spelled out, as the official files have it."""
+    sections: dict[str, Any] = {}
+    if config.transformer is not None:
+        sections["transformer"] = _class("Transformer3DModel", _TRANSFORMER) | asdict(config.transformer)
+    if config.vae is not None:
+        blocks = {
+            name: [_format_block(block) for block in getattr(config.vae, name)] for name in _VAE if "blocks" in name
+        }
+        sections["vae"] = _class("CausalVideoAutoencoder", _VAE) | asdict(config.vae) | blocks
+    if config.scheduler is not None:
+        scheduler = asdict(config.scheduler)
+        steps = scheduler.pop("allowed_inference_steps")
+        sections["scheduler"] = {"_class_name": "RectifiedFlowScheduler", **scheduler}
+        if steps is not None:
+            sections["allowed_inference_steps"] = steps
+    return json.dumps(sections)
+
+
+def format_upscaler_config(config: UpsamplerConfig) -> str:
+    """The metadata value `config` of a latent upscaler's file."""
+    return json.dumps({"_class_name": "LatentUpsampler", **asdict(config)})
+
+
+def _class(name: str, rules: Mapping[str, _Rule]) -> dict[str, Any]:
+    return {"_class_name": name} | {key: rule.values[0] for key, rule in rules.items() if isinstance(rule, _Only)}
+
+
+def _format_block(block: VAEBlock) -> list[Any]:
+    params = asdict(block)
+    kind = params.pop("kind")
+    names = ("num_layers", "inject_noise") if kind == "res_x" else ("multiplier", "residual")
+    return [kind, {name: params[name] for name in names}]
