@@ -1,0 +1,59 @@
+"""Who owns the device: a plain process. Under ComfyUI its own memory management takes this place (`nodes/host.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Placement(Protocol):
+    """`with placement(module) as device:` makes a module usable on `device` inside the block.
+
+    memory_required: bytes that the work inside needs beside the module's weights.
+    """
+
+    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
+
+
+class DevicePlacement:
+    """One module at a time on a device; its weights leave when the block ends.
+
+    What comes and goes are copies: the originals, which are mostly memory-mapped and cost nothing to keep, stay where
+    they are, and nothing is ever copied back. A tensor that is on the device already is used as it is.
+    """
+
+    def __init__(self, device: str | torch.device | None = None) -> None:
+        """device: None takes CUDA, then MPS, then the CPU."""
+        self.device = torch.device(device) if device is not None else best_device()
+
+    @contextmanager
+    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:  # noqa: ARG002
+        originals: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+        copies: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
+        try:
+            for part in module.modules():
+                for tensors in (part._parameters, part._buffers):  # pyright: ignore[reportPrivateUsage]
+                    for name, tensor in tensors.items():
+                        if tensor is None or tensor.device == self.device:
+                            continue
+                        if id(tensor) not in copies:
+                            copy = tensor.detach().to(self.device)
+                            is_parameter = isinstance(tensor, nn.Parameter)
+                            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+                        originals.append((tensors, name, tensor))
+                        tensors[name] = copies[id(tensor)]
+            yield self.device
+        finally:
+            for tensors, name, tensor in originals:
+                tensors[name] = tensor
+
+
+def best_device() -> torch.device:
+    """CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
