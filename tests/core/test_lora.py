@@ -1,0 +1,283 @@
+"""LoRA files in every key style, against peft in diffusers' transformer and against weights with the LoRA added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.errors import CheckpointError
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.quant.fp8 import QuantizeToFP8
+from ltxkit.ltx_core.quant.linear import QuantizedLinear
+from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
+from ltxkit.ltx_core.weights.lora import applied, load_lora
+
+HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 2, 16, 2, 8, 24
+TARGETS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.1.ff.net.0.proj")
+OUTSIDE = ("patchify_proj", "adaln_single.linear")
+
+
+@pytest.fixture(scope="module")
+def model() -> LTXTransformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=LAYERS,
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        cross_attention_dim=HEADS * HEAD_DIM,
+        caption_channels=CAPTION,
+        norm_eps=1e-6,
+        positional_embedding_theta=10000.0,
+        positional_embedding_max_pos=(20, 2048, 2048),
+        timestep_scale_multiplier=1000,
+        causal_temporal_positioning=False,
+    )
+    return LTXTransformer(config).eval().requires_grad_(False)
+
+
+def velocity(model: LTXTransformer) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 6, CHANNELS, generator=generator)
+    positions = torch.rand(1, 3, 6, generator=generator) * 10
+    text = torch.randn(5, CAPTION, generator=generator)
+    branch = Branch(model.prepare_text([text]))
+    return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0]
+
+
+def factors(model: LTXTransformer, names: tuple[str, ...] = TARGETS, rank: int = 4) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for number, name in enumerate(names):
+        rows, columns = model.get_submodule(name).weight.shape
+        r = rank + number  # ranks may differ
+        tensors[name] = {
+            "down": torch.randn(r, columns, generator=generator) * 0.2,
+            "up": torch.randn(rows, r, generator=generator) * 0.2,
+        }
+    return tensors
+
+
+def diffusers_name(name: str) -> str:
+    return TRANSFORMER_FROM_DIFFUSERS.inverse().rename(f"{name}.weight").removesuffix(".weight")
+
+
+STYLES: dict[str, tuple[Callable[[str], str], str, str]] = {
+    "diffusers": (lambda name: f"transformer.{diffusers_name(name)}", ".lora_A.weight", ".lora_B.weight"),
+    "comfyui": (lambda name: f"diffusion_model.{name}", ".lora_A.weight", ".lora_B.weight"),
+    "lora_up": (lambda name: f"diffusion_model.{name}", ".lora_down.weight", ".lora_up.weight"),
+    "kohya": (lambda name: f"lora_unet_{name.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight"),
+    "finetrainers": (diffusers_name, ".lora_A.weight", ".lora_B.weight"),
+    "peft": (
+        lambda name: f"base_model.model.{diffusers_name(name)}",
+        ".lora_A.default.weight",
+        ".lora_B.default.weight",
+    ),
+}
+
+
+def write(path: Path, tensors: dict[str, dict[str, Tensor]], style: str = "comfyui", **more: Tensor) -> Path:
+    rename, down, up = STYLES[style]
+    stored = {
+        rename(name) + ending: pair[role]
+        for name, pair in tensors.items()
+        for role, ending in (("down", down), ("up", up))
+    }
+    save_file(stored | more, path)
+    return path
+
+
+def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> Tensor:
+    """The velocity of a model whose weights had the differences added."""
+    changed = LTXTransformer(model.config).eval().requires_grad_(False)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for name, delta in deltas.items():
+        state[f"{name}.weight"] += delta
+    changed.load_state_dict(state)
+    return velocity(changed)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_key_style_gives_what_added_weights_give(style: str, model: LTXTransformer, tmp_path: Path) -> None:
+    names = TARGETS + OUTSIDE
+    tensors = factors(model, names)
+    lora = load_lora(write(tmp_path / "lora.safetensors", tensors, style))
+    base = velocity(model)
+    with applied(model, [(lora, 0.8)]) as (report,):
+        got = velocity(model)
+    expected = with_added(model, {name: 0.8 * pair["up"] @ pair["down"] for name, pair in tensors.items()})
+    assert len(report.matched) == len(names)
+    assert not report.unmatched
+    assert (expected - base).abs().max() > 1e-3  # the LoRA does something
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(velocity(model), base)  # and leaves nothing behind
+
+
+def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path) -> None:
+    from diffusers import LTXVideoTransformer3DModel
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+
+    theirs = LTXVideoTransformer3DModel(
+        in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM,
+        cross_attention_dim=HEADS * HEAD_DIM, num_layers=LAYERS, caption_channels=CAPTION,
+    ).eval()  # fmt: skip
+    to_diffusers = TRANSFORMER_FROM_DIFFUSERS.inverse()
+    theirs.load_state_dict({to_diffusers.rename(key): value for key, value in model.state_dict().items()})
+    torch.manual_seed(3)
+    theirs.add_adapter(
+        LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    )
+    theirs.save_lora_adapter(tmp_path)
+    # peft's own scale (alpha / r = 2) is not in this file: it goes into one half.
+    saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    save_file(
+        {key: value * 2 if "lora_B" in key else value for key, value in saved.items()}, tmp_path / "scaled.safetensors"
+    )
+    lora = load_lora(tmp_path / "scaled.safetensors")
+
+    merged = {
+        name: layer.get_delta_weight("default")
+        for name, layer in theirs.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    deltas = {
+        TRANSFORMER_FROM_DIFFUSERS.rename(f"{name}.weight").removesuffix(".weight"): d for name, d in merged.items()
+    }
+    assert len(deltas) == LAYERS * 8
+    with applied(model, [(lora, 1.0)]):
+        got = velocity(model)
+    torch.testing.assert_close(got, with_added(model, deltas), rtol=1e-4, atol=1e-5)
+
+
+def test_alpha_stack_and_strength_zero(model: LTXTransformer, tmp_path: Path) -> None:
+    tensors = factors(model)
+    rename = STYLES["comfyui"][0]
+    alphas = {f"{rename(name)}.alpha": torch.tensor(2.0) for name in tensors}
+    first = load_lora(write(tmp_path / "a.safetensors", tensors, "comfyui", **alphas))
+    second = load_lora(write(tmp_path / "b.safetensors", factors(model, TARGETS[:1], rank=2)))
+    base = velocity(model)
+    with applied(model, [(first, 0.0)]):
+        assert torch.equal(velocity(model), base)
+    with applied(model, [(first, 0.5), (second, -1.5)]):
+        got = velocity(model)
+    deltas = {name: 0.5 * 2.0 / pair["down"].shape[0] * pair["up"] @ pair["down"] for name, pair in tensors.items()}
+    other = factors(model, TARGETS[:1], rank=2)[TARGETS[0]]
+    deltas[TARGETS[0]] = deltas[TARGETS[0]] - 1.5 * other["up"] @ other["down"]
+    torch.testing.assert_close(got, with_added(model, deltas), rtol=1e-4, atol=1e-5)
+
+
+def test_dora_gives_rows_their_stored_length(model: LTXTransformer, tmp_path: Path) -> None:
+    name = TARGETS[0]
+    pair = factors(model, (name,))[name]
+    weight = model.get_submodule(name).weight
+    magnitude = weight.norm(dim=1, keepdim=True) * 1.3
+    rename = STYLES["comfyui"][0]
+    path = write(tmp_path / "dora.safetensors", {name: pair}, "comfyui", **{f"{rename(name)}.dora_scale": magnitude})
+    changed = weight + pair["up"] @ pair["down"]
+    delta = changed * magnitude / changed.norm(dim=1, keepdim=True) - weight
+    with applied(model, [(load_lora(path), 1.0)]):
+        got = velocity(model)
+    torch.testing.assert_close(got, with_added(model, {name: delta}), rtol=1e-4, atol=1e-5)
+
+
+def test_full_differences_of_weights_biases_and_norms(model: LTXTransformer, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    linear, norm = "transformer_blocks.0.attn1.to_k", "transformer_blocks.0.attn1.q_norm"
+    changes = {
+        f"diffusion_model.{linear}.diff": torch.randn_like(model.get_submodule(linear).weight) * 0.1,
+        f"diffusion_model.{linear}.diff_b": torch.randn_like(model.get_submodule(linear).bias) * 0.1,
+        f"diffusion_model.{norm}.diff": torch.randn_like(model.get_submodule(norm).weight) * 0.1,
+    }
+    save_file(changes, tmp_path / "diff.safetensors")
+    base = velocity(model)
+    with applied(model, [(load_lora(tmp_path / "diff.safetensors"), 0.5)]):
+        got = velocity(model)
+    changed = LTXTransformer(model.config).eval().requires_grad_(False)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    state[f"{linear}.weight"] += 0.5 * changes[f"diffusion_model.{linear}.diff"]
+    state[f"{linear}.bias"] += 0.5 * changes[f"diffusion_model.{linear}.diff_b"]
+    state[f"{norm}.weight"] += 0.5 * changes[f"diffusion_model.{norm}.diff"]
+    changed.load_state_dict(state)
+    torch.testing.assert_close(got, velocity(changed), rtol=1e-4, atol=1e-5)
+    assert torch.equal(velocity(model), base)
+
+
+def test_on_quantized_weights(model: LTXTransformer, tmp_path: Path) -> None:
+    """fp8 stands for every quantization: the hook never looks at how a Linear's weight is stored."""
+    quantized = LTXTransformer(model.config).eval().requires_grad_(False)
+    pack = QuantizeToFP8("transformer_blocks.").prepare(quantized, {}, torch.float32)
+    state = {name: t for key, value in model.state_dict().items() for name, t in pack(key, value).items()}
+    quantized.load_state_dict(state, assign=True)
+    dequantized = LTXTransformer(model.config).eval().requires_grad_(False)
+    plain = {key: value.clone() for key, value in model.state_dict().items()}
+    for name, module in quantized.named_modules():
+        if isinstance(module, QuantizedLinear):
+            plain[f"{name}.weight"] = module.dequantized(torch.float32)
+    dequantized.load_state_dict(plain)
+    tensors = factors(model)
+    lora = load_lora(write(tmp_path / "lora.safetensors", tensors))
+    base = velocity(quantized)
+    with applied(quantized, [(lora, 1.0)]):
+        got = velocity(quantized)
+    expected = with_added(dequantized, {name: pair["up"] @ pair["down"] for name, pair in tensors.items()})
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(velocity(quantized), base)
+
+
+def test_a_target_that_the_model_lacks_is_an_error_unless_allowed(model: LTXTransformer, tmp_path: Path) -> None:
+    extra = {
+        f"diffusion_model.transformer_blocks.9.attn1.to_q.{half}.weight": torch.zeros(4, 4)
+        for half in ("lora_A", "lora_B")
+    }
+    lora = load_lora(write(tmp_path / "lora.safetensors", factors(model), "comfyui", **extra))
+    with (
+        pytest.raises(
+            CheckpointError, match=r"3 of 4 transformer targets matched.*transformer_blocks\.9.*allow_partial"
+        ),
+        applied(model, [(lora, 1.0)]),
+    ):
+        pass
+    with applied(model, [(lora, 1.0)], allow_partial=True) as (report,):
+        assert report.unmatched == ("diffusion_model.transformer_blocks.9.attn1.to_q",)
+
+
+def test_a_lora_for_another_size_is_refused_before_anything_changes(model: LTXTransformer, tmp_path: Path) -> None:
+    name = TARGETS[0]
+    wide = {name: {"down": torch.zeros(4, 64), "up": torch.zeros(64, 4)}}
+    lora = load_lora(write(tmp_path / "wide.safetensors", wide))
+    with pytest.raises(CheckpointError, match=r"64x64.*this model has 32x32.*2B or 13B"), applied(model, [(lora, 1.0)]):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_halves_that_do_not_fit(model: LTXTransformer, tmp_path: Path) -> None:
+    name = TARGETS[0]
+    save_file({f"diffusion_model.{name}.lora_A.weight": torch.zeros(4, 32)}, tmp_path / "half.safetensors")
+    with pytest.raises(CheckpointError, match=r"the down half of .* and no up half"):
+        load_lora(tmp_path / "half.safetensors")
+    lora = load_lora(write(tmp_path / "r.safetensors", {name: {"down": torch.zeros(4, 32), "up": torch.zeros(32, 5)}}))
+    with pytest.raises(CheckpointError, match="ranks 4 and 5"), applied(model, [(lora, 1.0)]):
+        pass
+
+
+def test_a_model_file_is_no_lora(model: LTXTransformer, tmp_path: Path) -> None:
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no LoRA"):
+        load_lora(tmp_path / "model.safetensors")
+
+
+def test_hooks_go_when_the_work_is_interrupted(model: LTXTransformer, tmp_path: Path) -> None:
+    lora = load_lora(write(tmp_path / "lora.safetensors", factors(model)))
+    with pytest.raises(KeyboardInterrupt), applied(model, [(lora, 1.0)]):
+        raise KeyboardInterrupt
+    assert not any(module._forward_hooks for module in model.modules())
+    assert isinstance(model.get_submodule(TARGETS[0]), nn.Linear)
