@@ -1,0 +1,209 @@
+"""Our passes against numbers recorded from Lightricks/LTX-Video with the same weights and noise (official/README.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ltxkit.ltx_core.pipelines import generate
+from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions
+from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
+from ltxkit.ltx_core.sampling import schedules
+from ltxkit.ltx_core.sampling.filters import tone_map
+from ltxkit.ltx_core.sampling.guidance import Guidance
+from ltxkit.ltx_core.sampling.samplers import SamplerSettings
+from ltxkit.ltx_core.shapes import PixelShape
+from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+
+RECORDED = Path(__file__).parent / "official"
+_spec = importlib.util.spec_from_file_location("ltxkit_tests_official_shared", RECORDED / "shared.py")
+shared = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(shared)
+
+SIZE = PixelShape(shared.FRAMES, shared.HEIGHT, shared.WIDTH)
+
+
+@contextmanager
+def on_cpu(module, *, memory_required=0):
+    yield torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    manifest = json.loads((RECORDED / "manifest.json").read_text(encoding="utf-8"))
+    checkpoint, upscaler = shared.write_checkpoint(manifest, tmp_path_factory.mktemp("official"))
+    return load_transformer(checkpoint)[0], load_vae(checkpoint), load_upsampler(upscaler)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return {name: load_file(RECORDED / f"{name}.safetensors") for name in ("velocities", "latents", "frames")}
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def as_tuple(value) -> tuple:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def guidance(settings: dict) -> Guidance:
+    blocks = settings.get("skip_block_list", [])
+    nested = bool(blocks) and isinstance(blocks[0], list)
+    return Guidance(
+        scale=as_tuple(settings["guidance_scale"]),
+        stg_scale=as_tuple(settings["stg_scale"]),
+        rescaling_scale=as_tuple(settings["rescaling_scale"]),
+        skip_blocks=tuple(tuple(one) for one in blocks) if nested else (tuple(blocks),),
+        guidance_timesteps=as_tuple(settings["guidance_timesteps"]) if "guidance_timesteps" in settings else None,
+        stg_mode=settings.get("stg_mode", "attention_values"),
+        cfg_star=settings.get("cfg_star_rescale", False),
+    )
+
+
+def sigmas(settings: dict) -> torch.Tensor:
+    if "timesteps" in settings:
+        return schedules.explicit(settings["timesteps"])
+    full = schedules.linear_quadratic(settings["num_inference_steps"])
+    initial, final = (settings.get(f"skip_{end}_inference_steps", 0) for end in ("initial", "final"))
+    return schedules.skip(full, initial, final)
+
+
+def picture(kind: str) -> torch.Tensor:
+    return (shared.media(kind)[0].movedim(0, -1) + 1) / 2
+
+
+def encoded(vae, items, size=SIZE):
+    """Conditions with the posterior draws of the recording, which come from a tape of their own."""
+    conditions = [Condition(picture(kind), frame, strength, "stretch") for kind, frame, strength in items]
+    tape = shared.Tape(shared.POSTERIOR_SEED)
+    return encode_conditions(vae, conditions, size, batch=1, noise=tape, placement=on_cpu)
+
+
+def prompts() -> tuple[EncodedPrompt, EncodedPrompt]:
+    texts = shared.prompts()
+    return EncodedPrompt(*texts["positive"]), EncodedPrompt(*texts["negative"])
+
+
+def run(models, settings: dict) -> torch.Tensor:
+    transformer, vae, _ = models
+    settings = {**shared.STANDARD, **settings}
+    grid = SIZE.latent(vae.config.scale_factors)
+    latent = torch.zeros(1, shared.CHANNELS, *grid)
+    if "media" in settings:
+        latent = encoded(vae, [(settings["media"], 0, 1.0)])[0].latent
+    return sample(
+        transformer,
+        latent,
+        *prompts(),
+        sigmas=sigmas(settings),
+        guidance=guidance(settings),
+        settings=SamplerSettings(
+            stochastic=settings.get("stochastic_sampling", False),
+            condition_noise=settings.get("image_cond_noise_scale", 0.0),
+            levels="official",
+        ),
+        conditions=encoded(vae, shared.CONDITIONS[settings.get("conditions", "none")]),
+        noise=shared.Tape(shared.NOISE_SEED),
+        fps=shared.FPS,
+        scale=vae.config.scale_factors,
+        placement=on_cpu,
+    )
+
+
+@pytest.mark.parametrize(("kind", "conditions"), list(product(shared.GUIDANCE, shared.CONDITIONS)))
+def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions):
+    """Every kind of guidance with every kind of condition: the guided velocity of all tokens at level 0.9."""
+    seen = []
+    integrate = generate.integrate
+
+    def spying(velocity, *args, **kwargs):
+        def recording(step, x, level):
+            seen.append(velocity(step, x, level))
+            return seen[-1]
+
+        return integrate(recording, *args, **kwargs)
+
+    monkeypatch.setattr(generate, "integrate", spying)
+    run(models, {**shared.GUIDANCE[kind], "conditions": conditions, "timesteps": [1.0, 0.9]})
+    assert relative(seen[1], recorded["velocities"][f"{kind}/{conditions}"]) <= 1e-4
+
+
+@pytest.mark.parametrize("name", shared.RUNS)
+def test_final_latent(models, recorded, name):
+    assert relative(run(models, shared.RUNS[name]), recorded["latents"][name]) <= 1e-3
+
+
+def decoded(vae, latent: torch.Tensor, frames, compression: float = 0.0) -> torch.Tensor:
+    noise = shared.Tape(shared.DECODE_SEED)(latent.shape)
+    scale = shared.DECODE_NOISE_SCALE
+    latent = tone_map(latent * (1 - scale) + noise * scale, compression)
+    with torch.no_grad():
+        pixels = vae.decode(vae.un_normalize(latent), torch.tensor([shared.DECODE_TIMESTEP]))
+    return (pixels / 2 + 0.5).clamp(0, 1)[:, :, list(frames)]
+
+
+def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(-10 * (ours - theirs.float()).square().mean().log10())
+
+
+@pytest.mark.parametrize("name", shared.RUNS)
+def test_decoded_video(models, recorded, name):
+    frames = decoded(models[1], run(models, shared.RUNS[name]), shared.SHOWN_FRAMES)
+    assert psnr(frames, recorded["frames"][name]) >= 50
+
+
+def test_two_stage(models, recorded):
+    """Lightricks' multi-scale recipe: rounded sizes, the condition in both passes, AdaIN, tone map, final resize."""
+    transformer, vae, upsampler = models
+    recipe = shared.TWO_STAGE
+    asked = PixelShape(shared.FRAMES, recipe["height"], recipe["width"])
+    size = first_pass_size(asked, vae.config.scale_factors, recipe["downscale_factor"])
+    noise = shared.Tape(shared.NOISE_SEED)
+    posterior = shared.Tape(shared.POSTERIOR_SEED)
+    draws = iter([noise, posterior, noise, posterior])  # each pass draws for the clip, then for its one condition
+    tape = lambda shape: next(draws)(shape)  # noqa: E731
+    first, second = (
+        PassSettings(transformer, sigmas(entry), guidance(entry), SamplerSettings(levels="official"))
+        for entry in (recipe["first_pass"], recipe["second_pass"])
+    )
+    latent = generate_two_stage(
+        first,
+        second,
+        upsampler,
+        vae,
+        *prompts(),
+        size=size,
+        fps=shared.FPS,
+        noise=(tape, tape),
+        placement=on_cpu,
+        adain_factor=1.0,
+        conditions=[Condition(picture("image"), 0, 1.0, "stretch")],
+    )
+    assert relative(latent, recorded["latents"]["two_stage"]) <= 1e-3
+    frames = decoded(vae, latent, shared.SHOWN_FRAMES[:2], recipe["second_pass"]["tone_map_compression_ratio"])
+    resized = torch.nn.functional.interpolate(
+        frames[0].movedim(1, 0), size=(asked.height, asked.width), mode="bilinear"
+    )
+    assert psnr(resized.movedim(0, 1)[None], recorded["frames"]["two_stage"]) >= 50
+
+
+def test_schedules():
+    for (settings, steps, grid), theirs in zip(
+        shared.SCHEDULES, json.loads((RECORDED / "schedules.json").read_text(encoding="utf-8")), strict=True
+    ):
+        if settings["sampler"] == "Uniform":
+            mu = schedules.token_shift(grid[0] * grid[1] * grid[2])
+            ours = schedules.shift(schedules.uniform(steps), mu, settings["target_shift_terminal"])
+        else:
+            ours = schedules.linear_quadratic(steps)
+        torch.testing.assert_close(ours[:-1], torch.tensor(theirs), atol=2e-7, rtol=0)
