@@ -7,6 +7,7 @@ text is trimmed to its real length, which gives the same softmax.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,13 @@ from .rope import RotaryTable, rotate
 QK_NORM_EPS = 1e-5  # Lightricks/LTX-Video attention.py, Attention.__init__
 
 
+class RMSNorm(nn.RMSNorm):
+    """Takes tokens of any dtype, whatever that of the weight (float32 under autocast), and keeps it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], cast(Tensor, self.weight).to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """The weights that both kinds have. Queries and keys are RMS-normed over all heads together."""
 
@@ -25,8 +33,8 @@ class Attention(nn.Module):
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
-        self.q_norm = nn.RMSNorm(inner, eps=QK_NORM_EPS)
-        self.k_norm = nn.RMSNorm(inner, eps=QK_NORM_EPS)
+        self.q_norm = RMSNorm(inner, eps=QK_NORM_EPS)
+        self.k_norm = RMSNorm(inner, eps=QK_NORM_EPS)
         self.to_q = nn.Linear(width, inner)
         self.to_k = nn.Linear(context_width, inner)
         self.to_v = nn.Linear(context_width, inner)

@@ -1,0 +1,390 @@
+"""What the transformer promises about shared work: the same numbers as the naive form, for less of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer, PreparedText
+
+MODES = ("attention_values", "attention_skip", "transformer_block")
+SKIP_LISTS = ((), (0,), (2,), (3,), (1, 2), (0, 3), (0, 1, 2, 3))
+TOKENS, LAYERS, CHANNELS, CAPTIONS = 15, 4, 6, 10
+
+CONFIG = TransformerConfig(
+    in_channels=CHANNELS,
+    out_channels=CHANNELS,
+    num_layers=LAYERS,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    cross_attention_dim=32,
+    caption_channels=CAPTIONS,
+    norm_eps=1e-6,
+    positional_embedding_theta=10000.0,
+    positional_embedding_max_pos=(20, 2048, 2048),
+    timestep_scale_multiplier=1000.0,
+    causal_temporal_positioning=True,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LTXTransformer:
+    torch.manual_seed(0)
+    return LTXTransformer(CONFIG).eval().requires_grad_(False)
+
+
+class Inputs:
+    """One set of inputs for any batch; sample i is the same whatever the batch."""
+
+    def __init__(self, batch: int = 1) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.x = torch.randn(4, TOKENS, CHANNELS, generator=generator)[:batch]
+        extent = torch.tensor([5.0, 500.0, 760.0])[None, :, None]
+        self.positions = (torch.rand(4, 3, TOKENS, generator=generator) * extent)[:batch]
+        self.sigma = torch.tensor([0.9, 0.6, 0.3, 1.0])[:batch, None, None]
+        self.positive = list(torch.randn(4, 7, CAPTIONS, generator=generator)[:batch])
+        self.negative = list(torch.randn(4, 5, CAPTIONS, generator=generator)[:batch])
+
+
+def run(model: LTXTransformer, given: Inputs, *branches: Branch, sigma: Tensor | None = None) -> tuple[Tensor, ...]:
+    sigma = given.sigma if sigma is None else sigma
+    with torch.set_grad_enabled(model.training):
+        return model(given.x, sigma, model.prepare_positions(given.positions), branches)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+class Counted:
+    """Tokens that went through each kind of Linear while it was open."""
+
+    def __init__(self, model: LTXTransformer) -> None:
+        self.model, self.rows, self.handles = model, Counter(), []
+
+    def __enter__(self) -> Counter[str]:
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear):
+                kind = ".".join(part for part in name.split(".") if part != "transformer_blocks" and not part.isdigit())
+                self.handles.append(module.register_forward_hook(self._hook(kind)))
+        return self.rows
+
+    def _hook(self, kind: str) -> Callable[..., None]:
+        def count(_module: nn.Module, given: tuple[Tensor, ...], _result: Tensor) -> None:
+            self.rows[kind] += given[0].shape[:-1].numel()
+
+        return count
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+# Branches
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("with_negative", [False, True])
+@pytest.mark.parametrize("skip", SKIP_LISTS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_forked_branch_equals_its_own_forward(
+    model: LTXTransformer, mode: str, skip: tuple[int, ...], with_negative: bool, batch: int
+) -> None:
+    given = Inputs(batch)
+    positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
+    branches = [Branch(positive), Branch(positive, frozenset(skip), mode)]
+    if with_negative:
+        branches.insert(0, Branch(negative))
+    found = run(model, given, *branches)
+    for branch, velocity in zip(branches, found, strict=True):
+        (alone,) = run(model, given, branch)
+        assert relative(velocity, alone) <= 1e-5
+
+
+def test_any_number_of_branches_in_any_order(model: LTXTransformer) -> None:
+    given = Inputs(2)
+    positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
+    branches = (
+        Branch(positive, frozenset({1, 3}), "transformer_block"),
+        Branch(negative, frozenset({2}), "attention_values"),
+        Branch(positive, frozenset({1}), "attention_skip"),
+        Branch(positive),
+        Branch(positive, frozenset({1, 2}), "attention_values"),
+        Branch(negative, frozenset({2}), "transformer_block"),
+        Branch(negative),
+        Branch(positive, frozenset({3}), "attention_skip"),
+        Branch(positive),
+    )
+    found = run(model, given, *branches)
+    for branch, velocity in zip(branches, found, strict=True):
+        (alone,) = run(model, given, branch)
+        assert relative(velocity, alone) <= 1e-5
+    assert torch.equal(found[3], found[8])
+
+
+def test_branches_that_are_equal_so_far_are_one(model: LTXTransformer) -> None:
+    """Bit for bit: with an empty skip list, and where the mode differs but nothing is skipped."""
+    given = Inputs()
+    text = model.prepare_text(given.positive)
+    one, two, three = run(model, given, Branch(text), Branch(text, mode="attention_skip"), Branch(text, frozenset()))
+    (alone,) = run(model, given, Branch(text))
+    assert torch.equal(one, alone)
+    assert torch.equal(two, alone)
+    assert torch.equal(three, alone)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_work_before_the_fork_is_done_once(model: LTXTransformer, mode: str) -> None:
+    """Blocks 0 and 1 see two lanes, block 2 is the perturbed one, block 3 sees three lanes."""
+    given = Inputs()
+    positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
+    branches = (Branch(negative), Branch(positive), Branch(positive, frozenset({2}), mode))
+    run(model, given, *branches)  # text keys and values are there now
+    with Counted(model) as rows:
+        run(model, given, *branches)
+    left_out = mode == "transformer_block"
+    attended, read = 2 + 2 + 2 + 3, 2 + 2 + (2 if left_out else 3) + 3
+    expected = {
+        "patchify_proj": 1,
+        "attn1.to_q": attended,
+        "attn1.to_k": attended,
+        "attn1.to_v": attended,  # also with attention_values: V of the positive lane serves both
+        "attn1.to_out": read,
+        "attn2.to_q": read,
+        "attn2.to_out": read,
+        "ff.net.proj": read,
+        "ff.net": read,
+        "proj_out": 3,
+    }
+    assert {kind: rows[kind] / TOKENS for kind in expected} == expected
+    assert set(rows) - expected.keys() == {
+        "adaln_single.emb.timestep_embedder.linear_1",
+        "adaln_single.emb.timestep_embedder.linear_2",
+        "adaln_single.linear",
+    }
+    assert rows["adaln_single.linear"] == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_second_skipped_block_computes_no_attention(model: LTXTransformer, mode: str) -> None:
+    given = Inputs()
+    branch = Branch(model.prepare_text(given.positive), frozenset({1, 2}), mode)
+    run(model, given, branch)
+    with Counted(model) as rows:
+        run(model, given, branch)
+    values = {"attention_values": 4, "attention_skip": 2, "transformer_block": 2}[mode]
+    assert rows["attn1.to_q"] / TOKENS == rows["attn1.to_k"] / TOKENS == 2
+    assert rows["attn1.to_v"] / TOKENS == values
+
+
+# Text
+
+
+def test_prepared_keys_and_values_equal_fresh_ones(model: LTXTransformer) -> None:
+    given = Inputs()
+    text = model.prepare_text(given.positive)
+    assert text.attention == {}
+    (first,) = run(model, given, Branch(text))
+    assert sorted(text.attention) == list(range(LAYERS))
+    with Counted(model) as rows:
+        (second,) = run(model, given, Branch(text))
+    (fresh,) = run(model, given, Branch(model.prepare_text(given.positive)))
+    assert torch.equal(first, second)
+    assert torch.equal(first, fresh)
+    assert rows["attn2.to_k"] == rows["attn2.to_v"] == rows["caption_projection.linear_1"] == 0
+
+
+def test_trimmed_text_equals_masked_text(model: LTXTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against our own model with padded text and the official -10000 bias on its padding."""
+    given = Inputs()
+    (trimmed,) = run(model, given, Branch(model.prepare_text(given.positive)))
+    padded = torch.cat([given.positive[0], torch.full((4, CAPTIONS), 2.0)])
+    attention = torch.nn.functional.scaled_dot_product_attention
+    bias = torch.where(torch.arange(11) < 7, 0.0, -10000.0)[None]
+
+    def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(query, key, value, attn_mask=bias if key.shape[2] == 11 else None)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
+    (expected,) = run(model, given, Branch(model.prepare_text([padded])))
+    assert relative(trimmed, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_token_text_needs_no_queries(model: LTXTransformer, mode: str) -> None:
+    """The same numbers as the token said twice, which goes the long way (two equal keys share the weight)."""
+    given = Inputs(2)
+    positive = model.prepare_text(given.positive)
+    short = [text[:1] for text in given.negative]
+
+    def forward(negative: PreparedText) -> tuple[Tensor, ...]:
+        return run(model, given, Branch(negative), Branch(positive), Branch(positive, frozenset({1}), mode))
+
+    one = model.prepare_text(short)
+    found = forward(one)
+    expected = forward(model.prepare_text([text.repeat(2, 1) for text in short]))
+    assert all(relative(a, b) <= 1e-5 for a, b in zip(found, expected, strict=True))
+    with Counted(model) as rows:
+        run(model, given, Branch(one), Branch(one, frozenset({1}), mode))
+    assert rows["attn2.to_q"] == rows["attn2.to_out"] == 0
+
+
+def test_a_single_text_serves_the_batch(model: LTXTransformer) -> None:
+    given = Inputs(3)
+    for lengths in (7, 1):
+        text = given.positive[0][:lengths]
+        (shared,) = run(model, given, Branch(model.prepare_text([text])))
+        (repeated,) = run(model, given, Branch(model.prepare_text([text] * 3)))
+        assert relative(shared, repeated) <= 1e-5
+
+
+def test_one_shared_and_one_per_sample_text_of_one_token(model: LTXTransformer) -> None:
+    given = Inputs(3)
+    shared = model.prepare_text([given.negative[0][:1]])
+    own = model.prepare_text([text[:1] for text in given.positive])
+    found = run(model, given, Branch(shared), Branch(own))
+    for branch, velocity in zip((Branch(shared), Branch(own)), found, strict=True):
+        assert relative(velocity, run(model, given, branch)[0]) <= 1e-5
+
+
+# Samples and noise levels
+
+
+@pytest.mark.parametrize("lengths", [(7, 7, 7), (3, 7, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("per_token", [False, True])
+def test_samples_do_not_see_each_other(model: LTXTransformer, per_token: bool, lengths: tuple[int, ...]) -> None:
+    given = Inputs(3)
+    pattern = (torch.arange(TOKENS) % 3 / 2)[None, :, None] if per_token else 1.0
+    sigma = given.sigma * pattern
+    contexts = [text[:length] for text, length in zip(given.positive, lengths, strict=True)]
+    skip = Branch(model.prepare_text(contexts), frozenset({1}))
+    (batched,) = run(model, given, skip, sigma=sigma)
+    for i in range(3):
+        rotary = model.prepare_positions(given.positions[i : i + 1])
+        branch = replace(skip, text=model.prepare_text([contexts[i]]))
+        (alone,) = model(given.x[i : i + 1], sigma[i : i + 1], rotary, (branch,))
+        assert relative(batched[i : i + 1], alone) <= 1e-4
+
+
+def test_one_level_per_sample_equals_the_same_level_at_every_token(model: LTXTransformer) -> None:
+    for batch in (1, 3):
+        given = Inputs(batch)
+        text = model.prepare_text(given.positive)
+        (scalar,) = run(model, given, Branch(text))
+        (per_token,) = run(model, given, Branch(text), sigma=given.sigma.expand(-1, TOKENS, -1))
+        assert relative(per_token, scalar) <= 1e-5
+
+
+def test_distinct_levels_are_embedded_once(model: LTXTransformer) -> None:
+    given = Inputs(3)
+    text = model.prepare_text(given.positive)
+    sigma = torch.where(torch.arange(TOKENS) < 4, 0.0, 0.75)[None, :, None].repeat(3, 1, 1)
+    sigma[2] = 0.5
+    with Counted(model) as rows:
+        (found,) = run(model, given, Branch(text), sigma=sigma)
+    assert rows["adaln_single.linear"] == 3
+    # The naive form: an own value, off by less than float32 can tell, for every token.
+    nudged = sigma * (1 + torch.arange(3 * TOKENS).view(3, TOKENS, 1) * 1e-7)
+    with Counted(model) as rows:
+        (expected,) = run(model, given, Branch(text), sigma=nudged)
+    assert rows["adaln_single.linear"] > 20
+    assert relative(found, expected) <= 1e-3
+
+
+# Training
+
+
+def test_gradient_reaches_every_parameter_through_every_branch() -> None:
+    torch.manual_seed(1)
+    model = LTXTransformer(CONFIG)
+    given = Inputs(2)
+    text = model.prepare_text(given.positive)
+    found = run(model, given, Branch(text), Branch(text, frozenset({1}), "attention_values"))
+    sum(velocity.square().sum() for velocity in found).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_autocast_trains_float32_weights() -> None:
+    torch.manual_seed(1)
+    model = LTXTransformer(CONFIG)
+    given = Inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = run(model, given, Branch(model.prepare_text(given.positive)))
+    (expected,) = run(model, given, Branch(model.prepare_text(given.positive)))
+    assert relative(found, expected) <= 3e-2
+    found.square().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+# Building
+
+
+def test_builds_on_meta_without_buffers() -> None:
+    with torch.device("meta"):
+        model = LTXTransformer(CONFIG)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert list(model.buffers()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attention_head_dim": 1, "num_attention_heads": 3}, "even"),
+        ({"cross_attention_dim": 64}, "cross_attention_dim"),
+    ],
+)
+def test_sizes_that_do_not_go_together(change: dict[str, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LTXTransformer(replace(CONFIG, **change))
+
+
+# Bad input
+
+
+def test_text_of_another_encoder_family(model: LTXTransformer) -> None:
+    with pytest.raises(ShapeError, match=r"got text of shape \(3, 77\).*text from another encoder family"):
+        model.prepare_text([torch.zeros(3, 77)])
+    with pytest.raises(ShapeError, match="without tokens"):
+        model.prepare_text([torch.zeros(0, CAPTIONS)])
+    with pytest.raises(ShapeError, match="no text"):
+        model.prepare_text([])
+
+
+def test_inputs_that_do_not_fit(model: LTXTransformer) -> None:
+    given = Inputs(3)
+    rotary = model.prepare_positions(given.positions)
+    branch = Branch(model.prepare_text(given.positive))
+    two = Branch(model.prepare_text(given.positive[:2]))
+    foreign = Branch(PreparedText((torch.zeros(1, 3, 48),)))
+    wrong = [
+        (torch.zeros(3, TOKENS, 128), given.sigma, rotary, branch, "latents of the VAE that belongs to this model"),
+        (given.x, given.sigma[:2], rotary, branch, "sigma"),
+        (given.x[:, 1:], given.sigma, rotary, branch, "positions"),
+        (given.x, given.sigma, rotary, two, "got 2 texts; expected 3"),
+        (given.x, given.sigma, rotary, foreign, "width 48"),
+    ]
+    for x, sigma, table, text, words in wrong:
+        with pytest.raises(ShapeError, match=words):
+            model(x, sigma, table, (text,))
+    with pytest.raises(ShapeError, match="positions"):
+        model.prepare_positions(torch.zeros(1, TOKENS, 3))
+
+
+def test_branches_that_do_not_exist(model: LTXTransformer) -> None:
+    given = Inputs()
+    text = model.prepare_text(given.positive)
+    with pytest.raises(ConfigError, match=r"skip_blocks \[42\].*0 to 3"):
+        run(model, given, Branch(text, frozenset({1, 42})))
+    with pytest.raises(ConfigError, match="residual"):
+        run(model, given, Branch(text, frozenset({1}), "residual"))
+    with pytest.raises(ConfigError, match="no branches"):
+        run(model, given)
