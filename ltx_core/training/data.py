@@ -1,0 +1,207 @@
+"""Clips and captions by number.
+
+Sample number i of a source is a function of (seed, i) alone, and so is every random draw of training (`generator`). So a run
+that goes on after an interruption, batches cut into pieces, and several processes all see what one uninterrupted process
+would have seen, and a checkpoint needs no random state beside its step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..shapes import PixelShape
+from .config import Data
+from .digits import WORDS, MovingDigits, Split, mnist_digits, sklearn_digits
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """pixels: (3, f, h, w) float32 in [-1, 1]."""
+
+    pixels: Tensor
+    caption: str
+
+
+class Source(Protocol):
+    """Where clips come from."""
+
+    def size(self, batch: int) -> PixelShape:
+        """The size of all clips of batch number `batch`."""
+        ...
+
+    def sample(self, index: int, size: PixelShape) -> Sample:
+        """Sample number `index` >= 0 at a size that `size` gave."""
+        ...
+
+    def captions(self) -> list[str]:
+        """Some or all captions, to make a vocabulary from."""
+        ...
+
+
+def generator(seed: int, stream: str, index: int) -> torch.Generator:
+    """A CPU generator of its own for every (seed, purpose, number)."""
+    words = np.random.SeedSequence([seed, int.from_bytes(stream.encode(), "little"), index]).generate_state(
+        2, np.uint32
+    )
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def to_pixels(grey: NDArray[np.float32]) -> Tensor:
+    """(f, h, w) in [0, 1] -> (3, f, h, w) in [-1, 1]."""
+    return (torch.from_numpy(grey) * 2 - 1).expand(3, -1, -1, -1)
+
+
+def crop(pixels: Tensor, size: PixelShape, rng: torch.Generator) -> Tensor:
+    """A random window of (3, f, h, w), where it is larger than `size`."""
+    starts = [
+        int(torch.randint(have - want + 1, (), generator=rng))
+        for have, want in zip(pixels.shape[1:], size, strict=True)
+    ]
+    for axis, (start, length) in enumerate(zip(starts, size, strict=True), start=1):
+        pixels = pixels.narrow(axis, start, length)
+    return pixels
+
+
+class DigitSource:
+    """Moving digits, a share of the batches at twice the size."""
+
+    def __init__(self, clips: MovingDigits, base: PixelShape, enlarged: float, seed: int) -> None:
+        self.clips, self.base, self.enlarged, self.seed = clips, base, enlarged, seed
+
+    def size(self, batch: int) -> PixelShape:
+        large = np.random.default_rng((self.seed, 2, batch)).random() < self.enlarged
+        return PixelShape(self.base.frames, self.base.height * 2, self.base.width * 2) if large else self.base
+
+    def sample(self, index: int, size: PixelShape) -> Sample:
+        clip = self.clips.describe(index)
+        return Sample(to_pixels(self.clips.draw(clip, size.height // self.base.height)), clip.caption)
+
+    def captions(self) -> list[str]:
+        return [self.clips.describe(i).caption for i in range(2000)]
+
+
+class MovingMNIST:
+    """The published files: .npy of (frames, clips, h, w) bytes, or the example's .npz of (clips, frames, h, w) with labels.
+
+    The captions name the digits if a file `labels*` or an array of labels of (clips, 2) is there: "three and 7", each as a
+    word or a figure at random; otherwise they are "two moving digits". The last tenth of the clips is for validation.
+    """
+
+    def __init__(self, path: Path, size: PixelShape, split: Split, seed: int) -> None:
+        videos, self.labels = _read_moving_mnist(path)
+        count, frames, height, width = videos.shape
+        if frames < size.frames or (height, width) != (size.height, size.width):
+            raise ConfigError(
+                f"got {count} clips of {frames} frames of {width}x{height} in {path}; expected at least {size.frames} frames of "
+                f"{size.width}x{size.height}; change data.sizes"
+            )
+        held_out = max(1, count // 10)
+        self.members = range(count - held_out, count) if split == "validation" else range(count - held_out)
+        if not self.members:
+            raise ConfigError(f"got {count} clips in {path}; expected two or more; use the whole file")
+        self.videos, self.clip_size, self.seed = videos, size, seed
+
+    def size(self, batch: int) -> PixelShape:
+        return self.clip_size
+
+    def sample(self, index: int, size: PixelShape) -> Sample:
+        member = shuffled(self.members, index, self.seed)
+        rng = generator(self.seed, "moving mnist", index)
+        start = int(torch.randint(self.videos.shape[1] - size.frames + 1, (), generator=rng))
+        grey = self.videos[member, start : start + size.frames].astype(np.float32) / 255
+        return Sample(to_pixels(grey), self._caption(member, rng))
+
+    def _caption(self, member: int, rng: torch.Generator) -> str:
+        if self.labels is None:
+            return "two moving digits"
+        names = [(str(k), WORDS[k])[int(torch.randint(2, (), generator=rng))] for k in self.labels[member].tolist()]
+        return " and ".join(names)
+
+    def captions(self) -> list[str]:
+        if self.labels is None:
+            return ["two moving digits"]
+        return [f"{a} and {b}" for k, a in enumerate(WORDS) for b in (*WORDS, *map(str, range(10)), str(k))]
+
+
+def shuffled(members: range, index: int, seed: int) -> int:
+    """Member number `index` of an endless reading of `members`, each pass in its own order."""
+    epoch, position = divmod(index, len(members))
+    return members[int(np.random.default_rng((seed, 3, epoch)).permutation(len(members))[position])]
+
+
+def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """(clips, frames, h, w) and labels (clips, digits) or None."""
+    if not path.is_file():
+        raise ConfigError(f"got data.path {path}; expected the .npy or .npz file of Moving MNIST; check the path")
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays = (
+            {name: loaded[name] for name in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+        )
+        beside = path.with_name(path.name.replace("videos", "labels"))
+        if beside != path and beside.is_file():
+            with np.load(beside, allow_pickle=False) as more:
+                arrays |= {name: more[name] for name in more.files}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"
+        ) from error
+    videos = [array for array in arrays.values() if array.ndim == 4 and array.dtype == np.uint8]
+    labels = [array for array in arrays.values() if array.ndim == 2 and array.dtype.kind in "iu"]
+    if len(videos) != 1:
+        shapes = ", ".join(f"{name or 'array'} {array.dtype} {array.shape}" for name, array in arrays.items())
+        raise ConfigError(f"got {path} with {shapes}; expected one array of bytes with four axes; is it Moving MNIST?")
+    clips = videos[0]
+    if clips.shape[0] <= 30 < clips.shape[1]:  # the .npy file has the frames first
+        clips = clips.transpose(1, 0, 2, 3)
+    if labels and len(labels[0]) != len(clips):
+        raise ConfigError(
+            f"got {len(labels[0])} labels for {len(clips)} clips in {path}; expected as many; check the files"
+        )
+    return clips, labels[0].astype(np.int64) if labels else None
+
+
+def open_source(config: Data, split: Split, seed: int) -> Source:
+    """The clips that a config asks for.
+
+    Raises:
+        ConfigError: files are missing or unreadable, sizes do not fit, or a folder holds no usable clip.
+    """
+    if not config.sizes:
+        raise ConfigError("got no data.sizes; expected one or more [frames, height, width]; add one")
+    sizes = [PixelShape(*size) for size in config.sizes]
+    if config.kind == "folder":
+        from .folder import VideoFolder
+
+        return VideoFolder(_path(config), sizes, split=split, fps=config.fps, seed=seed)
+    if len(sizes) != 1:
+        raise ConfigError(f"got {len(sizes)} data.sizes for {config.kind}; expected one; only a folder has several")
+    if config.kind == "moving_mnist":
+        return MovingMNIST(_path(config), sizes[0], split, seed)
+    digits = sklearn_digits() if config.kind == "digits" else mnist_digits(_path(config))
+    frames, height, width = sizes[0]
+    clips = MovingDigits(
+        digits,
+        frames=frames,
+        height=height,
+        width=width,
+        glyph_size=config.glyph_size,
+        spread=config.spread,
+        split=split,
+        seed=seed,
+    )
+    return DigitSource(clips, sizes[0], config.enlarged, seed)
+
+
+def _path(config: Data) -> Path:
+    if config.path is None:
+        raise ConfigError(f"got no data.path; expected one for {config.kind}; add it")
+    return config.path

@@ -1,0 +1,128 @@
+"""One process or many: the same code. `torchrun` sets the environment; without it there is one process.
+
+Source: torch.distributed, DistributedDataParallel and FSDP2 (`fully_shard`); nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, of how many, and where it computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, batch_size: int, accumulation: int) -> int:
+        """Clips that one process takes at once.
+
+        Raises:
+            ConfigError: the batch does not divide evenly.
+        """
+        parts = self.size * accumulation
+        if batch_size % parts:
+            raise ConfigError(
+                f"got batch_size {batch_size} for {self.size} processes with {accumulation} accumulated pieces; expected a "
+                f"multiple of {parts}; use {-(-batch_size // parts) * parts}"
+            )
+        return batch_size // parts
+
+    def indices(self, step: int, piece: int, batch_size: int, accumulation: int) -> range:
+        """Numbers of the samples of one piece of the batch of `step`, for this process."""
+        share = self.share(batch_size, accumulation)
+        start = step * batch_size + (piece * self.size + self.rank) * share
+        return range(start, start + share)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` with gradients averaged over all processes."""
+        if self.size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(blocks: nn.ModuleList, root: nn.Module) -> None:
+    """FSDP2: each block's weights, gradients and optimizer state are spread over the processes; so is the rest."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(root)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of a state dict gathered from all processes, on the CPU; every process must call this."""
+    from torch.distributed.tensor import DTensor
+
+    def gather(value: Any) -> Any:
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        return value.detach().cpu() if isinstance(value, Tensor) else value
+
+    return {key: gather(value) for key, value in state.items()}
+
+
+def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Inside: the backward pass averages gradients over the processes only for the last piece of a batch."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    set_sync = getattr(module, "set_requires_gradient_sync", None)
+    if set_sync is not None:
+        set_sync(last)
+    return contextlib.nullcontext()

@@ -1,0 +1,95 @@
+"""What a run tells: a JSONL log always, curves as a picture, TensorBoard or W&B if asked for and installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnsupportedError
+from .config import Logging
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All lines of a log.jsonl; a last line that was cut off by a crash is left out."""
+    entries: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+class Log:
+    """log.jsonl in a run's folder: one line {"step": n, name: value, ...} per call. Lines after `start` are of steps that a
+    resumed run makes again, and are dropped."""
+
+    def __init__(self, folder: Path, config: Logging, start: int) -> None:
+        self.folder = folder
+        path = folder / "log.jsonl"
+        kept = [entry for entry in read_log(path) if entry["step"] <= start] if path.is_file() else []
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._boards = _boards(folder, config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step} | {name: round(value, 7) for name, value in values.items()}) + "\n")
+        self._file.flush()
+        for board in self._boards:
+            board(step, values)
+
+    def close(self) -> None:
+        self._file.close()
+        draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
+
+
+def _boards(folder: Path, config: Logging) -> list[Any]:
+    boards: list[Any] = []
+    if config.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UnsupportedError(
+                "got logging.tensorboard without TensorBoard; expected it to be installed; do pip install tensorboard"
+            ) from error
+        writer = SummaryWriter(str(folder / "tensorboard"))
+        boards.append(lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()])
+    if config.wandb:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UnsupportedError(
+                "got logging.wandb without W&B; expected it to be installed; do pip install wandb"
+            ) from error
+        run = wandb.init(project="ltxkit", name=folder.name, dir=str(folder))
+        boards.append(lambda step, values: run.log(dict(values), step=step))
+    return boards
+
+
+def draw_curves(log: Path, picture: Path) -> None:
+    """Every quantity of a log over the steps, one small plot each; nothing without matplotlib or entries."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    entries = read_log(log)
+    names = sorted({name for entry in entries for name in entry} - {"step"})
+    if not names:
+        return
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        axes.plot(*zip(*points, strict=True), linewidth=1)
+        positive = all(value > 0 for _, value in points)
+        if positive and name.startswith("loss"):
+            axes.set_yscale("log")
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+    figure.savefig(picture, dpi=80)

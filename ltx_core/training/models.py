@@ -1,0 +1,122 @@
+"""Models to train: made from a config as metadata has it, written back in the official layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import CheckpointConfig, SchedulerConfig, TransformerConfig, UpsamplerConfig, VideoVAEConfig
+from ..errors import CheckpointError, ConfigError
+from ..models.transformer import LTXTransformer
+from ..models.video_vae import VideoVAE
+from ..weights.build import load_vae
+from ..weights.metadata import format_config, format_upscaler_config, read_file_metadata
+from ..weights.save import TRANSFORMER_PREFIX, VAE_PREFIX, write_safetensors
+
+C = TypeVar("C", TransformerConfig, VideoVAEConfig, UpsamplerConfig)
+
+# Steps are few and evenly spaced from 1 to 0; nothing is shifted, since a small clip has few tokens.
+SCHEDULER = SchedulerConfig(
+    num_train_timesteps=1000,
+    sampler="Uniform",
+    shifting=None,
+    target_shift_terminal=None,
+    allowed_inference_steps=None,
+)
+
+
+def _architecture(kind: type[C], section: str, tree: Mapping[str, Any]) -> C:
+    """`model` of a training config, checked like the metadata of a checkpoint, but with nothing unknown or missing.
+
+    Raises:
+        ConfigError: a key is unknown, missing, or has a value that is not implemented.
+    """
+    upscaler = section == "upscaler"
+    text = json.dumps(dict(tree) if upscaler else {section: dict(tree)})
+    read = read_file_metadata({"config": text}, upscaler=upscaler)
+    values = {name.partition(".")[2]: value for name, value in read.values.items()}
+    missing = [field.name for field in dataclasses.fields(kind) if field.name not in values]
+    if read.unknown or missing:
+        wrong = [*(f"unknown {name}" for name in read.unknown), *(f"no {name}" for name in missing)]
+        raise ConfigError(
+            f"got model with {', '.join(wrong)}; expected the keys of a released checkpoint's {section} config"
+        )
+    return kind(**values)  # pyright: ignore[reportArgumentType]
+
+
+def vae_config(tree: Mapping[str, Any]) -> VideoVAEConfig:
+    return _architecture(VideoVAEConfig, "vae", tree)
+
+
+def transformer_config(tree: Mapping[str, Any]) -> TransformerConfig:
+    return _architecture(TransformerConfig, "transformer", tree)
+
+
+def upsampler_config(tree: Mapping[str, Any]) -> UpsamplerConfig:
+    return _architecture(UpsamplerConfig, "upscaler", tree)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers on the CPU, by the official names."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def save_vae(path: Path, tensors: Mapping[str, Tensor], config: VideoVAEConfig) -> None:
+    """A VAE alone, as a checkpoint with the keys `vae.*`."""
+    metadata = {"config": format_config(CheckpointConfig(transformer=None, vae=config, scheduler=None))}
+    write_safetensors(path, {VAE_PREFIX + name: tensor for name, tensor in tensors.items()}, metadata)
+
+
+def save_checkpoint_file(
+    path: Path, transformer: Mapping[str, Tensor], config: TransformerConfig, vae: VideoVAE | None
+) -> None:
+    """A checkpoint as the released ones are: the transformer, and its VAE in the same file."""
+    tensors = {TRANSFORMER_PREFIX + name: tensor for name, tensor in transformer.items()}
+    if vae is not None:
+        tensors |= {VAE_PREFIX + name: tensor for name, tensor in tensors_of(vae).items()}
+    whole = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=SCHEDULER)
+    write_safetensors(path, tensors, {"config": format_config(whole)})
+
+
+def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerConfig) -> None:
+    write_safetensors(path, tensors, {"config": format_upscaler_config(config)})
+
+
+def open_vae(path: Path) -> VideoVAE:
+    """A trained VAE, float32, that has measured its statistics.
+
+    Raises:
+        CheckpointError: it has none: no transformer can be trained on its latents.
+    """
+    vae = load_vae(path, dtype=torch.float32)
+    mean, std = vae.per_channel_statistics.mean, vae.per_channel_statistics.std
+    if bool((mean == 0).all()) and bool((std == 1).all()):
+        raise CheckpointError(
+            f"got {path}, whose per-channel statistics were never measured; expected the final/ file of train-vae; finish it"
+        )
+    return vae
+
+
+def restart(model: LTXTransformer) -> None:
+    """Weights of a new transformer: Xavier, and every output that is added to the residual stream starts at zero.
+
+    Source: DiT, arXiv 2212.09748 section 3.2 (adaLN-zero), for PixArt's single modulation.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for embedding in (
+        model.adaln_single.emb.timestep_embedder.linear_1,
+        model.adaln_single.emb.timestep_embedder.linear_2,
+    ):
+        nn.init.normal_(embedding.weight, std=0.02)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and (name.endswith(("to_out.0", "ff.net.2")) or name == "proj_out"):
+            nn.init.zeros_(module.weight)

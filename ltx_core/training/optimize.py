@@ -1,0 +1,109 @@
+"""One step of an optimizer: rate, clipping, averages."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Optimization
+from .muon import Muon
+
+
+def learning_rate(config: Optimization, step: int) -> float:
+    """The rate of update number `step`, counted from 0."""
+    peak, steps = config.learning_rate, config.steps
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "cosine":
+        progress = min(1.0, step / max(1, steps))
+        fall = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule == "linear":
+        left = (steps - step) / max(1, config.decay_steps)
+        fall = config.final + (1 - config.final) * min(1.0, max(0.0, left))
+    else:
+        fall = 1.0
+    return peak * warmup * fall
+
+
+class Updater:
+    """AdamW or Muon with a schedule and gradient clipping, and an exponential average of the weights if asked for."""
+
+    def __init__(self, modules: Sequence[nn.Module], config: Optimization, rate: float | None = None) -> None:
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.config = config
+        self.scale = 1.0 if rate is None else rate / config.learning_rate
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        rest = [p for p in self.parameters if p.ndim < 2]
+        decayed = {"params": matrices, "weight_decay": config.weight_decay}
+        plain = {"params": rest, "weight_decay": 0.0}
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if config.optimizer == "muon" and matrices:
+            self.optimizers.append(Muon([decayed], lr=config.learning_rate))
+            groups = [plain]
+        else:
+            groups = [decayed, plain]
+        groups = [group for group in groups if group["params"]]
+        if groups:
+            self.optimizers.append(
+                torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=False)
+            )
+        self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
+
+    def apply(self, step: int) -> dict[str, float]:
+        """Update the weights from their gradients and forget these. Returns the gradient norm and the rate."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        rate = learning_rate(self.config, step) * self.scale
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step)
+        return {"gradient_norm": float(norm), "learning_rate": rate}
+
+    def state(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.values
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "average": average}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.average is not None and state["average"] is not None:
+            for mine, saved in zip(self.average.values, state["average"], strict=True):
+                mine.copy_(saved)
+
+
+class Average:
+    """Exponential moving average: average = d * average + (1 - d) * weights, with d growing from 0 so that the start is
+    forgotten: d = min(decay, (1 + step) / (10 + step))."""
+
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
+        self.parameters, self.decay = list(parameters), decay
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter.detach(), 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the modules hold the average."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            held = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(held)

@@ -1,0 +1,49 @@
+"""What a validation leaves: clips, a contact sheet, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..media import write_image, write_video
+
+
+def to_frames(pixels: Tensor) -> Tensor:
+    """(3 f h w) in [-1, 1] -> (f h w 3) in [0, 1]."""
+    return rearrange((pixels.float().cpu() + 1) / 2, "c f h w -> f h w c").clamp(0, 1)
+
+
+def sheet(clips: Tensor, frames: int = 9) -> Tensor:
+    """Clips (b 3 f h w) in [-1, 1] as one picture (1, H, W, 3): one row per clip, `frames` of its frames."""
+    chosen = torch.linspace(0, clips.shape[2] - 1, min(frames, clips.shape[2])).round().long()
+    padded = torch.nn.functional.pad(clips.float().cpu()[:, :, chosen], (1, 1, 1, 1), value=0.0)
+    return rearrange((padded + 1) / 2, "b c f h w -> 1 (b h) (f w) c").clamp(0, 1)
+
+
+def enlarged(frames: Tensor, smallest: int = 256) -> Tensor:
+    """Frames (f h w 3) with every pixel repeated until the shorter side has `smallest` pixels: players blur tiny clips."""
+    times = max(1, smallest // min(frames.shape[1:3]))
+    return frames.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+
+
+def save_pairs(folder: Path, original: Tensor, reconstruction: Tensor, fps: float) -> None:
+    """sheet.png with each original above its reconstruction, and both as a video, (b 3 f h w) each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = torch.stack([original, reconstruction], dim=1).flatten(0, 1)
+    write_image(folder / "sheet.png", sheet(pairs))
+    if original.shape[2] > 1:
+        grid = rearrange(torch.stack([original, reconstruction]), "p b c f h w -> c f (p h) (b w)")
+        write_video(folder / "pairs.mp4", [to_frames(grid)], fps=Fraction(fps))
+
+
+def save_clips(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) -> None:
+    """sheet.png, grid.mp4 and prompts.txt for clips (b 3 f h w), one row each, in the order of the prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_image(folder / "sheet.png", sheet(clips))
+    write_video(folder / "grid.mp4", [to_frames(rearrange(clips, "b c f h w -> c f h (b w)"))], fps=Fraction(fps))
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")

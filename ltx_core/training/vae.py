@@ -1,0 +1,356 @@
+"""The VAE's training: what `ltxkit train-vae` computes in one step.
+
+Sources: LTX-Video paper (arXiv 2501.00103) section 2.1 for the losses and the denoising decoder. What the paper leaves open
+and what keeps the latents from collapsing was found by experiment: a data-dependent start, and ramps that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConfigError
+from ..models.video_vae import Posterior, VideoVAE
+from ..shapes import PixelShape
+from ..weights.build import load_vae
+from .config import VAETraining
+from .data import Source, crop, generator, open_source
+from .distributed import World, synchronised
+from .loop import TrainingStopped, log_values
+from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
+from .models import save_vae, tensors_of, vae_config
+from .optimize import Updater
+from .pictures import save_pairs
+
+LOGVAR_START = -5.0  # posterior std 0.08 at first: with the usual 0 the noise drowns what the encoder says
+STATISTICS_RATE = 0.01  # of the running mean and variance that the decoder's noise is measured in
+COLLAPSE_STD = 0.05  # of latents, against their own posterior noise
+
+
+class Reconstruction(nn.Module):
+    """Pixels -> every loss per clip. One module, so that DistributedDataParallel sees one forward."""
+
+    def __init__(self, vae: VideoVAE, config: VAETraining, perceptual: nn.Module | None) -> None:
+        super().__init__()
+        self.vae, self.perceptual = vae, perceptual
+        self.freeze_encoder = config.freeze_encoder
+
+    def forward(
+        self, pixels: Tensor, posterior_noise: Tensor, decoder_noise: Tensor, level: Tensor, injected: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """pixels (b 3 f h w); noises like the latents; level (b,). Returns losses (b,), reconstruction, latent means."""
+        vae = self.vae
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            posterior = vae.encode(pixels)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        latent = mean + (0.5 * logvar).exp() * posterior_noise
+        if vae.config.timestep_conditioning:
+            t = level[:, None, None, None, None]
+            latent = vae.un_normalize((1 - t) * vae.normalize(latent) + t * decoder_noise)
+        timestep = level if vae.config.timestep_conditioning else None
+        output = vae.decode(latent, timestep, generator=injected).float()
+        losses = {
+            "l1": (output - pixels).abs().mean(dim=(1, 2, 3, 4)),
+            "l2": (output - pixels).square().mean(dim=(1, 2, 3, 4)),
+            "wavelet": wavelet_loss(output, pixels),
+            "kl": kl_loss(mean, logvar),
+        }
+        if self.perceptual is not None:
+            frames = [x.transpose(1, 2).flatten(0, 1) for x in (output, pixels)]
+            losses["perceptual"] = self.perceptual(*frames).reshape(len(pixels), -1).mean(dim=1)
+        return losses, output, mean.detach()
+
+
+class VAETask:
+    """One VAE, its discriminator if there is one, and their optimizers."""
+
+    def __init__(self, config: VAETraining, world: World) -> None:
+        self.config, self.world = config, world
+        torch.manual_seed(config.seed)
+        self.source = open_source(config.data, "train", config.seed)
+        self.validation = open_source(config.data, "validation", config.seed)
+        self.vae = self._start().to(world.device, memory_format=torch.channels_last_3d)
+        self.vae.requires_grad_(True)
+        if self.vae.config.timestep_conditioning:
+            self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)
+        if config.freeze_encoder:
+            self.vae.encoder.requires_grad_(False)
+        self.perceptual = self._perceptual()
+        self.objective = world.wrap(Reconstruction(self.vae, config, self.perceptual))
+        self.updater = Updater([self.vae], config.optimization)
+        self.adversary: PairDiscriminator | None = None
+        if config.adversary.weight > 0:
+            channels = self.vae.config.out_channels
+            self.adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers).to(
+                world.device
+            )
+            self.judge = world.wrap(self.adversary)
+            self.judge_updater = Updater([self.adversary], config.optimization, config.adversary.learning_rate)
+        # Steps at which a validation lifted a restriction; None: not yet.
+        self.unlocked: int | None = None if config.unlock_psnr is not None else 0
+        self.clips_from: int | None = None if config.images_until_psnr is not None else 0
+
+    # ----------------------------------------------------------------------------------------------------- beginning
+
+    def _start(self) -> VideoVAE:
+        config = self.config
+        if config.initial is not None:
+            vae = load_vae(config.initial, dtype=torch.float32)
+            if vae.config != vae_config(config.model):
+                raise ConfigError(
+                    f"got initial {config.initial} of another architecture than model; expected the same; change one"
+                )
+            return _copied(vae)
+        vae = VideoVAE(vae_config(config.model))
+        data_dependent_start(vae, self._pixels(range(10**6, 10**6 + 16), self.source, self._size(0)))
+        return vae
+
+    def _perceptual(self) -> nn.Module | None:
+        path = self.config.perceptual_weights
+        if (path is None) != (self.config.perceptual.weight == 0):
+            raise ConfigError(
+                f"got perceptual weight {self.config.perceptual.weight} and perceptual_weights {path}; expected both or neither; "
+                "give a TorchScript file that compares two batches of pictures"
+            )
+        if path is None:
+            return None
+        try:
+            return torch.jit.load(str(path), map_location=self.world.device).eval().requires_grad_(False)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"got {path}, which is no TorchScript file ({error}); expected one; export it again"
+            ) from error
+
+    def _size(self, step: int) -> PixelShape:
+        """What is trained on at `step`, cut out of the clips if it is smaller."""
+        size = self.source.size(step)
+        base = PixelShape(*self.config.data.sizes[0])
+        frames = self.config.crop_frames or size.frames
+        return PixelShape(min(frames, size.frames), min(size.height, base.height), min(size.width, base.width))
+
+    # ----------------------------------------------------------------------------------------------------- one step
+
+    def _pixels(self, indices: range, source: Source, size: PixelShape, full: PixelShape | None = None) -> Tensor:
+        """Clips (b 3 f h w), drawn at `full` size and cut to `size`."""
+        clips = [source.sample(index, full or source.size(0)).pixels for index in indices]
+        cut = [
+            crop(clip, size, generator(self.config.seed, "crop", index))
+            for clip, index in zip(clips, indices, strict=True)
+        ]
+        return torch.stack(cut).to(self.world.device)
+
+    def _noise(self, indices: range, shape: tuple[int, ...], largest: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior noise, decoder noise and its level for each sample, whatever batch it is in."""
+        posterior, decoder, level = [], [], []
+        for index in indices:
+            rng = generator(self.config.seed, "vae", index)
+            posterior.append(torch.randn(shape, generator=rng))
+            decoder.append(torch.randn(shape, generator=rng))
+            level.append(torch.rand((), generator=rng) * largest)
+        device = self.world.device
+        return torch.stack(posterior).to(device), torch.stack(decoder).to(device), torch.stack(level).to(device)
+
+    def update(self, step: int) -> dict[str, float]:
+        config, optimization = self.config, self.config.optimization
+        full, size = self.source.size(step), self._size(step)
+        if self.clips_from is None:
+            size = PixelShape(1, size.height, size.width)
+        weights = self._weights(step)
+        shape = (self.vae.config.latent_channels, *size.latent(self.vae.config.scale_factors))
+        gan = weights["gan"] > 0
+        totals: dict[str, Tensor] = {}
+        moments: list[Tensor] = []
+        pieces: list[tuple[Tensor, Tensor]] = []
+        count = optimization.accumulation
+        if self.adversary is not None:
+            self.adversary.requires_grad_(False)
+        for piece in range(count):
+            indices = self.world.indices(step, piece, optimization.batch_size, count)
+            pixels = self._pixels(indices, self.source, size, full)
+            noise = self._noise(indices, shape, weights["decoder_noise"])
+            with synchronised(self.objective, piece == count - 1), self._autocast():
+                losses, output, mean = self.objective(pixels, *noise, generator(config.seed, "inject", step))
+                if gan and self.adversary is not None:
+                    losses["gan"] = generator_loss(self.adversary, pixels, output, config.adversary.loss)
+                loss = sum(
+                    (weights[name] * value.mean() for name, value in losses.items()),
+                    torch.zeros_like(pixels[0, 0, 0, 0, 0]),
+                )
+                (loss / count).backward()
+            for name, value in {"loss": loss, **{f"loss_{k}": v.mean() for k, v in losses.items()}}.items():
+                totals[name] = totals.get(name, 0) + value.detach() / count
+            moments.append(torch.stack([mean.mean(dim=(0, 2, 3, 4)), mean.square().mean(dim=(0, 2, 3, 4))]))
+            pieces.append((pixels, output.detach()))
+        numbers = log_values(totals, self.world)
+        if not all(torch.isfinite(torch.tensor(list(numbers.values())))):
+            return numbers  # the weights stay as they are; the loop stops
+        numbers |= self.updater.apply(step)
+        if gan:
+            numbers |= self._teach_adversary(pieces, step)
+        numbers["latent_std"] = self._follow_statistics(torch.stack(moments).mean(0), step)
+        return numbers
+
+    def _weights(self, step: int) -> dict[str, float]:
+        """The weight of every loss now; KL and decoder noise wait for `unlock_psnr`."""
+        config = self.config
+        since = -1 if self.unlocked is None else step - self.unlocked
+        return {
+            "l1": config.l1.at(step),
+            "l2": config.l2.at(step),
+            "wavelet": config.wavelet.at(step),
+            "perceptual": config.perceptual.at(step),
+            "gan": config.adversary.term.at(step),
+            "kl": config.kl.at(since),
+            "decoder_noise": config.decoder_noise.at(since),
+        }
+
+    def _teach_adversary(self, pieces: list[tuple[Tensor, Tensor]], step: int) -> dict[str, float]:
+        if self.adversary is None:
+            return {}
+        self.adversary.requires_grad_(True)
+        total = torch.zeros((), device=self.world.device)
+        for number, (pixels, output) in enumerate(pieces):
+            with synchronised(self.judge, number == len(pieces) - 1), self._autocast():
+                loss = discriminator_loss(self.judge, pixels, output, self.config.adversary.loss).mean() / len(pieces)
+                loss.backward()
+            total += loss.detach()
+        applied = self.judge_updater.apply(step)
+        return {
+            **log_values({"loss_discriminator": total}, self.world),
+            "discriminator_gradient": applied["gradient_norm"],
+        }
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.world.device.type, torch.bfloat16, enabled=self.config.optimization.precision == "bf16"
+        )
+
+    @torch.no_grad()
+    def _follow_statistics(self, moments: Tensor, step: int) -> float:
+        """Move the per-channel statistics towards this batch's. Returns the latents' deviation."""
+        mean, square = self.world.mean(moments)
+        variance = (square - mean.square()).clamp(min=1e-8)
+        if not self.config.freeze_encoder:
+            statistics = self.vae.per_channel_statistics
+            rate = max(STATISTICS_RATE, 1 / (step + 1))
+            drift = (1 - rate) * rate * (mean - statistics.mean).square()
+            statistics.std.copy_(((1 - rate) * statistics.std.square() + rate * variance + drift).sqrt())
+            statistics.mean.lerp_(mean, rate)
+        return float(variance.mean().sqrt())
+
+    # ----------------------------------------------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def validate(self, step: int, folder: Path | None) -> dict[str, float]:
+        with self._averaged():
+            pixels, output, posterior = self._reconstruct()
+        found = {"psnr": float(psnr(output, pixels).mean()), "ssim": float(ssim(output, pixels).mean())}
+        spread = float(posterior.mean.std(dim=(0, 2, 3, 4)).mean())
+        found["posterior_std"] = float((0.5 * posterior.logvar).exp().mean())
+        if folder is not None:
+            save_pairs(folder, pixels, output, self.config.data.fps)
+        if self.clips_from is None:
+            if found["psnr"] >= (self.config.images_until_psnr or 0):
+                self.clips_from = step
+        elif self.unlocked is None and found["psnr"] >= (self.config.unlock_psnr or 0):
+            self.unlocked = step
+        if spread < COLLAPSE_STD or found["posterior_std"] > 2 * spread:
+            raise TrainingStopped(
+                f"got latents with a deviation of {spread:.3f} under posterior noise of {found['posterior_std']:.3f} at step {step}: "
+                "they collapsed; expected latents above their noise; start again with a smaller kl.weight, a later kl.start and "
+                "decoder_noise.start, or unlock_psnr a few dB above the mean picture"
+            )
+        return found
+
+    def _reconstruct(self) -> tuple[Tensor, Tensor, Posterior]:
+        size = self._size(0) if self.clips_from is None else self.validation.size(0)
+        size = (
+            PixelShape(1, size.height, size.width)
+            if self.clips_from is None
+            else PixelShape(*self.config.data.sizes[0])
+        )
+        count = self.config.data.validation_clips
+        pixels = self._pixels(range(count), self.validation, size, PixelShape(*self.config.data.sizes[0]))
+        posterior = self.vae.encode(pixels)
+        timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
+        rng = generator(self.config.seed, "validation", 0)
+        return pixels, self.vae.decode(posterior.mode(), timestep, generator=rng).float(), posterior
+
+    # ----------------------------------------------------------------------------------------------------- files
+
+    def _averaged(self) -> Any:
+        from contextlib import nullcontext
+
+        return self.updater.average.applied() if self.updater.average is not None else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        judge = None if self.adversary is None else (tensors_of(self.adversary), self.judge_updater.state())
+        return {
+            "vae": tensors_of(self.vae),
+            "updater": self.updater.state(),
+            "judge": judge,
+            "unlocked": self.unlocked,
+            "clips_from": self.clips_from,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.vae.load_state_dict(state["vae"])
+        self.updater.load(state["updater"])
+        if self.adversary is not None and state["judge"] is not None:
+            self.adversary.load_state_dict(state["judge"][0])
+            self.judge_updater.load(state["judge"][1])
+        self.unlocked, self.clips_from = state["unlocked"], state["clips_from"]
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """vae.safetensors, with statistics measured over `statistics_clips` training clips."""
+        if not self.world.first:
+            return
+        with self._averaged():
+            tensors = tensors_of(self.vae)
+            if not self.config.freeze_encoder:
+                mean, std = self.measure_statistics()
+                tensors["per_channel_statistics.mean-of-means"] = mean
+                tensors["per_channel_statistics.std-of-means"] = std
+        save_vae(folder / "vae.safetensors", tensors, self.vae.config)
+
+    def measure_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of every latent channel, (c,) each."""
+        size = PixelShape(*self.config.data.sizes[0])
+        count = square = total = 0
+        for start in range(0, self.config.statistics_clips, 8):
+            pixels = self._pixels(range(start, start + 8), self.source, size, size)
+            latent = self.vae.encode(pixels).mode().double()
+            total = total + latent.sum(dim=(0, 2, 3, 4))
+            square = square + latent.square().sum(dim=(0, 2, 3, 4))
+            count += latent[:, 0].numel()
+        mean = torch.as_tensor(total / count)
+        std = (torch.as_tensor(square / count) - mean.square()).clamp(min=1e-8).sqrt()
+        return mean.float().cpu(), std.float().cpu()
+
+
+@torch.no_grad()
+def data_dependent_start(vae: VideoVAE, pixels: Tensor) -> None:
+    """Scale the encoder's last layer so that every latent channel of `pixels` has mean 0 and deviation 1, and set the
+    posterior's deviation far below it (Salimans and Kingma, arXiv 1602.07868, section 3)."""
+    conv = vae.encoder.conv_out.conv
+    bias = conv.bias
+    if bias is None:
+        raise ConfigError("got an encoder whose last layer has no bias; expected the official one")
+    conv.weight[-1].mul_(0.1)
+    bias[-1] = LOGVAR_START
+    mean = vae.encode(pixels).mean
+    centre, spread = mean.mean(dim=(0, 2, 3, 4)), mean.std(dim=(0, 2, 3, 4)).clamp(min=1e-6)
+    conv.weight[:-1].div_(spread[:, None, None, None, None])
+    bias[:-1].sub_(centre).div_(spread)
+
+
+def _copied(vae: VideoVAE) -> VideoVAE:
+    """Weights in memory of their own, instead of mapped from the file."""
+    for tensor in (*vae.parameters(), *vae.buffers()):
+        tensor.data = tensor.data.clone()
+    return vae
