@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.memory.placement import DeviceCopies, DevicePlacement, weight_bytes
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.progress import Progress, ProgressEvent, silent
 
@@ -110,7 +111,7 @@ class PlainHost:
     ) -> None:
         self.models = models
         self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
-        self.device = device or _best_device()
+        self.placement = DevicePlacement(device)
         self.quiet = quiet
         self.running = ""  # title of the node that runs; the runner sets it
         self.said: list[tuple[str, str]] = []  # (title, text)
@@ -147,13 +148,8 @@ class PlainHost:
         self.said.append((self.running, text))
         log.info("%s: %s", self.running, text)
 
-    @contextmanager
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:  # noqa: ARG002
-        copies = DeviceCopies(module, self.device)
-        try:
-            yield self.device
-        finally:
-            copies.drop()
+    def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
+        return self.placement(module, memory_required=memory_required)
 
     def release(self, module: nn.Module) -> None:
         """Nothing to do: here no module stays on the device after its run."""
@@ -225,45 +221,6 @@ class ComfyUIHost:
         return model_management.intermediate_device()
 
 
-class DeviceCopies:
-    """Weights of a module on a device, beside the originals, which are mostly memory-mapped and cost nothing to keep.
-
-    All or nothing. `drop` puts the very objects back that were there before; nothing is ever copied back. A tensor that
-    is on the device already is not copied. It does not keep the module alive.
-    """
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.originals: list[tuple[dict[str, Any], str, Tensor]] = []
-        copies: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
-        try:
-            for part in module.modules():
-                for tensors in (part._parameters, part._buffers):
-                    for name, tensor in tensors.items():
-                        if tensor is None or tensor.device == device:
-                            continue
-                        if id(tensor) not in copies:
-                            copy = tensor.detach().to(device, copy=True)
-                            parameter = isinstance(tensor, nn.Parameter)
-                            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if parameter else copy
-                        self.originals.append((tensors, name, tensor))
-                        tensors[name] = copies[id(tensor)]
-        except BaseException:  # out of memory half-way, or Ctrl-C: leave nothing on the device
-            self.drop()
-            raise
-
-    def drop(self) -> None:
-        """Put the originals back; the copies are freed."""
-        for tensors, name, tensor in self.originals:
-            tensors[name] = tensor
-        self.originals.clear()
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared ones counted once."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
 def principal_preview(denoised: Tensor) -> Tensor:
     """A picture of a latent that needs no table: its first frame along its three strongest directions of colour.
 
@@ -284,12 +241,6 @@ def principal_preview(denoised: Tensor) -> Tensor:
     low, high = colours.amin(0), colours.amax(0)
     scaled = (colours - low) / (high - low).clamp_min(1e-6) * 255
     return scaled.round().to(torch.uint8).reshape(*frame.shape[1:], 3)
-
-
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:
