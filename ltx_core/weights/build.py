@@ -106,7 +106,10 @@ def load_transformer(
 def load_vae(
     path: Path | str, *, dtype: torch.dtype | None = None, version: str | None = None, progress: Progress = silent
 ) -> VideoVAE:
-    """A video VAE in eval mode on the CPU, from a checkpoint, a VAE file or a diffusers folder. See `load_transformer`."""
+    """A video VAE in eval mode on the CPU, from a checkpoint, a VAE file or a diffusers folder.
+
+    Arguments and errors as `load_transformer`.
+    """
     opened = _open(path, "vae", version)
     return _load(VideoVAE, opened.description.vae(), opened, dtype, None, progress)[0]
 
@@ -114,7 +117,10 @@ def load_vae(
 def load_upsampler(
     path: Path | str, *, dtype: torch.dtype | None = None, progress: Progress = silent
 ) -> LatentUpsampler:
-    """A latent upscaler in eval mode on the CPU, from its file or diffusers folder. See `load_transformer`."""
+    """A latent upscaler in eval mode on the CPU, from its file or diffusers folder.
+
+    Arguments and errors as `load_transformer`.
+    """
     opened = _open(path, "upscaler", None)
     return _load(LatentUpsampler, opened.description.upscaler(), opened, dtype, None, progress)[0]
 
@@ -210,27 +216,36 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | st
             without a value; one message with all of it.
     """
     expected = model.state_dict()
-    shapes = (
-        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
+    problems = differences(
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
     )
-    problems = {
-        "missing": [name for name in expected if name not in tensors],
-        "unexpected": [name for name in tensors if name not in expected and name not in UNUSED_TENSORS],
-        "of another shape": list(shapes),
-    }
-    if not any(problems.values()):
+    if not problems:
         model.load_state_dict({name: tensors[name] for name in expected}, assign=True)
-        problems["without a value"] = [
-            name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta
-        ]
-    if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names)
+        # A buffer that is not in the state dict would stay on meta and fail, or worse, later on.
+        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        problems = _listed({"without a value": left})
+    if problems:
         raise CheckpointError(
-            f"got {source}{f' ({what})' if what else ''}, whose tensors are not those of this model: {listed}; "
+            f"got {source}{f' ({what})' if what else ''}, whose tensors are not those of this model: {problems}; "
             "expected a complete file of one model; download it again, or pass version= if it was taken for another"
         )
+
+
+def differences(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with tensors of these shapes for a model that needs those, in words; "" if nothing is."""
+    both = [name for name in expected if name in given and given[name] != expected[name]]
+    return _listed(
+        {
+            "missing": [name for name in expected if name not in given],
+            "unexpected": [name for name in given if name not in expected and name not in UNUSED_TENSORS],
+            "of another shape": [f"{name} {list(given[name])} instead of {list(expected[name])}" for name in both],
+        }
+    )
+
+
+def _listed(problems: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names)
 
 
 def _some(names: list[str], limit: int = 5) -> str:

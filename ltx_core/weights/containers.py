@@ -57,8 +57,8 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
 # A header longer than this is not one that anybody writes; the first 8 bytes of other formats decode to far more.
 _MAX_HEADER_BYTES = 100_000_000
 
-# Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it is
-# (`_class_name` in huggingface/diffusers, `architectures` in huggingface/transformers).
+# Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it
+# is (`_class_name` in huggingface/diffusers, `architectures` in huggingface/transformers).
 _COMPONENT_OF_CLASS = {
     "LTXVideoTransformer3DModel": "transformer",
     "AutoencoderKLLTXVideo": "vae",
@@ -72,7 +72,7 @@ _WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says about one tensor. `dtype` is the container's own name for it: "BF16", "F8_E4M3", "Q4_K", ..."""
+    """What a header says about one tensor. `dtype` is the container's own name: "BF16", "F8_E4M3", "Q4_K", ..."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -313,7 +313,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
         raise CheckpointError(
             f"got {folder} with PyTorch pickles (*.bin) only; expected safetensors; pickles are not read"
         )
-    return {file: None for file in files}
+    return dict.fromkeys(files)
 
 
 def _shards(index: Path) -> dict[Path, list[str] | None]:

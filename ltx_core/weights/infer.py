@@ -6,7 +6,7 @@ Every value keeps its origin. What none of them gives is never guessed: the erro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import isqrt
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,7 +22,7 @@ from ..errors import CheckpointError, ConfigError
 from .containers import Checkpoint, TensorInfo
 from .layouts import Layout, Part, block_groups
 from .metadata import Section, read_file_metadata, read_folder_configs
-from .releases import FAMILY_OF_LAYERS, RELEASES, VAE_DEFAULTS, Release, VAEGeneration
+from .releases import FAMILY_OF_LAYERS, RELEASES, UPSCALERS, VAE_DEFAULTS, Release, VAEGeneration
 
 Origin = Literal["metadata", "shapes", "version default", "given"]
 
@@ -59,37 +59,32 @@ class Description:
         return self._build("upscaler", UpsamplerConfig)
 
     def scheduler(self) -> SchedulerConfig | None:
-        """The scheduler, or None where neither the file nor a single version tells. Unknown steps are None."""
-        names = [
-            field for field in _fields("scheduler", SchedulerConfig) if field != "scheduler.allowed_inference_steps"
-        ]
-        if any(name not in self.values for name in names):
-            return None
-        known = {
-            **{"scheduler.allowed_inference_steps": None},
-            **{name: item.value for name, item in self.values.items()},
-        }
-        return SchedulerConfig(
-            **{name.partition(".")[2]: known[name] for name in _fields("scheduler", SchedulerConfig)}
-        )  # type: ignore[arg-type]
+        """The scheduler, or None where neither the file nor a version tells. Unknown inference steps are None."""
+        known = {name: item.value for name, item in self.values.items() if name.startswith("scheduler.")}
+        known.setdefault(_STEPS, None)
+        return _config(SchedulerConfig, known) if len(known) == len(_fields("scheduler", SchedulerConfig)) else None
 
-    def _build(self, part: str, config: type[_Config]) -> _Config:
+    def _build(self, part: str, config: type[_C]) -> _C:
         missing = [name for name in self.missing if name.startswith(f"{part}.")]
         if missing:
             choices = self.versions or tuple(RELEASES)
             raise ConfigError(
-                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected a known version; "
-                f"pass version=, one of {', '.join(choices)}"
+                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected a known "
+                f"version; pass version=, one of {', '.join(choices)}"
             )
-        fields = {name.partition(".")[2]: self.values[name].value for name in _fields(part, config)}
-        return config(**fields)  # type: ignore[arg-type]
+        return _config(config, {name: self.values[name].value for name in _fields(part, config)})
 
 
-_Config = TypeVar("_Config")
+_C = TypeVar("_C")
+_STEPS = "scheduler.allowed_inference_steps"
 
 
 def _fields(part: str, config: type[Any]) -> list[str]:
-    return [f"{part}.{name}" for name in config.__dataclass_fields__]
+    return [f"{part}.{field.name}" for field in fields(config)]
+
+
+def _config(config: type[_C], values: Mapping[str, Any]) -> _C:
+    return config(**{name.partition(".")[2]: value for name, value in values.items()})
 
 
 _PART_CONFIGS: Mapping[str, type[Any]] = {
@@ -106,8 +101,8 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
         version: a released version ("13b-0.9.8-dev") where the user knows better than the file.
 
     Raises:
-        ConfigError: a known metadata key holds a value that LTXKit does not implement; `version` is not a released one or
-            is one of the other family.
+        ConfigError: a known metadata key holds a value that LTXKit does not implement; `version` is not a released one
+            or is one of the other family.
         CheckpointError: the metadata is damaged, or says other sizes than the tensors have.
     """
     stated = _stated(checkpoint, layout)
@@ -117,7 +112,7 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
         shown.update(_SHAPE_READERS[part.name](_Shapes(checkpoint, part)))
     _check_agreement(checkpoint, stated.values, shown)
 
-    generation = _vae_generation(checkpoint, layout.parts.get("vae"))
+    generation = _vae_generation(layout.parts.get("vae"))
     candidates = _candidates(version, stated.values, shown, generation)
     defaults = _defaults(candidates)
     values = {name: Value(value, "version default") for name, value in VAE_DEFAULTS.items() if "vae" in layout.parts}
@@ -129,9 +124,13 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     wanted = [name for part in parts for name in _fields(part.name, _PART_CONFIGS[part.name])]
     if "transformer" in layout.parts:
         wanted += _fields("scheduler", SchedulerConfig)
+    versions = tuple(release.name for release in candidates)
+    if "upscaler" in layout.parts:
+        doubles = (shown["upscaler.spatial_upsample"], shown["upscaler.temporal_upsample"])
+        versions = UPSCALERS.get(cast("tuple[bool, bool]", doubles), ())
     return Description(
         path=str(checkpoint.path),
-        versions=tuple(release.name for release in candidates),
+        versions=versions,
         values={name: values[name] for name in wanted if name in values},
         missing=tuple(name for name in wanted if name not in values),
         unknown=stated.unknown,
@@ -168,7 +167,7 @@ def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> Non
     residual = values.pop("vae.upsample_residual", None)
     blocks = values.get("vae.decoder_blocks")
     if blocks is not None and blocks.origin == "shapes":
-        # Whether an upsampler has a residual path is not visible in its tensors. In the released files it has, except in 0.9.0.
+        # Whether an upsampler has a residual path is not visible in its tensors. The released ones do, except in 0.9.0.
         has_path = cast(bool, residual.value) if residual is not None else generation != "0.9.0"
         stored = cast("tuple[VAEBlock, ...]", blocks.value)
         paths = tuple(replace(block, residual=has_path and block.kind.startswith("compress")) for block in stored)
@@ -204,8 +203,7 @@ def _candidates(
     for name in ("transformer.causal_temporal_positioning", "scheduler.shifting", "scheduler.sampler"):
         if name in stated:
             found = [release for release in found if release.values()[name] == stated[name]] or found
-    steps = "scheduler.allowed_inference_steps"
-    if stated.get(steps):
+    if stated.get(_STEPS):
         return [release for release in found if release.distilled] or found
     return sorted(found, key=lambda release: release.distilled)
 
@@ -218,7 +216,7 @@ def _defaults(candidates: list[Release]) -> dict[str, object]:
     return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
 
 
-def _vae_generation(checkpoint: Checkpoint, part: Part | None) -> VAEGeneration | None:
+def _vae_generation(part: Part | None) -> VAEGeneration | None:
     """Source of the rules: huggingface/diffusers loaders/single_file_utils.py, Comfy-Org/ComfyUI sd.py."""
     if part is None:
         return None
@@ -252,7 +250,8 @@ class _Shapes:
         return size
 
     def count(self, prefix: str) -> int:
-        return len(block_groups(self.keys, prefix))
+        """Length of a list of modules: one more than its last index, so that a gap shows as missing tensors."""
+        return max(block_groups(self.keys, prefix), default=-1) + 1
 
 
 def _known(**sizes: object) -> dict[str, object]:
@@ -305,8 +304,8 @@ def _block_input(shapes: _Shapes, half: str, prefix: str, index: int) -> int:
 
 
 def _encoder_blocks(shapes: _Shapes, decoder: tuple[VAEBlock, ...] | None) -> tuple[VAEBlock, ...] | None:
-    # A strided convolution looks the same whatever its stride; the decoder undoes it with a depth-to-space that shows its own.
-    mirrored = [block.kind for block in decoder or () if block.kind.startswith("compress")]
+    # A strided convolution looks the same whatever its stride; the decoder undoes it by a depth-to-space that shows it.
+    mirrored: list[BlockKind] = [block.kind for block in decoder or () if block.kind.startswith("compress")]
     blocks: list[VAEBlock] = []
     for index in range(shapes.count("encoder.down_blocks.")):
         start = f"encoder.down_blocks.{index}"

@@ -1,7 +1,7 @@
 """Layouts: what a tensor is called in each kind of file, and which kind a file is.
 
-A module's attribute names are those of the official single file (`models/`), so a layout is a prefix and a `KeyMap` from the
-file's names to the module's. Nothing is decided from a file name.
+A module's attribute names are those of the official single file (`models/`), so a layout is a prefix and a `KeyMap`
+from the file's names to the module's. Nothing is decided from a file name.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ FileKind = Literal["checkpoint", "transformer", "vae", "upscaler", "text_encoder
 class KeyMap:
     """A one-to-one renaming of keys by anchored templates.
 
-    Each rule is a pair (source, target). `{}` stands for one number, `{*}` for the rest of the name; both sides hold the
-    same placeholders in the same order. A key is renamed by the one rule that matches it as a whole.
+    Each rule is a pair (source, target). `{}` stands for one number, `{*}` for the rest of the name; both sides hold
+    the same placeholders in the same order. A key is renamed by the one rule that matches it as a whole.
     """
 
     def __init__(self, rules: Iterable[tuple[str, str]]) -> None:
@@ -84,7 +84,7 @@ TRANSFORMER_FROM_DIFFUSERS = KeyMap(
     ]
 )
 
-# What a VAE block's tensors show: residual blocks, a change of resolution, or one residual block that changes the width.
+# What a VAE block's tensors show: residual blocks, a change of resolution, or one residual block that changes the width
 _BlockRole = Literal["res", "compress", "widen"]
 
 
@@ -92,9 +92,10 @@ def vae_from_diffusers(keys: Iterable[str]) -> KeyMap:
     """The map diffusers -> ours of one VAE, made from its keys in either naming.
 
     diffusers gathers our flat block lists into stages. In the encoder a stage is residual blocks, then an optional
-    `downsamplers.0`, then an optional `conv_out`; in the decoder an optional `conv_in`, an optional `upsamplers.0`, then
-    residual blocks. The encoder's last block and the decoder's first are `mid_block`. That gives the published maps of every
-    generation (huggingface/diffusers, VAE_KEYS_RENAME_DICT, VAE_091_..., VAE_095_...) and those of any other block list.
+    `downsamplers.0`, then an optional `conv_out`; in the decoder an optional `conv_in`, an optional `upsamplers.0`,
+    then residual blocks. The encoder's last block and the decoder's first are `mid_block`. That gives the published
+    maps of every generation (huggingface/diffusers, VAE_KEYS_RENAME_DICT, VAE_091_..., VAE_095_...) and those of any
+    other block list.
     """
     keys = list(keys)
     rules: list[tuple[str, str]] = [
@@ -152,18 +153,18 @@ def _block_roles(keys: list[str], half: Literal["encoder", "decoder"]) -> list[_
     blocks = "down_blocks" if half == "encoder" else "up_blocks"
     if any(".resnets." in key for key in keys):
         return list(_roles_from_diffusers(keys, half, blocks))
-    return [_role(group) for group in block_groups(keys, f"{half}.{blocks}.")]
+    return [_role(group) for group in block_groups(keys, f"{half}.{blocks}.").values()]
 
 
-def block_groups(keys: Iterable[str], prefix: str) -> list[list[str]]:
-    """Keys `<prefix><i>.<rest>` gathered by i, as the rests, for i = 0, 1, ... without a gap."""
+def block_groups(keys: Iterable[str], prefix: str) -> dict[int, list[str]]:
+    """Keys `<prefix><i>.<rest>` gathered by i, as the rests, in the order of i."""
     groups: dict[int, list[str]] = {}
     for key in keys:
         if key.startswith(prefix):
             number, _, rest = key[len(prefix) :].partition(".")
             if number.isdigit():
                 groups.setdefault(int(number), []).append(rest)
-    return [groups[index] for index in range(len(groups)) if index in groups]
+    return dict(sorted(groups.items()))
 
 
 def _role(names: list[str]) -> _BlockRole:
@@ -181,7 +182,7 @@ def _roles_from_diffusers(keys: list[str], half: str, blocks: str) -> Iterator[_
     )
     if half == "decoder":
         yield "res"
-    for stage in stages:
+    for stage in stages.values():
         for start, role in parts:
             if any(name.startswith(start) for name in stage):
                 yield role
@@ -245,7 +246,9 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
         r"(.*[./])?(audio_patchify_proj|audio_proj_in)\..*",
     ),
     ("a ControlNet", r"(.*[./])?(control_model|controlnet_cond_embedding|zero_convs|controlnet_blocks)\..*"),
-    ("a Stable Diffusion XL checkpoint", r"conditioner\.embedders\..*|.*\.input_blocks\..*|label_emb\.0\.0\.weight"),
+    ("a Stable Diffusion XL checkpoint", r"conditioner\.embedders\..*|(.*[./])?label_emb\.0\.0\.weight"),
+    ("a Stable Diffusion 1.x or 2.x checkpoint", r"(.*[./])?input_blocks\.0\.0\.weight"),
+    ("a Stable Diffusion UNet", r"(.*[./])?down_blocks\.0\.resnets\.0\.time_emb_proj\.weight"),
     ("a Stable Diffusion 3 checkpoint", r"(.*[./])?joint_blocks\.0\..*"),
     ("a Flux checkpoint", r"(.*[./])?double_blocks\.0\.img_.*"),
     ("a Wan checkpoint", r"(.*[./])?blocks\.0\.self_attn\.q\.weight"),
@@ -255,14 +258,14 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
     ("an image VAE", r"(.*[./])?decoder\.(up\.0\.block|up_blocks\.0\.resnets)\.0\.conv1\.weight"),
 )
 
-# Tensors that some files carry and nothing uses (Lightricks/LTX-Video vae_encode.py reads the first two statistics only).
+# Tensors that files carry and nothing uses (Lightricks/LTX-Video vae_encode.py reads the first two statistics only).
 UNUSED_TENSORS = frozenset(
     f"per_channel_statistics.{name}" for name in ("mean-of-stds", "mean-of-stds_over_std-of-means", "channel")
 )
 
 
 def detect_layout(keys: Iterable[str]) -> Layout:
-    """What these keys are. Never raises: a file that is nothing we know has kind "unknown" and says in words what it is."""
+    """What these keys are. A file that is nothing we know has kind "unknown" and says in words what it is."""
     keys = list(keys)
     if any(_LORA.search(key) for key in keys):
         return Layout("lora", "a LoRA", {}, ())
@@ -285,8 +288,7 @@ def _foreign(keys: list[str]) -> str | None:
     for what, pattern in _FOREIGN:
         compiled = re.compile(pattern)
         if any(compiled.fullmatch(key) for key in keys):
-            is_sd1 = "XL" in what and any(key.startswith("cond_stage_model.") for key in keys)
-            return "a Stable Diffusion 1.x or 2.x checkpoint" if is_sd1 else what
+            return what
     return None
 
 

@@ -1,8 +1,8 @@
 """The one table of metadata keys that LTXKit knows, and what it makes of them.
 
-The metadata of the real files has not been seen, so: a key that is not here is reported and otherwise ignored (tensor shapes
-are verified anyway); a key that is here with a value that LTXKit does not implement is an error; a key that is missing is left
-to `infer`.
+The metadata of the real files has not been seen, so: a key that is not here is reported and otherwise ignored (tensor
+shapes are verified anyway); a key that is here with a value that LTXKit does not implement is an error; a key that is
+missing is left to `infer`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _blocks(kinds: tuple[str, ...]) -> Callable[[Any, str], tuple[VAEBlock, ...]
 
 
 def _block(entry: Any, name: str, kinds: tuple[str, ...]) -> VAEBlock:
-    """One `[kind, number of layers | parameters]`, with the defaults of Lightricks/LTX-Video causal_video_autoencoder.py."""
+    """One `[kind, number of layers | parameters]`; defaults: Lightricks/LTX-Video causal_video_autoencoder.py."""
     try:
         kind, given = entry
         params: dict[str, Any] = {"num_layers": given} if isinstance(given, int) else dict(given)
@@ -203,7 +203,7 @@ _TRANSFORMER: Mapping[str, _Rule] = {
     "use_tpu_flash_attention": _IGNORED,
 }
 
-# Written by later models of the same family, which read their weights otherwise (Comfy-Org/ComfyUI ldm/lightricks/model.py).
+# Written by later models of the family, which read their weights otherwise (Comfy-Org/ComfyUI ldm/lightricks/model.py).
 _TRANSFORMER_LATER: Mapping[str, _Rule] = {
     "frequencies_precision": _Only(("float32",)),
     "rope_type": _Only(("interleaved",)),
@@ -401,7 +401,7 @@ def read_folder_configs(configs: Mapping[str, Mapping[str, object]]) -> Section:
 
 
 def format_config(config: CheckpointConfig) -> str:
-    """The metadata value `config` of a checkpoint of these models, with every value spelled out, as the official files have it."""
+    """The metadata value `config` of a checkpoint of these models: the official form, with every value spelled out."""
     sections: dict[str, Any] = {}
     if config.transformer is not None:
         sections["transformer"] = _class("Transformer3DModel", _TRANSFORMER) | asdict(config.transformer)

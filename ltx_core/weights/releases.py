@@ -2,7 +2,8 @@
 
 Source: the configs in Lightricks/LTX-Video at 5260738 and its published inference files. For 0.9.5 and later
 `causal_temporal_positioning` and the scheduler are deduced (the metadata of the real files has not been seen): the flag
-entered the official code two days before 0.9.5, and the published timestep lists are points of the linear-quadratic schedule.
+entered the official code two days before 0.9.5, and the published timestep lists are points of the linear-quadratic
+schedule.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ RELEASES: Mapping[str, Release] = {
     )
 }
 FAMILY_OF_LAYERS: Mapping[int, Family] = {28: "2b", 48: "13b"}
+
+# Latent upscalers by what they double, (space, time). Files of one kind look the same.
+UPSCALERS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
+    (True, False): ("spatial-0.9.7", "spatial-0.9.8"),
+    (False, True): ("temporal-0.9.7",),
+}
 
 # The same in every released version, so known without knowing the version.
 VAE_DEFAULTS: Mapping[str, object] = {"vae.causal_decoder": False, "vae.spatial_padding_mode": "zeros"}

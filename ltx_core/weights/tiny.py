@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from math import prod, sqrt
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 from zlib import crc32
 
 import numpy as np
@@ -119,7 +119,8 @@ def _transformer_config(family: Family, vae: VAEGeneration, channels: int) -> Tr
 
 def _scheduler_config(family: Family, vae: VAEGeneration) -> SchedulerConfig:
     values = _release(family, vae).values()
-    return SchedulerConfig(**{field.name: values[f"scheduler.{field.name}"] for field in fields(SchedulerConfig)})  # type: ignore[arg-type]
+    named: dict[str, Any] = {field.name: values[f"scheduler.{field.name}"] for field in fields(SchedulerConfig)}
+    return SchedulerConfig(**named)
 
 
 def _vae_config(generation: VAEGeneration, compression: Compression, channels: int) -> VideoVAEConfig:
@@ -140,7 +141,7 @@ def _vae_config(generation: VAEGeneration, compression: Compression, channels: i
 
 
 def _vae_blocks(generation: VAEGeneration, steps: int) -> tuple[tuple[VAEBlock, ...], tuple[VAEBlock, ...]]:
-    """Encoder and decoder lists of a generation with fewer layers. steps: halvings of time, and of space after the patches."""
+    """Encoder and decoder lists of a generation, with fewer layers. steps: halvings of time, and of patched space."""
     early = (
         _block("res_x", 2),
         *(_block("compress_all"), _block("res_x_y", multiplier=2), _block("res_x")) * (steps - 1),

@@ -1,0 +1,172 @@
+"""What a file is, from its header alone: `ltxkit inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import LTXKitError
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
+from .build import QUANTIZATIONS, differences
+from .containers import DTYPE_NAMES, Checkpoint, TensorInfo, open_checkpoint
+from .infer import Description, describe
+from .layouts import Layout, Part, detect_layout
+from .text_encoder import text_encoder_config
+
+_DTYPE_WORDS = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPE_NAMES.items()}
+
+
+def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
+    """Everything that the header of a file, or the headers and configs of a folder, tell; no tensor is read.
+
+    Returns:
+        JSON-ready: `path`; `container`; `layout` (how its tensors are named); `kind` and `what` (the same in words);
+        `version` (a name of a release, or a list of those that it can be); `quantization`; `dtype`, `parameters` and
+        `bytes` per part; `config`, each value with its origin; `missing` (config values that nothing tells);
+        `unknown_metadata` and `unknown_tensors` (nobody here reads them); `problems` (why it would not load).
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged or of another format.
+    """
+    checkpoint = open_checkpoint(path)
+    layout = detect_layout(checkpoint.tensors)
+    report: dict[str, Any] = {
+        "path": str(path),
+        "container": checkpoint.container,
+        "layout": next((part.naming for part in layout.parts.values()), None),
+        "kind": layout.kind,
+        "what": layout.what,
+        "version": [],
+        "quantization": _quantization(checkpoint, layout),
+        "dtype": {},
+        "parameters": {},
+        "bytes": {},
+        "config": {},
+        "missing": [],
+        "unknown_metadata": [],
+        "unknown_tensors": list(layout.rest) if layout.parts else [],
+        "problems": [],
+    }
+    for part in layout.parts.values():
+        stored = [
+            checkpoint.tensors[theirs]
+            for ours, theirs in part.keys.items()
+            if not ours.startswith("per_channel_statistics.")
+        ]
+        report["dtype"][part.name] = _dtype(stored)
+        report["parameters"][part.name] = sum(info.parameters for info in stored)
+        report["bytes"][part.name] = sum(info.nbytes for info in stored)
+    try:
+        description = describe(checkpoint, layout, version)
+        if "text_encoder" in layout.parts:
+            report["config"] |= _text_encoder_values(checkpoint, layout.parts["text_encoder"])
+    except LTXKitError as error:
+        report["problems"].append(str(error))
+        return report
+    report["version"] = description.versions[0] if len(description.versions) == 1 else list(description.versions)
+    report["config"] |= {
+        name: {"value": _plain(item.value), "from": item.origin} for name, item in description.values.items()
+    }
+    report["missing"] = list(description.missing)
+    report["unknown_metadata"] = list(description.unknown)
+    for part in layout.parts.values():
+        report["problems"] += _problems(checkpoint, part, description)
+    return report
+
+
+def _quantization(checkpoint: Checkpoint, layout: Layout) -> str | None:
+    for part in layout.parts.values():
+        stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+        for known in QUANTIZATIONS:
+            if known.claims(stored):
+                return known.name
+    return None
+
+
+def _dtype(stored: list[TensorInfo]) -> str:
+    """The dtype that most bytes have."""
+    counts: Counter[str] = Counter()
+    for info in stored:
+        counts[info.dtype] += info.nbytes
+    name = counts.most_common(1)[0][0] if counts else ""
+    return _DTYPE_WORDS.get(name, name)
+
+
+def _plain(value: object) -> object:
+    """A config value as JSON has it."""
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]  # type: ignore[reportUnknownVariableType]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+# --- would it load? ---------------------------------------------------------------------------------------------------
+
+_MODELS: Mapping[str, Callable[[Description], nn.Module]] = {
+    "transformer": lambda description: LTXTransformer(description.transformer()),
+    "vae": lambda description: VideoVAE(description.vae()),
+    "upscaler": lambda description: LatentUpsampler(description.upscaler()),
+}
+
+
+def _problems(checkpoint: Checkpoint, part: Part, description: Description) -> Iterator[str]:
+    """Why this part would not load. Packed weights have shapes of their own and are checked when they are loaded."""
+    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+    if part.name not in _MODELS or any(known.claims(stored) for known in QUANTIZATIONS):
+        return
+    try:
+        with torch.device("meta"):
+            model = _MODELS[part.name](description)
+    except LTXKitError as error:
+        yield str(error)
+        return
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = differences(expected, {name: info.shape for name, info in stored.items()})
+    if found:
+        yield f"{part.name}: {found}"
+
+
+def _text_encoder_values(checkpoint: Checkpoint, part: Part) -> dict[str, Any]:
+    shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in part.keys.items()}
+    config = text_encoder_config(shapes, checkpoint.configs.get("text_encoder", {}), checkpoint.path)
+    return {f"text_encoder.{name}": {"value": value, "from": "shapes"} for name, value in asdict(config).items()}
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report of `inspect` as lines of text."""
+    versions = report["version"]
+    names = versions if isinstance(versions, str) else " or ".join(versions)
+    lines = [
+        ("file", report["path"]),
+        ("kind", f"{report['kind']}: {report['what']}"),
+        ("version", names or "not a released one"),
+        ("container", report["container"]),
+        ("layout", report["layout"] or "unknown"),
+        ("quantization", report["quantization"] or "none"),
+    ]
+    for part, count in report["parameters"].items():
+        size = report["bytes"][part]
+        lines.append((part, f"{count:,} parameters, {report['dtype'][part]}, {size / 1e6:,.1f} MB"))
+    for title in ("missing", "unknown_metadata", "unknown_tensors", "problems"):
+        lines += [(title.replace("_", " "), str(entry)) for entry in report[title]]
+    lines += [(name, f"{_short(item['value'])}  [{item['from']}]") for name, item in report["config"].items()]
+    width = max(len(title) for title, _ in lines)
+    return "\n".join(f"{title:<{width}}  {text}" for title, text in lines)
+
+
+def _short(value: object) -> str:
+    """A list of VAE blocks in one line, other values as they are."""
+    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+        return str(value)  # type: ignore[reportUnknownArgumentType]
+    blocks: list[dict[str, Any]] = value
+    return " ".join(f"res{block['num_layers']}" if block["kind"] == "res_x" else block["kind"] for block in blocks)
