@@ -14,9 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 import ltxkit
+
+if TYPE_CHECKING:
+    from ltxkit.ltx_core.config import VideoVAEConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,5 +67,66 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             make_tiny(folder, family=family, vae=vae, compression=compression, seed=seed)
             made[key] = folder
         return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def vae_config() -> Callable[..., VideoVAEConfig]:
+    """vae_config("0.9.0" | "0.9.1" | "0.9.5" | "16x4", latent_channels=16, width=8): the config of a narrow VAE.
+
+    The first three have the block lists of the released generations with fewer layers; the last is a 16x16x4 model.
+    """
+    from ltxkit.ltx_core.config import VAEBlock, VideoVAEConfig
+
+    def block(kind: str, layers: int = 1, multiplier: int = 1, *, noise: bool = False) -> VAEBlock:
+        up = kind.startswith("compress") and not kind.endswith("_res") and multiplier > 1
+        return VAEBlock(kind=kind, num_layers=layers, multiplier=multiplier, residual=up, inject_noise=noise)
+
+    def widening(
+        kinds: tuple[str, ...], layers: tuple[int, ...], *, noise: tuple[bool, ...] = ()
+    ) -> tuple[VAEBlock, ...]:
+        """res_x, kind, res_x, kind, ..., res_x, as from 0.9.5 on."""
+        noise = noise or (False,) * len(layers)
+        blocks = [block("res_x", layers[0], noise=noise[0])]
+        for kind, count, noisy in zip(kinds, layers[1:], noise[1:], strict=True):
+            blocks += [block(kind, multiplier=2), block("res_x", count, noise=noisy)]
+        return tuple(blocks)
+
+    first = (
+        *(block("res_x", 2), block("compress_all"), block("res_x_y", multiplier=2), block("res_x", 1)),
+        *(block("compress_all"), block("res_x_y", multiplier=2), block("res_x", 1)),
+        *(block("compress_all"), block("res_x", 1), block("res_x", 2)),
+    )
+    up = ("compress_all",) * 3
+    encoders = {
+        "0.9.0": first,
+        "0.9.1": first,
+        "0.9.5": widening(
+            ("compress_space_res", "compress_time_res", "compress_all_res", "compress_all_res"), (1, 2, 1, 1, 1)
+        ),
+        "16x4": widening(("compress_all_res", "compress_all_res"), (1, 1, 1)),
+    }
+    decoders = {
+        "0.9.0": first,
+        "0.9.1": widening(up, (1, 2, 1, 2), noise=(True, True, True, False)),
+        "0.9.5": widening(up, (1, 1, 2, 1)),
+        "16x4": widening(up[:2], (1, 1, 1)),
+    }
+
+    def get(generation: str, latent_channels: int = 16, width: int = 8) -> VideoVAEConfig:
+        return VideoVAEConfig(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=latent_channels,
+            patch_size=4,
+            encoder_base_channels=width,
+            decoder_base_channels=width,
+            encoder_blocks=encoders[generation],
+            decoder_blocks=decoders[generation],
+            timestep_conditioning=generation != "0.9.0",
+            causal_decoder=False,
+            spatial_padding_mode="zeros",
+        )
 
     return get

@@ -36,7 +36,8 @@ class LatentUpsampler(nn.Module):
         if config.dims != 3 or not (config.spatial_upsample or config.temporal_upsample):
             raise ConfigError(
                 f"got an upsampler with dims={config.dims}, spatial_upsample={config.spatial_upsample}, "
-                f"temporal_upsample={config.temporal_upsample}; expected dims=3 and one or both; use a released latent upscaler"
+                f"temporal_upsample={config.temporal_upsample}; expected dims=3 and one or both of them; use a "
+                "released latent upscaler"
             )
         self.config = config
         mid = config.mid_channels

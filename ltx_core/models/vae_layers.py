@@ -20,11 +20,11 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ..config import PaddingMode
+from .convolution import Conv3d, compute_dtype
+from .embeddings import TimestepEmbedder
 
 PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
 SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
-TIMESTEP_CHANNELS = 256  # PixArtAlphaCombinedTimestepSizeEmbeddings
-TIMESTEP_MAX_PERIOD = 10_000.0
 
 Stride = tuple[int, int, int]
 Modulation = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
@@ -108,6 +108,12 @@ def norm_silu(x: Tensor, modulation: Modulation | None) -> Tensor:
     return F.silu(x, inplace=True)
 
 
+def split_modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
+    """table (n, c) + timestep embedding (b, n c) -> n of (b, 1, 1, 1, c)."""
+    values = table.to(embedding.dtype) + rearrange(embedding, "b (n c) -> b n c", n=len(table))
+    return values[:, None, None, None].unbind(dim=-2)
+
+
 def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
     p1, p2, p3 = stride
     return rearrange(x, "b (f p1) (h p2) (w p3) c -> b f h w (c p1 p2 p3)", p1=p1, p2=p2, p3=p3)
@@ -129,23 +135,29 @@ class CausalConv3d(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
-        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride, padding=(0, 1, 1), padding_mode=padding)
+        self.conv = Conv3d(in_channels, out_channels, 3, stride, padding=(0, 1, 1), padding_mode=padding)
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        b, f, h, w, _ = x.shape
         stride, stride_h, stride_w = self.conv.stride
-        frames = [stream.recall(self), x]
-        if frames[0] is None and f:
-            frames[0] = x[:, :1].expand(-1, 2 if self.causal else 1, -1, -1, -1)
-        frames = [t for t in frames if t is not None]
-        if stream.last and not self.causal:
-            frames.append(frames[-1 if f else 0][:, -1:])
-        x = torch.cat(frames, dim=1)
-        count = max((x.shape[1] - 3) // stride + 1, 0)
+        x = self._with_neighbours(x, stream)
+        b, f, h, w, _ = x.shape
+        count = max((f - 3) // stride + 1, 0)
         stream.keep(self, x[:, count * stride :])
         if count == 0:
             return x.new_empty(b, 0, (h - 1) // stride_h + 1, (w - 1) // stride_w + 1, self.conv.out_channels)
         return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+
+    def _with_neighbours(self, x: Tensor, stream: Stream) -> Tensor:
+        """Put in front what was kept, or copies of the clip's first frame; behind the clip's end, its last frame."""
+        earlier = stream.recall(self)
+        if earlier is None and x.shape[1]:
+            earlier = x[:, :1].expand(-1, 2 if self.causal else 1, -1, -1, -1)
+        if earlier is None:
+            return x  # nothing has arrived yet
+        frames = [earlier, x]
+        if stream.last and not self.causal:
+            frames.append(x[:, -1:] if x.shape[1] else earlier[:, -1:])
+        return torch.cat(frames, dim=1)
 
 
 class ChannelLayerNorm(nn.Module):
@@ -156,7 +168,8 @@ class ChannelLayerNorm(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=SHORTCUT_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+        weight, bias = self.norm.weight.to(x.dtype), self.norm.bias.to(x.dtype)
+        return F.layer_norm(x, weight.shape, weight, bias, self.norm.eps)
 
 
 class ResnetBlock3D(nn.Module):
@@ -183,14 +196,13 @@ class ResnetBlock3D(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
         if in_channels != out_channels:
             self.norm3 = ChannelLayerNorm(in_channels)
-            self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1)
+            self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1)  # applied as a linear layer
         else:
             self.norm3 = self.conv_shortcut = None
 
     def modulation(self, embedding: Tensor) -> tuple[Modulation, Modulation]:
         """For either half, from the block's timestep embedding (b, 4c)."""
-        table = self.scale_shift_table + rearrange(embedding, "b (n c) -> b n c", n=4)
-        shift1, scale1, shift2, scale2 = table[:, None, None, None].unbind(dim=-2)
+        shift1, scale1, shift2, scale2 = split_modulation(self.scale_shift_table, embedding)
         return (1 + scale1, shift1), (1 + scale2, shift2)
 
     def forward(
@@ -209,7 +221,8 @@ class ResnetBlock3D(nn.Module):
             residual = residual + _noise_term(noise[1], self.per_channel_scale2)
         shortcut = stream.delay(self, x, residual.shape[1])
         if self.conv_shortcut is not None and self.norm3 is not None:
-            shortcut = F.linear(self.norm3(shortcut), self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias)
+            weight, bias = self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias
+            shortcut = F.linear(self.norm3(shortcut), weight.to(x.dtype), bias.to(x.dtype))
         return residual + shortcut
 
 
@@ -218,30 +231,17 @@ def _noise_term(noise: Tensor, per_channel_scale: Tensor) -> Tensor:
     return noise[..., None] * per_channel_scale.flatten()
 
 
-class TimestepEmbedding(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(TIMESTEP_CHANNELS, channels)
-        self.linear_2 = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
 class TimeEmbedder(nn.Module):
-    """Sinusoids of a timestep and a two-layer perceptron."""
+    """Holds the embedder of a timestep under the name that checkpoints give it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.timestep_embedder = TimestepEmbedding(channels)
+        self.timestep_embedder = TimestepEmbedder(channels)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        """timestep (b,), already scaled -> (b, channels) in the dtype of the weights."""
-        half = TIMESTEP_CHANNELS // 2
-        index = torch.arange(half, dtype=torch.float32, device=timestep.device)
-        angle = timestep.float()[:, None] * torch.exp(-math.log(TIMESTEP_MAX_PERIOD) / half * index)
-        sinusoids = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        return self.timestep_embedder(sinusoids.to(self.timestep_embedder.linear_1.weight.dtype))
+        """timestep (b,), already scaled -> (b, channels)."""
+        weight = self.timestep_embedder.linear_1.weight
+        return self.timestep_embedder(timestep, weight.dtype).to(compute_dtype(weight))
 
 
 class UNetMidBlock3D(nn.Module):

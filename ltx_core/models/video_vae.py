@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..config import VAEBlock, VideoVAEConfig
 from ..errors import ConfigError, ShapeError
 from ..shapes import PixelShape
+from .convolution import compute_dtype
 from .vae_layers import (
     CausalConv3d,
     DepthToSpaceUpsample,
@@ -30,6 +31,7 @@ from .vae_layers import (
     UNetMidBlock3D,
     norm_silu,
     run_stages,
+    split_modulation,
 )
 
 LOGVAR_RANGE = (-30.0, 20.0)  # DiagonalGaussianDistribution, as the official and the diffusers VAE clamp it
@@ -134,7 +136,8 @@ class Decoder(nn.Module):
         Yields pixels (b, 3, f, h, w).
         """
         scaled = None if timestep is None else timestep.float() * self.timestep_scale_multiplier
-        maps = iter([noise_map.to(self.conv_in.conv.weight) for noise_map in noise])
+        dtype = compute_dtype(self.conv_in.conv.weight)
+        maps = iter([noise_map.to(self.conv_in.conv.weight.device, dtype) for noise_map in noise])
         stages: list[Stage] = [self.conv_in]
         for block in self.up_blocks:
             if isinstance(block, UNetMidBlock3D):
@@ -163,9 +166,7 @@ class Decoder(nn.Module):
         return scales
 
     def _last_modulation(self, scaled_timestep: Tensor) -> Modulation:
-        embedding = self.last_time_embedder(scaled_timestep)
-        table = self.last_scale_shift_table + rearrange(embedding, "b (n c) -> b n c", n=2)
-        shift, scale = table[:, None, None, None].unbind(dim=-2)
+        shift, scale = split_modulation(self.last_scale_shift_table, self.last_time_embedder(scaled_timestep))
         return 1 + scale, shift
 
     def _finish(self, x: Tensor, stream: Stream, modulation: Modulation | None) -> Tensor:
@@ -187,12 +188,13 @@ class VideoVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.conv_in.conv.weight.dtype
+        """What activations are computed in, and outputs come in: see `compute_dtype`."""
+        return compute_dtype(self.decoder.conv_in.conv.weight)
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Encode a whole clip.
 
-        pixels: (b, 3, f, h, w) in [-1, 1], of any float dtype; returns raw latents in the dtype of the weights.
+        pixels: (b, 3, f, h, w) in [-1, 1], of any float dtype; returns raw latents in `self.dtype`.
 
         Raises:
             ShapeError: channels, frames or size that the VAE cannot have.
@@ -236,9 +238,9 @@ class VideoVAE(nn.Module):
         """Decode a whole clip.
 
         latent: raw (b, c, f, h, w).
-        timestep: (b,) in [0, 1], how much noise the latent still holds; given exactly to a VAE with timestep conditioning.
+        timestep: (b,) in [0, 1], how much noise the latent holds; given exactly to a VAE with timestep conditioning.
         generator: needed by a VAE that injects noise (0.9.1).
-        Returns pixels (b, 3, f', h', w') of about [-1, 1], in the dtype of the weights.
+        Returns pixels (b, 3, f', h', w') of about [-1, 1], in `self.dtype`.
         """
         noise = self.draw_noise(latent.shape[-2], latent.shape[-1], generator)
         (pixels,) = self._decode([(latent, True)], latent, timestep, noise, None)
