@@ -1,4 +1,4 @@
-"""Our passes against numbers recorded from Lightricks/LTX-Video with the same weights and noise (official/README.md)."""
+"""Our passes against numbers recorded from Lightricks/LTX-Video, same weights and noise (official/README.md)."""
 
 from __future__ import annotations
 
