@@ -12,6 +12,15 @@ from ..sampling.guidance import Guidance
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit, linear_quadratic, shift, skip, token_shift, uniform
 
+# For models without a recipe for two passes: where the second one of the 13B dev models starts, without guidance.
+REFINE = PassPreset(
+    guidance_scale=(1,),
+    stg_scale=(0,),
+    rescaling_scale=(1,),
+    skip_block_list=((),),
+    num_inference_steps=30,
+    skip_initial_inference_steps=17,
+)
 # For a model that is no released one, such as one trained from scratch: plain guidance, no perturbed blocks, whose best
 # numbers nobody has looked for.
 UNKNOWN = Preset(
@@ -19,14 +28,7 @@ UNKNOWN = Preset(
         guidance_scale=(3,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=30
     ),
     first_pass=None,
-    second_pass=PassPreset(
-        guidance_scale=(1,),
-        stg_scale=(0,),
-        rescaling_scale=(1,),
-        skip_block_list=((),),
-        num_inference_steps=30,
-        skip_initial_inference_steps=17,
-    ),
+    second_pass=None,
     width=704,
     height=480,
     frame_rate=25,

@@ -1,0 +1,29 @@
+"""`python <this folder> ...` and `python -m ltxkit ...` are the same command."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _load_as_ltxkit(folder: Path) -> None:
+    """Give the folder its one name, `ltxkit`, whatever it is called on disk and whether or not it is installed."""
+    # Python puts the folder itself in front: there our `nodes` would hide ComfyUI's, and `benchmarks` anybody's.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
+    spec = importlib.util.spec_from_file_location(
+        "ltxkit", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ltxkit"] = module
+    spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    if not __package__:
+        _load_as_ltxkit(Path(__file__).resolve().parent)
+    from ltxkit.cli import main
+
+    sys.exit(main())

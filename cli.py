@@ -1,0 +1,274 @@
+"""The command `ltxkit`. Every sub-command is one entry of COMMANDS: its arguments, and a function that runs it.
+
+Nothing heavy is imported before a command runs, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .ltx_core.errors import LTXKitError
+
+if TYPE_CHECKING:
+    from .ltx_core.progress import Notes, Progress, ProgressEvent
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+REFUSED = 2  # as argparse for a wrong option
+FAILED = 1
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: `arguments` declares its options, `run` does the work and raises what goes wrong."""
+
+    name: str
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 for what the user can mend, 1 for a failing disk, 130 after Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # the terminal has written ^C, or half a progress bar
+        _say("interrupted; nothing half-written is left")
+        return INTERRUPTED
+    except LTXKitError as error:
+        _say(str(error))
+        return REFUSED
+    except OSError as error:
+        _say(error.strerror or str(error))
+        return FAILED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(command.name, help=command.help, description=command.help)
+        command.arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _say(text: str) -> None:
+    print(f"ltxkit: {text}", file=sys.stderr)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[tuple[Progress, Notes]]:
+    """One bar per stage on stderr, and a way to say something without breaking into the bar."""
+    from tqdm import tqdm
+
+    bar: Any = None
+
+    def report(event: ProgressEvent) -> None:
+        nonlocal bar
+        # A stage that comes again, such as the second model to load, gets a bar of its own.
+        if bar is None or bar.desc != event.stage or event.step < bar.n:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(total=event.total, desc=event.stage, file=sys.stderr)
+        bar.update(event.step - bar.n)
+
+    def say(text: str) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            _say(text)
+
+    try:
+        yield report, say
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- generate
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--model", type=Path, required=True, metavar="FILE", help="checkpoint, or transformer with --vae"
+    )
+    files.add_argument("--vae", type=Path, metavar="FILE", help="where the VAE is, if --model has none")
+    files.add_argument("--text-encoder", type=Path, required=True, metavar="FILE", help="T5 v1.1 XXL: file or folder")
+    files.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model or tokenizer.json, if not found")
+    files.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
+    files.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    files.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (auto: as stored)")
+    files.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
+
+    clip = parser.add_argument_group("clip")
+    clip.add_argument("--prompt", required=True, help="what is to be seen")
+    clip.add_argument(
+        "--negative", metavar="TEXT", help="what is not, where the recipe uses it (default: the recipe's)"
+    )
+    start = clip.add_mutually_exclusive_group()
+    start.add_argument("--image", type=Path, metavar="FILE", help="picture that the clip starts from")
+    start.add_argument("--video", type=Path, metavar="FILE", help="clip that the clip starts from")
+    clip.add_argument("--strength", type=float, default=1.0, help="how firmly the start is kept, 0 to 1 (default 1)")
+    clip.add_argument("--crf", type=int, default=29, help="H.264 compression of the start, 0 for none (default 29)")
+    clip.add_argument("--size", type=_size, required=True, metavar="WxH", help="of the result, in pixels")
+    clip.add_argument("--frames", type=int, required=True, help="of the result")
+    clip.add_argument(
+        "--fps", type=_fps, metavar="RATE", help="frames per second (default: of --video, or the recipe's)"
+    )
+    clip.add_argument("--seed", type=int, default=0, help="one seed is one clip (default 0)")
+    clip.add_argument("--steps", type=int, help="of the pass, or of the first of two (default: the recipe's)")
+    clip.add_argument("--guidance", type=float, help="guidance scale, likewise (default: the recipe's)")
+
+    result = parser.add_argument_group("result")
+    result.add_argument("-o", "--output", type=_mp4, required=True, metavar="FILE.mp4")
+    result.add_argument(
+        "--save-latent", type=Path, metavar="FILE", help="also the latent, as ComfyUI's Load Latent reads it"
+    )
+    result.add_argument(
+        "--contact-sheet", type=Path, metavar="FILE.png", help="also eight of the frames in one picture"
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .ltx_core import media
+    from .ltx_core.pipelines.components import Components
+    from .ltx_core.pipelines.condition import Condition
+
+    fps: Fraction | None = options.fps
+    conditions: list[Condition] = []
+    if options.image:
+        conditions.append(Condition(media.read_image(options.image), strength=options.strength))
+    if options.video:
+        start = media.read_video(options.video, limit=options.frames, fps=fps)
+        fps = start.fps
+        conditions.append(Condition(start.frames, strength=options.strength))
+    with _progress_bars() as (progress, notes):
+        components = Components.load(
+            options.model,
+            options.text_encoder,
+            vae=options.vae,
+            upscaler=options.upscaler,
+            tokenizer=options.tokenizer,
+            version=options.version,
+            dtype=_torch_dtype(options.dtype),
+            device=options.device,
+            progress=progress,
+            notes=notes,
+        )
+        width, height = options.size
+        result = components.generate(
+            options.prompt,
+            negative_prompt=options.negative,
+            width=width,
+            height=height,
+            frames=options.frames,
+            fps=fps,
+            seed=options.seed,
+            conditions=conditions,
+            crf=options.crf,
+            steps=options.steps,
+            guidance_scale=options.guidance,
+            progress=progress,
+            notes=notes,
+        )
+        if options.save_latent:
+            result.save_latent(options.save_latent)
+        result.save(options.output, contact_sheet=options.contact_sheet, progress=progress)
+    for path in (options.save_latent, options.contact_sheet, options.output):
+        if path:
+            print(path)
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected width x height in pixels, such as 768x512")
+    return int(match[1]), int(match[2])
+
+
+def _fps(text: str) -> Fraction:
+    try:
+        fps = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        fps = Fraction(0)
+    if fps <= 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a positive rate such as 24, 29.97 or 24000/1001")
+    return fps
+
+
+def _mp4(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".mp4":
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a name that ends in .mp4")
+    return path
+
+
+# ----------------------------------------------------------------------------------------------- inspect, make-tiny
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a weights file, or a diffusers or transformers folder")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .ltx_core.weights.inspect import inspect
+
+    report = inspect(options.file)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    for name, value in report.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, entry in value.items():
+                print(f"  {key}: {json.dumps(entry)}")
+        else:
+            print(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="gets checkpoints/, text_encoders/ and so on")
+    parser.add_argument("--family", choices=("2b", "13b"), default="2b")
+    parser.add_argument("--vae", choices=("0.9.0", "0.9.1", "0.9.5"), default="0.9.5")
+    parser.add_argument("--compression", choices=("32x8", "16x4"), default="32x8", help="space x time, per latent cell")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _make_tiny(options: argparse.Namespace) -> None:
+    from .ltx_core.weights.tiny import make_tiny
+
+    make_tiny(
+        options.folder, family=options.family, vae=options.vae, compression=options.compression, seed=options.seed
+    )
+    for path in sorted(path for path in options.folder.rglob("*") if path.is_file()):
+        print(path)
+    print("These weights are random: what they make is noise.")
+
+
+COMMANDS = (
+    Command(
+        "generate", "Make a clip from a prompt, from nothing or from a picture or clip.", _generate_arguments, _generate
+    ),
+    Command("inspect", "Say what a weights file is; reads its header only.", _inspect_arguments, _inspect),
+    Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
+)

@@ -1,0 +1,344 @@
+"""All of LTX-Video in one object: files in, clips out.
+
+    ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
+    clip = ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1)
+    clip.save("lighthouse.mp4")
+
+Sampling follows the recipe of the recognised checkpoint (`presets`). Who wants more than a recipe calls the functions
+that are called here: `text.encode_prompts`, `generate.sample`, `two_stage.generate_two_stage`, `decode`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .. import media
+from ..errors import ConfigError
+from ..memory.placement import DevicePlacement, Placement
+from ..models.text_encoder import TextEncoder
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
+from ..presets import PassPreset, Preset
+from ..progress import Notes, Progress, log_note, silent
+from ..sampling.filters import tone_map
+from ..sampling.noise import SeededNoise
+from ..shapes import PixelShape
+from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.text_encoder import load_text_encoder
+from .canvas import on_canvas
+from .condition import Condition, fit_frames
+from .generate import sample
+from .recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for
+from .text import encode_prompts
+from .two_stage import PassSettings, first_pass_size, generate_two_stage
+
+SHEET_FRAMES = 8
+
+Path_ = Path | str
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The models of one checkpoint, loaded and checked to belong together.
+
+    recipe: the settings it was meant to be used with. sources: what each part was loaded from, by name.
+    """
+
+    transformer: LTXTransformer
+    vae: VideoVAE
+    text_encoder: TextEncoder
+    upscaler: LatentUpsampler | None
+    info: CheckpointInfo
+    recipe: Preset
+    placement: Placement
+    sources: Mapping[str, str]
+
+    @classmethod
+    def load(
+        cls,
+        model: Path_,
+        text_encoder: Path_,
+        *,
+        vae: Path_ | None = None,
+        upscaler: Path_ | None = None,
+        tokenizer: Path_ | None = None,
+        version: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        progress: Progress = silent,
+        notes: Notes = log_note,
+    ) -> Components:
+        """Load from files or folders.
+
+        model: transformer and VAE, or the transformer alone with `vae`. upscaler: makes two passes.
+        tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
+        version: the released version, such as "13b-0.9.8-dev", where the file does not say.
+        dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is.
+
+        Raises:
+            CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is).
+            ConfigError: `version` has to be given, or the parts do not belong together.
+        """
+        transformer, info = load_transformer(model, dtype=dtype, version=version, progress=progress)
+        loaded_vae = load_vae(vae or model, dtype=dtype, version=version, progress=progress)
+        loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
+        encoder = load_text_encoder(text_encoder, dtype=dtype, tokenizer=tokenizer, progress=progress)
+        _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
+        recipe, origin = recipe_for(info.versions)
+        for note in (*info.notes, origin):
+            notes(note)
+        files = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
+        return cls(
+            transformer,
+            loaded_vae,
+            encoder,
+            loaded_upscaler,
+            info,
+            recipe,
+            DevicePlacement(device),
+            {name: Path(path).name for name, path in files.items() if path},
+        )
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        width: int,
+        height: int,
+        frames: int,
+        fps: Fraction | float | None = None,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        conditions: Sequence[Condition] = (),
+        crf: int = 29,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: Progress = silent,
+        notes: Notes = log_note,
+    ) -> Clip:
+        """Make a clip, in two passes where there is an upscaler; decoded only when its frames are asked for.
+
+        width, height, frames: of the result, any; what the VAE cannot have is padded and cut off again.
+        fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass.
+        conditions: pictures and clips to show. crf: their H.264 compression (`media.compress`), 0 for none.
+
+        Raises:
+            ShapeError, ConfigError: a size or setting that cannot work.
+        """
+        scale = self.vae.config.scale_factors
+        asked = PixelShape(frames, height, width)
+        rate = _rate(self.recipe.frame_rate if fps is None else fps)
+        two = self.upscaler is not None
+        size = first_pass_size(asked, scale) if two else asked.padded(scale)
+        if not two and size != asked:
+            notes(
+                f"Made with {size.frames} frames of {size.width}x{size.height} pixels, and cut to the size asked for."
+            )
+        entries = _passes(self.recipe, two=two, steps=steps, guidance_scale=guidance_scale)
+        passes = [
+            PassSettings(
+                self.transformer,
+                sigmas_for(entry, self.info.scheduler, size.latent(scale).tokens * 4**number),
+                guidance_for(entry, self.recipe),
+                sampler_for(self.recipe),
+            )
+            for number, entry in enumerate(entries)
+        ]
+        if any(scale > 1 for one in passes for scale in one.guidance.scale):
+            negative_prompt = self.recipe.negative_prompt if negative_prompt is None else negative_prompt
+        elif negative_prompt is not None:
+            notes("The negative prompt has no effect: this recipe does not use guidance.")
+            negative_prompt = None
+
+        prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        positive, *negative = encode_prompts(
+            self.text_encoder, prompts, placement=self.placement, progress=progress, notes=notes
+        )
+        canvas = PixelShape(size.frames, asked.height, asked.width) if two else size
+        shown = [on_canvas(_prepared(condition, asked, crf), asked, canvas) for condition in conditions]
+        noise = SeededNoise(seed)
+        if self.upscaler is not None:
+            latent = generate_two_stage(
+                *passes,
+                self.upscaler,
+                self.vae,
+                positive,
+                *negative,
+                size=size,
+                fps=float(rate),
+                noise=(noise, noise),
+                conditions=shown,
+                placement=self.placement,
+                progress=progress,
+                notes=notes,
+            )
+        else:
+            latent = sample(
+                self.transformer,
+                torch.zeros(1, self.vae.config.latent_channels, *size.latent(scale)),
+                positive,
+                *negative,
+                sigmas=passes[0].sigmas,
+                guidance=passes[0].guidance,
+                settings=passes[0].sampler,
+                conditions=shown,
+                vae=self.vae,
+                noise=noise,
+                fps=float(rate),
+                scale=scale,
+                placement=self.placement,
+                progress=progress,
+                notes=notes,
+            )
+        compression = entries[-1].tone_map_compression_ratio
+        settings = {
+            **self.sources,
+            "versions": list(self.info.versions),
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "frames": frames,
+            "fps": str(rate),
+            "seed": seed,
+            "conditions": [
+                {"frame": one.frame, "frames": len(one.frames), "strength": one.strength} for one in conditions
+            ],
+            "crf": crf,
+            "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
+            "tone_map_compression_ratio": compression,
+            "decode_timestep": self.recipe.decode_timestep,
+            "decode_noise_scale": self.recipe.decode_noise_scale,
+        }
+        return Clip(tone_map(latent, compression), asked, rate, settings, self, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A finished latent, and how to make frames of it.
+
+    latent: (1 c f h w) float32 on the CPU, normalised.
+    size, fps: what was asked for; frames come out in exactly this size.
+    settings: everything that the clip was made with, as JSON values; goes into the metadata of the file.
+    """
+
+    latent: Tensor
+    size: PixelShape
+    fps: Fraction
+    settings: Mapping[str, Any]
+    components: Components
+    seed: int
+
+    def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
+        """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; the same ones at every call."""
+        vae, recipe = self.components.vae, self.components.recipe
+        scale = vae.config.scale_factors
+        z = self.latent
+        t = None
+        if vae.config.timestep_conditioning:
+            s = recipe.decode_noise_scale
+            z = z * (1 - s) + s * SeededNoise(self.seed + 1)(z.shape)
+            t = torch.tensor([recipe.decode_timestep])
+        count = 0
+        with torch.no_grad():
+            for pix in vae.stream_decode(vae.un_normalize(z), t, noise=vae.draw_noise(*z.shape[-2:], torch.Generator().manual_seed(1))):
+                fr = (pix[0].permute(1, 2, 3, 0).float() * 0.5 + 0.5).clamp(0, 1)
+                if self.components.upscaler:
+                    fr = F.interpolate(fr.permute(0, 3, 1, 2), (self.size.height, self.size.width), mode="bilinear").permute(0, 2, 3, 1)
+                else:
+                    from .canvas import crop_to
+                    fr = crop_to(fr, self.size)
+                fr = fr[: self.size.frames - count]
+                count += len(fr)
+                if len(fr):
+                    yield fr
+
+    def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
+        """Decode into an mp4, frame by frame. contact_sheet: also some frames as one picture.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; nothing is left then.
+        """
+        shown = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
+        kept: list[Tensor] = []
+
+        def chunks() -> Iterator[Tensor]:
+            count = 0
+            for chunk in self.frames(progress):
+                kept.extend(frame for index, frame in enumerate(chunk, count) if index in shown)
+                count += len(chunk)
+                yield chunk
+
+        media.write_video(Path(path), chunks(), fps=self.fps, metadata={"ltxkit": self.settings})
+        if contact_sheet is not None:
+            media.write_image(Path(contact_sheet), media.contact_sheet(torch.stack(kept)), {"ltxkit": self.settings})
+
+    def save_latent(self, path: Path_) -> None:
+        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises OSError as `save`."""
+        from safetensors.torch import save_file
+
+        tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
+        with media.replacing(Path(path)) as temporary:
+            save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
+
+
+def _passes(recipe: Preset, *, two: bool, steps: int | None, guidance_scale: float | None) -> tuple[PassPreset, ...]:
+    """The recipe's entries for one or two passes; `steps` and `guidance_scale` change the first."""
+    first = (recipe.first_pass or recipe.one_pass) if two else recipe.one_pass
+    if steps is not None:
+        first = replace(first, num_inference_steps=steps, timesteps=None, skip_final_inference_steps=0)
+    if guidance_scale is not None:
+        first = replace(first, guidance_scale=(guidance_scale,))
+    return (first, recipe.second_pass or REFINE) if two else (first,)
+
+
+def _prepared(condition: Condition, asked: PixelShape, crf: int) -> Condition:
+    """The condition at the size of the result and as H.264 leaves it: what the models were trained on."""
+    frames = media.rgb_frames(condition.frames)[: asked.frames]
+    frames = media.resize(frames, asked.height, asked.width, condition.resize)
+    frames = fit_frames(frames, asked.height, asked.width, "fit")  # continues the edges, where the policy was "fit"
+    return replace(condition, frames=media.compress(frames, crf))
+
+
+def _rate(fps: Fraction | float) -> Fraction:
+    rate = Fraction(fps).limit_denominator(1001)
+    if rate <= 0:
+        raise ConfigError(f"got {fps} frames per second; expected a positive rate; 24, 25 and 30 are usual")
+    return rate
+
+
+def _check_widths(
+    transformer: LTXTransformer, vae: VideoVAE, encoder: TextEncoder, upscaler: LatentUpsampler | None
+) -> None:
+    caption, latent = transformer.config.caption_channels, transformer.config.in_channels
+    if encoder.config.d_model != caption:
+        raise ConfigError(
+            f"got a text encoder of width {encoder.config.d_model}; expected {caption}, which the transformer reads; "
+            "use T5 v1.1 XXL, the text encoder of LTX-Video"
+        )
+    if vae.config.latent_channels != latent:
+        raise ConfigError(
+            f"got a VAE with {vae.config.latent_channels} latent channels; expected {latent}, as the transformer has; "
+            "use the VAE of the same checkpoint"
+        )
+    if upscaler is not None and upscaler.config.in_channels != latent:
+        raise ConfigError(
+            f"got an upscaler for {upscaler.config.in_channels} latent channels; expected {latent}; "
+            "use the upscaler of this model family"
+        )
+    if upscaler is not None and not upscaler.config.spatial_upsample:
+        raise ConfigError(
+            "got a temporal upscaler; expected a spatial one for two passes; "
+            "use a file such as ltxv-spatial-upscaler-0.9.8.safetensors"
+        )
