@@ -251,7 +251,7 @@ def _open_folder(path: Path) -> Checkpoint:
             for key in stored if keys is None else keys:
                 if key not in stored:
                     raise CheckpointError(
-                        f"got {file} without the tensor {key!r}, which the folder's index expects there; "
+                        f"got {file} without the tensor {key!r}; expected it there, as the folder's index says; "
                         "download the folder again"
                     )
                 tensors[f"{component}/{key}"] = stored[key]
@@ -291,7 +291,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"got {file}, which is not readable JSON ({error}); download it again") from error
+        raise CheckpointError(
+            f"got {file}, which is not readable JSON ({error}); expected a JSON object; download it again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"got {file}; expected a JSON object; download it again")
     return cast("dict[str, Any]", content)
@@ -308,7 +310,9 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise CheckpointError(f"got {folder} with several weight files ({names}); pass the path of the one to use")
+        raise CheckpointError(
+            f"got {folder} with several weight files ({names}); expected one; pass the path of the one to use"
+        )
     if not files and list(folder.glob("*.bin")):
         raise CheckpointError(
             f"got {folder} with PyTorch pickles (*.bin) only; expected safetensors; pickles are not read"

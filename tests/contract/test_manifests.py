@@ -1,4 +1,4 @@
-"""Every released file: its tensors are exactly those of the model that we build, in both layouts (tests/data/manifests)."""
+"""Every released file: its tensors are exactly those of the models that we build (data: tests/data/manifests)."""
 
 from __future__ import annotations
 
