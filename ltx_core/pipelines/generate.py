@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
-from ..sampling.conditioning import LatentCondition, apply_conditions, initial_state
+from ..sampling.conditioning import LatentCondition, add_native_guides, apply_conditions, initial_state
 from ..sampling.guidance import NO_GUIDANCE, Guidance
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
@@ -55,6 +55,7 @@ def sample(
     conditions: Sequence[Condition | LatentCondition] = (),
     vae: VideoVAE | None = None,
     noise_mask: Tensor | None = None,
+    keyframe_idxs: Tensor | None = None,
     progress: Progress = silent,
     stage: str = "sample",
     notes: Notes = log_note,
@@ -65,7 +66,9 @@ def sample(
     sigmas: (steps + 1) float32, see `sampling.schedules`. noise: `SeededNoise(seed)`.
     fps: of the result. scale: of the VAE that will decode it.
     conditions: pictures and clips (these need `vae`, which encodes them at the size of `latent`) or latents.
-    noise_mask: (b | 1, 1, f, h, w), or as ComfyUI's nodes leave it; 1 = denoise, 0 = keep `latent`.
+    noise_mask: as ComfyUI's nodes leave it, see `latent_mask`; 1 = denoise, 0 = keep `latent`.
+    keyframe_idxs: of guides that ComfyUI's nodes have appended to `latent`, see `add_native_guides`. They come back at
+        the end of the result as they were, for those nodes to crop.
     progress: called before the first step and after every one, with the current estimate of the clean latent.
     notes: what was done differently from what was asked.
 
@@ -86,10 +89,16 @@ def sample(
             "the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
         )
 
-    b, c, *grid = latent.shape
-    size = LatentShape(*grid).pixels(scale)
-    mask = None if noise_mask is None else latent_mask(noise_mask, latent)
-    state = initial_state(latent.float().cpu(), noise((b, c, *grid)), float(sigmas[0]), coordinates, mask)
+    latent = latent.float().cpu()
+    b, _, frames, h, w = latent.shape
+    own = frames - (0 if keyframe_idxs is None else _guide_frames(keyframe_idxs, latent))
+    size = LatentShape(own, h, w).pixels(scale)
+    mask = torch.ones(1, 1, frames, h, w) if noise_mask is None else latent_mask(noise_mask, latent, scale.frames)
+    drawn, first = noise(latent.shape), float(sigmas[0])
+    state = initial_state(latent[:, :, :own], drawn[:, :, :own], first, coordinates, mask[:, :, :own])
+    if keyframe_idxs is not None:
+        guides = latent[:, :, own:], drawn[:, :, own:], mask[:, :, own:]
+        state = add_native_guides(state, *guides, keyframe_idxs.cpu(), first, fps)
     state = apply_conditions(
         state, _latent_conditions(conditions, vae, size, b, noise, placement, notes), coordinates, noise
     )
@@ -114,7 +123,7 @@ def sample(
             progress(ProgressEvent(stage, done, total, state.grid(denoised)))
 
         state = integrate(velocity, state, sigmas, settings, noise=noise, callback=report)
-        result = state.grid(state.latent).cpu()
+        result = torch.cat([state.grid(state.latent).cpu(), latent[:, :, own:]], dim=2)
     if not bool(result.isfinite().all()):
         raise UnsupportedError(
             "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: "
@@ -123,33 +132,46 @@ def sample(
     return result
 
 
-def latent_mask(noise_mask: Tensor, latent: Tensor) -> Tensor:
+def latent_mask(noise_mask: Tensor, latent: Tensor, frames_per_latent: int) -> Tensor:
     """A noise mask as ComfyUI's nodes leave it, for a latent (b c f h w): (b | 1, 1, f, h, w) float32 on the CPU.
 
-    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells, or a picture mask (1 | b | f, [1,] h, w) of any size,
-    which serves all frames, or one frame each when there are as many as latent frames; it is scaled as ComfyUI does
-    (bilinear).
+    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells; or pictures (n, [1,] any h, any w), scaled as ComfyUI
+    does (bilinear): one for all frames, one per latent frame, or one per frame of the clip, of which a latent frame
+    takes the largest value.
 
     Raises:
-        ShapeError: a length or batch that fits neither.
+        ShapeError: another number of pictures or cells.
     """
     b, _, f, h, w = latent.shape
     mask = noise_mask.float().cpu()
-    if mask.ndim == 5:
-        sizes = zip(mask.shape, (b, 1, f, h, w), strict=True)
-        if all(have in (1, want) for have, want in sizes):
-            return mask.expand(-1, 1, f, h, w)
-    elif mask.ndim in (3, 4):
-        pictures = mask.reshape(-1, 1, *mask.shape[-2:])
-        scaled = F.interpolate(pictures, size=(h, w), mode="bilinear")
-        if len(scaled) == f:
-            return scaled.movedim(0, 1)[None]
-        if len(scaled) in (1, b):
-            return scaled[:, :, None].expand(-1, -1, f, -1, -1)
+    if mask.ndim == 5 and all(have in (1, want) for have, want in zip(mask.shape, (b, 1, f, h, w), strict=True)):
+        return mask.expand(-1, 1, f, h, w)
+    clip_frames = (f - 1) * frames_per_latent + 1
+    if mask.ndim in (3, 4):
+        pictures = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), size=(h, w), mode="bilinear")
+        pictures = pictures.movedim(0, 1)[None]
+        if pictures.shape[2] in (1, f):
+            return pictures.expand(-1, -1, f, -1, -1)
+        if pictures.shape[2] == clip_frames:
+            later = pictures[:, :, 1:].unflatten(2, (f - 1, frames_per_latent)).amax(dim=3)
+            return torch.cat([pictures[:, :, :1], later], dim=2)
     raise ShapeError(
-        f"got a noise mask of shape {tuple(noise_mask.shape)} for a latent of {f}x{h}x{w} cells; expected one mask "
-        f"for all frames, one per latent frame ({f}), or one per cell; resize the mask or the latent"
+        f"got a noise mask of shape {tuple(noise_mask.shape)} for a latent of {f}x{h}x{w} cells; expected one mask for "
+        f"all frames, one per latent frame ({f}) or one per frame ({clip_frames}); change the length of the mask"
     )
+
+
+def _guide_frames(keyframe_idxs: Tensor, latent: Tensor) -> int:
+    """How many latent frames at the end of `latent` (b c f h w) are guides."""
+    b, _, f, h, w = latent.shape
+    shape = tuple(keyframe_idxs.shape)
+    fits = len(shape) in (3, 4) and shape[0] in (1, b) and shape[1] == 3 and shape[2] % (h * w) == 0
+    if not fits or not 0 < shape[2] // (h * w) < f:
+        raise ShapeError(
+            f"got guides (keyframe_idxs) of shape {shape} for a latent of {f}x{h}x{w} cells; expected those of this "
+            "latent; crop the guides before the latent is resized"
+        )
+    return shape[2] // (h * w)
 
 
 def _latent_conditions(

@@ -120,6 +120,26 @@ def apply_conditions(
     return state
 
 
+def add_native_guides(
+    state: LatentState, clean: Tensor, noise: Tensor, mask: Tensor, keyframe_idxs: Tensor, sigma: float, fps: float
+) -> LatentState:
+    """Guide frames that ComfyUI's nodes have appended to a latent, as extra tokens.
+
+    clean, noise: (b c g h w). mask: (b | 1, 1, g, h, w), 1 - strength; cells below 0 are left out, as ComfyUI does.
+    keyframe_idxs: (b | 1, 3, g*h*w) upper left corners in frames and pixels, without the causal fix but for guides at
+    frame 0; or (b | 1, 3, g*h*w, 2) with the lower right corners behind them, which the 0.9.x models do not use.
+    """
+    corners = keyframe_idxs[..., 0] if keyframe_idxs.ndim == 4 else keyframe_idxs
+    positions = corners.to(state.positions).clone()
+    positions[:, 0] *= 1.0 / fps
+    tokens, noise = patchify(clean).to(state.latent), patchify(noise).to(state.latent)
+    mask = patchify(mask.expand(clean.shape[0], -1, -1, -1, -1)).to(state.latent)
+    used = mask[0, :, 0] >= 0
+    level = mask.clamp(0, sigma)
+    noised = level * noise + (1 - level) * tokens
+    return _insert(state, noised[:, used], mask[:, used], positions[..., used], tokens[:, used])
+
+
 def _mix_in(state: LatentState, latent: Tensor, first: int, strength: float) -> LatentState:
     """The clip's own tokens of latent frames `first` and on, moved towards `latent` by `strength`."""
     tokens = patchify(latent)
@@ -135,21 +155,27 @@ def _mix_in(state: LatentState, latent: Tensor, first: int, strength: float) -> 
 def _add_tokens(
     state: LatentState, latent: Tensor, frame: int, strength: float, coordinates: Coordinates, noise: Noise
 ) -> LatentState:
-    """Extra tokens of `latent`, placed at pixel frame `frame`, behind the extra tokens that are there."""
+    """Extra tokens of `latent`, placed at pixel frame `frame`."""
     tokens = patchify(latent)
     noised = torch.lerp(patchify(noise(latent.shape)).to(tokens), tokens, strength)
-    positions = coordinates.positions(LatentShape(*latent.shape[2:]), first_frame=frame).to(tokens)
-    positions = positions.expand(state.positions.shape[0], -1, -1)
+    mask = torch.full_like(tokens[..., :1], 1 - strength)
+    positions = coordinates.positions(LatentShape(*latent.shape[2:]), first_frame=frame)
+    return _insert(state, noised, mask, positions.to(tokens), tokens)
+
+
+def _insert(state: LatentState, latent: Tensor, mask: Tensor, positions: Tensor, clean: Tensor) -> LatentState:
+    """Tokens behind the extra tokens that are there."""
 
     def insert(before: Tensor, new: Tensor, dim: int = 1) -> Tensor:
         extra, own = before.tensor_split([state.num_extra], dim=dim)
-        return torch.cat([extra, new, own], dim=dim)
+        return torch.cat([extra, new.expand(before.shape[0], -1, -1), own], dim=dim)
 
+    rows = max(state.positions.shape[0], positions.shape[0])
     return replace(
         state,
-        latent=insert(state.latent, noised),
-        denoise_mask=insert(state.denoise_mask, torch.full_like(tokens[..., :1], 1 - strength)),
-        positions=insert(state.positions, positions, dim=2),
-        clean_latent=insert(state.clean_latent, tokens),
-        num_extra=state.num_extra + tokens.shape[1],
+        latent=insert(state.latent, latent),
+        denoise_mask=insert(state.denoise_mask, mask),
+        positions=insert(state.positions.expand(rows, -1, -1), positions, dim=2),
+        clean_latent=insert(state.clean_latent, clean),
+        num_extra=state.num_extra + latent.shape[1],
     )

@@ -13,7 +13,7 @@ from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions, fit_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, latent_mask, sample
+from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage, upscale_latent
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import Guidance
@@ -248,27 +248,6 @@ def test_resize_equals_the_official_bilinear():
     assert torch.equal(fit_frames(frames, 64, 96, "stretch"), expected.movedim(1, -1))
 
 
-def test_noise_mask_of_native_nodes(transformer):
-    """Temporal (b, 1, f, 1, 1), as ComfyUI's image-to-video node leaves it: covered frames stay."""
-    latent = torch.randn(1, CHANNELS, 3, 2, 3)
-    mask = torch.ones(1, 1, 3, 1, 1)
-    mask[:, :, 1] = 0
-    result = run(transformer, latent, noise_mask=mask)
-    assert torch.equal(result[:, :, 1], latent[:, :, 1])
-    assert not torch.isclose(result[:, :, 0], latent[:, :, 0]).all()
-
-
-def test_noise_mask_of_a_picture():
-    latent = torch.zeros(1, CHANNELS, 3, 2, 4)
-    picture_mask = torch.zeros(1, 64, 128)
-    picture_mask[:, :, 64:] = 1
-    cells = latent_mask(picture_mask, latent)
-    assert cells.shape == (1, 1, 3, 2, 4)
-    assert cells[0, 0, 2].tolist() == [[0, 0, 1, 1]] * 2
-    per_frame = latent_mask(torch.stack([torch.full((8, 8), float(i)) for i in range(3)]), latent)
-    assert per_frame[0, 0, :, 0, 0].tolist() == [0, 1, 2]
-
-
 def test_upscaling_goes_through_raw_latents(vae, upsampler):
     latent = torch.randn(1, CHANNELS, 3, 2, 3)
     events = []
@@ -374,7 +353,6 @@ def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
             "two conditions on frame 0",
         ),
         ({"conditions": [Condition(picture(1), 0)], "vae": None}, ConfigError, "got conditions without a VAE"),
-        ({"noise_mask": torch.ones(5, 8, 8)}, ShapeError, r"got a noise mask of shape \(5, 8, 8\)"),
     ],
 )
 def test_what_cannot_work_is_refused(transformer, vae, settings, error, message):
