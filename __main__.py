@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,6 +25,4 @@ def _load_as_ltxkit(folder: Path) -> None:
 if __name__ == "__main__":
     if not __package__:
         _load_as_ltxkit(Path(__file__).resolve().parent)
-    from ltxkit.cli import main
-
-    sys.exit(main())
+    sys.exit(importlib.import_module("ltxkit.cli").main())

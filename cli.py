@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -71,7 +71,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _progress_bars() -> Iterator[tuple[Progress, Notes]]:
+def _progress_bars() -> Generator[tuple[Progress, Notes]]:
     """One bar per stage on stderr, and a way to say something without breaking into the bar."""
     from tqdm import tqdm
 

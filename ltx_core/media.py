@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -260,13 +260,14 @@ def _resample(frames: Iterable[VideoFrame], fps: Fraction) -> Iterator[VideoFram
 @contextlib.contextmanager
 def _open_video(path: Path):
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ConfigError(f"got {path}, which has no video in it; expected a file such as mp4")
             yield container
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise ConfigError(f"got video {path}, which cannot be read ({error}); expected a file such as mp4") from error
 
 
@@ -274,7 +275,7 @@ def _open_video(path: Path):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """A temporary name in the same folder, moved to `path` when the block is left without an exception.
 
     Raises:

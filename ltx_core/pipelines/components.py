@@ -1,8 +1,7 @@
 """All of LTX-Video in one object: files in, clips out.
 
     ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
-    clip = ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1)
-    clip.save("lighthouse.mp4")
+    ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
 
 Sampling follows the recipe of the recognised checkpoint (`presets`). Who wants more than a recipe calls the functions
 that are called here: `text.encode_prompts`, `generate.sample`, `two_stage.generate_two_stage`, `decode`.
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from .. import media
@@ -162,19 +160,21 @@ class Components:
             negative_prompt = None
 
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-        positive, *negative = encode_prompts(
+        encoded = encode_prompts(
             self.text_encoder, prompts, placement=self.placement, progress=progress, notes=notes
         )
+        positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         canvas = PixelShape(size.frames, asked.height, asked.width) if two else size
         shown = [on_canvas(_prepared(condition, asked, crf), asked, canvas) for condition in conditions]
         noise = SeededNoise(seed)
         if self.upscaler is not None:
             latent = generate_two_stage(
-                *passes,
+                passes[0],
+                passes[1],
                 self.upscaler,
                 self.vae,
                 positive,
-                *negative,
+                negative,
                 size=size,
                 fps=float(rate),
                 noise=(noise, noise),
@@ -188,7 +188,7 @@ class Components:
                 self.transformer,
                 torch.zeros(1, self.vae.config.latent_channels, *size.latent(scale)),
                 positive,
-                *negative,
+                negative,
                 sigmas=passes[0].sigmas,
                 guidance=passes[0].guidance,
                 settings=passes[0].sampler,

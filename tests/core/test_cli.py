@@ -1,0 +1,311 @@
+"""The command line: what it makes, what it says, and what it leaves when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ltxkit import cli
+from ltxkit.ltx_core import media
+from ltxkit.ltx_core.pipelines.components import Clip, Components
+
+
+@pytest.fixture(scope="module")
+def files(tiny_models: Callable[..., Path]) -> dict[str, str]:
+    folder = tiny_models()
+    return {
+        "--model": str(folder / "checkpoints/ltxv-tiny.safetensors"),
+        "--text-encoder": str(folder / "text_encoders/t5-tiny"),
+        "--upscaler": str(folder / "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"),
+    }
+
+
+def arguments(files: dict[str, str], output: Path, **changes: object) -> list[str]:
+    """A small `generate`; changes by option name, None leaves an option out."""
+    options: dict[str, object] = {name: path for name, path in files.items() if name != "--upscaler"}
+    options |= {"--prompt": "a fox in the snow", "--size": "64x32", "--frames": 9, "--fps": 8, "--steps": 2}
+    options |= {"--device": "cpu", "-o": output}
+    options |= {"-o" if name == "o" else f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    return ["generate", *(str(part) for name, value in options.items() if value is not None for part in (name, value))]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    try:
+        status = cli.main(arguments)
+    except SystemExit as exit:  # argparse
+        status = int(exit.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# ----------------------------------------------------------------------------------------------------------- generate
+
+
+def test_generate_from_a_picture_in_two_passes(
+    files: dict[str, str], tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, latent, sheet = tmp_path / "out" / "fox.mp4", tmp_path / "fox.latent", tmp_path / "fox.png"
+    status, out, err = run(
+        arguments(
+            files,
+            output,
+            upscaler=files["--upscaler"],
+            image=repository / "assets" / "examples" / "temple.jpg",
+            size="150x100",
+            frames=10,
+            fps="24000/1001",
+            seed=5,
+            save_latent=latent,
+            contact_sheet=sheet,
+        ),
+        capsys,
+    )
+    assert status == 0, err
+    assert out.split() == [str(latent), str(sheet), str(output)]
+    clip = media.read_video(output)
+    assert clip.frames.shape == (10, 100, 150, 3)
+    assert (clip.fps.numerator, clip.fps.denominator) == (24000, 1001)
+    assert load_file(latent)["latent_tensor"].shape[2:] == (3, 4, 6)
+    assert media.read_image(sheet).shape[0] == 1
+    settings = media.read_metadata(output)["ltxkit"]
+    assert (settings["seed"], settings["prompt"], len(settings["passes"])) == (5, "a fox in the snow", 2)
+    for stage in ("load transformer", "load text encoder", "encode text", "sample", "upscale", "refine", "decode"):
+        assert f"{stage}: 100%" in err
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["fox.latent", "fox.mp4", "fox.png"]
+
+
+def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments(files, tmp_path / "a.mp4", save_latent=tmp_path / "a.latent", seed=3), capsys)[0] == 0
+    ltx = Components.load(files["--model"], files["--text-encoder"], device="cpu")
+    clip = ltx.generate("a fox in the snow", width=64, height=32, frames=9, fps=8, steps=2, seed=3)
+    assert torch.equal(load_file(tmp_path / "a.latent")["latent_tensor"], clip.latent)
+    clip.save(tmp_path / "b.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_clip_to_start_from_is_trimmed_with_a_message(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media.write_video(tmp_path / "in.mp4", [torch.rand(21, 32, 64, 3)], fps=cli.Fraction(12))
+    command = arguments(files, tmp_path / "out.mp4", video=tmp_path / "in.mp4", frames=25, fps=None)
+    status, _, err = run(command, capsys)
+    assert status == 0, err
+    assert "trimmed from 21 to 17 frames" in err
+    assert media.video_fps(tmp_path / "out.mp4") == 12  # the clip's own
+
+
+def test_words_that_do_not_fit_are_shown(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = " ".join(f"word{i}" for i in range(400))
+    status, _, err = run(arguments(files, tmp_path / "out.mp4", prompt=prompt, steps=1), capsys)
+    assert status == 0
+    assert "it does not see the end" in err
+    assert "word398 word399" in err
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nowhere.safetensors"}, "expected a file or a folder that exists"),
+        ({"text_encoder": "{model}"}, r"expected a T5 v1.1 text encoder"),
+        ({"image": "{model}"}, "which is no picture"),
+        ({"video": "{model}"}, "which cannot be read"),
+        ({"size": "0x32"}, "positive width, height and length"),
+        ({"frames": 0}, "positive width, height and length"),
+        ({"steps": 0}, "at least 1"),
+        ({"version": "3b"}, "got version '3b'; expected one of 2b-0.9.0"),
+    ],
+)
+def test_a_refused_input_is_one_message(
+    files: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    changes = {name: str(value).replace("{model}", files["--model"]) for name, value in changes.items()}
+    status, out, err = run(arguments(files, tmp_path / "out.mp4", **changes), capsys)
+    assert (status, out) == (2, "")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("ltxkit: ")
+    assert message in last
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "64"}, "expected width x height in pixels, such as 768x512"),
+        ({"fps": "fast"}, "expected a positive rate such as 24"),
+        ({"fps": "0"}, "expected a positive rate such as 24"),
+        ({"fps": "1/0"}, "expected a positive rate such as 24"),
+        ({"o": "out.avi"}, "expected a name that ends in .mp4"),
+        ({"prompt": None}, "--prompt"),
+        ({"image": "a.png", "video": "b.mp4"}, "not allowed with argument"),
+    ],
+)
+def test_a_mistyped_option_is_named(
+    files: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    status, _, err = run(arguments(files, tmp_path / "out.mp4", **changes), capsys)
+    assert status == 2
+    assert message in err
+
+
+def test_a_text_encoder_of_another_width(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every matrix of the encoder twice as wide, as if from a larger T5."""
+    folder = tmp_path / "t5"
+    shutil.copytree(files["--text-encoder"], folder)
+    (folder / "config.json").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    width = tensors["encoder.final_layer_norm.weight"].shape[0]
+    wide = {
+        name: tensor.repeat(*(2 if size == width else 1 for size in tensor.shape)) for name, tensor in tensors.items()
+    }
+    save_file(wide, folder / "model.safetensors")
+    status, _, err = run(arguments(files, tmp_path / "out.mp4", text_encoder=folder), capsys)
+    assert status == 2
+    assert f"got a text encoder of width {2 * width}; expected {width}" in err
+
+
+def test_a_full_disk_is_one_message(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Clip, *_: object, **__: object) -> None:
+        raise OSError(28, "cannot write out.mp4 (No space left on device); nothing is left of it")
+
+    monkeypatch.setattr(Clip, "save", full)
+    status, _, err = run(arguments(files, tmp_path / "out.mp4", steps=1), capsys)
+    assert status == 1
+    assert err.strip().splitlines()[-1] == (
+        "ltxkit: cannot write out.mp4 (No space left on device); nothing is left of it"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.parametrize("stage", ["load vae", "load text encoder", "encode text", "sample", "decode"])
+def test_ctrl_c_in_any_stage_leaves_nothing(
+    files: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tqdm
+
+    class Interrupted(tqdm.tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.desc == stage and n:
+                raise KeyboardInterrupt
+            return super().update(n)
+
+    monkeypatch.setattr(tqdm, "tqdm", Interrupted)
+    status, out, err = run(arguments(files, tmp_path / "out.mp4"), capsys)
+    assert (status, out) == (130, "")
+    assert err.strip().splitlines()[-1] == "ltxkit: interrupted; nothing half-written is left"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert run(arguments(files, tmp_path / "out.mp4"), capsys)[0] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ltxkit", *arguments(files, tmp_path / "out" / "a.mp4", steps=1000)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
+    assert process.stderr is not None
+    said = b""
+    deadline = time.monotonic() + 120
+    while b"sample:" not in said and time.monotonic() < deadline:
+        said += os.read(process.stderr.fileno(), 4096)
+    process.send_signal(signal.SIGINT)
+    out, rest = process.communicate(timeout=60)
+    said += rest
+    assert process.returncode == 130, said
+    assert out == b""
+    assert said.decode().strip().splitlines()[-1] == "ltxkit: interrupted; nothing half-written is left"
+    assert b"Traceback" not in said
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+# ----------------------------------------------------------------------------------------------- inspect and make-tiny
+
+
+def test_make_tiny_writes_what_generate_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(["make-tiny", str(tmp_path), "--vae", "0.9.1", "--compression", "16x4", "--seed", "7"], capsys)
+    assert status == 0
+    *paths, remark = out.splitlines()
+    assert "random" in remark
+    assert sorted(str(path) for path in tmp_path.rglob("*") if path.is_file()) == paths
+    made = {
+        "--model": f"{tmp_path}/checkpoints/ltxv-tiny.safetensors",
+        "--text-encoder": f"{tmp_path}/text_encoders/t5-tiny",
+    }
+    status, _, err = run(arguments(made, tmp_path / "out.mp4", steps=1), capsys)
+    assert status == 0, err
+
+
+def test_inspect_in_words_and_as_json(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(["inspect", files["--model"], "--json"], capsys)
+    report = json.loads(out)
+    assert (status, report["kind"], report["container"]) == (0, "checkpoint", "safetensors")
+    status, out, _ = run(["inspect", files["--model"]], capsys)
+    assert status == 0
+    assert "kind: checkpoint" in out.splitlines()
+    status, _, err = run(["inspect", "nowhere"], capsys)
+    assert status == 2
+    assert "nowhere" in err
+
+
+# ------------------------------------------------------------------------------------------------------------- entries
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from ltxkit import cli\n"
+        "try: cli.main(['generate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(str({'torch', 'transformers', 'av'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr.strip() == ""
+    assert "--text-encoder" in done.stdout
+
+
+def test_the_folder_itself_is_a_command(tmp_path: Path, repository: Path) -> None:
+    """A copy under another name runs its own code as `ltxkit`, whatever is installed, and hides nobody's `nodes`."""
+    folder = tmp_path / "ComfyUI LTXKit"
+    ignored = shutil.ignore_patterns(".*", "tests", "assets", "__pycache__", "*.egg-info")
+    shutil.copytree(repository, folder, ignore=ignored)
+    with (folder / "cli.py").open("a") as file:
+        file.write(
+            "\n\ndef _where(options):\n    print(__name__, __file__, sys.path)\n"
+            "\nCOMMANDS = (*COMMANDS, Command('where', 'help', lambda parser: None, _where))\n"
+        )
+    done = subprocess.run([sys.executable, folder, "where"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"ltxkit.cli {folder / 'cli.py'} ")
+    assert str(folder) not in done.stdout.removeprefix(f"ltxkit.cli {folder / 'cli.py'} ")

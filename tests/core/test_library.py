@@ -1,0 +1,248 @@
+"""The library as a user meets it: the example in the README, sizes of any kind, one seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ltxkit.ltx_core import media
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, ShapeError
+from ltxkit.ltx_core.pipelines.components import Components
+from ltxkit.ltx_core.pipelines.condition import Condition
+from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
+
+CHECKPOINT = "checkpoints/ltxv-tiny.safetensors"
+UPSCALER = "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"
+T5 = "text_encoders/t5-tiny"
+SMALL = {"width": 64, "height": 32, "frames": 9, "fps": 8, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_models: Callable[..., Path]) -> Path:
+    return tiny_models()
+
+
+@pytest.fixture(scope="module")
+def ltx(folder: Path) -> Components:
+    return Components.load(folder / CHECKPOINT, folder / T5, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def two_pass(folder: Path) -> Components:
+    return Components.load(folder / CHECKPOINT, folder / T5, upscaler=folder / UPSCALER, device="cpu")
+
+
+def picture(repository: Path) -> torch.Tensor:
+    return media.read_image(repository / "assets" / "examples" / "temple.jpg")
+
+
+def frames_of(clip) -> torch.Tensor:
+    return torch.cat(list(clip.frames()))
+
+
+def test_the_three_lines_of_the_readme(
+    folder: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run as they stand there, with tiny files under the names of the real ones and a smaller clip."""
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "Components.load" in block)
+    assert len(code.splitlines()) == 3
+    monkeypatch.chdir(tmp_path)
+    Path("ltxv-2b-0.9.8-distilled.safetensors").symlink_to(folder / CHECKPOINT)
+    Path("t5xxl_fp16.safetensors").symlink_to(folder / T5 / "model.safetensors")
+    Path("spiece.model").symlink_to(folder / T5 / "spiece.model")
+    small = code.replace("768", "96").replace("512", "64").replace("121", "9")
+    assert small != code
+    exec(small, {})  # noqa: S102
+
+    back = media.read_video(tmp_path / "lighthouse.mp4")
+    assert back.fps == 24
+    assert back.frames.shape == (9, 64, 96, 3)
+    stored = media.read_metadata(tmp_path / "lighthouse.mp4")["ltxkit"]
+    assert stored["prompt"] == "A lighthouse in a storm"
+    assert stored["model"] == "ltxv-2b-0.9.8-distilled.safetensors"
+    assert stored["seed"] == 1
+
+
+@pytest.mark.parametrize("size", [(64, 64, 9), (70, 100, 12), (33, 32, 1), (32, 31, 2)])
+def test_any_size_comes_out_as_asked(ltx: Components, size: tuple[int, int, int]) -> None:
+    width, height, frames = size
+    said: list[str] = []
+    clip = ltx.generate("fox", width=width, height=height, frames=frames, steps=1, notes=said.append)
+    decoded = frames_of(clip)
+    assert decoded.shape == (frames, height, width, 3)
+    assert (decoded.min() >= 0) & (decoded.max() <= 1)
+    assert clip.fps == ltx.recipe.frame_rate
+    assert any("cut to the size asked for" in note for note in said) == (size != (64, 64, 9))
+
+
+def test_two_passes_come_out_as_asked(two_pass: Components, repository: Path) -> None:
+    events: list[ProgressEvent] = []
+    clip = two_pass.generate(
+        "fox",
+        width=150,
+        height=100,
+        frames=10,
+        steps=2,
+        conditions=[Condition(picture(repository))],
+        progress=events.append,
+    )
+    assert clip.latent.shape[2:] == (3, 4, 6)  # 96x64 twice as large
+    assert frames_of(clip).shape == (10, 100, 150, 3)
+    stages = list(dict.fromkeys(event.stage for event in events))
+    assert stages == ["encode text", "sample", "upscale", "refine"]
+    assert len(clip.settings["passes"]) == 2
+
+
+def test_one_seed_is_one_clip(ltx: Components) -> None:
+    clips = [ltx.generate("fox", **SMALL, seed=seed) for seed in (3, 3, 4)]
+    assert torch.equal(clips[0].latent, clips[1].latent)
+    assert torch.equal(frames_of(clips[0]), frames_of(clips[1]))
+    assert torch.equal(frames_of(clips[0]), frames_of(clips[0]))
+    assert not torch.allclose(clips[0].latent, clips[2].latent, atol=0.1)
+
+
+def test_prompt_and_condition_matter(ltx: Components, repository: Path) -> None:
+    base = ltx.generate("fox", **SMALL).latent
+    assert not torch.equal(ltx.generate("a house by the sea", **SMALL).latent, base)
+    shown = ltx.generate("fox", **SMALL, conditions=[Condition(picture(repository))], crf=0).latent
+    assert not torch.equal(shown, base)
+    # A hard condition at frame 0 is the picture's own latent, whatever the seed makes of the rest.
+    posterior_noise = ltx.generate("fox", **SMALL, seed=9, conditions=[Condition(picture(repository))], crf=0).latent
+    assert (shown[:, :, 0] - posterior_noise[:, :, 0]).abs().mean() < (shown - posterior_noise)[
+        :, :, 1
+    ].abs().mean() / 3
+
+
+def test_condition_is_compressed_unless_told_not_to(ltx: Components, repository: Path) -> None:
+    latents = [
+        ltx.generate("fox", **SMALL, conditions=[Condition(picture(repository))], crf=crf).latent[:, :, 0]
+        for crf in (0, 29, 50)
+    ]
+    differences = [float((latent - latents[0]).abs().mean()) for latent in latents]
+    assert 0 < differences[1] < differences[2]
+
+
+def test_saved_latent_reads_as_comfyui_reads_it(ltx: Components, tmp_path: Path) -> None:
+    clip = ltx.generate("fox", **SMALL)
+    clip.save_latent(tmp_path / "clip.latent")
+    stored = load_file(tmp_path / "clip.latent")
+    assert torch.equal(stored["latent_tensor"], clip.latent)
+    assert "latent_format_version_0" in stored  # without it ComfyUI divides by 0.18215
+    with safe_open(tmp_path / "clip.latent", "pt") as file:
+        assert json.loads(file.metadata()["ltxkit"])["prompt"] == "fox"
+
+
+def test_contact_sheet_holds_frames_of_the_whole_clip(ltx: Components, tmp_path: Path) -> None:
+    clip = ltx.generate("fox", width=64, height=32, frames=17, steps=1)
+    clip.save(tmp_path / "a.mp4", contact_sheet=tmp_path / "a.png")
+    sheet = media.read_image(tmp_path / "a.png")
+    frames = frames_of(clip)
+    expected = media.contact_sheet(frames[[0, 2, 5, 7, 9, 11, 14, 16]])
+    assert (sheet - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_steps_and_guidance_replace_the_recipe(ltx: Components) -> None:
+    clip = ltx.generate("fox", **SMALL | {"steps": 3}, guidance_scale=1.0)
+    (entry,) = clip.settings["passes"]
+    assert len(entry["sigmas"]) == 4
+    assert entry["guidance"]["scale"] == (1.0,)
+    assert clip.settings["negative_prompt"] is None
+    guided = ltx.generate("fox", **SMALL, guidance_scale=4.0)
+    assert guided.settings["negative_prompt"] == ltx.recipe.negative_prompt
+
+
+def test_a_negative_prompt_without_guidance_is_remarked(ltx: Components) -> None:
+    said: list[str] = []
+    ltx.generate("fox", **SMALL, guidance_scale=1.0, negative_prompt="blurry", notes=said.append)
+    assert any("negative prompt has no effect" in note for note in said)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"width": 0}, ShapeError, "positive width, height and length"),
+        ({"frames": 0}, ShapeError, "positive width, height and length"),
+        ({"fps": 0}, ConfigError, "positive rate"),
+        ({"fps": -Fraction(24)}, ConfigError, "positive rate"),
+        ({"steps": 0}, ConfigError, "at least 1"),
+        ({"crf": 60, "conditions": [Condition(torch.rand(1, 8, 8, 3))]}, ConfigError, "got crf 60"),
+        ({"conditions": [Condition(torch.rand(0, 8, 8, 3))]}, ShapeError, "not empty"),
+        ({"conditions": [Condition(torch.rand(1, 8, 8, 3), frame=9)]}, ConfigError, "frame 9"),
+    ],
+)
+def test_settings_that_cannot_work(
+    ltx: Components, change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ltx.generate("fox", **SMALL | change)
+
+
+def test_parts_that_do_not_belong_together(tiny_models: Callable[..., Path], folder: Path, tmp_path: Path) -> None:
+    other = tiny_models(compression="16x4")
+    with pytest.raises(ConfigError, match="got a VAE with 16 latent channels; expected 128"):
+        Components.load(folder / CHECKPOINT, folder / T5, vae=other / CHECKPOINT)
+    with pytest.raises(ConfigError, match="got an upscaler for 16 latent channels"):
+        Components.load(folder / CHECKPOINT, folder / T5, upscaler=other / UPSCALER)
+
+    import transformers
+
+    encoder = load_text_encoder(folder / T5)
+    config = transformers.T5Config(
+        vocab_size=encoder.config.vocab_size, d_model=48, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    config.feed_forward_proj, config.is_gated_act, config.dense_act_fn = "gated-gelu", True, "gelu_new"
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="got a text encoder of width 48; expected 32"):
+        Components.load(folder / CHECKPOINT, tmp_path, tokenizer=folder / T5)
+
+
+def test_files_in_the_wrong_place_are_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a T5 text encoder; expected an LTX-Video transformer"):
+        Components.load(folder / T5, folder / T5)
+    with pytest.raises(CheckpointError, match=r"expected a T5 v1\.1 text encoder"):
+        Components.load(folder / CHECKPOINT, folder / UPSCALER)
+    with pytest.raises(CheckpointError, match="expected an LTX-Video latent upscaler"):
+        Components.load(folder / CHECKPOINT, folder / T5, upscaler=folder / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="expected an LTX-Video VAE"):
+        Components.load(folder / CHECKPOINT, folder / T5, vae=folder / UPSCALER)
+
+
+class Stop(BaseException):
+    """What a host raises to stop a run."""
+
+
+@pytest.mark.parametrize("stage", ["load transformer", "load vae", "load text encoder"])
+def test_an_interrupted_load_can_be_repeated(folder: Path, stage: str) -> None:
+    def stop(event: ProgressEvent) -> None:
+        if event.stage == stage:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Components.load(folder / CHECKPOINT, folder / T5, progress=stop)
+    Components.load(folder / CHECKPOINT, folder / T5)
+
+
+@pytest.mark.parametrize("stage", ["encode text", "sample", "upscale", "refine"])
+def test_an_interrupted_run_leaves_everything_as_it_was(two_pass: Components, stage: str) -> None:
+    def stop(event: ProgressEvent) -> None:
+        if event.stage == stage and event.step:
+            raise Stop
+
+    size = SMALL | {"width": 96, "height": 64}
+    expected = two_pass.generate("fox", **size).latent
+    with pytest.raises(Stop):
+        two_pass.generate("fox", **size, progress=stop)
+    assert torch.equal(two_pass.generate("fox", **size).latent, expected)
