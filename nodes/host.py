@@ -165,9 +165,11 @@ class ComfyUIHost:
     def model_folders(self, kind: str) -> list[Path]:
         import folder_paths
 
-        if kind not in folder_paths.folder_names_and_paths:  # `latent_upscale_models` is young
-            return []
-        return [Path(folder) for folder in folder_paths.get_folder_paths(kind) if Path(folder).is_dir()]
+        if kind in folder_paths.folder_names_and_paths:
+            folders = [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+        else:  # `latent_upscale_models` is younger than some ComfyUI that we support
+            folders = [Path(folder_paths.models_dir) / kind]
+        return [folder for folder in folders if folder.is_dir()]
 
     def tokenizers(self) -> list[Path]:
         import comfy

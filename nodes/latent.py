@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.pipelines.canvas import crop_to
 from ..ltx_core.pipelines.two_stage import upscale_latent
 from ..ltx_core.shapes import PixelShape, ScaleFactors
 from . import sockets
@@ -187,4 +188,8 @@ class DecodeVideo(sockets.Node):
     def run(
         self, latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
     ) -> tuple[Tensor]:
-        raise NotImplementedError
+        with host().place(vae) as device:
+            px = vae.decode(vae.un_normalize(latent["samples"]).to(device), torch.tensor([decode_timestep]) if vae.config.timestep_conditioning else None)
+        frames = (px[0].float().movedim(0, -1) / 2 + 0.5).clamp(0, 1)
+        canvas = sockets.latent_canvas(latent)
+        return (crop_to(frames, canvas.size) if canvas else frames,)

@@ -115,9 +115,9 @@ class LoadModel(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], model_name: str = "", vae_name: str = "") -> bool | str:
+    def VALIDATE_INPUTS(cls, model_name: str = "", vae_name: str = "") -> bool | str:
         missing_vae = None if vae_name == SAME_FILE else _missing(vae_name, VAE_KINDS)
-        return cls.wrong_link(input_types) or _missing(model_name, MODEL_KINDS) or missing_vae or True
+        return _missing(model_name, MODEL_KINDS) or missing_vae or True
 
     @classmethod
     def IS_CHANGED(cls, model_name: str, vae_name: str, **_: Any) -> str:
@@ -161,8 +161,8 @@ class LoadTextEncoder(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], text_encoder_name: str = "") -> bool | str:
-        return cls.wrong_link(input_types) or _missing(text_encoder_name, TEXT_ENCODER_KINDS) or True
+    def VALIDATE_INPUTS(cls, text_encoder_name: str = "") -> bool | str:
+        return _missing(text_encoder_name, TEXT_ENCODER_KINDS) or True
 
     @classmethod
     def IS_CHANGED(cls, text_encoder_name: str, **_: Any) -> str:
@@ -202,8 +202,8 @@ class LoadUpscaler(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], upscaler_name: str = "") -> bool | str:
-        return cls.wrong_link(input_types) or _missing(upscaler_name, UPSCALER_KINDS) or True
+    def VALIDATE_INPUTS(cls, upscaler_name: str = "") -> bool | str:
+        return _missing(upscaler_name, UPSCALER_KINDS) or True
 
     @classmethod
     def IS_CHANGED(cls, upscaler_name: str, **_: Any) -> str:

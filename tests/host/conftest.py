@@ -1,0 +1,141 @@
+"""Tests against what surrounds the pack: the real front end in a browser, and real ComfyUI servers.
+
+Each is skipped, with the reason, where there is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for the modules beside this one; not the repository root
+
+from comfy_client import ComfyUI, Server, find_comfyui, make_base, serve
+
+MODEL_NAMES = {  # names in the shipped workflows, and the tiny family that stands in for them
+    "ltxv-2b-0.9.8-distilled.safetensors": "2b",
+    "ltxv-13b-0.9.7-dev.safetensors": "13b",
+    "ltxv-13b-0.9.7-distilled.safetensors": "13b",
+    "ltxv-13b-0.9.8-distilled.safetensors": "13b",
+}
+UPSCALER_NAMES = ("ltxv-spatial-upscaler-0.9.7.safetensors", "ltxv-spatial-upscaler-0.9.8.safetensors")
+
+
+@pytest.fixture(scope="session")
+def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `models` folder in which every name that the shipped workflows use is a tiny file."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, family in MODEL_NAMES.items():
+        _copy(tiny_models(family) / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints" / name)
+    two_b = tiny_models("2b")
+    _copy(two_b / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints/ltxv-tiny.safetensors")
+    for name in (*UPSCALER_NAMES, "ltxv-tiny-spatial-upscaler.safetensors"):
+        upscaler = two_b / "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"
+        _copy(upscaler, folder / "latent_upscale_models" / name)
+    encoder = two_b / "text_encoders/t5-tiny"
+    shutil.copytree(encoder, folder / "text_encoders/t5-tiny")
+    _copy(encoder / "model.safetensors", folder / "text_encoders/t5xxl_fp16.safetensors")
+    _copy(encoder / "spiece.model", folder / "text_encoders/spiece.model")
+    return folder
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(source)
+
+
+@pytest.fixture(scope="session")
+def fill_inputs(repository: Path) -> Callable[[Path], None]:
+    """fill_inputs(folder): the picture and the clip that the shipped workflows load."""
+
+    def fill(folder: Path) -> None:
+        from fractions import Fraction
+
+        from ltxkit.ltx_core import media
+
+        picture = media.read_image(repository / "assets/examples/temple.jpg")
+        small = media.resize(picture, 64, 96, "crop")
+        for name in ("temple.jpg", "example.png"):
+            media.write_image(folder / name, small)
+        clip = small.repeat(21, 1, 1, 1)
+        for index in range(21):
+            clip[index] = clip[index].roll(2 * index, dims=1)
+        media.write_video(folder / "clip.mp4", [clip], fps=Fraction(24))
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """small(prompt): the same graph at a size that a test can afford."""
+
+    def shrink(prompt: dict[str, Any]) -> dict[str, Any]:
+        for node in prompt.values():
+            inputs = node["inputs"]
+            if node["class_type"] == "LTXKitEmptyLatent":
+                inputs.update(width=60, height=64, frames=17)
+            if node["class_type"] == "LTXKitGenerateTwoStage":
+                inputs.update(width=96, height=96, frames=9)
+            if node["class_type"] == "ImageScale":
+                inputs.update(width=90, height=96)
+            if node["class_type"] == "LTXKitCreateSchedule":
+                inputs["steps"] = min(inputs["steps"], 10)
+            if node["class_type"] == "LTXKitLoadModel" and "distilled" in inputs["model_name"]:
+                inputs["version"] = inputs["model_name"].removeprefix("ltxv-").removesuffix(".safetensors")
+        return prompt
+
+    return shrink
+
+
+def _comfyui(variable: str, folder: str) -> ComfyUI:
+    found = find_comfyui(variable, folder)
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    """ComfyUI 0.3.64."""
+    return _comfyui("COMFYUI_PATH", "ComfyUI")
+
+
+@pytest.fixture(scope="session")
+def comfyui_next() -> ComfyUI:
+    """ComfyUI 0.8.0."""
+    return _comfyui("COMFYUI_NEXT_PATH", "ComfyUI-next")
+
+
+@pytest.fixture(scope="session")
+def server(
+    comfyui: ComfyUI,
+    models_folder: Path,
+    fill_inputs: Callable[[Path], None],
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """A running ComfyUI 0.3.64 with this pack, shared by all tests."""
+    base = make_base(tmp_path_factory.mktemp("comfy"), models_folder, repository)
+    fill_inputs(base / "input")
+    with serve(comfyui, base) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_next(
+    comfyui_next: ComfyUI,
+    models_folder: Path,
+    fill_inputs: Callable[[Path], None],
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """A running ComfyUI 0.8.0 with this pack."""
+    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, repository)
+    fill_inputs(base / "input")
+    with serve(comfyui_next, base) as running:
+        yield running
