@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..progress import Notes, log_note
-from .config import Training, TransformerTraining, UpscalerTraining, VAETraining, load_config
+from .config import Training, TransformerTraining, VAETraining, load_config
 from .distributed import World, world
 from .loop import Report, Task, train
 
@@ -30,7 +30,7 @@ def run_training(
 
     Raises:
         ConfigError: the config is not valid, is for another command, or does not fit the run to resume.
-        TrainingStopped: the loss is not a number, or the latents collapsed.
+        TrainingError: the loss is not a number, or the latents collapsed.
     """
     loaded = load_config(config, overrides)
     if loaded.task not in tasks:
@@ -38,7 +38,7 @@ def run_training(
             f"got a config with task {loaded.task}; expected {' or '.join(tasks)}; use the other train command"
         )
     with world() as here:
-        task = make_task(loaded, here)
+        task = make_task(loaded, here, notes)
         done = train(
             task,
             loaded,
@@ -51,12 +51,18 @@ def run_training(
     return loaded.output / "final" if done else None
 
 
-def make_task(config: Training, here: World) -> Task:
+def make_task(config: Training, here: World, notes: Notes = log_note) -> Task:
     if isinstance(config, VAETraining):
         from .vae import VAETask
 
         return VAETask(config, here)
-    raise NotImplementedError
+    if isinstance(config, TransformerTraining):
+        from .transformer import TransformerTask
+
+        return TransformerTask(config, here, notes)
+    from .upscaler import UpscalerTask
+
+    return UpscalerTask(config, here, notes)
 
 
 def _stop_on_signals() -> Callable[[], bool]:

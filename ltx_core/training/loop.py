@@ -28,7 +28,7 @@ from .logs import Log
 FREE = ("output", "logging", "optimization.steps", "optimization.decay_steps", "optimization.schedule", "prompts")
 
 
-class TrainingStopped(LTXKitError, RuntimeError):
+class TrainingError(LTXKitError, RuntimeError):
     """Training cannot go on from here: the loss is not a number, or the latents collapsed."""
 
 
@@ -82,7 +82,7 @@ def train(
 
     Raises:
         ConfigError: there is a run in the folder already, or the one to resume had another config.
-        TrainingStopped: a loss is not finite; the last checkpoint stays.
+        TrainingError: a loss is not finite; the last checkpoint stays.
     """
     output, steps = config.output, config.optimization.steps
     start = _prepare(task, config, world, resume, notes)
@@ -232,7 +232,7 @@ def _check_finite(metrics: Mapping[str, float], step: int, config: Training, wor
     if bad:
         batch = world.indices(step, 0, config.optimization.batch_size, config.optimization.accumulation)
         latest = latest_checkpoint(config.output)
-        raise TrainingStopped(
+        raise TrainingError(
             f"got {', '.join(bad)} that is not a number at step {step} (samples {batch.start} to {batch.stop - 1} first); expected "
             f"finite losses; lower the learning rate and resume from {latest.name if latest else 'the start'}"
         )

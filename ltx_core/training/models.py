@@ -19,6 +19,7 @@ from ..weights.build import load_vae
 from ..weights.metadata import format_config, format_upscaler_config, read_file_metadata
 from ..weights.save import TRANSFORMER_PREFIX, VAE_PREFIX, write_safetensors
 
+M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", TransformerConfig, VideoVAEConfig, UpsamplerConfig)
 
 # Steps are few and evenly spaced from 1 to 0; nothing is shifted, since a small clip has few tokens.
@@ -120,3 +121,10 @@ def restart(model: LTXTransformer) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and (name.endswith(("to_out.0", "ff.net.2")) or name == "proj_out"):
             nn.init.zeros_(module.weight)
+
+
+def copied(module: M) -> M:
+    """The module with weights in memory of their own, instead of mapped from a file."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+    return module

@@ -20,9 +20,9 @@ from ..weights.build import load_vae
 from .config import VAETraining
 from .data import Source, crop, generator, open_source
 from .distributed import World, synchronised
-from .loop import TrainingStopped, log_values
+from .loop import TrainingError, log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
-from .models import save_vae, tensors_of, vae_config
+from .models import copied, save_vae, tensors_of, vae_config
 from .optimize import Updater
 from .pictures import save_pairs
 
@@ -104,7 +104,7 @@ class VAETask:
                 raise ConfigError(
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
-            return _copied(vae)
+            return copied(vae)
         vae = VideoVAE(vae_config(config.model))
         data_dependent_start(vae, self._pixels(range(10**6, 10**6 + 16), self.source, self._size(0)))
         return vae
@@ -259,7 +259,7 @@ class VAETask:
         elif self.unlocked is None and found["psnr"] >= (self.config.unlock_psnr or 0):
             self.unlocked = step
         if spread < COLLAPSE_STD or found["posterior_std"] > 2 * spread:
-            raise TrainingStopped(
+            raise TrainingError(
                 f"got latents with a deviation of {spread:.3f} under posterior noise of {found['posterior_std']:.3f} at step {step}: "
                 "they collapsed; expected latents above their noise; start again with a smaller kl.weight, a later kl.start and "
                 "decoder_noise.start, or unlock_psnr a few dB above the mean picture"
@@ -347,10 +347,3 @@ def data_dependent_start(vae: VideoVAE, pixels: Tensor) -> None:
     centre, spread = mean.mean(dim=(0, 2, 3, 4)), mean.std(dim=(0, 2, 3, 4)).clamp(min=1e-6)
     conv.weight[:-1].div_(spread[:, None, None, None, None])
     bias[:-1].sub_(centre).div_(spread)
-
-
-def _copied(vae: VideoVAE) -> VideoVAE:
-    """Weights in memory of their own, instead of mapped from the file."""
-    for tensor in (*vae.parameters(), *vae.buffers()):
-        tensor.data = tensor.data.clone()
-    return vae

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 _TEXT = """
@@ -26,16 +27,16 @@ Symbols: 50% & 100$ #1 @home a+b=c <tag> [list] {set} back\\slash under_score ~t
 """
 
 
-def train_tokenizer(path: Path, vocab_size: int = 400) -> int:
+def train_tokenizer(path: Path, vocab_size: int = 400, sentences: Sequence[str] | None = None) -> int:
     """Write a unigram model with T5's special tokens (padding 0, end of sequence 1, unknown 2) to `path`.
 
-    The same bytes every time. Returns the number of pieces, at most `vocab_size`.
+    sentences: to learn from; None: the text above. The same bytes every time. Returns the number of pieces, at most `vocab_size`.
     """
     import sentencepiece
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_TEXT.strip().splitlines()),
+        sentence_iterator=iter(sentences or _TEXT.strip().splitlines()),
         model_writer=model,
         model_type="unigram",
         vocab_size=vocab_size,

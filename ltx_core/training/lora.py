@@ -1,0 +1,72 @@
+"""Low-rank layers beside frozen Linears: trained here, written in the key styles that others read (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..models.transformer import LTXTransformer
+from ..weights.layouts import TRANSFORMER_FROM_DIFFUSERS
+from ..weights.save import write_safetensors
+from .config import LoRA
+
+Style = Literal["diffusers", "comfyui"]
+
+
+class LoRALayers(nn.Module):
+    """Factors for Linears of the blocks; while this lives, each adds alpha / rank * up(down(x)) to its Linear's result.
+
+    The base model keeps its weights, quantized ones too.
+    """
+
+    def __init__(self, model: LTXTransformer, config: LoRA) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = config.alpha / config.rank
+        self.names: dict[str, str] = {}  # a name without dots -> the Linear's
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for name, module in model.named_modules():
+            if not name.startswith("transformer_blocks.") or not name.endswith(tuple(f".{t}" for t in config.targets)):
+                continue
+            inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+            if inputs is None or outputs is None:
+                raise ConfigError(f"got lora.targets with {name}; expected Linears; leave it out")
+            key = name.replace(".", "_")
+            self.names[key] = name
+            device = next(iter(module.parameters()), torch.empty(0)).device
+            down = torch.empty(config.rank, inputs, device=device)
+            nn.init.kaiming_uniform_(down, a=5**0.5)
+            self.down[key] = nn.Parameter(down)
+            self.up[key] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
+            module.register_forward_hook(self._hook(key))
+        if not self.names:
+            raise ConfigError(
+                f"got lora.targets {', '.join(config.targets)}, which no Linear of a block is called; expected to_q, to_k, to_v, "
+                "to_out.0, ff.net.0.proj or ff.net.2; change them"
+            )
+
+    def _hook(self, key: str) -> Any:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = inputs[0].to(self.down[key].dtype)
+            return output + (x @ self.down[key].T @ self.up[key].T * self.scale).to(output.dtype)
+
+        return add
+
+
+def save_lora(path: Path, layers: LoRALayers, style: Style) -> None:
+    """`transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the official
+    ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B, so that no reader needs to know it."""
+    to_diffusers = TRANSFORMER_FROM_DIFFUSERS.inverse()
+    tensors: dict[str, Tensor] = {}
+    for key, name in layers.names.items():
+        if style == "diffusers":
+            target = f"transformer.{(to_diffusers.rename(f'{name}.weight') or '').removesuffix('.weight')}"
+        else:
+            target = f"diffusion_model.{name}"
+        tensors[f"{target}.lora_A.weight"] = layers.down[key].detach().cpu()
+        tensors[f"{target}.lora_B.weight"] = layers.up[key].detach().cpu() * layers.scale
+    write_safetensors(path, tensors, {"format": "pt", "rank": str(layers.config.rank)})

@@ -1,0 +1,98 @@
+"""Captions to what the transformer reads: a pretrained T5 that stays as it is, or a small one that is trained along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TextEncoderConfig
+from ..errors import ConfigError
+from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..weights.save import write_safetensors
+from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
+from ..weights.tokenizer_training import train_tokenizer
+from .config import Text
+from .models import tensors_of
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
+
+SENTINELS = 100  # T5 keeps a hundred more ids than its tokenizer has pieces
+
+
+def make_text_encoder(config: Text, channels: int, captions: Sequence[str], folder: Path) -> TextEncoder:
+    """The text encoder of a run, float32. A new one gets a tokenizer made from the captions, in `folder`.
+
+    Raises:
+        ConfigError: a pretrained encoder has another width than the transformer reads.
+    """
+    if config.encoder is not None:
+        encoder = load_text_encoder(config.encoder, dtype=torch.float32)
+        if encoder.config.d_model != channels:
+            raise ConfigError(
+                f"got text.encoder of width {encoder.config.d_model}; expected {channels}, the model's caption_channels"
+            )
+        return encoder
+    if config.width != channels:
+        raise ConfigError(
+            f"got text.width {config.width}; expected {channels}, the model's caption_channels; make them equal"
+        )
+    path = folder / "spiece.model"
+    if not path.is_file():
+        train_tokenizer(path, config.vocabulary, captions)
+    tokenizer = Tokenizer.from_file(path)
+    architecture = TextEncoderConfig(
+        vocab_size=tokenizer.vocab_size + SENTINELS,
+        d_model=config.width,
+        d_kv=config.width // config.heads,
+        d_ff=2 * config.width,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=128,
+        layer_norm_epsilon=1e-6,
+    )
+    model = build_t5(architecture).to_empty(device="cpu")
+    restart_t5(model, architecture)
+    return TextEncoder(model.requires_grad_(True), tokenizer, architecture)
+
+
+@torch.no_grad()
+def restart_t5(model: T5EncoderModel, config: TextEncoderConfig) -> None:
+    """Weights of a new T5 (transformers' `T5PreTrainedModel._init_weights`, factor 1): its attention divides by nothing, so
+    queries start small."""
+    for name, parameter in model.named_parameters():
+        if "layer_norm" in name:
+            nn.init.ones_(parameter)
+        elif "embed_tokens" in name or name.startswith("shared"):
+            nn.init.normal_(parameter)
+        elif "relative_attention_bias" in name:
+            nn.init.normal_(parameter, std=config.d_model**-0.5)
+        elif ".q." in name:
+            nn.init.normal_(parameter, std=(config.d_model * config.d_kv) ** -0.5)
+        else:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+
+
+def encode(encoder: TextEncoder, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
+    """One (l, d_model) per prompt, without padding. Gradients flow if the encoder's weights ask for them."""
+    tokens = [encoder.tokenizer.encode(prompt).ids for prompt in prompts]
+    unique = list(dict.fromkeys(tokens))
+    longest = max(len(ids) for ids in unique)
+    ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in unique], device=device)
+    mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in unique], device=device)
+    hidden = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    found = {one: hidden[row, : len(one)] for row, one in enumerate(unique)}
+    return [found[one] for one in tokens]
+
+
+def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:
+    """A folder as transformers and the loaders read it: config.json, model.safetensors, spiece.model."""
+    tensors = {name: tensor for name, tensor in tensors_of(encoder.model).items() if name != EMBEDDING_AGAIN}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    encoder.model.config.to_json_file(folder / "config.json")
+    (folder / "spiece.model").write_bytes(encoder.tokenizer.path.read_bytes())
