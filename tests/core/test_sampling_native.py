@@ -71,7 +71,7 @@ def run(transformer, latent, **settings):
 
 
 def keyframes(frame: int, latent_frames: int = 1, corners: bool = False) -> torch.Tensor:
-    """`keyframe_idxs` as LTXVAddGuide writes it: pixel coordinates, causal fix at frame 0 only; or with both corners."""
+    """`keyframe_idxs` of LTXVAddGuide: pixel coordinates, causal fix at frame 0 only; or with both corners."""
     axes = torch.arange(latent_frames) * 8, torch.arange(HEIGHT) * 32, torch.arange(WIDTH) * 32
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(1, 3, -1)
     if frame == 0:

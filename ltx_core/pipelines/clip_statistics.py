@@ -1,0 +1,65 @@
+"""What a finished clip looks like in numbers, from its frames as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MOTION_HINT = "A lower condition strength, a higher CRF or more condition noise give more of it."
+
+
+class ClipStatistics:
+    """Motion, seams and colour drift of a clip; add its frames in order, any number at a time.
+
+    seams: frames that begin a new window, see `long_video.seam_frames`.
+    """
+
+    def __init__(self, seams: Sequence[int] = ()) -> None:
+        self._seams = frozenset(seams)
+        self._last: Tensor | None = None
+        self._differences: list[float] = []  # between each frame and the one before it
+        self._contrasts: list[float] = []
+        self._colours: list[Tensor] = []
+
+    def add(self, frames: Tensor) -> None:
+        """frames: (f h w 3) float in [0, 1]."""
+        for frame in frames.float():
+            if self._last is not None:
+                self._differences.append(float((frame - self._last).abs().mean()))
+            self._contrasts.append(float(frame.std()))
+            self._colours.append(frame.mean(dim=(0, 1)).cpu())
+            self._last = frame
+
+    @property
+    def motion(self) -> float:
+        """Mean difference between neighbouring frames, relative to the contrast of a frame; 0 for a still."""
+        return _mean(self._differences) / max(_mean(self._contrasts), 1e-6)
+
+    @property
+    def seam_ratio(self) -> float | None:
+        """Difference over the seams relative to that inside the windows, 1 where they cannot be told; None without."""
+        inside = [value for frame, value in enumerate(self._differences, 1) if frame not in self._seams]
+        over = [value for frame, value in enumerate(self._differences, 1) if frame in self._seams]
+        return _mean(over) / max(_mean(inside), 1e-6) if over else None
+
+    @property
+    def drift(self) -> float:
+        """Change of the mean colour from the first tenth of the clip to the last, in 1/255."""
+        part = max(len(self._colours) // 10, 1)
+        start, end = (torch.stack(colours).mean(dim=0) for colours in (self._colours[:part], self._colours[-part:]))
+        return float((end - start).abs().max()) * 255
+
+    def describe(self) -> str:
+        """A sentence or two for the user."""
+        if self.seam_ratio is None:
+            return f"Motion {self.motion:.3f} (mean difference of frames over contrast). {MOTION_HINT}"
+        return (
+            f"Motion {self.motion:.3f}; seams change {self.seam_ratio:.2f} times as much as other frames; mean colour "
+            f"drifts by {self.drift:.1f} of 255 from start to end."
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
