@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from .copies import DeviceCopies, weight_bytes
+from .devices import best_device, memory
+from .streaming import block_stack, streamed
+
+__all__ = ["DeviceCopies", "DevicePlacement", "Placement", "weight_bytes"]
+
+MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
 
 
 class Placement(Protocol):
@@ -19,63 +28,66 @@ class Placement(Protocol):
     def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
 
 
-class DeviceCopies:
-    """Weights of a module on a device, in the place of its own until `drop`. All of them or none.
+class DevicePlacement:
+    """One module at a time on a device, as copies; they leave when the block ends.
 
-    The originals, which are mostly memory-mapped and cost nothing to keep, stay where they are, and nothing is ever
-    copied back. A tensor that is on the device already is used as it is. The module is not kept alive.
+    A transformer or text encoder that does not fit streams as many of its blocks as it must.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._originals: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-        copies: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
-        try:
-            for part in module.modules():
-                for tensors in (part._parameters, part._buffers):  # pyright: ignore[reportPrivateUsage]
-                    for name, tensor in tensors.items():
-                        if tensor is None or tensor.device == device:
-                            continue
-                        if id(tensor) not in copies:
-                            copy = tensor.detach().to(device, copy=True)
-                            is_parameter = isinstance(tensor, nn.Parameter)
-                            copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
-                        self._originals.append((tensors, name, tensor))
-                        tensors[name] = copies[id(tensor)]
-        except BaseException:  # out of memory half-way, or Ctrl-C: leave nothing on the device
-            self.drop()
-            raise
+    def __init__(
+        self, device: str | torch.device | None = None, *, keep: bool = False, resident_blocks: int | None = None
+    ) -> None:
+        """device: None takes the best there is.
 
-    def drop(self) -> None:
-        """Put the originals back; the copies are freed."""
-        for tensors, name, tensor in self._originals:
-            tensors[name] = tensor
-        self._originals.clear()
-
-
-class DevicePlacement:
-    """One module at a time on a device, as `DeviceCopies`; its weights leave when the block ends."""
-
-    def __init__(self, device: str | torch.device | None = None) -> None:
-        """device: None takes CUDA, then MPS, then the CPU."""
+        keep: leave modules that fit on the device until `release`; it pays where several models fit together.
+        resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
+            None: all, if they fit, otherwise as many as do.
+        """
         self.device = torch.device(device) if device is not None else best_device()
+        self._keep = keep
+        self._resident_blocks = resident_blocks
+        self._kept: WeakKeyDictionary[nn.Module, DeviceCopies] = WeakKeyDictionary()
 
     @contextmanager
-    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:  # noqa: ARG002
+    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> Generator[torch.device]:
+        if module in self._kept:
+            yield self.device
+            return
+        resident = self._resident(module, memory_required)
+        if resident is not None:
+            with streamed(module, self.device, resident):
+                yield self.device
+            return
         copies = DeviceCopies(module, self.device)
+        if self._keep:
+            self._kept[module] = copies
+            yield self.device
+            return
         try:
             yield self.device
         finally:
             copies.drop()
 
+    def release(self, module: nn.Module) -> None:
+        """Take a kept module off the device."""
+        copies = self._kept.pop(module, None)
+        if copies is not None:
+            copies.drop()
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers; a tensor that several modules share counts once."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def best_device() -> torch.device:
-    """CUDA, then MPS, then the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    def _resident(self, module: nn.Module, memory_required: int) -> int | None:
+        """How many blocks are to stay on the device; None: the whole module."""
+        found = block_stack(module)
+        if found is None:
+            return None
+        sizes = [weight_bytes(block) for block in getattr(*found)]
+        if self._resident_blocks is not None:
+            return self._resident_blocks if self._resident_blocks < len(sizes) else None
+        available = None if self.device.type == "cpu" else memory(self.device)
+        if available is None:
+            return None
+        total = weight_bytes(module)
+        free = available.free - max(memory_required, int(MARGIN * available.total))
+        if total <= free:
+            return None
+        outside = total - sum(sizes)
+        return max(0, min(len(sizes) - 1, (free - outside) // max(sizes) - 2))  # two more: one computes, one comes

@@ -7,7 +7,7 @@ is done once (see `branches`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -123,10 +123,6 @@ class LTXTransformer(nn.Module):
         """In which the model computes: that of the tables, since quantized weights are stored in others."""
         return self.scale_shift_table.dtype
 
-    def blocks(self) -> Iterator[nn.Module]:
-        """The blocks in order. Block streaming puts its own iterator in the place of this method."""
-        return iter(self.transformer_blocks)
-
     def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
         """Text embeddings, one (l, caption_channels) per sample without padding; a single one serves the whole batch.
 
@@ -186,7 +182,7 @@ class LTXTransformer(nn.Module):
         modulation = self._modulation(sigma)
         x = self.patchify_proj(x.to(self.dtype))
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
-        for number, (block, block_plan) in enumerate(zip(self.blocks(), plan.blocks, strict=True)):
+        for number, (block, block_plan) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
             texts = [_read_once(branches[of].text, number, block) for of in block_plan.texts]
             if self.gradient_checkpointing and torch.is_grad_enabled():

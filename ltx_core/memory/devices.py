@@ -1,0 +1,105 @@
+"""What the machine has: devices, the numbers they compute with, their memory, and copies beside the computation.
+
+The rest of the core names no accelerator, except to spread training over several.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def best_device() -> torch.device:
+    """CUDA (as ROCm calls itself too), then Intel's XPU, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.xpu.is_available():
+        return torch.device("xpu", torch.xpu.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def compute_dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """The dtype in which a device should compute with weights that are stored as `stored`.
+
+    bfloat16 where the hardware has it; float32 where it would only be imitated. Never float16: these models overflow.
+    """
+    return torch.bfloat16 if stored.itemsize <= 2 and _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        try:
+            torch.zeros(1, dtype=torch.bfloat16, device=device)
+        except TypeError:  # before macOS 14
+            return False
+        return True
+    if device.type == "cpu":
+        # Without these instructions a product in bfloat16 takes three times as long as in float32.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    return True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. free: what can be had without taking from others; what torch holds in reserve counts as free."""
+
+    free: int
+    total: int
+
+
+def memory(device: torch.device) -> Memory | None:
+    """Memory of a device; None where the system does not say (main memory on Windows and macOS)."""
+    if device.type in ("cuda", "xpu"):
+        accelerator: Any = torch.get_device_module(device)
+        free, total = accelerator.mem_get_info(device)
+        reserve = accelerator.memory_reserved(device) - accelerator.memory_allocated(device)
+        return Memory(free + reserve, total)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Memory(total - torch.mps.current_allocated_memory(), total)
+    if sys.platform != "linux":
+        return None
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = {words[0]: int(words[1]) * 1024 for words in lines}
+    return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
+
+
+class SideStream:
+    """A queue of copies that runs beside the computation.
+
+    Memory that is allocated for copies belongs to this queue; it must not be reused before `after_compute`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._accelerator: Any = torch.get_device_module(device)
+        self._stream: Any = self._accelerator.Stream(device)
+
+    def copying(self) -> AbstractContextManager[None]:
+        """Copies that are started inside go to this queue."""
+        return self._accelerator.stream(self._stream)
+
+    def mark(self) -> Any:
+        """This point of the queue, for `compute_after`."""
+        return self._stream.record_event()
+
+    def compute_after(self, mark: Any) -> None:
+        """What is computed from now on waits until the queue has passed the mark."""
+        self._accelerator.current_stream(self._device).wait_event(mark)
+
+    def after_compute(self) -> None:
+        """What is copied from now on waits for all that has been asked to be computed so far."""
+        self._stream.wait_stream(self._accelerator.current_stream(self._device))
+
+
+def side_stream(device: torch.device) -> SideStream | None:
+    """A side stream, where the device has them."""
+    return SideStream(device) if device.type in ("cuda", "xpu") else None

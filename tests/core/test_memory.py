@@ -1,0 +1,327 @@
+"""Weights come to a device and go again: the numbers stay the same, and so do the originals."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.config import TextEncoderConfig, TransformerConfig
+from ltxkit.ltx_core.errors import UnsupportedError
+from ltxkit.ltx_core.memory import devices, placement
+from ltxkit.ltx_core.memory.copies import Copies, weight_bytes
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.memory.streaming import streamed
+from ltxkit.ltx_core.models.text_encoder import build_t5
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+LAYERS = 5
+
+TRANSFORMER = TransformerConfig(
+    in_channels=6,
+    out_channels=6,
+    num_layers=LAYERS,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    cross_attention_dim=32,
+    caption_channels=10,
+    norm_eps=1e-6,
+    positional_embedding_theta=10000.0,
+    positional_embedding_max_pos=(20, 2048, 2048),
+    timestep_scale_multiplier=1000.0,
+    causal_temporal_positioning=True,
+)
+TEXT_ENCODER = TextEncoderConfig(
+    vocab_size=50,
+    d_model=16,
+    d_kv=8,
+    d_ff=32,
+    num_layers=LAYERS,
+    num_heads=2,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+    layer_norm_epsilon=1e-6,
+)
+
+
+def transformer() -> LTXTransformer:
+    torch.manual_seed(0)
+    return LTXTransformer(TRANSFORMER).eval().requires_grad_(False)
+
+
+def text_encoder() -> nn.Module:
+    torch.manual_seed(0)
+    model = build_t5(TEXT_ENCODER).to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def denoise(model: LTXTransformer) -> list[Tensor]:
+    """Two guided steps; the second finds the text's keys and values of the first."""
+    generator = torch.Generator().manual_seed(1)
+    x, positions = torch.randn(1, 9, 6, generator=generator), torch.rand(1, 3, 9, generator=generator) * 100
+    negative, positive = (model.prepare_text([torch.randn(n, 10, generator=generator)]) for n in (3, 7))
+    branches = (Branch(negative), Branch(positive), Branch(positive, frozenset({2})))
+    rotary = model.prepare_positions(positions)
+    return [v for sigma in (1.0, 0.5) for v in model(x, torch.full((1, 1, 1), sigma), rotary, branches)]
+
+
+@torch.no_grad()
+def encode(model: nn.Module) -> list[Tensor]:
+    return [model(input_ids=torch.tensor([[5, 17, 3, 1]])).last_hidden_state]
+
+
+MODELS = {"transformer": (transformer, denoise), "text encoder": (text_encoder, encode)}
+
+
+def tensors_of(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Which tensor stands where."""
+    return {key: (id(value), value.data_ptr()) for key, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+class PoisonedTransfers:
+    """A second "device" on the CPU: blocks are copied to fresh memory, which is spoiled as soon as it is dropped."""
+
+    def __init__(self) -> None:
+        self.there: dict[nn.Module, tuple[Copies, list[Tensor]]] = {}
+        self.log: list[tuple[str, nn.Module]] = []
+        self.most = 0
+
+    def start(self, block: nn.Module) -> None:
+        self.log.append(("start", block))
+        if block not in self.there:
+            made: list[Tensor] = []
+
+            def copy(tensor: Tensor) -> Tensor:
+                made.append(tensor.clone())
+                return made[-1]
+
+            self.there[block] = Copies(block, copy), made
+            self.most = max(self.most, len(self.there))
+
+    def finish(self, block: nn.Module) -> None:
+        self.log.append(("finish", block))
+        assert block in self.there
+
+    def drop(self, block: nn.Module) -> None:
+        if block in self.there:
+            self.log.append(("drop", block))
+            installed, made = self.there.pop(block)
+            installed.drop()
+            for tensor in made:
+                tensor.fill_(float("nan"))
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("resident", [0, 1, LAYERS - 1])
+@pytest.mark.parametrize("kind", MODELS)
+def test_streamed_equals_resident_to_the_last_bit(kind: str, resident: int) -> None:
+    build, run = MODELS[kind]
+    model = build()
+    expected, before = run(model), tensors_of(model)
+    transfers = PoisonedTransfers()
+    with streamed(model, CPU, resident, transfers=transfers):
+        found = run(model)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert tensors_of(model) == before
+    assert transfers.most == min(2, LAYERS - resident)
+    passes = 1 if kind == "text encoder" else 2
+    assert len(transfers.log) == 3 * passes * (LAYERS - resident)
+    assert all(torch.equal(a, b) for a, b in zip(run(model), expected, strict=True))
+
+
+def test_the_next_block_comes_while_one_computes() -> None:
+    model = transformer()
+    transfers = PoisonedTransfers()
+    computed: list[tuple[str, nn.Module]] = transfers.log
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda module, *_: computed.append(("compute", module)))
+    with streamed(model, CPU, 3, transfers=transfers):
+        denoise(model)
+    number = {block: i for i, block in enumerate(model.transformer_blocks)}
+    one_pass = [
+        *(("start", 3), ("compute", 0), ("compute", 1), ("compute", 2)),
+        *(("finish", 3), ("start", 4), ("compute", 3), ("drop", 3)),
+        *(("finish", 4), ("compute", 4), ("drop", 4)),
+    ]
+    assert [(what, number[block]) for what, block in computed] == one_pass * 2
+
+
+def test_streaming_to_where_the_weights_are_copies_nothing() -> None:
+    model = transformer()
+    before, seen = tensors_of(model), []
+    with streamed(model, CPU, 1):
+        for _ in model.transformer_blocks:
+            seen.append(tensors_of(model))
+    assert seen == [before] * LAYERS
+
+
+def test_only_streamed_blocks_that_are_needed_leave_their_place() -> None:
+    """Meta stands for the device: what is there is on it, everything else stays mapped."""
+    model = transformer()
+    with streamed(model, META, 2):
+        assert model.patchify_proj.weight.is_meta
+        for number, block in enumerate(model.transformer_blocks):
+            on_device = [
+                i
+                for i, other in enumerate(model.transformer_blocks._modules.values())
+                if other.ff.net[2].weight.is_meta
+            ]
+            assert on_device == ([0, 1] if number < 2 else [0, 1, number])
+            assert all(parameter.is_meta for parameter in block.parameters())
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_an_interrupt_leaves_the_model_as_it_was() -> None:
+    model = transformer()
+    expected, before = denoise(model), tensors_of(model)
+    transfers = PoisonedTransfers()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.transformer_blocks[3].attn2.register_forward_hook(interrupt)
+    with streamed(model, CPU, 1, transfers=transfers):
+        with pytest.raises(KeyboardInterrupt) as held:  # and with it the frames of the forward
+            denoise(model)
+        assert transfers.there
+        handle.remove()
+        again = denoise(model)
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    assert tensors_of(model) == before
+    assert not transfers.there
+    assert held.value is not None
+
+
+def test_hooks_and_names_of_streamed_blocks_stay() -> None:
+    """LoRA hangs on both."""
+    model = transformer()
+    names, called = [name for name, _ in model.named_modules()], []
+    model.get_submodule("transformer_blocks.4.attn1.to_q").register_forward_hook(lambda *_: called.append(1))
+    with streamed(model, CPU, 0, transfers=PoisonedTransfers()):
+        assert [name for name, _ in model.named_modules()] == names
+        denoise(model)
+    assert len(called) == 2
+
+
+def test_what_has_no_blocks_cannot_be_streamed() -> None:
+    with pytest.raises(UnsupportedError, match="got Linear to stream"), streamed(nn.Linear(2, 2), CPU, 0):
+        pass
+
+
+# Placement
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_placement_brings_copies_and_takes_them_away(kind: str) -> None:
+    model = MODELS[kind][0]()
+    before = tensors_of(model)
+    with DevicePlacement("meta")(model) as device:
+        assert device == META
+        assert all(parameter.is_meta for parameter in model.parameters())
+        if kind == "text encoder":
+            assert model.shared.weight is model.encoder.embed_tokens.weight
+    assert tensors_of(model) == before
+
+
+def test_placement_on_the_cpu_changes_nothing() -> None:
+    model = transformer()
+    before = tensors_of(model)
+    with DevicePlacement("cpu")(model) as device:
+        assert device == CPU
+        assert tensors_of(model) == before
+
+
+def test_placement_can_keep_a_module_until_it_is_released() -> None:
+    model = transformer()
+    before, place = tensors_of(model), DevicePlacement("meta", keep=True)
+    with place(model):
+        kept = tensors_of(model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    with place(model):
+        assert tensors_of(model) == kept
+    place.release(model)
+    assert tensors_of(model) == before
+    place.release(model)
+
+
+def test_an_error_half_way_leaves_nothing_behind() -> None:
+    model = transformer()
+    before = tensors_of(model)
+    left = 7
+
+    def copy(tensor: Tensor) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError("no more")
+        return tensor.clone()
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Copies(model, copy)
+    assert tensors_of(model) == before
+
+
+@pytest.mark.parametrize("blocks_that_fit", [-3, 0, 1, 2, LAYERS - 1, LAYERS])
+def test_as_many_blocks_stay_as_fit(monkeypatch: pytest.MonkeyPatch, blocks_that_fit: int) -> None:
+    model = transformer()
+    block = weight_bytes(model.transformer_blocks[0])
+    outside = weight_bytes(model) - LAYERS * block
+    required = 10_000_000
+    two_streamed = 2 * block if blocks_that_fit < LAYERS else 0
+    free = required + outside + blocks_that_fit * block + two_streamed
+    monkeypatch.setattr(placement, "memory", lambda device: devices.Memory(free, free))
+    chosen: list[int] = []
+
+    @contextmanager
+    def record(module: nn.Module, device: torch.device, resident: int):
+        chosen.append(resident)
+        yield
+
+    monkeypatch.setattr(placement, "streamed", record)
+    with DevicePlacement("meta")(model, memory_required=required):
+        pass
+    assert chosen == ([] if blocks_that_fit == LAYERS else [max(0, blocks_that_fit)])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_number_of_resident_blocks_can_be_asked_for(kind: str) -> None:
+    model = MODELS[kind][0]()
+    with DevicePlacement("meta", resident_blocks=2)(model):
+        there = [block for block in model.modules() if type(block).__name__ in ("TransformerBlock", "T5Block")]
+        assert [all(p.is_meta for p in block.parameters()) for block in there] == [True, True, False, False, False]
+
+
+# Devices
+
+
+def test_main_memory_is_known() -> None:
+    known = devices.memory(CPU)
+    assert known is None or 0 < known.free <= known.total
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_compute_dtype_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert devices.compute_dtype(CPU, torch.bfloat16) == expected
+    assert devices.compute_dtype(CPU, torch.float32) == torch.float32
+
+
+def test_accelerators_are_named_in_one_file(repository: Path) -> None:
+    folder = repository / "ltx_core"
+    named = [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if any(word in path.read_text() for word in ("torch.cuda", "torch.xpu", "torch.mps", ".backends.mps"))
+    ]
+    allowed = {"memory/devices.py", "training/distributed.py"}  # the latter: one process per GPU
+    assert set(named) <= allowed
