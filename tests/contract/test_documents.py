@@ -1,0 +1,41 @@
+"""README and CONTRIBUTING speak of what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import ltxkit
+from ltxkit.cli import COMMANDS
+
+
+def section(text: str, title: str) -> str:
+    """The text under one heading of the second level."""
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_readme_lists_every_node(repository: Path) -> None:
+    rows = re.findall(r"^\| ([^|]+?) \|", section((repository / "README.md").read_text(), "Nodes"), re.MULTILINE)
+    assert rows[0] == "node"
+    names = [name.removesuffix(" (LTXKit)") for name in ltxkit.NODE_DISPLAY_NAME_MAPPINGS.values()]
+    assert rows[1:] == names
+
+
+def test_readme_names_commands_that_exist(repository: Path) -> None:
+    named = set(re.findall(r"ltxkit ([a-z]+(?:-[a-z]+)*)\b", (repository / "README.md").read_text()))
+    commands = {command.name for command in COMMANDS}
+    assert named & commands, "the pattern finds nothing any more"
+    assert named <= commands
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_paths_in_documents_exist(repository: Path, document: str) -> None:
+    text = (repository / document).read_text()
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    folders = {path.name for path in repository.iterdir() if path.is_dir()}
+    quoted = {path for path in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if path.split("/")[0] in folders}
+    base = (repository / document).parent
+    assert [link for link in links if not (base / link).exists()] == []
+    assert [path for path in quoted if not (repository / path).exists()] == []
