@@ -1,0 +1,121 @@
+"""How much less CPU time one denoising step of the transformer takes than with diffusers.
+
+Four blocks of the 2B width, 384 latent tokens, a prompt of 60 tokens that diffusers gets padded to 256 with a mask, as
+its pipeline does at most. One thread, CPU time. What LTXKit prepares once per prompt and clip (text projection, keys,
+values; rotary table) is made before the clock starts, as in a real run; diffusers has no place to keep it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from diffusers import LTXVideoTransformer3DModel
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from protocol import Row, compare, publish
+from torch import Tensor
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+
+LAYERS, SKIPPED = 4, 3
+FRAMES, HEIGHT, WIDTH = 4, 8, 12  # latent cells: 384 tokens
+PADDED, POSITIVE, NEGATIVE = 256, 60, 20  # text tokens
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+CONFIG = TransformerConfig(
+    in_channels=128,
+    out_channels=128,
+    num_layers=LAYERS,
+    num_attention_heads=32,
+    attention_head_dim=64,
+    cross_attention_dim=2048,
+    caption_channels=4096,
+    norm_eps=1e-6,
+    positional_embedding_theta=10000.0,
+    positional_embedding_max_pos=(20, 2048, 2048),
+    timestep_scale_multiplier=1000.0,
+    causal_temporal_positioning=True,
+)
+
+
+class ValuesProcessor:
+    """attention_values for diffusers: attention gives V, and computes nothing else."""
+
+    def __call__(self, attn: torch.nn.Module, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return attn.to_out[0](attn.to_v(hidden_states))
+
+
+def build(dtype: torch.dtype) -> tuple[LTXTransformer, LTXVideoTransformer3DModel]:
+    torch.manual_seed(0)
+    ours = LTXTransformer(CONFIG)
+    theirs = LTXVideoTransformer3DModel(num_layers=LAYERS)
+    names = {"patchify_proj": "proj_in", "adaln_single": "time_embed", "q_norm": "norm_q", "k_norm": "norm_k"}
+    state: dict[str, Tensor] = {}
+    for key, value in ours.state_dict().items():
+        for our_name, their_name in names.items():
+            key = key.replace(our_name, their_name)
+        state[key] = value
+    theirs.load_state_dict(state, strict=True)
+    return ours.to(dtype).eval(), theirs.to(dtype).eval()
+
+
+def measure(case: str, dtype: torch.dtype, *, guided: bool, conditioned: bool) -> list[Row]:
+    ours, theirs = build(dtype)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (FRAMES, HEIGHT, WIDTH)), indexing="ij"))
+    positions = grid.reshape(1, 3, -1) * torch.tensor([8 / 25, 32, 32])[None, :, None]
+    tokens = positions.shape[2]
+    x = torch.randn(1, tokens, CONFIG.in_channels)
+    sigma = torch.full((1, 1, 1), 0.725)
+    if conditioned:  # on the first frame
+        sigma = torch.where(torch.arange(tokens) < HEIGHT * WIDTH, 0.0, 0.725)[None, :, None]
+    padded = torch.randn(2, PADDED, CONFIG.caption_channels)
+    masks = (torch.arange(PADDED) < torch.tensor([[NEGATIVE], [POSITIVE]])).to(dtype)
+
+    with torch.inference_mode():
+        rotary = ours.prepare_positions(positions)
+        negative, positive = (ours.prepare_text([padded[i, :n]]) for i, n in enumerate((NEGATIVE, POSITIVE)))
+    branches = (Branch(positive),)
+    if guided:
+        branches = (Branch(negative), Branch(positive), Branch(positive, frozenset({SKIPPED})))
+
+    def step() -> Tensor:
+        return torch.cat(ours(x, sigma, rotary, branches))
+
+    def forward(row: int) -> Tensor:
+        text, mask = padded[row : row + 1].to(dtype), masks[row : row + 1]
+        timestep = (sigma * 1000).squeeze(-1)
+        (velocity,) = theirs(x.to(dtype), text, timestep, mask, video_coords=positions, return_dict=False)
+        return velocity
+
+    def three_forwards() -> Tensor:
+        attention = theirs.transformer_blocks[SKIPPED].attn1
+        plain = [forward(0), forward(1)]
+        attention.set_processor(ValuesProcessor())
+        perturbed = forward(1)
+        attention.set_processor(LTXVideoAttnProcessor())
+        return torch.cat([*plain, perturbed])
+
+    peer = {"diffusers, 3 forwards": three_forwards} if guided else {"diffusers": lambda: forward(1)}
+    # One warm-up call: the check of the outputs was another, and a call takes seconds.
+    return compare(f"{case}, {str(dtype).removeprefix('torch.')}", step, peer, tolerance=TOLERANCE[dtype], warmup=1)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [
+        measure("CFG 1", torch.bfloat16, guided=False, conditioned=False),
+        measure("CFG 1", torch.float32, guided=False, conditioned=False),
+        measure("CFG 1, conditioned on the first frame", torch.float32, guided=False, conditioned=True),
+        measure(f"CFG + STG, block {SKIPPED} of {LAYERS} skipped", torch.bfloat16, guided=True, conditioned=False),
+        measure(f"CFG + STG, block {SKIPPED} of {LAYERS} skipped", torch.float32, guided=True, conditioned=False),
+    ]
+    publish(
+        "transformer_cpu",
+        f"How much less CPU time does a denoising step take? ({LAYERS} blocks of the 2B width, 384 tokens)",
+        list(itertools.chain.from_iterable(rows)),
+    )
+
+
+if __name__ == "__main__":
+    main()
