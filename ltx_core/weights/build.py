@@ -150,8 +150,11 @@ def _open(path: Path | str, name: Literal["transformer", "vae", "upscaler"], ver
     layout = detect_layout(checkpoint.tensors)
     part = part_or_error(checkpoint, layout, name)
     description = describe(checkpoint, layout, version)
+    # What belongs to no part (the scheduler's keys, the header's) is reported with the first one that the file holds.
+    others = tuple(f"{part}." for part in layout.parts if part != name)
+    first = next(iter(layout.parts)) == name
     unknown = [
-        key for key in description.unknown if key.startswith(f"{name}.") or (name == "transformer" and "." not in key)
+        key for key in description.unknown if key.startswith(f"{name}.") or (first and not key.startswith(others))
     ]
     if unknown:
         logger.info("%s has metadata that LTXKit does not read: %s", checkpoint.path, ", ".join(unknown))
