@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import SchedulerConfig
 from ..presets import PRESETS, PassPreset, Preset
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import Guidance, GuidanceStep
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit, linear_quadratic, shift, skip, token_shift, uniform
 
@@ -81,3 +81,26 @@ def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
 def sampler_for(recipe: Preset) -> SamplerSettings:
     """How the steps of any pass are made."""
     return SamplerSettings(stochastic=recipe.stochastic_sampling, condition_noise=recipe.image_cond_noise_scale)
+
+
+def warnings_for(recipe: Preset, sigmas: Tensor, steps: Sequence[GuidanceStep]) -> tuple[str, ...]:
+    """Sentences about settings that the checkpoint was not made for, each with the right value. Nothing is refused.
+
+    steps: of `Guidance.plan`.
+    """
+    if recipe.allowed_inference_steps is None:
+        return ()
+    found: list[str] = []
+    scale = max(step.scale for step in steps)
+    if scale > 1:
+        found.append(f"Guidance scale {scale:g} on a distilled checkpoint, which has guidance built in; use 1.")
+    if any(step.stg_scale > 0 for step in steps):
+        found.append("Spatio-temporal guidance on a distilled checkpoint, which does not need it; use STG scale 0.")
+    allowed = recipe.allowed_inference_steps
+    other = [level for level in (round(sigma, 4) for sigma in sigmas[:-1].tolist()) if level not in allowed]
+    if other:
+        found.append(
+            f"Levels {', '.join(f'{level:g}' for level in other)}, for which this distilled checkpoint was not "
+            f"trained; use some of {', '.join(f'{level:g}' for level in allowed)}."
+        )
+    return tuple(found)

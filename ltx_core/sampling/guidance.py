@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -158,6 +159,19 @@ class Guidance:
 
 
 NO_GUIDANCE = Guidance()
+
+
+def describe_plan(steps: Sequence[GuidanceStep], num_layers: int) -> str:
+    """What a plan costs, in words: branches of the steps, forwards in all, and what sharing saves.
+
+    The perturbed branch shares the positive one's work up to its first skipped block.
+    """
+    runs = [f"{len(list(same))} x {count}" for count, same in groupby(len(step.branches) for step in steps)]
+    forwards = sum(len(step.branches) for step in steps)
+    perturbed = [branch for step in steps for branch in step.branches if branch.skip_blocks]
+    shared = sum(min(branch.skip_blocks) for branch in perturbed) / num_layers
+    text = f"{len(steps)} steps (steps x branches: {', '.join(runs)}), {forwards} forwards"
+    return f"{text}, of which sharing saves {shared:.1f}." if shared else f"{text}."
 
 
 def _projection(positive: Tensor, negative: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.samplers import SamplerSettings
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic, truncate, uniform
-from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
+from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 
 CHANNELS, TEXT, LAYERS = 16, 24, 2
 SCALE = ScaleFactors(8, 32, 32)
@@ -259,6 +259,24 @@ def test_upscaling_goes_through_raw_latents(vae, upsampler):
     assert [event.step for event in events] == [0, 1]
     matched = upscale_latent(upsampler, vae, latent, placement=on_cpu, adain_factor=1.0)
     torch.testing.assert_close(matched.std(dim=(2, 3, 4)), latent.std(dim=(2, 3, 4)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_temporal_upscaler_fills_in_frames(vae):
+    """2n - 1 latent frames, so twice the frames but one: at twice the rate the clip keeps its length."""
+    torch.manual_seed(3)
+    config = UpsamplerConfig(
+        in_channels=CHANNELS,
+        mid_channels=32,
+        num_blocks_per_stage=1,
+        dims=3,
+        spatial_upsample=False,
+        temporal_upsample=True,
+    )
+    latent = torch.randn(1, CHANNELS, 3, 2, 3)
+    upscaled = upscale_latent(LatentUpsampler(config).eval(), vae, latent, placement=on_cpu)
+    assert upscaled.shape == (1, CHANNELS, 5, 2, 3)
+    before, after = (LatentShape(*x.shape[2:]).pixels(SCALE).frames for x in (latent, upscaled))
+    assert after == 2 * before - 1
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import rescale_noise_cfg
 
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.presets import PRESETS
-from ltxkit.ltx_core.sampling.guidance import Guidance, GuidanceBranch, GuidanceStep
-from ltxkit.ltx_core.sampling.schedules import linear_quadratic
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance, GuidanceBranch, GuidanceStep, describe_plan
+from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 
 BLOCKS = frozenset({3})
 NEGATIVE, POSITIVE, PERTURBED = (
@@ -102,6 +102,20 @@ def test_official_13b_dev_lists_over_their_schedule():
     assert [step.stg_scale for step in plan] == [0] * 3 + [4] * 11 + [2] * 5 + [1] * 11
     assert sum(len(step.branches) for step in plan) == 3 * 1 + 11 * 3 + 16 * 2
     assert plan[-1].branches == (POSITIVE, GuidanceBranch("positive", frozenset({28})))
+
+
+def test_a_plan_says_what_it_costs():
+    """Ten steps with three branches; the perturbed one leaves at block 7 of 28, so each saves a quarter of a forward."""
+    guidance = Guidance(
+        scale=(1.0, 3.0), stg_scale=(0.0, 1.0), skip_blocks=((), (19, 7)), guidance_timesteps=(0.99, 0.0)
+    )
+    plan = guidance.plan(explicit([1.0, *(0.9 - 0.05 * i for i in range(10))]), 28)
+    assert describe_plan(plan, 28) == (
+        "11 steps (steps x branches: 1 x 1, 10 x 3), 31 forwards, of which sharing saves 2.5."
+    )
+    assert (
+        describe_plan(NO_GUIDANCE.plan(linear_quadratic(4), 28), 28) == "4 steps (steps x branches: 4 x 1), 4 forwards."
+    )
 
 
 @pytest.mark.parametrize(
