@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .ltx_core.errors import LTXKitError
+from .ltx_core.training.commands import TRAINING_COMMANDS, TrainingCommand
 
 if TYPE_CHECKING:
     from .ltx_core.progress import Notes, Progress, ProgressEvent
+    from .ltx_core.training.loop import StepReport
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 REFUSED = 2  # as argparse for a wrong option
@@ -265,10 +267,45 @@ def _make_tiny(options: argparse.Namespace) -> None:
     print("These weights are random: what they make is noise.")
 
 
+# --------------------------------------------------------------------------------------------------------- training
+
+
+class _TrainingConsole:
+    """What a training command says: results on stdout, everything else on stderr, steps as one bar."""
+
+    def __init__(self, progress: Progress, notes: Notes) -> None:
+        self.progress, self.note = progress, notes
+        self._bar: Any = None
+
+    def result(self, text: str) -> None:
+        print(text)
+
+    def step(self, report: StepReport) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=report.total, initial=report.step - 1, desc="train", file=sys.stderr)
+        self._bar.set_postfix(loss=f"{report.metrics.get('loss', float('nan')):.4f}", refresh=False)
+        self._bar.update(report.step - self._bar.n)
+        if report.step == report.total:
+            self._bar.close()
+
+
+def _training_command(command: TrainingCommand) -> Command:
+    def run(options: argparse.Namespace) -> None:
+        with _progress_bars() as (progress, notes):
+            status = command.run(options, _TrainingConsole(progress, notes))
+        if status:
+            raise SystemExit(status)
+
+    return Command(command.name, command.help, command.arguments, run)
+
+
 COMMANDS = (
     Command(
         "generate", "Make a clip from a prompt, from nothing or from a picture or clip.", _generate_arguments, _generate
     ),
     Command("inspect", "Say what a weights file is; reads its header only.", _inspect_arguments, _inspect),
     Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
+    *map(_training_command, TRAINING_COMMANDS),
 )

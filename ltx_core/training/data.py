@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..progress import Notes, log_note
 from ..shapes import PixelShape
 from .config import Data
 from .digits import WORDS, MovingDigits, Split, mnist_digits, sklearn_digits
@@ -169,7 +170,7 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     return clips, labels[0].astype(np.int64) if labels else None
 
 
-def open_source(config: Data, split: Split, seed: int) -> Source:
+def open_source(config: Data, split: Split, seed: int, notes: Notes = log_note) -> Source:
     """The clips that a config asks for.
 
     Raises:
@@ -181,7 +182,7 @@ def open_source(config: Data, split: Split, seed: int) -> Source:
     if config.kind == "folder":
         from .folder import VideoFolder
 
-        return VideoFolder(_path(config), sizes, split=split, fps=config.fps, seed=seed)
+        return VideoFolder(_path(config), sizes, split=split, fps=config.fps, seed=seed, notes=notes)
     if len(sizes) != 1:
         raise ConfigError(f"got {len(sizes)} data.sizes for {config.kind}; expected one; only a folder has several")
     if config.kind == "moving_mnist":

@@ -6,8 +6,10 @@ middle frame of generated clips; the motion is measured from the centre of the i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from ..media import write_image
 from ..progress import Progress, ProgressEvent, silent
 from ..shapes import PixelShape
 from .data import to_pixels
 from .digits import DIRECTIONS, HOLD_OUT, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
 from .generate import Generator, reconstruct
+from .pictures import sheet
 
 READER_SIZE = 16  # side of the picture that the reader sees
 INK = 0.1  # grey above which a pixel is ink
@@ -58,6 +62,19 @@ class Score:
     psnr: float
     two_stage_digits: float | None
 
+    def lines(self) -> list[str]:
+        """For the user."""
+        each = ", ".join(f"{word} {share:.0%}" for word, share in zip(WORDS, self.by_digit, strict=True))
+        two = "not measured" if self.two_stage_digits is None else f"{self.two_stage_digits:.1%}"
+        return [
+            f"reader on real glyphs: {self.reader:.1%}",
+            f"right digits: {self.digits:.1%} ({each})",
+            f"right direction: {self.direction:.1%}",
+            f"jerk: {self.jerk:.3f} px",
+            f"VAE on unseen glyphs: {self.psnr:.2f} dB",
+            f"right digits after two stages: {two}",
+        ]
+
     def failures(self, bar: Bar) -> list[str]:
         """What is below the bar, in words."""
         weak = [WORDS[k] for k, share in enumerate(self.by_digit) if share < bar.weak_digit]
@@ -79,6 +96,13 @@ class Score:
                 f"two stages give {self.two_stage_digits:.1%} right digits; needed {self.digits:.1%}, as one stage"
             )
         return found
+
+
+def save_score(folder: Path, score: Score, clips: Tensor) -> None:
+    """score.json, and sheet.png with one clip per digit and direction."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "score.json").write_text(json.dumps(asdict(score), indent=2) + "\n", encoding="utf-8")
+    write_image(folder / "sheet.png", sheet(clips[: len(WORDS) * len(DIRECTIONS)]))
 
 
 class Reader:
@@ -243,6 +267,4 @@ def _read_right(reader: Reader, clips: Tensor, named: Sequence[tuple[int, str]])
 
 
 def _with_glyph(clip: DigitClip, glyph: int, labels: NDArray[np.int64]) -> DigitClip:
-    from dataclasses import replace
-
     return replace(clip, glyph=glyph, label=int(labels[glyph]))

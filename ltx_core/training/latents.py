@@ -31,7 +31,7 @@ class Latents:
     """Latents of a source's samples, posterior means.
 
     count: as many samples are encoded once and used again and again, in file `folder`/latents_FxHxW.pt; 0: all are encoded
-    when they are needed.
+    when they are needed. share_sizes: a size keeps as large a share of them as it has of the batches; else all.
     """
 
     def __init__(
@@ -45,9 +45,10 @@ class Latents:
         notes: Notes,
         *,
         writes: bool,
+        share_sizes: bool = True,
     ) -> None:
         self.source, self.vae, self.count, self.folder = source, vae, count, folder
-        self.notes, self.writes = notes, writes
+        self.notes, self.writes, self.share_sizes = notes, writes, share_sizes
         self.device = next(vae.parameters()).device
         self._kept: dict[PixelShape, list[EncodedClip]] = {}
         text = json.dumps([to_tree(data), seed, count], sort_keys=True)
@@ -87,8 +88,7 @@ class Latents:
         ]
 
     def _make(self, size: PixelShape) -> list[EncodedClip]:
-        # A share of the batches has another size, and needs as large a share of the clips.
-        sizes = [self.source.size(batch) for batch in range(1000)]
+        sizes = [self.source.size(batch) for batch in range(1000)] if self.share_sizes else [size]
         count = max(8, round(self.count * sizes.count(size) / len(sizes)))
         self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
         made: list[EncodedClip] = []

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..media import write_image, write_video
+from ..media import write_gif, write_image, write_video
 
 
 def to_frames(pixels: Tensor) -> Tensor:
@@ -38,12 +38,31 @@ def save_pairs(folder: Path, original: Tensor, reconstruction: Tensor, fps: floa
     write_image(folder / "sheet.png", sheet(pairs))
     if original.shape[2] > 1:
         grid = rearrange(torch.stack([original, reconstruction]), "p b c f h w -> c f (p h) (b w)")
-        write_video(folder / "pairs.mp4", [to_frames(grid)], fps=Fraction(fps))
+        write_video(folder / "pairs.mp4", [to_frames(grid)], fps=Fraction(fps).limit_denominator(1001))
 
 
 def save_clips(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) -> None:
     """sheet.png, grid.mp4 and prompts.txt for clips (b 3 f h w), one row each, in the order of the prompts."""
     folder.mkdir(parents=True, exist_ok=True)
     write_image(folder / "sheet.png", sheet(clips))
-    write_video(folder / "grid.mp4", [to_frames(rearrange(clips, "b c f h w -> c f h (b w)"))], fps=Fraction(fps))
+    write_video(
+        folder / "grid.mp4",
+        [to_frames(rearrange(clips, "b c f h w -> c f h (b w)"))],
+        fps=Fraction(fps).limit_denominator(1001),
+    )
     (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+
+
+def save_samples(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) -> list[Path]:
+    """What `ltxkit sample` writes for clips (b 3 f h w): each as mp4 and gif, a grid, their first frames, the prompts."""
+    rate = Fraction(fps).limit_denominator(1001)
+    save_clips(folder, clips, prompts, fps)
+    paths = [folder / name for name in ("sheet.png", "grid.mp4", "prompts.txt")]
+    write_image(folder / "first_frames.png", sheet(clips[:, :, :1], frames=1))
+    paths.append(folder / "first_frames.png")
+    for number, clip in enumerate(clips):
+        frames = enlarged(to_frames(clip))
+        write_video(folder / f"{number:03d}.mp4", [frames], fps=rate)
+        write_gif(folder / f"{number:03d}.gif", frames, rate)
+        paths += [folder / f"{number:03d}.mp4", folder / f"{number:03d}.gif"]
+    return paths

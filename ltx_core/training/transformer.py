@@ -47,7 +47,7 @@ class TransformerTask:
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors")).to(world.device)
         self.transformer = self._start().to(world.device)
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
-        self.source = open_source(config.data, "train", config.seed)
+        self.source = open_source(config.data, "train", config.seed, notes)
         validation = open_source(config.data, "validation", config.seed)
         if world.first:
             config.output.mkdir(parents=True, exist_ok=True)
@@ -75,6 +75,7 @@ class TransformerTask:
         if config.optimization.compile:
             self.transformer.compile()
         self.updater = Updater(trained, config.optimization)
+        notes(f"training {self.updater.needs()}")
         self._embedded: dict[str, Tensor] = {}
 
     # ----------------------------------------------------------------------------------------------------- beginning

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..models.video_vae import Posterior, VideoVAE
+from ..progress import Notes, log_note
 from ..shapes import PixelShape
 from ..weights.build import load_vae
 from .config import VAETraining
@@ -68,10 +69,10 @@ class Reconstruction(nn.Module):
 class VAETask:
     """One VAE, its discriminator if there is one, and their optimizers."""
 
-    def __init__(self, config: VAETraining, world: World) -> None:
+    def __init__(self, config: VAETraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
         torch.manual_seed(config.seed)
-        self.source = open_source(config.data, "train", config.seed)
+        self.source = open_source(config.data, "train", config.seed, notes)
         self.validation = open_source(config.data, "validation", config.seed)
         self.vae = self._start().to(world.device, memory_format=torch.channels_last_3d)
         self.vae.requires_grad_(True)
@@ -82,6 +83,7 @@ class VAETask:
         self.perceptual = self._perceptual()
         self.objective = world.wrap(Reconstruction(self.vae, config, self.perceptual))
         self.updater = Updater([self.vae], config.optimization)
+        notes(f"training {self.updater.needs()}")
         self.adversary: PairDiscriminator | None = None
         if config.adversary.weight > 0:
             channels = self.vae.config.out_channels

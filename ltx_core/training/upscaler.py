@@ -1,0 +1,133 @@
+"""The latent upscaler's training: latents of a clip to latents of the same clip at twice the height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
+from ..progress import Notes, log_note
+from ..shapes import PixelShape
+from .config import UpscalerTraining
+from .data import open_source
+from .distributed import World, synchronised
+from .latents import Latents
+from .loop import find_export, log_values
+from .models import open_vae, save_upsampler, tensors_of, upsampler_config
+from .optimize import Updater
+from .pictures import save_pairs
+
+
+class Upscaling(nn.Module):
+    """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised latents."""
+
+    def __init__(self, upsampler: LatentUpsampler, vae: VideoVAE) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+        self._vae = [vae]  # its statistics only; its weights do not belong to what is trained
+
+    def upscaled(self, small: Tensor) -> Tensor:
+        (vae,) = self._vae
+        return vae.normalize(self.upsampler(vae.un_normalize(small)))
+
+    def forward(self, small: Tensor, large: Tensor) -> Tensor:
+        return (self.upscaled(small).float() - large).square().mean(dim=(1, 2, 3, 4))
+
+
+class UpscalerTask:
+    """A spatial upscaler on the latents of a trained VAE."""
+
+    def __init__(self, config: UpscalerTraining, world: World, notes: Notes = log_note) -> None:
+        self.config, self.world = config, world
+        torch.manual_seed(config.seed)
+        if config.vae is None:
+            raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
+        if config.data.kind not in ("digits", "mnist"):
+            raise ConfigError(
+                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes"
+            )
+        self.vae = open_vae(find_export(config.vae, "vae.safetensors")).to(world.device)
+        self.small = PixelShape(*config.data.sizes[0])
+        self.large = PixelShape(self.small.frames, self.small.height * 2, self.small.width * 2)
+        architecture = upsampler_config(config.model)
+        if architecture.temporal_upsample or not architecture.spatial_upsample:
+            raise ConfigError("got an upscaler in time; expected spatial_upsample alone; change model")
+        self.upsampler = LatentUpsampler(architecture).to(world.device)
+        self.objective = world.wrap(Upscaling(self.upsampler, self.vae))
+        self.plain = Upscaling(self.upsampler, self.vae)
+        self.updater = Updater([self.upsampler], config.optimization)
+        notes(f"training {self.updater.needs()}")
+        arguments = (self.vae, config.data, config.seed)
+        self.latents = Latents(
+            open_source(config.data, "train", config.seed),
+            *arguments,
+            config.cache_clips,
+            config.output,
+            notes,
+            writes=world.first,
+            share_sizes=False,
+        )
+        self.validation = Latents(
+            open_source(config.data, "validation", config.seed), *arguments, 0, config.output, notes, writes=False
+        )
+
+    def _pair(self, latents: Latents, indices: range) -> tuple[Tensor, Tensor]:
+        small, large = (
+            torch.stack([clip.latent for clip in latents.clips(indices, size)]).to(self.world.device)
+            for size in (self.small, self.large)
+        )
+        return small, large
+
+    def update(self, step: int) -> dict[str, float]:
+        optimization = self.config.optimization
+        count = optimization.accumulation
+        total = torch.zeros((), device=self.world.device)
+        for piece in range(count):
+            indices = self.world.indices(step, piece, optimization.batch_size, count)
+            with synchronised(self.objective, piece == count - 1):
+                loss = self.objective(*self._pair(self.latents, indices)).mean() / count
+                loss.backward()
+            total += loss.detach()
+        numbers = log_values({"loss": total}, self.world)
+        if not bool(torch.isfinite(total)):
+            return numbers  # the weights stay as they are; the loop stops
+        return numbers | self.updater.apply(step)
+
+    @torch.no_grad()
+    def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
+        with self._averaged():
+            small, large = self._pair(self.validation, range(self.config.data.validation_clips))
+            found = {"validation_loss": float(self.plain(small, large).mean())}
+            if folder is not None:
+                clips = [self.vae.un_normalize(x[:4]) for x in (large, self.plain.upscaled(small))]
+                level = torch.zeros(len(clips[0]), device=self.world.device)
+                timestep = level if self.vae.config.timestep_conditioning else None
+                original, upscaled = (
+                    self.vae.decode(x, timestep, generator=torch.Generator().manual_seed(0)) for x in clips
+                )
+                save_pairs(folder, original, upscaled, self.config.data.fps)
+        return found
+
+    def _averaged(self) -> Any:
+        return self.updater.average.applied() if self.updater.average is not None else nullcontext()
+
+    def state(self) -> dict[str, Any]:
+        return {"upscaler": tensors_of(self.upsampler), "updater": self.updater.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.upsampler.load_state_dict(state["upscaler"])
+        self.updater.load(state["updater"])
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """upscaler.safetensors, as the released ones are."""
+        if self.world.first:
+            with self._averaged():
+                save_upsampler(folder / "upscaler.safetensors", tensors_of(self.upsampler), self.upsampler.config)
