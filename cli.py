@@ -233,19 +233,10 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from .ltx_core.weights.inspect import inspect
+    from .ltx_core.weights.inspect import format_report, inspect
 
     report = inspect(options.file)
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    for name, value in report.items():
-        if isinstance(value, dict):
-            print(f"{name}:")
-            for key, entry in value.items():
-                print(f"  {key}: {json.dumps(entry)}")
-        else:
-            print(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+    print(json.dumps(report, indent=2) if options.json else format_report(report))
 
 
 def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from .build import QUANTIZATIONS, differences
 from .containers import DTYPE_NAMES, Checkpoint, TensorInfo, open_checkpoint
 from .infer import Description, describe
 from .layouts import Layout, Part, detect_layout
+from .releases import T5_XXL
 from .text_encoder import text_encoder_config
 
 _DTYPE_WORDS = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPE_NAMES.items()}
@@ -55,23 +56,19 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "unknown_tensors": list(layout.rest) if layout.parts else [],
         "problems": [],
     }
-    for part in layout.parts.values():
-        stored = [
-            checkpoint.tensors[theirs]
-            for ours, theirs in part.keys.items()
-            if not ours.startswith("per_channel_statistics.")
-        ]
-        report["dtype"][part.name] = _dtype(stored)
-        report["parameters"][part.name] = sum(info.parameters for info in stored)
-        report["bytes"][part.name] = sum(info.nbytes for info in stored)
+    for name, stored in _stored_by_part(checkpoint, layout).items():
+        report["dtype"][name] = _dtype(stored)
+        report["parameters"][name] = sum(info.parameters for info in stored)
+        report["bytes"][name] = sum(info.nbytes for info in stored)
     try:
         description = describe(checkpoint, layout, version)
         if "text_encoder" in layout.parts:
-            report["config"] |= _text_encoder_values(checkpoint, layout.parts["text_encoder"])
+            _add_text_encoder(report, checkpoint, layout.parts["text_encoder"])
     except LTXKitError as error:
         report["problems"].append(str(error))
         return report
-    report["version"] = description.versions[0] if len(description.versions) == 1 else list(description.versions)
+    if description.versions:
+        report["version"] = description.versions[0] if len(description.versions) == 1 else list(description.versions)
     report["config"] |= {
         name: {"value": _plain(item.value), "from": item.origin} for name, item in description.values.items()
     }
@@ -80,6 +77,20 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     for part in layout.parts.values():
         report["problems"] += _problems(checkpoint, part, description)
     return report
+
+
+def _stored_by_part(checkpoint: Checkpoint, layout: Layout) -> dict[str, list[TensorInfo]]:
+    """Tensors of each part, statistics aside; of a file without parts that we know, all of them."""
+    if not layout.parts:
+        return {layout.kind: list(checkpoint.tensors.values())}
+    return {
+        part.name: [
+            checkpoint.tensors[theirs]
+            for ours, theirs in part.keys.items()
+            if not ours.startswith("per_channel_statistics.")
+        ]
+        for part in layout.parts.values()
+    }
 
 
 def _quantization(checkpoint: Checkpoint, layout: Layout) -> str | None:
@@ -133,10 +144,13 @@ def _problems(checkpoint: Checkpoint, part: Part, description: Description) -> I
         yield f"{part.name}: {found}"
 
 
-def _text_encoder_values(checkpoint: Checkpoint, part: Part) -> dict[str, Any]:
+def _add_text_encoder(report: dict[str, Any], checkpoint: Checkpoint, part: Part) -> None:
     shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in part.keys.items()}
     config = text_encoder_config(shapes, checkpoint.configs.get("text_encoder", {}), checkpoint.path)
-    return {f"text_encoder.{name}": {"value": value, "from": "shapes"} for name, value in asdict(config).items()}
+    for name, value in asdict(config).items():
+        report["config"][f"text_encoder.{name}"] = {"value": value, "from": "shapes"}
+    if (config.d_model, config.d_ff, config.num_layers) == T5_XXL:
+        report["version"] = "t5xxl"
 
 
 # --- for people -------------------------------------------------------------------------------------------------------

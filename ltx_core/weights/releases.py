@@ -73,5 +73,7 @@ UPSCALERS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
     (False, True): ("temporal-0.9.7",),
 }
 
+T5_XXL = (4096, 10240, 24)  # width, feed-forward width and layers of the encoder that all releases use
+
 # The same in every released version, so known without knowing the version.
 VAE_DEFAULTS: Mapping[str, object] = {"vae.causal_decoder": False, "vae.spatial_padding_mode": "zeros"}
