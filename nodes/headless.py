@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..ltx_core.errors import LTXKitError
-from .headless_nodes import CORE_NODES
+from .headless_nodes import CORE_DISPLAY_NAMES, CORE_NODES
 from .host import PlainHost, use_host
 from .prompt import (
     Classes,
@@ -35,12 +35,15 @@ log = logging.getLogger("ltxkit")
 UI = dict[str, Any]
 
 
-def object_info(classes: Classes, display_names: Mapping[str, str]) -> dict[str, Any]:
+def object_info(classes: Classes) -> dict[str, Any]:
     """What `GET /object_info` of a ComfyUI server says about these classes (server.py `node_info`)."""
-    return {name: _node_info(name, node_class, display_names) for name, node_class in classes.items()}
+    from . import NODE_DISPLAY_NAME_MAPPINGS
+
+    titles = {**CORE_DISPLAY_NAMES, **NODE_DISPLAY_NAME_MAPPINGS}
+    return {name: _node_info(name, node_class, titles.get(name, name)) for name, node_class in classes.items()}
 
 
-def _node_info(name: str, node_class: Any, display_names: Mapping[str, str]) -> dict[str, Any]:
+def _node_info(name: str, node_class: Any, title: str) -> dict[str, Any]:
     inputs = node_class.INPUT_TYPES()
     info = {
         "input": inputs,
@@ -49,7 +52,7 @@ def _node_info(name: str, node_class: Any, display_names: Mapping[str, str]) -> 
         "output_is_list": getattr(node_class, "OUTPUT_IS_LIST", [False] * len(node_class.RETURN_TYPES)),
         "output_name": getattr(node_class, "RETURN_NAMES", node_class.RETURN_TYPES),
         "name": name,
-        "display_name": display_names.get(name, name),
+        "display_name": title,
         "description": getattr(node_class, "DESCRIPTION", ""),
         "python_module": getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes"),
         "category": getattr(node_class, "CATEGORY", "sd"),

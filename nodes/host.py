@@ -152,7 +152,7 @@ class PlainHost:
         return self.placement(module, memory_required=memory_required)
 
     def release(self, module: nn.Module) -> None:
-        """Nothing to do: here no module stays on the device after its run."""
+        self.placement.release(module)
 
     @property
     def output_device(self) -> torch.device:

@@ -188,8 +188,20 @@ class DecodeVideo(sockets.Node):
     def run(
         self, latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
     ) -> tuple[Tensor]:
-        with host().place(vae) as device:
-            px = vae.decode(vae.un_normalize(latent["samples"]).to(device), torch.tensor([decode_timestep]) if vae.config.timestep_conditioning else None)
-        frames = (px[0].float().movedim(0, -1) / 2 + 0.5).clamp(0, 1)
+        images = decode_frames(
+            sockets.received(sockets.VAE, vae, "vae"),
+            sockets.latent_samples(latent),
+            decode_timestep,
+            decode_noise_scale,
+            seed,
+        )
         canvas = sockets.latent_canvas(latent)
-        return (crop_to(frames, canvas.size) if canvas else frames,)
+        return ((crop_to(images, canvas.size) if canvas else images).to(host().output_device),)
+
+
+def decode_frames(vae: VideoVAE, latent: Tensor, timestep: float, noise_scale: float, seed: int) -> Tensor:
+    with host().place(vae) as device:
+        px = vae.decode(
+            vae.un_normalize(latent).to(device), torch.tensor([timestep]) if vae.config.timestep_conditioning else None
+        )
+    return (px[0].float().movedim(0, -1) / 2 + 0.5).clamp(0, 1)

@@ -12,10 +12,12 @@ from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.canvas import on_canvas
-from ..ltx_core.pipelines.condition import Condition
+from ..ltx_core.pipelines.condition import Condition, fit_frames
 from ..ltx_core.pipelines.generate import sample
-from ..ltx_core.pipelines.recipe import guidance_for, recipe_for, sampler_for, sigmas_for
+from ..ltx_core.pipelines.recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for
+from ..ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
 from ..ltx_core.presets import PassPreset, Preset
+from ..ltx_core.sampling.filters import tone_map
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.sampling.samplers import SamplerSettings
@@ -31,6 +33,7 @@ from ..ltx_core.sampling.schedules import (
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .host import host
+from .latent import decode_frames
 from .widgets import choice, decimal, integer, link, seed, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
@@ -270,6 +273,7 @@ class SampleVideo(sockets.Node):
             conditions=_placed(conditions, canvas.size if canvas else size, size),
             vae=None if vae is None else sockets.received(sockets.VAE, vae, "vae"),
             noise_mask=latent.get("noise_mask"),
+            keyframe_idxs=values.get("keyframe_idxs"),
             progress=host().progress(),
             notes=host().say,
         )
@@ -325,7 +329,45 @@ class GenerateTwoStage(sockets.Node):
         conditions: Sequence[Condition] = (),
         second_model: sockets.Model | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        raise NotImplementedError
+        first = _model(model, "Two-Stage")
+        second = first if second_model is None else _model(second_model, "the second pass")
+        vae = sockets.received(sockets.VAE, vae, "vae")
+        prompt, values = sockets.from_conditioning(positive, "positive")
+        asked = PixelShape(frames, height, width)
+        size = first_pass_size(asked, vae.config.scale_factors)
+        tokens = size.latent(vae.config.scale_factors).tokens
+        fps = sockets.frame_rate(values, None)
+        noise = SeededNoise(seed)
+        recipe, refining = _recipe(first, say=True), _recipe(second, say=second is not first)
+        second_pass = refining.second_pass or REFINE
+        latent = generate_two_stage(
+            _pass_settings(first, recipe.first_pass or recipe.one_pass, recipe, tokens, condition_noise),
+            _pass_settings(second, second_pass, refining, 4 * tokens, condition_noise),
+            sockets.received(sockets.UPSCALER, upscaler, "upscaler"),
+            vae,
+            prompt,
+            sockets.from_conditioning(negative, "negative")[0],
+            size=size,
+            fps=fps,
+            noise=(noise, noise),
+            placement=host().place,
+            adain_factor=adain,
+            conditions=_placed(conditions, asked, PixelShape(size.frames, height, width)),
+            progress=host().progress(),
+            notes=host().say,
+        )
+        latent = tone_map(latent, second_pass.tone_map_compression_ratio)
+        images = decode_frames(vae, latent, refining.decode_timestep, refining.decode_noise_scale, seed + 1)
+        images = fit_frames(images[:frames], height, width, "stretch")
+        return images.to(host().output_device), {"samples": latent.to(host().output_device)}
+
+
+def _pass_settings(
+    model: sockets.Model, entry: PassPreset, recipe: Preset, tokens: int, condition_noise: float
+) -> PassSettings:
+    sigmas = sigmas_for(entry, model.info.scheduler, tokens)
+    settings = _settings(recipe, "preset", condition_noise)
+    return PassSettings(model.transformer, sigmas, guidance_for(entry, recipe), settings)
 
 
 def _model(model: Any, wanted_for: str) -> sockets.Model:

@@ -203,7 +203,7 @@ def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, d
     """The prompt in a CONDITIONING, and the values that came with it.
 
     Raises:
-        ConfigError: not a CONDITIONING. UnsupportedError: it holds several, or guide frames of native nodes.
+        ConfigError: not a CONDITIONING. UnsupportedError: it holds several.
     """
     if not isinstance(conditioning, list) or not conditioning or not isinstance(conditioning[0], list | tuple):
         raise ConfigError(
@@ -214,11 +214,6 @@ def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, d
             f"got {len(conditioning)} conditionings combined on `{name}`; expected one; connect a single prompt"
         )
     embeddings, values = conditioning[0]
-    if values.get("keyframe_idxs") is not None:
-        raise UnsupportedError(
-            f"got guide frames of LTXVAddGuide on `{name}`; expected none; use Condition (LTXKit) instead of "
-            "LTXVAddGuide, or LTXVCropGuides before this node"
-        )
     return EncodedPrompt(embeddings, values.get("attention_mask")), values
 
 
