@@ -75,12 +75,11 @@ def integrate(
         mask = mask[:, :1]  # one level per sample: the model embeds it once
     hard = mask == 0
     noised_conditions = settings.condition_noise > 0 and bool(hard.any())
-    levels = sigmas.to(x.device)
-    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
         if noised_conditions:
             noised = clean + settings.condition_noise * sigma**2 * token_noise(noise, x)
             x = torch.where(hard, noised, x)
-        level = torch.minimum(sigma, mask)
+        level = mask.clamp(max=sigma)
         level_next = _next_level(level, sigma, sigma_next, mask, settings.levels)
         v = velocity(step, x, level)
         x0 = x - level * v
@@ -95,9 +94,9 @@ def integrate(
     return state.with_latent(x)
 
 
-def _next_level(level: Tensor, sigma: Tensor, sigma_next: Tensor, mask: Tensor, levels: Levels) -> Tensor:
+def _next_level(level: Tensor, sigma: float, sigma_next: float, mask: Tensor, levels: Levels) -> Tensor:
     """The level of each token after the step from `sigma` to `sigma_next`."""
     if levels == "own":
-        return torch.minimum(sigma_next, mask)
+        return mask.clamp(max=sigma_next)
     moves = sigma - 1e-6 < mask  # denoising_step: a token joins once the schedule has come down to its level
     return torch.where(moves, sigma_next, level)

@@ -105,7 +105,7 @@ def test_official_13b_dev_lists_over_their_schedule():
 
 
 def test_a_plan_says_what_it_costs():
-    """Ten steps with three branches; the perturbed one leaves at block 7 of 28, so each saves a quarter of a forward."""
+    """Ten steps with three branches; the perturbed one leaves at block 7 of 28: each saves a quarter of a forward."""
     guidance = Guidance(
         scale=(1.0, 3.0), stg_scale=(0.0, 1.0), skip_blocks=((), (19, 7)), guidance_timesteps=(0.99, 0.0)
     )
