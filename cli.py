@@ -258,6 +258,35 @@ def _make_tiny(options: argparse.Namespace) -> None:
     print("These weights are random: what they make is noise.")
 
 
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", type=Path, help="a workflow in API format, such as those in workflows/api/")
+    parser.add_argument("--models", type=Path, required=True, help="a folder laid out like ComfyUI's models folder")
+    parser.add_argument("--input", type=Path, default=Path("input"), help="where Load Image and Load Video look")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="where the results go")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TITLE.INPUT=VALUE", help="another value for an input of a node"
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from .nodes.headless import run_workflow
+
+    with _progress_bars() as (progress, notes):
+        files = run_workflow(
+            options.workflow,
+            models=options.models,
+            input_folder=options.input,
+            output_folder=options.output,
+            assignments=options.set,
+            progress=progress,
+            notes=notes,
+        )
+    print(*files, sep="\n")
+
+
 # --------------------------------------------------------------------------------------------------------- training
 
 
@@ -296,6 +325,7 @@ COMMANDS = (
     Command(
         "generate", "Make a clip from a prompt, from nothing or from a picture or clip.", _generate_arguments, _generate
     ),
+    Command("run", "Run a ComfyUI workflow (API format) without ComfyUI.", _run_arguments, _run),
     Command("inspect", "Say what a weights file is; reads its header only.", _inspect_arguments, _inspect),
     Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
     *map(_training_command, TRAINING_COMMANDS),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..ltx_core.errors import LTXKitError
+from ..ltx_core.progress import Notes, Progress, log_note, silent
 from .headless_nodes import CORE_DISPLAY_NAMES, CORE_NODES
 from .host import PlainHost, use_host
 from .prompt import (
@@ -152,7 +153,8 @@ def run_workflow(
     input_folder: Path,
     output_folder: Path,
     assignments: Sequence[str] = (),
-    quiet: bool = False,
+    progress: Progress = silent,
+    notes: Notes = log_note,
 ) -> list[Path]:
     """Execute an API-format workflow file and give back the files it saved.
 
@@ -160,8 +162,11 @@ def run_workflow(
         models: a folder laid out like ComfyUI's `models`.
         input_folder, output_folder: where loading nodes look and saving nodes write; neither is ever left.
         assignments: see `set_inputs`.
+
+    Raises:
+        LTXKitError: the file is no prompt, has problems (all are named), or a node refused its input.
     """
-    host = PlainHost(models, input_folder, output_folder, quiet=quiet)
+    host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
         prompt = set_inputs(read_prompt(workflow), assignments, classes)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.memory.placement import DeviceCopies, DevicePlacement, weight_bytes
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.progress import Progress, ProgressEvent, silent
+from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,13 +91,13 @@ def use_host(chosen: Host) -> Iterator[None]:
 
 
 class PlainHost:
-    """A plain process: folders from the command line, one progress bar per stage, the best device there is.
+    """A plain process: folders from the command line, the best device there is.
 
     Args:
         models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
         input_folder, output_folder: where loading nodes look, and where saving nodes write.
         device: where models run; None picks CUDA, then MPS, then the CPU.
-        quiet: no progress bars.
+        progress, notes: who wants to know how far a node is, and what it has to say.
     """
 
     def __init__(
@@ -107,14 +107,15 @@ class PlainHost:
         output_folder: Path,
         *,
         device: torch.device | None = None,
-        quiet: bool = False,
+        progress: Progress = silent,
+        notes: Notes = log_note,
     ) -> None:
         self.models = models
         self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
         self.placement = DevicePlacement(device)
-        self.quiet = quiet
+        self.report = progress
+        self.notes = notes
         self.running = ""  # title of the node that runs; the runner sets it
-        self.said: list[tuple[str, str]] = []  # (title, text)
 
     def model_folders(self, kind: str) -> list[Path]:
         folders = [self.models / name for name in ALIASES.get(kind, (kind,))]
@@ -128,25 +129,10 @@ class PlainHost:
         return []
 
     def progress(self) -> Progress:
-        if self.quiet:
-            return silent
-        from tqdm import tqdm
-
-        bar: Any = None
-
-        def report(event: ProgressEvent) -> None:
-            nonlocal bar
-            if bar is None or bar.desc != event.stage or event.step < bar.n:
-                bar = tqdm(total=event.total, desc=event.stage, file=sys.stderr)
-            bar.update(event.step - bar.n)
-            if event.step == event.total:
-                bar.close()
-
-        return report
+        return self.report
 
     def say(self, text: str) -> None:
-        self.said.append((self.running, text))
-        log.info("%s: %s", self.running, text)
+        self.notes(f"{self.running}: {text}")
 
     def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
         return self.placement(module, memory_required=memory_required)
