@@ -143,7 +143,7 @@ def test_vae(tiny_models: TinyModels, tmp_path: Path, generation: str) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 3, 9, 64, 96, generator=generator) * 2 - 1
     expected = theirs.encode(pixels, return_dict=False)[0].mean
-    # Narrow encoders amplify rounding (see the parity of the VAE itself); the mean error shows that weights are the same.
+    # Narrow encoders amplify rounding (see the parity of the VAE itself); the mean error shows that the weights agree.
     assert (ours.encode(pixels).mode() - expected).norm() / expected.norm() < 1e-4
     timestep = torch.tensor([0.05]) if ours.config.timestep_conditioning else None
     latent = torch.randn(1, ours.config.latent_channels, 2, 2, 3, generator=generator)
