@@ -18,6 +18,7 @@ from ..sampling.guidance import NO_GUIDANCE, Guidance
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
 from ..sampling.samplers import EULER, SamplerSettings, integrate
+from ..sampling.schedules import check_sigmas
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from .condition import Condition, encode_conditions
 
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 class EncodedPrompt:
     """What the text encoder made of one prompt, or of one per sample.
 
-    embeddings: (1 | b, l, c) float, padded on the right. mask: (1 | b, l) integer or bool, 1 = a real token; None: all
-    are.
+    embeddings: (1 | b, l, c) float. mask: (1 | b, l) integer or bool, 1 = a real token, 0 = padding; None: all real.
     """
 
     embeddings: Tensor
@@ -80,6 +80,7 @@ def sample(
         UnsupportedError: the model returned numbers that are not finite.
     """
     coordinates = Coordinates(scale, fps, transformer.config.causal_temporal_positioning)
+    check_sigmas(sigmas)
     _check_latent(latent, transformer.config.in_channels)
     _check_prompts(positive, negative, latent.shape[0], transformer.config.caption_channels)
     plan = guidance.plan(sigmas, transformer.config.num_layers)

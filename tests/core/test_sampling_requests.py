@@ -38,10 +38,11 @@ class CellMeans:
     def config(self):
         return self
 
-    def encode(self, pixels):
+    def stream_encode(self, chunks):
+        pixels = torch.cat(list(chunks), dim=2)
         grid = PixelShape(*pixels.shape[2:]).latent(self.scale_factors)
         means = torch.nn.functional.adaptive_avg_pool3d(pixels[:, :CHANNELS], tuple(grid))
-        return Posterior(means, torch.full_like(means, -30.0))
+        yield Posterior(means, torch.full_like(means, -30.0))
 
     def normalize(self, latent):
         return latent
