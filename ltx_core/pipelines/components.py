@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import media
 from ..errors import ConfigError
-from ..memory.placement import DevicePlacement, Placement
+from ..memory.devices import memory
+from ..memory.placement import MARGIN, DevicePlacement, weight_bytes
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -34,14 +34,16 @@ from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
 from ..weights.text_encoder import load_text_encoder
-from .canvas import on_canvas
+from .canvas import crop_to, on_canvas
 from .condition import Condition, fit_frames
+from .decode import decode_frames
 from .generate import sample
 from .recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for
 from .text import encode_prompts
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
+DECODE_SEED = 1 << 32  # added to the seed, so that decoding does not mix in the very noise that the clip was made from
 
 Path_ = Path | str
 
@@ -59,7 +61,7 @@ class Components:
     upscaler: LatentUpsampler | None
     info: CheckpointInfo
     recipe: Preset
-    placement: Placement
+    placement: DevicePlacement
     sources: Mapping[str, str]
 
     @classmethod
@@ -160,9 +162,7 @@ class Components:
             negative_prompt = None
 
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-        encoded = encode_prompts(
-            self.text_encoder, prompts, placement=self.placement, progress=progress, notes=notes
-        )
+        encoded = encode_prompts(self.text_encoder, prompts, placement=self.placement, progress=progress, notes=notes)
         positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         canvas = PixelShape(size.frames, asked.height, asked.width) if two else size
         shown = [on_canvas(_prepared(condition, asked, crf), asked, canvas) for condition in conditions]
@@ -242,27 +242,24 @@ class Clip:
 
     def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
         """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; the same ones at every call."""
-        vae, recipe = self.components.vae, self.components.recipe
-        scale = vae.config.scale_factors
-        z = self.latent
-        t = None
-        if vae.config.timestep_conditioning:
-            s = recipe.decode_noise_scale
-            z = z * (1 - s) + s * SeededNoise(self.seed + 1)(z.shape)
-            t = torch.tensor([recipe.decode_timestep])
+        made_by = self.components
         count = 0
-        with torch.no_grad():
-            for pix in vae.stream_decode(vae.un_normalize(z), t, noise=vae.draw_noise(*z.shape[-2:], torch.Generator().manual_seed(1))):
-                fr = (pix[0].permute(1, 2, 3, 0).float() * 0.5 + 0.5).clamp(0, 1)
-                if self.components.upscaler:
-                    fr = F.interpolate(fr.permute(0, 3, 1, 2), (self.size.height, self.size.width), mode="bilinear").permute(0, 2, 3, 1)
-                else:
-                    from .canvas import crop_to
-                    fr = crop_to(fr, self.size)
-                fr = fr[: self.size.frames - count]
-                count += len(fr)
-                if len(fr):
-                    yield fr
+        for frames in decode_frames(
+            made_by.vae,
+            self.latent,
+            decode_timestep=made_by.recipe.decode_timestep,
+            decode_noise_scale=made_by.recipe.decode_noise_scale,
+            seed=self.seed + DECODE_SEED,
+            placement=made_by.placement,
+            memory=_room(made_by.placement, made_by.vae.decoder),
+            progress=progress,
+        ):
+            if made_by.upscaler is not None:  # the second pass has a size of its own
+                frames = fit_frames(frames, self.size.height, self.size.width, "stretch")
+            frames = crop_to(frames, self.size)[: self.size.frames - count]
+            count += len(frames)
+            if len(frames):
+                yield frames
 
     def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
         """Decode into an mp4, frame by frame. contact_sheet: also some frames as one picture.
@@ -309,6 +306,12 @@ def _prepared(condition: Condition, asked: PixelShape, crf: int) -> Condition:
     frames = media.resize(frames, asked.height, asked.width, condition.resize)
     frames = fit_frames(frames, asked.height, asked.width, "fit")  # continues the edges, where the policy was "fit"
     return replace(condition, frames=media.compress(frames, crf))
+
+
+def _room(placement: DevicePlacement, module: nn.Module) -> int | None:
+    """Bytes for the activations of a module on an accelerator; None: main memory, of which the system has the say."""
+    found = memory(placement.device) if placement.device.type != "cpu" else None
+    return None if found is None else found.free - weight_bytes(module) - int(MARGIN * found.total)
 
 
 def _rate(fps: Fraction | float) -> Fraction:
