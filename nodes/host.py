@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.memory.devices import memory
 from ..ltx_core.memory.placement import DeviceCopies, DevicePlacement, weight_bytes
-from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Host(Protocol):
         """Take a module's weights off the device now, without waiting until the memory is needed."""
         ...
 
+    def spare_memory(self, module: nn.Module) -> int | None:
+        """Bytes that work with `module` may take on its device beside the weights; None: nobody counts them there."""
+        ...
+
     @property
     def output_device(self) -> torch.device:
         """Where tensors that leave a node belong."""
@@ -76,8 +81,13 @@ def host() -> Host:
     if chosen is not None:
         return chosen
     if "folder_paths" in sys.modules:
-        return ComfyUIHost()
+        return _comfyui()
     raise UnsupportedError("got a node outside ComfyUI; expected a host; use `ltxkit run`, or `with use_host(...)`")
+
+
+@functools.cache
+def _comfyui() -> ComfyUIHost:
+    return ComfyUIHost()
 
 
 @contextmanager
@@ -140,6 +150,11 @@ class PlainHost:
     def release(self, module: nn.Module) -> None:
         self.placement.release(module)
 
+    def spare_memory(self, module: nn.Module) -> int | None:
+        device = self.placement.device
+        there = None if device.type == "cpu" else memory(device)
+        return None if there is None else max(there.free - weight_bytes(module), 1)
+
     @property
     def output_device(self) -> torch.device:
         return torch.device("cpu")
@@ -147,6 +162,9 @@ class PlainHost:
 
 class ComfyUIHost:
     """The ComfyUI process that has loaded this pack."""
+
+    def __init__(self) -> None:
+        self._said: tuple[object, list[str]] = (None, [])  # by whom, and what
 
     def model_folders(self, kind: str) -> list[Path]:
         import folder_paths
@@ -185,8 +203,12 @@ class ComfyUIHost:
         log.info("%s", text)
         server = getattr(PromptServer, "instance", None)
         node = getattr(server, "last_node_id", None)
-        if server is not None and node is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(text, node)
+        if server is None or node is None or not hasattr(server, "send_progress_text"):
+            return
+        # A node shows one text: what it is told replaces what it showed.
+        run = (getattr(server, "last_prompt_id", None), node)
+        self._said = (run, [*self._said[1], text] if self._said[0] == run else [text])
+        server.send_progress_text("\n".join(self._said[1]), node)
 
     @contextmanager
     def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
@@ -201,6 +223,17 @@ class ComfyUIHost:
 
         _comfy_patcher(module).detach()
         model_management.soft_empty_cache()
+
+    def spare_memory(self, module: nn.Module) -> int | None:
+        from comfy import model_management
+
+        device = _comfy_device(module)
+        if device.type == "cpu":
+            return None
+        # Core unloads what it has loaded when somebody asks for the memory.
+        loaded = [one for one in model_management.current_loaded_models if one.device == device]
+        free = model_management.get_free_memory(device) + sum(one.model_loaded_memory() for one in loaded)
+        return max(int(free - model_management.extra_reserved_memory()) - weight_bytes(module), 1)
 
     @property
     def output_device(self) -> torch.device:
@@ -270,7 +303,7 @@ def _comfy_patcher(module: nn.Module) -> Any:
 def _comfy_device(module: nn.Module) -> torch.device:
     from comfy import model_management
 
-    if isinstance(module, VideoVAE):
+    if isinstance(module, VideoVAE | Encoder | Decoder):
         return model_management.vae_device()
     if type(module).__name__ == "T5EncoderModel":  # transformers' class, not worth importing transformers for
         return model_management.text_encoder_device()

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ltx_core.media import rgb_frames
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.canvas import crop_to
+from ..ltx_core.pipelines.canvas import crop_to, pad_to
+from ..ltx_core.pipelines.decode import decode
+from ..ltx_core.pipelines.encode import encode_frames
 from ..ltx_core.pipelines.two_stage import upscale_latent
 from ..ltx_core.shapes import PixelShape, ScaleFactors
 from . import sockets
@@ -155,7 +158,20 @@ class EncodeVideo(sockets.Node):
         }
 
     def run(self, images: Tensor, vae: VideoVAE, frame_rate: float) -> tuple[dict[str, Any]]:
-        raise NotImplementedError
+        vae = sockets.received(sockets.VAE, vae, "vae")
+        frames = rgb_frames(images)
+        asked = PixelShape(*frames.shape[:3])
+        grid = asked.padded(vae.config.scale_factors)
+        say_padding(asked, vae.config.scale_factors)
+        samples = encode_frames(
+            vae,
+            pad_to(frames.cpu(), grid),
+            placement=host().place,
+            memory=host().spare_memory(vae.encoder),
+            progress=host().progress(),
+        )
+        canvas = sockets.Canvas(asked, frame_rate, grid.latent(vae.config.scale_factors))
+        return ({"samples": samples.to(host().output_device), "ltxkit_canvas": canvas},)
 
 
 class DecodeVideo(sockets.Node):
@@ -188,20 +204,26 @@ class DecodeVideo(sockets.Node):
     def run(
         self, latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
     ) -> tuple[Tensor]:
-        images = decode_frames(
-            sockets.received(sockets.VAE, vae, "vae"),
-            sockets.latent_samples(latent),
-            decode_timestep,
-            decode_noise_scale,
-            seed,
-        )
+        clips = decode_clips(latent, vae, decode_timestep, decode_noise_scale, seed)
         canvas = sockets.latent_canvas(latent)
-        return ((crop_to(images, canvas.size) if canvas else images).to(host().output_device),)
+        if canvas is not None:
+            clips = [crop_to(clip, canvas.size) for clip in clips]
+        return (torch.cat(clips).to(host().output_device),)
 
 
-def decode_frames(vae: VideoVAE, latent: Tensor, timestep: float, noise_scale: float, seed: int) -> Tensor:
-    with host().place(vae) as device:
-        px = vae.decode(
-            vae.un_normalize(latent).to(device), torch.tensor([timestep]) if vae.config.timestep_conditioning else None
-        )
-    return (px[0].float().movedim(0, -1) / 2 + 0.5).clamp(0, 1)
+def decode_clips(
+    latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
+) -> list[Tensor]:
+    """The frames (f, h, w, 3) of every clip of a LATENT, as large as its grid."""
+    vae = sockets.received(sockets.VAE, vae, "vae")
+    clips = decode(
+        vae,
+        sockets.latent_samples(latent),
+        decode_timestep=decode_timestep,
+        decode_noise_scale=decode_noise_scale,
+        seed=seed,
+        placement=host().place,
+        memory=host().spare_memory(vae.decoder),
+        progress=host().progress(),
+    )
+    return list(clips)

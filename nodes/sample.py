@@ -14,7 +14,7 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.canvas import on_canvas
 from ..ltx_core.pipelines.condition import Condition, fit_frames
 from ..ltx_core.pipelines.generate import sample
-from ..ltx_core.pipelines.recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for
+from ..ltx_core.pipelines.recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
 from ..ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
 from ..ltx_core.presets import PassPreset, Preset
 from ..ltx_core.sampling.filters import tone_map
@@ -33,7 +33,7 @@ from ..ltx_core.sampling.schedules import (
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .host import host
-from .latent import decode_frames
+from .latent import decode_clips
 from .widgets import choice, decimal, integer, link, seed, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
@@ -258,17 +258,21 @@ class SampleVideo(sockets.Node):
         recipe = _recipe(handle, say=schedule is None or guidance is None)
         if schedule is None:
             schedule = sigmas_for(recipe.one_pass, handle.info.scheduler, grid.tokens)
+        sigmas = _sigmas(schedule)
+        guidance = guidance_for(recipe.one_pass, recipe) if guidance is None else _guidance(guidance)
+        for warning in warnings_for(recipe, sigmas, guidance.plan(sigmas, handle.transformer.config.num_layers)):
+            host().say(warning)
         result = sample(
             handle.transformer,
             samples,
             prompt,
             sockets.from_conditioning(negative, "negative")[0],
-            sigmas=_sigmas(schedule),
+            sigmas=sigmas,
             noise=SeededNoise(seed),
             fps=sockets.frame_rate(values, canvas),
             scale=handle.scale,
             placement=host().place,
-            guidance=guidance_for(recipe.one_pass, recipe) if guidance is None else _guidance(guidance),
+            guidance=guidance,
             settings=_settings(recipe, sampler, condition_noise),
             conditions=_placed(conditions, canvas.size if canvas else size, size),
             vae=None if vae is None else sockets.received(sockets.VAE, vae, "vae"),
@@ -357,9 +361,9 @@ class GenerateTwoStage(sockets.Node):
             notes=host().say,
         )
         latent = tone_map(latent, second_pass.tone_map_compression_ratio)
-        images = decode_frames(vae, latent, refining.decode_timestep, refining.decode_noise_scale, seed + 1)
-        images = fit_frames(images[:frames], height, width, "stretch")
-        return images.to(host().output_device), {"samples": latent.to(host().output_device)}
+        result = {"samples": latent.to(host().output_device)}
+        (clip,) = decode_clips(result, vae, refining.decode_timestep, refining.decode_noise_scale, seed)
+        return fit_frames(clip[:frames], height, width, "stretch").to(host().output_device), result
 
 
 def _pass_settings(

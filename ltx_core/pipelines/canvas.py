@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,14 +18,21 @@ def crop_to(frames: Tensor, asked: PixelShape) -> Tensor:
     return frames[: asked.frames, top : top + asked.height, left : left + asked.width]
 
 
+def pad_to(frames: Tensor, grid: PixelShape) -> Tensor:
+    """The clip (f h w c) in the middle of its grid, its edges and its last frame continued; `crop_to` undoes it."""
+    f, h, w, _ = frames.shape
+    top, left = (grid.height - h) // 2, (grid.width - w) // 2
+    border = (left, grid.width - w - left, top, grid.height - h - top)
+    padded = F.pad(frames.movedim(-1, 1), border, mode="replicate").movedim(1, -1)
+    return padded[torch.arange(grid.frames).clamp(max=f - 1)] if grid.frames > f else padded
+
+
 def on_canvas(condition: Condition, asked: PixelShape, grid: PixelShape) -> Condition:
     """The condition such that `crop_to` gives back what it shows: resized to `asked`, its edges continued to `grid`.
 
     A frame index that counts from the end counts from the end of `asked`.
     """
     frames = fit_frames(condition.frames, asked.height, asked.width, condition.resize)
-    top, left = (grid.height - asked.height) // 2, (grid.width - asked.width) // 2
-    border = (left, grid.width - asked.width - left, top, grid.height - asked.height - top)
-    frames = F.pad(frames.movedim(-1, 1), border, mode="replicate").movedim(1, -1)
+    frames = pad_to(frames, PixelShape(len(frames), grid.height, grid.width))
     start = condition.frame + asked.frames if -asked.frames <= condition.frame < 0 else condition.frame
     return replace(condition, frames=frames, frame=start)
