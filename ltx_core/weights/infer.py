@@ -67,10 +67,12 @@ class Description:
     def _build(self, part: str, config: type[_C]) -> _C:
         missing = [name for name in self.missing if name.startswith(f"{part}.")]
         if missing:
-            choices = self.versions or tuple(RELEASES)
+            of_a_version = any(name in release.values() for release in RELEASES.values() for name in missing)
+            choices = ", ".join(self.versions or tuple(RELEASES))
+            advice = f"pass version=, one of {choices}" if of_a_version else "use the original file, with its metadata"
             raise ConfigError(
-                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected a known "
-                f"version; pass version=, one of {', '.join(choices)}"
+                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected one or the "
+                f"other to; {advice}"
             )
         return _config(config, {name: self.values[name].value for name in _fields(part, config)})
 

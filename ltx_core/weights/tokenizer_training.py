@@ -30,7 +30,8 @@ Symbols: 50% & 100$ #1 @home a+b=c <tag> [list] {set} back\\slash under_score ~t
 def train_tokenizer(path: Path, vocab_size: int = 400, sentences: Sequence[str] | None = None) -> int:
     """Write a unigram model with T5's special tokens (padding 0, end of sequence 1, unknown 2) to `path`.
 
-    sentences: to learn from; None: the text above. The same bytes every time. Returns the number of pieces, at most `vocab_size`.
+    sentences: to learn from; None: the text above. The same bytes every time.
+    Returns the number of pieces, at most `vocab_size`.
     """
     import sentencepiece
 

@@ -288,6 +288,20 @@ def test_where_versions_differ_the_user_is_asked(late: Path, tmp_path: Path) -> 
     assert "28 layers; expected a 2b version" in message(load_transformer, alone, version="13b-0.9.8-dev")
 
 
+def test_what_no_version_tells_needs_the_metadata(late: Path, tmp_path: Path) -> None:
+    """A strided encoder whose decoder does not mirror it: the strides are in the metadata alone."""
+    tensors = {
+        name.replace("down_blocks.1.conv.conv.", "down_blocks.1.conv."): tensor
+        for name, tensor in load_file(late).items()
+        if "decoder.up_blocks" not in name
+    }
+    tensors["vae.decoder.up_blocks.0.res_blocks.0.conv1.conv.weight"] = torch.ones(8, 64, 1, 1, 1)
+    save_file(tensors, tmp_path / "own.safetensors")
+    text = message(load_vae, tmp_path / "own.safetensors")
+    assert "do not say vae.encoder_blocks" in text
+    assert "use the original file, with its metadata" in text
+
+
 def test_a_file_that_is_no_release_says_which_it_cannot_be(late: Path, tmp_path: Path) -> None:
     tensors = {name: t for name, t in load_file(late).items() if "transformer_blocks.27." not in name}
     config = config_of(late)
