@@ -75,8 +75,11 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 def vae_config() -> Callable[..., VideoVAEConfig]:
     """vae_config("0.9.0" | "0.9.1" | "0.9.5" | "16x4", latent_channels=16, width=8): the config of a narrow VAE.
 
-    The first three have the block lists of the released generations with fewer layers; the last is a 16x16x4 model.
+    The first three have the block lists of the released generations with fewer layers, or as many in the decoder with
+    `released_depth=True`; the last is a 16x16x4 model.
     """
+    from dataclasses import replace
+
     from ltxkit.ltx_core.config import VAEBlock, VideoVAEConfig
 
     def block(kind: str, layers: int = 1, multiplier: int = 1, *, noise: bool = False) -> VAEBlock:
@@ -114,7 +117,15 @@ def vae_config() -> Callable[..., VideoVAEConfig]:
         "16x4": widening(up[:2], (1, 1, 1)),
     }
 
-    def get(generation: str, latent_channels: int = 16, width: int = 8) -> VideoVAEConfig:
+    depths = {"0.9.0": (4, 3, 3, 3, 4), "0.9.1": (5, 6, 7, 8), "0.9.5": (5, 5, 5, 5), "16x4": (4, 4, 4)}
+
+    def deepened(generation: str) -> tuple[VAEBlock, ...]:
+        depth = iter(depths[generation])
+        return tuple(replace(b, num_layers=next(depth)) if b.kind == "res_x" else b for b in decoders[generation])
+
+    def get(
+        generation: str, latent_channels: int = 16, width: int = 8, *, released_depth: bool = False
+    ) -> VideoVAEConfig:
         return VideoVAEConfig(
             in_channels=3,
             out_channels=3,
@@ -123,7 +134,7 @@ def vae_config() -> Callable[..., VideoVAEConfig]:
             encoder_base_channels=width,
             decoder_base_channels=width,
             encoder_blocks=encoders[generation],
-            decoder_blocks=decoders[generation],
+            decoder_blocks=deepened(generation) if released_depth else decoders[generation],
             timestep_conditioning=generation != "0.9.0",
             causal_decoder=False,
             spatial_padding_mode="zeros",

@@ -25,7 +25,7 @@ class Conv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight.to(input.dtype)
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        t, h, w = padding = self.padding
+        t, h, w = padding = tuple(int(side) for side in self.padding)
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, (w, w, h, h, t, t), mode=self.padding_mode), (0, 0, 0)
         if input.device.type == "cpu" and torch.backends.mkldnn.is_available():

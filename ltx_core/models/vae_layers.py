@@ -221,7 +221,7 @@ class ResnetBlock3D(nn.Module):
             residual = residual + _noise_term(noise[1], self.per_channel_scale2)
         shortcut = stream.delay(self, x, residual.shape[1])
         if self.conv_shortcut is not None and self.norm3 is not None:
-            weight, bias = self.conv_shortcut.weight.flatten(1), self.conv_shortcut.bias
+            weight, bias = self.conv_shortcut.weight.flatten(1), cast(Tensor, self.conv_shortcut.bias)
             shortcut = F.linear(self.norm3(shortcut), weight.to(x.dtype), bias.to(x.dtype))
         return residual + shortcut
 

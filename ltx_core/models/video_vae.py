@@ -88,7 +88,8 @@ class Encoder(nn.Module):
     def forward(self, pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[Posterior]:
         """pieces: (pixels (b, 3, f, h, w), whether they are the clip's last); see `run_stages`."""
         stages: list[Stage] = [self.conv_in, *self.down_blocks, self._finish]
-        for moments in run_stages(stages, ((self._patchify(x), last) for x, last in pieces), limit):
+        dtype = compute_dtype(self.conv_in.conv.weight)
+        for moments in run_stages(stages, ((self._patchify(x.to(dtype)), last) for x, last in pieces), limit):
             moments = rearrange(moments, "b f h w c -> b c f h w")
             mean, logvar = moments[:, :-1], moments[:, -1:]
             yield Posterior(mean, logvar.expand_as(mean))
@@ -150,7 +151,9 @@ class Decoder(nn.Module):
                 stages.append(block)
         modulation = None if scaled is None else self._last_modulation(scaled)
         stages.append(partial(self._finish, modulation=modulation))
-        return run_stages(stages, ((rearrange(x, "b c f h w -> b f h w c"), last) for x, last in pieces), limit)
+        inputs = ((rearrange(x.to(dtype), "b c f h w -> b f h w c"), last) for x, last in pieces)
+        for frames in run_stages(stages, inputs, limit):
+            yield rearrange(frames, "b f h w c -> b c f h w")
 
     def noise_scales(self) -> list[tuple[int, int]]:
         """For each noise map, in the order in which they are used: its cells per latent cell along (height, width)."""
@@ -172,8 +175,7 @@ class Decoder(nn.Module):
     def _finish(self, x: Tensor, stream: Stream, modulation: Modulation | None) -> Tensor:
         x = self.conv_out(norm_silu(x, modulation), stream)
         p = self.patch_size
-        x = rearrange(x, "b f h w (c r q) -> b f (h q) (w r) c", q=p, r=p)
-        return x.permute(0, 4, 1, 2, 3)
+        return rearrange(x, "b f h w (c r q) -> b f (h q) (w r) c", q=p, r=p)
 
 
 class VideoVAE(nn.Module):
@@ -186,22 +188,17 @@ class VideoVAE(nn.Module):
         self.decoder = Decoder(config)
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What activations are computed in, and outputs come in: see `compute_dtype`."""
-        return compute_dtype(self.decoder.conv_in.conv.weight)
-
     def encode(self, pixels: Tensor) -> Posterior:
         """Encode a whole clip.
 
-        pixels: (b, 3, f, h, w) in [-1, 1], of any float dtype; returns raw latents in `self.dtype`.
+        pixels: (b, 3, f, h, w) in [-1, 1], any float dtype. Returns raw latents in the `compute_dtype` of the weights.
 
         Raises:
             ShapeError: channels, frames or size that the VAE cannot have.
         """
         _check_channels(pixels, self.config.in_channels, "pixels")
         PixelShape(*pixels.shape[2:]).latent(self.config.scale_factors)
-        (posterior,) = self.encoder([(pixels.to(self.dtype), True)], None)
+        (posterior,) = self.encoder([(pixels, True)], None)
         return posterior
 
     def stream_encode(self, chunks: Iterable[Tensor], *, limit: int = STREAM_FRAMES) -> Iterator[Posterior]:
@@ -222,7 +219,7 @@ class VideoVAE(nn.Module):
                 PixelShape(1, *chunk.shape[3:]).latent(self.config.scale_factors)
                 frames += chunk.shape[2]
                 for part in chunk.split(limit, dim=2):
-                    yield part.to(self.dtype), False  # the encoder never looks ahead: there is nothing to flush
+                    yield part, False  # the encoder never looks ahead: there is nothing to flush
 
         size = None
         for posterior in self.encoder(pieces(), limit):
@@ -240,7 +237,7 @@ class VideoVAE(nn.Module):
         latent: raw (b, c, f, h, w).
         timestep: (b,) in [0, 1], how much noise the latent holds; given exactly to a VAE with timestep conditioning.
         generator: needed by a VAE that injects noise (0.9.1).
-        Returns pixels (b, 3, f', h', w') of about [-1, 1], in `self.dtype`.
+        Returns pixels (b, 3, f', h', w') of about [-1, 1], in the `compute_dtype` of the weights.
         """
         noise = self.draw_noise(latent.shape[-2], latent.shape[-1], generator)
         (pixels,) = self._decode([(latent, True)], latent, timestep, noise, None)
@@ -283,7 +280,6 @@ class VideoVAE(nn.Module):
                 f"got {len(noise)} noise maps; expected {len(expected)} for {latent.shape[-1]}x{latent.shape[-2]} "
                 "cells; draw them with draw_noise for this size"
             )
-        pieces = ((part.to(self.dtype), last) for part, last in pieces)
         return self.decoder(pieces, timestep, noise, limit)
 
     def draw_noise(self, height: int, width: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:

@@ -1,0 +1,173 @@
+"""Latents to frames: frames leave as they are finished, and memory does not grow with the length of the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError, UnsupportedError
+from ..memory.placement import Placement
+from ..models.vae_memory import decode_bytes
+from ..models.video_vae import VideoVAE
+from ..progress import Progress, ProgressEvent, silent
+from ..shapes import LatentShape
+from .tiling import Tiling, choose_tiling
+
+
+def decode(
+    vae: VideoVAE,
+    latent: Tensor,
+    *,
+    decode_timestep: float,
+    decode_noise_scale: float,
+    seed: int,
+    placement: Placement,
+    tiling: Tiling | None = None,
+    memory: int | None = None,
+    progress: Progress = silent,
+) -> Tensor:
+    """Decode clips into one array.
+
+    latent: (b, c, f, h, w), normalised; sample i is what it would be alone with `seed + i`.
+    The other arguments and the errors are those of `decode_frames`.
+
+    Returns:
+        (b, f, h, w, 3) float32 in [0, 1], on the CPU.
+    """
+    _check(vae, latent, decode_timestep, decode_noise_scale)
+    pixels = LatentShape(*latent.shape[2:]).pixels(vae.config.scale_factors)
+    canvas = torch.empty(len(latent), *pixels, 3)
+    for i, sample in enumerate(latent.split(1)):
+        frames = _decode(
+            vae, sample, decode_timestep, decode_noise_scale, seed + i, placement, tiling, memory, progress, canvas[i]
+        )
+        for _ in frames:
+            pass
+    return canvas
+
+
+def decode_frames(
+    vae: VideoVAE,
+    latent: Tensor,
+    *,
+    decode_timestep: float,
+    decode_noise_scale: float,
+    seed: int,
+    placement: Placement,
+    tiling: Tiling | None = None,
+    memory: int | None = None,
+    progress: Progress = silent,
+) -> Iterator[Tensor]:
+    """Decode one clip, a few frames at a time.
+
+    Noise is mixed into the normalised latent, z * (1 - s) + noise * s, and the decoder is told a noise level t: it was
+    trained to remove the last of it (Lightricks/LTX-Video, pipeline_ltx_video.py). A VAE without timestep conditioning
+    (0.9.0) takes neither: then both values and the seed have no effect.
+
+    latent: (1, c, f, h, w), normalised.
+    decode_timestep, decode_noise_scale: t and s, 0 to 1; the official recipes have 0.05 and 0.025.
+    seed: of that noise, and of what the decoder of 0.9.1 injects; drawn once for the whole clip.
+    tiling: how the clip is cut up; None chooses by `memory`, the bytes there are for activations, None for any number.
+        A clip cut in space is held whole and leaves while its last tile is made.
+    progress: stage "decode", counted in frames of tiles.
+
+    Yields:
+        (f, h, w, 3) float32 in [0, 1], on the CPU.
+
+    Raises:
+        ShapeError: not one clip, or other channels. ConfigError: a latent that is not finite, or t or s out of range.
+        UnsupportedError: the VAE made numbers that are not finite.
+    """
+    _check(vae, latent, decode_timestep, decode_noise_scale)
+    if len(latent) != 1:
+        raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
+    return _decode(
+        vae, latent, decode_timestep, decode_noise_scale, seed, placement, tiling, memory, progress, canvas=None
+    )
+
+
+@torch.no_grad()
+def _decode(
+    vae: VideoVAE,
+    latent: Tensor,
+    decode_timestep: float,
+    decode_noise_scale: float,
+    seed: int,
+    placement: Placement,
+    tiling: Tiling | None,
+    memory: int | None,
+    progress: Progress,
+    canvas: Tensor | None,
+) -> Iterator[Tensor]:
+    """Decode one clip; into `canvas` (f, h, w, 3) if there is one. Yields its finished frames."""
+    shape, scale = LatentShape(*latent.shape[2:]), vae.config.scale_factors
+    generator = torch.Generator("cpu").manual_seed(seed % 2**64)
+    latent, timestep = latent.float().cpu(), None
+    if vae.config.timestep_conditioning:
+        noise = torch.randn(latent.shape, generator=generator)
+        latent = latent * (1 - decode_noise_scale) + noise * decode_noise_scale
+        timestep = torch.tensor([decode_timestep])
+    raw = vae.un_normalize(latent)
+    maps = vae.draw_noise(shape.height, shape.width, generator)
+
+    need = partial(decode_bytes, vae.config, itemsize=vae.decoder.conv_in.conv.weight.itemsize)
+    if tiling is None:
+        tiling = choose_tiling(shape, lambda largest, frames: need(largest, limit=frames), memory)
+    tiles = tiling.tiles(shape.height, shape.width)
+    pixels = shape.pixels(scale)
+    if canvas is None and len(tiles) > 1:
+        canvas = torch.empty(*pixels, 3)
+    total = pixels.frames * len(tiles)
+    progress(ProgressEvent("decode", 0, total))
+    with placement(vae.decoder, memory_required=need(tiling.largest(shape), limit=tiling.frames)) as device:
+        for number, (row, column) in enumerate(tiles):
+            pieces = vae.stream_decode(
+                raw[..., row.outer(), column.outer()].to(device),
+                None if timestep is None else timestep.to(device),
+                noise=tuple(
+                    each[row.outer(len(each) // shape.height), column.outer(each.shape[1] // shape.width)]
+                    for each in maps
+                ),
+                limit=tiling.frames,
+            )
+            done = 0
+            for piece in pieces:
+                frames = _to_frames(piece[..., row.kept(scale.height), column.kept(scale.width)])
+                del piece
+                finished = slice(done, done + len(frames))
+                done = finished.stop
+                if canvas is not None:
+                    canvas[finished, row.inner(scale.height), column.inner(scale.width)] = frames
+                    frames = canvas[finished]
+                progress(ProgressEvent("decode", number * pixels.frames + done, total))
+                if number == len(tiles) - 1:
+                    yield frames
+
+
+def _to_frames(pixels: Tensor) -> Tensor:
+    """(1, 3, f, h, w) of about [-1, 1], anywhere -> (f, h, w, 3) float32 in [0, 1] on the CPU."""
+    frames = rearrange(pixels, "1 c f h w -> f h w c").float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
+    if not bool(frames.isfinite().all()):
+        raise UnsupportedError(
+            "got numbers that are not finite from the VAE; expected frames; float16 can overflow in it: load it as "
+            "bfloat16 or float32"
+        )
+    return frames
+
+
+def _check(vae: VideoVAE, latent: Tensor, decode_timestep: float, decode_noise_scale: float) -> None:
+    channels = vae.config.latent_channels
+    if latent.ndim != 5 or latent.shape[1] != channels or 0 in latent.shape:
+        raise ShapeError(
+            f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use a "
+            "latent of this VAE's model"
+        )
+    if not bool(latent.isfinite().all()):
+        raise ConfigError("got a latent with NaN or infinity; expected finite numbers; look for the step that made it")
+    for name, value in (("decode_timestep", decode_timestep), ("decode_noise_scale", decode_noise_scale)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"got {name}={value}; expected 0 to 1; the official recipes have 0.05 and 0.025")
