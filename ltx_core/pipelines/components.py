@@ -30,14 +30,14 @@ from ..models.video_vae import VideoVAE
 from ..presets import PassPreset, Preset
 from ..progress import Notes, Progress, log_note, silent
 from ..sampling.filters import tone_map
-from ..sampling.noise import SeededNoise
+from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
 from ..weights.text_encoder import load_text_encoder
 from .canvas import crop_to, on_canvas
 from .condition import Condition, fit_frames
 from .decode import decode_frames
-from .generate import sample
+from .generate import EncodedPrompt, sample
 from .recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for
 from .text import encode_prompts
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
@@ -163,44 +163,18 @@ class Components:
 
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         encoded = encode_prompts(self.text_encoder, prompts, placement=self.placement, progress=progress, notes=notes)
-        positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         canvas = PixelShape(size.frames, asked.height, asked.width) if two else size
-        shown = [on_canvas(_prepared(condition, asked, crf), asked, canvas) for condition in conditions]
-        noise = SeededNoise(seed)
-        if self.upscaler is not None:
-            latent = generate_two_stage(
-                passes[0],
-                passes[1],
-                self.upscaler,
-                self.vae,
-                positive,
-                negative,
-                size=size,
-                fps=float(rate),
-                noise=(noise, noise),
-                conditions=shown,
-                placement=self.placement,
-                progress=progress,
-                notes=notes,
-            )
-        else:
-            latent = sample(
-                self.transformer,
-                torch.zeros(1, self.vae.config.latent_channels, *size.latent(scale)),
-                positive,
-                negative,
-                sigmas=passes[0].sigmas,
-                guidance=passes[0].guidance,
-                settings=passes[0].sampler,
-                conditions=shown,
-                vae=self.vae,
-                noise=noise,
-                fps=float(rate),
-                scale=scale,
-                placement=self.placement,
-                progress=progress,
-                notes=notes,
-            )
+        latent = self._sample(
+            passes,
+            encoded[0],
+            encoded[1] if len(encoded) > 1 else None,
+            [on_canvas(_prepared(condition, asked, crf), asked, canvas) for condition in conditions],
+            size=size,
+            fps=float(rate),
+            noise=SeededNoise(seed),
+            progress=progress,
+            notes=notes,
+        )
         compression = entries[-1].tone_map_compression_ratio
         settings = {
             **self.sources,
@@ -222,6 +196,55 @@ class Components:
             "decode_noise_scale": self.recipe.decode_noise_scale,
         }
         return Clip(tone_map(latent, compression), asked, rate, settings, self, seed)
+
+    def _sample(
+        self,
+        passes: Sequence[PassSettings],
+        positive: EncodedPrompt,
+        negative: EncodedPrompt | None,
+        conditions: Sequence[Condition],
+        *,
+        size: PixelShape,
+        fps: float,
+        noise: Noise,
+        progress: Progress,
+        notes: Notes,
+    ) -> Tensor:
+        """One pass at `size`, or two of which the first is."""
+        if self.upscaler is not None:
+            return generate_two_stage(
+                passes[0],
+                passes[1],
+                self.upscaler,
+                self.vae,
+                positive,
+                negative,
+                size=size,
+                fps=fps,
+                noise=(noise, noise),
+                placement=self.placement,
+                conditions=conditions,
+                progress=progress,
+                notes=notes,
+            )
+        scale = self.vae.config.scale_factors
+        return sample(
+            self.transformer,
+            torch.zeros(1, self.vae.config.latent_channels, *size.latent(scale)),
+            positive,
+            negative,
+            sigmas=passes[0].sigmas,
+            noise=noise,
+            fps=fps,
+            scale=scale,
+            placement=self.placement,
+            guidance=passes[0].guidance,
+            settings=passes[0].sampler,
+            conditions=conditions,
+            vae=self.vae,
+            progress=progress,
+            notes=notes,
+        )
 
 
 @dataclass(frozen=True, eq=False)
