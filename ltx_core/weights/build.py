@@ -256,7 +256,10 @@ def _some(names: list[str], limit: int = 5) -> str:
 
 
 def _notes(description: Description) -> Iterator[str]:
-    defaults = {name: item.value for name, item in description.values.items() if item.origin == "version default"}
-    listed = ", ".join(f"{name} = {value}" for name, value in defaults.items() if value is not None)
+    values = description.values.items()
+    defaults = {
+        name: item.value for name, item in values if item.origin == "version default" and "transformer." in name
+    }
+    listed = ", ".join(f"{name} = {value}" for name, value in defaults.items())
     if listed:
         yield f"The file does not say these, so they are as in the released versions that it can be: {listed}."
