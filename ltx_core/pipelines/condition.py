@@ -16,12 +16,11 @@ from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
+from .encode import encode_posterior
 
 if TYPE_CHECKING:
     from ..memory.placement import Placement
     from ..models.video_vae import VideoVAE
-
-FRAMES_AT_ONCE = 8  # of a clip, on their way to the encoder
 
 ResizePolicy = Literal["crop", "stretch", "pad", "fit"]
 
@@ -122,15 +121,10 @@ def encode_conditions(
     scale = vae.config.scale_factors
     placed = [place_condition(condition, size, scale.frames, notes) for condition in conditions]
     encoded: list[LatentCondition] = []
-    with placement(vae) as device:
-        for condition in placed:
-            parts = condition.frames.split(FRAMES_AT_ONCE)
-            fitted = (fit_frames(part, size.height, size.width, condition.resize) for part in parts)
-            pixels = ((frames.movedim(-1, 0)[None] * 2 - 1).to(device) for frames in fitted)
-            posteriors = list(vae.stream_encode(pixels))
-            mean = torch.cat([posterior.mean.float() for posterior in posteriors], dim=2)
-            logvar = torch.cat([posterior.logvar.float() for posterior in posteriors], dim=2)
-            deviation = (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp()
-            latent = vae.normalize(mean + deviation * noise((batch, *mean.shape[1:])).to(device))
-            encoded.append(LatentCondition(latent.float().cpu(), condition.frame, condition.strength))
+    for condition in placed:
+        frames = fit_frames(condition.frames, size.height, size.width, condition.resize)
+        posterior = encode_posterior(vae, frames, placement=placement)
+        deviation = (0.5 * posterior.logvar.clamp(*LOGVAR_RANGE)).exp()
+        latent = posterior.mean + deviation * noise((batch, *posterior.mean.shape[1:]))
+        encoded.append(LatentCondition(vae.normalize(latent), condition.frame, condition.strength))
     return tuple(encoded)
