@@ -294,8 +294,14 @@ class _TrainingConsole:
     """What a training command says: results on stdout, everything else on stderr, steps as one bar."""
 
     def __init__(self, progress: Progress, notes: Notes) -> None:
-        self.progress, self.note = progress, notes
+        self._progress, self._notes = progress, notes
         self._bar: Any = None
+
+    def progress(self, event: ProgressEvent) -> None:
+        self._progress(event)
+
+    def note(self, text: str) -> None:
+        self._notes(text)
 
     def result(self, text: str) -> None:
         print(text)
