@@ -45,4 +45,6 @@ def rotary_table(positions: Tensor, width: int, theta: float, max_positions: tup
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Turn neighbouring channel pairs of x (..., b, n, width) in float32; the result has the dtype of x."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table.rotation).flatten(-2).to(x.dtype)
+    is_copy = x.dtype != torch.float32 and not torch.is_grad_enabled()
+    turned = pairs.mul_(table.rotation) if is_copy else pairs * table.rotation
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

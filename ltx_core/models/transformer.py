@@ -24,6 +24,10 @@ from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "SkipMode", "TransformerBlock"]
 
+# Tensors of (samples, tokens, width) that are alive at the worst moment of a forward without gradients, where the norms
+# of torch are not fused; 8 where they are.
+PEAK_TENSORS = 11
+
 OUTPUT_NORM_EPS = 1e-6  # fixed in Lightricks/LTX-Video transformer3d.py; `norm_eps` of the config is the blocks'
 
 
@@ -33,7 +37,10 @@ class _ProjectedGELU(nn.Module):
         self.proj = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        x = self.proj(x)
+        if torch.is_grad_enabled():
+            return F.gelu(x, approximate="tanh")
+        return torch.ops.aten.gelu_(x, approximate="tanh")  # in place: this is the largest tensor of a forward
 
 
 class FeedForward(nn.Module):
@@ -122,6 +129,11 @@ class LTXTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """In which the model computes: that of the tables, since quantized weights are stored in others."""
         return self.scale_shift_table.dtype
+
+    def activation_bytes(self, samples: int, tokens: int, branches: int) -> int:
+        """About what a forward without gradients needs beside the weights, its rotary table included."""
+        elements = samples * tokens * self.config.hidden_size
+        return elements * (branches * PEAK_TENSORS * self.dtype.itemsize + torch.complex64.itemsize // 2)
 
     def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
         """Text embeddings, one (l, caption_channels) per sample without padding; a single one serves the whole batch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
@@ -296,6 +299,52 @@ def test_distinct_levels_are_embedded_once(model: LTXTransformer) -> None:
         (expected,) = run(model, given, Branch(text), sigma=nudged)
     assert rows["adaln_single.linear"] > 20
     assert relative(found, expected) <= 1e-3
+
+
+# Memory
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of all tensors made inside, at the worst moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage._cdata not in self.alive | given:
+                self.alive.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, storage: int, size: int) -> None:
+        self.alive.discard(storage)
+        self.now -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("branches", [1, 3])
+def test_activation_bytes_are_about_what_a_forward_takes(branches: int, dtype: torch.dtype) -> None:
+    tokens, config = 600, replace(CONFIG, attention_head_dim=64, cross_attention_dim=128)
+    model = LTXTransformer(config).to(dtype).eval().requires_grad_(False)
+    text, other = (model.prepare_text([torch.randn(n, CAPTIONS)]) for n in (3, 2))
+    asked = (Branch(text), Branch(other), Branch(text, frozenset({1})))[:branches]
+    x, sigma = torch.randn(2, tokens, CHANNELS), torch.where(torch.arange(tokens) < 9, 0.0, 0.5)[None, :, None]
+    with torch.no_grad(), PeakMemory() as memory:
+        rotary = model.prepare_positions(torch.rand(2, 3, tokens))
+        model(x, sigma.expand(2, -1, -1), rotary, asked)
+    estimate = model.activation_bytes(2, tokens, branches)
+    assert memory.peak <= 1.05 * estimate
+    assert estimate <= 1.6 * memory.peak
 
 
 # Training
