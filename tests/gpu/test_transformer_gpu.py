@@ -1,0 +1,82 @@
+"""The transformer on a GPU: near the CPU's numbers, and the same to the last bit when its blocks are streamed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.memory.placement import DevicePlacement, weight_bytes
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = TransformerConfig(
+    in_channels=16,
+    out_channels=16,
+    num_layers=12,
+    num_attention_heads=8,
+    attention_head_dim=64,
+    cross_attention_dim=512,
+    caption_channels=32,
+    norm_eps=1e-6,
+    positional_embedding_theta=10000.0,
+    positional_embedding_max_pos=(20, 2048, 2048),
+    timestep_scale_multiplier=1000.0,
+    causal_temporal_positioning=True,
+)
+
+
+def build(dtype: torch.dtype) -> LTXTransformer:
+    torch.manual_seed(0)
+    return LTXTransformer(CONFIG).to(dtype).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def denoise(model: LTXTransformer, device: torch.device, tokens: int = 256) -> list[Tensor]:
+    """Three guided steps."""
+    generator = torch.Generator().manual_seed(1)
+    x, positions = torch.randn(1, tokens, 16, generator=generator), torch.rand(1, 3, tokens, generator=generator) * 100
+    texts = [torch.randn(n, 32, generator=generator) for n in (3, 7)]
+    negative, positive = (model.prepare_text([text.to(device)]) for text in texts)
+    branches = (Branch(negative), Branch(positive), Branch(positive, frozenset({5})))
+    rotary = model.prepare_positions(positions.to(device))
+    results: list[Tensor] = []
+    for sigma in (1.0, 0.8, 0.5):
+        velocities = model(x.to(device), torch.full((1, 1, 1), sigma, device=device), rotary, branches)
+        results += [velocity.cpu() for velocity in velocities]
+    return results
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
+def test_gpu_equals_cpu(dtype: torch.dtype, tolerance: float) -> None:
+    model = build(dtype)
+    expected = denoise(model, torch.device("cpu"))
+    with DevicePlacement("cuda")(model) as device:
+        found = denoise(model, device)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("resident", [0, 1, 5, 11])
+def test_streamed_blocks_give_the_same_bits_for_less_memory(
+    monkeypatch: pytest.MonkeyPatch, resident: int, pinned: bool
+) -> None:
+    monkeypatch.setattr("ltxkit.ltx_core.memory.streaming._may_pin", lambda blocks: pinned)
+    model = build(torch.bfloat16)
+    before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    with DevicePlacement("cuda")(model) as device:
+        expected = denoise(model, device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    with DevicePlacement("cuda", resident_blocks=resident)(model) as device:
+        found = denoise(model, device)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == before
+    block = weight_bytes(model.transformer_blocks[0])
+    weights = weight_bytes(model) - (CONFIG.num_layers - min(CONFIG.num_layers, resident + 2)) * block
+    work = model.activation_bytes(1, 256, 3) + 4_000_000
+    assert torch.cuda.max_memory_allocated() - start <= 1.1 * weights + work
