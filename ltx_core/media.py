@@ -66,7 +66,8 @@ def resize(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Ten
     """
     f, h, w, _ = frames.shape
     if policy == "crop":
-        crop_h, crop_w = min(h, round(w * height / width)), min(w, round(h * width / height))
+        crop_h = max(min(h, round(w * height / width)), 1)
+        crop_w = max(min(w, round(h * width / height)), 1)
         top, left = (h - crop_h) // 2, (w - crop_w) // 2
         frames = frames[:, top : top + crop_h, left : left + crop_w]
     inner_h, inner_w = height, width

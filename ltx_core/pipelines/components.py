@@ -155,6 +155,8 @@ class Components:
             )
             for number, entry in enumerate(entries)
         ]
+        if self.recipe.distilled and guidance_scale is not None and guidance_scale > 1:
+            notes("The checkpoint is distilled: it was made to run at guidance scale 1, and anything above spoils it.")
         if any(scale > 1 for one in passes for scale in one.guidance.scale):
             negative_prompt = self.recipe.negative_prompt if negative_prompt is None else negative_prompt
         elif negative_prompt is not None:

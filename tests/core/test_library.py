@@ -167,6 +167,15 @@ def test_a_negative_prompt_without_guidance_is_remarked(ltx: Components) -> None
     assert any("negative prompt has no effect" in note for note in said)
 
 
+def test_guidance_on_a_distilled_checkpoint_is_remarked(folder: Path) -> None:
+    ltx = Components.load(folder / CHECKPOINT, folder / T5, version="2b-0.9.8-distilled", device="cpu")
+    said: list[str] = []
+    ltx.generate("fox", **SMALL, notes=said.append)
+    assert said == []
+    ltx.generate("fox", **SMALL, guidance_scale=3.0, notes=said.append)
+    assert any("distilled" in note for note in said)
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 

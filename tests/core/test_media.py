@@ -59,6 +59,14 @@ def test_colours_are_tagged_with_the_matrix_they_were_made_with(clip: Path) -> N
         assert (frame.format.name, frame.colorspace, frame.color_range) == ("yuv420p", 1, 1)  # BT.709, studio range
 
 
+@pytest.mark.parametrize("colour", [(0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9), (0.5, 0.5, 0.5)])
+def test_saturated_colours_come_back(tmp_path: Path, colour: tuple[float, float, float]) -> None:
+    """They would not if writing and reading used two matrices: green would be off by 0.1."""
+    frames = torch.tensor(colour).expand(2, 32, 32, 3)
+    media.write_video(tmp_path / "c.mp4", [frames], fps=Fraction(24))
+    assert (media.read_video(tmp_path / "c.mp4").frames - frames).abs().max() < 0.02
+
+
 def test_odd_sizes_repeat_the_last_row_and_column(tmp_path: Path) -> None:
     frames = ramp(2, 33, 47)
     assert tuple(media.write_video(tmp_path / "odd.mp4", [frames], fps=Fraction(25))) == (2, 34, 48)
