@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import zip_longest
 from typing import Any, Protocol, cast
 
 import torch
@@ -25,7 +24,7 @@ PINNED_SHARE = 0.5  # of the main memory that is free; pinned memory cannot be s
 class Transfers(Protocol):
     """How the weights of blocks come to the device and go.
 
-    After an interrupt, a block that is there may be started again, and one that is not there may be dropped.
+    A block that is there or on its way may be started again, and one that is not there may be dropped.
     """
 
     def start(self, block: nn.Module) -> None:
@@ -51,16 +50,18 @@ class StreamedBlocks(nn.ModuleList):
 
     def __iter__(self) -> Iterator[nn.Module]:
         blocks = list(super().__iter__())
-        away = blocks[self._resident :]
-        if away:
-            self._transfers.start(away[0])
-        yield from blocks[: self._resident]
-        for block, following in zip_longest(away, away[1:]):
-            self._transfers.finish(block)
-            if following is not None:
-                self._transfers.start(following)
+        for number, block in enumerate(blocks):
+            is_away = number >= self._resident
+            if is_away:
+                self._transfers.start(block)  # the first one; the others are on their way
+                self._transfers.finish(block)
             yield block
-            self._transfers.drop(block)
+            # Only now: the device has been given this block to compute, and copying may keep the processor busy.
+            following = max(number + 1, self._resident)
+            if following < len(blocks):
+                self._transfers.start(blocks[following])
+            if is_away:
+                self._transfers.drop(block)
 
 
 class DirectTransfers:
