@@ -5,6 +5,7 @@ Each is skipped, with the reason, where there is none.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("models")
     for name, family in MODEL_NAMES.items():
         _copy(tiny_models(family) / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints" / name)
-    two_b = tiny_models("2b")
+    two_b, first = tiny_models("2b"), tiny_models("2b", vae="0.9.0")
+    _copy(first / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints/ltxv-tiny-0.9.0.safetensors")
     _copy(two_b / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints/ltxv-tiny.safetensors")
     for name in (*UPSCALER_NAMES, "ltxv-tiny-spatial-upscaler.safetensors"):
         upscaler = two_b / "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"
@@ -92,6 +94,12 @@ def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
     return shrink
 
 
+@pytest.fixture
+def workflow(repository: Path, small: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    """workflow(name): a shipped API workflow, made small."""
+    return lambda name: small(json.loads((repository / f"workflows/api/{name}.json").read_text()))
+
+
 def _comfyui(variable: str, folder: str) -> ComfyUI:
     found = find_comfyui(variable, folder)
     if isinstance(found, str):
@@ -115,14 +123,20 @@ def comfyui_next() -> ComfyUI:
 def server(
     comfyui: ComfyUI,
     models_folder: Path,
+    tiny_models: Callable[..., Path],
     fill_inputs: Callable[[Path], None],
     repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A running ComfyUI 0.3.64 with this pack, shared by all tests."""
-    base = make_base(tmp_path_factory.mktemp("comfy"), models_folder, repository)
+    """A running ComfyUI 0.3.64 with this pack, the helper pack and a folder of more models, shared by all tests."""
+    helper = (Path(__file__).parent / "helper_pack.py").read_text()
+    base = make_base(tmp_path_factory.mktemp("comfy"), models_folder, repository, others={"helper": helper})
     fill_inputs(base / "input")
-    with serve(comfyui, base) as running:
+    extra = base / "elsewhere"
+    _copy(tiny_models() / "checkpoints/ltxv-tiny.safetensors", extra / "from-elsewhere.safetensors")
+    (base / "extra.yaml").write_text(f"more:\n  base_path: {base}\n  checkpoints: elsewhere\n")
+    flags = ("--extra-model-paths-config", str(base / "extra.yaml"))
+    with serve(comfyui, base, *flags, packs=("ltxkit", "helper")) as running:
         yield running
 
 

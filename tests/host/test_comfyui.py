@@ -1,40 +1,108 @@
-"""The pack in a real ComfyUI 0.3.64: it loads, its workflows run, nothing is left behind."""
+"""The pack in a real ComfyUI 0.3.64: it loads, its graphs run, progress and Cancel work, bad prompts are answered."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_client import Server
+from comfy_client import ComfyUI, Server
 
 pytestmark = pytest.mark.comfy
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows/api").glob("*.json"))
+Graph = dict[str, dict[str, Any]]
 
 
-@pytest.fixture
-def workflow(repository: Path, small: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
-    return lambda name: small(json.loads((repository / f"workflows/api/{name}.json").read_text()))
+# ------------------------------------------------------------------------------------------------ loading
 
 
 def test_it_loads_without_a_word(server: Server):
     log = server.log.read_text()
     assert "Import times for custom nodes" in log
-    ours = [line for line in log.splitlines() if re.search("ltxkit", line, re.IGNORECASE)]
+    ours = [line for line in log.split("Starting server")[0].splitlines() if re.search("ltxkit", line, re.IGNORECASE)]
     assert [re.sub(r".*?([\d.]+) seconds: .*/", "", line) for line in ours] == ["ltxkit"], ours  # its import time
 
 
-def test_templates_and_help_pages_are_served(server: Server, repository: Path):
-    listed = server.get("/workflow_templates")
-    assert sorted(listed["ltxkit"]) == WORKFLOWS
+def test_importing_it_imports_nothing_heavy(comfyui: ComfyUI, repository: Path):
+    # As ComfyUI's load_custom_node does it, in a process that has nothing but torch.
+    done = comfyui.run(f"""
+import importlib.util, torch, folder_paths
+path = {str(repository)!r}
+spec = importlib.util.spec_from_file_location(path, path + "/__init__.py")
+module = importlib.util.module_from_spec(spec)
+sys.modules[path] = module
+spec.loader.exec_module(module)
+for node in module.NODE_CLASS_MAPPINGS.values():
+    node.INPUT_TYPES()
+heavy = {{"transformers", "diffusers", "av", "comfy.model_management", "nodes"}} & set(sys.modules)
+print(len(module.NODE_CLASS_MAPPINGS), sorted(heavy))
+""")
+    assert done.stdout.split(maxsplit=1) == ["13", "[]\n"], done.stdout + done.stderr
+
+
+def test_its_requirements_move_nothing(comfyui: ComfyUI, repository: Path):
+    command = [str(comfyui.python), "-m", "pip", "install", "--dry-run", "-r", str(repository / "requirements.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "Would install" not in done.stdout
+
+
+def test_the_server_describes_our_nodes_as_we_do(
+    server: Server, repository: Path, models_folder: Path, fill_inputs: Callable[[Path], None]
+):
+    from ltxkit.nodes.headless import all_nodes, object_info
+    from ltxkit.nodes.host import PlainHost, use_host
+
+    only_there = '"from-elsewhere.safetensors", '  # in the server's extra folder
+    theirs = json.loads(json.dumps(server.get("/object_info")).replace(only_there, ""))
+    with use_host(PlainHost(models_folder, server.base / "input", server.base / "output")):
+        ours = object_info(all_nodes())
+    frozen = json.loads((repository / "tests/data/nodes.json").read_text())
+    assert {name for name in theirs if name.startswith("LTXKit")} == set(frozen)
+    for name in frozen:
+        assert theirs[name]["python_module"] == "custom_nodes.ltxkit"
+        assert {**theirs[name], "python_module": "nodes"} == ours[name]
+    for name in set(ours) - set(frozen):  # stand-ins for core nodes: the same but for the core's words
+        assert shape_of(ours[name]) == shape_of(theirs[name]), name
+
+
+def shape_of(info: dict[str, Any]) -> Any:
+    """Inputs and outputs without descriptions, and without what only the core offers."""
+    inputs = []
+    for group in ("required", "optional", "hidden"):
+        for key, spec in info["input"].get(group, {}).items():
+            kind, options = (spec, {}) if isinstance(spec, str) else (spec[0], spec[1] if len(spec) > 1 else {})
+            choices = kind if isinstance(kind, list) else options.get("options")
+            kept = {option: options[option] for option in ("default", "min", "max", "step") if option in options}
+            inputs.append((group, key, "COMBO" if isinstance(kind, list) else kind, kept, choices))
+    return sorted(inputs, key=str), info["output"], info["output_node"], info["output_name"], info["display_name"]
+
+
+def test_templates_and_help_pages_are_served(server: Server):
+    import requests
+
+    assert sorted(server.get("/workflow_templates")["ltxkit"]) == WORKFLOWS
+    for name in WORKFLOWS:
+        assert requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.jpg", timeout=10).ok
+    page = requests.get(f"{server.address}/extensions/ltxkit/docs/LTXKitSampleVideo.md", timeout=10)
+    assert page.text.startswith("# Sample")
+
+
+def test_models_in_extra_folders_are_listed(server: Server):
+    names, _ = server.get("/object_info/LTXKitLoadModel")["LTXKitLoadModel"]["input"]["required"]["model_name"]
+    assert "from-elsewhere.safetensors" in names
+
+
+# ------------------------------------------------------------------------------------------------ running
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_workflow_runs(server: Server, workflow: Callable[[str], dict[str, Any]], name: str):
+def test_every_workflow_runs(server: Server, workflow: Callable[[str], Graph], name: str):
     from ltxkit.ltx_core import media
 
     prompt = workflow(name)
@@ -42,17 +110,121 @@ def test_every_workflow_runs(server: Server, workflow: Callable[[str], dict[str,
     assert events.error == ""
     (file,) = server.files(events)
     assert file.suffix == ".mp4"
-    clip = media.read_video(file)
-    assert clip.frames.isfinite().all()
-    assert media.read_metadata(file)["prompt"] == prompt
+    stored = media.read_metadata(file)["prompt"]
+    assert {node: {**stored[node], "is_changed": None} for node in stored} == {
+        node: {**prompt[node], "is_changed": None} for node in prompt
+    }
+    wanted = next((node["inputs"] for node in prompt.values() if node["class_type"] in SIZES), {})
+    frames = media.read_video(file).frames
+    size = next((prompt[node]["inputs"] for node in prompt if prompt[node]["class_type"] == "ImageScale"), wanted)
+    assert frames.shape[:3] == (wanted["frames"], size["height"], size["width"])
 
-    sampler = next(
-        node for node in prompt if prompt[node]["class_type"] in ("LTXKitSampleVideo", "LTXKitGenerateTwoStage")
-    )
-    assert any(data["node"] == sampler for data in events.of("progress"))
+    samplers = [node for node in prompt if prompt[node]["class_type"] in SAMPLERS]
+    assert {data["node"] for data in events.of("progress")} >= set(samplers)
     assert events.previews
     assert all(preview.startswith(b"\xff\xd8") for preview in events.previews)
 
     again = server.run(prompt)
     assert again.executed == []
     assert set(again.cached) == set(prompt)
+
+
+SIZES = ("LTXKitEmptyLatent", "LTXKitGenerateTwoStage")
+SAMPLERS = ("LTXKitSampleVideo", "LTXKitGenerateTwoStage")
+
+
+def test_what_a_node_has_to_say_stands_on_it(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("i2v-2b")
+    node = {prompt[node]["class_type"]: node for node in prompt}
+    prompt[node["LTXKitEmptyLatent"]]["inputs"]["frames"] = 10
+    said = dict(server.run(prompt).texts)
+    assert "60x64, 10 frames: made as 64x64, 17 frames" in said[node["LTXKitEmptyLatent"]]
+    assert said[node["LTXKitSampleVideo"]] == "Sampling as 2b-0.9.8-distilled."
+
+
+def test_cancel_works_while_sampling_and_the_next_run_too(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("t2v-2b")
+    node = {prompt[node]["class_type"]: node for node in prompt}
+    sampler = prompt[node["LTXKitSampleVideo"]]["inputs"]
+    prompt["many"] = {
+        "class_type": "LTXKitCreateSchedule",
+        "inputs": {"kind": "linear-quadratic", "steps": 500, "levels": "", "denoise_strength": 1.0},
+    }
+    sampler["schedule"] = ["many", 0]
+    sampler["seed"] = 99
+    events = server.run(prompt, interrupt_at=3)
+    (interrupted,) = events.of("execution_interrupted")
+    assert interrupted["node_id"] == node["LTXKitSampleVideo"]
+    assert max(data["value"] for data in events.of("progress") if data["max"] == 500) < 100
+    assert node["LTXKitDecodeVideo"] not in events.executed
+
+    del prompt["many"], sampler["schedule"]
+    assert server.run(prompt).error == ""
+
+
+# ------------------------------------------------------------------------------------------------ bad prompts
+
+
+def refused(server: Server, prompt: Graph) -> str:
+    status, answer = server.submit(prompt)
+    assert status == 400
+    return json.dumps(answer)
+
+
+def test_a_native_model_by_api_is_told_which_loader_to_use(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("t2v-2b")
+    prompt["native"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "ltxv-tiny.safetensors"}}
+    sampler = next(node for node in prompt.values() if node["class_type"] == "LTXKitSampleVideo")
+    sampler["inputs"]["model"] = ["native", 0]
+    answer = refused(server, prompt)
+    assert "got MODEL on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)'" in answer
+
+
+def test_a_missing_file_says_what_there_is_and_where(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("t2v-2b")
+    loader = next(node for node in prompt.values() if node["class_type"] == "LTXKitLoadModel")
+    loader["inputs"]["model_name"] = "gone.safetensors"
+    answer = refused(server, prompt)
+    assert "got 'gone.safetensors', which is not there; found" in answer
+    assert "ltxv-tiny.safetensors" in answer
+    assert "/models/checkpoints" in answer
+
+
+def test_another_object_on_our_sockets_is_refused_when_it_arrives(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("t2v-2b")
+    sampler = next(node for node in prompt.values() if node["class_type"] == "LTXKitSampleVideo")
+    sampler["inputs"]["model"] = "a constant, by hand"
+    events = server.run(prompt)
+    assert "got str on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)'" in events.error
+    prompt["any"] = {"class_type": "TestAnything", "inputs": {}}
+    sampler["inputs"]["model"] = ["any", 0]
+    assert "got str on `model`; expected LTXKIT_MODEL" in server.run(prompt).error
+
+
+# ------------------------------------------------------------------------------------------------ a broken module
+
+
+def test_a_broken_module_shows_its_traceback_and_harms_nobody(comfyui: ComfyUI, repository: Path, tmp_path: Path):
+    packs = tmp_path / "custom_nodes"
+    ours = packs / "ltxkit"
+    shutil.copytree(repository / "nodes", ours / "nodes", ignore=shutil.ignore_patterns("__pycache__"))
+    (ours / "ltx_core").symlink_to(repository / "ltx_core")
+    shutil.copy(repository / "__init__.py", ours)
+    # An AttributeError is the kind that ComfyUI would take for "this pack has no nodes".
+    with (ours / "nodes/text.py").open("a") as source:
+        source.write("\nimport math\nmath.this_was_removed\n")
+    (packs / "other").mkdir()
+    (packs / "other/__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\nprint('the other pack lives')\n")
+    command = [str(comfyui.python), "main.py", "--cpu", "--quick-test-for-ci", "--base-directory", str(tmp_path)]
+    command += ["--disable-api-nodes", "--database-url", f"sqlite:///{tmp_path}/comfyui.db"]
+    done = subprocess.run(
+        command, cwd=comfyui.root, env=comfyui.environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log
+    assert "Traceback (most recent call last)" in log
+    assert "math.this_was_removed" in log
+    assert re.search(r"\(IMPORT FAILED\): .*/ltxkit", log)
+    assert "the other pack lives" in log
+    assert re.search(r"seconds: .*/other", log)
+    assert not re.search(r"IMPORT FAILED\): .*/other", log)

@@ -1,4 +1,4 @@
-"""Every shipped graph in the real front end: converted to API format it is our API file, and it is laid out readably."""
+"""Every shipped graph in the real front end: converted to API format it is our API file, and it is laid out well."""
 
 from __future__ import annotations
 

@@ -1,0 +1,64 @@
+"""A node pack for tests alone, copied into a test server's `custom_nodes`: tensors to files, plain conditioning."""
+
+from pathlib import Path
+
+import folder_paths
+import numpy
+import torch
+
+
+class SaveTensor:
+    """Writes what arrives, an IMAGE or the samples of a LATENT, as float32."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": ("*",), "name": ("STRING", {"default": "x"})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    def save(self, value, name):
+        tensor = value["samples"] if isinstance(value, dict) else value
+        numpy.save(Path(folder_paths.get_output_directory()) / f"{name}.npy", tensor.float().cpu().numpy())
+        return {}
+
+
+class AsCLIPTextEncode:
+    """The same embedding as CLIP Text Encode leaves it: longer padding with something in it, no frame rate."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "convert"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def convert(self, conditioning):
+        embeddings, values = conditioning[0]
+        mask = values["attention_mask"]
+        more = torch.full_like(embeddings, 0.37)
+        embeddings = torch.cat([torch.where(mask[..., None].bool(), embeddings, more), more], dim=1)
+        mask = torch.cat([mask, torch.zeros_like(mask)], dim=1)
+        return ([[embeddings, {"pooled_output": None, "attention_mask": mask}]],)
+
+
+class Anything:
+    """An output of type `*`, which ComfyUI lets into every input."""
+
+    RETURN_TYPES = ("*",)
+    FUNCTION = "give"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def give(self):
+        return ("not a model",)
+
+
+NODE_CLASS_MAPPINGS = {"TestSaveTensor": SaveTensor, "TestAsCLIPTextEncode": AsCLIPTextEncode, "TestAnything": Anything}
