@@ -1,4 +1,4 @@
-"""3D convolution that takes the fast kernel on CPUs as well."""
+"""Convolutions that take the fast kernel on CPUs as well."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ class Conv3d(nn.Conv3d):
             # to ten times slower (PyTorch, aten/src/ATen/native/Convolution.cpp, use_mkldnn).
             return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)
         return F.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d`, in the dtype of its input (b, c, h, w)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.conv2d(input, self.weight.to(input.dtype), bias, self.stride, self.padding)

@@ -11,17 +11,25 @@ from torch import Tensor, nn
 
 from ..config import UpsamplerConfig
 from ..errors import ConfigError, ShapeError
+from .convolution import Conv2d, Conv3d, compute_dtype
 
 NORM_GROUPS = 32  # latent_upsampler.py
+
+
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` in the dtype of its input, as `Conv3d`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps)
 
 
 class ResBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norm1 = nn.GroupNorm(NORM_GROUPS, channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
+        self.conv1 = Conv3d(channels, channels, 3, padding=1)
+        self.norm1 = GroupNorm(NORM_GROUPS, channels)
+        self.conv2 = Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = GroupNorm(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.silu(self.norm1(self.conv1(x)))
@@ -41,19 +49,21 @@ class LatentUpsampler(nn.Module):
             )
         self.config = config
         mid = config.mid_channels
-        self.initial_conv = nn.Conv3d(config.in_channels, mid, 3, padding=1)
-        self.initial_norm = nn.GroupNorm(NORM_GROUPS, mid)
+        self.initial_conv = Conv3d(config.in_channels, mid, 3, padding=1)
+        self.initial_norm = GroupNorm(NORM_GROUPS, mid)
         self.res_blocks = nn.ModuleList(ResBlock(mid) for _ in range(config.num_blocks_per_stage))
         if config.temporal_upsample:
             cells = 8 if config.spatial_upsample else 2
-            self.upsampler = nn.Sequential(nn.Conv3d(mid, cells * mid, 3, padding=1))
+            self.upsampler = nn.Sequential(Conv3d(mid, cells * mid, 3, padding=1))
         else:
-            self.upsampler = nn.Sequential(nn.Conv2d(mid, 4 * mid, 3, padding=1))  # frame by frame
+            self.upsampler = nn.Sequential(Conv2d(mid, 4 * mid, 3, padding=1))  # frame by frame
         self.post_upsample_res_blocks = nn.ModuleList(ResBlock(mid) for _ in range(config.num_blocks_per_stage))
-        self.final_conv = nn.Conv3d(mid, config.in_channels, 3, padding=1)
+        self.final_conv = Conv3d(mid, config.in_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent: raw (b, c, f, h, w); returns (b, c, f, 2h, 2w), and / or 2f - 1 frames if it doubles time.
+
+        The result comes in the `compute_dtype` of the weights.
 
         Raises:
             ShapeError: the latent is not 5-D or has other channels.
@@ -63,7 +73,8 @@ class LatentUpsampler(nn.Module):
                 f"got a latent of shape {tuple(latent.shape)}; expected (batch, {self.config.in_channels}, frames, "
                 "height, width); use the upscaler that belongs to this latent's VAE"
             )
-        x = F.silu(self.initial_norm(self.initial_conv(latent)))
+        x = latent.to(compute_dtype(self.initial_conv.weight))
+        x = F.silu(self.initial_norm(self.initial_conv(x)))
         for block in self.res_blocks:
             x = block(x)
         x = self._upsample(x)

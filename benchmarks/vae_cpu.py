@@ -1,0 +1,173 @@
+"""How much less CPU time the VAE takes than with diffusers, and how much less memory a streamed decode.
+
+Random narrow models: 0.9.5 at an eighth of its width, 0.9.0 at a quarter; one thread, CPU time. diffusers saves its
+model and LTXKit loads that folder, so both have the same weights. "channels last" is diffusers converted to
+`torch.channels_last_3d`.
+
+Two things about PyTorch on a CPU matter here and are said in the notes. `F.conv3d` takes a plain loop instead of oneDNN
+for one clip whose batch x channels x frames x rows is at most 20480. And without AVX-512 it has no half-precision
+convolutions worth the name: there bfloat16 is compared with diffusers in float32, with the same rounded weights; that
+is some hundred times faster than diffusers in bfloat16.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from protocol import Row, compare, publish
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ltxkit.ltx_core.models.convolution import compute_dtype
+from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.weights.build import load_vae
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+NATIVE_HALF = compute_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16
+LOOP_NOTE = "diffusers' convolutions take PyTorch's plain loop at this size"
+
+
+def their_vae(generation: str, width: int) -> AutoencoderKLLTXVideo:
+    """The arguments of huggingface/diffusers scripts/convert_ltx_to_diffusers.py, with `width` for 128."""
+    if generation == "0.9.0":
+        channels = (width, 2 * width, 4 * width, 4 * width)
+        return AutoencoderKLLTXVideo(block_out_channels=channels, decoder_block_out_channels=channels)
+    return AutoencoderKLLTXVideo(
+        block_out_channels=tuple(width * m for m in (1, 2, 4, 8, 16)),
+        down_block_types=("LTXVideo095DownBlock3D",) * 4,
+        decoder_block_out_channels=tuple(width * m for m in (2, 4, 8)),
+        layers_per_block=(4, 6, 6, 2, 2),
+        decoder_layers_per_block=(5, 5, 5, 5),
+        spatio_temporal_scaling=(True, True, True, True),
+        decoder_spatio_temporal_scaling=(True, True, True),
+        decoder_inject_noise=(False, False, False, False),
+        downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        upsample_residual=(True, True, True),
+        upsample_factor=(2, 2, 2),
+        timestep_conditioning=True,
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+
+
+def build(generation: str, width: int, dtype: torch.dtype) -> tuple[VideoVAE, AutoencoderKLLTXVideo]:
+    torch.manual_seed(0)
+    theirs = their_vae(generation, width).to(dtype).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(Path(folder) / "vae")
+        ours = copy.deepcopy(load_vae(Path(folder) / "vae", version=f"2b-{generation}"))  # the folder goes away
+    return ours.eval(), theirs
+
+
+def decoding(generation: str, width: int, dtype: torch.dtype, size: tuple[int, int, int], note: str = "") -> list[Row]:
+    ours, theirs = build(generation, width, dtype)
+    latent = torch.randn(1, ours.config.latent_channels, *size)
+    timestep = torch.tensor([0.05]) if ours.config.timestep_conditioning else None
+
+    def diffusers(model: AutoencoderKLLTXVideo, run_dtype: torch.dtype) -> Callable[[], Tensor]:
+        return lambda: model.decode(latent.to(run_dtype), timestep).sample
+
+    if dtype == torch.float32 or NATIVE_HALF:
+        channels_last = copy.deepcopy(theirs).to(memory_format=torch.channels_last_3d)
+        peers = {"diffusers": diffusers(theirs, dtype), "diffusers, channels last": diffusers(channels_last, dtype)}
+    else:
+        peers = {"diffusers in float32": diffusers(copy.deepcopy(theirs).float(), torch.float32)}
+    return compare(
+        f"{generation} decoder, width {width}, {'x'.join(map(str, size))} cells, {str(dtype).removeprefix('torch.')}",
+        lambda: ours.decode(latent.to(dtype), timestep),
+        peers,
+        tolerance=TOLERANCE[dtype],
+        note=note,
+    )
+
+
+def encoding(generation: str, width: int, frames: int, side: int) -> list[Row]:
+    ours, theirs = build(generation, width, torch.float32)
+    pixels = torch.rand(1, 3, frames, side, side) * 2 - 1
+    return compare(
+        f"{generation} encoder, width {width}, {frames} frames of {side}x{side} pixels, float32",
+        lambda: ours.encode(pixels).mean,
+        {"diffusers": lambda: theirs.encode(pixels).latent_dist.mode()},
+        tolerance=TOLERANCE[torch.float32],
+        note=LOOP_NOTE,
+    )
+
+
+def peak_megabytes(run: Callable[[], object]) -> float:
+    """The most that PyTorch's CPU allocator holds at once beyond what it held before."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    now = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak / 1e6
+
+
+def memory(generation: str, width: int, size: tuple[int, int, int]) -> list[Row]:
+    """Finished frames are copied into one array made before, as `pipelines.decode` does."""
+    ours, theirs = build(generation, width, torch.float32)
+    latent, timestep = torch.randn(1, ours.config.latent_channels, *size), torch.tensor([0.05])
+    pixels = ours.config.scale_factors
+    canvas = torch.empty(1, 3, (size[0] - 1) * pixels.frames + 1, size[1] * pixels.height, size[2] * pixels.width)
+
+    def streamed() -> None:
+        done = 0
+        for piece in ours.stream_decode(latent, timestep):
+            canvas[:, :, done : done + piece.shape[2]] = piece
+            done += piece.shape[2]
+
+    with torch.inference_mode():
+        whole = ours.decode(latent, timestep)
+        streamed()
+        difference = ((canvas - whole).abs().max() / whole.abs().max()).item()
+    if difference > 1e-5:
+        raise ValueError(f"the streamed decode differs by {difference:.2e}; expected <= 1e-5")
+    del whole
+    case = (
+        f"{generation} decoder, width {width}, {canvas.shape[2]} frames of {canvas.shape[4]}x{canvas.shape[3]}: memory"
+    )
+    ours_peak = peak_megabytes(streamed)
+    peers = {
+        "LTXKit, whole clip": lambda: ours.decode(latent, timestep),
+        "diffusers": lambda: theirs.decode(latent, timestep),
+    }
+    return [
+        Row(
+            case=case,
+            unit="MB",
+            ours=ours_peak,
+            peer_name=name,
+            peer=(peak := peak_megabytes(run)),
+            difference=difference if name.startswith("LTXKit") else None,
+            note=f"streamed, 1/{peak / ours_peak:.1f} of it; beside the frames themselves"
+            if name.startswith("LTXKit")
+            else f"1/{peak / ours_peak:.1f} of it",
+        )
+        for name, run in peers.items()
+    ]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    half = "bfloat16 weights, computed in float32: this CPU has no bfloat16 convolutions" if not NATIVE_HALF else ""
+    rows = [
+        *decoding("0.9.5", 16, torch.float32, (3, 8, 8), LOOP_NOTE),
+        *decoding("0.9.5", 16, torch.float32, (3, 12, 12), "the largest of diffusers' convolutions run in oneDNN"),
+        *decoding("0.9.5", 16, torch.bfloat16, (3, 8, 8), half),
+        *decoding("0.9.0", 32, torch.float32, (3, 8, 8), LOOP_NOTE),
+        *decoding("0.9.0", 32, torch.bfloat16, (3, 8, 8), half),
+        *encoding("0.9.5", 16, 9, 128),
+        *memory("0.9.5", 16, (16, 8, 8)),
+    ]
+    publish("vae_cpu", "How much faster is the VAE on a CPU, and how much memory does a streamed decode take?", rows)
+
+
+if __name__ == "__main__":
+    main()
