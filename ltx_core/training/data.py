@@ -150,7 +150,7 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         beside = path.with_name(path.name.replace("videos", "labels"))
         if beside != path and beside.is_file():
             with np.load(beside, allow_pickle=False) as more:
-                arrays |= {name: more[name] for name in more.files}
+                arrays |= {f"{beside.name}:{name}": more[name] for name in more.files}
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"

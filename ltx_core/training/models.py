@@ -64,8 +64,11 @@ def upsampler_config(tree: Mapping[str, Any]) -> UpsamplerConfig:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers on the CPU, by the official names."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    """Copies of a module's parameters and buffers on the CPU, by the official names."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def save_vae(path: Path, tensors: Mapping[str, Tensor], config: VideoVAEConfig) -> None:

@@ -26,8 +26,8 @@ from .distributed import World, shard, synchronised, whole
 from .flow import Draw, Flow, draw
 from .generate import Generator, Models
 from .latents import EncodedClip, Latents
-from .lora import LoRALayers, save_lora
 from .loop import find_export, log_values
+from .lora import LoRALayers, save_lora
 from .models import copied, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
 from .optimize import Updater
 from .pictures import save_clips
@@ -117,7 +117,11 @@ class TransformerTask:
             text = load_text_encoder(start, dtype=torch.float32)
             copied(text.model).requires_grad_(config.lora is None)
         else:
+            if not self.world.first:
+                self.world.barrier()  # the first process makes the tokenizer, the others read it
             text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
+            if self.world.first:
+                self.world.barrier()
         text.model.to(self.world.device)
         return text
 

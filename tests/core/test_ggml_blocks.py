@@ -57,5 +57,5 @@ def test_numbers_and_geometry_are_ggmls(name: str) -> None:
 
 
 def test_an_unknown_type_is_named() -> None:
-    with pytest.raises(UnsupportedError, match=r"type number 16; expected one of F32.*IQ4_XS"):
+    with pytest.raises(UnsupportedError, match=r"type IQ2_XXS \(16\); expected one of F32.*IQ4_XS"):
         block_type_of(16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltxkit.ltx_core.errors import CheckpointError, LTXKitError, UnsupportedError
+from ltxkit.ltx_core.errors import CheckpointError, LTXKitError
 from ltxkit.ltx_core.weights.containers import open_checkpoint
 
 TENSORS = {
@@ -108,12 +108,6 @@ def test_damaged_headers(tmp_path: Path) -> None:
     assert "'w': 12 bytes for F32 of shape [2, 2]" in refused(path)
     path = raw(tmp_path / "x.safetensors", json.dumps({"w": {"dtype": "F32"}}).encode())
     assert "entry 'w'" in refused(path)
-
-
-def test_gguf_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + bytes(60))
-    assert "GGUF" in refused(path, UnsupportedError)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

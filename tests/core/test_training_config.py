@@ -1,0 +1,101 @@
+"""Configs are read without tolerance, and the presets that are shipped are valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.models.upsampler import LatentUpsampler
+from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.training.config import (
+    PRESETS,
+    Optimization,
+    TransformerTraining,
+    UpscalerTraining,
+    VAETraining,
+    build,
+    load_config,
+    to_tree,
+)
+from ltxkit.ltx_core.training.models import transformer_config, upsampler_config, vae_config
+from ltxkit.ltx_core.training.optimize import learning_rate
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_describe_models_that_can_be_built(preset: str) -> None:
+    config = load_config(preset)
+    assert build(type(config), to_tree(config), "") == config
+    with torch.device("meta"):
+        if isinstance(config, VAETraining):
+            vae = VideoVAE(vae_config(config.model))
+            scale = vae.config.scale_factors
+            for frames, height, width in config.data.sizes:
+                assert ((frames - 1) % scale.frames, height % scale.height, width % scale.width) == (0, 0, 0)
+        elif isinstance(config, TransformerTraining):
+            if config.model is not None:
+                LTXTransformer(transformer_config(config.model))
+        else:
+            assert isinstance(config, UpscalerTraining)
+            LatentUpsampler(upsampler_config(config.model))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimization.learning_rat=1", r"unknown key optimization\.learning_rat; .* did you mean learning_rate\?"),
+        ("optimisation.steps=1", "did you mean optimization"),
+        ("optimization.steps=many", r"optimization\.steps: 'many'; expected int"),
+        ("optimization.betas=[0.9]", r"optimization\.betas: \[0\.9\]; expected a list of 2"),
+        ("data.kind=cats", "expected one of digits, mnist, moving_mnist, folder"),
+        ("task=sing", "got task 'sing'"),
+        ("steps", "expected a.b=value"),
+        ("data=3", "expected a section"),
+    ],
+)
+def test_wrong_keys_and_values_say_what_is_expected(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("digits-vae", [override])
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one of the presets .*digits-vae"):
+        load_config("no-such-preset")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("task: [vae", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no YAML"):
+        load_config(broken)
+    broken.write_text("task: vae\noutput: x\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="without data, model, optimization"):
+        load_config(broken)
+
+
+def test_overrides_and_numbers_with_an_exponent() -> None:
+    config = load_config("digits-vae", ["optimization.learning_rate=1e-3", "kl.weight=1e-6", "data.enlarged=1"])
+    assert isinstance(config, VAETraining)
+    assert (config.optimization.learning_rate, config.kl.weight, config.data.enlarged) == (1e-3, 1e-6, 1.0)
+
+
+def test_a_model_key_that_no_checkpoint_has_is_an_error() -> None:
+    config = load_config("digits-vae", ["model.latent_chanels=4"])
+    assert isinstance(config, VAETraining)
+    with pytest.raises(ConfigError, match="unknown vae.latent_chanels"):
+        vae_config(config.model)
+    model = {key: value for key, value in config.model.items() if key != "patch_size"} | {"latent_chanels": 4}
+    with pytest.raises(ConfigError, match="no patch_size"):
+        vae_config(model)
+
+
+def test_schedules() -> None:
+    common = {"batch_size": 1, "learning_rate": 2.0, "warmup_steps": 4, "final": 0.1}
+    linear = Optimization(steps=100, schedule="linear", decay_steps=10, **common)
+    assert [learning_rate(linear, step) for step in (0, 3, 89)] == [0.5, 2.0, 2.0]
+    assert learning_rate(linear, 95) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    longer = Optimization(steps=200, schedule="linear", decay_steps=10, **common)
+    assert learning_rate(longer, 89) == learning_rate(linear, 89)  # so that a run can be made longer
+    cosine = Optimization(steps=100, schedule="cosine", **common)
+    assert learning_rate(cosine, 50) == pytest.approx(2.0 * 0.55)
+    assert learning_rate(cosine, 100) == pytest.approx(0.2)

@@ -1,0 +1,217 @@
+"""Clips and captions: what they show, and what is said of files that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.media import write_image, write_video
+from ltxkit.ltx_core.shapes import PixelShape
+from ltxkit.ltx_core.training.config import Data
+from ltxkit.ltx_core.training.data import Source, crop, generator, open_source
+from ltxkit.ltx_core.training.digits import DIRECTIONS, WORDS, MovingDigits, Split, sklearn_digits
+from ltxkit.ltx_core.training.evaluate import centres, direction, grey, jerk
+
+SIZE = PixelShape(9, 32, 32)
+
+
+def digits(split: Split = "train", **changes: object) -> Source:
+    config = Data(kind="digits", sizes=((9, 32, 32),), glyph_size=16, **changes)  # type: ignore[arg-type]
+    return open_source(config, split, seed=3)
+
+
+def test_sample_depends_on_its_number_alone() -> None:
+    first, again = digits(), digits()
+    again.sample(7, SIZE)
+    assert torch.equal(first.sample(11, SIZE).pixels, again.sample(11, SIZE).pixels)
+    assert not torch.equal(first.sample(11, SIZE).pixels, first.sample(12, SIZE).pixels)
+
+
+def test_clips_do_what_their_captions_say() -> None:
+    source = digits()
+    labels: set[str] = set()
+    for index in range(40):
+        sample = source.sample(index, SIZE)
+        assert sample.pixels.shape == (3, 9, 32, 32)
+        assert -1 <= float(sample.pixels.min()) < float(sample.pixels.max()) <= 1
+        path = centres(grey(sample.pixels[None]))
+        assert sample.caption.endswith(f"moving {direction(path[0])}")
+        assert jerk(path) < 0.1
+        labels |= set(sample.caption.split()) & (set(WORDS) | set("0123456789"))
+    assert len(labels) > 10  # words and figures
+
+
+def test_the_caption_names_the_glyph_and_splits_share_none() -> None:
+    images, labels = sklearn_digits()
+    options = {"frames": 9, "height": 32, "width": 32, "glyph_size": 16, "spread": 1.0, "seed": 0}
+    train = MovingDigits((images, labels), split="train", **options)
+    held_out = MovingDigits((images, labels), split="validation", **options)
+    assert not set(train.members) & set(held_out.members)
+    for index in range(50):
+        clip = train.describe(index)
+        assert labels[clip.glyph] == clip.label
+        assert clip.direction in DIRECTIONS
+        assert {WORDS[clip.label], str(clip.label)} & set(clip.caption.split())
+
+
+def test_enlarged_batches_show_the_same_clip() -> None:
+    source = digits(enlarged=0.5)
+    sizes = {source.size(batch) for batch in range(50)}
+    assert sizes == {SIZE, PixelShape(9, 64, 64)}
+    small, large = (source.sample(4, size).pixels for size in (SIZE, PixelShape(9, 64, 64)))
+    smaller = torch.nn.functional.avg_pool2d(large.transpose(0, 1), 2).transpose(0, 1)
+    assert float((smaller - small).abs().mean()) < 0.06
+
+
+def test_crop_and_generator_are_repeatable() -> None:
+    pixels = torch.arange(3 * 4 * 6 * 8).reshape(3, 4, 6, 8)
+    cut = [crop(pixels, PixelShape(2, 3, 4), generator(0, "crop", 5)) for _ in range(2)]
+    assert torch.equal(*cut)
+    assert cut[0].shape == (3, 2, 3, 4)
+    seeds = {generator(a, b, c).initial_seed() for a in (0, 1) for b in ("x", "y") for c in (0, 1)}
+    assert len(seeds) == 8
+
+
+# -------------------------------------------------------------------------------------------------------- MNIST files
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def test_mnist_idx_files(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, 28, 28))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(200) // 20 % 10))
+    config = Data(kind="mnist", path=tmp_path, sizes=((5, 32, 32),), glyph_size=28)
+    assert open_source(config, "train", 0).sample(0, PixelShape(5, 32, 32)).pixels.shape == (3, 5, 32, 32)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(200))[:-3])
+    with pytest.raises(ConfigError, match="cut off"):
+        open_source(config, "train", 0)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"hello")
+    with pytest.raises(ConfigError, match="does not start like an idx file"):
+        open_source(config, "train", 0)
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(ConfigError, match="without train-labels"):
+        open_source(config, "train", 0)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "pair"])
+def test_published_moving_mnist_files(form: str, tmp_path: Path) -> None:
+    videos = np.random.default_rng(0).integers(0, 256, (40, 12, 32, 32), np.uint8)  # clips, frames
+    labels = np.array([[3, 7]] * 40)
+    path = tmp_path / ("videos_data.npz" if form != "npy" else "mnist_test_seq.npy")
+    if form == "npy":
+        np.save(path, videos.transpose(1, 0, 2, 3))
+    elif form == "npz":
+        np.savez(path, videos=videos, labels=labels)
+    else:
+        np.savez(path, videos)
+        np.savez(tmp_path / "labels_data.npz", labels)
+    config = Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),))
+    train, held_out = (open_source(config, split, 0) for split in ("train", "validation"))
+    sample = train.sample(0, SIZE)
+    assert sample.caption in (
+        {"two moving digits"} if form == "npy" else {f"{a} and {b}" for a in ("3", "three") for b in ("7", "seven")}
+    )
+    shown = ((sample.pixels[0, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    where = np.argwhere((videos == shown).all(axis=(2, 3)))
+    assert len(where) == 1
+    assert where[0][0] < 36  # the last tenth is for validation
+    validation = ((held_out.sample(0, SIZE).pixels[0, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    assert np.argwhere((videos == validation).all(axis=(2, 3)))[0][0] >= 36
+    with pytest.raises(ConfigError, match=r"expected at least 17 frames of 32x32"):
+        open_source(Data(kind="moving_mnist", path=path, sizes=((17, 32, 32),)), "train", 0)
+
+
+def test_moving_mnist_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"no numpy")
+    with pytest.raises(ConfigError, match="numpy cannot read"):
+        open_source(Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),)), "train", 0)
+    np.save(path, np.zeros((3, 3)))
+    with pytest.raises(ConfigError, match="four axes"):
+        open_source(Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),)), "train", 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def video(path: Path, frames: int = 12, fps: int = 25, height: int = 32, width: int = 48, level: float = 0.5) -> None:
+    write_video(path, [torch.full((frames, height, width, 3), level)], fps=Fraction(fps))
+
+
+def folder(
+    path: Path, notes: list[str] | None = None, sizes: tuple[tuple[int, int, int], ...] = ((9, 32, 32),)
+) -> Source:
+    return open_source(
+        Data(kind="folder", path=path, sizes=sizes), "train", 0, (notes if notes is not None else []).append
+    )
+
+
+def test_folder_with_captions_of_every_kind(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        video(tmp_path / f"{name}.mp4", level=0.8)
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,from csv\n", encoding="utf-8")
+    (tmp_path / "more.jsonl").write_text('{"media_path": "b.mp4", "text": "from jsonl"}\n', encoding="utf-8")
+    (tmp_path / "c.txt").write_text("from a text file\n", encoding="utf-8")
+    notes: list[str] = []
+    source = folder(tmp_path, notes)
+    samples = [source.sample(index, SIZE) for index in range(12)]
+    assert {s.caption for s in samples} == {"from jsonl", "from a text file", ""}  # a.mp4 is for validation
+    assert all(s.pixels.shape == (3, 9, 32, 32) for s in samples)
+    assert float(samples[0].pixels.mean()) == pytest.approx(0.6, abs=0.05)
+    assert any("1 files have no caption" in note for note in notes)
+
+
+def test_unusable_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    video(tmp_path / "good.mp4")
+    video(tmp_path / "other_rate.mp4", frames=20, fps=50)
+    video(tmp_path / "short.mp4", frames=5)
+    write_image(tmp_path / "picture.png", torch.rand(1, 32, 32, 3))
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    (tmp_path / "captions.csv").write_text("file,caption\ngone.mp4,nothing there\n", encoding="utf-8")
+    notes: list[str] = []
+    folder(tmp_path, notes)
+    assert "2 files used, 4 skipped" in notes[0]
+    for words in (
+        "short.mp4: got 5 frames",
+        "picture.png: got 1 frames",
+        "broken.mp4",
+        "gone.mp4: named by the captions",
+    ):
+        assert words in notes[0]
+    assert any("1 clips have another frame rate and are resampled to 25" in note for note in notes)
+
+
+def test_folders_without_anything_usable(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder"):
+        folder(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no video"):
+        folder(tmp_path)
+    (tmp_path / "captions.csv").write_text("file,caption\ngone.mp4,x\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="gone.mp4: named by the captions, but not there"):
+        folder(tmp_path)
+    (tmp_path / "captions.csv").write_text("file,words\ngone.mp4,x\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="row 1 of .*captions.csv"):
+        folder(tmp_path)
+
+
+def test_buckets_never_mix_sizes(tmp_path: Path) -> None:
+    video(tmp_path / "wide.mp4", height=32, width=64)
+    video(tmp_path / "tall.mp4", height=64, width=32)
+    video(tmp_path / "wide2.mp4", height=32, width=64)
+    write_image(tmp_path / "still.png", torch.rand(1, 48, 48, 3))
+    sizes = ((9, 32, 64), (9, 64, 32), (1, 32, 32))
+    source = folder(tmp_path, sizes=sizes)  # wide.mp4 or still.png, whichever sorts first, is for validation
+    seen = {source.size(batch) for batch in range(60)}
+    assert len(seen) >= 2
+    for size in seen:
+        assert {tuple(source.sample(index, size).pixels.shape[1:]) for index in range(5)} == {tuple(size)}

@@ -1,0 +1,400 @@
+"""Runs of the trainer: that they learn, and that nothing but the config and the step decides what they compute."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.training import logs, loop
+from ltxkit.ltx_core.training.commands import make_task, run_training
+from ltxkit.ltx_core.training.config import load_config
+from ltxkit.ltx_core.training.distributed import World
+from ltxkit.ltx_core.training.logs import read_log
+from ltxkit.ltx_core.training.loop import StepReport, TrainingError, latest_checkpoint
+from ltxkit.ltx_core.training.models import open_vae, save_vae, tensors_of
+from ltxkit.ltx_core.training.vae import VAETask
+
+ONE = World(0, 1, torch.device("cpu"))
+WIDTH = 8
+VAE_MODEL = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 8,
+    "patch_size": 4,
+    "encoder_base_channels": WIDTH,
+    "decoder_base_channels": WIDTH,
+    "encoder_blocks": [["res_x", 1], ["compress_all_res", {"multiplier": 2}], ["res_x", 1]],
+    "decoder_blocks": [["res_x", 1], ["compress_all", {"multiplier": 2, "residual": True}], ["res_x", 1]],
+    "timestep_conditioning": True,
+    "causal_decoder": False,
+    "spatial_padding_mode": "zeros",
+}
+TRANSFORMER_MODEL = {
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 32,
+    "caption_channels": 16,
+    "norm_eps": 1e-6,
+    "positional_embedding_theta": 10000.0,
+    "positional_embedding_max_pos": [20, 2048, 2048],
+    "timestep_scale_multiplier": 1000.0,
+    "causal_temporal_positioning": True,
+}
+DATA = {"kind": "digits", "sizes": [[9, 16, 16]], "glyph_size": 12, "validation_clips": 2}
+
+
+class Quiet:
+    """A console that keeps what it is told."""
+
+    def __init__(self, on_step: Callable[[StepReport], None] = lambda _: None) -> None:
+        self.on_step = on_step
+        self.steps: list[StepReport] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    result = note
+
+    def step(self, report: StepReport) -> None:
+        self.steps.append(report)
+        self.on_step(report)
+
+    def progress(self, event: ProgressEvent) -> None: ...
+
+
+def optimization(**changes: Any) -> dict[str, Any]:
+    return {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 0, "ema_decay": 0.9} | changes
+
+
+def vae_config(folder: Path, **changes: Any) -> Path:
+    tree = {
+        "task": "vae",
+        "output": str(folder / "vae"),
+        "data": DATA | {"enlarged": 0.25},
+        "model": VAE_MODEL,
+        "crop_frames": 5,
+        "optimization": optimization(),
+        "logging": {"log_every": 1, "validate_every": 1000, "checkpoint_every": 2, "keep": 2},
+        "kl": {"weight": 1e-4, "start": 1, "ramp": 2},
+        "adversary": {"weight": 0.1, "start": 1, "width": 8, "layers": 2},
+        "statistics_clips": 8,
+    } | changes
+    path = folder / "vae.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these runs."""
+    if "curves" not in request.node.name:
+        monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a VAE that has seen two batches."""
+    folder = tmp_path_factory.mktemp("vae")
+    final = run_training(vae_config(folder, optimization=optimization(steps=2)), [], Quiet())
+    assert final is not None
+    return final / "vae.safetensors"
+
+
+@pytest.fixture
+def transformer_config(vae: Path, tmp_path: Path) -> Path:
+    tree = {
+        "task": "transformer",
+        "output": str(tmp_path / "transformer"),
+        "vae": str(vae),
+        "data": DATA | {"enlarged": 0.25},
+        "model": TRANSFORMER_MODEL,
+        "text": {"width": 16, "layers": 1, "heads": 2, "vocabulary": 64},
+        "optimization": optimization(optimizer="muon", weight_decay=0.01),
+        "logging": {"log_every": 1, "validate_every": 1000, "checkpoint_every": 2, "keep": 2},
+        "first_frame": 0.3,
+        "sample_steps": 2,
+        "prompts": ["the digit three moving left"],
+        "cache_clips": 16,
+    }
+    path = tmp_path / "transformer.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def losses(console: Quiet) -> list[float]:
+    return [report.metrics["loss"] for report in console.steps]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def state(output: Path) -> Any:
+    latest = latest_checkpoint(output)
+    assert latest is not None
+    return torch.load(latest / "state.pt", weights_only=True)["task"]
+
+
+# ----------------------------------------------------------------------------------------------------------- learning
+
+
+def test_vae_overfits_one_clip(tmp_path: Path) -> None:
+    off = {"weight": 0.0}
+    path = vae_config(
+        tmp_path,
+        data=DATA,
+        crop_frames=None,
+        kl=off,
+        decoder_noise=off,
+        adversary=off,
+        model=VAE_MODEL | {"encoder_base_channels": 16, "decoder_base_channels": 16},
+        optimization=optimization(steps=200, batch_size=1, learning_rate=3e-3, optimizer="muon", ema_decay=0.0),
+    )
+    task = make_task(load_config(path), ONE, lambda _: None)
+    assert isinstance(task, VAETask)
+    clip = task.source.sample(0, task.source.size(0))
+    task.source.sample = lambda *_: clip  # type: ignore[method-assign]
+    for step in range(200):
+        error = task.update(step)["loss_l2"]
+    assert 10 * math.log10(4 / error) > 30  # pixels span 2
+
+
+def test_transformer_learns(transformer_config: Path) -> None:
+    console = Quiet()
+    steps = ["optimization.steps=60", "optimization.learning_rate=1e-2", "logging.checkpoint_every=100", "prompts=[]"]
+    run_training(transformer_config, steps, console)
+    first, last = sum(losses(console)[:10]) / 10, sum(losses(console)[-10:]) / 10
+    assert last < 0.75 * first
+
+
+# ----------------------------------------------------------------------------------------- the same, whatever happens
+
+
+def test_accumulation_changes_nothing(tmp_path: Path, transformer_config: Path) -> None:
+    for path in (vae_config(tmp_path, optimization=optimization(batch_size=8)), transformer_config):
+        seen: list[list[float]] = []
+        for pieces in (1, 4):
+            console = Quiet()
+            overrides = [f"optimization.accumulation={pieces}", f"output={tmp_path}/{path.stem}{pieces}"]
+            run_training(path, [*overrides, "optimization.batch_size=8"], console)
+            seen.append(losses(console))
+        assert seen[0] == pytest.approx(seen[1], abs=1e-5)
+
+
+def interrupt_at(step: int) -> Callable[[StepReport], None]:
+    def on_step(report: StepReport) -> None:
+        if report.step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return on_step
+
+
+@pytest.mark.parametrize("task", ["vae", "transformer"])
+def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, transformer_config: Path) -> None:
+    path = vae_config(tmp_path) if task == "vae" else transformer_config
+    common = ["optimization.steps=20", "logging.checkpoint_every=50"]
+    straight = Quiet()
+    run_training(path, [*common, f"output={tmp_path}/straight"], straight)
+
+    broken = Quiet(interrupt_at(7))
+    assert run_training(path, [*common, f"output={tmp_path}/broken"], broken) is None
+    assert latest_checkpoint(tmp_path / "broken") == tmp_path / "broken/checkpoints/step_000007"
+    resumed = Quiet()
+    final = run_training(path, [*common, f"output={tmp_path}/broken"], resumed, resume=True)
+
+    assert losses(broken) + losses(resumed) == losses(straight)
+    assert same(state(tmp_path / "straight"), state(tmp_path / "broken"))
+    assert final is not None
+    for file in final.rglob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "straight/final" / file.relative_to(final)).read_bytes()
+    steps = [entry["step"] for entry in read_log(tmp_path / "broken/log.jsonl") if "loss" in entry]
+    assert steps == list(range(1, 21))
+
+
+def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for path, command in ((vae_config(tmp_path), "train-vae"), (transformer_config, "train")):
+        console = Quiet()
+        run_training(path, [f"output={tmp_path}/{command}-one"], console)
+        output = tmp_path / f"{command}-two"
+        environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        arguments = [sys.executable, "-m", "ltxkit", command, "--config", str(path), "--output", str(output)]
+        processes = [
+            subprocess.Popen(arguments, env=environment | {"RANK": str(rank)}, cwd=tmp_path, stderr=subprocess.PIPE)
+            for rank in range(2)
+        ]
+        errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], [error[-1500:] for error in errors]
+        both = [entry["loss"] for entry in read_log(output / "log.jsonl") if "loss" in entry]
+        assert both == pytest.approx(losses(console), abs=1e-5)
+        assert sorted(p.name for p in (output / "final").iterdir()) == sorted(
+            p.name for p in (tmp_path / f"{command}-one/final").iterdir()
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_gan_gradient_reaches_the_decoder_and_leaves_the_discriminator_alone(tmp_path: Path) -> None:
+    off = {"weight": 0.0}
+    path = vae_config(tmp_path, l1=off, l2=off, wavelet=off, kl=off, adversary={"weight": 1.0, "width": 8, "layers": 2})
+    task = make_task(load_config(path), ONE, lambda _: None)
+    assert isinstance(task, VAETask)
+    assert task.adversary is not None
+    before, judge = tensors_of(task.vae), tensors_of(task.adversary)
+    learn = task._teach_adversary
+    task._teach_adversary = lambda *_: {}  # type: ignore[method-assign]
+    task.update(0)
+    changed = [name for name, tensor in tensors_of(task.vae).items() if not torch.equal(tensor, before[name])]
+    assert any(name.startswith("decoder.conv_in") for name in changed)
+    assert same(tensors_of(task.adversary), judge)
+    task._teach_adversary = learn  # type: ignore[method-assign]
+    task.update(1)
+    assert not same(tensors_of(task.adversary), judge)
+
+
+def test_uniform_log_variance_is_one_channel(tmp_path: Path) -> None:
+    task = make_task(load_config(vae_config(tmp_path)), ONE, lambda _: None)
+    assert isinstance(task, VAETask)
+    assert task.vae.encoder.conv_out.conv.weight.shape[0] == VAE_MODEL["latent_channels"] + 1
+    posterior = task.vae.encode(torch.rand(1, 3, 5, 16, 16))
+    assert torch.equal(posterior.logvar, posterior.logvar[:, :1].expand_as(posterior.mean))
+
+
+def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = VAETask.update
+
+    def poisoned(self: VAETask, step: int) -> dict[str, float]:
+        return update(self, step) if step != 3 else {"loss": math.nan}
+
+    monkeypatch.setattr(VAETask, "update", poisoned)
+    with pytest.raises(
+        TrainingError, match=r"loss that is not a number at step 3 \(samples 12 to 15 first\).*step_000002"
+    ):
+        run_training(vae_config(tmp_path), [], Quiet())
+    assert latest_checkpoint(tmp_path / "vae") == tmp_path / "vae/checkpoints/step_000002"
+
+
+def test_a_nan_never_reaches_the_weights(tmp_path: Path) -> None:
+    task = make_task(load_config(vae_config(tmp_path)), ONE, lambda _: None)
+    assert isinstance(task, VAETask)
+    before = tensors_of(task.vae)
+    sample = task.source.sample(0, task.source.size(0))
+    broken = type(sample)(sample.pixels * math.nan, sample.caption)
+    task.source.sample = lambda *_: broken  # type: ignore[method-assign]
+    assert math.isnan(task.update(0)["loss"])
+    assert same(tensors_of(task.vae), before)
+
+
+def test_collapse_is_noticed(tmp_path: Path) -> None:
+    task = make_task(load_config(vae_config(tmp_path)), ONE, lambda _: None)
+    assert isinstance(task, VAETask)
+    conv = task.vae.encoder.conv_out.conv
+    with torch.no_grad():
+        conv.weight.mul_(1e-3)
+        assert conv.bias is not None
+        conv.bias.zero_()
+        assert task.updater.average is not None
+        task.updater.average.values = [p.detach().clone() for p in task.updater.parameters]
+    with pytest.raises(TrainingError, match="collapsed; .* smaller kl.weight"):
+        task.validate(1, None)
+
+
+def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
+    path = vae_config(tmp_path)
+    run_training(path, [], Quiet())
+    with pytest.raises(ConfigError, match=r"optimization\.learning_rate was 0\.001, is 0\.01; expected the same"):
+        run_training(path, ["optimization.learning_rate=0.01"], Quiet(), resume=True)
+    with pytest.raises(ConfigError, match="holds a run"):
+        run_training(path, [], Quiet())
+    console = Quiet()
+    run_training(path, ["optimization.steps=5", "logging.keep=1"], console, resume=True)  # longer is the same run
+    assert [report.step for report in console.steps] == [5]
+    assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000005"]
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        run_training(path, [f"output={tmp_path}/new"], Quiet(), resume=True)
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = torch.save
+
+    def full(value: Any, path: Path) -> None:
+        if "step_000004" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, path)
+
+    monkeypatch.setattr(loop.torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_training(vae_config(tmp_path), [], Quiet())
+    assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000002"]
+    torch.load(tmp_path / "vae/checkpoints/step_000002/state.pt", weights_only=True)
+
+
+def test_a_vae_without_statistics_is_refused(vae: Path, tmp_path: Path) -> None:
+    model = open_vae(vae)
+    model.per_channel_statistics.mean.zero_()
+    model.per_channel_statistics.std.fill_(1)
+    save_vae(tmp_path / "vae.safetensors", tensors_of(model), model.config)
+    with pytest.raises(CheckpointError, match="statistics were never measured"):
+        open_vae(tmp_path / "vae.safetensors")
+
+
+def test_statistics_normalise_latents(vae: Path, tmp_path: Path) -> None:
+    model = open_vae(vae)
+    task = make_task(load_config(vae_config(tmp_path)), ONE, lambda _: None)
+    assert isinstance(task, VAETask)
+    pixels = torch.stack([task.source.sample(i, task.source.size(3)).pixels[:, :, :16, :16] for i in range(8)])
+    latent = model.normalize(model.encode(pixels).mode())
+    torch.testing.assert_close(latent.mean(dim=(0, 2, 3, 4)), torch.zeros(8), atol=0.35, rtol=0)
+    assert float(latent.std()) == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimization.accumulation=3", "expected a multiple of 3; use 6"),
+        ("perceptual.weight=1", "expected both or neither"),
+        ("data.glyph_size=40", "expected a digit that fits"),
+    ],
+)
+def test_settings_that_do_not_go_together(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_training(vae_config(tmp_path), [override], Quiet())
+
+
+def test_validation_leaves_pictures_prompts_and_curves(transformer_config: Path) -> None:
+    run_training(transformer_config, ["optimization.steps=2", "logging.validate_every=2"], Quiet())
+    output = Path(yaml.safe_load(transformer_config.read_text())["output"])
+    found = {path.name for path in (output / "validation/step_000002").iterdir()}
+    assert found == {"sheet.png", "grid.mp4", "prompts.txt"}
+    assert (output / "curves.png").stat().st_size > 1000
+    assert "validation_loss" in json.loads((output / "log.jsonl").read_text().splitlines()[-1])
