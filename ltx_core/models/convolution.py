@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,12 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype if supported else torch.float32
 
 
+@cache
+def _has_onednn_kernels() -> bool:
+    """Whether oneDNN has its own 3D kernels here; elsewhere than on x86 it may run a reference loop."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
 class Conv3d(nn.Conv3d):
     """`nn.Conv3d`, in the dtype of its input (b, c, f, h, w); fastest with channels-last memory."""
 
@@ -28,7 +36,7 @@ class Conv3d(nn.Conv3d):
         t, h, w = padding = tuple(int(side) for side in self.padding)
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, (w, w, h, h, t, t), mode=self.padding_mode), (0, 0, 0)
-        if input.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if input.device.type == "cpu" and input.dtype != torch.float64 and _has_onednn_kernels():
             # F.conv3d chooses between oneDNN and a plain loop by size, and for one short clip takes the loop, up
             # to ten times slower (PyTorch, aten/src/ATen/native/Convolution.cpp, use_mkldnn).
             return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)

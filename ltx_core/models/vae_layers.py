@@ -86,7 +86,7 @@ def run_stages(stages: Iterable[Stage], pieces: Iterable[tuple[Tensor, bool]], l
 def _run_stage(stage: Stage, pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[tuple[Tensor, bool]]:
     stream = Stream()
     for x, last in pieces:
-        parts = deque(x.split(limit, dim=1) if limit and x.shape[1] else [x])
+        parts = deque(x.split(limit, dim=1) if limit else [x])
         del x  # while this generator waits, it must not hold what later stages no longer need
         while parts:
             stream.last = last and len(parts) == 1

@@ -112,7 +112,6 @@ class Decoder(nn.Module):
         for block in blocks:
             width *= block.multiplier
         self.patch_size = config.patch_size
-        self.timestep_conditioning = config.timestep_conditioning
         self.conv_in = CausalConv3d(config.latent_channels, width, causal=causal, padding=padding)
         self.up_blocks = nn.ModuleList()
         for block in blocks:
@@ -320,18 +319,15 @@ def _check_channels(x: Tensor, channels: int, what: str) -> None:
 
 def _encoder_block(block: VAEBlock, width: int, config: VideoVAEConfig) -> tuple[nn.Module, int]:
     """The module of one entry of `encoder_blocks` and the width of what leaves it."""
-    padding = config.spatial_padding_mode
+    padding, out = config.spatial_padding_mode, width * block.multiplier
     match block.kind:
         case "res_x":
             return UNetMidBlock3D(width, block.num_layers, causal=True, padding=padding), width
         case "res_x_y":
-            return ResnetBlock3D(
-                width, width * block.multiplier, causal=True, padding=padding
-            ), width * block.multiplier
+            return ResnetBlock3D(width, out, causal=True, padding=padding), out
         case "compress_all" | "compress_space" | "compress_time":
             return CausalConv3d(width, width, causal=True, padding=padding, stride=block.stride), width
         case "compress_all_res" | "compress_space_res" | "compress_time_res":
-            out = width * block.multiplier
             return SpaceToDepthDownsample(width, out, block.stride, padding=padding), out
 
 

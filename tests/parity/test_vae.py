@@ -79,6 +79,12 @@ def their_vae(config: VideoVAEConfig, generation: str) -> torch.nn.Module:
     )
 
 
+def their_generation(vae: VideoVAE) -> str:
+    if not vae.config.timestep_conditioning:
+        return "0.9.0"
+    return "0.9.1" if vae.decoder.noise_scales() else "0.9.5"
+
+
 @pytest.fixture(params=GENERATIONS)
 def pair(request: pytest.FixtureRequest, vae_config: Callable[..., VideoVAEConfig]) -> Pair:
     torch.manual_seed(0)
@@ -161,6 +167,22 @@ def test_bfloat16(pair: Pair, their_decode: Callable[..., Tensor]) -> None:
     for mine, reference, half in zip(got, exact, rounded, strict=True):
         assert rms(mine, reference) <= 2e-2
         assert rms(mine, reference) <= 1.1 * rms(half, reference)
+
+
+def test_gradients(pair: Pair, their_decode: Callable[..., Tensor]) -> None:
+    """Training rests on them, and on in-place steps and a convolution that autograd must know."""
+    ours, theirs = pair
+    _, timestep = latent_and_timestep(ours)
+    mine = ours.decode(ours.encode(clip(9)).mean, timestep, generator=torch.Generator().manual_seed(2))
+    other = their_decode(theirs, theirs.encode(clip(9)).latent_dist.mode(), timestep, seed=2)
+    for result in (mine, other):
+        (result * torch.linspace(-1, 1, result.shape[-1])).mean().backward()
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    got = to_diffusers({name: p.grad for name, p in ours.named_parameters()}, their_generation(ours))
+    assert set(got) == set(expected)
+    for name, gradient in got.items():
+        if name != "decoder.timestep_scale_multiplier":  # a derivative by cosines of hundreds: ill-conditioned
+            assert rms(gradient, expected[name]) <= 1e-3, name
 
 
 def test_injected_noise_matters(vae_config: Callable[..., VideoVAEConfig]) -> None:
