@@ -1,7 +1,12 @@
 """A node pack for tests alone, copied into a test server's `custom_nodes`: tensors to files, plain conditioning."""
 
+import functools
+import json
 from pathlib import Path
 
+import comfy.ldm.lightricks.vae.causal_video_autoencoder as native_vae
+import comfy.sd
+import comfy.utils
 import folder_paths
 import numpy
 import torch
@@ -61,4 +66,35 @@ class Anything:
         return ("not a model",)
 
 
-NODE_CLASS_MAPPINGS = {"TestSaveTensor": SaveTensor, "TestAsCLIPTextEncode": AsCLIPTextEncode, "TestAnything": Anything}
+class NativeModels:
+    """ComfyUI's own MODEL and VAE of a tiny file; its VAE reads no width from the file, so it is told here."""
+
+    RETURN_TYPES = ("MODEL", "VAE")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"checkpoint": ("STRING", {"default": ""})}}
+
+    def load(self, checkpoint):
+        path = folder_paths.get_full_path_or_raise("checkpoints", checkpoint)
+        model = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
+        state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        state = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
+        config = json.loads(metadata["config"])["vae"]
+        encoder, decoder = native_vae.Encoder, native_vae.Decoder
+        native_vae.Encoder = functools.partial(encoder, base_channels=config["encoder_base_channels"])
+        native_vae.Decoder = functools.partial(decoder, base_channels=config["decoder_base_channels"])
+        try:
+            vae = comfy.sd.VAE(sd=state, metadata=metadata)
+        finally:
+            native_vae.Encoder, native_vae.Decoder = encoder, decoder
+        return (model, vae)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestSaveTensor": SaveTensor,
+    "TestAsCLIPTextEncode": AsCLIPTextEncode,
+    "TestAnything": Anything,
+    "TestNativeModels": NativeModels,
+}

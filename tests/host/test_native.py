@@ -17,8 +17,8 @@ Graph = dict[str, dict[str, Any]]
 LEVELS = "1, 0.9, 0.7, 0.4"
 
 
-def node(name: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": name, "inputs": inputs}
+def node(class_name: str, /, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_name, "inputs": inputs}
 
 
 def common(checkpoint: str = "ltxv-tiny.safetensors") -> Graph:
@@ -42,7 +42,7 @@ def common(checkpoint: str = "ltxv-tiny.safetensors") -> Graph:
             stg_rescale=1.0,
             cfg_star=False,
         ),
-        "native": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "native": node("TestNativeModels", checkpoint=checkpoint),
         "euler": node("KSamplerSelect", sampler_name="euler"),
         "noise": node("RandomNoise", noise_seed=7),
         "empty": node("EmptyLTXVLatentVideo", width=64, height=96, length=17, batch_size=1),
@@ -121,7 +121,7 @@ def test_a_noise_mask_means_the_same(server: Server):
         "LTXVImgToVideo",
         positive=["prompt", 0],
         negative=["prompt", 1],
-        vae=["native", 2],
+        vae=["native", 1],
         image=["picture", 0],
         width=64,
         height=96,
@@ -141,7 +141,7 @@ def test_guides_of_native_nodes_mean_the_same(server: Server):
         "LTXVAddGuide",
         positive=["prompt", 0],
         negative=["prompt", 1],
-        vae=["native", 2],
+        vae=["native", 1],
         latent=["empty", 0],
         image=["picture", 0],
         frame_idx=8,
@@ -164,7 +164,7 @@ def test_guides_of_native_nodes_mean_the_same(server: Server):
 def test_native_nodes_sample_on_from_our_latent_and_conditioning(server: Server):
     graph = common()
     natively(graph, "theirs", ["empty", 0], ["prompt", 0], ["prompt", 1])
-    graph["decoded"] = node("VAEDecode", samples=["theirs", 0], vae=["native", 2])
+    graph["decoded"] = node("VAEDecode", samples=["theirs", 0], vae=["native", 1])
     (frames,) = results(server, graph, "decoded")
     assert frames.shape == (17, 96, 64, 3)
 
@@ -181,9 +181,9 @@ def test_decode_and_encode_are_what_the_native_vae_does(server: Server):
         decode_noise_scale=0.025,
         seed=0,
     )
-    graph["their frames"] = node("VAEDecode", samples=["ours", 0], vae=["native", 2])
+    graph["their frames"] = node("VAEDecode", samples=["ours", 0], vae=["native", 1])
     graph["our latent"] = node("LTXKitEncodeVideo", images=["our frames", 0], vae=["model", 1], frame_rate=24.0)
-    graph["their latent"] = node("VAEEncode", pixels=["our frames", 0], vae=["native", 2])
+    graph["their latent"] = node("VAEEncode", pixels=["our frames", 0], vae=["native", 1])
     names = ("our frames", "their frames", "our latent", "their latent")
     our_frames, their_frames, our_latent, their_latent = results(server, graph, *names)
     assert_close(our_frames, their_frames)
