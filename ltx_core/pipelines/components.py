@@ -29,7 +29,6 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..presets import PassPreset, Preset
 from ..progress import Notes, Progress, log_note, silent
-from ..sampling.filters import tone_map
 from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
@@ -177,7 +176,6 @@ class Components:
             progress=progress,
             notes=notes,
         )
-        compression = entries[-1].tone_map_compression_ratio
         settings = {
             **self.sources,
             "versions": list(self.info.versions),
@@ -193,11 +191,11 @@ class Components:
             ],
             "crf": crf,
             "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
-            "tone_map_compression_ratio": compression,
+            "tone_map_compression_ratio": entries[-1].tone_map_compression_ratio,
             "decode_timestep": self.recipe.decode_timestep,
             "decode_noise_scale": self.recipe.decode_noise_scale,
         }
-        return Clip(tone_map(latent, compression), asked, rate, settings, self, seed)
+        return Clip(latent, asked, rate, settings, self, seed)
 
     def _sample(
         self,
@@ -276,6 +274,7 @@ class Clip:
             decode_noise_scale=made_by.recipe.decode_noise_scale,
             seed=self.seed + DECODE_SEED,
             placement=made_by.placement,
+            tone_map_compression_ratio=self.settings["tone_map_compression_ratio"],
             memory=_room(made_by.placement, made_by.vae.decoder),
             progress=progress,
         ):

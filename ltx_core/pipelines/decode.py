@@ -14,6 +14,7 @@ from ..memory.placement import Placement
 from ..models.vae_memory import decode_bytes
 from ..models.video_vae import VideoVAE
 from ..progress import Progress, ProgressEvent, silent
+from ..sampling.filters import tone_map
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
 
@@ -26,6 +27,7 @@ def decode(
     decode_noise_scale: float,
     seed: int,
     placement: Placement,
+    tone_map_compression_ratio: float = 0.0,
     tiling: Tiling | None = None,
     memory: int | None = None,
     progress: Progress = silent,
@@ -43,7 +45,17 @@ def decode(
     canvas = torch.empty(len(latent), *pixels, 3)
     for i, sample in enumerate(latent.split(1)):
         frames = _decode(
-            vae, sample, decode_timestep, decode_noise_scale, seed + i, placement, tiling, memory, progress, canvas[i]
+            vae,
+            sample,
+            decode_timestep,
+            decode_noise_scale,
+            seed + i,
+            placement,
+            tone_map_compression_ratio,
+            tiling,
+            memory,
+            progress,
+            canvas[i],
         )
         for _ in frames:
             pass
@@ -58,6 +70,7 @@ def decode_frames(
     decode_noise_scale: float,
     seed: int,
     placement: Placement,
+    tone_map_compression_ratio: float = 0.0,
     tiling: Tiling | None = None,
     memory: int | None = None,
     progress: Progress = silent,
@@ -71,6 +84,7 @@ def decode_frames(
     latent: (1, c, f, h, w), normalised.
     decode_timestep, decode_noise_scale: t and s, 0 to 1; the official recipes have 0.05 and 0.025.
     seed: of that noise, and of what the decoder of 0.9.1 injects; drawn once for the whole clip.
+    tone_map_compression_ratio: of `filters.tone_map`, which comes after the noise as in the official pipeline; 0: none.
     tiling: how the clip is cut up; None chooses by `memory`, the bytes there are for activations, None for any number.
         A clip cut in space is held whole and leaves while its last tile is made.
     progress: stage "decode", counted in frames of tiles.
@@ -86,7 +100,17 @@ def decode_frames(
     if len(latent) != 1:
         raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
     return _decode(
-        vae, latent, decode_timestep, decode_noise_scale, seed, placement, tiling, memory, progress, canvas=None
+        vae,
+        latent,
+        decode_timestep,
+        decode_noise_scale,
+        seed,
+        placement,
+        tone_map_compression_ratio,
+        tiling,
+        memory,
+        progress,
+        canvas=None,
     )
 
 
@@ -98,6 +122,7 @@ def _decode(
     decode_noise_scale: float,
     seed: int,
     placement: Placement,
+    tone_map_compression_ratio: float,
     tiling: Tiling | None,
     memory: int | None,
     progress: Progress,
@@ -111,6 +136,8 @@ def _decode(
         noise = torch.randn(latent.shape, generator=generator)
         latent = latent * (1 - decode_noise_scale) + noise * decode_noise_scale
         timestep = torch.tensor([decode_timestep])
+    if tone_map_compression_ratio:
+        latent = tone_map(latent, tone_map_compression_ratio)
     raw = vae.un_normalize(latent)
     maps = vae.draw_noise(shape.height, shape.width, generator)
 

@@ -59,9 +59,10 @@ class Description:
         return self._build("upscaler", UpsamplerConfig)
 
     def scheduler(self) -> SchedulerConfig | None:
-        """The scheduler, or None where neither the file nor a version tells. Unknown inference steps are None."""
+        """The scheduler, or None where nothing tells it. Keys that a file may leave out are None."""
         known = {name: item.value for name, item in self.values.items() if name.startswith("scheduler.")}
-        known.setdefault(_STEPS, None)
+        for optional in (_STEPS, _TERMINAL):
+            known.setdefault(optional, None)
         return _config(SchedulerConfig, known) if len(known) == len(_fields("scheduler", SchedulerConfig)) else None
 
     def _build(self, part: str, config: type[_C]) -> _C:
@@ -79,6 +80,7 @@ class Description:
 
 _C = TypeVar("_C")
 _STEPS = "scheduler.allowed_inference_steps"
+_TERMINAL = "scheduler.target_shift_terminal"
 
 
 def _fields(part: str, config: type[Any]) -> list[str]:

@@ -18,6 +18,7 @@ from ltxkit.ltx_core.pipelines.decode import decode, decode_frames
 from ltxkit.ltx_core.pipelines.encode import encode_frames, encode_posterior
 from ltxkit.ltx_core.pipelines.tiling import HALO, Tiling, choose_tiling
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.sampling.filters import tone_map
 from ltxkit.ltx_core.shapes import LatentShape
 
 GENERATIONS = ("0.9.0", "0.9.1", "0.9.5", "16x4")
@@ -109,6 +110,18 @@ def test_decode(vae: VideoVAE) -> None:
     frames = stream(vae, latent)
     assert len(frames) > 1
     assert torch.equal(torch.cat(frames), got[0])
+
+
+def test_tone_mapping_comes_after_the_noise(vaes: dict[str, VideoVAE]) -> None:
+    """Lightricks/LTX-Video maps what it has mixed with decode noise, normalised as it is."""
+    vae, latent, noise_scale = vaes["0.9.5"], latents(), 0.5
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(11))
+    mapped = tone_map(latent * (1 - noise_scale) + noise * noise_scale, 0.6)
+    expected = run(vae, mapped, decode_noise_scale=0.0)
+    got = run(vae, latent, decode_noise_scale=noise_scale, tone_map_compression_ratio=0.6)
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.equal(got[0], torch.cat(stream(vae, latent, decode_noise_scale=0.5, tone_map_compression_ratio=0.6)))
+    assert not torch.allclose(got, run(vae, tone_map(latent, 0.6), decode_noise_scale=noise_scale), atol=1e-3)
 
 
 def test_same_seed_same_bytes_and_a_batch_is_its_samples(vaes: dict[str, VideoVAE]) -> None:

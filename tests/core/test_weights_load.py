@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -271,6 +272,27 @@ def test_every_key_that_shapes_do_not_show_missing(checkpoint: Path, tmp_path: P
 @pytest.mark.parametrize("key", NOT_IN_SHAPES)
 def test_one_key_missing(late: Path, tmp_path: Path, key: str) -> None:
     assert_loads_like(rewritten(late, tmp_path / "poor.safetensors", without(config_of(late), [key])), late)
+
+
+def test_a_scheduler_need_not_say_how_its_shift_ends(late: Path, tmp_path: Path) -> None:
+    """A model that is no released version: nothing but its own metadata tells its scheduler."""
+    layers = 3
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(late).items()
+        if not (block := re.search(r"transformer_blocks\.(\d+)\.", name)) or int(block[1]) < layers
+    }
+    config = without(config_of(late), ["target_shift_terminal"])
+    config["transformer"]["num_layers"] = layers
+    path = tmp_path / "own.safetensors"
+    save_file(tensors, path, {"config": json.dumps(config)})
+    _, info = load_transformer(path)
+    assert info.versions == ()
+    assert info.scheduler is not None
+    assert info.scheduler.target_shift_terminal is None
+    del config["scheduler"]["sampler"]
+    save_file(tensors, path, {"config": json.dumps(config)})
+    assert load_transformer(path)[1].scheduler is None
 
 
 def test_where_versions_differ_the_user_is_asked(late: Path, tmp_path: Path) -> None:
