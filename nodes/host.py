@@ -4,13 +4,16 @@ Two implementations of one protocol: `ComfyUIHost`, and `PlainHost` for `ltxkit 
 ComfyUI: its modules are imported inside the methods here and nowhere else.
 """
 
+# What ComfyUI has is not installed where this is checked.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+
 from __future__ import annotations
 
 import functools
 import logging
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -91,7 +94,7 @@ def _comfyui() -> ComfyUIHost:
 
 
 @contextmanager
-def use_host(chosen: Host) -> Iterator[None]:
+def use_host(chosen: Host) -> Generator[None]:
     """Let the nodes that run inside this block ask `chosen`."""
     token = _chosen.set(chosen)
     try:
@@ -211,7 +214,7 @@ class ComfyUIHost:
         server.send_progress_text("\n".join(self._said[1]), node)
 
     @contextmanager
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
+    def place(self, module: nn.Module, *, memory_required: int = 0) -> Generator[torch.device]:
         from comfy import model_management
 
         patcher = _comfy_patcher(module)

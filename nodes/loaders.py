@@ -1,5 +1,8 @@
 """Nodes that load: model and VAE, text encoder, latent upscaler."""
 
+# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import os

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
 
-Prompt = dict[str, dict[str, Any]]
+Prompt = dict[str, Any]  # of nodes, once it is validated
 Classes = Mapping[str, type]
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -56,7 +56,7 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
     Raises:
         ConfigError: no such node or input, or several nodes of that title; all such problems at once.
     """
-    changed = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in prompt.items()}
+    changed: Prompt = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in prompt.items()}
     problems: list[str] = []
     for assignment in assignments:
         target, equals, text = assignment.partition("=")
@@ -269,7 +269,7 @@ def types_match(received: str, expected: str) -> bool:
     return set(received.split(",")) <= set(expected.split(","))
 
 
-_CONVERT = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+_CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 
 
 def _constant_problem(inputs: dict[str, Any], name: str, spec: Input, *, ranges: bool) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 Declared = tuple[Any, dict[str, Any]]
@@ -31,7 +31,7 @@ def switch(default: bool, tooltip: str) -> Declared:
     return "BOOLEAN", {"default": default, "tooltip": tooltip}
 
 
-def choice(options: Sequence[str], tooltip: str) -> Declared:
+def choice(options: Iterable[str], tooltip: str) -> Declared:
     """The first option is the default."""
     return list(options), {"tooltip": tooltip}
 
