@@ -49,18 +49,12 @@ $(VENV)/.test: pyproject.toml $(VENV)/.torch
 
 # ---- work -------------------------------------------------------------------------------------------------------------
 
-DEMO := output/demo
-
 demo: $(VENV)/.ltxkit
-	@$(BIN)/ltxkit make-tiny $(DEMO)/models >/dev/null
-	$(BIN)/ltxkit generate --model $(DEMO)/models/checkpoints/ltxv-tiny.safetensors --version 2b-0.9.8-distilled \
-	    --upscaler $(DEMO)/models/latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors \
-	    --text-encoder $(DEMO)/models/text_encoders/t5-tiny \
-	    --prompt "A temple on a clear day, the camera moves in slowly" --image assets/examples/temple.jpg \
-	    --size 384x256 --frames 17 --seed 1 -o $(DEMO)/demo.mp4 --contact-sheet $(DEMO)/demo.png
-	@echo
-	@echo "$(DEMO)/demo.mp4 is the clip, $(DEMO)/demo.png eight of its frames. Every stage ran: text, low resolution, upscaler,"
-	@echo "refining, decoder. The model is complete but tiny and random, so what it shows is noise."
+	@$(BIN)/ltxkit make-tiny output/demo/models >/dev/null
+	@echo "A prompt and assets/examples/temple.jpg, in two passes, by the workflow that ComfyUI users have as a template:"
+	$(BIN)/ltxkit run workflows/api/demo-two-stage.json \
+	    --models output/demo/models --input assets/examples --output output/demo
+	@echo "The model is complete but tiny and random: every stage ran, and what the video above shows is noise."
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
