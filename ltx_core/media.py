@@ -90,11 +90,11 @@ def compress(frames: Tensor, crf: int) -> Tensor:
     """Frames as they look after H.264, each for itself: pictures that a video model would take for a still otherwise.
 
     Lightricks/LTX-Video inference.py and crf_compressor.py: 3x3 Gaussian blur (sigma 1), then one frame through libx264
-    (veryfast, yuv420p). crf 0 leaves the frames as they are; the official value is 29. Odd sizes are coded with their
-    last row or column repeated and cut back, where the official code drops it.
+    (veryfast, yuv420p). crf 0 leaves the frames as they are; the official value is 29; libx264 takes what is above 51
+    for 51. Odd sizes are coded with their last row or column repeated and cut back, where the official code drops it.
     """
-    if not 0 <= crf <= 51:
-        raise ConfigError(f"got crf {crf}; expected 0 (off) to 51; 29 is what LTX-Video was run with")
+    if not 0 <= crf <= 63:
+        raise ConfigError(f"got crf {crf}; expected 0 (off) to 63; 29 is what LTX-Video was run with")
     if crf == 0:
         return frames
     blurred = _blur(frames)

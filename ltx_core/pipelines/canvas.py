@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,16 @@ def crop_to(frames: Tensor, asked: PixelShape) -> Tensor:
     return frames[: asked.frames, top : top + asked.height, left : left + asked.width]
 
 
+def crop_chunks(chunks: Iterable[Tensor], asked: PixelShape) -> Iterator[Tensor]:
+    """`crop_to` of a clip that comes in pieces (f h w c)."""
+    left = asked.frames
+    for chunk in chunks:
+        frames = crop_to(chunk, asked)[:left]
+        left -= len(frames)
+        if len(frames):
+            yield frames
+
+
 def pad_to(frames: Tensor, grid: PixelShape) -> Tensor:
     """The clip (f h w c) in the middle of its grid, its edges and its last frame continued; `crop_to` undoes it."""
     f, h, w, _ = frames.shape
@@ -30,8 +41,9 @@ def pad_to(frames: Tensor, grid: PixelShape) -> Tensor:
 def on_canvas(condition: Condition, asked: PixelShape, grid: PixelShape) -> Condition:
     """The condition such that `crop_to` gives back what it shows: resized to `asked`, its edges continued to `grid`.
 
-    A frame index that counts from the end counts from the end of `asked`.
+    A frame index that counts from the end counts from the end of `asked`. Compression comes first, as officially.
     """
+    condition = condition.compressed()
     frames = fit_frames(condition.frames, asked.height, asked.width, condition.resize)
     frames = pad_to(frames, PixelShape(len(frames), grid.height, grid.width))
     start = condition.frame + asked.frames if -asked.frames <= condition.frame < 0 else condition.frame

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-MOTION_HINT = "A lower condition strength, a higher CRF or more condition noise give more of it."
+from .condition import Condition
 
 
 class ClipStatistics:
@@ -32,6 +32,12 @@ class ClipStatistics:
             self._colours.append(frame.mean(dim=(0, 1)).cpu())
             self._last = frame
 
+    def watch(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The frames of a clip, added as they pass through."""
+        for frames in chunks:
+            self.add(frames)
+            yield frames
+
     @property
     def motion(self) -> float:
         """Mean difference between neighbouring frames, relative to the contrast of a frame; 0 for a still."""
@@ -51,14 +57,28 @@ class ClipStatistics:
         start, end = (torch.stack(colours).mean(dim=0) for colours in (self._colours[:part], self._colours[-part:]))
         return float((end - start).abs().max()) * 255
 
-    def describe(self) -> str:
-        """A sentence or two for the user."""
-        if self.seam_ratio is None:
-            return f"Motion {self.motion:.3f} (mean difference of frames over contrast). {MOTION_HINT}"
-        return (
-            f"Motion {self.motion:.3f}; seams change {self.seam_ratio:.2f} times as much as other frames; mean colour "
-            f"drifts by {self.drift:.1f} of 255 from start to end."
-        )
+    def describe(self, settings: str = "") -> str:
+        """A sentence or two for the user. settings: those of the conditions, see `motion_settings`."""
+        text = f"Motion {self.motion:.3f} (mean difference of frames over contrast)"
+        if self.seam_ratio is not None:
+            text += (
+                f"; seams change {self.seam_ratio:.2f} times as much as other frames; mean colour drifts by "
+                f"{self.drift:.1f} of 255 from start to end"
+            )
+        if settings:
+            text += f", with {settings}: a lower strength, a higher CRF or more condition noise give more of it"
+        return f"{text}."
+
+
+def motion_settings(conditions: Sequence[Condition], condition_noise: float) -> str:
+    """What governs how much a clip with pictures moves, in words; nothing without pictures."""
+    if not conditions:
+        return ""
+    strengths, crfs = (
+        ", ".join(f"{value:g}" for value in sorted(set(values)))
+        for values in ((one.strength for one in conditions), (one.crf for one in conditions))
+    )
+    return f"condition strength {strengths}, CRF {crfs}, condition noise {condition_noise:g}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -33,7 +33,7 @@ from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
 from ..weights.text_encoder import load_text_encoder
-from .canvas import crop_to, on_canvas
+from .canvas import crop_chunks, on_canvas
 from .condition import Condition, fit_frames
 from .decode import decode_frames
 from .generate import EncodedPrompt, sample
@@ -266,8 +266,7 @@ class Clip:
     def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
         """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; the same ones at every call."""
         made_by = self.components
-        count = 0
-        for frames in decode_frames(
+        decoded = decode_frames(
             made_by.vae,
             self.latent,
             decode_timestep=made_by.recipe.decode_timestep,
@@ -277,13 +276,10 @@ class Clip:
             tone_map_compression_ratio=self.settings["tone_map_compression_ratio"],
             memory=_room(made_by.placement, made_by.vae.decoder),
             progress=progress,
-        ):
-            if made_by.upscaler is not None:  # the second pass has a size of its own
-                frames = fit_frames(frames, self.size.height, self.size.width, "stretch")
-            frames = crop_to(frames, self.size)[: self.size.frames - count]
-            count += len(frames)
-            if len(frames):
-                yield frames
+        )
+        if made_by.upscaler is not None:  # the second pass has a size of its own
+            decoded = (fit_frames(frames, self.size.height, self.size.width, "stretch") for frames in decoded)
+        return crop_chunks(decoded, self.size)
 
     def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
         """Decode into an mp4, frame by frame. contact_sheet: also some frames as one picture.

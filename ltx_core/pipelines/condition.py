@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from ..media import compress
 from ..models.video_vae import LOGVAR_RANGE
 from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition
@@ -32,12 +33,18 @@ class Condition:
     frames: (f h w 3) float, 0 to 1, of any size.
     frame: where it starts in the result; negative counts from the end, -1 is the last frame.
     strength: 0 to 1; 1 keeps it as it is. resize: how it gets the size of the result, see `fit_frames`.
+    crf: H.264 compression of every frame before it is resized (`media.compress`); 0: none, the official value is 29.
     """
 
     frames: Tensor
     frame: int = 0
     strength: float = 1.0
     resize: ResizePolicy = "crop"
+    crf: int = 0
+
+    def compressed(self) -> Condition:
+        """The condition as H.264 leaves it, which is done once. Raises ConfigError: crf outside 0 to 63."""
+        return replace(self, frames=compress(self.frames, self.crf), crf=0)
 
 
 def fit_frames(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
@@ -97,7 +104,7 @@ def place_condition(condition: Condition, size: PixelShape, frames_per_latent: i
         notes(
             f"The condition at frame {start} was trimmed from {given} to {length} frames: {t}k+1 that fit in the clip."
         )
-    return Condition(frames[:length], start, condition.strength, condition.resize)
+    return replace(condition, frames=frames[:length], frame=start)
 
 
 @torch.no_grad()
@@ -119,7 +126,7 @@ def encode_conditions(
         as `place_condition`.
     """
     scale = vae.config.scale_factors
-    placed = [place_condition(condition, size, scale.frames, notes) for condition in conditions]
+    placed = [place_condition(condition, size, scale.frames, notes).compressed() for condition in conditions]
     encoded: list[LatentCondition] = []
     for condition in placed:
         frames = fit_frames(condition.frames, size.height, size.width, condition.resize)

@@ -220,7 +220,7 @@ def _key(
     if negative is not None:
         tensors += [negative.embeddings, negative.mask]
     for condition in conditions:
-        digest.update(repr((condition.frame, condition.strength, condition.resize)).encode())
+        digest.update(repr((condition.frame, condition.strength, condition.resize, condition.crf)).encode())
         tensors.append(condition.frames)
     for tensor in tensors:
         if tensor is not None:

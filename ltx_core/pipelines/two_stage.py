@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import ConfigError, ShapeError
 from ..presets import DOWNSCALE_FACTOR
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.filters import adain
@@ -122,7 +122,15 @@ def generate_two_stage(
 
     Returns:
         (1 c f h w) float32 on the CPU, normalised.
+
+    Raises:
+        ConfigError: the upscaler changes the number of frames. And as `generate.sample`.
     """
+    if upsampler.config.temporal_upsample:
+        raise ConfigError(
+            "got a temporal upscaler; expected a spatial one for two passes; use a file such as "
+            "ltxv-spatial-upscaler-0.9.8.safetensors"
+        )
     scale = vae.config.scale_factors
     grid = size.latent(scale)
 

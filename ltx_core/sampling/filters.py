@@ -1,4 +1,4 @@
-"""Corrections of a finished latent."""
+"""Corrections of a finished latent, and of finished frames."""
 
 from __future__ import annotations
 
@@ -31,3 +31,21 @@ def tone_map(latent: Tensor, compression: float) -> Tensor:
         raise ConfigError(f"got tone map compression {compression}; expected 0 to 1; 0 turns it off")
     k = 0.75 * compression
     return latent * (1 - 0.8 * k * torch.sigmoid(4 * k * (latent.abs() - 1)))
+
+
+def film_grain(frames: Tensor, intensity: float, saturation: float, generator: torch.Generator) -> Tensor:
+    """Frames (f h w 3) in [0, 1] with noise of their own on each.
+
+    intensity: 0 to 1, of the grain. saturation: 0 for grey grain to 1 for coloured, in which red is twice and blue
+    three times as strong as green. generator: on the CPU.
+    Source: Lightricks/ComfyUI-LTXVideo film_grain.py.
+
+    Raises:
+        ConfigError: intensity or saturation outside 0 to 1.
+    """
+    for name, value in (("intensity", intensity), ("saturation", saturation)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"got film grain {name} {value}; expected 0 to 1; intensity 0 turns it off")
+    noise = torch.stack([torch.randn(frames.shape[1:], generator=generator) for _ in frames])
+    grain = torch.lerp(noise[..., 1:2], noise * noise.new_tensor([2.0, 1.0, 3.0]), saturation)
+    return (frames + intensity * grain.to(frames)).clamp(0, 1)

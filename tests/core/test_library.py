@@ -187,7 +187,7 @@ def test_guidance_on_a_distilled_checkpoint_is_remarked(folder: Path) -> None:
         ({"fps": 0}, ConfigError, "positive rate"),
         ({"fps": -Fraction(24)}, ConfigError, "positive rate"),
         ({"steps": 0}, ConfigError, "at least 1"),
-        ({"crf": 60, "conditions": [Condition(torch.rand(1, 8, 8, 3))]}, ConfigError, "got crf 60"),
+        ({"crf": 64, "conditions": [Condition(torch.rand(1, 8, 8, 3))]}, ConfigError, "got crf 64"),
         ({"conditions": [Condition(torch.rand(0, 8, 8, 3))]}, ShapeError, "not empty"),
         ({"conditions": [Condition(torch.rand(1, 8, 8, 3), frame=9)]}, ConfigError, "frame 9"),
     ],

@@ -8,7 +8,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXConditionPipeline
 
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition, apply_conditions, initial_state
-from ltxkit.ltx_core.sampling.filters import adain, tone_map
+from ltxkit.ltx_core.sampling.filters import adain, film_grain, tone_map
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.patchify import Coordinates, patchify, unpatchify
 from ltxkit.ltx_core.sampling.samplers import SamplerSettings, integrate
@@ -227,6 +227,24 @@ def test_adain_gives_the_reference_its_statistics():
     torch.testing.assert_close(adain(latent, reference, 0.25), 0.75 * latent + 0.25 * full)
 
 
+def test_film_grain_is_noise_on_every_frame():
+    frames = torch.full((6, 40, 50, 3), 0.5)
+
+    def grained(intensity: float, saturation: float, chunks: int = 6) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(2)
+        return torch.cat([film_grain(part, intensity, saturation, generator) for part in frames.split(chunks)])
+
+    assert torch.equal(grained(0.0, 0.5), frames)
+    grey = grained(0.05, 0.0) - frames
+    assert torch.allclose(grey[..., :1].expand_as(grey), grey, atol=1e-6)
+    assert grey.std().item() == pytest.approx(0.05, rel=0.05)
+    coloured = (grained(0.05, 1.0) - frames).std(dim=(0, 1, 2)).tolist()
+    assert coloured == pytest.approx([0.1, 0.05, 0.15], rel=0.05)
+    assert not torch.allclose(grey[0], grey[1], atol=1e-3)
+    assert torch.equal(grained(0.05, 0.5, chunks=1), grained(0.05, 0.5, chunks=4))  # however the clip comes
+    assert grained(1.0, 1.0).aminmax() == (0.0, 1.0)
+
+
 def test_tone_map():
     latent = clip(1) * 3
     assert torch.equal(tone_map(latent, 0.0), latent)
@@ -273,6 +291,8 @@ def test_tone_map():
             "got two conditions on frame 8",
         ),
         (lambda: unpatchify(start().latent[:, 1:], SHAPE), ShapeError, "got 29 tokens; expected 30"),
+        (lambda: film_grain(clip(1), 1.5, 0.5, torch.Generator()), ConfigError, "got film grain intensity 1.5"),
+        (lambda: film_grain(clip(1), 0.1, -1, torch.Generator()), ConfigError, "got film grain saturation -1"),
         (lambda: tone_map(clip(1), 1.5), ConfigError, "got tone map compression 1.5"),
     ],
 )  # fmt: skip

@@ -9,9 +9,11 @@ import torch
 
 from ltxkit.ltx_core.config import TransformerConfig, UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
+from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.canvas import on_canvas
 from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions, fit_frames
 from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage, upscale_latent
@@ -200,6 +202,21 @@ def test_a_first_frame_is_encoded_and_kept(transformer, vae, strength):
     assert torch.equal(result[:, :, :1], encoded.latent) is (strength == 1)
 
 
+def test_compression_comes_before_the_size_changes(vae):
+    """As in Lightricks' inference.py, which blurs and codes frames of the size that they have. And once."""
+
+    def encoded(condition: Condition) -> torch.Tensor:
+        noise, size = SeededNoise(0), PixelShape(17, 64, 96)
+        return encode_conditions(vae, [condition], size, batch=1, noise=noise, placement=on_cpu)[0].latent
+
+    frames = picture(3, height=100, width=150)
+    expected = encoded(Condition(compress(frames, 40)))
+    assert torch.equal(encoded(Condition(frames, crf=40)), expected)
+    assert not torch.allclose(encoded(Condition(frames)), expected, atol=1e-3)
+    size = PixelShape(17, 64, 96)
+    assert torch.equal(encoded(on_canvas(Condition(frames, crf=40), size, size)), expected)
+
+
 def test_a_clip_is_trimmed_with_a_note(vae):
     """21 frames become 17, as the diffusers page's example needs."""
     notes = []
@@ -261,7 +278,7 @@ def test_upscaling_goes_through_raw_latents(vae, upsampler):
     torch.testing.assert_close(matched.std(dim=(2, 3, 4)), latent.std(dim=(2, 3, 4)), rtol=1e-4, atol=1e-4)
 
 
-def test_the_temporal_upscaler_fills_in_frames(vae):
+def test_the_temporal_upscaler_fills_in_frames(transformer, vae):
     """2n - 1 latent frames, so twice the frames but one: at twice the rate the clip keeps its length."""
     torch.manual_seed(3)
     config = UpsamplerConfig(
@@ -273,8 +290,13 @@ def test_the_temporal_upscaler_fills_in_frames(vae):
         temporal_upsample=True,
     )
     latent = torch.randn(1, CHANNELS, 3, 2, 3)
-    upscaled = upscale_latent(LatentUpsampler(config).eval(), vae, latent, placement=on_cpu)
+    upsampler = LatentUpsampler(config).eval()
+    upscaled = upscale_latent(upsampler, vae, latent, placement=on_cpu)
     assert upscaled.shape == (1, CHANNELS, 5, 2, 3)
+    one, size = PassSettings(transformer, uniform(1)), PixelShape(9, 64, 96)
+    noise = (SeededNoise(0), SeededNoise(0))
+    with pytest.raises(ConfigError, match="got a temporal upscaler; expected a spatial one"):
+        generate_two_stage(one, one, upsampler, vae, prompt(1), size=size, fps=25.0, noise=noise, placement=on_cpu)
     before, after = (LatentShape(*x.shape[2:]).pixels(SCALE).frames for x in (latent, upscaled))
     assert after == 2 * before - 1
 

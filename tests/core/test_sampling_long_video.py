@@ -13,7 +13,7 @@ from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
-from ltxkit.ltx_core.pipelines.clip_statistics import ClipStatistics
+from ltxkit.ltx_core.pipelines.clip_statistics import ClipStatistics, motion_settings
 from ltxkit.ltx_core.pipelines.condition import Condition
 from ltxkit.ltx_core.pipelines.generate import EncodedPrompt
 from ltxkit.ltx_core.pipelines.long_video import LongSettings, plan_windows, sample_windows, seam_frames
@@ -222,14 +222,21 @@ def test_statistics_of_a_still_and_of_a_moving_clip():
     expected = float((frame - frame.roll(1, dims=2)).abs().mean() / frame.std())
     assert moving.motion == pytest.approx(expected, rel=0.05)
     assert moving.seam_ratio is None
-    assert "condition strength" in moving.describe()
+    assert moving.describe() == f"Motion {moving.motion:.3f} (mean difference of frames over contrast)."
+    shown = [Condition(frame, strength=0.9, crf=29), Condition(frame, -1, strength=1.0, crf=29)]
+    assert moving.describe(motion_settings(shown, 0.15)).endswith(
+        "with condition strength 0.9, 1, CRF 29, condition noise 0.15: a lower strength, a higher CRF or more condition "
+        "noise give more of it."
+    )
+    assert motion_settings([], 0.15) == ""
 
 
 def test_statistics_of_seams_and_drift():
     """Brighter by 0.01 per frame, and by 0.05 at the seam: five times as much there, 0.14 from first to last."""
     levels = [0.2 + 0.01 * i + (0.04 if i >= 5 else 0.0) for i in range(11)]
     statistics = ClipStatistics(seams=(5,))
-    statistics.add(torch.tensor(levels)[:, None, None, None].expand(-1, 4, 4, 3))
+    frames = torch.tensor(levels)[:, None, None, None].expand(-1, 4, 4, 3)
+    assert torch.equal(torch.cat(list(statistics.watch(frames.split(3)))), frames)
     assert statistics.seam_ratio == pytest.approx(5.0, rel=1e-3)
     assert statistics.drift == pytest.approx(0.14 * 255, rel=1e-3)
     assert "seams change 5.00 times as much" in statistics.describe()
