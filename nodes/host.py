@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
 from ..ltx_core.memory.devices import memory
-from ..ltx_core.memory.placement import DeviceCopies, DevicePlacement, weight_bytes
+from ..ltx_core.memory.placement import DevicePlacement, resident_blocks
+from ..ltx_core.memory.streaming import block_stack, streamed
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
 
@@ -217,9 +219,30 @@ class ComfyUIHost:
     def place(self, module: nn.Module, *, memory_required: int = 0) -> Generator[torch.device]:
         from comfy import model_management
 
-        patcher = _comfy_patcher(module)
-        model_management.load_models_gpu([patcher], memory_required=memory_required)
-        yield patcher.load_device
+        device = _comfy_device(module)
+        resident = self._resident_blocks(module, memory_required)
+        if resident is None:
+            model_management.load_models_gpu([_comfy_patcher(module)], memory_required=memory_required)
+            yield device
+            return
+        # What is streamed is ours, and gone when the block ends; core only makes room for it.
+        self.release(module)
+        model_management.free_memory(weight_bytes(module) + memory_required, device)
+        with streamed(module, device, resident):
+            yield device
+
+    def _resident_blocks(self, module: nn.Module, memory_required: int) -> int | None:
+        """How many blocks are to stay on the device, the others being streamed; None: core loads the whole module."""
+        from comfy import model_management
+
+        spare = self.spare_memory(module)
+        if spare is None:
+            return None
+        if model_management.vram_state == model_management.VRAMState.NO_VRAM:
+            return 0 if block_stack(module) else None
+        reserved = model_management.extra_reserved_memory()  # counted in `spare` already
+        work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
+        return resident_blocks(module, spare + weight_bytes(module) - work)
 
     def release(self, module: nn.Module) -> None:
         from comfy import model_management
@@ -231,7 +254,7 @@ class ComfyUIHost:
         from comfy import model_management
 
         device = _comfy_device(module)
-        if device.type == "cpu":
+        if device == torch.device("cpu"):
             return None
         # Core unloads what it has loaded when somebody asks for the memory.
         loaded = [one for one in model_management.current_loaded_models if one.device == device]

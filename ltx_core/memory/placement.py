@@ -76,18 +76,24 @@ class DevicePlacement:
 
     def _resident(self, module: nn.Module, memory_required: int) -> int | None:
         """How many blocks are to stay on the device; None: the whole module."""
-        found = block_stack(module)
-        if found is None:
-            return None
-        sizes = [weight_bytes(block) for block in getattr(*found)]
         if self._resident_blocks is not None:
-            return self._resident_blocks if self._resident_blocks < len(sizes) else None
+            found = block_stack(module)
+            return self._resident_blocks if found and self._resident_blocks < len(getattr(*found)) else None
         available = None if self.device.type == "cpu" else memory(self.device)
         if available is None:
             return None
-        total = weight_bytes(module)
-        free = available.free - max(memory_required, int(MARGIN * available.total))
-        if total <= free:
-            return None
-        outside = total - sum(sizes)
-        return max(0, min(len(sizes) - 1, (free - outside) // max(sizes) - 2))  # two more: one computes, one comes
+        return resident_blocks(module, available.free - max(memory_required, int(MARGIN * available.total)))
+
+
+def resident_blocks(module: nn.Module, free: int) -> int | None:
+    """How many blocks of a module can stay on a device that has `free` bytes for weights.
+
+    None: the whole module fits, or it is no stack of blocks, which can only be placed as a whole.
+    """
+    found = block_stack(module)
+    total = weight_bytes(module)
+    if found is None or total <= free:
+        return None
+    sizes = [weight_bytes(block) for block in getattr(*found)]
+    outside = total - sum(sizes)
+    return max(0, min(len(sizes) - 1, (free - outside) // max(sizes) - 2))  # two more: one computes, one comes

@@ -228,3 +228,48 @@ def test_a_broken_module_shows_its_traceback_and_harms_nobody(comfyui: ComfyUI, 
     assert "the other pack lives" in log
     assert re.search(r"seconds: .*/other", log)
     assert not re.search(r"IMPORT FAILED\): .*/other", log)
+
+
+# ------------------------------------------------------------------------------------------------ without ComfyUI
+
+
+def test_the_server_and_ltxkit_run_make_the_same_latent(
+    server: Server,
+    comfyui: ComfyUI,
+    repository: Path,
+    models_folder: Path,
+    workflow: Callable[[str], Graph],
+    tmp_path: Path,
+):
+    from safetensors.torch import load_file
+
+    prompt = workflow("two-stage-13b-distilled")
+    titles = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
+    for title in ("Decode", "Scale", "Create video", "Save video"):
+        del prompt[titles[title]]
+    prompt["save"] = {
+        "class_type": "SaveLatent",
+        "inputs": {"samples": [titles["Second pass"], 0], "filename_prefix": "same"},
+    }
+    events = server.run(prompt)
+    assert events.error == ""
+    (theirs,) = server.files(events)
+
+    (tmp_path / "prompt.json").write_text(json.dumps(prompt))
+    command = [
+        str(comfyui.python),
+        str(repository),
+        "run",
+        str(tmp_path / "prompt.json"),
+        "--models",
+        str(models_folder),
+    ]
+    command += ["--input", str(server.base / "input"), "--output", str(tmp_path)]
+    done = subprocess.run(
+        command, env=comfyui.environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ours = Path(done.stdout.strip())
+    assert ours == tmp_path / "same_00001_.latent"
+    mine, other = (load_file(path)["latent_tensor"] for path in (ours, theirs))
+    assert mine.numpy().tobytes() == other.numpy().tobytes()
