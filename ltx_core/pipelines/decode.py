@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -42,24 +43,24 @@ def decode(
     """
     _check(vae, latent, decode_timestep, decode_noise_scale)
     pixels = LatentShape(*latent.shape[2:]).pixels(vae.config.scale_factors)
-    canvas = torch.empty(len(latent), *pixels, 3)
+    clips = torch.empty(len(latent), *pixels, 3)
     for i, sample in enumerate(latent.split(1)):
-        frames = _decode(
+        frames = decode_frames(
             vae,
             sample,
-            decode_timestep,
-            decode_noise_scale,
-            seed + i,
-            placement,
-            tone_map_compression_ratio,
-            tiling,
-            memory,
-            progress,
-            canvas[i],
+            decode_timestep=decode_timestep,
+            decode_noise_scale=decode_noise_scale,
+            seed=seed + i,
+            placement=placement,
+            tone_map_compression_ratio=tone_map_compression_ratio,
+            tiling=tiling,
+            memory=memory,
+            into=clips[i],
+            progress=progress,
         )
         for _ in frames:
             pass
-    return canvas
+    return clips
 
 
 def decode_frames(
@@ -73,6 +74,7 @@ def decode_frames(
     tone_map_compression_ratio: float = 0.0,
     tiling: Tiling | None = None,
     memory: int | None = None,
+    into: Tensor | None = None,
     progress: Progress = silent,
 ) -> Iterator[Tensor]:
     """Decode one clip, a few frames at a time.
@@ -87,6 +89,7 @@ def decode_frames(
     tone_map_compression_ratio: of `filters.tone_map`, which comes after the noise as in the official pipeline; 0: none.
     tiling: how the clip is cut up; None chooses by `memory`, the bytes there are for activations, None for any number.
         A clip cut in space is held whole and leaves while its last tile is made.
+    into: an array for the whole clip, which the frames are then parts of.
     progress: stage "decode", counted in frames of tiles.
 
     Yields:
@@ -99,65 +102,51 @@ def decode_frames(
     _check(vae, latent, decode_timestep, decode_noise_scale)
     if len(latent) != 1:
         raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
-    return _decode(
-        vae,
-        latent,
-        decode_timestep,
-        decode_noise_scale,
-        seed,
-        placement,
-        tone_map_compression_ratio,
-        tiling,
-        memory,
-        progress,
-        canvas=None,
-    )
+    shape = LatentShape(*latent.shape[2:])
+    need = partial(decode_bytes, vae.config, itemsize=vae.decoder.conv_in.conv.weight.itemsize)
+    if tiling is None:
+        tiling = choose_tiling(shape, lambda largest, frames: need(largest, limit=frames), memory)
+    memory_required = need(tiling.largest(shape), limit=tiling.frames)
 
-
-@torch.no_grad()
-def _decode(
-    vae: VideoVAE,
-    latent: Tensor,
-    decode_timestep: float,
-    decode_noise_scale: float,
-    seed: int,
-    placement: Placement,
-    tone_map_compression_ratio: float,
-    tiling: Tiling | None,
-    memory: int | None,
-    progress: Progress,
-    canvas: Tensor | None,
-) -> Iterator[Tensor]:
-    """Decode one clip; into `canvas` (f, h, w, 3) if there is one. Yields its finished frames."""
-    shape, scale = LatentShape(*latent.shape[2:]), vae.config.scale_factors
     generator = torch.Generator("cpu").manual_seed(seed % 2**64)
-    latent, timestep = latent.float().cpu(), None
+    latent, timestep = latent.detach().float().cpu(), None
     if vae.config.timestep_conditioning:
         noise = torch.randn(latent.shape, generator=generator)
         latent = latent * (1 - decode_noise_scale) + noise * decode_noise_scale
         timestep = torch.tensor([decode_timestep])
     if tone_map_compression_ratio:
         latent = tone_map(latent, tone_map_compression_ratio)
-    raw = vae.un_normalize(latent)
-    maps = vae.draw_noise(shape.height, shape.width, generator)
+    injected = vae.draw_noise(shape.height, shape.width, generator)
+    located = placement(vae.decoder, memory_required=memory_required)
+    return _decode(vae, vae.un_normalize(latent), timestep, injected, tiling, located, into, progress)
 
-    need = partial(decode_bytes, vae.config, itemsize=vae.decoder.conv_in.conv.weight.itemsize)
-    if tiling is None:
-        tiling = choose_tiling(shape, lambda largest, frames: need(largest, limit=frames), memory)
-    tiles = tiling.tiles(shape.height, shape.width)
-    pixels = shape.pixels(scale)
-    if canvas is None and len(tiles) > 1:
-        canvas = torch.empty(*pixels, 3)
+
+@torch.no_grad()
+def _decode(
+    vae: VideoVAE,
+    raw: Tensor,
+    timestep: Tensor | None,
+    injected: tuple[Tensor, ...],
+    tiling: Tiling,
+    located: AbstractContextManager[torch.device],
+    into: Tensor | None,
+    progress: Progress,
+) -> Iterator[Tensor]:
+    """raw: (1, c, f, h, w), not normalised. injected: from `draw_noise`. The rest is as in `decode_frames`."""
+    shape, scale = LatentShape(*raw.shape[2:]), vae.config.scale_factors
+    pixels, tiles = shape.pixels(scale), tiling.tiles(shape.height, shape.width)
+    if into is None and len(tiles) > 1:
+        into = torch.empty(*pixels, 3)
     total = pixels.frames * len(tiles)
     progress(ProgressEvent("decode", 0, total))
-    with placement(vae.decoder, memory_required=need(tiling.largest(shape), limit=tiling.frames)) as device:
+    with located as device:
         for number, (row, column) in enumerate(tiles):
             pieces = vae.stream_decode(
                 raw[..., row.outer(), column.outer()].to(device),
                 None if timestep is None else timestep.to(device),
                 noise=tuple(
                     each[row.outer(len(each) // shape.height), column.outer(each.shape[1] // shape.width)]
-                    for each in maps
+                    for each in injected
                 ),
                 limit=tiling.frames,
             )
@@ -167,9 +156,9 @@ def _decode(
                 del piece
                 finished = slice(done, done + len(frames))
                 done = finished.stop
-                if canvas is not None:
-                    canvas[finished, row.inner(scale.height), column.inner(scale.width)] = frames
-                    frames = canvas[finished]
+                if into is not None:
+                    into[finished, row.inner(scale.height), column.inner(scale.width)] = frames
+                    frames = into[finished]
                 progress(ProgressEvent("decode", number * pixels.frames + done, total))
                 if number == len(tiles) - 1:
                     yield frames
