@@ -211,6 +211,13 @@ BLOCK_TYPES = {
 }
 
 
+# Types that exist and that LTXKit does not read, for messages (`enum ggml_type`, ggml.h).
+_OTHER_TYPES = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
+    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+
+
 def block_type_of(number: int) -> BlockType:
     """The type with this number in a GGUF header.
 
@@ -221,6 +228,6 @@ def block_type_of(number: int) -> BlockType:
         if block_type.number == number:
             return block_type
     raise UnsupportedError(
-        f"got the GGUF tensor type number {number}; expected one of {', '.join(BLOCK_TYPES)}; "
-        "use a file in one of these"
+        f"got the GGUF tensor type {_OTHER_TYPES.get(number, 'number')} ({number}); "
+        f"expected one of {', '.join(BLOCK_TYPES)}; use a file in one of these"
     )

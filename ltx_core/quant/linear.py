@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Pack = Callable[[str, Tensor], Mapping[str, Tensor]]
 
 # Buffers that hold stored bytes and their scales: never converted to the compute dtype.
-STORED_BUFFERS = ("packed", "scale_weight")
+STORED_BUFFERS = ("packed", "scale_weight", "absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 class StoredTensor(Protocol):
@@ -75,6 +75,35 @@ class QuantizedLinear(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class ScaledLinear(QuantizedLinear):
+    """Numbers of eight bits with a scale per row, per tensor, or none at all.
+
+    packed: (out_features, in_features) float8 or int8.  scale_weight: float32 (out_features,) or (1,), or None.
+    """
+
+    scale_weight: Tensor | None
+
+    def __init__(self, linear: nn.Linear, stored: torch.dtype, scales: int | None) -> None:
+        """stored: of `packed`. scales: how many, or None."""
+        super().__init__(linear)
+        shape = (self.out_features, self.in_features)
+        self.register_buffer("packed", torch.empty(shape, dtype=stored, device="meta"))
+        scale_weight = None if scales is None else torch.empty(scales, dtype=torch.float32, device="meta")
+        self.register_buffer("scale_weight", scale_weight)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        if self.scale_weight is None:
+            return self.packed.to(dtype)
+        return (self.packed.float() * self.scale_weight.unsqueeze(1)).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scale is applied to the product: one rounding less than scaling the weight, and less work."""
+        if self.scale_weight is None or x.dtype == torch.float16:  # unscaled products are beyond float16
+            return super().forward(x)
+        y = F.linear(x, self.packed.to(x.dtype)) * self.scale_weight.to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
 def linear_weights(model: nn.Module) -> dict[str, nn.Linear]:

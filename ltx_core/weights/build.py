@@ -19,22 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from ..config import SchedulerConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Progress, ProgressEvent, silent
+from ..quant.bitsandbytes import BitsAndBytes
 from ..quant.fp8 import StoredFP8
 from ..quant.gguf import GGUF
-from ..quant.linear import STORED_BUFFERS, Pack, Quantization
+from ..quant.linear import STORED_BUFFERS, Quantization, ScaledLinear, StoredTensor
+from ..quant.on_load import quantization_by_name
 from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
 from .infer import Description, describe, part_or_error
 from .layouts import UNUSED_TENSORS, Layout, Naming, Part, detect_layout
+from .mapping import watch
 
 logger = logging.getLogger(__name__)
 
 # What a file may be stored as; the first that claims it takes it.
-QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF())
+QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes())
 
 # Kept as precise as they are stored: 16-bit statistics would shift every latent.
 _KEPT_DTYPE = ("per_channel_statistics.",)
@@ -52,7 +55,7 @@ class CheckpointInfo:
 
     versions: released versions that it can be, most likely first; empty when it is none of them.
     scheduler: None where neither the file nor its version tells.
-    quantization: name of the quantization of the stored weights, or None.
+    quantization: name of the quantization that the weights are held in, or None.
     notes: sentences that the user should see.
     """
 
@@ -75,19 +78,21 @@ def load_transformer(
     *,
     dtype: torch.dtype | None = None,
     version: str | None = None,
-    quantization: Quantization | None = None,
+    quantization: str | None = None,
     progress: Progress = silent,
 ) -> tuple[LTXTransformer, CheckpointInfo]:
     """A transformer in eval mode on the CPU, from a checkpoint, a transformer file or a diffusers folder.
 
     Args:
-        dtype: of the weights that are not quantized; None keeps the stored one.
+        dtype: of the weights that are not quantized; None keeps the stored one, or takes bfloat16 where others are.
         version: a released version, where the file cannot say ("13b-0.9.8-dev").
-        quantization: how to hold the Linears; None: as they are stored.
+        quantization: "fp8", "int8" or "nf4": what to make of the plain Linears in the blocks while they load.
 
     Raises:
         CheckpointError: the file is damaged, incomplete or of another kind; the message names what it is.
-        ConfigError: it needs something that LTXKit does not implement, or `version` has to be given.
+        ConfigError: it needs something that LTXKit does not implement, `version` has to be given, or the weights are
+            quantized already.
+        UnsupportedError: weights stored in a way that LTXKit does not read.
     """
     opened = _open(path, "transformer", version)
     model, used = _load(LTXTransformer, opened.description.transformer(), opened, dtype, quantization, progress)
@@ -98,7 +103,7 @@ def load_transformer(
         versions=opened.description.versions,
         quantization=used,
         scheduler=opened.description.scheduler(),
-        notes=tuple(_notes(opened.description)),
+        notes=tuple(_notes(model, opened)),
     )
     return model, info
 
@@ -166,31 +171,73 @@ def _load(
     config: object,
     opened: _Opened,
     dtype: torch.dtype | None,
-    quantization: Quantization | None,
+    quantization: str | None,
     progress: Progress,
 ) -> tuple[_Module, str | None]:
-    stored = opened.stored
-    compute_dtype = dtype or _dominant_dtype(stored.values())
     with torch.device("meta"):
         model = build(config)
-    chosen = quantization or next((known for known in QUANTIZATIONS if known.claims(stored)), None)
-    pack = chosen.prepare(model, stored, compute_dtype) if chosen is not None else _as_stored
-    tensors = dict(_tensors(opened, pack, compute_dtype, progress))
+    chosen = quantization_of(opened.checkpoint.path, opened.stored, quantization, only="transformer_blocks.")
+    tensors = stored_tensors(
+        model, opened.checkpoint, opened.part.keys, chosen, dtype, stage=f"load {opened.part.name}", progress=progress
+    )
     assign(model, tensors, source=opened.checkpoint.path, what=str(opened))
+    watch(model, opened.checkpoint.files)
     return model.eval().requires_grad_(False), chosen.name if chosen is not None else None
+
+
+def quantization_of(
+    path: Path, stored: Mapping[str, StoredTensor], asked: str | None, only: str
+) -> Quantization | None:
+    """How the weights are stored, or else what they are to become.
+
+    stored: by the module's names. asked, only: as `quantization_by_name`.
+
+    Raises ConfigError: they are stored in one quantization and another one is asked for.
+    """
+    found = next((known for known in QUANTIZATIONS if known.claims(stored)), None)
+    if asked is None:
+        return found
+    wanted = quantization_by_name(asked, only)
+    if found is not None:
+        raise ConfigError(
+            f"got quantization {asked!r} for {path}, whose weights are quantized already ({found.name}); expected "
+            "plain weights; leave it out, or use the bf16 file"
+        )
+    return wanted
+
+
+def stored_tensors(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    keys: Mapping[str, str],
+    quantization: Quantization | None,
+    dtype: torch.dtype | None,
+    *,
+    stage: str,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """What `model` (on meta, where the quantization swaps its Linears) gets from the checkpoint, by its names.
+
+    keys: the model's name -> the checkpoint's. dtype: as `load_transformer`.
+    """
+    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in keys.items()}
+    if quantization is None:
+        compute_dtype = dtype or _dominant_dtype(stored.values())
+        pack = _as_stored
+    else:
+        compute_dtype = dtype or torch.bfloat16
+        pack = quantization.prepare(model, stored, compute_dtype)
+    tensors: dict[str, Tensor] = {}
+    for step, (ours, theirs) in enumerate(keys.items()):
+        progress(ProgressEvent(stage, step, len(keys)))
+        for name, tensor in pack(ours, checkpoint.tensor(theirs)).items():
+            tensors[name] = _converted(name, tensor, compute_dtype)
+    progress(ProgressEvent(stage, len(keys), len(keys)))
+    return tensors
 
 
 def _as_stored(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
     return {key: tensor}
-
-
-def _tensors(opened: _Opened, pack: Pack, dtype: torch.dtype, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-    stage, total = f"load {opened.part.name}", len(opened.part.keys)
-    for step, (ours, theirs) in enumerate(opened.part.keys.items()):
-        progress(ProgressEvent(stage, step, total))
-        for name, tensor in pack(ours, opened.checkpoint.tensor(theirs)).items():
-            yield name, _converted(name, tensor, dtype)
-    progress(ProgressEvent(stage, total, total))
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -255,11 +302,19 @@ def _some(names: list[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _notes(description: Description) -> Iterator[str]:
-    values = description.values.items()
-    defaults = {
-        name: item.value for name, item in values if item.origin == "version default" and "transformer." in name
-    }
-    listed = ", ".join(f"{name} = {value}" for name, value in defaults.items())
-    if listed:
-        yield f"The file does not say these, so they are as in the released versions that it can be: {listed}."
+def _notes(model: LTXTransformer, opened: _Opened) -> Iterator[str]:
+    taken: dict[str, list[str]] = {}
+    for name, item in opened.description.values.items():
+        if name.startswith("transformer.") and item.origin in ("version default", "given"):
+            taken.setdefault(item.origin, []).append(f"{name} = {item.value}")
+    for origin, values in taken.items():
+        source = "the given version" if origin == "given" else "the released versions that it can be"
+        yield f"The file does not say these, so they are as in {source}: {', '.join(values)}."
+    plain_fp8 = any(isinstance(part, ScaledLinear) and part.scale_weight is None for part in model.modules())
+    if plain_fp8 and any(version.startswith("13b-0.9.7") for version in opened.description.versions):
+        # Lightricks/LTX-Video-Q8-Kernels before 75c5c42 took weights that were rotated beforehand, and no key says so.
+        yield (
+            "The weights are plain float8. If videos are pure noise, the file is probably the first upload of "
+            "ltxv-13b-0.9.7-dev-fp8 (May 2025), whose weights are rotated and which looks like any other: download it "
+            "again."
+        )

@@ -1,7 +1,7 @@
 """Containers: where the bytes of a checkpoint lie, whatever the tensors are called and however they are packed.
 
-Opening reads headers only. A tensor is a view into a private memory map of its file: it costs no memory until something
-reads it, and the pages can be dropped again by the operating system.
+Opening reads headers only. A tensor is a view into a private memory map of its file (`mapping`): it costs no memory
+until something reads it, and the pages can be dropped again by the operating system.
 """
 
 from __future__ import annotations
@@ -19,27 +19,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UnsupportedError
+from ..quant.ggml_blocks import BLOCK_TYPES
+from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
+from .mapping import MappedFile
 
 Container = Literal["safetensors", "folder", "gguf"]
 
-# Names of the safetensors format (huggingface/safetensors, safetensors/src/tensor.rs `Dtype`), with bytes per element.
-_ITEM_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E5M2": 1,
-    "F8_E4M3": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F64": 8,
-}
+# Names of the safetensors format (huggingface/safetensors, safetensors/src/tensor.rs `Dtype`).
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -49,10 +35,15 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 # A header longer than this is not one that anybody writes; the first 8 bytes of other formats decode to far more.
 _MAX_HEADER_BYTES = 100_000_000
@@ -72,11 +63,16 @@ _WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says about one tensor. `dtype` is the container's own name: "BF16", "F8_E4M3", "Q4_K", ..."""
+    """What a header says about one tensor.
+
+    shape: as torch has it. dtype: the container's own name: "BF16", "F8_E4M3", "Q4_K", ...
+    offset: of its first byte in the file.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    offset: int
 
     @property
     def parameters(self) -> int:
@@ -87,7 +83,8 @@ class TensorInfo:
 class Checkpoint:
     """An opened container.
 
-    metadata: the safetensors header's `__metadata__`; empty for a folder.
+    metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
+        empty for a folder.
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
         "text_encoder", "scheduler"); empty for a file.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
@@ -98,51 +95,70 @@ class Checkpoint:
     metadata: Mapping[str, str]
     configs: Mapping[str, Mapping[str, object]]
     tensors: Mapping[str, TensorInfo]
+    files: tuple[MappedFile, ...]
     read: Callable[[str], Tensor]
 
     def tensor(self, key: str) -> Tensor:
-        """The tensor of this name, as it is stored, memory-mapped and read-only by agreement."""
+        """The tensor of this name, as it is stored, memory-mapped; in ggml's blocks: its bytes, 1-D uint8."""
         if key not in self.tensors:
             raise CheckpointError(f"got the tensor name {key!r}; expected one that {self.path} holds")
         return self.read(key)
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Open a safetensors file, or a diffusers folder (one component, or a pipeline with `transformer/`, `vae/`, ...).
+    """Open a safetensors or GGUF file, or a diffusers folder (one component, or a pipeline with `transformer/`, ...).
 
     Raises:
         CheckpointError: there is nothing at `path`, the file is truncated or damaged, is of another format, or a folder
             lacks one of its shards.
+        UnsupportedError: a GGUF file of a kind or with a tensor type that LTXKit does not read.
     """
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
         raise CheckpointError(f"got {path}; expected a file or a folder that exists; check the path")
-    return _open_file(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError as error:
+        raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
+    return _open_gguf(path) if head == MAGIC else _open_safetensors(path)
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_safetensors(path: Path) -> Checkpoint:
     tensors, metadata = read_header(path)
-    return Checkpoint(path, "safetensors", metadata, {}, tensors, _Mapped(path))
+    file = MappedFile(path)
+    return Checkpoint(path, "safetensors", metadata, {}, tensors, (file,), lambda key: _stored(file, key, tensors[key]))
 
 
-class _Mapped:
-    """Reads tensors of one safetensors file through a memory map that is made at the first read."""
+def _open_gguf(path: Path) -> Checkpoint:
+    header = read_gguf_header(path)
+    tensors = {
+        name: TensorInfo(tensor.shape, tensor.block_type.name, tensor.nbytes, tensor.offset)
+        for name, tensor in header.tensors.items()
+    }
+    # What describes the format, the architecture's sizes (none are written for "ltxv") and a tokenizer.
+    described = ("general.", "tokenizer.", "comfy.", "split.", *(f"{name}." for name in ARCHITECTURES))
+    metadata = {
+        key: value for key, value in header.values.items() if isinstance(value, str) and not key.startswith(described)
+    }
+    file = MappedFile(path)
+    return Checkpoint(path, "gguf", metadata, {}, tensors, (file,), lambda key: _stored(file, key, tensors[key]))
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle: Any = None
 
-    def __call__(self, key: str) -> Tensor:
-        if self._handle is None:
-            from safetensors import safe_open
-
-            self._handle = safe_open(str(self.path), framework="pt")
-        return cast(Tensor, self._handle.get_tensor(key))
+def _stored(file: MappedFile, key: str, info: TensorInfo) -> Tensor:
+    if info.dtype in BLOCK_TYPES and info.dtype not in _DTYPES:
+        return file.tensor(info.offset, torch.uint8, (info.nbytes,))
+    if info.dtype not in _DTYPES:
+        raise UnsupportedError(
+            f"got {file.path} with {key!r} of type {info.dtype}; expected one of {', '.join(_DTYPES)}; "
+            "use a file in one of these"
+        )
+    return file.tensor(info.offset, _DTYPES[info.dtype], info.shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -174,10 +190,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(
             f"got {path} with an unreadable header ({error}); expected a safetensors file; download it again"
         ) from error
-    return _parse_header(path, header, data_bytes=size - 8 - length)
+    return _parse_header(path, header, data_start=8 + length, data_bytes=size - 8 - length)
 
 
-def _parse_header(path: Path, header: Any, data_bytes: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _parse_header(
+    path: Path, header: Any, data_start: int, data_bytes: int
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     damaged = f"got {path} with a damaged header ({{}}); expected a safetensors file; download it again"
     if not isinstance(header, dict):
         raise CheckpointError(damaged.format("not a JSON object"))
@@ -191,9 +209,9 @@ def _parse_header(path: Path, header: Any, data_bytes: int) -> tuple[dict[str, T
             start, stop = (int(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(damaged.format(f"entry {name!r}")) from error
-        if dtype in _ITEM_BYTES and stop - start != prod(shape) * _ITEM_BYTES[dtype]:
+        if dtype in _DTYPES and stop - start != prod(shape) * _DTYPES[dtype].itemsize:
             raise CheckpointError(damaged.format(f"{name!r}: {stop - start} bytes for {dtype} of shape {list(shape)}"))
-        tensors[name] = TensorInfo(shape, dtype, stop - start)
+        tensors[name] = TensorInfo(shape, dtype, stop - start, data_start + start)
         end = max(end, stop)
     if data_bytes < end:
         raise CheckpointError(_truncated(path, data_bytes, f"{end} bytes of tensors"))
@@ -206,7 +224,7 @@ def _truncated(path: Path, got: int, expected: str) -> str:
     return f"got {path}, which is truncated: {got} bytes; expected {expected}; download or copy it again"
 
 
-def _foreign_format(head: bytes) -> Callable[[Path], Exception] | None:
+def _foreign_format(head: bytes) -> Callable[[Path], CheckpointError] | None:
     """How to refuse a file whose first bytes are those of another format, or None."""
     text = head.lstrip().lower()
     for magic, what, instead in (
@@ -216,18 +234,14 @@ def _foreign_format(head: bytes) -> Callable[[Path], Exception] | None:
         (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"),
     ):
         if head.startswith(magic):
-            return partial(_refusal, CheckpointError, what, instead)
-    if head.startswith(b"GGUF"):
-        return partial(_refusal, UnsupportedError, "a GGUF file", "use the safetensors file; GGUF cannot be read yet")
+            return partial(_refusal, what, instead)
     if text.startswith((b"<!doctype", b"<html")):
-        return partial(
-            _refusal, CheckpointError, "a web page", "download the file itself; this was an error or login page"
-        )
+        return partial(_refusal, "a web page", "download the file itself; this was an error or login page")
     return None
 
 
-def _refusal(kind: Callable[[str], Exception], what: str, instead: str, path: Path) -> Exception:
-    return kind(f"got {path}, which is {what}; expected a safetensors file; {instead}")
+def _refusal(what: str, instead: str, path: Path) -> CheckpointError:
+    return CheckpointError(f"got {path}, which is {what}; expected a safetensors or GGUF file; {instead}")
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -243,11 +257,11 @@ def _open_folder(path: Path) -> Checkpoint:
         configs["scheduler"] = _read_json(scheduler)
 
     tensors: dict[str, TensorInfo] = {}
-    readers: dict[str, tuple[Callable[[str], Tensor], str]] = {}
+    files: dict[str, MappedFile] = {}
     for component, folder in found.items():
         for file, keys in _weight_files(folder).items():
             stored, _ = read_header(file)
-            mapped = _Mapped(file)
+            mapped = MappedFile(file)
             for key in stored if keys is None else keys:
                 if key not in stored:
                     raise CheckpointError(
@@ -255,18 +269,17 @@ def _open_folder(path: Path) -> Checkpoint:
                         "download the folder again"
                     )
                 tensors[f"{component}/{key}"] = stored[key]
-                readers[f"{component}/{key}"] = mapped, key
+                files[f"{component}/{key}"] = mapped
     if not tensors:
         raise CheckpointError(
             f"got the folder {path}, which holds no safetensors weights; expected a diffusers model folder or a "
             "pipeline folder with transformer/ and vae/"
         )
 
-    def read(key: str) -> Tensor:
-        mapped, name = readers[key]
-        return mapped(name)
-
-    return Checkpoint(path, "folder", {}, configs, tensors, read)
+    mapped_files = tuple(dict.fromkeys(files.values()))
+    return Checkpoint(
+        path, "folder", {}, configs, tensors, mapped_files, lambda key: _stored(files[key], key, tensors[key])
+    )
 
 
 def _component_of(folder: Path) -> str:

@@ -30,9 +30,10 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
 
     Returns:
         JSON-ready: `path`; `container`; `layout` (how its tensors are named); `kind` and `what` (the same in words);
-        `version` (a name of a release, or a list of those that it can be); `quantization`; `dtype`, `parameters` and
-        `bytes` per part; `config`, each value with its origin; `missing` (config values that nothing tells);
-        `unknown_metadata` and `unknown_tensors` (nobody here reads them); `problems` (why it would not load).
+        `version` (a name of a release, or a list of those that it can be); `quantization`; `dtype` (of most bytes),
+        `types` (how many tensors are of each), `parameters` and `bytes` per part; `config`, each value with its origin;
+        `missing` (config values that nothing tells); `unknown_metadata` and `unknown_tensors` (nobody here reads them);
+        `problems` (why it would not load).
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or of another format.
@@ -48,6 +49,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "version": [],
         "quantization": _quantization(checkpoint, layout),
         "dtype": {},
+        "types": {},
         "parameters": {},
         "bytes": {},
         "config": {},
@@ -58,6 +60,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     }
     for name, stored in _stored_by_part(checkpoint, layout).items():
         report["dtype"][name] = _dtype(stored)
+        report["types"][name] = dict(Counter(_word(info.dtype) for info in stored).most_common())
         report["parameters"][name] = sum(info.parameters for info in stored)
         report["bytes"][name] = sum(info.nbytes for info in stored)
     try:
@@ -107,8 +110,11 @@ def _dtype(stored: list[TensorInfo]) -> str:
     counts: Counter[str] = Counter()
     for info in stored:
         counts[info.dtype] += info.nbytes
-    name = counts.most_common(1)[0][0] if counts else ""
-    return _DTYPE_WORDS.get(name, name)
+    return _word(counts.most_common(1)[0][0]) if counts else ""
+
+
+def _word(dtype: str) -> str:
+    return _DTYPE_WORDS.get(dtype, dtype)
 
 
 def _plain(value: object) -> object:
@@ -145,8 +151,8 @@ def _problems(checkpoint: Checkpoint, part: Part, description: Description) -> I
 
 
 def _add_text_encoder(report: dict[str, Any], checkpoint: Checkpoint, part: Part) -> None:
-    shapes = {ours: checkpoint.tensors[theirs].shape for ours, theirs in part.keys.items()}
-    config = text_encoder_config(shapes, checkpoint.configs.get("text_encoder", {}), checkpoint.path)
+    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+    config = text_encoder_config(stored, checkpoint.configs.get("text_encoder", {}), checkpoint.path)
     for name, value in asdict(config).items():
         report["config"][f"text_encoder.{name}"] = {"value": value, "from": "shapes"}
     if (config.d_model, config.d_ff, config.num_layers) == T5_XXL:
@@ -171,6 +177,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     for part, count in report["parameters"].items():
         size = report["bytes"][part]
         lines.append((part, f"{count:,} parameters, {report['dtype'][part]}, {size / 1e6:,.1f} MB"))
+        if len(report["types"][part]) > 1:
+            counts = ", ".join(f"{number} {dtype}" for dtype, number in report["types"][part].items())
+            lines.append((f"{part} tensors", counts))
     for title in ("missing", "unknown_metadata", "unknown_tensors", "problems"):
         lines += [(title.replace("_", " "), str(entry)) for entry in report[title]]
     lines += [(name, f"{_short(item['value'])}  [{item['from']}]") for name, item in report["config"].items()]

@@ -14,7 +14,7 @@ from typing import Literal
 from ..errors import CheckpointError
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
-Naming = Literal["single_file", "diffusers", "transformers"]
+Naming = Literal["single_file", "diffusers", "transformers", "llama.cpp"]
 FileKind = Literal["checkpoint", "transformer", "vae", "upscaler", "text_encoder", "lora", "unknown"]
 
 
@@ -81,6 +81,32 @@ TRANSFORMER_FROM_DIFFUSERS = KeyMap(
                 ("to_out", "to_out"),
             )
         ),
+    ]
+)
+
+# llama.cpp -> transformers, T5 encoders. Source: ggml-org/llama.cpp, gguf-py/gguf/tensor_mapping.py.
+T5_FROM_LLAMA_CPP = KeyMap(
+    [
+        ("token_embd.weight", "shared.weight"),
+        ("enc.output_norm.weight", "encoder.final_layer_norm.weight"),
+        *(
+            (f"enc.blk.{{}}.{theirs}.weight", f"encoder.block.{{}}.layer.{ours}.weight")
+            for theirs, ours in (
+                ("attn_norm", "0.layer_norm"),
+                ("attn_q", "0.SelfAttention.q"),
+                ("attn_k", "0.SelfAttention.k"),
+                ("attn_v", "0.SelfAttention.v"),
+                ("attn_o", "0.SelfAttention.o"),
+                ("attn_rel_b", "0.SelfAttention.relative_attention_bias"),
+                ("ffn_norm", "1.layer_norm"),
+                ("ffn_gate", "1.DenseReluDense.wi_0"),
+                ("ffn_up", "1.DenseReluDense.wi_1"),
+                ("ffn_down", "1.DenseReluDense.wo"),
+            )
+        ),
+        # Files of whole models have a decoder too; these names say that it is one.
+        ("dec.{*}", "decoder.{*}"),
+        ("output.weight", "lm_head.weight"),
     ]
 )
 
@@ -233,6 +259,7 @@ _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
     ("vae", "diffusers", ("decoder.conv_in.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight")),
     ("upscaler", "single_file", ("initial_conv.weight", "upsampler.0.weight", "final_conv.weight")),
     ("text_encoder", "transformers", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+    ("text_encoder", "llama.cpp", ("enc.blk.0.attn_q.weight",)),
 )
 
 _LORA = re.compile(
@@ -294,10 +321,10 @@ def _foreign(keys: list[str]) -> str | None:
 
 def _part(name: PartName, naming: Naming, prefix: str, keys: list[str]) -> Part:
     inner = [key[len(prefix) :] for key in keys if key.startswith(prefix)]
-    if naming != "diffusers":
-        key_map = IDENTITY
-    else:
+    if naming == "diffusers":
         key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
+    else:
+        key_map = T5_FROM_LLAMA_CPP if naming == "llama.cpp" else IDENTITY
     # A key without a rule keeps its name, so that the strict check after loading reports it as unexpected.
     return Part(name, naming, prefix, {key_map.rename(key) or key: prefix + key for key in inner})
 

@@ -1,7 +1,7 @@
 """From a file or folder to a T5 encoder with its tokenizer.
 
-Read are Hugging Face folders (sharded too, or as `text_encoder/` of a pipeline folder) and single files such as the
-`t5xxl_fp16.safetensors` of ComfyUI users. Their keys are transformers' own; the architecture follows from the shapes.
+Read are Hugging Face folders (sharded too, or as `text_encoder/` of a pipeline folder), single files such as the
+`t5xxl_fp16.safetensors` of ComfyUI users, and GGUF. The architecture follows from the shapes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError
 from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
-from ..progress import Progress, ProgressEvent, silent
-from .build import assign
-from .containers import Checkpoint, open_checkpoint
+from ..progress import Progress, silent
+from ..quant.linear import QuantizedLinear
+from .build import assign, quantization_of, stored_tensors
+from .containers import Checkpoint, TensorInfo, open_checkpoint
 from .infer import part_or_error
 from .layouts import Layout, Part, block_groups, detect_layout
+from .mapping import watch
 
 STAGE = "load text encoder"
 
@@ -32,9 +34,6 @@ EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
 MAX_DISTANCE = 128
 LAYER_NORM_EPSILON = 1e-6
 EOS_ID = 1
-
-# Endings of keys that belong to packed weights: ComfyUI's scaled fp8, bitsandbytes, ComfyUI's own quantization.
-PACKED = ("scaled_fp8", ".scale_weight", ".absmax", ".comfy_quant")
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 # Repositories whose tokenizer is that of T5 v1.1 XXL, looked for in the local cache of the Hugging Face hub.
@@ -52,29 +51,33 @@ def load_text_encoder(
     path: Path | str,
     *,
     dtype: torch.dtype | None = None,
+    quantization: str | None = None,
     tokenizer: Path | str | None = None,
     host_tokenizers: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> TextEncoder:
     """A T5 v1.1 encoder, memory-mapped on the CPU where `dtype` is what is stored.
 
-    dtype: of the weights; None keeps the stored one, or bfloat16 for fp8. In float16 the last layer of every
-        feed-forward is float32: its inputs overflow float16 (transformers' `T5PreTrainedModel._keep_in_fp32_modules`).
+    dtype: of the weights that are not quantized; None keeps the stored one, or takes bfloat16 where others are. In
+        float16 the last layer of every feed-forward computes in float32: its inputs overflow float16 (transformers'
+        `T5PreTrainedModel._keep_in_fp32_modules`).
+    quantization: "fp8", "int8" or "nf4": what to make of the plain Linears while they load.
     tokenizer: `spiece.model` or `tokenizer.json` of T5 v1.1, or a folder with one of them. None: searched for, see
         `find_tokenizer`.
     host_tokenizers: such files or folders that the host program brings.
 
     Raises:
         CheckpointError: damaged, incomplete or another kind of file; no tokenizer, or one that does not belong to it.
-        UnsupportedError: packed weights that cannot be unpacked here.
+        ConfigError: `quantization` is none of these, or the weights are quantized already.
+        UnsupportedError: weights stored in a way that LTXKit does not read.
     """
     path = Path(path)
     checkpoint = open_checkpoint(path)
     layout = detect_layout(checkpoint.tensors)
     part = _text_encoder_part(checkpoint, layout)
     keys = _encoder_keys(part)
-    shapes = {name: checkpoint.tensors[key].shape for name, key in keys.items()}
-    config = text_encoder_config(shapes, checkpoint.configs.get(part.prefix.rstrip("/"), {}), path)
+    stored = {name: checkpoint.tensors[key] for name, key in keys.items()}
+    config = text_encoder_config(stored, checkpoint.configs.get(part.prefix.rstrip("/"), {}), path)
     found = find_tokenizer(path, tokenizer, host_tokenizers)
     loaded_tokenizer = Tokenizer.from_file(found)
     if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
@@ -84,7 +87,12 @@ def load_text_encoder(
             "pass the tokenizer that belongs to this text encoder"
         )
     model = build_t5(config)
-    assign(model, _tensors(checkpoint, keys, dtype, progress), source=path)
+    chosen = quantization_of(path, stored, quantization, only="encoder.block.")
+    tensors = stored_tensors(model, checkpoint, keys, chosen, dtype, stage=STAGE, progress=progress)
+    tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
+    _keep_from_overflow(model, tensors)
+    assign(model, tensors, source=path)
+    watch(model, checkpoint.files)
     return TextEncoder(model, loaded_tokenizer, config)
 
 
@@ -122,7 +130,7 @@ def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequenc
 
 
 def text_encoder_config(
-    shapes: Mapping[str, tuple[int, ...]], hf_config: Mapping[str, Any], path: Path
+    stored: Mapping[str, TensorInfo], hf_config: Mapping[str, Any], path: Path
 ) -> TextEncoderConfig:
     """Architecture of a T5 v1.1 encoder from the shapes of its tensors (transformers' names).
 
@@ -133,10 +141,10 @@ def text_encoder_config(
     """
     block = "encoder.block.0.layer"
     try:
-        vocab_size, d_model = shapes[EMBEDDING]
-        buckets, num_heads = shapes[f"{block}.0.SelfAttention.relative_attention_bias.weight"]
-        inner, _ = shapes[f"{block}.0.SelfAttention.q.weight"]
-        d_ff, _ = shapes[f"{block}.1.DenseReluDense.wi_0.weight"]
+        vocab_size, d_model = stored[EMBEDDING].shape
+        buckets, num_heads = stored[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
+        inner = _rows(stored[f"{block}.0.SelfAttention.q.weight"], hf_config.get("d_kv", 0) * num_heads)
+        d_ff = _rows(stored[f"{block}.1.DenseReluDense.wi_0.weight"], hf_config.get("d_ff", 0))
     except KeyError as error:
         raise CheckpointError(
             f"got {path} without the tensor {error.args[0]}; expected a complete T5 v1.1 encoder; download it again"
@@ -146,7 +154,7 @@ def text_encoder_config(
         d_model=d_model,
         d_kv=inner // num_heads,
         d_ff=d_ff,
-        num_layers=len(block_groups(shapes, "encoder.block.")),
+        num_layers=len(block_groups(stored, "encoder.block.")),
         num_heads=num_heads,
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
@@ -154,8 +162,13 @@ def text_encoder_config(
     )
 
 
+def _rows(info: TensorInfo, otherwise: int) -> int:
+    """First size of a weight; of one that is packed into bytes only config.json tells."""
+    return otherwise if info.dtype == "U8" else info.shape[0]
+
+
 def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
-    """The encoder's tensors, if they are those of a whole T5 v1.1 whose weights are plain numbers."""
+    """The encoder's tensors, if they are those of a whole T5 v1.1."""
     path, part = checkpoint.path, part_or_error(checkpoint, layout, "text_encoder")
     if "encoder.block.0.layer.1.DenseReluDense.wi.weight" in part.keys:
         raise CheckpointError(
@@ -165,12 +178,6 @@ def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
     if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
-        )
-    packed = [key for key in checkpoint.tensors if key.endswith(PACKED)]
-    if packed:
-        raise UnsupportedError(
-            f"got {path} with packed weights ({packed[0]}); expected plain ones; "
-            "use t5xxl_fp16.safetensors, or t5xxl_fp8_e4m3fn.safetensors (not the scaled one)"
         )
     return part
 
@@ -184,19 +191,20 @@ def _encoder_keys(part: Part) -> dict[str, str]:
     return keys
 
 
-def _tensors(
-    checkpoint: Checkpoint, keys: Mapping[str, str], dtype: torch.dtype | None, progress: Progress
-) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for step, (name, key) in enumerate(keys.items()):
-        progress(ProgressEvent(STAGE, step, len(keys)))
-        stored = checkpoint.tensor(key)
-        wanted = dtype or (stored.dtype if stored.dtype.itemsize > 1 else torch.bfloat16)
-        overflows = wanted == torch.float16 and name.endswith(".wo.weight")
-        tensors[name] = stored.to(torch.float32 if overflows else wanted)
-    tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
-    progress(ProgressEvent(STAGE, len(keys), len(keys)))
-    return tensors
+def _keep_from_overflow(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Float32 for the layers that overflow float16; transformers casts their inputs where the weight is plain."""
+    if tensors[EMBEDDING].dtype != torch.float16:
+        return
+    for name, module in model.named_modules():
+        if name.endswith(".wo"):
+            if isinstance(module, QuantizedLinear):
+                module.register_forward_pre_hook(_in_float32)
+            else:
+                tensors[f"{name}.weight"] = tensors[f"{name}.weight"].float()
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001
+    return tuple(tensor.float() for tensor in inputs)
 
 
 def _tokenizer_in(place: Path) -> Path | None:

@@ -44,11 +44,11 @@ def manifest(variant: str, layout: str) -> dict[str, list[int]]:
 
 def header(shapes: Mapping[str, list[int]], config: str = "", configs: Mapping[str, Any] | None = None) -> Checkpoint:
     """A checkpoint of these tensors whose data nobody may read."""
-    tensors = {name: TensorInfo(tuple(shape), "BF16", 0) for name, shape in shapes.items()}
+    tensors = {name: TensorInfo(tuple(shape), "BF16", 0, 0) for name, shape in shapes.items()}
     metadata = {"config": config} if config else {}
     container = "safetensors" if configs is None else "folder"
     return Checkpoint(
-        Path("released"), container, metadata, configs or {}, tensors, lambda key: pytest.fail(f"read {key}")
+        Path("released"), container, metadata, configs or {}, tensors, (), lambda key: pytest.fail(f"read {key}")
     )
 
 

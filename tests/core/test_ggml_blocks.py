@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gguf
 import numpy as np
 import pytest
@@ -11,26 +13,12 @@ from ltxkit.ltx_core.errors import UnsupportedError
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, block_type_of, dequantize
 
 QUANTIZED = [name for name in BLOCK_TYPES if name not in ("F32", "F16", "BF16")]
-# Where the float16 scales lie in a block of each type; all other bytes may have any value.
-HALF_OFFSETS = {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-}  # fmt: skip
-
-
-def random_blocks(name: str, count: int) -> np.ndarray:
-    """Blocks whose bytes are random, with finite scales."""
-    rng = np.random.default_rng(7)
-    block_type = BLOCK_TYPES[name]
-    blocks = rng.integers(0, 256, (count, block_type.bytes_per_block), dtype=np.uint8)
-    for offset in HALF_OFFSETS[name]:
-        scales = rng.standard_normal(count).astype(np.float16)
-        blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
-    return blocks
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_every_quantized_type_equals_the_gguf_package(name: str) -> None:
+def test_every_quantized_type_equals_the_gguf_package(
+    name: str, random_blocks: Callable[[str, int], np.ndarray]
+) -> None:
     blocks = random_blocks(name, 96)
     expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
     shape = (8, 12 * BLOCK_TYPES[name].weights_per_block)

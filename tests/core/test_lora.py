@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
-from ltxkit.ltx_core.quant.fp8 import QuantizeToFP8
-from ltxkit.ltx_core.quant.linear import QuantizedLinear
+from ltxkit.ltx_core.quant.gguf import GGUF
+from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
+from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantization_by_name
+from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import applied, load_lora
 
@@ -211,12 +214,26 @@ def test_full_differences_of_weights_biases_and_norms(model: LTXTransformer, tmp
     assert torch.equal(velocity(model), base)
 
 
-def test_on_quantized_weights(model: LTXTransformer, tmp_path: Path) -> None:
-    """fp8 stands for every quantization: the hook never looks at how a Linear's weight is stored."""
-    quantized = LTXTransformer(model.config).eval().requires_grad_(False)
-    pack = QuantizeToFP8("transformer_blocks.").prepare(quantized, {}, torch.float32)
-    state = {name: t for key, value in model.state_dict().items() for name, t in pack(key, value).items()}
-    quantized.load_state_dict(state, assign=True)
+def with_quantized_blocks(model: LTXTransformer, quantization: str) -> LTXTransformer:
+    """The same model with the Linears of its blocks in a quantization, or in blocks of a ggml type."""
+    changed = LTXTransformer(model.config).eval().requires_grad_(False)
+    state = dict(model.state_dict())
+    if quantization in QUANTIZATION_NAMES:
+        pack = quantization_by_name(quantization, "transformer_blocks.").prepare(changed, {}, torch.float32)
+    else:
+        kind = gguf.GGMLQuantizationType[quantization]
+        linears = [key for key in linear_weights(changed) if "transformer_blocks." in key]
+        infos = {key: TensorInfo(tuple(state[key].shape), quantization, 0, 0) for key in linears}
+        pack = GGUF().prepare(changed, infos, torch.float32)
+        state |= {key: torch.from_numpy(gguf.quants.quantize(state[key].numpy(), kind)) for key in linears}
+    packed = {name: tensor for key, value in state.items() for name, tensor in pack(key, value).items()}
+    changed.load_state_dict(packed, assign=True)
+    return changed
+
+
+@pytest.mark.parametrize("quantization", [*QUANTIZATION_NAMES, "Q8_0", "Q4_0", "Q5_1"])
+def test_on_quantized_weights(quantization: str, model: LTXTransformer, tmp_path: Path) -> None:
+    quantized = with_quantized_blocks(model, quantization)
     dequantized = LTXTransformer(model.config).eval().requires_grad_(False)
     plain = {key: value.clone() for key, value in model.state_dict().items()}
     for name, module in quantized.named_modules():
@@ -226,6 +243,7 @@ def test_on_quantized_weights(model: LTXTransformer, tmp_path: Path) -> None:
     tensors = factors(model)
     lora = load_lora(write(tmp_path / "lora.safetensors", tensors))
     base = velocity(quantized)
+    assert (base - velocity(model)).abs().max() > 1e-4  # it is quantized
     with applied(quantized, [(lora, 1.0)]):
         got = velocity(quantized)
     expected = with_added(dequantized, {name: pair["up"] @ pair["down"] for name, pair in tensors.items()})

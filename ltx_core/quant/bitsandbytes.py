@@ -1,0 +1,152 @@
+"""bitsandbytes' formats, int8 (LLM.int8, arXiv 2208.07339) and 4-bit (QLoRA, arXiv 2305.14314), in plain torch.
+
+diffusers and transformers save them so (bitsandbytes nn/modules.py, functional.py `QuantState`):
+* int8: `weight` int8 (out, in), `SCB` float32 (out,), the largest magnitude of each row; sometimes `weight_format`;
+* 4-bit: `weight` uint8 (out * in / 2, 1), two indices per byte, the first one high; `weight.quant_map` float32 (16,);
+  `weight.absmax`, the largest magnitude of each run of 64 weights, float32, or uint8 and then an index into
+  `weight.nested_quant_map` (256,), scaled by `weight.nested_absmax`, plus an offset;
+  `weight.quant_state.bitsandbytes__nf4` (or `__fp4`), JSON as bytes.
+
+Reading needs no package, so that these weights run wherever torch does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, UnsupportedError
+from .linear import Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
+
+INT8_LEVELS = 127
+NF4_BLOCK = 64
+
+# The 16 quantiles of a normal distribution (QLoRA, appendix E).
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+_STATE = ".quant_state.bitsandbytes__"
+_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+
+
+class FourBitLinear(QuantizedLinear):
+    """packed: uint8 (out_features * in_features / 2,).  absmax: (blocks,) float32, or uint8 where it is nested.
+
+    block_size: weights per entry of absmax. nested_block_size, offset: the same for absmax's own scales.
+    """
+
+    absmax: Tensor
+    quant_map: Tensor
+    nested_absmax: Tensor | None
+    nested_quant_map: Tensor | None
+
+    def __init__(self, linear: nn.Linear, blocks: int, nested_blocks: int | None = None) -> None:
+        super().__init__(linear)
+        absmax = torch.float32 if nested_blocks is None else torch.uint8
+        self.block_size = NF4_BLOCK
+        self.nested_block_size = 0
+        self.offset = 0.0
+        self.register_buffer("packed", torch.empty((linear.weight.numel() + 1) // 2, dtype=torch.uint8, device="meta"))
+        self.register_buffer("absmax", torch.empty(blocks, dtype=absmax, device="meta"))
+        self.register_buffer("quant_map", torch.empty(16, device="meta"))
+        nested = nested_blocks is not None
+        self.register_buffer("nested_absmax", torch.empty(nested_blocks, device="meta") if nested else None)
+        self.register_buffer("nested_quant_map", torch.empty(256, device="meta") if nested else None)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        indices = torch.stack((self.packed >> 4, self.packed & 15), dim=-1).flatten()
+        levels = self.quant_map[indices.int()]
+        scale = self._block_scales()
+        count = self.out_features * self.in_features
+        if count % self.block_size:  # the last block is a short one
+            scale = scale.repeat_interleave(self.block_size)[:count]
+            return (levels[:count] * scale).to(dtype).view(self.out_features, self.in_features)
+        blocks = levels.view(-1, self.block_size) * scale.unsqueeze(1)
+        return blocks.to(dtype).view(self.out_features, self.in_features)
+
+    def _block_scales(self) -> Tensor:
+        if self.nested_absmax is None or self.nested_quant_map is None:
+            return self.absmax
+        outer = self.nested_absmax.repeat_interleave(self.nested_block_size)[: self.absmax.numel()]
+        return self.nested_quant_map[self.absmax.int()] * outer + self.offset
+
+    def read_state(self, key: str, stored: Tensor) -> None:
+        """Take over what the JSON says.
+
+        Raises CheckpointError: it is not that of this Linear.
+        """
+        state = cast("dict[str, Any]", json.loads(bytes(stored.tolist())))
+        shape = [self.out_features, self.in_features]
+        if list(state["shape"]) != shape:
+            raise CheckpointError(
+                f"got 4-bit weights of shape {state['shape']} for {key}; expected {shape}; the file belongs to another "
+                "model"
+            )
+        self.block_size = int(state["blocksize"])
+        self.nested_block_size = int(state.get("nested_blocksize", 0))
+        self.offset = float(state.get("nested_offset", 0.0))
+
+
+class BitsAndBytes:
+    """Files in which diffusers or transformers saved quantized weights."""
+
+    name = "bitsandbytes"
+
+    def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
+        return any(key.endswith((".SCB", ".absmax")) for key in stored)
+
+    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor], compute_dtype: torch.dtype) -> Pack:  # noqa: ARG002
+        """Raises CheckpointError: the scales of a weight are missing."""
+        four_bit: dict[str, FourBitLinear] = {}
+        int8: set[str] = set()
+        for key, linear in linear_weights(model).items():
+            kind = stored[key].dtype if key in stored else ""
+            if kind == "I8":
+                _need(stored, key, f"{key.removesuffix('weight')}SCB")
+                replace_linear(model, key, ScaledLinear(linear, torch.int8, linear.out_features))
+                int8.add(key)
+            elif kind == "U8":
+                _need(stored, key, f"{key}.absmax")
+                nested = stored.get(f"{key}.nested_absmax")
+                blocks = prod(stored[f"{key}.absmax"].shape)
+                four_bit[key] = FourBitLinear(linear, blocks, None if nested is None else prod(nested.shape))
+                replace_linear(model, key, four_bit[key])
+
+        def pack(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
+            stem, _, role = key.rpartition(".")
+            if key in int8:
+                return {f"{stem}.packed": tensor}
+            if role == "SCB":
+                return {f"{stem}.scale_weight": tensor.float() / INT8_LEVELS}
+            if role == "weight_format":
+                return _row_major(key, tensor)
+            if key in four_bit:
+                return {f"{stem}.packed": tensor.flatten()}
+            if _STATE in key:
+                weight = key.partition(_STATE)[0]
+                four_bit[weight].read_state(weight, tensor)
+                return {}
+            if stem in four_bit and role in _PARTS:
+                return {f"{stem.removesuffix('weight')}{role}": tensor.flatten()}
+            return {key: tensor}
+
+        return pack
+
+
+def _need(stored: Mapping[str, StoredTensor], key: str, scale: str) -> None:
+    if scale not in stored:
+        raise CheckpointError(f"got bitsandbytes weights {key} without {scale}; expected both; download the file again")
+
+
+def _row_major(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
+    if int(tensor) != 0:
+        raise UnsupportedError(f"got {key} = {int(tensor)}; expected 0 (rows); save the model again on this system")
+    return {}

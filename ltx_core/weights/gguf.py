@@ -1,0 +1,184 @@
+"""The header of a GGUF file: what it holds and where. Source of the format: ggml-org/ggml, docs/gguf.md."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ..errors import CheckpointError, UnsupportedError
+from ..quant.ggml_blocks import BlockType, block_type_of
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+
+# `general.architecture` of the files that LTXKit reads (city96/ComfyUI-GGUF tools/convert.py, llama.cpp's T5).
+ARCHITECTURES = ("ltxv", "t5", "t5encoder")
+
+# gguf_metadata_value_type -> struct format; 8 is a string and 9 an array.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+# city96/ComfyUI-GGUF writes the shape here where it differs from the reversed one that GGUF holds.
+_ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """shape: as torch has it, which is ggml's reversed. offset: from the start of the file."""
+
+    shape: tuple[int, ...]
+    block_type: BlockType
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    values: Mapping[str, Any]
+    tensors: Mapping[str, GGUFTensor]
+
+
+def read_gguf_header(path: Path) -> GGUFHeader:
+    """Raises:
+    CheckpointError: truncated, damaged, or one part of a split file.
+    UnsupportedError: big-endian, an older version, a tensor type or an architecture that LTXKit does not read.
+    """
+    with path.open("rb") as file:
+        reader = _Reader(path, file)
+        tensor_count, value_count = _preamble(reader)
+        values: dict[str, Any] = {}
+        for _ in range(value_count):
+            key = reader.string()
+            values[key] = reader.value(reader.number("I"))
+        _check_kind(path, values)
+        entries = [_entry(reader) for _ in range(tensor_count)]
+        alignment = int(values.get("general.alignment", _DEFAULT_ALIGNMENT))
+        start = -(-reader.position // max(alignment, 1)) * max(alignment, 1)
+    tensors = {name: _placed(path, values, start, name, *rest) for name, *rest in entries}
+    end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=0)
+    if reader.size < end:
+        raise reader.truncated(f"{end} bytes")
+    return GGUFHeader(values, tensors)
+
+
+def _preamble(reader: _Reader) -> tuple[int, int]:
+    """Magic and version, then the numbers of tensors and of values."""
+    reader.take(len(MAGIC))
+    version = reader.number("I")
+    if version not in _VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        what = "big-endian" if swapped in _VERSIONS else f"of GGUF version {version}"
+        raise UnsupportedError(
+            f"got {reader.path}, which is {what}; expected little-endian GGUF of version 2 or 3; convert it again"
+        )
+    return reader.number("Q"), reader.number("Q")
+
+
+def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
+    architecture = values.get("general.architecture", ARCHITECTURES[0])
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"got {path}, a GGUF file of the architecture {architecture!r}; expected an LTX-Video transformer "
+            "('ltxv') or a T5 encoder ('t5', 't5encoder'); choose another file"
+        )
+    if int(values.get("split.count", 1)) > 1:
+        raise CheckpointError(
+            f"got {path}, which is one of {values['split.count']} parts; expected a whole file; "
+            "join them with llama.cpp's `gguf-split --merge`"
+        )
+
+
+def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+    """Name, shape as torch has it, type number, offset from the start of the data."""
+    name = reader.string()
+    dimensions = reader.number("I")
+    if dimensions > _MAX_DIMENSIONS:
+        raise reader.damaged(f"{dimensions} dimensions of {name!r}")
+    shape = tuple(reader.number("Q") for _ in range(dimensions))
+    return name, shape[::-1], reader.number("I"), reader.number("Q")
+
+
+def _placed(
+    path: Path, values: Mapping[str, Any], start: int, name: str, shape: tuple[int, ...], number: int, offset: int
+) -> GGUFTensor:
+    try:
+        block_type = block_type_of(number)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error} (the tensor {name!r} of {path})") from error
+    if shape and shape[-1] % block_type.weights_per_block:
+        raise CheckpointError(
+            f"got {path} with {name!r} of shape {list(shape)} in {block_type.name}; expected rows of whole blocks of "
+            f"{block_type.weights_per_block}; the header is damaged, download it again"
+        )
+    nbytes = prod(shape) // block_type.weights_per_block * block_type.bytes_per_block
+    original = tuple(int(size) for size in cast("list[int]", values.get(_ORIGINAL_SHAPE + name, shape)))
+    if prod(original) != prod(shape):
+        raise CheckpointError(
+            f"got {path} with {_ORIGINAL_SHAPE}{name} = {list(original)} for {prod(shape)} weights; expected as many; "
+            "the header is damaged, download it again"
+        )
+    return GGUFTensor(original, block_type, start + offset, nbytes)
+
+
+class _Reader:
+    """Values one after the other, and what is wrong with the file when they end."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self._file = file
+
+    @property
+    def position(self) -> int:
+        return self._file.tell()
+
+    def take(self, count: int) -> bytes:
+        # A length that the file cannot hold is not read: a damaged one may say any number.
+        data = self._file.read(count) if count <= self.size else b""
+        if len(data) < count:
+            raise self.truncated("a complete header")
+        return data
+
+    def number(self, code: str) -> Any:
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+
+    def string(self) -> str:
+        data = self.take(self.number("Q"))
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise self.damaged("a name that is not text") from error
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._array()
+        if kind not in _SCALARS:
+            raise self.damaged(f"a value of type {kind}")
+        return self.number(_SCALARS[kind])
+
+    def _array(self) -> list[Any]:
+        kind, count = self.number("I"), self.number("Q")
+        if kind in _SCALARS:
+            code = _SCALARS[kind]
+            return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
+        read: Callable[[], Any] = self.string if kind == _STRING else lambda: self.value(kind)
+        return [read() for _ in range(count)]
+
+    def truncated(self, expected: str) -> CheckpointError:
+        return CheckpointError(
+            f"got {self.path}, which is truncated or damaged: {self.size} bytes; expected {expected}; "
+            "download or copy it again"
+        )
+
+    def damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"got {self.path} with a damaged header ({what}); expected a GGUF file; download it again"
+        )

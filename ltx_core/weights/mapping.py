@@ -1,0 +1,88 @@
+"""Files mapped into memory: a tensor is a view that costs nothing until something reads it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+# Without it the kernel refuses to map a file that is larger than memory and swap together, because the mapping is
+# private and could, as far as it knows, be written to as a whole. Python names the flag from 3.12 on only.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class MappedFile:
+    """One file, mapped privately at the first read: what is written to a tensor never reaches the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map: mmap.mmap | None = None
+        self._descriptor = -1
+        self._state = _size_and_time(path.stat())
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Elements that start at this byte of the file."""
+        mapped = self._opened()
+        count = prod(shape)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        if offset % dtype.itemsize:  # allowed in a file, and by no processor that torch runs on
+            raw = torch.frombuffer(mapped, dtype=torch.uint8, count=count * dtype.itemsize, offset=offset)
+            return raw.clone().view(dtype).reshape(shape)
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).reshape(shape)
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError: somebody wrote into the mapped file. One that took its name is no matter."""
+        if self._descriptor >= 0 and self._state != _size_and_time(os.fstat(self._descriptor)):
+            raise CheckpointError(
+                f"got {self.path}, which was overwritten after it was opened; expected it to stay as it was while its "
+                "model is in use; load it again"
+            )
+
+    def _opened(self) -> mmap.mmap:
+        if self._map is None:
+            try:
+                self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                self.check_unchanged()
+                self._map = _map_privately(self._descriptor)
+            except OSError as error:
+                raise CheckpointError(
+                    f"got {self.path}, which cannot be mapped into memory ({error}); expected a readable file; "
+                    "check that it is still there"
+                ) from error
+        else:
+            self.check_unchanged()
+        return self._map
+
+    def __del__(self) -> None:
+        # Tensors keep the mapping; the descriptor is for `check_unchanged` only.
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+def _size_and_time(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+def _map_privately(descriptor: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def watch(model: nn.Module, files: tuple[MappedFile, ...]) -> None:
+    """From now on every forward of `model` first looks whether the files that it is mapped from are as they were."""
+
+    def check(*_: Any) -> None:
+        for file in files:
+            file.check_unchanged()
+
+    model.register_forward_pre_hook(check)

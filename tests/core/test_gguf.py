@@ -1,0 +1,345 @@
+"""GGUF files: transformers and T5 in every tensor type, against the same weights as the `gguf` package unpacks them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.quant.gguf import GGMLLinear
+from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.containers import open_checkpoint
+from ltxkit.ltx_core.weights.inspect import inspect
+from ltxkit.ltx_core.weights.layouts import T5_FROM_LLAMA_CPP
+from ltxkit.ltx_core.weights.metadata import format_config
+from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
+from ltxkit.ltx_core.weights.tiny import TEXT_ENCODER
+
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # by the gguf package
+PLAIN = ("F32", "F16", "BF16")
+# What city96/ComfyUI-GGUF's patched llama-quantize leaves alone.
+KEPT = ("adaln_single.", "caption_projection.", "patchify_proj.", "proj_out.", "scale_shift_table")
+Weights = dict[str, tuple[np.ndarray, str]]
+
+
+def config(layers: int = 2, heads: int = 4, head_dim: int = 64) -> TransformerConfig:
+    return TransformerConfig(
+        in_channels=8, out_channels=8, num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim,
+        cross_attention_dim=heads * head_dim, caption_channels=32, norm_eps=1e-6, positional_embedding_theta=10000.0,
+        positional_embedding_max_pos=(20, 2048, 2048), timestep_scale_multiplier=1000.0,
+        causal_temporal_positioning=True,
+    )  # fmt: skip
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        spread = shape[-1] ** -0.5 if len(shape) > 1 else 0.1
+        return (rng.standard_normal(shape) * spread + ("norm" in name)).astype(np.float32)
+
+    return {name: draw(name, shape) for name, shape in shapes.items()}
+
+
+def transformer_weights(settings: TransformerConfig) -> dict[str, np.ndarray]:
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in LTXTransformer(settings).state_dict().items()}
+    return random_weights(shapes)
+
+
+def packed(
+    weights: dict[str, np.ndarray],
+    kind_of: Callable[[str], str],
+    random_blocks: Callable[..., np.ndarray],
+    kept: tuple[str, ...] = KEPT,
+    base: str = "BF16",
+) -> Weights:
+    """As the tools write them: vectors in float32, the kept ones in `base`, the rest in blocks."""
+    result: Weights = {}
+    for number, (name, array) in enumerate(weights.items()):
+        kind = (
+            "F32"
+            if array.ndim == 1 or "table" in name
+            else base
+            if any(part in name for part in kept)
+            else kind_of(name)
+        )
+        if kind in WRITABLE or kind in PLAIN:
+            result[name] = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind]), kind
+        else:
+            spread = float(array.std())
+            blocks = random_blocks(
+                kind, array.size // 256 if "K" in kind or "XS" in kind else array.size // 32, number, spread
+            )
+            result[name] = blocks.reshape(array.shape[0], -1), kind
+    return result
+
+
+def unpacked(tensors: Weights) -> dict[str, Tensor]:
+    """By the gguf package."""
+    return {
+        name: torch.from_numpy(gguf.quants.dequantize(array, gguf.GGMLQuantizationType[kind]).copy())
+        for name, (array, kind) in tensors.items()
+    }
+
+
+def reference(settings: TransformerConfig, tensors: Weights) -> LTXTransformer:
+    model = LTXTransformer(settings).eval().requires_grad_(False)
+    model.load_state_dict(unpacked(tensors))
+    return model
+
+
+@torch.no_grad()
+def velocity(model: LTXTransformer) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 6, model.config.in_channels, generator=generator)
+    positions = torch.rand(1, 3, 6, generator=generator) * 10
+    text = torch.randn(5, model.config.caption_channels, generator=generator)
+    branch = Branch(model.prepare_text([text]))
+    return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0]
+
+
+def config_text(settings: TransformerConfig) -> dict[str, str]:
+    return {"config": format_config(CheckpointConfig(transformer=settings, vae=None, scheduler=None))}
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BLOCKS + PLAIN)
+def test_transformer_equals_the_unpacked_one(
+    kind: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+) -> None:
+    settings = config()
+    tensors = packed(transformer_weights(settings), lambda name: kind, random_blocks)
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
+    model, info = load_transformer(path, dtype=torch.float32)
+    assert (info.container, info.quantization) == ("gguf", None if kind in PLAIN else "gguf")
+    expected = velocity(reference(settings, tensors))
+    assert float(expected.std()) > 0.1
+    assert (velocity(model) - expected).abs().max() <= 1e-5
+    blocks = [module for module in model.modules() if isinstance(module, GGMLLinear)]
+    assert len(blocks) == (0 if kind in PLAIN else settings.num_layers * 10)
+
+
+@pytest.mark.parametrize("family", ["2b", "13b"])
+def test_what_gguf_loses_comes_from_the_version(
+    family: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+) -> None:
+    """As the files that circulate: no config, mixed types."""
+    layers = {"2b": 28, "13b": 48}[family]
+    settings = config(layers, heads=32, head_dim=8)
+    types = iter(BLOCKS * layers)
+    tensors = packed(transformer_weights(settings), lambda name: next(types), random_blocks)
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors)
+    if family == "2b":
+        with pytest.raises(ConfigError, match=r"causal_temporal_positioning.*pass version=.*2b-0\.9\.0"):
+            load_transformer(path)
+    version = "2b-0.9.6-dev" if family == "2b" else None
+    model, info = load_transformer(path, dtype=torch.float32, version=version)
+    assert model.config == settings
+    (note,) = info.notes
+    assert "transformer.causal_temporal_positioning = True" in note
+    assert ("the given version" if version else "the released versions that it can be") in note
+    assert (velocity(model) - velocity(reference(settings, tensors))).abs().max() <= 1e-5
+
+
+def test_blocks_stay_mapped(tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]) -> None:
+    settings = config()
+    tensors = packed(transformer_weights(settings), lambda name: "Q4_K", random_blocks)
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
+    model, _ = load_transformer(path)
+    assert model.dtype == torch.bfloat16  # of what is not in blocks
+    ranges = [
+        [int(end, 16) for end in line.split(maxsplit=1)[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(path))
+    ]
+    for name, buffer in model.named_buffers():
+        assert name.endswith(".packed")
+        assert any(start <= buffer.data_ptr() < stop for start, stop in ranges)
+
+
+def test_a_stored_shape_is_honoured(tmp_path: Path) -> None:
+    """city96/ComfyUI-GGUF folds odd shapes into rows of 256 and says what they were."""
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "ltxv")
+    writer.add_array("comfy.gguf.orig_shape.w", [8, 3, 2])
+    writer.add_tensor("w", np.arange(48, dtype=np.float32).reshape(3, 16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    assert torch.equal(checkpoint.tensor("w"), torch.arange(48.0).view(8, 3, 2))
+
+
+def test_inspect(tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]) -> None:
+    settings = config()
+    tensors = packed(transformer_weights(settings), lambda name: "Q5_0" if "attn" in name else "Q3_K", random_blocks)
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
+    report = inspect(path)
+    assert (report["container"], report["kind"], report["quantization"]) == ("gguf", "transformer", "gguf")
+    types = report["types"]["transformer"]
+    assert (types["Q5_0"], types["Q3_K"], types["bfloat16"]) == (16, 4, 7)
+    assert report["unknown_metadata"] == []
+    assert report["problems"] == []
+
+
+# --- T5 ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["t5", "t5encoder"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "F16"])
+@torch.no_grad()
+def test_t5_equals_transformers_with_the_unpacked_weights(
+    kind: str,
+    architecture: str,
+    tmp_path: Path,
+    tiny_models: Callable[..., Path],
+    random_blocks: Callable[..., Any],
+    write_gguf: Callable[..., Path],
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    theirs = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=512, d_model=256, d_kv=64, d_ff=512, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu", dropout_rate=0.0,
+        )
+    ).eval()  # fmt: skip
+    state = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items() if "embed_tokens" not in name}
+    tensors = packed(
+        random_weights(state), lambda name: kind, random_blocks, kept=("relative_attention_bias",), base="F32"
+    )
+    reference = unpacked(tensors)
+    theirs.load_state_dict(reference | {"encoder.embed_tokens.weight": reference["shared.weight"]})
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5, 2)
+    stored = {str(names.get_name(name, (".weight",))): value for name, value in tensors.items()}
+    if architecture == "t5":  # a whole model, whose decoder nobody needs
+        stored["dec.blk.0.attn_q.weight"] = stored["enc.blk.0.attn_q.weight"]
+    path = write_gguf(tmp_path / "t5.gguf", architecture, stored)
+    tokenizer = tiny_models() / TEXT_ENCODER
+    ours = load_text_encoder(path, dtype=torch.float32, tokenizer=tokenizer)
+    ids = torch.arange(3, 20)[None]
+    expected = theirs(input_ids=ids).last_hidden_state
+    assert (ours.model(input_ids=ids).last_hidden_state - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # In float16 the layers that overflow it compute in float32, whatever their weights are stored as.
+    half = load_text_encoder(path, dtype=torch.float16, tokenizer=tokenizer).model(input_ids=ids).last_hidden_state
+    assert (half.float() - expected).norm() < 0.02 * expected.norm()
+
+
+def test_t5_names_are_llama_cpps() -> None:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 30)
+    for theirs, ours in T5_FROM_LLAMA_CPP.rules:
+        if "{*}" not in theirs and theirs != "output.weight":
+            assert names.get_name(ours.replace("{}", "27"), (".weight",)) == theirs.replace("{}", "27")
+
+
+# --- bad files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, write_gguf: Callable[..., Path]) -> Path:
+    tensors = {"a": (np.ones((2, 32), np.float32), "F32"), "b": (np.zeros((2, 34), np.uint8), "Q8_0")}
+    return write_gguf(tmp_path / "model.gguf", "ltxv", tensors, {"name": "x"})
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.7, 0.3, 0.1, 0.02])
+def test_truncated(small: Path, kept: float) -> None:
+    content = small.read_bytes()
+    small.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(CheckpointError, match=r"truncated or damaged: \d+ bytes; expected"):
+        open_checkpoint(small)
+
+
+def test_any_damage_is_an_error_of_ours_or_harmless(small: Path) -> None:
+    content = small.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(4, len(content) - 200, 300):
+        damaged = bytearray(content)
+        damaged[position] = rng.integers(0, 256)
+        small.write_bytes(damaged)
+        try:
+            checkpoint = open_checkpoint(small)
+            for key in checkpoint.tensors:
+                checkpoint.tensor(key)
+        except (CheckpointError, UnsupportedError) as error:
+            assert str(error).startswith("got ")  # noqa: PT017 - most damage is harmless
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [(struct.pack(">I", 3), "big-endian"), (struct.pack("<I", 1), "GGUF version 1")]
+)
+def test_versions_that_are_not_read(small: Path, version: bytes, words: str) -> None:
+    small.write_bytes(b"GGUF" + version + small.read_bytes()[8:])
+    with pytest.raises(UnsupportedError, match=f"{words}; expected little-endian GGUF of version 2 or 3"):
+        open_checkpoint(small)
+
+
+def test_other_architectures_types_and_models(
+    tmp_path: Path, tiny_models: Callable[..., Path], write_gguf: Callable[..., Path]
+) -> None:
+    one = {"w": (np.ones((2, 32), np.float32), "F32")}
+    with pytest.raises(UnsupportedError, match=r"architecture 'flux'; expected an LTX-Video transformer"):
+        open_checkpoint(write_gguf(tmp_path / "flux.gguf", "flux", one))
+    strange = write_gguf(tmp_path / "x.gguf", "ltxv", {"w": (np.zeros((1, 66), np.uint8), "IQ2_XXS")})
+    with pytest.raises(UnsupportedError, match=r"IQ2_XXS \(16\); expected one of F32.*'w' of .*x\.gguf"):
+        open_checkpoint(strange)
+    other = write_gguf(tmp_path / "other.gguf", "ltxv", {"audio_patchify_proj.weight": one["w"]})
+    with pytest.raises(CheckpointError, match="LTX-2 checkpoint"):
+        load_transformer(other)
+    t5 = write_gguf(tmp_path / "t5.gguf", "t5", {"enc.blk.0.attn_q.weight": one["w"]})
+    with pytest.raises(CheckpointError, match="a T5 text encoder; expected an LTX-Video transformer"):
+        load_transformer(t5)
+    with pytest.raises(CheckpointError, match=r"without the tensor shared\.weight"):
+        load_text_encoder(t5, tokenizer=tiny_models() / TEXT_ENCODER)
+    part = gguf.GGUFWriter(tmp_path / "part.gguf", "ltxv")
+    part.add_uint16("split.count", 2)
+    part.write_header_to_file()
+    part.write_kv_data_to_file()
+    part.close()
+    with pytest.raises(CheckpointError, match="one of 2 parts"):
+        open_checkpoint(tmp_path / "part.gguf")
+
+
+def test_a_missing_tensor_is_named(
+    tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+) -> None:
+    settings = config()
+    tensors = packed(transformer_weights(settings), lambda name: "Q8_0", random_blocks)
+    del tensors["transformer_blocks.1.ff.net.2.weight"]
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
+    with pytest.raises(CheckpointError, match=r"transformer_blocks\.1\.ff\.net\.2\."):
+        load_transformer(path)
+
+
+def test_a_file_that_is_overwritten_while_in_use_is_noticed(
+    tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+) -> None:
+    settings = config()
+    tensors = packed(transformer_weights(settings), lambda name: "Q8_0", random_blocks)
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
+    model, _ = load_transformer(path, dtype=torch.float32)
+    before = velocity(model)
+    # Another file that takes the name is no matter: the mapped one lives on.
+    write_gguf(tmp_path / "new.gguf", "ltxv", tensors, config_text(settings)).replace(path)
+    assert torch.equal(velocity(model), before)
+    model, _ = load_transformer(path, dtype=torch.float32)
+    velocity(model)
+    with path.open("r+b") as file:
+        file.write(b"JUNK")
+    with pytest.raises(CheckpointError, match=r"model\.gguf, which was overwritten after it was opened"):
+        velocity(model)
