@@ -67,7 +67,7 @@ class World:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         # With nothing but empty prompts in a share of a batch, the queries and keys of cross-attention are not used.
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
 
     def barrier(self) -> None:
         if self.size > 1:
