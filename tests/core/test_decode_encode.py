@@ -182,13 +182,13 @@ def test_tiling_follows_memory(vae: VideoVAE) -> None:
 
 
 def test_short_memory_gives_the_same_picture(vaes: dict[str, VideoVAE]) -> None:
-    vae, latent, placed = vaes["0.9.5"], latents(2, 4, 30), Placed()
+    vae, latent, placed = vaes["0.9.5"], latents(2, 2, 60), Placed()
     whole = run(vae, latent, placement=placed)
     tiled = run(vae, latent, memory=placed.asked[0][1] // 2, placement=placed)
     assert placed.asked[0][0] is vae.decoder
     assert placed.asked[1][1] <= placed.asked[0][1] // 2
     assert psnr(tiled, whole) >= 55
-    assert psnr(encode(vae, clip(vae, 9, 2, 30), memory=1), encode(vae, clip(vae, 9, 2, 30))) >= 55
+    assert psnr(encode(vae, clip(vae, 1, 2, 30), memory=1), encode(vae, clip(vae, 1, 2, 30))) >= 55
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -207,7 +207,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 @torch.no_grad()
 @pytest.mark.parametrize("limit", [None, 1, 4])
 def test_estimate_bounds_the_real_peak(vae: VideoVAE, limit: int | None) -> None:
-    shape = LatentShape(5, 6, 6)
+    shape = LatentShape(4, 6, 6)
     raw, timestep = torch.randn(1, 16, *shape), torch.tensor([0.05]) if vae.config.timestep_conditioning else None
     noise = vae.draw_noise(6, 6, torch.Generator())
     pixels = clip(vae, shape.pixels(vae.config.scale_factors).frames, 6, 6).permute(3, 0, 1, 2)[None]
@@ -230,11 +230,11 @@ def test_streaming_needs_a_fraction(vaes: dict[str, VideoVAE]) -> None:
     vae, timestep = vaes["0.9.5"], torch.tensor([0.05])
 
     def decoding(frames: int) -> Callable[[], None]:
-        raw = torch.randn(1, 16, frames, 4, 4)
+        raw = torch.randn(1, 16, frames, 3, 4)
         return lambda: [None for _ in vae.stream_decode(raw, timestep, limit=1)] and None
 
     short, long = peak_bytes(decoding(8)), peak_bytes(decoding(16))
-    whole = peak_bytes(lambda: vae.decode(torch.randn(1, 16, 16, 4, 4), timestep))
+    whole = peak_bytes(lambda: vae.decode(torch.randn(1, 16, 16, 3, 4), timestep))
     assert long <= 1.05 * short  # it does not grow with the clip, but for the latent
     assert whole >= 5 * long
 
