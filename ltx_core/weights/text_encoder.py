@@ -143,8 +143,8 @@ def text_encoder_config(
     try:
         vocab_size, d_model = stored[EMBEDDING].shape
         buckets, num_heads = stored[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
-        inner = _rows(stored[f"{block}.0.SelfAttention.q.weight"], hf_config.get("d_kv", 0) * num_heads)
-        d_ff = _rows(stored[f"{block}.1.DenseReluDense.wi_0.weight"], hf_config.get("d_ff", 0))
+        inner = _rows(stored[f"{block}.0.SelfAttention.q.weight"], hf_config.get("d_kv", 0) * num_heads, path)
+        d_ff = _rows(stored[f"{block}.1.DenseReluDense.wi_0.weight"], hf_config.get("d_ff", 0), path)
     except KeyError as error:
         raise CheckpointError(
             f"got {path} without the tensor {error.args[0]}; expected a complete T5 v1.1 encoder; download it again"
@@ -162,9 +162,16 @@ def text_encoder_config(
     )
 
 
-def _rows(info: TensorInfo, otherwise: int) -> int:
+def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
     """First size of a weight; of one that is packed into bytes only config.json tells."""
-    return otherwise if info.dtype == "U8" else info.shape[0]
+    if info.dtype != "U8":
+        return info.shape[0]
+    if not otherwise:
+        raise CheckpointError(
+            f"got {path}, whose 4-bit weights do not show its sizes; expected its config.json beside it; "
+            "use the folder that transformers wrote"
+        )
+    return otherwise
 
 
 def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:

@@ -1,0 +1,378 @@
+"""Quantized weights in safetensors: every way to store them, in both layouts, against the library that defines it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
+from ltxkit.ltx_core.memory.copies import Copies
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.quant.linear import QuantizedLinear
+from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
+from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.inspect import inspect
+from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
+from ltxkit.ltx_core.weights.metadata import format_config
+from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
+from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
+
+TinyModels = Callable[..., Path]
+HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
+VERSION = "2b-0.9.5"
+T5: dict[str, Any] = {
+    "vocab_size": 512,
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def transformer() -> LTXTransformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=LAYERS,
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        cross_attention_dim=HEADS * HEAD_DIM,
+        caption_channels=CAPTION,
+        norm_eps=1e-6,
+        positional_embedding_theta=10000.0,
+        positional_embedding_max_pos=(20, 2048, 2048),
+        timestep_scale_multiplier=1000.0,
+        causal_temporal_positioning=True,
+    )
+    return LTXTransformer(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def t5() -> transformers.T5EncoderModel:
+    torch.manual_seed(0)
+    return transformers.T5EncoderModel(transformers.T5Config(**T5)).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def velocity(model: LTXTransformer) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 6, CHANNELS, generator=generator)
+    positions = torch.rand(1, 3, 6, generator=generator) * 10
+    text = torch.randn(5, CAPTION, generator=generator)
+    branch = Branch(model.prepare_text([text]))
+    return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0].float()
+
+
+@torch.no_grad()
+def embedding(model: nn.Module) -> Tensor:
+    return model(input_ids=torch.arange(3, 20)[None]).last_hidden_state.float()
+
+
+# --- ways to store weights: (state dict) -> (what is in the file, the same weights as float32) ------------------------
+
+Stored = tuple[dict[str, Tensor], dict[str, Tensor]]
+State = Mapping[str, Tensor]
+
+
+def is_block_linear(key: str, tensor: Tensor) -> bool:
+    """What the official converter casts (Lightricks/LTX-Video-Q8-Kernels scripts/convert_weights.py), T5's likewise."""
+    return "block" in key and tensor.ndim == 2 and key.endswith(".weight") and "relative" not in key
+
+
+def plain(dtype: torch.dtype) -> Callable[[State], Stored]:
+    def store(state: State) -> Stored:
+        stored = {key: tensor.to(dtype) for key, tensor in state.items()}
+        return stored, {key: tensor.float() for key, tensor in stored.items()}
+
+    return store
+
+
+def block_cast(state: State) -> Stored:
+    stored = {
+        key: tensor.to(torch.float8_e4m3fn if is_block_linear(key, tensor) else torch.bfloat16)
+        for key, tensor in state.items()
+    }
+    return stored, {key: tensor.float() for key, tensor in stored.items()}
+
+
+def comfy_scaled(dtype: torch.dtype) -> Callable[[State], Stored]:
+    def store(state: State) -> Stored:
+        stored: dict[str, Tensor] = {"scaled_fp8": torch.zeros(0 if dtype == torch.float8_e4m3fn else 2, dtype=dtype)}
+        weights: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            if is_block_linear(key, tensor):
+                scale = tensor.abs().max() / torch.finfo(dtype).max
+                stored[key] = (tensor / scale).to(dtype)
+                stored[f"{key.removesuffix('weight')}scale_weight"] = scale
+                stored[f"{key.removesuffix('weight')}scale_input"] = torch.tensor(0.5)
+                weights[key] = stored[key].float() * scale
+            else:
+                stored[key] = tensor.to(torch.float16)
+                weights[key] = stored[key].float()
+        return stored, weights
+
+    return store
+
+
+def bnb_int8(state: State) -> Stored:
+    stored, weights = plain(torch.float32)(state)
+    for key, tensor in state.items():
+        if is_block_linear(key, tensor):
+            scale = tensor.abs().amax(dim=1)
+            stored[key] = (tensor * 127 / scale.unsqueeze(1)).round().to(torch.int8)
+            stored[f"{key.removesuffix('weight')}SCB"] = scale
+            stored[f"{key.removesuffix('weight')}weight_format"] = torch.tensor(0, dtype=torch.uint8)
+            weights[key] = bnb.int8_vectorwise_dequant(stored[key], scale)
+    return stored, weights
+
+
+def bnb_4bit(kind: str, nested: bool) -> Callable[[State], Stored]:
+    def store(state: State) -> Stored:
+        stored, weights = plain(torch.float32)(state)
+        for key, tensor in state.items():
+            if is_block_linear(key, tensor):
+                packed, quant_state = bnb.quantize_4bit(tensor, quant_type=kind, compress_statistics=nested)
+                stored[key] = packed
+                stored |= {f"{key}.{name}": value for name, value in quant_state.as_dict(packed=True).items()}
+                weights[key] = bnb.dequantize_4bit(packed, quant_state)
+        return stored, weights
+
+    return store
+
+
+STORAGES: dict[str, tuple[str | None, Callable[[State], Stored]]] = {
+    "fp32": (None, plain(torch.float32)),
+    "bf16": (None, plain(torch.bfloat16)),
+    "fp16": (None, plain(torch.float16)),
+    "official fp8": ("fp8", block_cast),
+    "all e4m3": ("fp8", plain(torch.float8_e4m3fn)),
+    "all e5m2": ("fp8", plain(torch.float8_e5m2)),
+    "scaled e4m3": ("fp8", comfy_scaled(torch.float8_e4m3fn)),
+    "scaled e5m2": ("fp8", comfy_scaled(torch.float8_e5m2)),
+    "bnb int8": ("bitsandbytes", bnb_int8),
+    "bnb nf4": ("bitsandbytes", bnb_4bit("nf4", nested=False)),
+    "bnb nf4 nested": ("bitsandbytes", bnb_4bit("nf4", nested=True)),
+    "bnb fp4": ("bitsandbytes", bnb_4bit("fp4", nested=False)),
+}
+
+
+def write_transformer(path: Path, tensors: Mapping[str, Tensor], config: TransformerConfig, container: str) -> Path:
+    """As a single file, or as diffusers writes it."""
+    if container == "file":
+        text = format_config(CheckpointConfig(transformer=config, vae=None, scheduler=None))
+        stored = {f"model.diffusion_model.{key}": tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(stored, path.with_suffix(".safetensors"), {"config": text})
+        return path.with_suffix(".safetensors")
+    (path / "transformer").mkdir(parents=True)
+    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
+    renamed = {names.rename(key) or key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(renamed, path / "transformer" / "diffusion_pytorch_model.safetensors")
+    entries = {
+        "_class_name": "LTXVideoTransformer3DModel",
+        **{
+            name: getattr(config, name) for name in ("in_channels", "out_channels", "num_layers", "cross_attention_dim")
+        },
+        **{name: getattr(config, name) for name in ("num_attention_heads", "attention_head_dim", "caption_channels")},
+    }
+    (path / "transformer" / "config.json").write_text(json.dumps(entries))
+    return path
+
+
+def write_t5(path: Path, tensors: Mapping[str, Tensor], container: str) -> Path:
+    stored = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    if container == "file":
+        save_file(stored, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors")
+    (path / "text_encoder").mkdir(parents=True)
+    save_file(stored, path / "text_encoder" / "model.safetensors")
+    (path / "text_encoder" / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], **T5}))
+    return path
+
+
+@pytest.mark.parametrize("container", ["file", "folder"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_transformer(storage: str, container: str, transformer: LTXTransformer, tmp_path: Path) -> None:
+    name, store = STORAGES[storage]
+    stored, weights = store(transformer.state_dict())
+    path = write_transformer(tmp_path / "model", stored, transformer.config, container)
+    model, info = load_transformer(path, dtype=torch.float32, version=VERSION)
+    assert info.quantization == name == inspect(path)["quantization"]
+    reference = LTXTransformer(transformer.config).eval()
+    reference.load_state_dict(weights)
+    expected = velocity(reference)
+    assert float(expected.std()) > 0.1
+    assert (velocity(model) - expected).abs().max() <= 1e-5
+    linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert len(linears) >= (0 if name is None else LAYERS * 10)
+    before = velocity(model)
+    copies = Copies(model, torch.clone)  # as a move to another device; sums may depend on where in memory data starts
+    torch.testing.assert_close(velocity(model), before, rtol=0, atol=1e-5)
+    copies.drop()
+    assert torch.equal(velocity(model), before)
+
+
+@pytest.mark.parametrize("container", ["file", "folder"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_t5(
+    storage: str, container: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    stored, weights = STORAGES[storage][1](state)
+    path = write_t5(tmp_path / "t5", stored, container)
+    if container == "file" and storage.startswith(("bnb nf4", "bnb fp4")):
+        with pytest.raises(CheckpointError, match=r"4-bit weights do not show its sizes; .*use the folder"):
+            load_text_encoder(path, tokenizer=tiny_models() / TEXT_ENCODER)
+        return
+    ours = load_text_encoder(path, dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER)
+    reference = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    reference.load_state_dict(weights | {"encoder.embed_tokens.weight": weights["shared.weight"]})
+    expected = embedding(reference)
+    assert (embedding(ours.model) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if STORAGES[storage][0] is not None:
+        default = load_text_encoder(path, tokenizer=tiny_models() / TEXT_ENCODER).model
+        assert default.dtype == torch.bfloat16
+        assert (embedding(default) - expected).norm() < 0.05 * expected.norm()
+
+
+# --- a library's own files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_what_transformers_saves(
+    kind: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    t5.save_pretrained(tmp_path / "plain")
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if kind == "nf4":
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    theirs = transformers.T5EncoderModel.from_pretrained(
+        tmp_path / "plain",
+        dtype=torch.float32,
+        quantization_config=transformers.BitsAndBytesConfig(**options),
+    )
+    theirs.save_pretrained(tmp_path / "quantized")
+    ours = load_text_encoder(tmp_path / "quantized", dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER)
+    exact, got = embedding(t5), embedding(ours.model)
+    assert 1e-4 < (got - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.2)
+
+
+# --- quantized while they load ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("quantization", "least"), [("fp8", 0.999), ("int8", 0.9999), ("nf4", 0.98)])
+def test_quantized_on_load(
+    quantization: str,
+    least: float,
+    transformer: LTXTransformer,
+    t5: transformers.T5EncoderModel,
+    tiny_models: TinyModels,
+    tmp_path: Path,
+) -> None:
+    stored = {key: tensor.to(torch.bfloat16) for key, tensor in transformer.state_dict().items()}
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "file")
+    model, info = load_transformer(path, dtype=torch.float32, quantization=quantization)
+    assert info.quantization == quantization
+    quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    assert len(quantized) == LAYERS * 10
+    assert all(name.startswith("transformer_blocks.") for name in quantized)
+    exact = velocity(load_transformer(path, dtype=torch.float32)[0])
+    cosine = torch.cosine_similarity(velocity(model).flatten(), exact.flatten(), dim=0)
+    assert least <= float(cosine) < 1
+
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    encoder = load_text_encoder(
+        write_t5(tmp_path / "t5", state, "file"), quantization=quantization, dtype=torch.float32,
+        tokenizer=tiny_models() / TEXT_ENCODER,
+    )  # fmt: skip
+    cosine = torch.cosine_similarity(embedding(encoder.model).flatten(), embedding(t5).flatten(), dim=0)
+    assert least <= float(cosine) < 1
+
+
+def test_quantizing_is_what_bitsandbytes_does() -> None:
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))
+    packed, state = bnb.quantize_4bit(weight, quant_type="nf4")
+    ours = quantize_nf4(weight)
+    assert torch.equal(ours["packed"], packed.flatten())
+    assert torch.equal(ours["absmax"], state.absmax)
+    assert torch.equal(ours["quant_map"], state.code)
+    theirs, scale, _ = bnb.int8_vectorwise_quant(weight.half())
+    ours = quantize_int8(weight)
+    torch.testing.assert_close(ours["scale_weight"] * 127, scale, rtol=1e-3, atol=0)
+    assert (ours["packed"].int() - theirs.int()).abs().max() <= 1  # theirs comes from float16
+    nothing = quantize_nf4(torch.zeros(2, 64))
+    assert set(nothing["packed"].tolist()) == {0x77}  # level 0 is 0.0
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("storage", "ending", "message"),
+    [
+        ("scaled e4m3", "to_q.scale_weight", r"without .*to_q\.scale_weight \(and 3 more\)"),
+        ("bnb int8", "to_q.SCB", r"to_q\.weight without .*to_q\.SCB"),
+        ("bnb nf4", "to_q.weight.absmax", r"to_q\.weight without .*to_q\.weight\.absmax"),
+        ("bnb nf4", "to_q.weight.quant_map", "of another shape|missing"),
+    ],
+)
+def test_a_missing_scale_is_named(
+    storage: str, ending: str, message: str, transformer: LTXTransformer, tmp_path: Path
+) -> None:
+    stored, _ = STORAGES[storage][1](transformer.state_dict())
+    rest = {key: tensor for key, tensor in stored.items() if not key.endswith(ending)}
+    path = write_transformer(tmp_path / "model", rest, transformer.config, "file")
+    with pytest.raises(CheckpointError, match=message):
+        load_transformer(path)
+
+
+def test_requests_that_make_no_sense(tiny_models: TinyModels, transformer: LTXTransformer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got quantization 'q4'; expected one of fp8, int8, nf4"):
+        load_transformer(tiny_models() / CHECKPOINT, quantization="q4")
+    stored, _ = block_cast(transformer.state_dict())
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "file")
+    with pytest.raises(ConfigError, match=r"got quantization 'int8' for .* quantized already \(fp8\)"):
+        load_transformer(path, quantization="int8")
+    assert QUANTIZATION_NAMES == ("fp8", "int8", "nf4")
+
+
+def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path: Path) -> None:
+    stored, _ = bnb_4bit("nf4", nested=False)(transformer.state_dict())
+    key = next(key for key in stored if "quant_state" in key)
+    state = json.loads(bytes(stored[key].tolist())) | {"shape": [1, 2]}
+    stored[key] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
+        load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "file"))
+    stored, _ = bnb_int8(transformer.state_dict())
+    key = next(key for key in stored if key.endswith("weight_format"))
+    stored[key] = torch.tensor(2, dtype=torch.uint8)
+    with pytest.raises(UnsupportedError, match="weight_format = 2; expected 0"):
+        load_transformer(write_transformer(tmp_path / "b", stored, transformer.config, "file"))
+
+
+def test_the_first_fp8_upload_of_the_13b_is_told_about(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """No tensor shows it, so every plain float8 13B of that version gets the hint, and nothing else does."""
+    source = tiny_models(family="13b") / CHECKPOINT
+    tensors = {
+        key: tensor.to(torch.float8_e4m3fn) if is_block_linear(key, tensor) and "diffusion_model" in key else tensor
+        for key, tensor in load_file(source).items()
+    }
+    save_file(tensors, tmp_path / "13b.safetensors")
+    notes = load_transformer(tmp_path / "13b.safetensors")[1].notes
+    assert any("pure noise" in note and "13b-0.9.7-dev-fp8" in note for note in notes)
+    assert not any("noise" in note for note in load_transformer(source)[1].notes)
+    assert not any("noise" in note for note in load_transformer(source, quantization="fp8")[1].notes)
