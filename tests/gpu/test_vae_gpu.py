@@ -1,0 +1,82 @@
+"""The VAE on a GPU: near the CPU's numbers, the same in pieces and in tiles, and back on the CPU afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ltxkit.ltx_core.config import VideoVAEConfig
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.models.vae_memory import decode_bytes
+from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.decode import decode
+from ltxkit.ltx_core.pipelines.encode import encode_frames
+from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.shapes import LatentShape
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(params=["0.9.0", "0.9.1", "0.9.5", "16x4"])
+def vae(request: pytest.FixtureRequest, vae_config: Callable[..., VideoVAEConfig]) -> VideoVAE:
+    torch.manual_seed(0)
+    made = VideoVAE(vae_config(request.param, width=16)).eval()
+    for name, parameter in made.named_parameters():
+        if "per_channel_scale" in name:
+            torch.nn.init.normal_(parameter)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+def frames_of(vae: VideoVAE, device: str, **options: object) -> Tensor:
+    latent = torch.randn(1, 16, 3, 4, 24, generator=torch.Generator().manual_seed(1))
+    settings = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 3, "placement": DevicePlacement(device)}
+    return decode(vae, latent, **(settings | options))
+
+
+def rms(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def test_decode(vae: VideoVAE) -> None:
+    on_cpu = frames_of(vae, "cpu")
+    assert rms(frames_of(vae, "cuda"), on_cpu) <= 1e-4
+    assert all(parameter.device.type == "cpu" for parameter in vae.parameters())
+    vae.to(torch.bfloat16)
+    assert rms(frames_of(vae, "cuda"), on_cpu) <= 2e-2
+    whole = frames_of(vae, "cuda", tiling=Tiling(frames=1000))
+    assert rms(frames_of(vae, "cuda", tiling=Tiling(frames=1)), whole) <= 2e-2
+    assert rms(frames_of(vae, "cuda", tiling=Tiling(width=12)), whole) <= 2e-2
+
+
+def test_encode(vae: VideoVAE) -> None:
+    scale = vae.config.scale_factors
+    clip = torch.rand(17, 2 * scale.height, 3 * scale.width, 3, generator=torch.Generator().manual_seed(2))
+    on_cpu = encode_frames(vae, clip, placement=DevicePlacement("cpu"))
+    assert rms(encode_frames(vae, clip, placement=DevicePlacement("cuda")), on_cpu) <= 1e-4
+    vae.to(torch.bfloat16)
+    assert rms(encode_frames(vae, clip, placement=DevicePlacement("cuda")), on_cpu) <= 3e-2
+
+
+@torch.no_grad()
+def test_memory_stays_near_the_estimate(vae: VideoVAE) -> None:
+    vae.to("cuda", torch.bfloat16)
+    shape = LatentShape(8, 16, 24)
+    latent = torch.randn(1, 16, *shape, device="cuda", dtype=torch.bfloat16)
+    timestep = torch.tensor([0.05], device="cuda") if vae.config.timestep_conditioning else None
+    noise = vae.draw_noise(shape.height, shape.width, torch.Generator())
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in vae.stream_decode(latent, timestep, noise=noise):
+        pass
+    peak = torch.cuda.max_memory_allocated() - before
+    # cuDNN's workspace comes on top of what is counted; it takes what it finds useful, up to some hundred MB.
+    assert peak <= decode_bytes(vae.config, shape, itemsize=2) + 512 * 2**20
