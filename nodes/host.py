@@ -72,6 +72,15 @@ class Host(Protocol):
         ...
 
     @property
+    def output_folder(self) -> Path:
+        """Where results belong, and what must survive a restart."""
+        ...
+
+    def video(self, path: Path) -> Any:
+        """A VIDEO that is read from a file when somebody asks for it."""
+        ...
+
+    @property
     def output_device(self) -> torch.device:
         """Where tensors that leave a node belong."""
         ...
@@ -159,6 +168,15 @@ class PlainHost:
         device = self.placement.device
         there = None if device.type == "cpu" else memory(device)
         return None if there is None else max(there.free - weight_bytes(module), 1)
+
+    @property
+    def output_folder(self) -> Path:
+        return self.folders["output"]
+
+    def video(self, path: Path) -> Any:
+        from .headless_nodes import VideoInFile
+
+        return VideoInFile(path)
 
     @property
     def output_device(self) -> torch.device:
@@ -262,6 +280,17 @@ class ComfyUIHost:
         return max(int(free - model_management.extra_reserved_memory()) - weight_bytes(module), 1)
 
     @property
+    def output_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_output_directory())
+
+    def video(self, path: Path) -> Any:
+        from comfy_api.input_impl import VideoFromFile
+
+        return VideoFromFile(str(path))
+
+    @property
     def output_device(self) -> torch.device:
         from comfy import model_management
 
@@ -286,7 +315,8 @@ def principal_preview(denoised: Tensor) -> Tensor:
     colours = pixels @ directions.T
     colours = nn.functional.pad(colours, (0, 3 - colours.shape[1]))
     low, high = colours.amin(0), colours.amax(0)
-    scaled = (colours - low) / (high - low).clamp_min(1e-6) * 255
+    # One scale for all: a direction in which hardly anything differs is grey, not noise.
+    scaled = (colours - (low + high) / 2) / (high - low).max().clamp_min(1e-6) * 255 + 127.5
     return scaled.round().to(torch.uint8).reshape(*frame.shape[1:], 3)
 
 

@@ -1,6 +1,12 @@
 """Tests against what surrounds the pack: the real front end in a browser, and real ComfyUI servers.
 
-Each is skipped, with the reason, where there is none.
+Each is skipped, with the reason, where there is none. A ComfyUI for them is a checkout with an environment of its own:
+
+    git clone <ComfyUI, tag v0.3.64> ~/comfy/ComfyUI   (or elsewhere, named by COMFYUI_PATH)
+    cd ~/comfy/ComfyUI && python -m venv .venv && .venv/bin/pip install -r requirements.txt requests
+
+and likewise v0.8.0 in ~/comfy/ComfyUI-next (COMFYUI_NEXT_PATH). torchaudio must fit torch, or be absent: transformers
+imports it, and one that does not fit raises.
 """
 
 from __future__ import annotations
@@ -36,6 +42,8 @@ def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.Tem
     two_b, first = tiny_models("2b"), tiny_models("2b", vae="0.9.0")
     _copy(first / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints/ltxv-tiny-0.9.0.safetensors")
     _copy(two_b / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints/ltxv-tiny.safetensors")
+    other_grid = tiny_models("2b", compression="16x4") / "checkpoints/ltxv-tiny.safetensors"
+    _copy(other_grid, folder / "checkpoints/ltxv-tiny-16x4.safetensors")
     for name in (*UPSCALER_NAMES, "ltxv-tiny-spatial-upscaler.safetensors"):
         upscaler = two_b / "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"
         _copy(upscaler, folder / "latent_upscale_models" / name)

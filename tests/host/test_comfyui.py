@@ -58,8 +58,8 @@ def test_the_server_describes_our_nodes_as_we_do(
     from ltxkit.nodes.headless import all_nodes, object_info
     from ltxkit.nodes.host import PlainHost, use_host
 
-    only_there = '"from-elsewhere.safetensors", '  # in the server's extra folder
-    theirs = json.loads(json.dumps(server.get("/object_info")).replace(only_there, ""))
+    only_there = r', "from-elsewhere\.safetensors"'  # in the server's extra folder
+    theirs = json.loads(re.sub(only_there, "", json.dumps(server.get("/object_info"))))
     with use_host(PlainHost(models_folder, server.base / "input", server.base / "output")):
         ours = object_info(all_nodes())
     frozen = json.loads((repository / "tests/data/nodes.json").read_text())
@@ -131,6 +131,21 @@ def test_every_workflow_runs(server: Server, workflow: Callable[[str], Graph], n
 
 SIZES = ("LTXKitEmptyLatent", "LTXKitGenerateTwoStage")
 SAMPLERS = ("LTXKitSampleVideo", "LTXKitGenerateTwoStage")
+
+
+def test_a_model_with_another_latent_grid_runs_and_has_a_preview(server: Server, workflow: Callable[[str], Graph]):
+    from ltxkit.ltx_core import media
+
+    prompt = workflow("t2v-2b")
+    node = {prompt[node]["class_type"]: node for node in prompt}
+    loader = prompt[node["LTXKitLoadModel"]]["inputs"]
+    loader.update(model_name="ltxv-tiny-16x4.safetensors", version="from the file")
+    prompt[node["LTXKitEmptyLatent"]]["inputs"].update(model=[node["LTXKitLoadModel"], 0], width=64, frames=9)
+    events = server.run(prompt)
+    assert events.error == ""
+    assert events.previews  # its 16 channels are none that ComfyUI has colours for
+    (file,) = server.files(events)
+    assert media.read_video(file).frames.shape == (9, 64, 64, 3)
 
 
 def test_what_a_node_has_to_say_stands_on_it(server: Server, workflow: Callable[[str], Graph]):
