@@ -1,4 +1,4 @@
-"""What the machine has: devices, the numbers they compute with, their memory, and copies beside the computation.
+"""What the machine has: devices, their memory, and copies beside the computation.
 
 The rest of the core names no accelerator, except to spread training over several.
 """
@@ -21,30 +21,6 @@ def best_device() -> torch.device:
     if torch.xpu.is_available():
         return torch.device("xpu", torch.xpu.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def compute_dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The dtype in which a device should compute with weights that are stored as `stored`.
-
-    bfloat16 where the hardware has it; float32 where it would only be imitated. Never float16: these models overflow.
-    """
-    return torch.bfloat16 if stored.itemsize <= 2 and _has_bfloat16(device) else torch.float32
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "mps":
-        try:
-            torch.zeros(1, dtype=torch.bfloat16, device=device)
-        except TypeError:  # before macOS 14
-            return False
-        return True
-    if device.type == "cpu":
-        # Without these instructions a product in bfloat16 takes three times as long as in float32.
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
-    return True
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,16 @@ text is trimmed to its real length, which gives the same softmax.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .branches import BlockPlan, TextConstant, TextKeysValues, join, take
+from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotate
 
 QK_NORM_EPS = 1e-5  # Lightricks/LTX-Video attention.py, Attention.__init__
-
-
-class RMSNorm(nn.RMSNorm):
-    """Takes tokens of any dtype, whatever that of the weight (float32 under autocast), and keeps it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], cast(Tensor, self.weight).to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -35,10 +28,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.q_norm = RMSNorm(inner, eps=QK_NORM_EPS)
         self.k_norm = RMSNorm(inner, eps=QK_NORM_EPS)
-        self.to_q = nn.Linear(width, inner)
-        self.to_k = nn.Linear(context_width, inner)
-        self.to_v = nn.Linear(context_width, inner)
-        self.to_out = nn.Sequential(nn.Linear(inner, width))
+        self.to_q = Linear(width, inner)
+        self.to_k = Linear(context_width, inner)
+        self.to_v = Linear(context_width, inner)
+        self.to_out = nn.Sequential(Linear(inner, width))
 
     def split(self, x: Tensor) -> Tensor:
         """(b n inner) -> (b heads n head_dim)"""

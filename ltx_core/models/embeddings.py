@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 SINUSOID_CHANNELS = 256  # Lightricks/LTX-Video embeddings.py, PixArtAlphaCombinedTimestepSizeEmbeddings
 
 
@@ -25,8 +27,8 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(SINUSOID_CHANNELS, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(SINUSOID_CHANNELS, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(sinusoid(timesteps).to(dtype))))
@@ -46,7 +48,7 @@ class AdaLayerNormSingle(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.emb = _TimestepEmbedding(width)
-        self.linear = nn.Linear(width, 6 * width)
+        self.linear = Linear(width, 6 * width)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(u) timesteps -> modulation of the blocks (u 6 d), and of the output (u d)."""
@@ -86,8 +88,8 @@ class CaptionProjection(nn.Module):
 
     def __init__(self, caption_channels: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(caption_channels, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(caption_channels, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, context: Tensor) -> Tensor:
         return self.linear_2(F.gelu(self.linear_1(context), approximate="tanh"))

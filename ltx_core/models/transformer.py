@@ -19,7 +19,9 @@ from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
 from .attention import CrossAttention, SelfAttention
 from .branches import BlockPlan, Branch, PreparedText, SkipMode, TextConstant, TextKeysValues, join, plan_forward, take
+from .convolution import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
+from .linear import Linear
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "SkipMode", "TransformerBlock"]
@@ -34,7 +36,7 @@ OUTPUT_NORM_EPS = 1e-6  # fixed in Lightricks/LTX-Video transformer3d.py; `norm_
 class _ProjectedGELU(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, hidden)
+        self.proj = Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x)
@@ -47,7 +49,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         # The identity stands where training had a dropout, so that the keys are net.0.proj and net.2.
-        self.net = nn.Sequential(_ProjectedGELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(_ProjectedGELU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -118,22 +120,27 @@ class LTXTransformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         d = config.hidden_size
-        self.patchify_proj = nn.Linear(config.in_channels, d)
+        self.patchify_proj = Linear(config.in_channels, d)
         self.adaln_single = AdaLayerNormSingle(d)
         self.caption_projection = CaptionProjection(config.caption_channels, d)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
-        self.proj_out = nn.Linear(d, config.out_channels)
+        self.proj_out = Linear(d, config.out_channels)
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the model computes: that of the tables, since quantized weights are stored in others."""
+        """Of the weights that are not quantized."""
         return self.scale_shift_table.dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which the model computes: `dtype`, but float32 on CPUs that lack bfloat16."""
+        return compute_dtype(self.scale_shift_table)
 
     def activation_bytes(self, samples: int, tokens: int, branches: int) -> int:
         """About what a forward without gradients needs beside the weights, its rotary table included."""
         elements = samples * tokens * self.config.hidden_size
-        return elements * (branches * PEAK_TENSORS * self.dtype.itemsize + torch.complex64.itemsize // 2)
+        return elements * (branches * PEAK_TENSORS * self.compute_dtype.itemsize + torch.complex64.itemsize // 2)
 
     def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
         """Text embeddings, one (l, caption_channels) per sample without padding; a single one serves the whole batch.
@@ -155,7 +162,7 @@ class LTXTransformer(nn.Module):
                     "got text without tokens; expected one at least, even an empty prompt has its end token; encode it"
                 )
         lengths = [context.shape[0] for context in contexts]
-        projected = self.caption_projection(torch.cat(list(contexts)).to(self.dtype))
+        projected = self.caption_projection(torch.cat(list(contexts)).to(self.compute_dtype))
         if len(set(lengths)) == 1:
             return PreparedText((projected.unflatten(0, (len(lengths), -1)),))
         return PreparedText(tuple(part.unsqueeze(0) for part in projected.split(lengths)))
@@ -192,7 +199,7 @@ class LTXTransformer(nn.Module):
         self._check(x, sigma, rotary, branches)
         plan = plan_forward(branches, self.config.num_layers)
         modulation = self._modulation(sigma)
-        x = self.patchify_proj(x.to(self.dtype))
+        x = self.patchify_proj(x.to(self.compute_dtype))
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
         for number, (block, block_plan) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
@@ -212,7 +219,7 @@ class LTXTransformer(nn.Module):
         if sigma.shape[1] > 1:
             levels, index = levels.unique(return_inverse=True)
             index = None if levels.shape[0] == 1 else index.view(sigma.shape[:2])
-        blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.dtype)
+        blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.compute_dtype)
         return Modulation(blocks, output, index)
 
     def _check(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> None:

@@ -108,7 +108,7 @@ class ScaledLinear(QuantizedLinear):
 
 def linear_weights(model: nn.Module) -> dict[str, nn.Linear]:
     """State-dict key of the weight -> the Linear, for every plain Linear of the model."""
-    return {f"{name}.weight": module for name, module in model.named_modules() if type(module) is nn.Linear}
+    return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def replace_linear(model: nn.Module, key: str, new: nn.Module) -> None:

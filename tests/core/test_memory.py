@@ -306,14 +306,6 @@ def test_main_memory_is_known() -> None:
     assert known is None or 0 < known.free <= known.total
 
 
-@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_compute_dtype_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert devices.compute_dtype(CPU, torch.bfloat16) == expected
-    assert devices.compute_dtype(CPU, torch.float32) == torch.float32
-
-
 def test_accelerators_are_named_in_one_file(repository: Path) -> None:
     folder = repository / "ltx_core"
     named = [

@@ -135,10 +135,15 @@ def test_equals_diffusers_for_every_kind_of_noise_level(size: str, kind: str) ->
     assert relative(run_ours(ours, x, sigma, positions, contexts), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("computed_in", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", ["per sample", "conditioned"])
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_equals_diffusers_in_bfloat16(size: str, kind: str) -> None:
+def test_equals_diffusers_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, size: str, kind: str, computed_in: torch.dtype
+) -> None:
+    """Whether or not the processor has bfloat16 (otherwise ours computes in float32)."""
+    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: computed_in)
     ours, theirs = pair(size, torch.bfloat16)
     x, positions = inputs(2)
     sigma, contexts = levels(kind, 2), texts(5, 9)
