@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError
 from ..media import compress
 from ..models.video_vae import LOGVAR_RANGE
-from ..progress import Notes, log_note
+from ..progress import Notes, Progress, log_note, silent
 from ..sampling.conditioning import LatentCondition
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
@@ -116,6 +116,7 @@ def encode_conditions(
     batch: int,
     noise: Noise,
     placement: Placement,
+    progress: Progress = silent,
     notes: Notes = log_note,
 ) -> tuple[LatentCondition, ...]:
     """Conditions at the size of a clip, as latents drawn from the VAE's posterior (official; the mean is not used).
@@ -130,7 +131,7 @@ def encode_conditions(
     encoded: list[LatentCondition] = []
     for condition in placed:
         frames = fit_frames(condition.frames, size.height, size.width, condition.resize)
-        posterior = encode_posterior(vae, frames, placement=placement)
+        posterior = encode_posterior(vae, frames, placement=placement, progress=progress)
         deviation = (0.5 * posterior.logvar.clamp(*LOGVAR_RANGE)).exp()
         latent = posterior.mean + deviation * noise((batch, *posterior.mean.shape[1:]))
         encoded.append(LatentCondition(vae.normalize(latent), condition.frame, condition.strength))

@@ -101,7 +101,7 @@ def sample(
         guides = latent[:, :, own:], drawn[:, :, own:], mask[:, :, own:]
         state = add_native_guides(state, *guides, keyframe_idxs.cpu(), first, fps)
     state = apply_conditions(
-        state, _latent_conditions(conditions, vae, size, b, noise, placement, notes), coordinates, noise
+        state, _latent_conditions(conditions, vae, size, b, noise, placement, progress, notes), coordinates, noise
     )
 
     total = len(sigmas) - 1
@@ -182,13 +182,16 @@ def _latent_conditions(
     batch: int,
     noise: Noise,
     placement: Placement,
+    progress: Progress,
     notes: Notes,
 ) -> list[LatentCondition]:
     pictures = [condition for condition in conditions if isinstance(condition, Condition)]
     if pictures and vae is None:
         raise ConfigError("got conditions without a VAE; expected the VAE of the model, which encodes them; connect it")
     encoded = iter(
-        encode_conditions(vae, pictures, size, batch=batch, noise=noise, placement=placement, notes=notes)
+        encode_conditions(
+            vae, pictures, size, batch=batch, noise=noise, placement=placement, progress=progress, notes=notes
+        )
         if vae is not None and pictures
         else ()
     )
