@@ -106,7 +106,9 @@ def sample(
 
     total = len(sigmas) - 1
     progress(ProgressEvent(stage, 0, total))
-    with placement(transformer) as device:
+    most = max((len(step.branches) for step in plan), default=1)
+    needed = transformer.activation_bytes(b, state.latent.shape[1], most)
+    with placement(transformer, memory_required=needed) as device:
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, positive, device)}
