@@ -91,6 +91,11 @@ def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
                 inputs.update(width=60, height=64, frames=17)
             if node["class_type"] == "LTXKitGenerateTwoStage":
                 inputs.update(width=96, height=96, frames=9)
+            if node["class_type"] == "LTXKitGenerateLongVideo":
+                inputs.update(width=60, height=64, frames=41, window_frames=17, overlap_frames=9)  # four windows
+            if node["class_type"] == "LTXKitAddCondition":  # for 17 frames
+                inputs["frame"] = max(min(inputs["frame"], 8), -9)
+                inputs["take"] = max(min(inputs["take"], 9), -9)
             if node["class_type"] == "ImageScale":
                 inputs.update(width=90, height=96)
             if node["class_type"] == "LTXKitCreateSchedule":
