@@ -239,6 +239,28 @@ def _inspect(options: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2) if options.json else format_report(report))
 
 
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint or diffusers folder with plain weights")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="what to write; it must not exist")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="single-file, diffusers, fp8, fp8-scaled, or gguf- with q8_0, q5_1, q5_0, q4_1, q4_0 or bf16",
+    )
+    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .ltx_core.weights.convert import convert
+
+    with _progress_bars() as (progress, say):
+        left = convert(options.source, options.target, options.to, version=options.version, progress=progress)
+        if left:
+            say(f"{len(left)} tensors have no place in this format: {', '.join(left[:5])}{' ...' if left[5:] else ''}")
+    print(options.target)
+
+
 def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="gets checkpoints/, text_encoders/ and so on")
     parser.add_argument("--family", choices=("2b", "13b"), default="2b")
@@ -333,6 +355,7 @@ COMMANDS = (
     ),
     Command("run", "Run a ComfyUI workflow (API format) without ComfyUI.", _run_arguments, _run),
     Command("inspect", "Say what a weights file is; reads its header only.", _inspect_arguments, _inspect),
+    Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
     Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
     *map(_training_command, TRAINING_COMMANDS),
 )

@@ -84,7 +84,7 @@ class Checkpoint:
     """An opened container.
 
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
-        empty for a folder.
+        of a folder only `config`, where the headers of its files have one (those that LTXKit converted).
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
         "text_encoder", "scheduler"); empty for a file.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
@@ -258,9 +258,11 @@ def _open_folder(path: Path) -> Checkpoint:
 
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, MappedFile] = {}
+    metadata: dict[str, str] = {}
     for component, folder in found.items():
         for file, keys in _weight_files(folder).items():
-            stored, _ = read_header(file)
+            stored, header = read_header(file)
+            metadata |= {name: text for name, text in header.items() if name == "config"}
             mapped = MappedFile(file)
             for key in stored if keys is None else keys:
                 if key not in stored:
@@ -278,7 +280,7 @@ def _open_folder(path: Path) -> Checkpoint:
 
     mapped_files = tuple(dict.fromkeys(files.values()))
     return Checkpoint(
-        path, "folder", {}, configs, tensors, mapped_files, lambda key: _stored(files[key], key, tensors[key])
+        path, "folder", metadata, configs, tensors, mapped_files, lambda key: _stored(files[key], key, tensors[key])
     )
 
 

@@ -142,9 +142,12 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
 
 
 def _stated(checkpoint: Checkpoint, layout: Layout) -> Section:
-    if checkpoint.container == "folder":
-        return read_folder_configs(checkpoint.configs)
-    return read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
+    header = read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
+    if checkpoint.container != "folder":
+        return header
+    # A folder that LTXKit converted has the single file's config in its headers, which says more than the JSON can.
+    folder = read_folder_configs(checkpoint.configs)
+    return Section({**folder.values, **header.values}, (*folder.unknown, *header.unknown))
 
 
 def _check_agreement(checkpoint: Checkpoint, stated: Mapping[str, object], shown: Mapping[str, object]) -> None:

@@ -1,25 +1,84 @@
-"""Writing safetensors files in the official layouts."""
+"""Writing files whole or not at all, and safetensors files in the official layouts."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import shutil
+import struct
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
+import torch
 from torch import Tensor
+
+from ..progress import Progress, ProgressEvent, silent
+from .containers import DTYPE_NAMES
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "vae."
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file whole or not at all: the bytes go to a neighbour that takes the name when it is complete."""
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that is made when it is written."""
 
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@contextmanager
+def unfinished(path: Path) -> Generator[Path]:
+    """A neighbour of `path` to write to, file or folder: it takes the name when the block ends well, or is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    neighbour = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
-        unfinished.replace(path)
+        yield neighbour
+        neighbour.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        if neighbour.is_dir():
+            shutil.rmtree(neighbour)
+        neighbour.unlink(missing_ok=True)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file whole or not at all."""
+    entries = {name: Pending(tensor.dtype, tuple(tensor.shape), lambda t=tensor: t) for name, tensor in tensors.items()}
+    stream_safetensors(path, entries, metadata)
+
+
+def stream_safetensors(
+    path: Path,
+    entries: Mapping[str, Pending],
+    metadata: Mapping[str, str],
+    *,
+    stage: str = "",
+    progress: Progress = silent,
+) -> None:
+    """Write tensors one after the other, so that only one is in memory; the file is whole or not there."""
+    # Wide numbers first: every tensor then starts at a multiple of its item size.
+    order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        entry = entries[name]
+        start, end = end, end + prod(entry.shape) * entry.dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with unfinished(path) as neighbour, neighbour.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for step, name in enumerate(order):
+            progress(ProgressEvent(stage, step, len(order)))
+            _write(file, entries[name].read())
+        progress(ProgressEvent(stage, len(order), len(order)))
+
+
+def _write(file: BinaryIO, tensor: Tensor) -> None:
+    if tensor.numel():
+        file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
