@@ -36,8 +36,9 @@ def silent(event: ProgressEvent) -> None:
 
 
 Notes = Callable[[str], None]
-"""Where a finished sentence for the user goes ("the clip was trimmed from 21 to 17 frames ..."): what was done differently
-from what was asked, and why. Functions that may have something to say take `notes`; hosts show it beside the node."""
+"""Where a finished sentence for the user goes ("the clip was trimmed from 21 to 17 frames ..."): what was done
+differently from what was asked, and why. Functions that may have something to say take `notes`; hosts show it beside
+the node."""
 
 
 def log_note(text: str) -> None:

@@ -1,8 +1,8 @@
 """The text encoder: T5 v1.1 (arXiv 1910.10683, encoder only) through transformers, and its tokenizer.
 
-LTX-Video takes the last hidden state after `final_layer_norm`, 256 tokens at most, padding masked (Lightricks/LTX-Video,
-pipeline_ltx_video.py `encode_prompt`). Tokens are made by sentencepiece or tokenizers directly: transformers' own T5
-tokenizer changes between releases.
+LTX-Video takes the last hidden state after `final_layer_norm`, 256 tokens at most, padding masked
+(Lightricks/LTX-Video, pipeline_ltx_video.py `encode_prompt`). Tokens are made by sentencepiece or tokenizers directly:
+transformers' own T5 tokenizer changes between releases.
 """
 
 from __future__ import annotations

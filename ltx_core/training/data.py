@@ -1,8 +1,8 @@
 """Clips and captions by number.
 
-Sample number i of a source is a function of (seed, i) alone, and so is every random draw of training (`generator`). So a run
-that goes on after an interruption, batches cut into pieces, and several processes all see what one uninterrupted process
-would have seen, and a checkpoint needs no random state beside its step.
+Sample number i of a source is a function of (seed, i) alone, and so is every random draw of training (`generator`). So
+a run that goes on after an interruption, batches cut into pieces, and several processes all see what one uninterrupted
+process would have seen, and a checkpoint needs no random state beside its step.
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ class DigitSource:
 
 
 class MovingMNIST:
-    """The published files: .npy of (frames, clips, h, w) bytes, or the example's .npz of (clips, frames, h, w) with labels.
+    """The published files: .npy of (frames, clips, h, w) bytes, or the example's .npz (clips, frames, h, w) with labels.
 
-    The captions name the digits if a file `labels*` or an array of labels of (clips, 2) is there: "three and 7", each as a
-    word or a figure at random; otherwise they are "two moving digits". The last tenth of the clips is for validation.
+    The captions name the digits if a file `labels*` or an array of labels of (clips, 2) is there: "three and 7", each
+    as a word or a figure at random; otherwise they are "two moving digits". The last tenth of the clips is for
+    validation.
     """
 
     def __init__(self, path: Path, size: PixelShape, split: Split, seed: int) -> None:
@@ -101,8 +102,8 @@ class MovingMNIST:
         count, frames, height, width = videos.shape
         if frames < size.frames or (height, width) != (size.height, size.width):
             raise ConfigError(
-                f"got {count} clips of {frames} frames of {width}x{height} in {path}; expected at least {size.frames} frames of "
-                f"{size.width}x{size.height}; change data.sizes"
+                f"got {count} clips of {frames} frames of {width}x{height} in {path}; expected at least {size.frames} "
+                f"frames of {size.width}x{size.height}; change data.sizes"
             )
         held_out = max(1, count // 10)
         self.members = range(count - held_out, count) if split == "validation" else range(count - held_out)

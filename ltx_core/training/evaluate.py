@@ -1,7 +1,7 @@
 """Does a model do what its prompts say? `ltxkit eval-digits`.
 
-A digit reader that has seen only real training glyphs, drawn into clips by the same code as the training clips, reads the
-middle frame of generated clips; the motion is measured from the centre of the ink.
+A digit reader that has seen only real training glyphs, drawn into clips by the same code as the training clips, reads
+the middle frame of generated clips; the motion is measured from the centre of the ink.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Bar:
 class Score:
     """What was measured.
 
-    reader: share of unseen real glyphs in rendered clips that the reader reads. digits: of the named digits that it reads
-    in generated clips, by digit in `by_digit`. direction: clips that move the named way. jerk: mean second difference of
-    the centre of the ink, in pixels per frame squared. psnr: of the VAE on unseen glyphs, in dB. two_stage_digits: as
-    `digits`, at twice the size after the upscaler, or None without one.
+    reader: share of unseen real glyphs in rendered clips that the reader reads. digits: of the named digits that it
+    reads in generated clips, by digit in `by_digit`. direction: clips that move the named way. jerk: mean second
+    difference of the centre of the ink, in pixels per frame squared. psnr: of the VAE on unseen glyphs, in dB.
+    two_stage_digits: as `digits`, at twice the size after the upscaler, or None without one.
     """
 
     reader: float

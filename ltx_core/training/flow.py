@@ -38,7 +38,7 @@ def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The random part of one training sample. noise: (n, c). sigma: (). first_frame: it is given; its tokens are clean."""
+    """The random part of one training sample. noise: (n, c). sigma: (). first_frame: given, so its tokens are clean."""
 
     noise: Tensor
     sigma: Tensor

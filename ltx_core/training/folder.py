@@ -41,12 +41,12 @@ class Media:
 
 
 class VideoFolder:
-    """All videos below a folder, each at the size (of the config's `sizes`) that fits it best: as many frames as it has, then
-    the nearest aspect ratio. Pictures serve sizes of one frame. Clips are resized, their middle is kept, and they begin at the
-    first frame; other frame rates are resampled.
+    """All videos below a folder, each at the size (of the config's `sizes`) that fits it best: as many frames as it
+    has, then the nearest aspect ratio. Pictures serve sizes of one frame. Clips are resized, their middle is kept, and
+    they begin at the first frame; other frame rates are resampled.
 
-    Captions: a .csv, .json or .jsonl file in the folder with a column for the file (`file`, `file_name`, `media_path`, ...)
-    and one for the text (`caption`, `text`, `prompt`), or a .txt beside each file.
+    Captions: a .csv, .json or .jsonl file in the folder with a column for the file (`file`, `file_name`, `media_path`,
+    ...) and one for the text (`caption`, `text`, `prompt`), or a .txt beside each file.
 
     Raises:
         ConfigError: there is no folder, no video, or none that can be used; the reasons are listed.
@@ -158,8 +158,8 @@ def _captions(folder: Path) -> dict[Path, str]:
             text = next((str(row[name]) for name in CAPTION_COLUMNS if row.get(name)), None)
             if file is None or text is None:
                 raise ConfigError(
-                    f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file ({', '.join(FILE_COLUMNS)}) "
-                    f"and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
+                    f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file "
+                    f"({', '.join(FILE_COLUMNS)}) and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
                 )
             found[(folder / file).resolve()] = text
     return found

@@ -193,12 +193,12 @@ class Generator:
     def extend(
         self, clip: Tensor, prompt: str, frames: int, *, overlap: int, steps: int, guidance_scale: float, seed: int
     ) -> Tensor:
-        """A clip (3 f h w) and `frames` more: each window is given the last `overlap` (t*k + 1) frames of what is there."""
+        """A clip (3 f h w) and `frames` more: each window gets the last `overlap` (t*k + 1) frames of what is there."""
         rate = self.scale.frames
         if (overlap - 1) % rate or not 0 < overlap <= clip.shape[1]:
             raise ShapeError(
-                f"got an overlap of {overlap} frames with a clip of {clip.shape[1]}; expected {rate}k+1, at most the clip; "
-                f"use {max(1, (min(overlap, clip.shape[1]) - 1) // rate * rate + 1)}"
+                f"got an overlap of {overlap} frames with a clip of {clip.shape[1]}; expected {rate}k+1, at most the "
+                f"clip; use {max(1, (min(overlap, clip.shape[1]) - 1) // rate * rate + 1)}"
             )
         wanted = clip.shape[1] + frames
         window = clip.shape[1] if (clip.shape[1] - 1) % rate == 0 and clip.shape[1] > overlap else overlap + 2 * rate
@@ -231,7 +231,7 @@ class Reconstructions:
 def reconstruct(
     generator: Generator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
 ) -> Reconstructions:
-    """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level and back (SDEdit, arXiv 2108.01073)."""
+    """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level (SDEdit, arXiv 2108.01073)."""
     latent = generator.encode(pixels)
     if sigma > 0:
         size = PixelShape(*pixels.shape[2:])

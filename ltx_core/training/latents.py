@@ -30,8 +30,8 @@ class EncodedClip:
 class Latents:
     """Latents of a source's samples, posterior means.
 
-    count: as many samples are encoded once and used again and again, in file `folder`/latents_FxHxW.pt; 0: all are encoded
-    when they are needed. share_sizes: a size keeps as large a share of them as it has of the batches; else all.
+    count: as many samples are encoded once and used again and again, in file `folder`/latents_FxHxW.pt; 0: all are
+    encoded when they are needed. share_sizes: a size keeps as large a share of them as it has of the batches; else all.
     """
 
     def __init__(

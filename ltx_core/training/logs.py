@@ -23,8 +23,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """log.jsonl in a run's folder: one line {"step": n, name: value, ...} per call. Lines after `start` are of steps that a
-    resumed run makes again, and are dropped."""
+    """log.jsonl in a run's folder: one line {"step": n, name: value, ...} per call. Lines after `start` are of steps
+    that a resumed run makes again, and are dropped."""
 
     def __init__(self, folder: Path, config: Logging, start: int) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Low-rank layers beside frozen Linears: trained here, written in the key styles that others read (arXiv 2106.09685)."""
+"""Low-rank layers beside frozen Linears: trained here, written in key styles that others read (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class LoRALayers(nn.Module):
             module.register_forward_hook(self._hook(key))
         if not self.names:
             raise ConfigError(
-                f"got lora.targets {', '.join(config.targets)}, which no Linear of a block is called; expected to_q, to_k, to_v, "
-                "to_out.0, ff.net.0.proj or ff.net.2; change them"
+                f"got lora.targets {', '.join(config.targets)}, which no Linear of a block is called; expected to_q, "
+                "to_k, to_v, to_out.0, ff.net.0.proj or ff.net.2; change them"
             )
 
     def _hook(self, key: str) -> Any:
@@ -58,8 +58,8 @@ class LoRALayers(nn.Module):
 
 
 def save_lora(path: Path, layers: LoRALayers, style: Style) -> None:
-    """`transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the official
-    ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B, so that no reader needs to know it."""
+    """`transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the
+    official ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B: no reader needs to know it."""
     to_diffusers = TRANSFORMER_FROM_DIFFUSERS.inverse()
     tensors: dict[str, Tensor] = {}
     for key, name in layers.names.items():

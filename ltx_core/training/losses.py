@@ -20,7 +20,7 @@ def haar_kernels(like: Tensor) -> Tensor:
 
 
 def haar(video: Tensor) -> Tensor:
-    """3-D Haar wavelet transform, one level. (b c f h w) -> sub-bands (b c 8 f/2 h/2 w/2); odd sides repeat their last slice."""
+    """3-D Haar wavelet transform, one level: (b c f h w) -> (b c 8 f/2 h/2 w/2); odd sides repeat their last slice."""
     pads = [side % 2 for side in video.shape[2:]]
     if any(pads):
         f, h, w = pads
@@ -104,7 +104,7 @@ def psnr(reconstruction: Tensor, original: Tensor, span: float = 2.0) -> Tensor:
 
 
 def ssim(reconstruction: Tensor, original: Tensor, span: float = 2.0) -> Tensor:
-    """Structural similarity, mean over frames, per clip (b,). (b c f h w). Wang et al. 2004: 11x11 Gaussian, sigma 1.5."""
+    """Structural similarity, mean over frames: (b c f h w) -> (b,). Wang et al. 2004: 11x11 Gaussian, sigma 1.5."""
     line = torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5) ** 2)
     line = line / line.sum()
     kernel = torch.outer(line, line)[None, None].to(original)

@@ -102,7 +102,8 @@ def open_vae(path: Path) -> VideoVAE:
     mean, std = vae.per_channel_statistics.mean, vae.per_channel_statistics.std
     if bool((mean == 0).all()) and bool((std == 1).all()):
         raise CheckpointError(
-            f"got {path}, whose per-channel statistics were never measured; expected the final/ file of train-vae; finish it"
+            f"got {path}, whose per-channel statistics were never measured; expected the final/ file of train-vae; "
+            "finish it"
         )
     return vae
 

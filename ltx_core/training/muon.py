@@ -1,8 +1,8 @@
 """Muon: momentum whose singular values are all made about one, for weight matrices and convolutions.
 
 Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the size of the update as in
-arXiv 2502.16982 (0.2 * sqrt(largest side)), so that AdamW's learning rates fit. A VAE with 32-fold compression leaves the
-mean image in about half the time that AdamW needs.
+arXiv 2502.16982 (0.2 * sqrt(largest side)), so that AdamW's learning rates fit. A VAE with 32-fold compression leaves
+the mean image in about half the time that AdamW needs.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def sheet(clips: Tensor, frames: int = 9) -> Tensor:
 
 
 def enlarged(frames: Tensor, smallest: int = 256) -> Tensor:
-    """Frames (f h w 3) with every pixel repeated until the shorter side has `smallest` pixels: players blur tiny clips."""
+    """Frames (f h w 3), every pixel repeated until the shorter side has `smallest` pixels: players blur tiny clips."""
     times = max(1, smallest // min(frames.shape[1:3]))
     return frames.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
 
@@ -54,7 +54,7 @@ def save_clips(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) 
 
 
 def save_samples(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) -> list[Path]:
-    """What `ltxkit sample` writes for clips (b 3 f h w): each as mp4 and gif, a grid, their first frames, the prompts."""
+    """What `ltxkit sample` writes for clips (b 3 f h w): each as mp4 and gif, a grid, first frames, prompts."""
     rate = Fraction(fps).limit_denominator(1001)
     save_clips(folder, clips, prompts, fps)
     paths = [folder / name for name in ("sheet.png", "grid.mp4", "prompts.txt")]

@@ -63,8 +63,8 @@ def make_text_encoder(config: Text, channels: int, captions: Sequence[str], fold
 
 @torch.no_grad()
 def restart_t5(model: T5EncoderModel, config: TextEncoderConfig) -> None:
-    """Weights of a new T5 (transformers' `T5PreTrainedModel._init_weights`, factor 1): its attention divides by nothing, so
-    queries start small."""
+    """Weights of a new T5 (transformers' `T5PreTrainedModel._init_weights`, factor 1): its attention divides by
+    nothing, so queries start small."""
     for name, parameter in model.named_parameters():
         if "layer_norm" in name:
             nn.init.ones_(parameter)

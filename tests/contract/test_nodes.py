@@ -1,7 +1,7 @@
 """Saved workflows are an API: ids, inputs (names, order, types, defaults, ranges), outputs never change.
 
-`tests/data/nodes.json` says what they are. New nodes and, at the end of a node, new inputs and outputs may be added there;
-nothing in it may be changed or moved once released.
+`tests/data/nodes.json` says what they are. New nodes and, at the end of a node, new inputs and outputs may be added
+there; nothing in it may be changed or moved once released.
 """
 
 from __future__ import annotations

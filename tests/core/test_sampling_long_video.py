@@ -225,8 +225,8 @@ def test_statistics_of_a_still_and_of_a_moving_clip():
     assert moving.describe() == f"Motion {moving.motion:.3f} (mean difference of frames over contrast)."
     shown = [Condition(frame, strength=0.9, crf=29), Condition(frame, -1, strength=1.0, crf=29)]
     assert moving.describe(motion_settings(shown, 0.15)).endswith(
-        "with condition strength 0.9, 1, CRF 29, condition noise 0.15: a lower strength, a higher CRF or more condition "
-        "noise give more of it."
+        "with condition strength 0.9, 1, CRF 29, condition noise 0.15: a lower strength, a higher CRF or more "
+        "condition noise give more of it."
     )
     assert motion_settings([], 0.15) == ""
 

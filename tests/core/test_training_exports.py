@@ -113,8 +113,8 @@ def in_diffusers(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     import diffusers
 
     theirs = diffusers.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32, num_layers=2,
-        caption_channels=16,
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
+        num_layers=2, caption_channels=16,
     ).eval()  # fmt: skip
     rename = TRANSFORMER_FROM_DIFFUSERS.inverse().rename
     theirs.load_state_dict({rename(key): tensor for key, tensor in tensors.items()})
