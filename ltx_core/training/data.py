@@ -90,7 +90,7 @@ class DigitSource:
 
 
 class MovingMNIST:
-    """The published files: .npy of (frames, clips, h, w) bytes, or the example's .npz (clips, frames, h, w) with labels.
+    """The published files: .npy (frames, clips, h, w) bytes, or the example's .npz (clips, frames, h, w) with labels.
 
     The captions name the digits if a file `labels*` or an array of labels of (clips, 2) is there: "three and 7", each
     as a word or a figure at random; otherwise they are "two moving digits". The last tenth of the clips is for
@@ -111,7 +111,7 @@ class MovingMNIST:
             raise ConfigError(f"got {count} clips in {path}; expected two or more; use the whole file")
         self.videos, self.clip_size, self.seed = videos, size, seed
 
-    def size(self, batch: int) -> PixelShape:
+    def size(self, batch: int) -> PixelShape:  # noqa: ARG002 - sources with several sizes go by it
         return self.clip_size
 
     def sample(self, index: int, size: PixelShape) -> Sample:

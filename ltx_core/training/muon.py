@@ -41,7 +41,10 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        closure: Callable[[], float] | None = None,  # noqa: ARG002 - part of torch's signature
+    ) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

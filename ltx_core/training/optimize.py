@@ -58,7 +58,7 @@ class Updater:
         count = sum(p.numel() for p in self.parameters)
         copies = 3 + (self.config.optimizer == "adamw") + (self.average is not None)
         size = sum(p.numel() * p.element_size() for p in self.parameters) * copies
-        return f"{count / 1e6:.2f} M parameters; {size / 2**30:.2f} GiB with gradients and optimizer, beside activations"
+        return f"{count / 1e6:.2f} M parameters; {size / 2**30:.2f} GiB with gradients and optimizer, plus activations"
 
     def apply(self, step: int) -> dict[str, float]:
         """Update the weights from their gradients and forget these. Returns the gradient norm and the rate."""
