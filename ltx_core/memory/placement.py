@@ -14,8 +14,6 @@ from .copies import DeviceCopies, weight_bytes
 from .devices import best_device, memory
 from .streaming import block_stack, streamed
 
-__all__ = ["DeviceCopies", "DevicePlacement", "Placement", "weight_bytes"]
-
 MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
 
 

@@ -138,9 +138,9 @@ class LTXTransformer(nn.Module):
         return compute_dtype(self.scale_shift_table)
 
     def activation_bytes(self, samples: int, tokens: int, branches: int) -> int:
-        """About what a forward without gradients needs beside the weights, its rotary table included."""
+        """About what a forward without gradients needs on an accelerator beside the weights, rotary table included."""
         elements = samples * tokens * self.config.hidden_size
-        return elements * (branches * PEAK_TENSORS * self.compute_dtype.itemsize + torch.complex64.itemsize // 2)
+        return elements * (branches * PEAK_TENSORS * self.dtype.itemsize + torch.complex64.itemsize // 2)
 
     def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
         """Text embeddings, one (l, caption_channels) per sample without padding; a single one serves the whole batch.

@@ -333,7 +333,10 @@ class PeakMemory(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("branches", [1, 3])
-def test_activation_bytes_are_about_what_a_forward_takes(branches: int, dtype: torch.dtype) -> None:
+def test_activation_bytes_are_about_what_a_forward_takes(
+    monkeypatch: pytest.MonkeyPatch, branches: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: weight.dtype)
     tokens, config = 600, replace(CONFIG, attention_head_dim=64, cross_attention_dim=128)
     model = LTXTransformer(config).to(dtype).eval().requires_grad_(False)
     text, other = (model.prepare_text([torch.randn(n, CAPTIONS)]) for n in (3, 2))

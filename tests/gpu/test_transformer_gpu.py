@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ltxkit.ltx_core.config import TransformerConfig
-from ltxkit.ltx_core.memory.placement import DevicePlacement, weight_bytes
+from ltxkit.ltx_core.memory.copies import weight_bytes
+from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 
 pytestmark = pytest.mark.gpu
