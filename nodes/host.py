@@ -253,14 +253,14 @@ class ComfyUIHost:
         """How many blocks are to stay on the device, the others being streamed; None: core loads the whole module."""
         from comfy import model_management
 
-        spare = self.spare_memory(module)
-        if spare is None:
+        available = _comfy_memory(_comfy_device(module))
+        if available is None:
             return None
         if model_management.vram_state == model_management.VRAMState.NO_VRAM:
             return 0 if block_stack(module) else None
-        reserved = model_management.extra_reserved_memory()  # counted in `spare` already
+        reserved = model_management.extra_reserved_memory()  # counted in `available` already
         work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
-        return resident_blocks(module, spare + weight_bytes(module) - work)
+        return resident_blocks(module, available - work)
 
     def release(self, module: nn.Module) -> None:
         from comfy import model_management
@@ -269,15 +269,8 @@ class ComfyUIHost:
         model_management.soft_empty_cache()
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        from comfy import model_management
-
-        device = _comfy_device(module)
-        if device == torch.device("cpu"):
-            return None
-        # Core unloads what it has loaded when somebody asks for the memory.
-        loaded = [one for one in model_management.current_loaded_models if one.device == device]
-        free = model_management.get_free_memory(device) + sum(one.model_loaded_memory() for one in loaded)
-        return max(int(free - model_management.extra_reserved_memory()) - weight_bytes(module), 1)
+        available = _comfy_memory(_comfy_device(module))
+        return None if available is None else max(available - weight_bytes(module), 1)
 
     @property
     def output_folder(self) -> Path:
@@ -364,6 +357,18 @@ def _comfy_device(module: nn.Module) -> torch.device:
     if type(module).__name__ == "T5EncoderModel":  # transformers' class, not worth importing transformers for
         return model_management.text_encoder_device()
     return model_management.get_torch_device()
+
+
+def _comfy_memory(device: torch.device) -> int | None:
+    """Bytes that one model and its work may take on a device; None for main memory, which nobody counts."""
+    from comfy import model_management
+
+    if device == torch.device("cpu"):
+        return None
+    # Core unloads what it has loaded when somebody asks for the memory.
+    loaded = [one for one in model_management.current_loaded_models if one.device == device]
+    free = model_management.get_free_memory(device) + sum(one.model_loaded_memory() for one in loaded)
+    return int(free - model_management.extra_reserved_memory())
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Run by ComfyUI's interpreter, in one process: two models on a device that holds one, in several VRAM modes.
 
 The second device is fake: `cpu:0`, which is not equal to `cpu`, so that everything moves and nothing needs a card.
-Prints one JSON line of findings per mode. Arguments: ComfyUI's folder, the pack, the models folder, the modes.
+Prints one JSON line of findings per mode. Arguments: ComfyUI's folder, the pack, the models folder, the
+modes, each as NAME or NAME/share of a model that fits.
 """
 
 # ruff: noqa: E402, T201
@@ -83,7 +84,8 @@ def fake_card(capacity):
     mm.lowvram_available = True
 
 
-def findings(mode, expected, expected_frames, expected_text):
+def findings(mode, share, expected, expected_frames, expected_text):
+    """share: of the larger model, that fits on the card beside the work."""
     (encoder,) = nodes["LTXKitLoadTextEncoder"]().run("t5-tiny", "auto", False)
     models, vae = [], None
     for name in NAMES:
@@ -91,7 +93,7 @@ def findings(mode, expected, expected_frames, expected_text):
         models.append(model)
     parts = [model.transformer for model in models]
     originals = [pointers(part) for part in parts]
-    fake_card(int(mm.minimum_inference_memory() + 1.2 * max(map(weight_bytes, parts)) + 2**20))
+    fake_card(int(mm.minimum_inference_memory() + share * max(map(weight_bytes, parts)) + 2**20))
     mm.vram_state = mm.VRAMState[mode]
     before = live_bytes()
     found = {"equal": [], "away": [], "loaded": []}
@@ -130,7 +132,8 @@ with torch.inference_mode():
     del encoder, prompts, model, vae
 
     for mode in modes:
-        found = findings(mode, expected, expected_frames, expected_text)
+        vram, _, share = mode.partition("/")
+        found = findings(vram, float(share or 1.2), expected, expected_frames, expected_text)
         gc.collect()
         mm.cleanup_models()
         print(json.dumps({**found, "known after deletion": len(mm.current_loaded_models)}))
