@@ -5,7 +5,9 @@ from __future__ import annotations
 from .condition import AddCondition
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import LoadModel, LoadTextEncoder, LoadUpscaler
-from .sample import CreateGuidance, CreateSchedule, GenerateTwoStage, SampleVideo
+from .long import GenerateLongVideo
+from .sample import GenerateTwoStage, SampleVideo
+from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from .text import EncodePrompt
 
 NODE_CLASS_MAPPINGS = {
@@ -17,11 +19,13 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitAddCondition": AddCondition,
     "LTXKitCreateSchedule": CreateSchedule,
     "LTXKitCreateGuidance": CreateGuidance,
+    "LTXKitCreateStepGuidance": CreateStepGuidance,
     "LTXKitSampleVideo": SampleVideo,
     "LTXKitUpscaleLatent": UpscaleLatent,
     "LTXKitEncodeVideo": EncodeVideo,
     "LTXKitDecodeVideo": DecodeVideo,
     "LTXKitGenerateTwoStage": GenerateTwoStage,
+    "LTXKitGenerateLongVideo": GenerateLongVideo,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -33,9 +37,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitAddCondition": "Condition (LTXKit)",
     "LTXKitCreateSchedule": "Schedule (LTXKit)",
     "LTXKitCreateGuidance": "Guidance (LTXKit)",
+    "LTXKitCreateStepGuidance": "Guidance per Step (LTXKit)",
     "LTXKitSampleVideo": "Sample (LTXKit)",
     "LTXKitUpscaleLatent": "Upscale Latent (LTXKit)",
     "LTXKitEncodeVideo": "Encode Video (LTXKit)",
     "LTXKitDecodeVideo": "Decode Video (LTXKit)",
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
+    "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
 }

@@ -16,8 +16,8 @@ class AddCondition(sockets.Node):
     CATEGORY = "LTXKit/conditioning"
     DESCRIPTION = (
         "A picture or a clip that the video must show, at a frame of your choice: the first frame, the last one, "
-        "anything between. Chain several of these. Nothing is encoded here: Sample does that, at the size of each "
-        "pass."
+        "anything between; a clip to go on from or to end in. Chain several of these. Nothing is encoded here: Sample "
+        "does that, at the size of each pass."
     )
     SEARCH_ALIASES = [
         "ltx",
@@ -58,11 +58,35 @@ class AddCondition(sockets.Node):
                     "stretch.",
                 ),
             },
-            "optional": {"conditions": link(sockets.CONDITION, "Conditions that come before this one.")},
+            "optional": {
+                "conditions": link(sockets.CONDITION, "Conditions that come before this one."),
+                "crf": integer(
+                    29,
+                    0,
+                    63,
+                    "H.264 compression of every frame, with a slight blur: pictures that look like video frames move "
+                    "more. Lightricks use 29. 0: off. 51 is the strongest.",
+                ),
+                "take": integer(
+                    0,
+                    -100000,
+                    100000,
+                    "Frames of a clip to use. 0: all; 25: the first 25; -25: the last 25, for going on from its end.",
+                ),
+            },
         }
 
     def run(
-        self, image: Tensor, frame: int, strength: float, resize: Any, conditions: tuple[Condition, ...] = ()
+        self,
+        image: Tensor,
+        frame: int,
+        strength: float,
+        resize: Any,
+        conditions: tuple[Condition, ...] = (),
+        crf: int = 29,
+        take: int = 0,
     ) -> tuple[tuple[Condition, ...]]:
         before = sockets.received(sockets.CONDITION, conditions, "conditions")
-        return ((*before, Condition(rgb_frames(image).cpu(), frame, strength, resize)),)
+        frames = rgb_frames(image).cpu()
+        frames = frames[:take] if take > 0 else frames[take:]
+        return ((*before, Condition(frames, frame, strength, resize, crf)),)

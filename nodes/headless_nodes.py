@@ -7,8 +7,10 @@ comfy_extras/nodes_images.py); the code is ours. Sound is not carried: `GetVideo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -151,7 +153,7 @@ class LoadImage:
                 if images and pixels.shape != images[0].shape:
                     continue
                 mask = torch.zeros(64, 64)
-                if "A" in picture.getbands() or "transparency" in picture.info:
+                if "A" in picture.getbands() or (picture.mode == "P" and "transparency" in picture.info):
                     mask = 1 - torch.from_numpy(np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255)
                 images.append(pixels)
                 masks.append(mask)
@@ -280,6 +282,14 @@ class VideoInMemory:
     def get_components(self) -> Components:
         return self.components
 
+    @property
+    def rate(self) -> Fraction:
+        return self.components.frame_rate
+
+    def frames(self) -> Iterator[Tensor]:
+        """The frames (f, h, w, 3), a few at a time."""
+        yield self.components.images
+
 
 class VideoInFile:
     """A VIDEO that is read when somebody asks for its frames."""
@@ -289,6 +299,14 @@ class VideoInFile:
 
     def get_components(self) -> Components:
         return self._components
+
+    @property
+    def rate(self) -> Fraction:
+        return media.video_fps(self.path)
+
+    def frames(self) -> Iterator[Tensor]:
+        """As VideoInMemory, one by one: a long clip is never in memory as a whole."""
+        return (frame[None] for frame in media.stream_video(self.path))
 
     @cached_property
     def _components(self) -> Components:
@@ -373,11 +391,13 @@ class SaveVideo:
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
-        parts = video.get_components()
-        names = _Numbered.under("output", filename_prefix, parts.images.shape[2], parts.images.shape[1])
+        frames = video.frames()
+        first = next(frames)
+        names = _Numbered.under("output", filename_prefix, first.shape[2], first.shape[1])
         path = names.path(".mp4")
-        rate = Fraction(round(parts.frame_rate * 1000), 1000)
-        media.write_video(path, [parts.images], fps=rate, metadata=_metadata(prompt, extra_pnginfo))
+        rate = Fraction(round(video.rate * 1000), 1000)
+        pieces = itertools.chain([first], frames)
+        media.write_video(path, pieces, fps=rate, metadata=_metadata(prompt, extra_pnginfo))
         return {"ui": {"images": [names.entry(path)], "animated": [True]}}
 
 
@@ -436,6 +456,19 @@ class LoadLatent:
         return ({"samples": tensors["latent_tensor"].float() * scale},)
 
 
+class SetLatentNoiseMask:
+    CATEGORY = "latent/inpaint"
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "set_mask"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"samples": ("LATENT",), "mask": ("MASK",)}}
+
+    def set_mask(self, samples: dict[str, Any], mask: Tensor) -> tuple[dict[str, Any]]:
+        return ({**samples, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+
+
 CORE_NODES: dict[str, type] = {
     "CreateVideo": CreateVideo,
     "GetVideoComponents": GetVideoComponents,
@@ -448,6 +481,7 @@ CORE_NODES: dict[str, type] = {
     "SaveImage": SaveImage,
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,
+    "SetLatentNoiseMask": SetLatentNoiseMask,
 }
 
 # ComfyUI's NODE_DISPLAY_NAME_MAPPINGS for these; what is not here is shown under its id.
@@ -460,4 +494,5 @@ CORE_DISPLAY_NAMES = {
     "PreviewImage": "Preview Image",
     "SaveImage": "Save Image",
     "SaveVideo": "Save Video",
+    "SetLatentNoiseMask": "Set Latent Noise Mask",
 }

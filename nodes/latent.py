@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,16 +12,19 @@ from ..ltx_core.media import rgb_frames
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.canvas import crop_to, pad_to
+from ..ltx_core.pipelines.clip_statistics import ClipStatistics
 from ..ltx_core.pipelines.decode import decode
 from ..ltx_core.pipelines.encode import encode_frames
 from ..ltx_core.pipelines.two_stage import upscale_latent
+from ..ltx_core.sampling import filters
 from ..ltx_core.shapes import PixelShape, ScaleFactors
 from . import sockets
 from .host import host
-from .widgets import decimal, frame_rate, integer, link, seed
+from .widgets import choice, decimal, frame_rate, integer, link, seed
 
 OFFICIAL_SCALE = ScaleFactors(8, 32, 32)  # of every released VAE
 OFFICIAL_CHANNELS = 128
+DOUBLE_RATE, SLOW_MOTION = "double the frame rate", "slow motion"
 
 
 class EmptyLatent(sockets.Node):
@@ -83,13 +87,16 @@ class EmptyLatent(sockets.Node):
 
 
 def say_padding(asked: PixelShape, scale: ScaleFactors) -> None:
-    """Tell the user when the grid has to be larger than the clip."""
+    """Tell the user the grid, and when it has to be larger than the clip."""
     grid = asked.padded(scale)
+    text = f"{asked.width}x{asked.height}, {asked.frames} frames"
     if grid != asked:
-        host().say(
-            f"{asked.width}x{asked.height}, {asked.frames} frames: made as {grid.width}x{grid.height}, {grid.frames} "
-            "frames, which the model can have, and cropped by Decode Video"
+        text += (
+            f": made as {grid.width}x{grid.height}, {grid.frames} frames, which the model can have, and cropped by "
+            "Decode Video"
         )
+    cells = grid.latent(scale)
+    host().say(f"{text}. Latent grid: {cells.width}x{cells.height}, {cells.frames} frames.")
 
 
 class UpscaleLatent(sockets.Node):
@@ -99,9 +106,12 @@ class UpscaleLatent(sockets.Node):
         "refining pass of Sample with a schedule that starts below 1."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "latent upscaler", "LTXVLatentUpsampler", "two stage", "adain"]
-    RETURN_TYPES = ("LATENT",)
-    RETURN_NAMES = ("latent",)
-    OUTPUT_TOOLTIPS = ("The upscaled latent, for a second Sample.",)
+    RETURN_TYPES = ("LATENT", "FLOAT")
+    RETURN_NAMES = ("latent", "frame_rate")
+    OUTPUT_TOOLTIPS = (
+        "The upscaled latent, for a second Sample.",
+        "Its frame rate, for Create Video, and for Encode Prompt of a second pass.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -117,13 +127,28 @@ class UpscaleLatent(sockets.Node):
                     0.01,
                     "How far the colours go back to those of the first pass. Lightricks use 1, diffusers 0.",
                 ),
-            }
+            },
+            "optional": {
+                "more_frames": choice(
+                    [DOUBLE_RATE, SLOW_MOTION],
+                    "What the frames that a temporal upscaler adds are for: smoother motion in the same time, or the "
+                    "same rate at half the speed. A spatial upscaler adds none.",
+                ),
+            },
         }
 
     def run(
-        self, latent: dict[str, Any], upscaler: LatentUpsampler, vae: VideoVAE, adain: float
-    ) -> tuple[dict[str, Any]]:
+        self,
+        latent: dict[str, Any],
+        upscaler: LatentUpsampler,
+        vae: VideoVAE,
+        adain: float,
+        more_frames: str = DOUBLE_RATE,
+    ) -> tuple[dict[str, Any], float]:
         samples = sockets.latent_samples(latent)
+        sockets.refuse_guides(latent)
+        if sockets.seems_guided(latent):
+            host().say("If the last frames of this latent are guides of native nodes, crop them first: LTXVCropGuides.")
         vae = sockets.received(sockets.VAE, vae, "vae")
         result = upscale_latent(
             sockets.received(sockets.UPSCALER, upscaler, "upscaler"),
@@ -133,7 +158,23 @@ class UpscaleLatent(sockets.Node):
             adain_factor=adain,
             progress=host().progress(),
         )
-        return (sockets.upscaled(latent, result.to(host().output_device)),)
+        slower = more_frames == SLOW_MOTION
+        made = sockets.upscaled(latent, result.to(host().output_device), slower=slower)
+        return made, _say_rate(latent, made, vae.config.scale_factors, slower=slower)
+
+
+def _say_rate(before: dict[str, Any], after: dict[str, Any], scale: ScaleFactors, *, slower: bool) -> float:
+    """The frame rate of an upscaled latent; said, where it has got more frames."""
+    canvas = sockets.latent_canvas(before)
+    rate = canvas.fps if canvas else sockets.DEFAULT_FRAME_RATE
+    cells = [latent["samples"].shape[2] for latent in (before, after)]
+    if cells[0] == cells[1]:
+        return rate
+    old, new = ((count - 1) * scale.frames + 1 for count in cells)
+    made = rate if slower else 2 * rate
+    how = "at the same rate: half the speed" if slower else f"at {made:g} a second instead of {rate:g}: the same speed"
+    host().say(f"{new} frames instead of {old}, {how}.")
+    return made
 
 
 class EncodeVideo(sockets.Node):
@@ -197,22 +238,60 @@ class DecodeVideo(sockets.Node):
                 "decode_noise_scale": decimal(
                     0.025, 0.0, 1.0, 0.001, "Noise that is mixed in for the decoder to remove; not for 0.9.0."
                 ),
-                "seed": seed("Seed of that noise."),
-            }
+                "seed": seed("Seed of that noise, and of the grain."),
+            },
+            "optional": {
+                "tone_map": decimal(
+                    0.0,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "Takes back extreme values of the latent. Lightricks use 0.6 after the second pass of 13B 0.9.8 "
+                    "distilled. 0: off.",
+                ),
+                "film_grain": decimal(0.0, 0.0, 1.0, 0.01, "Strength of film grain. 0: off; 0.05 is visible."),
+                "grain_saturation": decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey."),
+            },
         }
 
     def run(
-        self, latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
+        self,
+        latent: dict[str, Any],
+        vae: VideoVAE,
+        decode_timestep: float,
+        decode_noise_scale: float,
+        seed: int,
+        tone_map: float = 0.0,
+        film_grain: float = 0.0,
+        grain_saturation: float = 0.5,
     ) -> tuple[Tensor]:
-        clips = decode_clips(latent, vae, decode_timestep, decode_noise_scale, seed)
+        clips = decode_clips(latent, vae, decode_timestep, decode_noise_scale, seed, tone_map)
         canvas = sockets.latent_canvas(latent)
         if canvas is not None:
             clips = [crop_to(clip, canvas.size) for clip in clips]
+        say_motion(clips, latent.get(sockets.MOTION, ""))
+        if film_grain:
+            generator = torch.Generator().manual_seed(seed)
+            clips = [filters.film_grain(clip, film_grain, grain_saturation, generator) for clip in clips]
         return (torch.cat(clips).to(host().output_device),)
 
 
+def say_motion(clips: Sequence[Tensor], settings: str) -> None:
+    """Tell the user how much each clip (f, h, w, 3) moves, and what governs it."""
+    for clip in clips:
+        if len(clip) > 1:
+            statistics = ClipStatistics()
+            statistics.add(clip)
+            host().say(statistics.describe(settings))
+
+
 def decode_clips(
-    latent: dict[str, Any], vae: VideoVAE, decode_timestep: float, decode_noise_scale: float, seed: int
+    latent: dict[str, Any],
+    vae: VideoVAE,
+    decode_timestep: float,
+    decode_noise_scale: float,
+    seed: int,
+    tone_map: float = 0.0,
 ) -> list[Tensor]:
     """The frames (f, h, w, 3) of every clip of a LATENT, as large as its grid."""
     vae = sockets.received(sockets.VAE, vae, "vae")
@@ -223,6 +302,7 @@ def decode_clips(
         decode_noise_scale=decode_noise_scale,
         seed=seed,
         placement=host().place,
+        tone_map_compression_ratio=tone_map,
         memory=host().spare_memory(vae.decoder),
         progress=host().progress(),
     )

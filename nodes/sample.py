@@ -1,191 +1,37 @@
-"""Nodes that sample: schedule, guidance, one pass, both passes."""
+"""Nodes that sample: one pass, both passes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.canvas import on_canvas
+from ..ltx_core.pipelines.clip_statistics import motion_settings
 from ..ltx_core.pipelines.condition import Condition, fit_frames
 from ..ltx_core.pipelines.generate import sample
 from ..ltx_core.pipelines.recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
 from ..ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
 from ..ltx_core.presets import PassPreset, Preset
-from ..ltx_core.sampling.filters import tone_map
-from ..ltx_core.sampling.guidance import Guidance
+from ..ltx_core.sampling.guidance import Guidance, describe_plan
 from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.sampling.samplers import SamplerSettings
-from ..ltx_core.sampling.schedules import (
-    check_sigmas,
-    explicit,
-    linear_quadratic,
-    shift,
-    token_shift,
-    truncate,
-    uniform,
-)
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .host import host
-from .latent import decode_clips
-from .widgets import choice, decimal, integer, link, seed, switch, text
+from .latent import decode_clips, say_motion
+from .steps import received_sigmas
+from .widgets import choice, decimal, integer, link, seed
 
-PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
-LINEAR_QUADRATIC, SHIFTED, LIST = "linear-quadratic", "shifted", "list"
 ADAIN = decimal(
     1.0, 0.0, 1.0, 0.01, "How far the colours go back to those of the first pass. Lightricks use 1, diffusers 0."
 )
 CONDITION_NOISE = decimal(
     0.15, 0.0, 1.0, 0.01, "Noise on conditions of strength 1 while sampling, for more motion. It is not in the result."
 )
-
-
-class CreateSchedule(sockets.Node):
-    CATEGORY = "LTXKit/sampling"
-    DESCRIPTION = (
-        "Noise levels for Sample. Without this node Sample takes the checkpoint's own; use it for a second pass, for "
-        "fewer or more steps, for a list of your own, or to start from a given latent."
-    )
-    SEARCH_ALIASES = ["ltx", "ltxv", "scheduler", "sigmas", "timesteps", "steps", "denoise", "LTXVScheduler"]
-    RETURN_TYPES = ("SIGMAS",)
-    RETURN_NAMES = ("schedule",)
-    OUTPUT_TOOLTIPS = ("The levels from the first to 0, for Sample; ComfyUI's own SIGMAS.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "kind": choice(
-                    [PRESET, FIRST_PASS, SECOND_PASS, LINEAR_QUADRATIC, SHIFTED, LIST],
-                    "preset: what the checkpoint was made for (connect the model). shifted: by the number of latent "
-                    "cells, as 0.9.0 and 0.9.1.",
-                ),
-                "steps": integer(30, 1, 1000, "For linear-quadratic and shifted."),
-                "levels": text(
-                    "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
-                ),
-                "denoise_strength": decimal(
-                    1.0,
-                    0.0,
-                    1.0,
-                    0.001,
-                    "Below 1: only the last part of the steps, starting from the given latent. 0.4 of 10 steps are 4.",
-                ),
-            },
-            "optional": {
-                "model": link(sockets.MODEL, "For the presets: whose preset."),
-                "latent": link("LATENT", "For schedules that depend on the size of the clip: shifted, 0.9.0, 0.9.1."),
-            },
-        }
-
-    def run(
-        self,
-        kind: str,
-        steps: int,
-        levels: str,
-        denoise_strength: float,
-        model: sockets.Model | None = None,
-        latent: dict[str, Any] | None = None,
-    ) -> tuple[Tensor]:
-        grid = None if latent is None else LatentShape(*sockets.latent_samples(latent).shape[2:])
-        if kind == LIST:
-            sigmas = explicit([_number(text) for text in re.split(r"[\s,;\[\]]+", levels) if text])
-        elif kind == LINEAR_QUADRATIC:
-            sigmas = linear_quadratic(steps)
-        elif kind == SHIFTED:
-            if grid is None:
-                raise ConfigError(
-                    "got a shifted schedule without a latent; expected one, for its size; connect the latent"
-                )
-            sigmas = shift(uniform(steps), token_shift(grid.tokens))
-        else:
-            handle = _model(model, f"the schedule {kind!r}")
-            sigmas = _preset_sigmas(handle, _pass_of(handle, kind), grid)
-        if denoise_strength < 1:
-            sigmas = truncate(sigmas, denoise_strength)
-        host().say(describe_schedule(sigmas))
-        return (sigmas,)
-
-
-class CreateGuidance(sockets.Node):
-    CATEGORY = "LTXKit/sampling"
-    DESCRIPTION = (
-        "How strongly Sample follows the prompt. Without this node Sample takes the checkpoint's own guidance. "
-        "Distilled models want a scale of 1."
-    )
-    SEARCH_ALIASES = ["ltx", "ltxv", "cfg", "cfg scale", "guider", "stg", "rescale", "spatio-temporal guidance"]
-    RETURN_TYPES = (sockets.GUIDANCE,)
-    RETURN_NAMES = ("guidance",)
-    OUTPUT_TOOLTIPS = ("The guidance of all steps, for Sample.",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "guidance_scale": decimal(
-                    3.0,
-                    1.0,
-                    100.0,
-                    0.1,
-                    "Classifier-free guidance (CFG). 1: off, the negative prompt is not used, and a step costs half.",
-                ),
-                "guidance_rescale": decimal(
-                    0.0,
-                    0.0,
-                    1.0,
-                    0.01,
-                    "How far the contrast that CFG adds is taken back. 0: off. diffusers' examples use 0.7.",
-                ),
-                "stg_scale": decimal(
-                    0.0,
-                    0.0,
-                    100.0,
-                    0.1,
-                    "Spatio-temporal guidance: away from what the model makes with some blocks disturbed. 0: off.",
-                ),
-                "stg_blocks": text("", "Blocks that STG disturbs, for example 19 (2B) or 28 (13B)."),
-                "stg_mode": choice(
-                    ["attention_values", "attention_skip", "transformer_block"],
-                    "What is disturbed in those blocks; Lightricks use attention_values.",
-                ),
-                "stg_rescale": decimal(
-                    1.0,
-                    0.0,
-                    1.0,
-                    0.01,
-                    "How far the contrast that STG adds is taken back: 1 is off (sic), Lightricks use 0.7 for 2B.",
-                ),
-                "cfg_star": switch(False, "CFG-zero-star: scale the negative prediction to the positive one first."),
-            }
-        }
-
-    def run(
-        self,
-        guidance_scale: float,
-        guidance_rescale: float,
-        stg_scale: float,
-        stg_blocks: str,
-        stg_mode: Any,
-        stg_rescale: float,
-        cfg_star: bool,
-    ) -> tuple[Guidance]:
-        blocks = tuple(_whole_number(text) for text in re.split(r"[\s,;\[\]]+", stg_blocks) if text)
-        guidance = Guidance(
-            scale=(guidance_scale,),
-            stg_scale=(stg_scale,),
-            rescaling_scale=(stg_rescale,),
-            skip_blocks=(blocks,),
-            stg_mode=stg_mode,
-            cfg_star=cfg_star,
-            guidance_rescale=guidance_rescale,
-        )
-        return (guidance,)
 
 
 class SampleVideo(sockets.Node):
@@ -232,6 +78,11 @@ class SampleVideo(sockets.Node):
                 "conditions": link(sockets.CONDITION, "Pictures and clips, from Condition."),
                 "schedule": link("SIGMAS", "From Schedule. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
+                "levels": choice(
+                    ["own", "official"],
+                    "Conditions below strength 1. own: each is denoised from its own level. official: as Lightricks' "
+                    "script, which can leave noise on them.",
+                ),
             },
         }
 
@@ -248,20 +99,25 @@ class SampleVideo(sockets.Node):
         conditions: Sequence[Condition] = (),
         schedule: Tensor | None = None,
         guidance: Guidance | None = None,
+        levels: Any = "own",
     ) -> tuple[dict[str, Any]]:
-        handle = _model(model, "Sample")
+        handle = sockets.received_model(model, "Sample")
         samples = sockets.latent_samples(latent)
-        grid = LatentShape(*samples.shape[2:])
+        prompt, values = sockets.from_conditioning(positive, "positive")
+        guides = sockets.guide_frames(values, samples)
+        grid = LatentShape(samples.shape[2] - guides, *samples.shape[3:])
         canvas = sockets.latent_canvas(latent)
         size = grid.pixels(handle.scale)
-        prompt, values = sockets.from_conditioning(positive, "positive")
         recipe = _recipe(handle, say=schedule is None or guidance is None)
         if schedule is None:
             schedule = sigmas_for(recipe.one_pass, handle.info.scheduler, grid.tokens)
-        sigmas = _sigmas(schedule)
+        sigmas = received_sigmas(schedule)
         guidance = guidance_for(recipe.one_pass, recipe) if guidance is None else _guidance(guidance)
-        for warning in warnings_for(recipe, sigmas, guidance.plan(sigmas, handle.transformer.config.num_layers)):
-            host().say(warning)
+        layers = handle.transformer.config.num_layers
+        plan = guidance.plan(sigmas, layers)
+        for sentence in (*warnings_for(recipe, sigmas, plan), describe_plan(plan, layers)):
+            host().say(sentence)
+        shown = sockets.received(sockets.CONDITION, conditions, "conditions")
         result = sample(
             handle.transformer,
             samples,
@@ -273,15 +129,17 @@ class SampleVideo(sockets.Node):
             scale=handle.scale,
             placement=host().place,
             guidance=guidance,
-            settings=_settings(recipe, sampler, condition_noise),
-            conditions=_placed(conditions, canvas.size if canvas else size, size),
+            settings=_settings(recipe, sampler, condition_noise, levels),
+            conditions=_placed(shown, canvas.size if canvas else size, size),
             vae=None if vae is None else sockets.received(sockets.VAE, vae, "vae"),
             noise_mask=latent.get("noise_mask"),
             keyframe_idxs=values.get("keyframe_idxs"),
             progress=host().progress(),
             notes=host().say,
         )
-        return ({**latent, "samples": result.to(host().output_device)},)
+        made = {**latent, "samples": result.to(host().output_device)}
+        made[sockets.GUIDES], made[sockets.MOTION] = guides, motion_settings(shown, condition_noise)
+        return (made,)
 
 
 class GenerateTwoStage(sockets.Node):
@@ -333,8 +191,8 @@ class GenerateTwoStage(sockets.Node):
         conditions: Sequence[Condition] = (),
         second_model: sockets.Model | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        first = _model(model, "Two-Stage")
-        second = first if second_model is None else _model(second_model, "the second pass")
+        first = sockets.received_model(model, "Two-Stage")
+        second = first if second_model is None else sockets.received_model(second_model, "the second pass")
         vae = sockets.received(sockets.VAE, vae, "vae")
         prompt, values = sockets.from_conditioning(positive, "positive")
         asked = PixelShape(frames, height, width)
@@ -360,24 +218,20 @@ class GenerateTwoStage(sockets.Node):
             progress=host().progress(),
             notes=host().say,
         )
-        latent = tone_map(latent, second_pass.tone_map_compression_ratio)
         result = {"samples": latent.to(host().output_device)}
-        (clip,) = decode_clips(result, vae, refining.decode_timestep, refining.decode_noise_scale, seed)
-        return fit_frames(clip[:frames], height, width, "stretch").to(host().output_device), result
+        tone = second_pass.tone_map_compression_ratio
+        (clip,) = decode_clips(result, vae, refining.decode_timestep, refining.decode_noise_scale, seed, tone)
+        clip = fit_frames(clip[:frames], height, width, "stretch")
+        say_motion([clip], motion_settings(conditions, condition_noise))
+        return clip.to(host().output_device), result
 
 
 def _pass_settings(
     model: sockets.Model, entry: PassPreset, recipe: Preset, tokens: int, condition_noise: float
 ) -> PassSettings:
     sigmas = sigmas_for(entry, model.info.scheduler, tokens)
-    settings = _settings(recipe, "preset", condition_noise)
+    settings = _settings(recipe, "preset", condition_noise, "own")
     return PassSettings(model.transformer, sigmas, guidance_for(entry, recipe), settings)
-
-
-def _model(model: Any, wanted_for: str) -> sockets.Model:
-    if model is None:
-        raise ConfigError(f"got no model; expected one for {wanted_for}; connect Load Model (LTXKit)")
-    return sockets.received(sockets.MODEL, model, "model")
 
 
 def _guidance(guidance: Any) -> Guidance:
@@ -395,54 +249,6 @@ def _recipe(model: sockets.Model, *, say: bool) -> Preset:
     return recipe
 
 
-def _settings(recipe: Preset, sampler: str, condition_noise: float) -> SamplerSettings:
+def _settings(recipe: Preset, sampler: str, condition_noise: float, levels: Any) -> SamplerSettings:
     stochastic = sampler_for(recipe).stochastic if sampler == "preset" else sampler == "stochastic"
-    return SamplerSettings(stochastic=stochastic, condition_noise=condition_noise)
-
-
-def _pass_of(model: sockets.Model, kind: str) -> PassPreset:
-    recipe = _recipe(model, say=False)
-    entry = {PRESET: recipe.one_pass, FIRST_PASS: recipe.first_pass, SECOND_PASS: recipe.second_pass}[kind]
-    if entry is None:
-        raise ConfigError(
-            f"got the schedule {kind!r} for a model whose release has no recipe in two passes; expected {PRESET!r} or "
-            "your own steps; choose linear-quadratic with a denoise strength for a second pass"
-        )
-    return entry
-
-
-def _preset_sigmas(model: sockets.Model, entry: PassPreset, grid: LatentShape | None) -> Tensor:
-    scheduler = model.info.scheduler
-    if grid is None and scheduler is not None and scheduler.shifting is not None:
-        raise ConfigError(
-            "got the preset of 0.9.0 or 0.9.1 without a latent; expected one, for its size; connect the latent"
-        )
-    return sigmas_for(entry, scheduler, 0 if grid is None else grid.tokens)
-
-
-def _sigmas(schedule: Any) -> Tensor:
-    if not isinstance(schedule, Tensor):
-        raise ConfigError(f"got {type(schedule).__name__} on `schedule`; expected SIGMAS; connect Schedule (LTXKit)")
-    sigmas = schedule.float().cpu()
-    check_sigmas(sigmas)
-    return sigmas
-
-
-def describe_schedule(sigmas: Tensor) -> str:
-    """The levels in a line: `4 steps: 1, 0.909, 0.725, 0.421, 0`."""
-    steps = len(sigmas) - 1
-    return f"{steps} step{'s' if steps > 1 else ''}: " + ", ".join(f"{level:.4g}" for level in sigmas.tolist())
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"got {text!r} in the levels; expected numbers such as 1000, 909, 725; remove it") from error
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ConfigError(f"got {text!r} in stg_blocks; expected block numbers such as 11, 25; remove it") from error
+    return SamplerSettings(stochastic=stochastic, condition_noise=condition_noise, levels=levels)

@@ -82,6 +82,10 @@ class Canvas:
     grid: LatentShape
 
 
+# What our nodes write into a LATENT beside ComfyUI's own keys and `ltxkit_canvas`.
+GUIDES = "ltxkit_guides"  # latent frames at its end that are guides of native nodes
+MOTION = "ltxkit_motion"  # what governs motion, for the score that Decode shows
+
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, and LTXKIT_CONDITION a tuple
 # of Condition, in the order in which they were chained.
 KINDS: Mapping[str, type] = {
@@ -137,6 +141,13 @@ def received(socket: str, value: object, name: str) -> Any:
     raise ConfigError(_wrong_type(type(value).__name__, socket, name))
 
 
+def received_model(model: object, wanted_for: str) -> Model:
+    """What arrives on `model`. Raises ConfigError: nothing, or something else."""
+    if model is None:
+        raise ConfigError(f"got no model; expected one for {wanted_for}; connect Load Model (LTXKit)")
+    return received(MODEL, model, "model")
+
+
 # ------------------------------------------------------------------------------------------------ LATENT
 
 
@@ -170,10 +181,37 @@ def latent_canvas(latent: Mapping[str, Any]) -> Canvas | None:
     return canvas if isinstance(canvas, Canvas) and tuple(canvas.grid) == tuple(latent["samples"].shape[2:]) else None
 
 
-def upscaled(latent: Mapping[str, Any], samples: Tensor) -> dict[str, Any]:
+def guide_frames(values: Mapping[str, Any], samples: Tensor) -> int:
+    """Latent frames at the end of `samples` (b, c, f, h, w) that native nodes have appended as guides.
+
+    values: of the CONDITIONING. `generate.sample` refuses guides of another latent.
+    """
+    corners = values.get("keyframe_idxs")
+    return 0 if corners is None else min(corners.shape[2] // samples[0, 0, 0].numel(), samples.shape[2] - 1)
+
+
+def refuse_guides(latent: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a LATENT that our Sample made still carries guides of native nodes."""
+    if latent.get(GUIDES):
+        raise ConfigError(
+            f"got a latent whose last {latent[GUIDES]} frames are guides of native nodes; expected the clip alone; put "
+            "LTXVCropGuides in front of this node"
+        )
+
+
+def seems_guided(latent: Mapping[str, Any]) -> bool:
+    """Whether the noise mask looks as native nodes leave it behind guides: only the last frames are (partly) kept."""
+    mask = latent.get("noise_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 5 or mask.shape[2] < 2:
+        return False
+    return bool((mask[:, :, 0] == 1).all()) and bool((mask[:, :, -1] < 1).all())
+
+
+def upscaled(latent: Mapping[str, Any], samples: Tensor, *, slower: bool = False) -> dict[str, Any]:
     """A copy of a LATENT with larger samples (b, c, f, h, w): the canvas grows with them, the noise mask is gone.
 
-    Twice the latent frames less one are twice the pixel frames less one at twice the rate, whatever the VAE.
+    Twice the latent frames less one are twice the pixel frames less one, whatever the VAE, at twice the rate, or at the
+    same rate for a clip at half the speed (`slower`).
     """
     canvas = latent_canvas(latent)
     kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas")}
@@ -182,7 +220,7 @@ def upscaled(latent: Mapping[str, Any], samples: Tensor) -> dict[str, Any]:
         frames, height, width = canvas.size
         doubled = samples.shape[2] > canvas.grid.frames
         size = PixelShape(2 * frames - 1 if doubled else frames, height * times, width * times)
-        fps = canvas.fps * 2 if doubled else canvas.fps
+        fps = canvas.fps * 2 if doubled and not slower else canvas.fps
         kept["ltxkit_canvas"] = Canvas(size, fps, LatentShape(*samples.shape[2:]))
     return {**kept, "samples": samples}
 

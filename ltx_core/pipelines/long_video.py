@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..progress import Notes, Progress, log_note, silent
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..models.video_vae import VideoVAE
 
 CONTEXT = 2  # latent frames decoded before the overlap and thrown away: a decoder's first frames lack their past
+
+FINGERPRINT_VALUES = 64  # of each tensor
 
 Decode = Callable[[Tensor], Tensor]
 """(1 c f h w) normalised latent -> frames (8f - 7, h, w, 3) float in [0, 1]; the same ones at every call."""
@@ -93,6 +95,29 @@ def plan_windows(frames: int, settings: LongSettings, frames_per_latent: int) ->
     return tuple(windows)
 
 
+def check_prompts(count: int, windows: Sequence[Window], settings: LongSettings) -> None:
+    """Raises ConfigError unless there is one prompt for all windows, or one for each."""
+    if count not in (1, len(windows)):
+        raise ConfigError(
+            f"got {count} prompts for {len(windows)} windows of {settings.window_frames} frames; expected 1 or "
+            f"{len(windows)}; change the prompts or the length"
+        )
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """A name for models: a hash of the names, shapes and first values of their tensors, which reads little of a file.
+
+    Two files with equal headers, such as a model and one that was trained further from it, have two names.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+            start = tensor.detach().flatten()[:FINGERPRINT_VALUES].cpu().contiguous()
+            digest.update(start.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def sample_windows(
     entry: PassSettings,
     vae: VideoVAE,
@@ -120,11 +145,7 @@ def sample_windows(
     """
     t = vae.config.scale_factors.frames
     windows = plan_windows(size.frames, settings, t)
-    if len(prompts) not in (1, len(windows)):
-        raise ConfigError(
-            f"got {len(prompts)} prompts for {len(windows)} windows of {settings.window_frames} frames; expected 1 or "
-            f"{len(windows)}; change the prompts or the length"
-        )
+    check_prompts(len(prompts), windows, settings)
     shares = _share_out(conditions, windows, size.frames, t)
 
     grid = size.latent(vae.config.scale_factors)

@@ -174,6 +174,20 @@ def describe_plan(steps: Sequence[GuidanceStep], num_layers: int) -> str:
     return f"{text}, of which sharing saves {shared:.1f}." if shared else f"{text}."
 
 
+def describe_guidance(guidance: Guidance) -> str:
+    """Which forwards the steps of any schedule need, in words, by level where that changes."""
+    levels = guidance.guidance_timesteps or (0.0,)
+    parts: list[str] = []
+    for level, entries in groupby(levels, key=lambda level: " + ".join(_names(guidance.at(level)))):
+        lowest = list(entries)[-1]
+        parts.append(f"{level} down to level {lowest:g}" if lowest != levels[-1] else level)
+    return f"Forwards of a step: {'; then '.join(parts)}."
+
+
+def _names(step: GuidanceStep) -> list[str]:
+    return ["perturbed" if branch.skip_blocks else branch.text for branch in step.branches]
+
+
 def _projection(positive: Tensor, negative: Tensor) -> Tensor:
     """Length of `positive` along `negative`, in units of `negative`, per sample: (b 1 1)."""
     dot = (positive * negative).sum(dim=(1, 2), keepdim=True)

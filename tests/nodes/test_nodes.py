@@ -21,7 +21,8 @@ from ltxkit.nodes.condition import AddCondition
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler, model_files
-from ltxkit.nodes.sample import CreateGuidance, CreateSchedule, GenerateTwoStage, SampleVideo
+from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
+from ltxkit.nodes.steps import CreateGuidance, CreateSchedule
 from ltxkit.nodes.text import EncodePrompt
 
 VERSION = "2b-0.9.8-distilled"
@@ -191,7 +192,9 @@ def test_an_empty_latent_is_large_enough_and_says_so(host: FakeHost, asked: Any,
     assert latent["samples"].shape == (2, 128, *grid)
     assert latent["ltxkit_canvas"] == sockets.Canvas(PixelShape(frames, height, width), 24.0, LatentShape(*grid))
     assert rate == 24.0
-    assert bool(host.said) == said
+    (text,) = host.said
+    assert ("made as" in text) == said
+    assert text.endswith(f"Latent grid: {grid[2]}x{grid[1]}, {grid[0]} frames.")
 
 
 def test_seconds_count_instead_of_frames(host: FakeHost):
@@ -233,7 +236,8 @@ def test_upscaling_doubles_the_canvas_and_drops_the_mask(host: FakeHost, loaded:
     (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
     latent, _ = EmptyLatent().run(50, 70, 9, 0.0, 24.0, 1)
     latent = {**latent, "samples": torch.randn(1, 128, 2, 3, 2), "noise_mask": torch.ones(1, 1, 2, 3, 2), "mine": 7}
-    (upscaled,) = UpscaleLatent().run(latent, upscaler, loaded[1], 1.0)
+    upscaled, rate = UpscaleLatent().run(latent, upscaler, loaded[1], 1.0)
+    assert rate == 24.0
     assert upscaled["samples"].shape == (1, 128, 2, 6, 4)
     assert upscaled["ltxkit_canvas"] == sockets.Canvas(PixelShape(9, 140, 100), 24.0, LatentShape(2, 6, 4))
     assert "noise_mask" not in upscaled
@@ -299,7 +303,7 @@ def test_preset_schedules_ask_for_the_model_and_shifted_ones_for_the_latent(load
         CreateSchedule().run("shifted", 30, "", 1.0)
     (sigmas,) = CreateSchedule().run("preset, second pass", 30, "", 1.0, loaded[0])
     assert sigmas.tolist() == pytest.approx([0.9094, 0.725, 0.4219, 0.0], abs=1e-4)
-    with pytest.raises(ConfigError, match="'x' in the levels"):
+    with pytest.raises(ConfigError, match="got '1, x' as levels"):
         CreateSchedule().run("list", 30, "1, x", 1.0)
 
 
@@ -314,7 +318,7 @@ def test_guidance_reads_its_blocks():
         cfg_star=True,
         guidance_rescale=0.7,
     )
-    with pytest.raises(ConfigError, match="'x' in stg_blocks"):
+    with pytest.raises(ConfigError, match="got 'x' as stg_blocks"):
         CreateGuidance().run(3.0, 0.7, 1.0, "x", "attention_skip", 0.7, True)
 
 

@@ -1,0 +1,351 @@
+"""Nodes that say what happens in the steps of a pass: schedule, guidance."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from ..ltx_core.errors import ConfigError
+from ..ltx_core.pipelines.recipe import recipe_for, sigmas_for
+from ..ltx_core.presets import PRESETS, PassPreset
+from ..ltx_core.sampling.guidance import Guidance, describe_guidance, describe_plan
+from ..ltx_core.sampling.schedules import (
+    check_sigmas,
+    explicit,
+    linear_quadratic,
+    shift,
+    skip,
+    token_shift,
+    truncate,
+    uniform,
+)
+from ..ltx_core.shapes import LatentShape
+from . import sockets
+from .host import host
+from .widgets import choice, decimal, integer, link, switch, text
+
+PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
+LINEAR_QUADRATIC, SHIFTED, LIST = "linear-quadratic", "shifted", "list"
+BARS = "▁▂▃▄▅▆▇█"
+MOST_LEVELS = 40  # that are shown
+STG_MODES = ("attention_values", "attention_skip", "transformer_block")
+STG_MODE_TOOLTIP = "What is disturbed in those blocks; Lightricks use attention_values."
+CFG_STAR_TOOLTIP = "CFG-zero-star: scale the negative prediction to the positive one first."
+GUIDANCE_RESCALE = decimal(
+    0.0, 0.0, 1.0, 0.01, "How far the contrast that CFG adds is taken back. 0: off. diffusers' examples use 0.7."
+)
+# Only to show what will run.
+SHOWN = {
+    "model": link(sockets.MODEL, "With a schedule: the node shows what will run. The guidance does not depend on it."),
+    "schedule": link("SIGMAS", "With a model: the node shows what will run. The guidance does not depend on it."),
+}
+
+
+class CreateSchedule(sockets.Node):
+    CATEGORY = "LTXKit/sampling"
+    DESCRIPTION = (
+        "Noise levels for Sample. Without this node Sample takes the checkpoint's own; use it for a second pass, for "
+        "fewer or more steps, for a list of your own, or to start from a given latent."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "scheduler", "sigmas", "timesteps", "steps", "denoise", "LTXVScheduler"]
+    RETURN_TYPES = ("SIGMAS",)
+    RETURN_NAMES = ("schedule",)
+    OUTPUT_TOOLTIPS = ("The levels from the first to 0, for Sample; ComfyUI's own SIGMAS.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "kind": choice(
+                    [PRESET, FIRST_PASS, SECOND_PASS, LINEAR_QUADRATIC, SHIFTED, LIST],
+                    "preset: what the checkpoint was made for (connect the model). shifted: by the number of latent "
+                    "cells, as 0.9.0 and 0.9.1.",
+                ),
+                "steps": integer(30, 1, 1000, "For linear-quadratic and shifted."),
+                "levels": text(
+                    "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
+                ),
+                "denoise_strength": decimal(
+                    1.0,
+                    0.0,
+                    1.0,
+                    0.001,
+                    "Below 1: only the last part of the steps, starting from the given latent. 0.4 of 10 steps are 4.",
+                ),
+            },
+            "optional": {
+                "model": link(sockets.MODEL, "For the presets: whose preset."),
+                "latent": link(
+                    "LATENT",
+                    "For schedules that depend on the size of the clip: shifted, 0.9.0, 0.9.1. As it is before native "
+                    "nodes append guides.",
+                ),
+                "skip_initial_steps": integer(0, 0, 1000, "Leave out so many steps at the start: a second pass."),
+                "skip_final_steps": integer(
+                    0, 0, 1000, "Leave out so many steps at the end; the last one left goes all the way to 0."
+                ),
+            },
+        }
+
+    def run(
+        self,
+        kind: str,
+        steps: int,
+        levels: str,
+        denoise_strength: float,
+        model: sockets.Model | None = None,
+        latent: dict[str, Any] | None = None,
+        skip_initial_steps: int = 0,
+        skip_final_steps: int = 0,
+    ) -> tuple[Tensor]:
+        grid = None if latent is None else LatentShape(*sockets.latent_samples(latent).shape[2:])
+        if kind == LIST:
+            sigmas = explicit(_numbers(levels, "levels", "1000, 909, 725"))
+        elif kind == LINEAR_QUADRATIC:
+            sigmas = linear_quadratic(steps)
+        elif kind == SHIFTED:
+            if grid is None:
+                raise ConfigError(
+                    "got a shifted schedule without a latent; expected one, for its size; connect the latent"
+                )
+            sigmas = shift(uniform(steps), token_shift(grid.tokens))
+        else:
+            handle = sockets.received_model(model, f"the schedule {kind!r}")
+            sigmas = _preset_sigmas(handle, _pass_of(handle, kind), grid)
+        if skip_initial_steps or skip_final_steps:
+            sigmas = skip(sigmas, skip_initial_steps, skip_final_steps)
+        if denoise_strength < 1:
+            sigmas = truncate(sigmas, denoise_strength)
+        host().say(describe_schedule(sigmas))
+        return (sigmas,)
+
+
+class CreateGuidance(sockets.Node):
+    CATEGORY = "LTXKit/sampling"
+    DESCRIPTION = (
+        "How strongly Sample follows the prompt. Without this node Sample takes the checkpoint's own guidance. "
+        "Distilled models want a scale of 1."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "cfg", "cfg scale", "guider", "stg", "rescale", "spatio-temporal guidance"]
+    RETURN_TYPES = (sockets.GUIDANCE,)
+    RETURN_NAMES = ("guidance",)
+    OUTPUT_TOOLTIPS = ("The guidance of all steps, for Sample.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "guidance_scale": decimal(
+                    3.0,
+                    1.0,
+                    100.0,
+                    0.1,
+                    "Classifier-free guidance (CFG). 1: off, the negative prompt is not used, and a step costs half.",
+                ),
+                "guidance_rescale": GUIDANCE_RESCALE,
+                "stg_scale": decimal(
+                    0.0,
+                    0.0,
+                    100.0,
+                    0.1,
+                    "Spatio-temporal guidance: away from what the model makes with some blocks disturbed. 0: off.",
+                ),
+                "stg_blocks": text("", "Blocks that STG disturbs, for example 19 (2B) or 28 (13B)."),
+                "stg_mode": choice(STG_MODES, STG_MODE_TOOLTIP),
+                "stg_rescale": decimal(
+                    1.0,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "How far the contrast that STG adds is taken back: 1 is off (sic), Lightricks use 0.7 for 2B.",
+                ),
+                "cfg_star": switch(False, CFG_STAR_TOOLTIP),
+            },
+            "optional": SHOWN,
+        }
+
+    def run(
+        self,
+        guidance_scale: float,
+        guidance_rescale: float,
+        stg_scale: float,
+        stg_blocks: str,
+        stg_mode: Any,
+        stg_rescale: float,
+        cfg_star: bool,
+        model: sockets.Model | None = None,
+        schedule: Tensor | None = None,
+    ) -> tuple[Guidance]:
+        guidance = Guidance(
+            scale=(guidance_scale,),
+            stg_scale=(stg_scale,),
+            rescaling_scale=(stg_rescale,),
+            skip_blocks=(_whole_numbers(stg_blocks),),
+            stg_mode=stg_mode,
+            cfg_star=cfg_star,
+            guidance_rescale=guidance_rescale,
+        )
+        _say_guidance(guidance, model, schedule)
+        return (guidance,)
+
+
+_DEFAULT_LISTS = PRESETS["13b-0.9.8-dev"].one_pass
+
+
+def _listed(values: tuple[Any, ...] | None) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float | int) else str(list(value)) for value in values or ())
+
+
+class CreateStepGuidance(sockets.Node):
+    CATEGORY = "LTXKit/sampling"
+    DESCRIPTION = (
+        "Guidance that changes from step to step, as in Lightricks' yaml files: lists keyed by noise level, blocks of "
+        "their own for every entry. What a step does not need is not computed. Filled in with the lists of 13B dev."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "cfg schedule", "STGGuiderAdvanced", "guidance_timesteps", "stg", "per step"]
+    RETURN_TYPES = (sockets.GUIDANCE,)
+    RETURN_NAMES = ("guidance",)
+    OUTPUT_TOOLTIPS = ("The guidance of all steps, for Sample.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        entries = _DEFAULT_LISTS
+        return {
+            "required": {
+                "guidance_timesteps": text(
+                    _listed(entries.guidance_timesteps),
+                    "Levels, 1 to 0. A step takes the first entry that is not above its own level, otherwise the last. "
+                    "Empty: one entry for all steps.",
+                ),
+                "guidance_scale": text(
+                    _listed(entries.guidance_scale), "Classifier-free guidance: one entry for all, or one each. 1: off."
+                ),
+                "stg_scale": text(
+                    _listed(entries.stg_scale), "Spatio-temporal guidance: one entry for all, or one each. 0: off."
+                ),
+                "stg_rescale": text(
+                    _listed(entries.rescaling_scale),
+                    "How far the contrast that STG adds is taken back: one entry for all, or one each. 1 is off (sic).",
+                ),
+                "stg_blocks": text(
+                    _listed(entries.skip_block_list),
+                    "Blocks that STG disturbs: 28 for all steps, or one list each, such as [], [11, 25], [28].",
+                ),
+                "stg_mode": choice(STG_MODES, STG_MODE_TOOLTIP),
+                "cfg_star": switch(entries.cfg_star_rescale, CFG_STAR_TOOLTIP),
+                "guidance_rescale": GUIDANCE_RESCALE,
+            },
+            "optional": SHOWN,
+        }
+
+    def run(
+        self,
+        guidance_timesteps: str,
+        guidance_scale: str,
+        stg_scale: str,
+        stg_rescale: str,
+        stg_blocks: str,
+        stg_mode: Any,
+        cfg_star: bool,
+        guidance_rescale: float,
+        model: sockets.Model | None = None,
+        schedule: Tensor | None = None,
+    ) -> tuple[Guidance]:
+        guidance = Guidance(
+            scale=_numbers(guidance_scale, "guidance_scale", "1, 6, 8"),
+            stg_scale=_numbers(stg_scale, "stg_scale", "0, 4, 4"),
+            rescaling_scale=_numbers(stg_rescale, "stg_rescale", "1, 0.5, 0.5"),
+            skip_blocks=_block_lists(stg_blocks),
+            guidance_timesteps=_numbers(guidance_timesteps, "guidance_timesteps", "1, 0.99, 0.9") or None,
+            stg_mode=stg_mode,
+            cfg_star=cfg_star,
+            guidance_rescale=guidance_rescale,
+        )
+        _say_guidance(guidance, model, schedule)
+        return (guidance,)
+
+
+def _say_guidance(guidance: Guidance, model: Any, schedule: Any) -> None:
+    if model is None or schedule is None:
+        host().say(describe_guidance(guidance))
+        return
+    layers = sockets.received_model(model, "what will run").transformer.config.num_layers
+    host().say(describe_plan(guidance.plan(received_sigmas(schedule), layers), layers))
+
+
+def _pass_of(model: sockets.Model, kind: str) -> PassPreset:
+    recipe, _ = recipe_for(model.info.versions)
+    entry = {PRESET: recipe.one_pass, FIRST_PASS: recipe.first_pass, SECOND_PASS: recipe.second_pass}[kind]
+    if entry is None:
+        raise ConfigError(
+            f"got the schedule {kind!r} for a model whose release has no recipe in two passes; expected {PRESET!r} or "
+            "your own steps; choose linear-quadratic with a denoise strength for a second pass"
+        )
+    return entry
+
+
+def _preset_sigmas(model: sockets.Model, entry: PassPreset, grid: LatentShape | None) -> Tensor:
+    scheduler = model.info.scheduler
+    if grid is None and scheduler is not None and scheduler.shifting is not None:
+        raise ConfigError(
+            "got the preset of 0.9.0 or 0.9.1 without a latent; expected one, for its size; connect the latent"
+        )
+    return sigmas_for(entry, scheduler, 0 if grid is None else grid.tokens)
+
+
+def received_sigmas(schedule: Any) -> Tensor:
+    """What arrives on `schedule`: (steps + 1) float32 on the CPU.
+
+    Raises:
+        ConfigError: no SIGMAS, or none that go down from at most 1 to 0.
+    """
+    if not isinstance(schedule, Tensor):
+        raise ConfigError(f"got {type(schedule).__name__} on `schedule`; expected SIGMAS; connect Schedule (LTXKit)")
+    sigmas = schedule.float().cpu()
+    check_sigmas(sigmas)
+    return sigmas
+
+
+def describe_schedule(sigmas: Tensor) -> str:
+    """The levels in a line, drawn and in numbers: `4 steps █▇▆▄: 1, 0.909, 0.725, 0.421, 0`."""
+    levels, steps = sigmas.tolist(), len(sigmas) - 1
+    few = [levels[round(i * steps / MOST_LEVELS)] for i in range(MOST_LEVELS)] if steps > MOST_LEVELS else levels[:-1]
+    drawn = "".join(BARS[round(level * (len(BARS) - 1))] for level in few)
+    shown = [f"{level:.4g}" for level in levels]
+    if steps > MOST_LEVELS:
+        shown = [*shown[:8], "...", *shown[-4:]]
+    return f"{steps} step{'s' if steps > 1 else ''} {drawn}: {', '.join(shown)}"
+
+
+def _words(listed: str) -> list[str]:
+    return [word for word in re.split(r"[\s,;\[\]]+", listed) if word]
+
+
+def _numbers(listed: str, name: str, example: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(listed))
+    except ValueError as error:
+        raise ConfigError(f"got {listed!r} as {name}; expected numbers such as {example}; correct the list") from error
+
+
+def _whole_numbers(listed: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(listed))
+    except ValueError as error:
+        raise ConfigError(
+            f"got {listed!r} as stg_blocks; expected block numbers such as 11, 25; correct the list"
+        ) from error
+
+
+def _block_lists(listed: str) -> tuple[tuple[int, ...], ...]:
+    """`28` is one list for all entries; `[], [11, 25]`, with or without brackets around all of it, is one for each."""
+    if "[" not in listed:
+        return (_whole_numbers(listed),)
+    if re.sub(r"\[[^\[\]]*\]", "", listed).strip(" ,;\n[]"):
+        raise ConfigError(
+            f"got {listed!r} as stg_blocks; expected one list for each entry, such as [], [11, 25], [28]; put every "
+            "number into brackets"
+        )
+    return tuple(_whole_numbers(inner) for inner in re.findall(r"\[([^\[\]]*)\]", listed))

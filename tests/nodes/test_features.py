@@ -1,0 +1,338 @@
+"""What the nodes offer beyond one pass: conditions, lists of guidance, motion and grain, temporal upscaling."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ltxkit.ltx_core.config import UpsamplerConfig
+from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.media import compress
+from ltxkit.ltx_core.models.upsampler import LatentUpsampler
+from ltxkit.ltx_core.pipelines.recipe import guidance_for
+from ltxkit.ltx_core.presets import PRESETS
+from ltxkit.ltx_core.shapes import LatentShape, PixelShape
+from ltxkit.ltx_core.weights.metadata import format_upscaler_config
+from ltxkit.ltx_core.weights.save import write_safetensors
+from ltxkit.nodes import sockets
+from ltxkit.nodes.condition import AddCondition
+from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.latent import SLOW_MOTION, DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
+from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
+from ltxkit.nodes.sample import SampleVideo
+from ltxkit.nodes.steps import CreateGuidance, CreateSchedule, CreateStepGuidance
+from ltxkit.nodes.text import EncodePrompt
+
+SHORT = torch.tensor([1.0, 0.5, 0.0])
+said: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set and a temporal upscaler of the same family."""
+    folder = tmp_path_factory.mktemp("models")
+    for part in tiny_models().iterdir():
+        (folder / part.name).mkdir()
+        for path in part.iterdir():
+            (folder / part.name / path.name).symlink_to(path)
+    config = UpsamplerConfig(
+        in_channels=128,
+        mid_channels=32,
+        num_blocks_per_stage=1,
+        dims=3,
+        spatial_upsample=False,
+        temporal_upsample=True,
+    )
+    torch.manual_seed(0)
+    path = folder / "latent_upscale_models/temporal.safetensors"
+    write_safetensors(path, LatentUpsampler(config).state_dict(), {"config": format_upscaler_config(config)})
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainHost]:
+    folder = tmp_path_factory.mktemp("folders")
+    plain = PlainHost(models, folder, folder, device=torch.device("cpu"), notes=said.append)
+    with use_host(plain), torch.inference_mode():
+        yield plain
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[sockets.Model, Any]:
+    return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[Any, Any]:
+    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
+    return EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    said.clear()
+
+
+def everything() -> str:
+    return "\n".join(said)
+
+
+def frames(count: int = 1, height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
+    return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def conditions(*entries: tuple[Tensor, int], **options: Any) -> Any:
+    chain: Any = ()
+    for images, frame in entries:
+        (chain,) = AddCondition().run(images, frame, 1.0, "crop", chain, **{"crf": 0, **options})
+    return chain
+
+
+def sampled(loaded: Any, prompts: Any, latent: Any, **more: Any) -> dict[str, Any]:
+    inputs = {"seed": 1, "sampler": "preset", "condition_noise": 0.0, "schedule": SHORT, "vae": loaded[1]}
+    return SampleVideo().run(loaded[0], *prompts, latent, **{**inputs, **more})[0]
+
+
+def canvas(count: int = 33, width: int = 64, height: int = 64) -> dict[str, Any]:
+    return EmptyLatent().run(width, height, count, 0.0, 24.0, 1)[0]
+
+
+# ------------------------------------------------------------------------------------------------ conditions
+
+
+def test_compression_and_a_part_of_the_clip_are_taken_by_the_condition():
+    clip = frames(30)
+    (one,) = conditions((clip, 8), take=9)
+    assert torch.equal(one.frames, clip[:9])
+    (one,) = conditions((clip, 8), take=-9)
+    assert torch.equal(one.frames, clip[-9:])
+    ((one,),) = AddCondition().run(clip[:1], 0, 1.0, "crop")
+    assert one.crf == 29  # the official value
+    assert torch.equal(one.compressed().frames, compress(clip[:1], 29))
+
+
+@pytest.mark.parametrize(
+    ("entries", "kept"),
+    [
+        ([(1, 0), (1, 16), (1, -1)], [0]),  # keyframes: those that are not the first stand beside the clip
+        ([(17, 0)], [0, 1, 2]),  # go on from a clip
+        ([(25, -25)], [3, 4]),  # end in a clip: its first two latent frames stand beside
+        ([(17, 8)], [3]),  # a clip in the middle
+        ([(9, 0), (9, -9)], [0, 1]),  # from clip to clip
+    ],
+)
+def test_pictures_and_clips_stand_where_they_are_put(loaded: Any, prompts: Any, entries: Any, kept: list[int]):
+    """What is kept as it is equals the encoded clip; all else depends on it and has the length that was asked for."""
+    shown = conditions(*((frames(count, seed=index), frame) for index, (count, frame) in enumerate(entries)))
+    result = sampled(loaded, prompts, canvas(), conditions=shown)["samples"]
+    again = sampled(loaded, prompts, canvas(), conditions=shown, schedule=torch.tensor([1.0, 0.8, 0.0]))["samples"]
+    free = sampled(loaded, prompts, canvas())["samples"]
+    same = [index for index in range(5) if torch.equal(result[:, :, index], again[:, :, index])]
+    assert same == kept
+    assert result.shape == free.shape == (1, 128, 5, 2, 2)
+    assert all(not torch.allclose(result[:, :, index], free[:, :, index], atol=1e-3) for index in range(5))
+
+
+def test_video_to_video_keeps_more_the_later_it_starts(loaded: Any, prompts: Any):
+    (latent,) = EncodeVideo().run(frames(9), loaded[1], 24.0)
+    (late,) = CreateSchedule().run("linear-quadratic", 10, "", 0.2)
+    (early,) = CreateSchedule().run("linear-quadratic", 10, "", 0.8)
+    changes = [
+        (sampled(loaded, prompts, latent, schedule=schedule)["samples"] - latent["samples"]).abs().mean()
+        for schedule in (late, early)
+    ]
+    assert 0 < changes[0] < changes[1]
+
+
+def test_levels_of_the_official_script_are_an_option(loaded: Any, prompts: Any):
+    (shown,) = AddCondition().run(frames(), 0, 0.7, "crop", crf=0)
+    own, official = (
+        sampled(loaded, prompts, canvas(9), conditions=shown, levels=levels)["samples"]
+        for levels in ("own", "official")
+    )
+    assert not torch.allclose(own[:, :, 0], official[:, :, 0], atol=1e-2)  # noise is left there officially
+
+
+def test_what_a_condition_cannot_be(loaded: Any, prompts: Any):
+    for entries, message in (
+        ([(frames(), 33)], "got a condition at frame 33; expected -33 to 32"),
+        ([(frames(), 8), (frames(seed=1), 8)], "got two conditions on frame 8"),
+        ([(frames(), 32), (frames(seed=1), -1)], "got two conditions on frame 32"),
+        ([(frames(9), 12)], "expected a multiple of 8 .*; use frame 16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sampled(loaded, prompts, canvas(), conditions=conditions(*entries))
+    sampled(loaded, prompts, canvas(), conditions=conditions((frames(21), 0)))
+    assert "trimmed from 21 to 17 frames" in everything()
+    with pytest.raises(ShapeError, match="expected one mask for all frames, one per latent frame"):
+        sampled(loaded, prompts, {**canvas(), "noise_mask": torch.ones(3, 64, 64)})
+    with pytest.raises(ConfigError, match="got crf 64"):
+        sampled(loaded, prompts, canvas(), conditions=conditions((frames(), 0), crf=64))
+
+
+# ------------------------------------------------------------------------------------------------ steps
+
+
+def test_lists_as_they_stand_in_the_official_yaml():
+    """The defaults are the first pass of 13B dev, whatever the brackets."""
+    recipe = PRESETS["13b-0.9.8-dev"]
+    declared = CreateStepGuidance.INPUT_TYPES()["required"]
+    values = {name: spec[1].get("default", "attention_values") for name, spec in declared.items()}
+    (guidance,) = CreateStepGuidance().run(**values)
+    assert guidance == guidance_for(recipe.one_pass, recipe)
+    bracketed = {
+        name: f"[{value}]" if isinstance(value, str) and "," in value else value for name, value in values.items()
+    }
+    assert CreateStepGuidance().run(**bracketed) == (guidance,)
+    assert "positive down to level 0.996; then negative + positive + perturbed" in everything()
+    assert "positive + perturbed." in everything()
+
+
+def lists(**changed: str) -> Any:
+    values: dict[str, Any] = {
+        "guidance_timesteps": "1, 0.9",
+        "guidance_scale": "1, 3",
+        "stg_scale": "1",
+        "stg_rescale": "1",
+        "stg_blocks": "[], [19]",
+        "stg_mode": "attention_values",
+        "cfg_star": False,
+        "guidance_rescale": 0.0,
+    }
+    return CreateStepGuidance().run(**{**values, **changed})[0]
+
+
+def test_what_lists_cannot_be(loaded: Any, prompts: Any):
+    for changed, message in (
+        ({"guidance_scale": "1, 2, 3"}, "got guidance_scale with 3; expected 1 or 2 entries"),
+        ({"guidance_scale": "1, two"}, "got '1, two' as guidance_scale"),
+        ({"stg_blocks": "19, [20]"}, "put every number into brackets"),
+        ({"stg_blocks": "[a], [20]"}, "expected block numbers"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            lists(**changed)
+    with pytest.raises(ConfigError, match=r"got STG blocks \[28\]; expected numbers from 0 to 27"):
+        sampled(loaded, prompts, canvas(9), guidance=lists(stg_blocks="28"))
+
+
+def test_what_will_run_is_said(loaded: Any, prompts: Any):
+    guidance = lists()
+    assert said[-1].endswith("Forwards of a step: positive down to level 1; then negative + positive + perturbed.")
+    lists_shown = {"model": loaded[0], "schedule": torch.tensor([1.0, 0.9, 0.5, 0.0])}
+    CreateGuidance().run(3.0, 0.0, 1.0, "14", "attention_values", 1.0, False, **lists_shown)
+    assert "3 steps (steps x branches: 3 x 3), 9 forwards, of which sharing saves 1.5." in said[-1]
+    said.clear()
+    sampled(loaded, prompts, canvas(9), guidance=guidance)
+    assert "2 steps (steps x branches: 1 x 1, 1 x 3), 4 forwards, of which sharing saves 0.7." in everything()
+    assert "use STG scale 0" in everything()  # the checkpoint is a distilled one
+
+
+def test_a_schedule_without_its_ends_is_drawn():
+    (sigmas,) = CreateSchedule().run("linear-quadratic", 30, "", 1.0, skip_initial_steps=17)
+    assert len(sigmas) == 14
+    assert sigmas[0].item() == pytest.approx(0.9548, abs=1e-4)  # the second pass of 13B dev
+    assert "13 steps ██▇▇▇▆▆▅▅▄▃▃▂: 0.9548, 0.932" in said[-1]
+    (sigmas,) = CreateSchedule().run("linear-quadratic", 30, "", 1.0, skip_final_steps=3)
+    assert sigmas[-2].item() == pytest.approx(0.4458, abs=1e-4)
+    CreateSchedule().run("linear-quadratic", 1000, "", 1.0)
+    assert len(said[-1]) < 200
+    with pytest.raises(ConfigError, match="got 5 initial and 5 final steps to skip"):
+        CreateSchedule().run("linear-quadratic", 10, "", 1.0, skip_initial_steps=5, skip_final_steps=5)
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def test_motion_is_shown_with_what_governs_it(loaded: Any, prompts: Any):
+    result = sampled(loaded, prompts, canvas(9), conditions=conditions((frames(), 0), crf=29), condition_noise=0.15)
+    said.clear()
+    (images,) = DecodeVideo().run(result, loaded[1], 0.05, 0.025, 0)
+    difference = (images[1:] - images[:-1]).abs().mean() / images.std(dim=(1, 2, 3)).mean()
+    assert float(re.findall(r"Motion (\d+\.\d+)", everything())[-1]) == pytest.approx(float(difference), rel=0.02)
+    assert "with condition strength 1, CRF 29, condition noise 0.15" in everything()
+
+
+def test_grain_and_tone_mapping_are_options_of_decoding(loaded: Any, prompts: Any):
+    result = sampled(loaded, prompts, canvas(9))
+    (plain,) = DecodeVideo().run(result, loaded[1], 0.05, 0.025, 3)
+    (mapped,) = DecodeVideo().run(result, loaded[1], 0.05, 0.025, 3, tone_map=0.6)
+    (grained,) = DecodeVideo().run(result, loaded[1], 0.05, 0.025, 3, film_grain=0.05, grain_saturation=0.0)
+    assert not torch.allclose(plain, mapped, atol=1e-3)
+    inside = ((plain > 0.3) & (plain < 0.7)).all(dim=-1)
+    assert (grained - plain)[inside].std().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_random_sizes_come_out_as_asked(loaded: Any):
+    """Through the canvas of the nodes; the pipeline's own thousand are in tests/core."""
+    draw = random.Random(0)
+    for _ in range(8):
+        width, height, count = draw.randint(16, 90), draw.randint(16, 90), draw.randint(1, 18)
+        rate = draw.choice([23.976, 24.0, 30.0])
+        latent, fps = EmptyLatent().run(width, height, 1, count / rate, rate, 1)
+        (images,) = DecodeVideo().run(latent, loaded[1], 0.05, 0.025, 0)
+        assert images.shape == (count, height, width, 3)
+        assert fps == rate
+
+
+# ------------------------------------------------------------------------------------------------ upscaling
+
+
+def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any):
+    (upscaler,) = LoadUpscaler().run("temporal.safetensors", "auto")
+    latent = canvas(15, width=60)
+    latent = {**latent, "samples": torch.randn(latent["samples"].shape)}
+    faster, rate = UpscaleLatent().run(latent, upscaler, loaded[1], 0.0)
+    assert rate == 48.0
+    assert "33 frames instead of 17, at 48 a second instead of 24: the same speed." in said[-1]
+    assert faster["samples"].shape == (1, 128, 5, 2, 2)
+    assert faster["ltxkit_canvas"] == sockets.Canvas(PixelShape(29, 64, 60), 48.0, LatentShape(5, 2, 2))
+    slower, rate = UpscaleLatent().run(latent, upscaler, loaded[1], 0.0, SLOW_MOTION)
+    assert rate == 24.0
+    assert "at the same rate: half the speed" in said[-1]
+    assert slower["ltxkit_canvas"].fps == 24.0
+    (images,) = DecodeVideo().run(slower, loaded[1], 0.05, 0.025, 0)
+    assert images.shape == (29, 64, 60, 3)
+
+
+def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any):
+    latent = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
+    corners = torch.tensor([[0, 0, 0, 0], [0, 0, 32, 32], [0, 32, 0, 32]])[None]
+    guided = tuple([[one[0][0], {**one[0][1], "keyframe_idxs": corners}]] for one in prompts)
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    result = sampled(loaded, guided, latent)
+    with pytest.raises(ConfigError, match=r"whose last 1 frames are guides of native nodes; .* LTXVCropGuides"):
+        UpscaleLatent().run(result, upscaler, loaded[1], 1.0)
+    UpscaleLatent().run(latent, upscaler, loaded[1], 0.0)  # made elsewhere: it can only be supposed
+    assert "crop them first: LTXVCropGuides" in said[-1]
+    cropped = {"samples": result["samples"][:, :, :2], "noise_mask": torch.ones(1, 1, 2, 1, 1)}  # a new dictionary
+    UpscaleLatent().run(cropped, upscaler, loaded[1], 0.0)
+
+
+def test_shifted_presets_count_the_tokens_of_the_clip_alone(
+    tiny_models: Callable[..., Path], prompts: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """0.9.0: the same levels with guides of native nodes behind the clip as without."""
+    folder = tiny_models(vae="0.9.0")
+    with use_host(PlainHost(folder, folder, folder, notes=said.append)):
+        model, _ = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.0")
+    levels: list[Tensor] = []
+    corners = torch.tensor([[0, 0, 0, 0], [0, 0, 32, 32], [0, 32, 0, 32]])[None]
+    guided = tuple([[one[0][0], {**one[0][1], "keyframe_idxs": corners}]] for one in prompts)
+    clip = {"samples": torch.zeros(1, 128, 2, 2, 2)}
+    longer = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
+
+    def record(*_: Any, sigmas: Tensor, **__: Any) -> Tensor:
+        levels.append(sigmas)
+        return torch.zeros(1)
+
+    monkeypatch.setattr("ltxkit.nodes.sample.sample", record)
+    for conditioning, latent in ((prompts, clip), (guided, longer)):
+        SampleVideo().run(model, *conditioning, latent, 0, "preset", 0.0)
+    assert torch.equal(*levels)
