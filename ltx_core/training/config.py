@@ -69,7 +69,6 @@ class Optimization:
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    sharding: Literal["ddp", "fsdp"] = "ddp"
 
 
 @dataclass(frozen=True, kw_only=True)

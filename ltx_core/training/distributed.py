@@ -1,13 +1,13 @@
 """One process or many: the same code. `torchrun` sets the environment; without it there is one process.
 
-Source: torch.distributed, DistributedDataParallel and FSDP2 (`fully_shard`); nothing else is needed.
+Source: torch.distributed and DistributedDataParallel; nothing else is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -92,38 +92,8 @@ def world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def shard(blocks: nn.ModuleList, root: nn.Module) -> None:
-    """FSDP2: each block's weights, gradients and optimizer state are spread over the processes; so is the rest."""
-    from torch.distributed.fsdp import fully_shard
-
-    for block in blocks:
-        fully_shard(block)
-    fully_shard(root)
-
-
-def is_sharded(module: nn.Module) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
-def whole(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of a state dict gathered from all processes, on the CPU; every process must call this."""
-    from torch.distributed.tensor import DTensor
-
-    def gather(value: Any) -> Any:
-        if isinstance(value, DTensor):
-            value = value.full_tensor()
-        return value.detach().cpu() if isinstance(value, Tensor) else value
-
-    return {key: gather(value) for key, value in state.items()}
-
-
 def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Inside: the backward pass averages gradients over the processes only for the last piece of a batch."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
-    set_sync = getattr(module, "set_requires_gradient_sync", None)
-    if set_sync is not None:
-        set_sync(last)
     return contextlib.nullcontext()

@@ -230,15 +230,20 @@ def evaluate_digits(
     texts, named = prompts(clips)
     made: list[Tensor] = []
     enlarged: list[Tensor] = []
-    settings = {"steps": steps, "guidance_scale": guidance_scale}
     for start in range(0, clips, generator.batch_size):
         progress(ProgressEvent("sample", start, clips))
         part = texts[start : start + generator.batch_size]
         if generator.models.upscaler is None:
-            made.append(generator.clips(part, size, seed=seed + start, **settings))
+            made.append(generator.clips(part, size, seed=seed + start, steps=steps, guidance_scale=guidance_scale))
         else:
             small, large = generator.two_stage(
-                part, size, seed=seed + start, refine_steps=refine_steps, refine_level=refine_level, **settings
+                part,
+                size,
+                seed=seed + start,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                refine_steps=refine_steps,
+                refine_level=refine_level,
             )
             made.append(small)
             enlarged.append(large)

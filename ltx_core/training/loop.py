@@ -7,7 +7,6 @@ final/. A checkpoint appears under its name only when it is complete.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -113,11 +112,8 @@ def train(
     finally:
         if log is not None:
             log.close()
-    if finished:
-        if world.first:
-            _export(task, output / "final")
-        else:
-            task.export(output / "final")  # gathers shards; writes nothing
+    if finished and world.first:
+        _export(task, output / "final")
     world.barrier()
     return finished
 
@@ -162,24 +158,20 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
     Raises:
         OSError: the disk is full, or the folder cannot be written; earlier checkpoints stay.
     """
-    state = task.state()  # in all processes: shards are gathered
-    folder = config.output / "checkpoints"
-    target, temporary = folder / f"step_{step:06d}", folder / f".step_{step:06d}.part"
     if world.first:
+        folder = config.output / "checkpoints"
+        target, temporary = folder / f"step_{step:06d}", folder / f".step_{step:06d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    try:
-        if world.first:
-            saved = {"step": step, "config": to_tree(config), "task": state}
+        try:
+            saved = {"step": step, "config": to_tree(config), "task": task.state()}
             torch.save(saved, temporary / "state.pt")
-        task.export(temporary)
-        if world.first:
+            task.export(temporary)
             shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)  # noqa: PTH105  (Path.replace says the same, less plainly)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if world.first:
+            temporary.replace(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         for old in sorted(folder.glob("step_*"))[: -config.logging.keep]:
             shutil.rmtree(old)
     world.barrier()

@@ -22,7 +22,7 @@ from ..shapes import PixelShape
 from ..weights.build import load_transformer
 from .config import TransformerTraining
 from .data import generator, open_source
-from .distributed import World, shard, synchronised, whole
+from .distributed import World, synchronised
 from .flow import Draw, Flow, draw
 from .generate import Generator, Models
 from .latents import EncodedClip, Latents
@@ -64,14 +64,12 @@ class TransformerTask:
         if config.lora is not None:
             self.transformer.requires_grad_(False)
             self.lora = LoRALayers(self.transformer, config.lora)
-        if config.optimization.sharding == "fsdp" and world.size > 1:
-            shard(self.transformer.transformer_blocks, self.transformer)
         trained = [self.lora] if self.lora is not None else [self.transformer]
         if self.trains_text:
             trained.append(self.text.model)
         flow = Flow(self.transformer, self.text, self.trains_text)
         flow.lora = self.lora  # its factors must belong to what DistributedDataParallel wraps
-        self.objective = world.wrap(flow) if config.optimization.sharding == "ddp" else flow
+        self.objective = world.wrap(flow)
         if config.optimization.compile:
             self.transformer.compile()
         self.updater = Updater(trained, config.optimization)
@@ -233,7 +231,7 @@ class TransformerTask:
     def state(self) -> dict[str, Any]:
         trained = self.transformer if self.lora is None else self.lora
         return {
-            "weights": whole(trained.state_dict()),
+            "weights": tensors_of(trained),
             "text": tensors_of(self.text.model) if self.trains_text else None,
             "updater": self.updater.state(),
         }
@@ -249,15 +247,13 @@ class TransformerTask:
     def export(self, folder: Path) -> None:
         """model.safetensors (transformer and VAE) and text_encoder/, or the LoRA in both key styles."""
         with self._averaged():
-            trained = self.transformer if self.lora is None else self.lora
-            tensors = whole(trained.state_dict())
-            if not self.world.first:
-                return
             if self.lora is not None:
                 for style in ("diffusers", "comfyui"):
                     save_lora(folder / f"lora_{style}.safetensors", self.lora, style)
                 return
-            save_checkpoint_file(folder / "model.safetensors", tensors, self.transformer.config, self.vae)
+            save_checkpoint_file(
+                folder / "model.safetensors", tensors_of(self.transformer), self.transformer.config, self.vae
+            )
             if self.trains_text:
                 save_text_encoder(self.text, folder / "text_encoder")
 

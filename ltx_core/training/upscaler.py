@@ -128,6 +128,5 @@ class UpscalerTask:
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """upscaler.safetensors, as the released ones are."""
-        if self.world.first:
-            with self._averaged():
-                save_upsampler(folder / "upscaler.safetensors", tensors_of(self.upsampler), self.upsampler.config)
+        with self._averaged():
+            save_upsampler(folder / "upscaler.safetensors", tensors_of(self.upsampler), self.upsampler.config)

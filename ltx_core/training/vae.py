@@ -310,8 +310,6 @@ class VAETask:
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """vae.safetensors, with statistics measured over `statistics_clips` training clips."""
-        if not self.world.first:
-            return
         with self._averaged():
             tensors = tensors_of(self.vae)
             if not self.config.freeze_encoder:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import math
-import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,26 +237,32 @@ def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, tra
     assert steps == list(range(1, 21))
 
 
-def one_of_two(rank: int, port: int, runs: list[tuple[Path, Path]]) -> None:
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    for path, output in runs:
-        run_training(path, [f"output={output}"], Quiet())
+ONE_OF_TWO = """
+import json, sys
+from ltxkit.ltx_core.training.commands import run_training
+class Quiet:
+    note = result = step = progress = lambda *_: None
+for path, output in json.loads(sys.argv[1]):
+    run_training(path, ["output=" + output], Quiet())
+"""
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = [vae_config(tmp_path), transformer_config]
-    runs = [(path, tmp_path / f"{path.stem}-two") for path in paths]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=one_of_two, args=(rank, port, runs)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    runs = [(path, tmp_path / f"{path.stem}-two") for path in (vae_config(tmp_path), transformer_config)]
+    command = [sys.executable, "-c", ONE_OF_TWO, json.dumps([[str(path), str(output)] for path, output in runs])]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE) for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=150)[1].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], [error[-1500:] for error in errors]
     for path, output in runs:
         console = Quiet()
         final = run_training(path, [f"output={tmp_path}/{path.stem}-one"], console)
