@@ -32,9 +32,12 @@ class StoredTensor(Protocol):
 
 
 class Quantization(Protocol):
-    """One way to store weights. `name` is what `inspect` prints and what a loader's `quantization` option takes."""
+    """One way to store weights."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What `inspect` prints and what a loader's `quantization` option takes."""
+        ...
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
         """Whether a checkpoint, given by its state-dict keys, is stored this way."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -79,6 +79,7 @@ def load_transformer(
     dtype: torch.dtype | None = None,
     version: str | None = None,
     quantization: str | None = None,
+    data: bool = True,
     progress: Progress = silent,
 ) -> tuple[LTXTransformer, CheckpointInfo]:
     """A transformer in eval mode on the CPU, from a checkpoint, a transformer file or a diffusers folder.
@@ -87,6 +88,7 @@ def load_transformer(
         dtype: of the weights that are not quantized; None keeps the stored one, or takes bfloat16 where others are.
         version: a released version, where the file cannot say ("13b-0.9.8-dev").
         quantization: "fp8", "int8" or "nf4": what to make of the plain Linears in the blocks while they load.
+        data: False reads the header only: a model on meta, whose tensors have the shapes and dtypes that loading gives.
 
     Raises:
         CheckpointError: the file is damaged, incomplete or of another kind; the message names what it is.
@@ -94,7 +96,7 @@ def load_transformer(
             quantized already.
         UnsupportedError: weights stored in a way that LTXKit does not read.
     """
-    opened = _open(path, "transformer", version)
+    opened = _open(path, "transformer", version, data)
     model, used = _load(LTXTransformer, opened.description.transformer(), opened, dtype, quantization, progress)
     info = CheckpointInfo(
         path=opened.checkpoint.path,
@@ -109,24 +111,29 @@ def load_transformer(
 
 
 def load_vae(
-    path: Path | str, *, dtype: torch.dtype | None = None, version: str | None = None, progress: Progress = silent
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    version: str | None = None,
+    data: bool = True,
+    progress: Progress = silent,
 ) -> VideoVAE:
     """A video VAE in eval mode on the CPU, from a checkpoint, a VAE file or a diffusers folder.
 
     Arguments and errors as `load_transformer`.
     """
-    opened = _open(path, "vae", version)
+    opened = _open(path, "vae", version, data)
     return _load(VideoVAE, opened.description.vae(), opened, dtype, None, progress)[0]
 
 
 def load_upsampler(
-    path: Path | str, *, dtype: torch.dtype | None = None, progress: Progress = silent
+    path: Path | str, *, dtype: torch.dtype | None = None, data: bool = True, progress: Progress = silent
 ) -> LatentUpsampler:
     """A latent upscaler in eval mode on the CPU, from its file or diffusers folder.
 
     Arguments and errors as `load_transformer`.
     """
-    opened = _open(path, "upscaler", None)
+    opened = _open(path, "upscaler", None, data)
     return _load(LatentUpsampler, opened.description.upscaler(), opened, dtype, None, progress)[0]
 
 
@@ -150,8 +157,10 @@ class _Opened:
         return f"{self.part.name}, layout {self.part.naming}, {versions}"
 
 
-def _open(path: Path | str, name: Literal["transformer", "vae", "upscaler"], version: str | None) -> _Opened:
-    checkpoint = open_checkpoint(path)
+def _open(
+    path: Path | str, name: Literal["transformer", "vae", "upscaler"], version: str | None, data: bool
+) -> _Opened:
+    checkpoint = open_checkpoint(path) if data else without_data(open_checkpoint(path))
     layout = detect_layout(checkpoint.tensors)
     part = part_or_error(checkpoint, layout, name)
     description = describe(checkpoint, layout, version)
@@ -164,6 +173,21 @@ def _open(path: Path | str, name: Literal["transformer", "vae", "upscaler"], ver
     if unknown:
         logger.info("%s has metadata that LTXKit does not read: %s", checkpoint.path, ", ".join(unknown))
     return _Opened(checkpoint, layout, part, description)
+
+
+def without_data(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose tensors are on meta: they have a shape and a dtype, and nothing is read for them."""
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+    def read(key: str) -> Tensor:
+        info = checkpoint.tensors[key]
+        if "quant_state" in key:  # of bitsandbytes: a few bytes that describe another tensor
+            return checkpoint.read(key)
+        if info.dtype in dtypes:
+            return torch.empty(info.shape, dtype=dtypes[info.dtype], device="meta")
+        return torch.empty(info.nbytes, dtype=torch.uint8, device="meta")
+
+    return replace(checkpoint, files=(), read=read)
 
 
 def _load(
@@ -273,7 +297,11 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path | st
     if not problems:
         model.load_state_dict({name: tensors[name] for name in expected}, assign=True)
         # A buffer that is not in the state dict would stay on meta and fail, or worse, later on.
-        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        left = [
+            name
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            if tensor.is_meta and name not in expected
+        ]
         problems = _listed({"without a value": left})
     if problems:
         raise CheckpointError(

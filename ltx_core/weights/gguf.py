@@ -60,7 +60,9 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         entries = [_entry(reader) for _ in range(tensor_count)]
         alignment = int(values.get("general.alignment", _DEFAULT_ALIGNMENT))
         start = -(-reader.position // max(alignment, 1)) * max(alignment, 1)
-    tensors = {name: _placed(path, values, start, name, *rest) for name, *rest in entries}
+    tensors = {
+        name: _placed(path, values, name, shape, number, start + offset) for name, shape, number, offset in entries
+    }
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=0)
     if reader.size < end:
         raise reader.truncated(f"{end} bytes")
@@ -105,7 +107,7 @@ def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _placed(
-    path: Path, values: Mapping[str, Any], start: int, name: str, shape: tuple[int, ...], number: int, offset: int
+    path: Path, values: Mapping[str, Any], name: str, shape: tuple[int, ...], number: int, offset: int
 ) -> GGUFTensor:
     try:
         block_type = block_type_of(number)
@@ -123,7 +125,7 @@ def _placed(
             f"got {path} with {_ORIGINAL_SHAPE}{name} = {list(original)} for {prod(shape)} weights; expected as many; "
             "the header is damaged, download it again"
         )
-    return GGUFTensor(original, block_type, start + offset, nbytes)
+    return GGUFTensor(original, block_type, offset, nbytes)
 
 
 class _Reader:

@@ -81,4 +81,4 @@ def stream_safetensors(
 
 def _write(file: BinaryIO, tensor: Tensor) -> None:
     if tensor.numel():
-        file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
