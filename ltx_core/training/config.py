@@ -47,9 +47,9 @@ class Optimization:
     """How weights change.
 
     steps: updates of the weights. batch_size: clips per update, over all processes; each process takes its share, in
-    `accumulation` pieces. schedule: "linear" falls to `final` times the rate over the last `decay_steps`, and is constant
-    before, so that a run can be made longer; "cosine" falls all the way. optimizer: "muon" for weights with two or more axes
-    (AdamW for the others).
+    `accumulation` pieces. schedule: "linear" falls to `final` times the rate over the last `decay_steps`, and is
+    constant before, so that a run can be made longer; "cosine" falls all the way. optimizer: "muon" for weights with
+    two or more axes (AdamW for the others).
     ema_decay: 0 keeps no average.
     """
 
@@ -121,7 +121,8 @@ class VAETraining:
 
     model: the `vae` member of a released checkpoint's metadata.
     decoder_noise: largest noise level that the decoder sees, on normalised latents (0.2 in the example).
-    unlock_psnr: decoder noise and KL begin only after a validation reaches this many dB (None: at their `start`), because
+    unlock_psnr: decoder noise and KL begin only after a validation reaches this many dB (None: at their `start`),
+    because
         with either from the first step the latents can collapse.
     images_until_psnr: train on single frames until a validation of them reaches this many dB, then on clips.
     perceptual_weights: TorchScript file: (b, 3, h, w) pairs in [-1, 1] -> distance per pair.
@@ -170,8 +171,8 @@ class Text:
 class Noising:
     """Which noise levels are trained: logit-normal, shifted towards 1 by the number of tokens.
 
-    shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples with a
-    uniform level, so that the tails do not starve. stretch: percentile that is stretched to the ends.
+    shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples
+    with a uniform level, so that the tails do not starve. stretch: percentile that is stretched to the ends.
     """
 
     mean: float = 0.0

@@ -118,7 +118,7 @@ class MovingMNIST:
         member = shuffled(self.members, index, self.seed)
         rng = generator(self.seed, "moving mnist", index)
         start = int(torch.randint(self.videos.shape[1] - size.frames + 1, (), generator=rng))
-        grey = self.videos[member, start : start + size.frames].astype(np.float32) / np.float32(255)
+        grey = np.divide(self.videos[member, start : start + size.frames], 255, dtype=np.float32)
         return Sample(to_pixels(grey), self._caption(member, rng))
 
     def _caption(self, member: int, rng: torch.Generator) -> str:

@@ -82,7 +82,7 @@ def mnist_digits(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     images, labels = read_idx(find("train-images-idx3-ubyte")), read_idx(find("train-labels-idx1-ubyte"))
     if len(images) != len(labels):
         raise ConfigError(f"got {len(images)} images and {len(labels)} labels in {folder}; expected as many")
-    return images.astype(np.float32) / np.float32(255), labels.astype(np.int64)
+    return np.divide(images, 255, dtype=np.float32), labels.astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,8 @@ class World:
         parts = self.size * accumulation
         if batch_size % parts:
             raise ConfigError(
-                f"got batch_size {batch_size} for {self.size} processes with {accumulation} accumulated pieces; expected a "
+                f"got batch_size {batch_size} for {self.size} processes with {accumulation} accumulated pieces; "
+                f"expected a "
                 f"multiple of {parts}; use {-(-batch_size // parts) * parts}"
             )
         return batch_size // parts
@@ -75,7 +76,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def world() -> Generator[World]:
     """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     cuda = torch.cuda.is_available()

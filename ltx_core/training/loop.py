@@ -1,7 +1,7 @@
 """From step 0, or from the last checkpoint, to the last step: logs, validations, checkpoints.
 
-A run's folder holds config.yaml, log.jsonl, curves.png, validation/step_000100/..., checkpoints/step_000100/ and, at the end,
-final/. A checkpoint appears under its name only when it is complete.
+A run's folder holds config.yaml, log.jsonl, curves.png, validation/step_000100/..., checkpoints/step_000100/ and, at
+the end, final/. A checkpoint appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
     if not resume:
         if latest is not None:
             raise ConfigError(
-                f"got output {output}, which holds a run ({latest.name}); expected an empty folder; resume it, or choose another"
+                f"got output {output}, which holds a run ({latest.name}); expected an empty folder; resume it, "
+                f"or choose another"
             )
         if world.first:
             output.mkdir(parents=True, exist_ok=True)
@@ -225,7 +226,8 @@ def _check_finite(metrics: Mapping[str, float], step: int, config: Training, wor
         batch = world.indices(step, 0, config.optimization.batch_size, config.optimization.accumulation)
         latest = latest_checkpoint(config.output)
         raise TrainingError(
-            f"got {', '.join(bad)} that is not a number at step {step} (samples {batch.start} to {batch.stop - 1} first); expected "
+            f"got {', '.join(bad)} that is not a number at step {step} (samples {batch.start} to "
+            f"{batch.stop - 1} first); expected "
             f"finite losses; lower the learning rate and resume from {latest.name if latest else 'the start'}"
         )
 

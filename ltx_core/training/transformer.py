@@ -1,7 +1,7 @@
 """The transformer's training: what `ltxkit train` computes in one step, for whole models and for LoRA.
 
-Sources: LTX-Video paper (arXiv 2501.00103) section 2.2 to 2.4 (rectified flow, shifted logit-normal levels, first frames given
-with their own timestep).
+Sources: LTX-Video paper (arXiv 2501.00103) section 2.2 to 2.4 (rectified flow, shifted logit-normal levels, first
+frames given with their own timestep).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.transformer import LTXTransformer
@@ -64,7 +64,7 @@ class TransformerTask:
         if config.lora is not None:
             self.transformer.requires_grad_(False)
             self.lora = LoRALayers(self.transformer, config.lora)
-        trained = [self.lora] if self.lora is not None else [self.transformer]
+        trained: list[nn.Module] = [self.lora if self.lora is not None else self.transformer]
         if self.trains_text:
             trained.append(self.text.model)
         flow = Flow(self.transformer, self.text, self.trains_text)
@@ -98,7 +98,8 @@ class TransformerTask:
         model = LTXTransformer(transformer_config(config.model))
         if model.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
-                f"got model.in_channels {model.config.in_channels}; expected {self.vae.config.latent_channels}, the VAE's latent "
+                f"got model.in_channels {model.config.in_channels}; expected {self.vae.config.latent_channels}, "
+                f"the VAE's latent "
                 "channels; change it and out_channels"
             )
         restart(model)
@@ -120,7 +121,7 @@ class TransformerTask:
             text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
             if self.world.first:
                 self.world.barrier()
-        text.model.to(self.world.device)
+        nn.Module.to(text.model, self.world.device)
         return text
 
     # ----------------------------------------------------------------------------------------------------- one step
@@ -200,7 +201,7 @@ class TransformerTask:
     # ----------------------------------------------------------------------------------------------------- validation
 
     @torch.no_grad()
-    def validate(self, step: int, folder: Path | None) -> dict[str, float]:
+    def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
         """Loss on fixed clips with fixed noise, and clips of the configured prompts."""
         size = PixelShape(*self.config.data.sizes[0])
         with self._averaged():

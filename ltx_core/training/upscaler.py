@@ -26,7 +26,8 @@ from .pictures import save_pairs
 
 
 class Upscaling(nn.Module):
-    """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised latents."""
+    """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised
+    latents."""
 
     def __init__(self, upsampler: LatentUpsampler, vae: VideoVAE) -> None:
         super().__init__()

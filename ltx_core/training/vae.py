@@ -1,7 +1,8 @@
 """The VAE's training: what `ltxkit train-vae` computes in one step.
 
-Sources: LTX-Video paper (arXiv 2501.00103) section 2.1 for the losses and the denoising decoder. What the paper leaves open
-and what keeps the latents from collapsing was found by experiment: a data-dependent start, and ramps that wait.
+Sources: LTX-Video paper (arXiv 2501.00103) section 2.1 for the losses and the denoising decoder. What the paper
+leaves open and what keeps the latents from collapsing was found by experiment: a data-dependent start, and ramps
+that wait.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Reconstruction(nn.Module):
     def forward(
         self, pixels: Tensor, posterior_noise: Tensor, decoder_noise: Tensor, level: Tensor, injected: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """pixels (b 3 f h w); noises like the latents; level (b,). Returns losses (b,), reconstruction, latent means."""
+        """pixels (b 3 f h w); noises like the latents; level (b,). Returns losses (b,), reconstruction, latent
+        means."""
         vae = self.vae
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             posterior = vae.encode(pixels)
@@ -74,7 +76,7 @@ class VAETask:
         torch.manual_seed(config.seed)
         self.source = open_source(config.data, "train", config.seed, notes)
         self.validation = open_source(config.data, "validation", config.seed)
-        self.vae = self._start().to(world.device, memory_format=torch.channels_last_3d)
+        self.vae = self._start().to(world.device)
         self.vae.requires_grad_(True)
         if self.vae.config.timestep_conditioning:
             self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)
@@ -115,7 +117,8 @@ class VAETask:
         path = self.config.perceptual_weights
         if (path is None) != (self.config.perceptual.weight == 0):
             raise ConfigError(
-                f"got perceptual weight {self.config.perceptual.weight} and perceptual_weights {path}; expected both or neither; "
+                f"got perceptual weight {self.config.perceptual.weight} and perceptual_weights {path}; expected "
+                f"both or neither; "
                 "give a TorchScript file that compares two batches of pictures"
             )
         if path is None:
@@ -262,8 +265,10 @@ class VAETask:
             self.unlocked = step
         if spread < COLLAPSE_STD or found["posterior_std"] > 2 * spread:
             raise TrainingError(
-                f"got latents with a deviation of {spread:.3f} under posterior noise of {found['posterior_std']:.3f} at step {step}: "
-                "they collapsed; expected latents above their noise; start again with a smaller kl.weight, a later kl.start and "
+                f"got latents with a deviation of {spread:.3f} under posterior noise of "
+                f"{found['posterior_std']:.3f} at step {step}: "
+                "they collapsed; expected latents above their noise; start again with a smaller kl.weight, a "
+                "later kl.start and "
                 "decoder_noise.start, or unlock_psnr a few dB above the mean picture"
             )
         return found
