@@ -76,7 +76,7 @@ class VAETask:
         torch.manual_seed(config.seed)
         self.source = open_source(config.data, "train", config.seed, notes)
         self.validation = open_source(config.data, "validation", config.seed)
-        self.vae = self._start().to(world.device)
+        self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)
         self.vae.requires_grad_(True)
         if self.vae.config.timestep_conditioning:
             self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)

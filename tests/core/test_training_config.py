@@ -62,14 +62,14 @@ def test_wrong_keys_and_values_say_what_is_expected(override: str, message: str)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one of the presets .*digits-vae"):
+    with pytest.raises(ConfigError, match=r"one of the presets .*digits-vae"):
         load_config("no-such-preset")
     broken = tmp_path / "broken.yaml"
     broken.write_text("task: [vae", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no YAML"):
+    with pytest.raises(ConfigError, match=r"no YAML"):
         load_config(broken)
     broken.write_text("task: vae\noutput: x\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="without data, model, optimization"):
+    with pytest.raises(ConfigError, match=r"without data, model, optimization"):
         load_config(broken)
 
 
@@ -82,10 +82,10 @@ def test_overrides_and_numbers_with_an_exponent() -> None:
 def test_a_model_key_that_no_checkpoint_has_is_an_error() -> None:
     config = load_config("digits-vae", ["model.latent_chanels=4"])
     assert isinstance(config, VAETraining)
-    with pytest.raises(ConfigError, match="unknown vae.latent_chanels"):
+    with pytest.raises(ConfigError, match=r"unknown vae.latent_chanels"):
         vae_config(config.model)
     model = {key: value for key, value in config.model.items() if key != "patch_size"} | {"latent_chanels": 4}
-    with pytest.raises(ConfigError, match="no patch_size"):
+    with pytest.raises(ConfigError, match=r"no patch_size"):
         vae_config(model)
 
 

@@ -93,13 +93,13 @@ def test_mnist_idx_files(tmp_path: Path) -> None:
     config = Data(kind="mnist", path=tmp_path, sizes=((5, 32, 32),), glyph_size=28)
     assert open_source(config, "train", 0).sample(0, PixelShape(5, 32, 32)).pixels.shape == (3, 5, 32, 32)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(200))[:-3])
-    with pytest.raises(ConfigError, match="cut off"):
+    with pytest.raises(ConfigError, match=r"cut off"):
         open_source(config, "train", 0)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"hello")
-    with pytest.raises(ConfigError, match="does not start like an idx file"):
+    with pytest.raises(ConfigError, match=r"does not start like an idx file"):
         open_source(config, "train", 0)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(ConfigError, match="without train-labels"):
+    with pytest.raises(ConfigError, match=r"without train-labels"):
         open_source(config, "train", 0)
 
 
@@ -134,10 +134,10 @@ def test_published_moving_mnist_files(form: str, tmp_path: Path) -> None:
 def test_moving_mnist_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(b"no numpy")
-    with pytest.raises(ConfigError, match="numpy cannot read"):
+    with pytest.raises(ConfigError, match=r"numpy cannot read"):
         open_source(Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),)), "train", 0)
     np.save(path, np.zeros((3, 3)))
-    with pytest.raises(ConfigError, match="four axes"):
+    with pytest.raises(ConfigError, match=r"four axes"):
         open_source(Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),)), "train", 0)
 
 
@@ -192,15 +192,15 @@ def test_unusable_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
 
 
 def test_folders_without_anything_usable(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected a folder"):
+    with pytest.raises(ConfigError, match=r"expected a folder"):
         folder(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="no video"):
+    with pytest.raises(ConfigError, match=r"no video"):
         folder(tmp_path)
     (tmp_path / "captions.csv").write_text("file,caption\ngone.mp4,x\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="gone.mp4: named by the captions, but not there"):
+    with pytest.raises(ConfigError, match=r"gone.mp4: named by the captions, but not there"):
         folder(tmp_path)
     (tmp_path / "captions.csv").write_text("file,words\ngone.mp4,x\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="row 1 of .*captions.csv"):
+    with pytest.raises(ConfigError, match=r"row 1 of .*captions.csv"):
         folder(tmp_path)
 
 

@@ -336,7 +336,7 @@ def test_collapse_is_noticed(tmp_path: Path) -> None:
         conv.bias.zero_()
         assert task.updater.average is not None
         task.updater.average.values = [p.detach().clone() for p in task.updater.parameters]
-    with pytest.raises(TrainingError, match="collapsed; .* smaller kl.weight"):
+    with pytest.raises(TrainingError, match=r"collapsed; .* smaller kl.weight"):
         task.validate(1, None)
 
 
@@ -345,13 +345,13 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
     run_training(path, [], Quiet())
     with pytest.raises(ConfigError, match=r"optimization\.learning_rate was 0\.001, is 0\.01; expected the same"):
         run_training(path, ["optimization.learning_rate=0.01"], Quiet(), resume=True)
-    with pytest.raises(ConfigError, match="holds a run"):
+    with pytest.raises(ConfigError, match=r"holds a run"):
         run_training(path, [], Quiet())
     console = Quiet()
     run_training(path, ["optimization.steps=5", "logging.keep=1"], console, resume=True)  # longer is the same run
     assert [report.step for report in console.steps] == [5]
     assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000005"]
-    with pytest.raises(ConfigError, match="no checkpoint"):
+    with pytest.raises(ConfigError, match=r"no checkpoint"):
         run_training(path, [f"output={tmp_path}/new"], Quiet(), resume=True)
 
 
@@ -365,7 +365,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest
         save(value, path)
 
     monkeypatch.setattr(loop.torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left"):
         run_training(vae_config(tmp_path), [], Quiet())
     assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000002"]
     torch.load(tmp_path / "vae/checkpoints/step_000002/state.pt", weights_only=True)
@@ -376,7 +376,7 @@ def test_a_vae_without_statistics_is_refused(vae: Path, tmp_path: Path) -> None:
     model.per_channel_statistics.mean.zero_()
     model.per_channel_statistics.std.fill_(1)
     save_vae(tmp_path / "vae.safetensors", tensors_of(model), model.config)
-    with pytest.raises(CheckpointError, match="statistics were never measured"):
+    with pytest.raises(CheckpointError, match=r"statistics were never measured"):
         open_vae(tmp_path / "vae.safetensors")
 
 
