@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
 from ..ltx_core.memory.devices import memory
-from ..ltx_core.memory.placement import DevicePlacement, resident_blocks
+from ..ltx_core.memory.placement import DevicePlacement
+from ..ltx_core.memory.plan import Weights, resident_blocks
 from ..ltx_core.memory.streaming import block_stack, streamed
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
@@ -260,7 +261,7 @@ class ComfyUIHost:
             return 0 if block_stack(module) else None
         reserved = model_management.extra_reserved_memory()  # counted in `available` already
         work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
-        return resident_blocks(module, available - work)
+        return resident_blocks(Weights.of(module), available - work)
 
     def release(self, module: nn.Module) -> None:
         from comfy import model_management

@@ -10,11 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .copies import DeviceCopies, weight_bytes
+from .copies import DeviceCopies
 from .devices import best_device, memory
+from .plan import Weights, resident_blocks, room_for_weights
 from .streaming import block_stack, streamed
-
-MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
 
 
 class Placement(Protocol):
@@ -80,18 +79,4 @@ class DevicePlacement:
         available = None if self.device.type == "cpu" else memory(self.device)
         if available is None:
             return None
-        return resident_blocks(module, available.free - max(memory_required, int(MARGIN * available.total)))
-
-
-def resident_blocks(module: nn.Module, free: int) -> int | None:
-    """How many blocks of a module can stay on a device that has `free` bytes for weights.
-
-    None: the whole module fits, or it is no stack of blocks, which can only be placed as a whole.
-    """
-    found = block_stack(module)
-    total = weight_bytes(module)
-    if found is None or total <= free:
-        return None
-    sizes = [weight_bytes(block) for block in getattr(*found)]
-    outside = total - sum(sizes)
-    return max(0, min(len(sizes) - 1, (free - outside) // max(sizes) - 2))  # two more: one computes, one comes
+        return resident_blocks(Weights.of(module), room_for_weights(available.free, available.total, memory_required))

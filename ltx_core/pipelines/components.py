@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from .. import media
 from ..errors import ConfigError
+from ..memory.copies import weight_bytes
 from ..memory.devices import memory
-from ..memory.placement import MARGIN, DevicePlacement, weight_bytes
+from ..memory.placement import DevicePlacement
+from ..memory.plan import room_for_work
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..presets import PassPreset, Preset
+from ..presets import Preset
 from ..progress import Notes, Progress, log_note, silent
 from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
@@ -37,7 +39,7 @@ from .canvas import crop_chunks, on_canvas
 from .condition import Condition, fit_frames
 from .decode import decode_frames
 from .generate import EncodedPrompt, sample
-from .recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for
+from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for
 from .text import encode_prompts
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
 
@@ -144,7 +146,7 @@ class Components:
             notes(
                 f"Made with {size.frames} frames of {size.width}x{size.height} pixels, and cut to the size asked for."
             )
-        entries = _passes(self.recipe, two=two, steps=steps, guidance_scale=guidance_scale)
+        entries = passes_for(self.recipe, two=two, steps=steps, guidance_scale=guidance_scale)
         passes = [
             PassSettings(
                 self.transformer,
@@ -310,16 +312,6 @@ class Clip:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
 
 
-def _passes(recipe: Preset, *, two: bool, steps: int | None, guidance_scale: float | None) -> tuple[PassPreset, ...]:
-    """The recipe's entries for one or two passes; `steps` and `guidance_scale` change the first."""
-    first = (recipe.first_pass or recipe.one_pass) if two else recipe.one_pass
-    if steps is not None:
-        first = replace(first, num_inference_steps=steps, timesteps=None, skip_final_inference_steps=0)
-    if guidance_scale is not None:
-        first = replace(first, guidance_scale=(guidance_scale,))
-    return (first, recipe.second_pass or REFINE) if two else (first,)
-
-
 def _prepared(condition: Condition, asked: PixelShape, crf: int) -> Condition:
     """The condition at the size of the result and as H.264 leaves it: what the models were trained on."""
     frames = media.rgb_frames(condition.frames)[: asked.frames]
@@ -331,7 +323,7 @@ def _prepared(condition: Condition, asked: PixelShape, crf: int) -> Condition:
 def _room(placement: DevicePlacement, module: nn.Module) -> int | None:
     """Bytes for the activations of a module on an accelerator; None: main memory, of which the system has the say."""
     found = memory(placement.device) if placement.device.type != "cpu" else None
-    return None if found is None else found.free - weight_bytes(module) - int(MARGIN * found.total)
+    return None if found is None else room_for_work(found.free, found.total, weight_bytes(module))
 
 
 def _rate(fps: Fraction | float) -> Fraction:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError, UnsupportedError
+from ..memory.plan import sample_bytes, unpacks
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.conditioning import LatentCondition, add_native_guides, apply_conditions, initial_state
@@ -19,6 +20,7 @@ from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
 from ..sampling.samplers import EULER, SamplerSettings, integrate
 from ..sampling.schedules import check_sigmas
+from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from .condition import Condition, encode_conditions
 
@@ -133,6 +135,20 @@ def sample(
             "load it as bfloat16 or float32, and check LoRA strengths"
         )
     return result
+
+
+def _work(transformer: LTXTransformer, state: LatentState, lanes: int, *prompts: EncodedPrompt | None) -> int:
+    """Bytes that the passes through the transformer need beside its weights."""
+    samples, tokens, _ = state.latent.shape
+    return sample_bytes(
+        transformer.config,
+        samples=samples,
+        tokens=tokens,
+        lanes=lanes,
+        text_tokens=[prompt.embeddings.shape[1] for prompt in prompts if prompt is not None],
+        itemsize=transformer.dtype.itemsize,
+        unpacks=unpacks(transformer, transformer.dtype),
+    )
 
 
 def latent_mask(noise_mask: Tensor, latent: Tensor, frames_per_latent: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,6 +49,18 @@ def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
         also = ", ".join(others)
         return PRESETS[first], f"The file does not say which version it is: sampling as {first}; it may also be {also}."
     return PRESETS[first], f"Sampling as {first}."
+
+
+def passes_for(
+    recipe: Preset, *, two: bool, steps: int | None = None, guidance_scale: float | None = None
+) -> tuple[PassPreset, ...]:
+    """The recipe's entries for one or two passes; `steps` and `guidance_scale` change the first."""
+    first = (recipe.first_pass or recipe.one_pass) if two else recipe.one_pass
+    if steps is not None:
+        first = replace(first, num_inference_steps=steps, timesteps=None, skip_final_inference_steps=0)
+    if guidance_scale is not None:
+        first = replace(first, guidance_scale=(guidance_scale,))
+    return (first, recipe.second_pass or REFINE) if two else (first,)
 
 
 def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:

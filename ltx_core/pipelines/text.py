@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config import TextEncoderConfig
 from ..errors import UnsupportedError
+from ..memory.plan import text_bytes, unpacks
 from ..models.text_encoder import MAX_TOKENS, TextEncoder, TokenizedPrompt
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from .generate import EncodedPrompt
@@ -47,9 +47,11 @@ def encode_prompts(
                 f"The prompt has {tokens.total} tokens and the text encoder takes {MAX_TOKENS}; "
                 f'it does not see the end: "{tokens.cut_off}"'
             )
+    dtype = next(encoder.model.parameters()).dtype
+    work = text_bytes(encoder.config, MAX_TOKENS, dtype.itemsize, unpacks(encoder.model, dtype))
     progress(ProgressEvent(STAGE, 0, len(tokenized)))
     encoded: list[EncodedPrompt] = []
-    with placement(encoder.model, memory_required=_activation_bytes(encoder.config)) as device:
+    with placement(encoder.model, memory_required=work) as device:
         for tokens in tokenized:
             encoded.append(_encode(encoder, tokens, device))
             progress(ProgressEvent(STAGE, len(encoded), len(tokenized)))
@@ -67,10 +69,3 @@ def _encode(encoder: TextEncoder, tokens: TokenizedPrompt, device: torch.device)
             "load it as bfloat16 or float32"
         )
     return EncodedPrompt(embeddings, mask)
-
-
-def _activation_bytes(config: TextEncoderConfig) -> int:
-    """The largest that is alive at once, in float32: the hidden states and one feed-forward layer, or the attention."""
-    feed_forward = 3 * config.d_ff
-    attention = 4 * config.num_heads * config.d_kv + 3 * config.num_heads * MAX_TOKENS
-    return 4 * MAX_TOKENS * (3 * config.d_model + max(feed_forward, attention))

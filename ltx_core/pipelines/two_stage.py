@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from ..memory.plan import upscale_bytes
 from ..presets import DOWNSCALE_FACTOR
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.filters import adain
 from ..sampling.guidance import Guidance
 from ..sampling.noise import Noise
 from ..sampling.samplers import SamplerSettings
-from ..shapes import PixelShape, ScaleFactors
+from ..shapes import LatentShape, PixelShape, ScaleFactors
 from .condition import Condition
 from .generate import EncodedPrompt, sample
 
@@ -87,8 +88,9 @@ def upscale_latent(
     progress(ProgressEvent("upscale", 0, 1))
     latent = latent.float().cpu()
     raw = vae.un_normalize(latent)
-    with placement(upsampler) as device:
-        dtype = next(upsampler.parameters()).dtype
+    dtype = next(upsampler.parameters()).dtype
+    work = len(raw) * upscale_bytes(upsampler.config, LatentShape(*raw.shape[2:]), dtype.itemsize)
+    with placement(upsampler, memory_required=work) as device:
         upscaled = upsampler(raw.to(device, dtype)).float().cpu()
     result = adain(vae.normalize(upscaled), latent, adain_factor) if adain_factor else vae.normalize(upscaled)
     progress(ProgressEvent("upscale", 1, 1))

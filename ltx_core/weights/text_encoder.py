@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from ..errors import CheckpointError
 from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
 from ..progress import Progress, silent
 from ..quant.linear import QuantizedLinear
-from .build import assign, quantization_of, stored_tensors
+from .build import assign, quantization_of, stored_tensors, without_data
 from .containers import Checkpoint, TensorInfo, open_checkpoint
 from .infer import part_or_error
 from .layouts import Layout, Part, block_groups, detect_layout
 from .mapping import watch
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
 STAGE = "load text encoder"
 
@@ -73,11 +76,8 @@ def load_text_encoder(
     """
     path = Path(path)
     checkpoint = open_checkpoint(path)
-    layout = detect_layout(checkpoint.tensors)
-    part = _text_encoder_part(checkpoint, layout)
-    keys = _encoder_keys(part)
-    stored = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    config = text_encoder_config(stored, checkpoint.configs.get(part.prefix.rstrip("/"), {}), path)
+    part = _text_encoder_part(checkpoint, detect_layout(checkpoint.tensors))
+    config = _config(checkpoint, part)
     found = find_tokenizer(path, tokenizer, host_tokenizers)
     loaded_tokenizer = Tokenizer.from_file(found)
     if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
@@ -86,14 +86,42 @@ def load_text_encoder(
             f"{loaded_tokenizer.eos_id}; expected at most {config.vocab_size} pieces and {EOS_ID}, as {path} has; "
             "pass the tokenizer that belongs to this text encoder"
         )
-    model = build_t5(config)
-    chosen = quantization_of(path, stored, quantization, only="encoder.block.")
+    model = _load(checkpoint, part, config, dtype, quantization, progress)
+    return TextEncoder(model, loaded_tokenizer, config)
+
+
+def text_encoder_on_meta(
+    path: Path | str, *, dtype: torch.dtype | None = None, quantization: str | None = None
+) -> tuple[T5EncoderModel, TextEncoderConfig]:
+    """The encoder without its data, from the header alone; it needs no tokenizer. Otherwise as `load_text_encoder`."""
+    checkpoint = without_data(open_checkpoint(path))
+    part = _text_encoder_part(checkpoint, detect_layout(checkpoint.tensors))
+    config = _config(checkpoint, part)
+    return _load(checkpoint, part, config, dtype, quantization, silent), config
+
+
+def _config(checkpoint: Checkpoint, part: Part) -> TextEncoderConfig:
+    stored = {name: checkpoint.tensors[key] for name, key in _encoder_keys(part).items()}
+    return text_encoder_config(stored, checkpoint.configs.get(part.prefix.rstrip("/"), {}), checkpoint.path)
+
+
+def _load(
+    checkpoint: Checkpoint,
+    part: Part,
+    config: TextEncoderConfig,
+    dtype: torch.dtype | None,
+    quantization: str | None,
+    progress: Progress,
+) -> T5EncoderModel:
+    model, keys = build_t5(config), _encoder_keys(part)
+    stored = {name: checkpoint.tensors[key] for name, key in keys.items()}
+    chosen = quantization_of(checkpoint.path, stored, quantization, only="encoder.block.")
     tensors = stored_tensors(model, checkpoint, keys, chosen, dtype, stage=STAGE, progress=progress)
     tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
     _keep_from_overflow(model, tensors)
-    assign(model, tensors, source=path)
+    assign(model, tensors, source=checkpoint.path)
     watch(model, checkpoint.files)
-    return TextEncoder(model, loaded_tokenizer, config)
+    return model
 
 
 def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequence[Path] = ()) -> Path:

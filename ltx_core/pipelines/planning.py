@@ -1,0 +1,317 @@
+"""The memory plan of a run, from the headers of its files: which stages it has, at which sizes, in which tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config import TextEncoderConfig
+from ..errors import ConfigError
+from ..memory.devices import best_device, memory
+from ..memory.plan import (
+    Card,
+    Plan,
+    Stage,
+    Weights,
+    resident_blocks,
+    room_for_weights,
+    room_for_work,
+    sample_bytes,
+    text_bytes,
+    unpacks,
+    upscale_bytes,
+)
+from ..models.convolution import compute_dtype
+from ..models.text_encoder import MAX_TOKENS
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.vae_memory import decode_bytes, encode_bytes
+from ..models.video_vae import VideoVAE
+from ..presets import PassPreset, Preset
+from ..shapes import LatentShape, PixelShape
+from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.containers import DTYPE_NAMES, open_checkpoint
+from ..weights.layouts import detect_layout
+from ..weights.text_encoder import text_encoder_on_meta
+from .recipe import guidance_for, passes_for, recipe_for, sigmas_for
+from .tiling import Tiling, choose_tiling
+from .two_stage import first_pass_size
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """The models of a run, on meta or loaded: what the plan looks at is configs, shapes and dtypes.
+
+    text_encoder: the model and its config. converted: bytes that loading makes anew, beside the mapped files.
+    """
+
+    transformer: LTXTransformer
+    vae: VideoVAE
+    info: CheckpointInfo
+    text_encoder: tuple[nn.Module, TextEncoderConfig] | None = None
+    upscaler: LatentUpsampler | None = None
+    converted: int = 0
+
+    @cached_property
+    def weights(self) -> Mapping[str, Weights]:
+        """Bytes of every model, by its name in a plan."""
+        parts: dict[str, nn.Module | None] = {
+            "text encoder": self.text_encoder[0] if self.text_encoder else None,
+            "transformer": self.transformer,
+            "VAE encoder": self.vae.encoder,
+            "VAE decoder": self.vae.decoder,
+            "upscaler": self.upscaler,
+        }
+        return {name: Weights.of(part) for name, part in parts.items() if part is not None}
+
+
+def outline(
+    model: Path | str,
+    text_encoder: Path | str | None = None,
+    *,
+    vae: Path | str | None = None,
+    upscaler: Path | str | None = None,
+    version: str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+) -> Outline:
+    """The models in these files, from their headers; no weight is read. Arguments and errors as `Components.load`."""
+    transformer, info = load_transformer(model, dtype=dtype, version=version, quantization=quantization, data=False)
+    loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
+    loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None
+    encoder = text_encoder_on_meta(text_encoder, dtype=dtype) if text_encoder else None
+    parts = [
+        (model, "transformer", transformer),
+        (vae or model, "vae", loaded_vae),
+        (upscaler, "upscaler", loaded_upscaler),
+        (text_encoder, "text_encoder", encoder[0] if encoder else None),
+    ]
+    converted = sum(_converted_bytes(path, name, part) for path, name, part in parts if path and part is not None)
+    return Outline(transformer, loaded_vae, info, encoder, loaded_upscaler, converted)
+
+
+def _converted_bytes(path: Path | str, name: str, model: nn.Module) -> int:
+    """Bytes of a model (on meta) that are not as its file has them, so that loading takes memory for them."""
+    checkpoint = open_checkpoint(path)
+    part = detect_layout(checkpoint.tensors).parts[name]
+    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+    converted = 0
+    seen: set[int] = set()
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        origin = stored.get(key) or stored.get(f"{key.removesuffix('packed')}weight")
+        packed = origin is not None and origin.dtype not in DTYPE_NAMES.values()
+        same = origin is not None and origin.nbytes == tensor.nbytes
+        is_as_stored = same and (packed or origin is None or DTYPE_NAMES[tensor.dtype] == origin.dtype)
+        if not is_as_stored and id(tensor) not in seen:
+            seen.add(id(tensor))
+            converted += tensor.nbytes
+    return converted
+
+
+# --- cards ------------------------------------------------------------------------------------------------------------
+
+
+def card_here(device: str | torch.device | None = None) -> Card:
+    """The device that a run would take: `device`, or the best there is, with what is free on it now.
+
+    Raises:
+        ConfigError: nobody can say how much memory it has.
+    """
+    chosen = best_device() if device is None else torch.device(device)
+    found = memory(chosen)
+    if found is None:
+        raise ConfigError(
+            f"got {chosen}, whose memory this system does not tell; expected a size; say how many GiB there are"
+        )
+    is_cpu = chosen.type == "cpu"
+    return Card("main memory" if is_cpu else str(chosen), found.free, found.total, is_main_memory=is_cpu)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the planner would choose by itself.
+
+    branches: of a step of the (first) pass; None: as the recipe. resident: blocks of the transformer that stay.
+    tiling: of the decoder. text_tokens: length of a prompt. shows_picture: a picture is given as condition.
+    """
+
+    branches: int | None = None
+    resident: int | None = None
+    tiling: Tiling | None = None
+    text_tokens: int = MAX_TOKENS
+    shows_picture: bool = False
+
+
+AUTO = Choices()
+
+
+def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO) -> Plan:
+    """What a run at `size` (of the result, any) takes on `card`, in two passes where there is an upscaler.
+
+    Where it does not fit, the plan names the nearest sizes that do: the same length and shape but smaller, and the same
+    size but shorter.
+
+    Raises:
+        ConfigError: not even the smallest clip fits. ShapeError: a size that two passes cannot have.
+    """
+    found = _plan(models, size, card, choices)
+    if found.fits:
+        return found
+
+    def first(sizes: Iterator[PixelShape]) -> PixelShape | None:
+        return next((one for one in sizes if _plan(models, one, card, choices).fits), None)
+
+    smaller, shorter = first(_smaller(models, size)), first(_shorter(models, size))
+    if smaller is None and shorter is None:
+        least = _least(models, card, choices)
+        if not least.fits:
+            stage = max(least.stages, key=lambda stage: stage.peak)
+            raise ConfigError(
+                f"got {card.name}, {card.available / 1e9:.2f} GB of it to use; expected at least "
+                f"{least.peak / 1e9:.2f} GB, which the stage '{stage.name}' takes for the smallest clip; use a "
+                "quantized file (GGUF, fp8) or another device"
+            )
+    return replace(found, smaller=smaller, shorter=shorter)
+
+
+def _least(models: Outline, card: Card, choices: Choices) -> Plan:
+    """The plan of the smallest clip there is."""
+    scale = models.vae.config.scale_factors
+    side = 2 if models.upscaler is not None else 1
+    return _plan(models, PixelShape(1, side * scale.height, side * scale.width), card, choices)
+
+
+def _smaller(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
+    """Sizes of about the same shape, one row or column of cells less at a time."""
+    scale = models.vae.config.scale_factors
+    rows, columns = math.ceil(size.height / scale.height), math.ceil(size.width / scale.width)
+    least = 2 if models.upscaler is not None else 1  # of which two thirds are a cell
+    longer = max(rows, columns)
+    for cells in range(longer - 1, 0, -1):
+        height, width = (max(round(side * cells / longer), 1) for side in (rows, columns))
+        if min(height, width) >= least:
+            yield PixelShape(size.frames, height * scale.height, width * scale.width)
+
+
+def _shorter(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
+    step = models.vae.config.scale_factors.frames
+    for frames in range((size.frames - 2) // step * step + 1, 0, -step):
+        yield PixelShape(frames, size.height, size.width)
+
+
+def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Plan:
+    scale = models.vae.config.scale_factors
+    two = models.upscaler is not None
+    recipe, _ = recipe_for(models.info.versions)
+    entries = passes_for(recipe, two=two)
+    small = (first_pass_size(size, scale) if two else size.padded(scale)).latent(scale)
+    grids = [small, LatentShape(small.frames, 2 * small.height, 2 * small.width)][: len(entries)]
+    lanes = [_branches(models, entry, recipe, grid) for entry, grid in zip(entries, grids, strict=True)]
+    if choices.branches is not None:
+        lanes[0] = choices.branches
+
+    stages: list[Stage] = []
+    if models.text_encoder is not None:
+        stages.append(_text_stage(models, models.text_encoder, card, choices))
+    if choices.shows_picture:
+        picture = LatentShape(1, grids[-1].height, grids[-1].width)
+        stages.append(_vae_stage("encode", models, picture, card, None))
+    stages.append(_transformer_stage("sample", models, grids[0], lanes[0], card, choices))
+    if models.upscaler is not None:
+        stages.append(_upscale_stage(models, models.upscaler, grids[0], card))
+        stages.append(_transformer_stage("refine", models, grids[1], lanes[1], card, choices))
+    stages.append(_vae_stage("decode", models, grids[-1], card, choices.tiling))
+    weights = {name: part.total for name, part in models.weights.items()}
+    blocks = models.weights["transformer"].blocks
+    weights |= {
+        "transformer, outside the blocks": models.weights["transformer"].outside,
+        f"transformer, each of {len(blocks)} blocks": max(blocks, default=0),
+    }
+    return Plan(card, size, max(lanes), dict(sorted(weights.items())), models.converted, tuple(stages))
+
+
+def _branches(models: Outline, entry: PassPreset, recipe: Preset, grid: LatentShape) -> int:
+    """Most branches in one step of a pass, by the recipe."""
+    sigmas = sigmas_for(entry, models.info.scheduler, grid.tokens)
+    steps = guidance_for(entry, recipe).plan(sigmas, models.transformer.config.num_layers)
+    return max(len(step.branches) for step in steps)
+
+
+def _compute_dtype(stored: torch.dtype, card: Card) -> torch.dtype:
+    """The dtype in which a model computes on the card."""
+    return compute_dtype(torch.empty(0, dtype=stored)) if card.is_main_memory else stored
+
+
+def _held(weights: Weights, resident: int | None, card: Card) -> int:
+    return 0 if card.is_main_memory else weights.on_device(resident)
+
+
+def _stack_stage(name: str, model: str, weights: Weights, work: int, card: Card, asked: int | None) -> Stage:
+    """A stage whose model can be streamed."""
+    resident = asked if asked is not None and asked < len(weights.blocks) else None
+    if asked is None and not card.is_main_memory:
+        resident = resident_blocks(weights, room_for_weights(card.available, card.total, work))
+    held = _held(weights, resident, card)
+    return Stage(name, model, weights.total, held, len(weights.blocks), resident, work)
+
+
+def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
+    model, config = encoder
+    dtype = next(model.parameters()).dtype
+    work = text_bytes(config, choices.text_tokens, dtype.itemsize, unpacks(model, dtype))
+    return _stack_stage("encode text", "text encoder", models.weights["text encoder"], work, card, None)
+
+
+def _transformer_stage(
+    name: str, models: Outline, grid: LatentShape, lanes: int, card: Card, choices: Choices
+) -> Stage:
+    model = models.transformer
+    dtype = _compute_dtype(model.dtype, card)
+    work = sample_bytes(
+        model.config,
+        tokens=grid.tokens,
+        lanes=lanes,
+        text_tokens=[choices.text_tokens] * min(lanes, 2),
+        itemsize=dtype.itemsize,
+        unpacks=unpacks(model, dtype),
+    )
+    return _stack_stage(name, "transformer", models.weights["transformer"], work, card, choices.resident)
+
+
+def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
+    dtype = _compute_dtype(upscaler.initial_conv.weight.dtype, card)
+    weights = models.weights["upscaler"]
+    work = upscale_bytes(upscaler.config, grid, dtype.itemsize)
+    return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work)
+
+
+def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked: Tiling | None) -> Stage:
+    """Decoding or encoding, cut up as `decode_frames` and `encode_posterior` would."""
+    half = models.vae.decoder if name == "decode" else models.vae.encoder
+    part = f"VAE {'decoder' if name == 'decode' else 'encoder'}"
+    itemsize = _compute_dtype(half.conv_in.conv.weight.dtype, card).itemsize
+    weights = models.weights[part].total
+    need: Callable[..., int] = decode_bytes if name == "decode" else encode_bytes
+    need = partial(need, models.vae.config, itemsize=itemsize)
+    room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
+    tiling = asked or choose_tiling(grid, lambda largest, frames: need(largest, limit=frames), room)
+    work = need(tiling.largest(grid), limit=tiling.frames)
+    if card.is_main_memory and name == "decode" and len(tiling.tiles(grid.height, grid.width)) > 1:
+        work += math.prod(grid.pixels(models.vae.config.scale_factors)) * 3 * 4  # the clip, held until its last tile
+    held = _held(models.weights[part], None, card)
+    return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid))
+
+
+def _in_words(tiling: Tiling, grid: LatentShape) -> str:
+    count = len(tiling.tiles(grid.height, grid.width))
+    frames = f"{tiling.frames} {'frame' if tiling.frames == 1 else 'frames'} at once"
+    return frames if count == 1 else f"{count} tiles, {frames}"
