@@ -113,6 +113,15 @@ def workflow(repository: Path, small: Callable[[dict[str, Any]], dict[str, Any]]
     return lambda name: small(json.loads((repository / f"workflows/api/{name}.json").read_text()))
 
 
+@pytest.fixture(scope="session")
+def made_size() -> Callable[[str], tuple[int, int, int]]:
+    """made_size(name): frames, height and width of the video that the workflow makes, made small."""
+    clip = (21, 64, 96)  # of the file that the graphs load
+    sizes = {"video-to-video-2b": clip, "inpaint-2b": clip, "long-2b": (41, 64, 60), "two-stage-simple": (9, 96, 96)}
+    sizes |= dict.fromkeys(("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage"), (17, 96, 90))
+    return lambda name: sizes.get(name, (17, 64, 60))
+
+
 def _comfyui(variable: str, folder: str) -> ComfyUI:
     found = find_comfyui(variable, folder)
     if isinstance(found, str):

@@ -107,7 +107,9 @@ def test_models_in_extra_folders_are_listed(server: Server):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_workflow_runs(server: Server, workflow: Callable[[str], Graph], name: str):
+def test_every_workflow_runs(
+    server: Server, workflow: Callable[[str], Graph], made_size: Callable[[str], tuple[int, int, int]], name: str
+):
     from ltxkit.ltx_core import media
 
     prompt = workflow(name)
@@ -119,10 +121,7 @@ def test_every_workflow_runs(server: Server, workflow: Callable[[str], Graph], n
     assert {node: {**stored[node], "is_changed": None} for node in stored} == {
         node: {**prompt[node], "is_changed": None} for node in prompt
     }
-    wanted = next((node["inputs"] for node in prompt.values() if node["class_type"] in SIZES), {})
-    frames = media.read_video(file).frames
-    size = next((prompt[node]["inputs"] for node in prompt if prompt[node]["class_type"] == "ImageScale"), wanted)
-    assert frames.shape[:3] == (wanted["frames"], size["height"], size["width"])
+    assert media.read_video(file).frames.shape[:3] == made_size(name)
 
     samplers = [node for node in prompt if prompt[node]["class_type"] in SAMPLERS]
     assert {data["node"] for data in events.of("progress")} >= set(samplers)
@@ -134,8 +133,7 @@ def test_every_workflow_runs(server: Server, workflow: Callable[[str], Graph], n
     assert set(again.cached) == set(prompt)
 
 
-SIZES = ("LTXKitEmptyLatent", "LTXKitGenerateTwoStage")
-SAMPLERS = ("LTXKitSampleVideo", "LTXKitGenerateTwoStage")
+SAMPLERS = ("LTXKitSampleVideo", "LTXKitGenerateTwoStage", "LTXKitGenerateLongVideo")
 
 
 def test_a_model_with_another_latent_grid_runs_and_has_a_preview(server: Server, workflow: Callable[[str], Graph]):

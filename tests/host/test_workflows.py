@@ -14,16 +14,13 @@ from ltxkit.nodes.headless import Runner, all_nodes
 from ltxkit.nodes.host import PlainHost
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows/api").glob("*.json"))
-CLIP = (21, 64, 96)  # of the file that the graphs load
-SIZES = {"video-to-video-2b": CLIP, "inpaint-2b": CLIP, "long-2b": (41, 64, 60)}  # frames, height, width
-SIZES |= dict.fromkeys(("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage"), (17, 96, 90))
-SIZES |= {"two-stage-simple": (9, 96, 96)}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_it_runs(
     name: str,
     workflow: Callable[[str], dict[str, Any]],
+    made_size: Callable[[str], tuple[int, int, int]],
     models_folder: Path,
     fill_inputs: Callable[[Path], None],
     tmp_path: Path,
@@ -34,5 +31,5 @@ def test_it_runs(
     result = Runner(host, all_nodes()).run(prompt)
     ((entry,),) = [shown["images"] for shown in result.ui.values() if "animated" in shown]
     clip = media.read_video(tmp_path / "out" / entry["subfolder"] / entry["filename"])
-    assert tuple(clip.frames.shape[:3]) == SIZES.get(name, (17, 64, 60))
+    assert tuple(clip.frames.shape[:3]) == made_size(name)
     assert set(result.executed) == set(prompt)
