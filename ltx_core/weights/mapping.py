@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import weakref
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class MappedFile:
         if self._map is None:
             try:
                 self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                # Tensors keep the mapping; the descriptor is for `check_unchanged` only.
+                weakref.finalize(self, os.close, self._descriptor)
                 self.check_unchanged()
                 self._map = _map_privately(self._descriptor)
             except OSError as error:
@@ -61,11 +64,6 @@ class MappedFile:
         else:
             self.check_unchanged()
         return self._map
-
-    def __del__(self) -> None:
-        # Tensors keep the mapping; the descriptor is for `check_unchanged` only.
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
 
 
 def _size_and_time(found: os.stat_result) -> tuple[int, int]:

@@ -305,7 +305,10 @@ def test_where_versions_differ_the_user_is_asked(late: Path, tmp_path: Path) -> 
     for version, causal in (("2b-0.9.1", False), ("2b-0.9.6-dev", True)):
         model, info = load_transformer(alone, version=version)
         assert model.config.causal_temporal_positioning is causal
-        assert (info.version, info.notes) == (version, ())
+        assert info.version == version
+        (note,) = info.notes
+        assert "as in the given version" in note
+        assert f"transformer.causal_temporal_positioning = {causal}" in note
     assert "expected one of 2b-0.9.0" in message(load_transformer, alone, version="0.9.5")
     assert "28 layers; expected a 2b version" in message(load_transformer, alone, version="13b-0.9.8-dev")
 
