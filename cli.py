@@ -114,6 +114,12 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     files.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (auto: as stored)")
     files.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
+    files.add_argument(
+        "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
+    )
+    files.add_argument(
+        "--tile", type=int, metavar="CELLS", help="decode in tiles of so many latent cells (default: as `ltxkit plan`)"
+    )
 
     clip = parser.add_argument_group("clip")
     clip.add_argument("--prompt", required=True, help="what is to be seen")
@@ -167,6 +173,8 @@ def _generate(options: argparse.Namespace) -> None:
             version=options.version,
             dtype=_torch_dtype(options.dtype),
             device=options.device,
+            resident_blocks=options.resident_blocks,
+            tile=options.tile,
             progress=progress,
             notes=notes,
         )
@@ -259,6 +267,51 @@ def _convert(options: argparse.Namespace) -> None:
         if left:
             say(f"{len(left)} tensors have no place in this format: {', '.join(left[:5])}{' ...' if left[5:] else ''}")
     print(options.target)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="FILE", help="checkpoint, or transformer with --vae")
+    parser.add_argument("--vae", type=Path, metavar="FILE", help="where the VAE is, if the checkpoint has none")
+    parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")
+    parser.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
+    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (auto: as stored)")
+    parser.add_argument("--size", type=_size, default=(768, 512), metavar="WxH", help="in pixels (default 768x512)")
+    parser.add_argument("--frames", type=int, default=121, help="of the clip (default 121)")
+    parser.add_argument("--branches", type=int, help="of a step: 2 with guidance, 3 with STG (default: the recipe's)")
+    parser.add_argument("--image", action="store_true", help="the clip starts from a picture")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--card", type=float, metavar="GiB", help="memory of a card (default: what is here)")
+    where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
+    parser.add_argument("--resident-blocks", type=int, metavar="N", help="as of `generate`")
+    parser.add_argument("--tile", type=int, metavar="CELLS", help="as of `generate`")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .ltx_core.memory.plan import Card, format_plan
+    from .ltx_core.pipelines.planning import Choices, card_here, outline, plan
+    from .ltx_core.pipelines.tiling import Tiling
+    from .ltx_core.shapes import PixelShape
+
+    models = outline(
+        options.model,
+        options.text_encoder,
+        vae=options.vae,
+        upscaler=options.upscaler,
+        version=options.version,
+        dtype=_torch_dtype(options.dtype),
+    )
+    width, height = options.size
+    choices = Choices(
+        branches=options.branches,
+        resident=options.resident_blocks,
+        tiling=Tiling.square(options.tile),
+        shows_picture=options.image,
+    )
+    card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
+    found = plan(models, PixelShape(options.frames, height, width), card, choices)
+    print(json.dumps(found.to_json(), indent=2) if options.json else format_plan(found))
 
 
 def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
@@ -355,6 +408,7 @@ COMMANDS = (
     ),
     Command("run", "Run a ComfyUI workflow (API format) without ComfyUI.", _run_arguments, _run),
     Command("inspect", "Say what a weights file is; reads its header only.", _inspect_arguments, _inspect),
+    Command("plan", "Say what a run takes and what is where; reads headers only.", _plan_arguments, _plan),
     Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
     Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
     *map(_training_command, TRAINING_COMMANDS),

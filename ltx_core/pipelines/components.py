@@ -41,6 +41,7 @@ from .decode import decode_frames
 from .generate import EncodedPrompt, sample
 from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for
 from .text import encode_prompts
+from .tiling import Tiling
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
@@ -54,6 +55,7 @@ class Components:
     """The models of one checkpoint, loaded and checked to belong together.
 
     recipe: the settings it was meant to be used with. sources: what each part was loaded from, by name.
+    tiling: how clips are decoded; None: as the memory asks for.
     """
 
     transformer: LTXTransformer
@@ -64,6 +66,7 @@ class Components:
     recipe: Preset
     placement: DevicePlacement
     sources: Mapping[str, str]
+    tiling: Tiling | None = None
 
     @classmethod
     def load(
@@ -77,6 +80,8 @@ class Components:
         version: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        resident_blocks: int | None = None,
+        tile: int | None = None,
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Components:
@@ -86,6 +91,8 @@ class Components:
         tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
         version: the released version, such as "13b-0.9.8-dev", where the file does not say.
         dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is.
+        resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
+            latent cells of a side of the tiles to decode in. None: as `planning.plan` chooses.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is).
@@ -107,8 +114,9 @@ class Components:
             loaded_upscaler,
             info,
             recipe,
-            DevicePlacement(device),
+            DevicePlacement(device, resident_blocks=resident_blocks),
             {name: Path(path).name for name, path in files.items() if path},
+            Tiling.square(tile),
         )
 
     def generate(
@@ -276,6 +284,7 @@ class Clip:
             seed=self.seed + DECODE_SEED,
             placement=made_by.placement,
             tone_map_compression_ratio=self.settings["tone_map_compression_ratio"],
+            tiling=made_by.tiling,
             memory=_room(made_by.placement, made_by.vae.decoder),
             progress=progress,
         )

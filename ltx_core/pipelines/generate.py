@@ -108,9 +108,8 @@ def sample(
 
     total = len(sigmas) - 1
     progress(ProgressEvent(stage, 0, total))
-    most = max((len(step.branches) for step in plan), default=1)
-    needed = transformer.activation_bytes(b, state.latent.shape[1], most)
-    with placement(transformer, memory_required=needed) as device:
+    lanes = max((len(step.branches) for step in plan), default=1)
+    with placement(transformer, memory_required=_work(transformer, state, lanes, positive, negative)) as device:
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, positive, device)}

@@ -59,6 +59,11 @@ class Tiling:
                 f"positive sizes; leave a size out for no limit, and the halo at {HALO}"
             )
 
+    @classmethod
+    def square(cls, side: int | None) -> Tiling | None:
+        """Tiles of `side` x `side` latent cells; None for None."""
+        return None if side is None else cls(height=side, width=side)
+
     def tiles(self, height: int, width: int) -> list[tuple[Span, Span]]:
         """The tiles of `height` x `width` latent cells, row by row: (along the height, along the width)."""
         rows, columns = (list(self._spans(size, side)) for size, side in ((height, self.height), (width, self.width)))
