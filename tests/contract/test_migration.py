@@ -1,0 +1,89 @@
+"""docs/migration.md speaks of every parameter that people come with, and of nodes and inputs that we have."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ltxkit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.prompt import declared_inputs
+
+# Lightricks/LTX-Video 5260738, InferenceConfig of inference.py
+SCRIPT = re.findall(
+    r"\w+",
+    "prompt output_path pipeline_config seed height width num_frames frame_rate offload_to_cpu negative_prompt "
+    "input_media_path image_cond_noise_scale conditioning_media_paths conditioning_strengths conditioning_start_frames",
+)
+# Lightricks/ComfyUI-LTXVideo 36fdaf5 (2025-07-16), names of all INPUT_TYPES but those under tricks/
+NODES = re.findall(
+    r"\w+",
+    "vae timestep scale seed model width height num_frames guider sampler sigmas noise optional_cond_images "
+    "optional_cond_indices strength crop crf blur latents num_new_frames frame_overlap optional_guiding_latents "
+    "guiding_latents optional_cond_image samples1 samples2 overlap axis images grain_intensity saturation positive "
+    "negative latent image frame_idx blur_radius interpolation length batch_size reference factor samples "
+    "upscale_model spatial_upsample temporal_upsample start_index end_index latents1 latents2 masks guiding_latent "
+    "latent_idx guiding_strength temporal_tile_size temporal_overlap temporal_overlap_cond_strength horizontal_tiles "
+    "vertical_tiles spatial_overlap adain_factor optional_positive_conditionings optional_negative_index_latents "
+    "prompts clip invert_input_masks ignore_first_mask pooling_method grow_mask tapered_corners clamp_min clamp_max "
+    "llm_name image_captioner_name prompt prompt_enhancer max_resulting_tokens image_prompt use_fp8_attention "
+    "lora_name strength_model block_indices cfg stg rescale skip_steps_sigma_threshold cfg_star_rescale cfg_values "
+    "stg_scale_values stg_rescale_values stg_layers_indices preset latents_cond_strength boost_latent_similarity "
+    "images_cond_strengths last_frame_fix",
+)
+
+
+@pytest.fixture(scope="module")
+def page(repository: Path) -> str:
+    return (repository / "docs/migration.md").read_text()
+
+
+def named(text: str) -> set[str]:
+    return set(re.findall(r"`([\w./-]+)`", text))
+
+
+def section(page: str, title: str) -> str:
+    return page.partition(f"\n## {title}")[2].partition("\n## ")[0]
+
+
+def test_every_parameter_of_the_official_script_and_its_files_is_there(page: str, repository: Path):
+    recipes = json.loads((repository / "tests/data/official_recipes.json").read_text())
+    keys = {key for recipe in recipes.values() for key in recipe["settings"]}
+    keys |= {key for recipe in recipes.values() for part in recipe["settings"].values() for key in _keys(part)}
+    assert {*SCRIPT, *keys} - {"first_pass", "second_pass"} - named(section(page, "Lightricks/LTX-Video")) == set()
+
+
+def _keys(part: object) -> list[str]:
+    return list(part) if isinstance(part, dict) else []
+
+
+@pytest.mark.parametrize(
+    "name", ["LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline", "LTXLatentUpsamplePipeline"]
+)
+def test_every_parameter_of_the_diffusers_pipelines_is_there(page: str, name: str):
+    diffusers = pytest.importorskip("diffusers")
+    parameters = set(inspect.signature(getattr(diffusers, name).__call__).parameters) - {"self"}
+    assert parameters - named(section(page, "diffusers")) == set()
+
+
+def test_every_parameter_of_the_nodes_of_july_2025_is_there(page: str):
+    assert set(NODES) - named(section(page, "ComfyUI-LTXVideo")) == set()
+
+
+def test_our_nodes_and_their_inputs_exist(page: str, tmp_path: Path):
+    """`*Node*: a, b` names a node of ours and inputs of it."""
+    with use_host(PlainHost(tmp_path, tmp_path, tmp_path)):
+        inputs = {
+            NODE_DISPLAY_NAME_MAPPINGS[name].removesuffix(" (LTXKit)"): set(declared_inputs(node_class))
+            for name, node_class in NODE_CLASS_MAPPINGS.items()
+        }
+    templates = {"extend", "interpolate"}
+    assert set(re.findall(r"(?<!\*)\*([A-Z][^*|]+)\*(?!\*)", page)) <= set(inputs) | templates
+    pairs = re.findall(r"(?<!\*)\*([A-Z][^*|]+)\*: ((?:`\w+`(?:, )?)+)", page)
+    assert len(pairs) > 30
+    for node, listed in pairs:
+        assert set(re.findall(r"`(\w+)`", listed)) <= inputs[node], node
