@@ -26,7 +26,7 @@ from ltxkit.nodes.condition import AddCondition
 from ltxkit.nodes.host import PlainHost, use_host
 from ltxkit.nodes.latent import SLOW_MOTION, DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
-from ltxkit.nodes.sample import SampleVideo
+from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from ltxkit.nodes.text import EncodePrompt
 
@@ -299,6 +299,26 @@ def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any):
     assert slower["ltxkit_canvas"].fps == 24.0
     (images,) = DecodeVideo().run(slower, loaded[1], 0.05, 0.025, 0)
     assert images.shape == (29, 64, 60, 3)
+
+
+def test_two_checkpoints_make_the_two_passes(loaded: Any, prompts: Any, tiny_models: Callable[..., Path]):
+    """13B dev for the small pass, 2B distilled for the refining one, each with its own recipe."""
+    with use_host(PlainHost(tiny_models("13b"), Path(), Path())):
+        large, _ = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "13b-0.9.8-dev")
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    images, latent = GenerateTwoStage().run(
+        large, loaded[1], upscaler, *prompts, 70, 100, 2, 1, 1.0, 0.0, second_model=loaded[0]
+    )
+    assert images.shape == (2, 100, 70, 3)
+    assert latent["samples"].shape == (1, 128, 2, 4, 2)
+    assert "Sampling as 13b-0.9.8-dev." in everything()
+    assert "Sampling as 2b-0.9.8-distilled." in everything()
+
+
+def test_a_temporal_upscaler_cannot_make_two_passes(loaded: Any, prompts: Any):
+    (upscaler,) = LoadUpscaler().run("temporal.safetensors", "auto")
+    with pytest.raises(ConfigError, match="got a temporal upscaler; expected a spatial one"):
+        GenerateTwoStage().run(*loaded, upscaler, *prompts, 64, 96, 2, 1, 1.0, 0.0)
 
 
 def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,19 +83,25 @@ def test_the_clip_has_the_length_that_was_asked_for_and_stands_in_a_file(host: P
     assert "Every window: 2 steps" in said
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(host: PlainHost, parts: Any):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(host: PlainHost, parts: Any):
     whole, expected = long(parts, FOUR)
     expected_bytes = whole.path.read_bytes()
     for path in (host.folder("output") / FOLDER).iterdir():
         path.unlink()
 
-    def cancel(event: Any) -> None:
+    def die(event: Any) -> None:
         if event.stage == "window 3 of 4" and event.step == 1:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    host.report = cancel
-    with pytest.raises(KeyboardInterrupt):
-        long(parts, FOUR)
+    host.report = die
+    child = os.fork()
+    if child == 0:
+        try:
+            long(parts, FOUR)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list((host.folder("output") / FOLDER).iterdir())) == 2
     stages: set[str] = set()
     host.report = lambda event: stages.add(event.stage)
