@@ -6,6 +6,7 @@ from .condition import AddCondition
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
+from .plan import PlanMemory
 from .sample import GenerateTwoStage, SampleVideo
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from .text import EncodePrompt
@@ -14,6 +15,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitLoadModel": LoadModel,
     "LTXKitLoadTextEncoder": LoadTextEncoder,
     "LTXKitLoadUpscaler": LoadUpscaler,
+    "LTXKitPlanMemory": PlanMemory,
     "LTXKitEncodePrompt": EncodePrompt,
     "LTXKitEmptyLatent": EmptyLatent,
     "LTXKitAddCondition": AddCondition,
@@ -32,6 +34,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitLoadModel": "Load Model (LTXKit)",
     "LTXKitLoadTextEncoder": "Load Text Encoder (LTXKit)",
     "LTXKitLoadUpscaler": "Load Latent Upscaler (LTXKit)",
+    "LTXKitPlanMemory": "Plan Memory (LTXKit)",
     "LTXKitEncodePrompt": "Encode Prompt (LTXKit)",
     "LTXKitEmptyLatent": "Empty Latent (LTXKit)",
     "LTXKitAddCondition": "Condition (LTXKit)",

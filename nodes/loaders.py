@@ -63,15 +63,15 @@ def _weights_under(folder: Path) -> Iterator[Path]:
             yield from (here / file for file in files if file.endswith(SUFFIXES))
 
 
-def _path(name: str, kinds: Sequence[str]) -> Path:
+def model_path(name: str, kinds: Sequence[str]) -> Path:
     """The file that a loader's widget names (ConfigError with what there is, and where)."""
-    problem = _missing(name, kinds)
+    problem = missing_file(name, kinds)
     if problem:
         raise ConfigError(problem)
     return model_files(kinds)[name]
 
 
-def _missing(name: str, kinds: Sequence[str]) -> str | None:
+def missing_file(name: str, kinds: Sequence[str]) -> str | None:
     """Why there is no such file; None if there is one, or if the name comes through a link and is not known yet."""
     files = model_files(kinds)
     if name in files or not name:
@@ -119,17 +119,17 @@ class LoadModel(sockets.Node):
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name: str = "", vae_name: str = "") -> bool | str:
-        missing_vae = None if vae_name == SAME_FILE else _missing(vae_name, VAE_KINDS)
-        return _missing(model_name, MODEL_KINDS) or missing_vae or True
+        missing_vae = None if vae_name == SAME_FILE else missing_file(vae_name, VAE_KINDS)
+        return missing_file(model_name, MODEL_KINDS) or missing_vae or True
 
     @classmethod
     def IS_CHANGED(cls, model_name: str, vae_name: str, **_: Any) -> str:
-        vae_path = [] if vae_name == SAME_FILE else [_path(vae_name, VAE_KINDS)]
-        return _stamp(_path(model_name, MODEL_KINDS), *vae_path)
+        vae_path = [] if vae_name == SAME_FILE else [model_path(vae_name, VAE_KINDS)]
+        return _stamp(model_path(model_name, MODEL_KINDS), *vae_path)
 
     def run(self, model_name: str, vae_name: str, dtype: str, version: str) -> tuple[sockets.Model, VideoVAE]:
-        path = _path(model_name, MODEL_KINDS)
-        vae_path = path if vae_name == SAME_FILE else _path(vae_name, VAE_KINDS)
+        path = model_path(model_name, MODEL_KINDS)
+        vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
         progress = host().progress()
         transformer, info = load_transformer(path, dtype=DTYPES[dtype], version=release, progress=progress)
@@ -165,15 +165,15 @@ class LoadTextEncoder(sockets.Node):
 
     @classmethod
     def VALIDATE_INPUTS(cls, text_encoder_name: str = "") -> bool | str:
-        return _missing(text_encoder_name, TEXT_ENCODER_KINDS) or True
+        return missing_file(text_encoder_name, TEXT_ENCODER_KINDS) or True
 
     @classmethod
     def IS_CHANGED(cls, text_encoder_name: str, **_: Any) -> str:
-        return _stamp(_path(text_encoder_name, TEXT_ENCODER_KINDS))
+        return _stamp(model_path(text_encoder_name, TEXT_ENCODER_KINDS))
 
     def run(self, text_encoder_name: str, dtype: str, keep_on_device: bool) -> tuple[sockets.Encoder]:
         encoder = load_text_encoder(
-            _path(text_encoder_name, TEXT_ENCODER_KINDS),
+            model_path(text_encoder_name, TEXT_ENCODER_KINDS),
             dtype=DTYPES[dtype],
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
@@ -206,12 +206,12 @@ class LoadUpscaler(sockets.Node):
 
     @classmethod
     def VALIDATE_INPUTS(cls, upscaler_name: str = "") -> bool | str:
-        return _missing(upscaler_name, UPSCALER_KINDS) or True
+        return missing_file(upscaler_name, UPSCALER_KINDS) or True
 
     @classmethod
     def IS_CHANGED(cls, upscaler_name: str, **_: Any) -> str:
-        return _stamp(_path(upscaler_name, UPSCALER_KINDS))
+        return _stamp(model_path(upscaler_name, UPSCALER_KINDS))
 
     def run(self, upscaler_name: str, dtype: str) -> tuple[LatentUpsampler]:
-        path = _path(upscaler_name, UPSCALER_KINDS)
+        path = model_path(upscaler_name, UPSCALER_KINDS)
         return (load_upsampler(path, dtype=DTYPES[dtype], progress=host().progress()),)

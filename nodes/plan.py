@@ -1,0 +1,106 @@
+"""The node that says what a run will take before anything is loaded."""
+
+# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ltx_core.memory.plan import Card, format_plan
+from ..ltx_core.pipelines.planning import Choices, card_here, outline, plan
+from ..ltx_core.presets import PRESETS
+from ..ltx_core.shapes import PixelShape
+from . import sockets
+from .host import host
+from .loaders import (
+    DTYPE_TOOLTIP,
+    DTYPES,
+    FROM_FILE,
+    MODEL_KINDS,
+    SAME_FILE,
+    TEXT_ENCODER_KINDS,
+    UPSCALER_KINDS,
+    VAE_KINDS,
+    missing_file,
+    model_files,
+    model_path,
+)
+from .widgets import choice, decimal, integer
+
+NONE = "none"
+
+
+class PlanMemory(sockets.Node):
+    CATEGORY = "LTXKit/loaders"
+    DESCRIPTION = (
+        "Says what a run will take: bytes of weights and of work at every stage, what stays on the card and what is "
+        "streamed, and, where it does not fit, the nearest size that does. Reads headers only; nothing is loaded."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "vram", "memory", "out of memory", "oom", "plan", "card"]
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("plan",)
+    OUTPUT_TOOLTIPS = ("The plan as text.",)
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model_name": choice(model_files(MODEL_KINDS), "The model that you would load."),
+                "vae_name": choice([SAME_FILE, *model_files(VAE_KINDS)], "Where its VAE is."),
+                "text_encoder_name": choice([NONE, *model_files(TEXT_ENCODER_KINDS)], "The text encoder, to count it."),
+                "upscaler_name": choice([NONE, *model_files(UPSCALER_KINDS)], "A latent upscaler makes two passes."),
+                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
+                "version": choice([FROM_FILE, *PRESETS], "Which release it is; only for files that do not say."),
+                "width": integer(768, 16, 16384, "Width of the result in pixels."),
+                "height": integer(512, 16, 16384, "Height of the result in pixels."),
+                "frames": integer(121, 1, 100000, "Length of the result in frames."),
+                "branches": integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe."),
+                "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device that is here."),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, model_name: str = "", vae_name: str = "", text_encoder_name: str = "", upscaler_name: str = ""
+    ) -> bool | str:
+        chosen = (
+            (model_name, MODEL_KINDS, ""),
+            (vae_name, VAE_KINDS, SAME_FILE),
+            (text_encoder_name, TEXT_ENCODER_KINDS, NONE),
+            (upscaler_name, UPSCALER_KINDS, NONE),
+        )
+        problems = [missing_file(name, kinds) for name, kinds, left_out in chosen if name != left_out]
+        return next((problem for problem in problems if problem), True)
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        return float("nan")  # what is free on the device changes without a change of inputs
+
+    def run(
+        self,
+        model_name: str,
+        vae_name: str,
+        text_encoder_name: str,
+        upscaler_name: str,
+        dtype: str,
+        version: str,
+        width: int,
+        height: int,
+        frames: int,
+        branches: int,
+        card_gib: float,
+    ) -> tuple[str]:
+        models = outline(
+            model_path(model_name, MODEL_KINDS),
+            None if text_encoder_name == NONE else model_path(text_encoder_name, TEXT_ENCODER_KINDS),
+            vae=None if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS),
+            upscaler=None if upscaler_name == NONE else model_path(upscaler_name, UPSCALER_KINDS),
+            version=None if version == FROM_FILE else version,
+            dtype=DTYPES[dtype],
+        )
+        card = Card.of_size(int(card_gib * 2**30)) if card_gib else card_here()
+        text = format_plan(plan(models, PixelShape(frames, height, width), card, Choices(branches=branches or None)))
+        host().say(text)
+        return (text,)
