@@ -352,7 +352,8 @@ def test_activation_bytes_are_about_what_a_forward_takes(
 
 @torch.no_grad()
 def test_bfloat16_weights_compute_in_float32_on_cpus_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers are those of a float32 model, bit for bit, and the weights stay as they are stored."""
+    """The numbers are those of a float32 model, and the weights stay as they are stored."""
+    monkeypatch.setattr("ltxkit.ltx_core.models.linear.SLICE", 300)
     monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: torch.float32)
     torch.manual_seed(0)
     model = LTXTransformer(CONFIG).to(torch.bfloat16).eval().requires_grad_(False)
@@ -361,7 +362,7 @@ def test_bfloat16_weights_compute_in_float32_on_cpus_without_bfloat16(monkeypatc
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     model.float()
     (expected,) = run(model, given, Branch(model.prepare_text(given.positive)))
-    assert torch.equal(found, expected)
+    assert relative(found, expected) <= 1e-5
 
 
 # Training
