@@ -62,15 +62,15 @@ class FourBitLinear(QuantizedLinear):
         self.register_buffer("nested_quant_map", torch.empty(256, device="meta") if nested else None)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        indices = torch.stack((self.packed >> 4, self.packed & 15), dim=-1).flatten()
-        levels = self.quant_map[indices.int()]
+        # A byte is a pair of levels: one look-up for two weights.
+        high, low = self.quant_map.repeat_interleave(16), self.quant_map.repeat(16)
+        weights = torch.stack((high, low), dim=-1)[self.packed.int()].flatten()[: self.out_features * self.in_features]
         scale = self._block_scales()
-        count = self.out_features * self.in_features
-        if count % self.block_size:  # the last block is a short one
-            scale = scale.repeat_interleave(self.block_size)[:count]
-            return (levels[:count] * scale).to(dtype).view(self.out_features, self.in_features)
-        blocks = levels.view(-1, self.block_size) * scale.unsqueeze(1)
-        return blocks.to(dtype).view(self.out_features, self.in_features)
+        if weights.numel() % self.block_size:  # the last block is a short one
+            weights *= scale.repeat_interleave(self.block_size)[: weights.numel()]
+        else:
+            weights.view(-1, self.block_size).mul_(scale.unsqueeze(1))
+        return weights.to(dtype).view(self.out_features, self.in_features)
 
     def _block_scales(self) -> Tensor:
         if self.nested_absmax is None or self.nested_quant_map is None:

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 
+# Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number.
+_AT_A_TIME = 1 << 24
+
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
 _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -41,7 +44,11 @@ def dequantize(packed: Tensor, block_type: BlockType, shape: tuple[int, ...], dt
         dtype: of the result; the arithmetic is float32.
     """
     blocks = packed.reshape(-1, block_type.bytes_per_block)
-    return block_type.unpack(blocks).to(dtype).reshape(shape)
+    weights = torch.empty((len(blocks), block_type.weights_per_block), dtype=dtype, device=packed.device)
+    step = _AT_A_TIME // block_type.weights_per_block
+    for part, into in zip(blocks.split(step), weights.split(step), strict=True):
+        into.copy_(block_type.unpack(part))
+    return weights.view(shape)
 
 
 # --- pieces of a block ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ltxkit.ltx_core.errors import UnsupportedError
+from ltxkit.ltx_core.quant import ggml_blocks
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, block_type_of, dequantize
 
 QUANTIZED = [name for name in BLOCK_TYPES if name not in ("F32", "F16", "BF16")]
@@ -25,6 +26,15 @@ def test_every_quantized_type_equals_the_gguf_package(
     got = dequantize(torch.from_numpy(blocks).flatten(), BLOCK_TYPES[name], shape, torch.float32)
     assert got.shape == shape
     assert np.array_equal(got.numpy().ravel().view(np.uint32), expected.ravel().view(np.uint32))
+
+
+def test_large_tensors_are_unpacked_in_parts(
+    random_blocks: Callable[[str, int], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = torch.from_numpy(random_blocks("Q4_K", 11)).flatten()
+    whole = dequantize(packed, BLOCK_TYPES["Q4_K"], (11, 256), torch.bfloat16)
+    monkeypatch.setattr(ggml_blocks, "_AT_A_TIME", 4 * 256)
+    assert torch.equal(dequantize(packed, BLOCK_TYPES["Q4_K"], (11, 256), torch.bfloat16), whole)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
