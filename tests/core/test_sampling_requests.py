@@ -43,7 +43,7 @@ class NoVAE:
         return latent
 
 
-def cell_means(vae, frames, *, placement):
+def cell_means(vae, frames, **_):
     """In the place of an encoder: refuses what it refuses; each latent cell is the mean of its pixels."""
     grid = PixelShape(*frames.shape[:3]).latent(vae.scale_factors)
     means = torch.nn.functional.adaptive_avg_pool3d(frames.movedim(-1, 0)[None, :CHANNELS], tuple(grid))
