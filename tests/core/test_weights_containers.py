@@ -62,6 +62,32 @@ def test_a_file_gives_its_header_and_mapped_tensors(file: Path) -> None:
         checkpoint.tensor("c")
 
 
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_data_may_start_anywhere_and_stays_mapped(tmp_path: Path, padding: int) -> None:
+    """Not every writer pads its header."""
+    values = torch.randn(64, 48)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [64, 48], "data_offsets": [0, values.nbytes]}}).encode()
+    header += b" " * (-len(header) % 8 + padding)
+    path = raw(tmp_path / "x.safetensors", header, values.numpy().tobytes())
+    stored = open_checkpoint(path).tensor("w")
+    assert stored.data_ptr() % 4 == padding % 4
+    assert torch.equal(stored, values)
+    torch.testing.assert_close(stored @ stored.T, values @ values.T)
+    torch.testing.assert_close(stored.to(torch.bfloat16), values.to(torch.bfloat16))
+
+
+def test_a_file_beyond_memory_and_swap_opens(tmp_path: Path) -> None:
+    size = 1 << 42
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path = raw(tmp_path / "x.safetensors", header)
+    try:
+        with path.open("r+b") as file:
+            file.truncate(8 + len(header) + size)
+    except OSError:
+        pytest.skip("no sparse files of four terabytes here")
+    assert int(open_checkpoint(path).tensor("w")[-1]) == 0
+
+
 def test_opening_reads_the_header_only(file: Path) -> None:
     """The data may be anything, as long as it is there."""
     header = file.read_bytes()[: 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]]
