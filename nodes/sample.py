@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.canvas import on_canvas
+from ..ltx_core.pipelines.canvas import on_canvas, pad_to
 from ..ltx_core.pipelines.clip_statistics import motion_settings
 from ..ltx_core.pipelines.condition import Condition, fit_frames
 from ..ltx_core.pipelines.generate import sample
@@ -132,7 +132,7 @@ class SampleVideo(sockets.Node):
             settings=_settings(recipe, sampler, condition_noise, levels),
             conditions=_placed(shown, canvas.size if canvas else size, size),
             vae=None if vae is None else sockets.received(sockets.VAE, vae, "vae"),
-            noise_mask=latent.get("noise_mask"),
+            noise_mask=_mask_on_grid(latent.get("noise_mask"), canvas, size),
             keyframe_idxs=values.get("keyframe_idxs"),
             progress=host().progress(),
             notes=host().say,
@@ -240,6 +240,19 @@ def _guidance(guidance: Any) -> Guidance:
 
 def _placed(conditions: Any, asked: PixelShape, grid: PixelShape) -> list[Condition]:
     return [on_canvas(one, asked, grid) for one in sockets.received(sockets.CONDITION, conditions, "conditions")]
+
+
+def _mask_on_grid(mask: Tensor | None, canvas: sockets.Canvas | None, size: PixelShape) -> Tensor | None:
+    """A noise mask of pictures (f, [1,] h, w) that was made for the canvas, continued to its grid as the clip is."""
+    if mask is None or canvas is None or mask.ndim not in (3, 4):
+        return mask
+    pictures = mask.reshape(-1, *mask.shape[-2:], 1)
+    frames, height, width, _ = pictures.shape
+    if frames == canvas.size.frames:
+        frames = size.frames
+    if (height, width) == (canvas.size.height, canvas.size.width):
+        height, width = size.height, size.width
+    return pad_to(pictures, PixelShape(frames, height, width))[..., 0]
 
 
 def _recipe(model: sockets.Model, *, say: bool) -> Preset:

@@ -151,6 +151,21 @@ def test_video_to_video_keeps_more_the_later_it_starts(loaded: Any, prompts: Any
     assert 0 < changes[0] < changes[1]
 
 
+def test_a_mask_of_the_clip_fits_its_grid(loaded: Any, prompts: Any):
+    """15 frames of 44x64 are made as 17 of 64x64, the clip in the middle: column 36 becomes 46, and the second cell takes
+    the value of column 47. Of 44 columns stretched to two cells it would take that of column 33."""
+    (latent,) = EncodeVideo().run(frames(15, width=44), loaded[1], 24.0)
+    mask = torch.zeros(15, 64, 44)
+    mask[9:, :, 36:] = 1
+    result = sampled(loaded, prompts, {**latent, "noise_mask": mask[:, None]})["samples"]
+    changed = (result != latent["samples"]).any(dim=1)[0]
+    assert changed.shape == (3, 2, 2)
+    assert changed.nonzero().tolist() == [[2, 0, 1], [2, 1, 1]]
+    by_hand = torch.zeros(1, 1, 3, 2, 2)
+    by_hand[:, :, 2, :, 1] = 1
+    assert torch.equal(sampled(loaded, prompts, {**latent, "noise_mask": by_hand})["samples"], result)
+
+
 def test_levels_of_the_official_script_are_an_option(loaded: Any, prompts: Any):
     (shown,) = AddCondition().run(frames(), 0, 0.7, "crop", crf=0)
     own, official = (
