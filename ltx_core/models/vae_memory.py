@@ -14,6 +14,7 @@ from ..shapes import LatentShape
 from .video_vae import STREAM_FRAMES
 
 KERNEL = 27  # cells of a 3x3x3 convolution
+UNCOUNTED = 1.06  # measured: small tensors that the count below leaves out are up to 5.7 % of the peak (test models)
 WEIGHT_COPIES = 2  # measured with oneDNN, which turns a weight into channels-last memory and that into its own blocks
 
 
@@ -22,7 +23,7 @@ class _Walk:
 
     def __init__(self, frames: int, cells: int, width: int, limit: int | None) -> None:
         self.frames, self.cells, self.width, self.limit = frames, cells, width, limit
-        self.kept = self.waiting = self.work = self.weight = 0
+        self.kept = self.waiting = self.work = 0
 
     @property
     def piece(self) -> int:
@@ -37,8 +38,8 @@ class _Walk:
         """A convolution to `out` channels beside `alive` tensors of its input; its output exists `inflated` times."""
         padded = (self.piece + 2) * self.width
         inputs, outputs = alive * self.piece * self.width, inflated * self.piece * out
-        self.work = max(self.work, (inputs + padded + outputs) * self.cells)
-        self.weight = max(self.weight, KERNEL * self.width * out)
+        weight = KERNEL * self.width * out
+        self.work = max(self.work, (inputs + padded + outputs) * self.cells + WEIGHT_COPIES * weight)
         if self.streams:
             self.kept += 2 * self.width * self.cells
 
@@ -50,7 +51,7 @@ class _Walk:
             self.kept += 2 * width * self.cells  # the shortcut waits for two convolutions that look ahead
 
     def elements(self) -> int:
-        return self.kept + self.waiting + self.work + WEIGHT_COPIES * self.weight
+        return int(UNCOUNTED * (self.kept + self.waiting + self.work))
 
 
 def decode_bytes(

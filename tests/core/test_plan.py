@@ -1,0 +1,216 @@
+"""The memory plan: its bytes are the models' bytes, its choices are those of the placement, its advice holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltxkit import cli
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.memory import devices, placement
+from ltxkit.ltx_core.memory.copies import weight_bytes
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks
+from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
+from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
+from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.shapes import PixelShape
+from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
+
+GIB = 2**30
+HD = PixelShape(121, 704, 1216)
+Files = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def true_size(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Files with the headers of the released ones, and holes where the weights were."""
+    data = repository / "tests" / "data" / "manifests"
+    variants = json.loads((data / "variants.json").read_text())
+    folder = tmp_path_factory.mktemp("true-size")
+
+    def write(path: Path, shapes: Mapping[str, list[int]], dtype: str, metadata: Mapping[str, str]) -> Path:
+        header: dict[str, object] = {"__metadata__": metadata}
+        offset = 0
+        for name, shape in shapes.items():
+            end = offset + 2 * math.prod(shape)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+        return path
+
+    def get(name: str) -> Path:
+        path = folder / f"{name}.safetensors"
+        if path.exists():
+            return path
+        if name == "t5xxl":
+            return write(path, json.loads((data / "t5xxl.json").read_text())["transformers"], "BF16", {})
+        shapes: dict[str, list[int]] = {}
+        for part in variants[name]["parts"]:
+            shapes |= json.loads((data / f"{part}.single_file.json").read_text())
+        config = variants[name]["config"]
+        return write(path, shapes, "BF16", {"config": json.dumps(config.get("upscaler", config))})
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def large(true_size: Files) -> Outline:
+    return outline(true_size("13b-0.9.8-dev"), true_size("t5xxl"))
+
+
+def test_bytes_are_those_of_the_loaded_models(tiny_models: Callable[..., Path]) -> None:
+    folder = tiny_models()
+    checkpoint, text = folder / "checkpoints/ltxv-tiny.safetensors", folder / "text_encoders/t5-tiny"
+    upscaler = folder / "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"
+    for dtype in (None, torch.bfloat16, torch.float32):
+        planned = outline(checkpoint, text, upscaler=upscaler, dtype=dtype)
+        vae = load_vae(checkpoint, dtype=dtype)
+        loaded = {
+            "transformer": load_transformer(checkpoint, dtype=dtype)[0],
+            "VAE encoder": vae.encoder,
+            "VAE decoder": vae.decoder,
+            "upscaler": load_upsampler(upscaler, dtype=dtype),
+            "text encoder": load_text_encoder(text, dtype=dtype).model,
+        }
+        assert {name: part.total for name, part in planned.weights.items()} == {
+            name: weight_bytes(part) for name, part in loaded.items()
+        }
+        assert all(parameter.is_meta for parameter in planned.transformer.parameters())
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+def test_bytes_of_what_is_quantized_while_it_loads(tiny_models: Callable[..., Path], quantization: str) -> None:
+    checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
+    planned = outline(checkpoint, quantization=quantization)
+    loaded, _ = load_transformer(checkpoint, quantization=quantization)
+    assert planned.weights["transformer"] == Weights.of(loaded)
+    assert planned.converted >= sum(planned.weights["transformer"].blocks) // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "transformer", "layers"), [("2b-0.9.8-distilled", 3.85e9, 28), ("13b-0.9.8-dev", 26.09e9, 48)]
+)
+def test_bytes_of_the_released_files(true_size: Files, name: str, transformer: float, layers: int) -> None:
+    """3.85 and 26.09 GB are the published sizes, less the VAE (1.247 billion parameters)."""
+    planned = outline(true_size(name))
+    with torch.device("meta"):
+        model = LTXTransformer(planned.transformer.config).to(torch.bfloat16)
+    weights = planned.weights["transformer"]
+    assert weights == Weights.of(model)
+    assert (weights.total, len(weights.blocks)) == (pytest.approx(transformer, rel=2e-3), layers)
+    assert planned.converted == 0
+
+
+def test_more_pixels_frames_or_branches_never_take_less(large: Outline) -> None:
+    def peaks(*sizes: PixelShape, branches: int | None = None) -> list[int]:
+        cards = Card.of_size(80 * GIB)
+        return [plan(large, size, cards, Choices(branches)).stage("sample").activations for size in sizes]
+
+    for grown in (
+        [PixelShape(frames, 704, 1216) for frames in (1, 9, 65, 121, 257)],
+        [PixelShape(121, side, side) for side in (64, 256, 512, 1024)],
+    ):
+        assert peaks(*grown) == sorted(peaks(*grown))
+        decoding = [plan(large, size, Card.of_size(80 * GIB)).stage("decode").activations for size in grown]
+        assert decoding == sorted(decoding)
+    one, two, three = (peaks(HD, branches=count)[0] for count in (1, 2, 3))
+    assert one < two < three
+
+
+def test_the_advice_holds(large: Outline) -> None:
+    card = Card.of_size(4 * GIB)
+    found = plan(large, HD, card)
+    assert not found.fits
+    assert found.smaller is not None
+    assert found.shorter is not None
+    for fitting, step in ((found.smaller, None), (found.shorter, 8)):
+        assert plan(large, fitting, card).fits
+        larger = (
+            replace(fitting, frames=fitting.frames + step)
+            if step
+            else PixelShape(121, round(22 * (fitting.width // 32 + 1) / 38) * 32, fitting.width + 32)
+        )
+        assert not plan(large, larger, card).fits
+    assert found.smaller.width / found.smaller.height == pytest.approx(HD.width / HD.height, rel=0.05)
+    assert f"{found.smaller.width}x{found.smaller.height}, 121 frames" in format_plan(found)
+    fits = plan(large, HD, Card.of_size(24 * GIB))
+    assert (fits.fits, fits.smaller, fits.shorter) == (True, None, None)
+
+
+def test_a_card_below_the_minimum_is_refused_in_words(large: Outline) -> None:
+    with pytest.raises(ConfigError, match=r"got 1 GiB card.*expected at least \d+\.\d\d GB.*quantized file"):
+        plan(large, HD, Card.of_size(GIB))
+
+
+def test_what_fits_stays_and_the_rest_is_streamed(large: Outline) -> None:
+    resident = []
+    for gib in (6, 8, 12, 16, 24, 48):
+        found = plan(large, HD, Card.of_size(gib * GIB))
+        stage = found.stage("sample")
+        resident.append(48 if stage.resident is None else stage.resident)
+        assert found.fits
+        assert stage.held == large.weights["transformer"].on_device(stage.resident)
+    assert resident == sorted(resident)
+    assert (resident[0], resident[-1]) == (0, 48)
+    asked = plan(large, HD, Card.of_size(24 * GIB), Choices(resident=7, tiling=Tiling.square(8)))
+    assert asked.stage("sample").resident == 7
+    assert "tiles" in asked.stage("decode").tiling
+
+
+def test_placement_does_what_was_planned(tiny_models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = load_transformer(tiny_models() / "checkpoints/ltxv-tiny.safetensors")
+    weights = Weights.of(model)
+    free = weights.total - max(weights.blocks) // 2
+    monkeypatch.setattr(placement, "memory", lambda device: devices.Memory(free + 5000, 8 * 5000))
+    planned = resident_blocks(weights, free)
+    assert planned is not None
+    with DevicePlacement("meta")(model, memory_required=5000):
+        blocks = [part for part in model.modules() if isinstance(part, TransformerBlock)]  # iterating would bring them
+        assert sum(all(p.is_meta for p in block.parameters()) for block in blocks) == planned
+
+
+def test_weights_on_the_device() -> None:
+    weights = Weights(100, (10, 10, 10, 10))
+    assert [weights.on_device(resident) for resident in (0, 1, 3, 4, None)] == [120, 130, 140, 140, 140]
+    assert [resident_blocks(weights, free) for free in (0, 129, 130, 139, 140)] == [0, 0, 1, 1, None]
+
+
+def test_two_passes_and_a_picture_have_stages_of_their_own(true_size: Files) -> None:
+    models = outline(true_size("13b-0.9.8-dev"), upscaler=true_size("spatial-0.9.8"))
+    found = plan(models, HD, Card.of_size(24 * GIB), Choices(shows_picture=True))
+    assert [stage.name for stage in found.stages] == ["encode", "sample", "upscale", "refine", "decode"]
+    assert found.stage("sample").activations < found.stage("refine").activations
+
+
+def test_on_the_cpu_weights_stay_in_their_files(large: Outline) -> None:
+    found = plan(large, HD, Card("main memory", 16 * GIB, 16 * GIB, is_main_memory=True))
+    assert found.fits
+    assert {stage.held for stage in found.stages} == {0}
+    assert found.peak == found.stage("sample").activations
+
+
+def test_the_command(true_size: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(true_size("2b-0.9.8-distilled")), "--card", "6", "--size", "1216x704"]
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert found["peak"] == max(stage["peak"] for stage in found["stages"])
+    assert found["weights"]["transformer"] == pytest.approx(3.85e9, rel=2e-3)
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "it fits" in text
+    assert "transformer whole" in text
+    assert cli.main([*arguments[:2], "--card", "0.7"]) == 2
+    assert "expected at least" in capsys.readouterr().err
