@@ -140,7 +140,7 @@ class Components:
 
         width, height, frames: of the result, any; what the VAE cannot have is padded and cut off again.
         fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass.
-        conditions: pictures and clips to show. crf: their H.264 compression (`media.compress`), 0 for none.
+        conditions: pictures and clips to show. crf: H.264 compression of those that say none, see `media.compress`.
 
         Raises:
             ShapeError, ConfigError: a size or setting that cannot work.
@@ -179,7 +179,7 @@ class Components:
             passes,
             encoded[0],
             encoded[1] if len(encoded) > 1 else None,
-            [on_canvas(_prepared(condition, asked, crf), asked, canvas) for condition in conditions],
+            [on_canvas(_prepared(condition, crf), asked, canvas) for condition in conditions],
             size=size,
             fps=float(rate),
             noise=SeededNoise(seed),
@@ -321,12 +321,9 @@ class Clip:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
 
 
-def _prepared(condition: Condition, asked: PixelShape, crf: int) -> Condition:
-    """The condition at the size of the result and as H.264 leaves it: what the models were trained on."""
-    frames = media.rgb_frames(condition.frames)[: asked.frames]
-    frames = media.resize(frames, asked.height, asked.width, condition.resize)
-    frames = fit_frames(frames, asked.height, asked.width, "fit")  # continues the edges, where the policy was "fit"
-    return replace(condition, frames=media.compress(frames, crf))
+def _prepared(condition: Condition, crf: int) -> Condition:
+    """The condition with three channels, and with a compression: its own if it has one."""
+    return replace(condition, frames=media.rgb_frames(condition.frames), crf=condition.crf or crf)
 
 
 def _room(placement: DevicePlacement, module: nn.Module) -> int | None:

@@ -99,7 +99,7 @@ def test_two_passes_come_out_as_asked(two_pass: Components, repository: Path) ->
     assert clip.latent.shape[2:] == (3, 4, 6)  # 96x64 twice as large
     assert frames_of(clip).shape == (10, 100, 150, 3)
     stages = list(dict.fromkeys(event.stage for event in events))
-    assert stages == ["encode text", "sample", "upscale", "refine"]
+    assert stages == ["encode text", "encode", "sample", "upscale", "refine"]
     assert len(clip.settings["passes"]) == 2
 
 

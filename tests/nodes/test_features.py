@@ -152,8 +152,8 @@ def test_video_to_video_keeps_more_the_later_it_starts(loaded: Any, prompts: Any
 
 
 def test_a_mask_of_the_clip_fits_its_grid(loaded: Any, prompts: Any):
-    """15 frames of 44x64 are made as 17 of 64x64, the clip in the middle: column 36 becomes 46, and the second cell takes
-    the value of column 47. Of 44 columns stretched to two cells it would take that of column 33."""
+    """15 frames of 44x64 are made as 17 of 64x64, the clip in the middle: column 36 becomes 46, and the second cell
+    takes the value of column 47. Of 44 columns stretched to two cells it would take that of column 33."""
     (latent,) = EncodeVideo().run(frames(15, width=44), loaded[1], 24.0)
     mask = torch.zeros(15, 64, 44)
     mask[9:, :, 36:] = 1
