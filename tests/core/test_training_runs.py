@@ -237,23 +237,28 @@ def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, tra
     assert steps == list(range(1, 21))
 
 
+# Each run has a port of its own: a process that is quicker to the second run must not find the store of the first.
 ONE_OF_TWO = """
-import json, sys
+import json, os, sys
 from ltxkit.ltx_core.training.commands import run_training
 class Quiet:
     note = result = step = progress = lambda *_: None
-for path, output in json.loads(sys.argv[1]):
+for path, output, port in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = str(port)
     run_training(path, ["output=" + output], Quiet())
 """
 
 
 def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     runs = [(path, tmp_path / f"{path.stem}-two") for path in (vae_config(tmp_path), transformer_config)]
-    command = [sys.executable, "-c", ONE_OF_TWO, json.dumps([[str(path), str(output)] for path, output in runs])]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    arguments = [[str(path), str(output), port] for (path, output), port in zip(runs, ports, strict=True)]
+    command = [sys.executable, "-c", ONE_OF_TWO, json.dumps(arguments)]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     processes = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE) for rank in range(2)
     ]
