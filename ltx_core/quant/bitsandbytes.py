@@ -126,6 +126,8 @@ class BitsAndBytes:
                 return {f"{stem}.packed": tensor}
             if role == "SCB":
                 return {f"{stem}.scale_weight": tensor.float() / INT8_LEVELS}
+            if tensor.is_meta and (role == "weight_format" or _STATE in key):
+                return {}  # only headers are read
             if role == "weight_format":
                 return _row_major(key, tensor)
             if key in four_bit:

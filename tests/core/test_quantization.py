@@ -217,6 +217,10 @@ def test_transformer(storage: str, container: str, transformer: LTXTransformer, 
     expected = velocity(reference)
     assert float(expected.std()) > 0.1
     assert (velocity(model) - expected).abs().max() <= 1e-5
+    shapes, _ = load_transformer(path, dtype=torch.float32, version=VERSION, data=False)
+    assert {key: (t.shape, t.dtype) for key, t in shapes.state_dict().items()} == {
+        key: (t.shape, t.dtype) for key, t in model.state_dict().items()
+    }
     linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     assert len(linears) >= (0 if name is None else LAYERS * 10)
     before = velocity(model)
