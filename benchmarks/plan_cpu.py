@@ -10,6 +10,7 @@ weights are in memory before the measurement starts. Linux only.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import random
@@ -123,6 +124,7 @@ def measured(case: dict) -> int:
     grid = LatentShape(*case["grid"])
     run(outline, case, LatentShape(2, 2, 2))
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free already must not hide what the run takes
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
     before = resident("VmRSS")
     run(outline, case, grid)

@@ -37,7 +37,7 @@ from ..presets import PassPreset, Preset
 from ..shapes import LatentShape, PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
 from ..weights.containers import DTYPE_NAMES, open_checkpoint
-from ..weights.layouts import detect_layout
+from ..weights.layouts import PartName, detect_layout
 from ..weights.text_encoder import text_encoder_on_meta
 from .recipe import guidance_for, passes_for, recipe_for, sigmas_for
 from .tiling import Tiling, choose_tiling
@@ -86,7 +86,7 @@ def outline(
     loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
     loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None
     encoder = text_encoder_on_meta(text_encoder, dtype=dtype) if text_encoder else None
-    parts = [
+    parts: list[tuple[Path | str | None, PartName, nn.Module | None]] = [
         (model, "transformer", transformer),
         (vae or model, "vae", loaded_vae),
         (upscaler, "upscaler", loaded_upscaler),
@@ -96,7 +96,7 @@ def outline(
     return Outline(transformer, loaded_vae, info, encoder, loaded_upscaler, converted)
 
 
-def _converted_bytes(path: Path | str, name: str, model: nn.Module) -> int:
+def _converted_bytes(path: Path | str, name: PartName, model: nn.Module) -> int:
     """Bytes of a model (on meta) that are not as its file has them, so that loading takes memory for them."""
     checkpoint = open_checkpoint(path)
     part = detect_layout(checkpoint.tensors).parts[name]
