@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: made by benchmarks/run.py -->", "<!-- benchmarks: end -->"
 
-NAMES = ("transformer_cpu", "vae_cpu", "memory_2b", "gpu")  # scripts beside this file, in the order of the README
+NAMES = tuple(sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("protocol", "run")))
 
 
 def rendered() -> str:
@@ -39,7 +39,7 @@ def readme_with_tables() -> str:
 
 def runnable() -> list[str]:
     """What this machine can run."""
-    return [name for name in NAMES if name != "gpu" or torch.cuda.is_available()]
+    return [name for name in NAMES if not name.startswith("gpu") or torch.cuda.is_available()]
 
 
 def main() -> int:

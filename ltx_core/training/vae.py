@@ -76,7 +76,8 @@ class VAETask:
         torch.manual_seed(config.seed)
         self.source = open_source(config.data, "train", config.seed, notes)
         self.validation = open_source(config.data, "validation", config.seed)
-        self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)
+        # torch's stubs do not know `memory_format` alone.
+        self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)  # pyright: ignore[reportCallIssue]
         self.vae.requires_grad_(True)
         if self.vae.config.timestep_conditioning:
             self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)
