@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .condition import AddCondition
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
-from .loaders import LoadModel, LoadTextEncoder, LoadUpscaler
+from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
 from .plan import PlanMemory
 from .sample import GenerateTwoStage, SampleVideo
@@ -15,6 +15,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitLoadModel": LoadModel,
     "LTXKitLoadTextEncoder": LoadTextEncoder,
     "LTXKitLoadUpscaler": LoadUpscaler,
+    "LTXKitApplyLoRA": ApplyLoRA,
     "LTXKitPlanMemory": PlanMemory,
     "LTXKitEncodePrompt": EncodePrompt,
     "LTXKitEmptyLatent": EmptyLatent,
@@ -34,6 +35,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitLoadModel": "Load Model (LTXKit)",
     "LTXKitLoadTextEncoder": "Load Text Encoder (LTXKit)",
     "LTXKitLoadUpscaler": "Load Latent Upscaler (LTXKit)",
+    "LTXKitApplyLoRA": "LoRA (LTXKit)",
     "LTXKitPlanMemory": "Plan Memory (LTXKit)",
     "LTXKitEncodePrompt": "Encode Prompt (LTXKit)",
     "LTXKitEmptyLatent": "Empty Latent (LTXKit)",

@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ltxkit")
 
-MODEL_FOLDERS = ("checkpoints", "diffusion_models", "vae", "text_encoders", "latent_upscale_models", "upscale_models")
+MODEL_FOLDERS = (
+    "checkpoints",
+    "diffusion_models",
+    "vae",
+    "text_encoders",
+    "latent_upscale_models",
+    "upscale_models",
+    "loras",
+)
 # Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
 ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
 

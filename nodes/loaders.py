@@ -1,4 +1,4 @@
-"""Nodes that load: model and VAE, text encoder, latent upscaler."""
+"""Nodes that load: model and VAE, text encoder, latent upscaler, LoRA."""
 
 # ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
 # pyright: reportIncompatibleMethodOverride=false
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,31 @@ from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.presets import PRESETS
+from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
 from .host import host
-from .widgets import choice, switch
+from .widgets import choice, decimal, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
+OF_MODEL = "those of the model"
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 
 MODEL_KINDS = ("checkpoints", "diffusion_models")
 VAE_KINDS = ("vae", "checkpoints")
 TEXT_ENCODER_KINDS = ("text_encoders",)
 UPSCALER_KINDS = ("latent_upscale_models", "upscale_models")
+LORA_KINDS = ("loras",)
 
+AS_STORED = "as stored"
+QUANTIZATION_TOOLTIP = (
+    "How to hold the large weights. as stored: what the file has (GGUF and fp8 files stay as they are). fp8 and int8 "
+    "halve a bf16 file's memory, nf4 quarters it."
+)
 DTYPE_TOOLTIP = "Type of the weights. auto: as stored, which takes the least memory."
 
 
@@ -86,6 +96,10 @@ def _stamp(*paths: Path) -> str:
     return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in (path.stat() for path in paths))
 
 
+def _quantization(widget: str) -> str | None:
+    return None if widget == AS_STORED else widget
+
+
 # ------------------------------------------------------------------------------------------------ nodes
 
 
@@ -114,7 +128,8 @@ class LoadModel(sockets.Node):
                     [FROM_FILE, *PRESETS],
                     "Which release it is; only for files that do not say. It decides the recommended settings.",
                 ),
-            }
+            },
+            "optional": {"quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)},
         }
 
     @classmethod
@@ -127,12 +142,16 @@ class LoadModel(sockets.Node):
         vae_path = [] if vae_name == SAME_FILE else [model_path(vae_name, VAE_KINDS)]
         return _stamp(model_path(model_name, MODEL_KINDS), *vae_path)
 
-    def run(self, model_name: str, vae_name: str, dtype: str, version: str) -> tuple[sockets.Model, VideoVAE]:
+    def run(
+        self, model_name: str, vae_name: str, dtype: str, version: str, quantization: str = AS_STORED
+    ) -> tuple[sockets.Model, VideoVAE]:
         path = model_path(model_name, MODEL_KINDS)
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
         progress = host().progress()
-        transformer, info = load_transformer(path, dtype=DTYPES[dtype], version=release, progress=progress)
+        transformer, info = load_transformer(
+            path, dtype=DTYPES[dtype], version=release, quantization=_quantization(quantization), progress=progress
+        )
         vae = load_vae(vae_path, dtype=DTYPES[dtype], version=release, progress=progress)
         for note in info.notes:
             host().say(note)
@@ -160,7 +179,8 @@ class LoadTextEncoder(sockets.Node):
                 "keep_on_device": switch(
                     False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
                 ),
-            }
+            },
+            "optional": {"quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)},
         }
 
     @classmethod
@@ -171,10 +191,13 @@ class LoadTextEncoder(sockets.Node):
     def IS_CHANGED(cls, text_encoder_name: str, **_: Any) -> str:
         return _stamp(model_path(text_encoder_name, TEXT_ENCODER_KINDS))
 
-    def run(self, text_encoder_name: str, dtype: str, keep_on_device: bool) -> tuple[sockets.Encoder]:
+    def run(
+        self, text_encoder_name: str, dtype: str, keep_on_device: bool, quantization: str = AS_STORED
+    ) -> tuple[sockets.Encoder]:
         encoder = load_text_encoder(
             model_path(text_encoder_name, TEXT_ENCODER_KINDS),
             dtype=DTYPES[dtype],
+            quantization=_quantization(quantization),
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
@@ -215,3 +238,51 @@ class LoadUpscaler(sockets.Node):
     def run(self, upscaler_name: str, dtype: str) -> tuple[LatentUpsampler]:
         path = model_path(upscaler_name, UPSCALER_KINDS)
         return (load_upsampler(path, dtype=DTYPES[dtype], progress=host().progress()),)
+
+
+class ApplyLoRA(sockets.Node):
+    CATEGORY = "LTXKit/loaders"
+    DESCRIPTION = (
+        "Adds a LoRA to a model, beside its weights and never into them; chain nodes for several. Key styles of "
+        "diffusers, Lightricks' trainer, ComfyUI, Kohya and finetrainers are understood, DoRA and full differences too."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "distilled lora", "LoraLoaderModelOnly"]
+    RETURN_TYPES = (sockets.MODEL,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model with the LoRA, for Sample or another LoRA.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": link(sockets.MODEL, "From Load Model."),
+                "lora_name": choice(model_files(LORA_KINDS), "A file in models/loras."),
+                "strength": decimal(1.0, -10.0, 10.0, 0.01, "0 leaves the model as it is."),
+                "allow_partial": switch(
+                    False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
+                ),
+                "settings": choice(
+                    [OF_MODEL, *PRESETS],
+                    "Whose recommended settings Sample uses: a distilled LoRA makes a dev model a distilled one.",
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str = "") -> bool | str:
+        return missing_file(lora_name, LORA_KINDS) or True
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
+        return _stamp(model_path(lora_name, LORA_KINDS))
+
+    def run(
+        self, model: sockets.Model, lora_name: str, strength: float, allow_partial: bool, settings: str
+    ) -> tuple[sockets.Model]:
+        handle: sockets.Model = sockets.received(sockets.MODEL, model, "model")
+        lora = load_lora(model_path(lora_name, LORA_KINDS))
+        report = match_lora(lora, handle.transformer, allow_partial=allow_partial)
+        host().say(f"{lora_name}: {report}.")
+        info = handle.info if settings == OF_MODEL else replace(handle.info, versions=(settings,))
+        loras = (*handle.loras, WeightedLoRA(lora, strength, allow_partial))
+        return (replace(handle, info=info, loras=loras),)

@@ -131,7 +131,9 @@ class GenerateLongVideo(sockets.Node):
             overlap_strength,
             adain,
             folder=here.output_folder / FOLDER,
-            fingerprint=repr((fingerprint(handle.transformer, vae), decode_timestep, decode_noise_scale)),
+            fingerprint=repr(
+                (fingerprint(handle.transformer, vae), handle.lora_names, decode_timestep, decode_noise_scale)
+            ),
         )
         windows = plan_windows(size.frames, settings, scale.frames)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
@@ -207,7 +209,7 @@ def _pass_settings(
     for sentence in (*warnings_for(recipe, sigmas, plan), f"Every window: {describe_plan(plan, layers)}"):
         say(sentence)
     stepping = SamplerSettings(stochastic=sampler_for(recipe).stochastic, condition_noise=condition_noise)
-    return PassSettings(model.transformer, sigmas, chosen, stepping)
+    return PassSettings(model.transformer, sigmas, chosen, stepping, model.loras)
 
 
 def _digest(latent: Tensor, *values: object) -> str:

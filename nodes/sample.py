@@ -132,6 +132,7 @@ class SampleVideo(sockets.Node):
             settings=_settings(recipe, sampler, condition_noise, levels),
             conditions=_placed(shown, canvas.size if canvas else size, size),
             vae=None if vae is None else sockets.received(sockets.VAE, vae, "vae"),
+            loras=handle.loras,
             noise_mask=_mask_on_grid(latent.get("noise_mask"), canvas, size),
             keyframe_idxs=values.get("keyframe_idxs"),
             progress=host().progress(),
@@ -231,7 +232,7 @@ def _pass_settings(
 ) -> PassSettings:
     sigmas = sigmas_for(entry, model.info.scheduler, tokens)
     settings = _settings(recipe, "preset", condition_noise, "own")
-    return PassSettings(model.transformer, sigmas, guidance_for(entry, recipe), settings)
+    return PassSettings(model.transformer, sigmas, guidance_for(entry, recipe), settings, model.loras)
 
 
 def _guidance(guidance: Any) -> Guidance:

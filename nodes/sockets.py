@@ -23,6 +23,7 @@ from ..ltx_core.pipelines.generate import EncodedPrompt
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
+from ..ltx_core.weights.lora import WeightedLoRA
 from .prompt import declared_inputs, types_match
 
 MODEL = "LTXKIT_MODEL"
@@ -55,11 +56,19 @@ class Model:
     """LTXKIT_MODEL: a transformer and what its file says about how to use it.
 
     scale: pixels per latent cell of the VAE that it was loaded with.
+    loras: applied while it samples; its own weights stay as they are.
     """
 
     transformer: LTXTransformer
     info: CheckpointInfo
     scale: ScaleFactors
+    loras: tuple[WeightedLoRA, ...] = ()
+
+    @property
+    def lora_names(self) -> tuple[tuple[str, float], ...]:
+        """What tells one stack of LoRAs from another: file, with its time and size, and strength."""
+        stats = [(one, one.lora.path.stat()) for one in self.loras]
+        return tuple((f"{one.lora.path} {stat.st_mtime_ns} {stat.st_size}", one.strength) for one, stat in stats)
 
 
 @dataclass(frozen=True, eq=False)

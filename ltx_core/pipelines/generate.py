@@ -22,6 +22,7 @@ from ..sampling.samplers import EULER, SamplerSettings, integrate
 from ..sampling.schedules import check_sigmas
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
+from ..weights.lora import WeightedLoRA, applied
 from .condition import Condition, encode_conditions
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def sample(
     settings: SamplerSettings = EULER,
     conditions: Sequence[Condition | LatentCondition] = (),
     vae: VideoVAE | None = None,
+    loras: Sequence[WeightedLoRA] = (),
     noise_mask: Tensor | None = None,
     keyframe_idxs: Tensor | None = None,
     progress: Progress = silent,
@@ -68,6 +70,7 @@ def sample(
     sigmas: (steps + 1) float32, see `sampling.schedules`. noise: `SeededNoise(seed)`.
     fps: of the result. scale: of the VAE that will decode it.
     conditions: pictures and clips (these need `vae`, which encodes them at the size of `latent`) or latents.
+    loras: for the transformer, while this runs.
     noise_mask: as ComfyUI's nodes leave it, see `latent_mask`; 1 = denoise, 0 = keep `latent`.
     keyframe_idxs: of guides that ComfyUI's nodes have appended to `latent`, see `add_native_guides`. They come back at
         the end of the result as they were, for those nodes to crop.
@@ -79,7 +82,7 @@ def sample(
 
     Raises:
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
-        UnsupportedError: the model returned numbers that are not finite.
+        CheckpointError: a LoRA is not for this model. UnsupportedError: the model returned numbers that are not finite.
     """
     coordinates = Coordinates(scale, fps, transformer.config.causal_temporal_positioning)
     check_sigmas(sigmas)
@@ -109,7 +112,8 @@ def sample(
     total = len(sigmas) - 1
     progress(ProgressEvent(stage, 0, total))
     lanes = max((len(step.branches) for step in plan), default=1)
-    with placement(transformer, memory_required=_work(transformer, state, lanes, positive, negative)) as device:
+    work = _work(transformer, state, lanes, positive, negative)
+    with applied(transformer, loras), placement(transformer, memory_required=work) as device:
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, positive, device)}

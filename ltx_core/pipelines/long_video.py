@@ -171,6 +171,7 @@ def sample_windows(
                 sigmas=entry.sigmas,
                 guidance=entry.guidance,
                 settings=entry.sampler,
+                loras=entry.loras,
                 conditions=[*overlap, *share],
                 vae=vae,
                 noise=SeededNoise(seed + window.index),

@@ -18,6 +18,7 @@ from ..sampling.guidance import Guidance
 from ..sampling.noise import Noise
 from ..sampling.samplers import SamplerSettings
 from ..shapes import LatentShape, PixelShape, ScaleFactors
+from ..weights.lora import WeightedLoRA
 from .condition import Condition
 from .generate import EncodedPrompt, sample
 
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PassSettings:
-    """One pass: its model, levels (see `sampling.schedules`), guidance and way of stepping."""
+    """One pass: its model, levels (see `sampling.schedules`), guidance, way of stepping, and LoRAs for the model."""
 
     transformer: LTXTransformer
     sigmas: Tensor
     guidance: Guidance = field(default_factory=Guidance)
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    loras: tuple[WeightedLoRA, ...] = ()
 
 
 def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNSCALE_FACTOR) -> PixelShape:
@@ -144,6 +146,7 @@ def generate_two_stage(
         sigmas=first.sigmas,
         guidance=first.guidance,
         settings=first.sampler,
+        loras=first.loras,
         conditions=conditions,
         vae=vae,
         noise=noise[0],
@@ -162,6 +165,7 @@ def generate_two_stage(
         sigmas=second.sigmas,
         guidance=second.guidance,
         settings=second.sampler,
+        loras=second.loras,
         conditions=conditions,
         vae=vae,
         noise=noise[1],

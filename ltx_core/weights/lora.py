@@ -62,6 +62,15 @@ class LoRA:
     default_alpha: float | None
 
 
+@dataclass(frozen=True, eq=False)
+class WeightedLoRA:
+    """A LoRA at a strength (0: not at all). allow_partial: leave out what the model does not have."""
+
+    lora: LoRA
+    strength: float
+    allow_partial: bool = False
+
+
 @dataclass(frozen=True)
 class LoRAReport:
     """What of a LoRA fits the model: targets by the file's names."""
@@ -195,25 +204,22 @@ def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None
 
 
 @contextmanager
-def applied(
-    model: nn.Module, loras: Sequence[tuple[LoRA, float]], *, allow_partial: bool = False
-) -> Generator[tuple[LoRAReport, ...], None, None]:
-    """The model with LoRAs, each at its strength, until the block is left. Strength 0 is the identity.
+def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[LoRAReport, ...], None, None]:
+    """The model with LoRAs, until the block is left. Strength 0 is the identity.
 
     Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too.
 
     Raises:
         CheckpointError: as `match_lora`; the model is unchanged then.
     """
-    active = [(lora, strength) for lora, strength in loras if strength != 0]
-    reports = tuple(match_lora(lora, model, allow_partial=allow_partial) for lora, _ in loras)
+    reports = tuple(match_lora(one.lora, model, allow_partial=one.allow_partial) for one in loras)
     names = _Names(model)
     updates: dict[str, list[_Update]] = defaultdict(list)
-    for lora, strength in active:
-        for target, tensors in lora.targets.items():
+    for one in loras:
+        for target, tensors in one.lora.targets.items():
             name = None if target.startswith(_TEXT_ENCODER_PREFIXES) else names.find(target)
-            if name is not None:
-                updates[name].append(_Update(tensors, lora.default_alpha, strength))
+            if name is not None and one.strength != 0:
+                updates[name].append(_Update(tensors, one.lora.default_alpha, one.strength))
     with ExitStack() as stack:
         for name, of_module in updates.items():
             module = model.get_submodule(name)

@@ -19,7 +19,7 @@ from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantization_by_name
 from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
 
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 2, 16, 2, 8, 24
 TARGETS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.1.ff.net.0.proj")
@@ -113,7 +113,7 @@ def test_every_key_style_gives_what_added_weights_give(style: str, model: LTXTra
     tensors = factors(model, names)
     lora = load_lora(write(tmp_path / "lora.safetensors", tensors, style))
     base = velocity(model)
-    with applied(model, [(lora, 0.8)]) as (report,):
+    with applied(model, [WeightedLoRA(lora, 0.8)]) as (report,):
         got = velocity(model)
     expected = with_added(model, {name: 0.8 * pair["up"] @ pair["down"] for name, pair in tensors.items()})
     assert len(report.matched) == len(names)
@@ -156,7 +156,7 @@ def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path) -> None
         TRANSFORMER_FROM_DIFFUSERS.rename(f"{name}.weight").removesuffix(".weight"): d for name, d in merged.items()
     }
     assert len(deltas) == LAYERS * 8
-    with applied(model, [(lora, 1.0)]):
+    with applied(model, [WeightedLoRA(lora, 1.0)]):
         got = velocity(model)
     torch.testing.assert_close(got, with_added(model, deltas), rtol=1e-4, atol=1e-5)
 
@@ -168,9 +168,9 @@ def test_alpha_stack_and_strength_zero(model: LTXTransformer, tmp_path: Path) ->
     first = load_lora(write(tmp_path / "a.safetensors", tensors, "comfyui", **alphas))
     second = load_lora(write(tmp_path / "b.safetensors", factors(model, TARGETS[:1], rank=2)))
     base = velocity(model)
-    with applied(model, [(first, 0.0)]):
+    with applied(model, [WeightedLoRA(first, 0.0)]):
         assert torch.equal(velocity(model), base)
-    with applied(model, [(first, 0.5), (second, -1.5)]):
+    with applied(model, [WeightedLoRA(first, 0.5), WeightedLoRA(second, -1.5)]):
         got = velocity(model)
     deltas = {name: 0.5 * 2.0 / pair["down"].shape[0] * pair["up"] @ pair["down"] for name, pair in tensors.items()}
     other = factors(model, TARGETS[:1], rank=2)[TARGETS[0]]
@@ -187,7 +187,7 @@ def test_dora_gives_rows_their_stored_length(model: LTXTransformer, tmp_path: Pa
     path = write(tmp_path / "dora.safetensors", {name: pair}, "comfyui", **{f"{rename(name)}.dora_scale": magnitude})
     changed = weight + pair["up"] @ pair["down"]
     delta = changed * magnitude / changed.norm(dim=1, keepdim=True) - weight
-    with applied(model, [(load_lora(path), 1.0)]):
+    with applied(model, [WeightedLoRA(load_lora(path), 1.0)]):
         got = velocity(model)
     torch.testing.assert_close(got, with_added(model, {name: delta}), rtol=1e-4, atol=1e-5)
 
@@ -202,7 +202,7 @@ def test_full_differences_of_weights_biases_and_norms(model: LTXTransformer, tmp
     }
     save_file(changes, tmp_path / "diff.safetensors")
     base = velocity(model)
-    with applied(model, [(load_lora(tmp_path / "diff.safetensors"), 0.5)]):
+    with applied(model, [WeightedLoRA(load_lora(tmp_path / "diff.safetensors"), 0.5)]):
         got = velocity(model)
     changed = LTXTransformer(model.config).eval().requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -244,7 +244,7 @@ def test_on_quantized_weights(quantization: str, model: LTXTransformer, tmp_path
     lora = load_lora(write(tmp_path / "lora.safetensors", tensors))
     base = velocity(quantized)
     assert (base - velocity(model)).abs().max() > 1e-4  # it is quantized
-    with applied(quantized, [(lora, 1.0)]):
+    with applied(quantized, [WeightedLoRA(lora, 1.0)]):
         got = velocity(quantized)
     expected = with_added(dequantized, {name: pair["up"] @ pair["down"] for name, pair in tensors.items()})
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -261,10 +261,10 @@ def test_a_target_that_the_model_lacks_is_an_error_unless_allowed(model: LTXTran
         pytest.raises(
             CheckpointError, match=r"3 of 4 transformer targets matched.*transformer_blocks\.9.*allow_partial"
         ),
-        applied(model, [(lora, 1.0)]),
+        applied(model, [WeightedLoRA(lora, 1.0)]),
     ):
         pass
-    with applied(model, [(lora, 1.0)], allow_partial=True) as (report,):
+    with applied(model, [WeightedLoRA(lora, 1.0, allow_partial=True)]) as (report,):
         assert report.unmatched == ("diffusion_model.transformer_blocks.9.attn1.to_q",)
 
 
@@ -272,7 +272,10 @@ def test_a_lora_for_another_size_is_refused_before_anything_changes(model: LTXTr
     name = TARGETS[0]
     wide = {name: {"down": torch.zeros(4, 64), "up": torch.zeros(64, 4)}}
     lora = load_lora(write(tmp_path / "wide.safetensors", wide))
-    with pytest.raises(CheckpointError, match=r"64x64.*this model has 32x32.*2B or 13B"), applied(model, [(lora, 1.0)]):
+    with (
+        pytest.raises(CheckpointError, match=r"64x64.*this model has 32x32.*2B or 13B"),
+        applied(model, [WeightedLoRA(lora, 1.0)]),
+    ):
         pass
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -283,7 +286,7 @@ def test_halves_that_do_not_fit(model: LTXTransformer, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the down half of .* and no up half"):
         load_lora(tmp_path / "half.safetensors")
     lora = load_lora(write(tmp_path / "r.safetensors", {name: {"down": torch.zeros(4, 32), "up": torch.zeros(32, 5)}}))
-    with pytest.raises(CheckpointError, match="ranks 4 and 5"), applied(model, [(lora, 1.0)]):
+    with pytest.raises(CheckpointError, match="ranks 4 and 5"), applied(model, [WeightedLoRA(lora, 1.0)]):
         pass
 
 
@@ -295,7 +298,7 @@ def test_a_model_file_is_no_lora(model: LTXTransformer, tmp_path: Path) -> None:
 
 def test_hooks_go_when_the_work_is_interrupted(model: LTXTransformer, tmp_path: Path) -> None:
     lora = load_lora(write(tmp_path / "lora.safetensors", factors(model)))
-    with pytest.raises(KeyboardInterrupt), applied(model, [(lora, 1.0)]):
+    with pytest.raises(KeyboardInterrupt), applied(model, [WeightedLoRA(lora, 1.0)]):
         raise KeyboardInterrupt
     assert not any(module._forward_hooks for module in model.modules())
     assert isinstance(model.get_submodule(TARGETS[0]), nn.Linear)

@@ -30,7 +30,7 @@ from ltxkit.ltx_core.training.models import (
 from ltxkit.ltx_core.training.text import make_text_encoder, save_text_encoder
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, vae_from_diffusers
-from ltxkit.ltx_core.weights.lora import applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
 
 VAE_MODEL = {
     "in_channels": 3,
@@ -204,7 +204,7 @@ def test_lora_does_the_same_in_our_loader(style: str, tmp_path: Path) -> None:
     wanted = velocity(model)
     assert float((wanted - plain).abs().max()) > 1e-2
     save_lora(tmp_path / "lora.safetensors", layers, style)  # type: ignore[arg-type]
-    with applied(base, [(load_lora(tmp_path / "lora.safetensors"), 1.0)]) as (report,):
+    with applied(base, [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 1.0)]) as (report,):
         got = velocity(base)
     assert len(report.matched) == 2 * (2 + 2 + 1)
     torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)

@@ -1,0 +1,126 @@
+"""LoRA and quantization as nodes: what a user of a loader sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.nodes import sockets
+from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.latent import EmptyLatent
+from ltxkit.nodes.loaders import ApplyLoRA, LoadModel, LoadTextEncoder
+from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
+from ltxkit.nodes.text import EncodePrompt
+
+SHORT = torch.tensor([1.0, 0.5, 0.0])
+WIDTH = 64  # of the tiny transformer
+said: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny set with LoRAs: for it, with one block too many, and for a wider model."""
+    folder = tmp_path_factory.mktemp("models")
+    for part in tiny_models().iterdir():
+        (folder / part.name).symlink_to(part)
+    (folder / "loras").mkdir()
+    torch.manual_seed(0)
+
+    def pair(block: int, width: int = WIDTH) -> dict[str, Tensor]:
+        stem = f"diffusion_model.transformer_blocks.{block}.attn1.to_v"
+        return {f"{stem}.lora_A.weight": torch.randn(4, width), f"{stem}.lora_B.weight": torch.randn(width, 4)}
+
+    save_file(pair(3), folder / "loras/fits.safetensors")
+    save_file(pair(3) | pair(90), folder / "loras/deeper.safetensors")
+    save_file(pair(3, 128), folder / "loras/wider.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainHost]:
+    folder = tmp_path_factory.mktemp("folders")
+    plain = PlainHost(models, folder, folder, device=torch.device("cpu"), notes=said.append)
+    with use_host(plain), torch.inference_mode():
+        yield plain
+
+
+@pytest.fixture(scope="module")
+def model() -> sockets.Model:
+    return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.5")[0]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[Any, Any]:
+    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
+    return EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
+
+
+def sampled(model: sockets.Model, prompts: tuple[Any, Any]) -> Tensor:
+    latent = EmptyLatent().run(64, 64, 9, 0.0, 24.0, 1)[0]
+    return SampleVideo().run(model, *prompts, latent, 1, "preset", 0.15, schedule=SHORT)[0]["samples"]
+
+
+def test_a_lora_changes_what_is_sampled_and_leaves_the_model_alone(
+    model: sockets.Model, prompts: tuple[Any, Any]
+) -> None:
+    base = sampled(model, prompts)
+    said.clear()
+    (changed,) = ApplyLoRA().run(model, "fits.safetensors", 1.0, False, "those of the model")
+    assert said[-1].endswith("fits.safetensors: 1 of 1 transformer targets matched.")
+    assert not torch.equal(sampled(changed, prompts), base)
+    (off,) = ApplyLoRA().run(model, "fits.safetensors", 0.0, False, "those of the model")
+    assert torch.equal(sampled(off, prompts), base)
+    (and_back,) = ApplyLoRA().run(changed, "fits.safetensors", -1.0, False, "those of the model")
+    torch.testing.assert_close(sampled(and_back, prompts), base, rtol=1e-4, atol=1e-4)
+    assert torch.equal(sampled(model, prompts), base)
+
+
+def test_a_lora_is_in_both_passes_of_two_stage(model: sockets.Model, prompts: tuple[Any, Any]) -> None:
+    from ltxkit.nodes.loaders import LoadUpscaler
+
+    vae = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    (changed,) = ApplyLoRA().run(vae[0], "fits.safetensors", 1.0, False, "those of the model")
+
+    def latent(first: sockets.Model, second: sockets.Model) -> Tensor:
+        arguments = (vae[1], upscaler, *prompts, 96, 96, 9, 1, 1.0, 0.15)
+        return GenerateTwoStage().run(first, *arguments, second_model=second)[1]["samples"]
+
+    base = latent(vae[0], vae[0])
+    assert not torch.equal(latent(changed, vae[0]), base)
+    assert not torch.equal(latent(vae[0], changed), base)
+
+
+def test_a_distilled_lora_brings_its_settings(model: sockets.Model) -> None:
+    (distilled,) = ApplyLoRA().run(model, "fits.safetensors", 1.0, False, "13b-0.9.7-distilled")
+    assert distilled.info.version == "13b-0.9.7-distilled"
+    assert model.info.version == "2b-0.9.5"
+
+
+def test_a_lora_that_does_not_fit_is_refused(model: sockets.Model) -> None:
+    with pytest.raises(CheckpointError, match=r"1 of 2 transformer targets matched.*allow_partial"):
+        ApplyLoRA().run(model, "deeper.safetensors", 1.0, False, "those of the model")
+    ApplyLoRA().run(model, "deeper.safetensors", 1.0, True, "those of the model")
+    with pytest.raises(CheckpointError, match=r"128x128.*this model has 64x64"):
+        ApplyLoRA().run(model, "wider.safetensors", 1.0, True, "those of the model")
+    with pytest.raises(ConfigError, match=r"fits\.safetensors"):
+        ApplyLoRA().run(model, "gone.safetensors", 1.0, False, "those of the model")
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+def test_loaders_quantize(quantization: str, model: sockets.Model, prompts: tuple[Any, Any]) -> None:
+    name = "ltxv-tiny.safetensors"
+    small = LoadModel().run(name, "in the model file", "fp32", "2b-0.9.5", quantization=quantization)[0]
+    assert small.info.quantization is not None
+    assert small.info.quantization.startswith(quantization)
+    latent, base = sampled(small, prompts), sampled(model, prompts)
+    assert torch.nn.functional.cosine_similarity(latent.flatten(), base.flatten(), dim=0) > 0.9
+    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False, quantization=quantization)
+    EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
