@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(models, tmp_path):
     assert len(list((tmp_path / "broken").iterdir())) == 5
     again = windows(models, frames, settings, progress=lambda event: made.append(event.stage), notes=notes.append)
     assert torch.equal(torch.cat(list(again), dim=2), whole)
-    assert set(made) == {f"window {i} of 10" for i in range(6, 11)}
+    assert {stage for stage in made if stage != "encode"} == {f"window {i} of 10" for i in range(6, 11)}
     assert notes == ["Windows 1 to 5 of 10 were kept from an earlier run and are not made again."]
 
 
@@ -158,7 +158,7 @@ def test_a_changed_prompt_redoes_its_window_and_later_ones(models, tmp_path):
     made = []
     changed = [prompt(1), prompt(8), prompt(3)]
     result = list(windows(models, 57, settings, prompts=changed, progress=lambda event: made.append(event.stage)))
-    assert set(made) == {"window 2 of 3", "window 3 of 3"}
+    assert {stage for stage in made if stage != "encode"} == {"window 2 of 3", "window 3 of 3"}
     assert all(torch.equal(a, b) for a, b in zip(result, windows(models, 57, prompts=changed), strict=True))
     made.clear()
     list(
@@ -166,7 +166,7 @@ def test_a_changed_prompt_redoes_its_window_and_later_ones(models, tmp_path):
             models, 57, replace(settings, fingerprint="another model"), progress=lambda event: made.append(event.stage)
         )
     )
-    assert set(made) == {"window 1 of 3", "window 2 of 3", "window 3 of 3"}
+    assert {stage for stage in made if stage != "encode"} == {"window 1 of 3", "window 2 of 3", "window 3 of 3"}
 
 
 def test_a_kept_window_that_cannot_be_read_is_made_again(models, tmp_path):
