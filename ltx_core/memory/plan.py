@@ -22,9 +22,9 @@ MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what i
 STREAM_BUFFERS = 2  # streamed blocks that are there at once: one computes, one comes
 
 CONTEXT_BYTES = 600 * 2**20
-"""What a driver, its context and the kernels take of a card before any tensor. 500 MiB are usual for torch with CUDA 12
-(Comfy-Org/ComfyUI reserves 400 MiB, on Windows 600, model_management.py EXTRA_RESERVED_VRAM). Only for a card that is
-not there: of one that is, the free memory is asked."""
+"""What a driver, its context and the kernels take of a card before any tensor: an estimate, not measured here, as
+large as what Comfy-Org/ComfyUI keeps free on Windows (model_management.py EXTRA_RESERVED_VRAM; 400 MiB elsewhere). Only
+for a card that is not there: of one that is, the free memory is asked."""
 
 # Tensors of (lanes, tokens, width) at the worst moment of a block, its feed-forward layer: the residual stream, its
 # norm, four times the width hidden, and the result twice. Measured on the CPU in float32: 7.8 to 8.5 per lane, with
