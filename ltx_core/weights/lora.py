@@ -155,14 +155,16 @@ def match_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> 
         CheckpointError: a transformer target is not in the model (unless `allow_partial`), none is, or a shape differs:
             the LoRA was made for another model.
     """
-    names = _Names(model)
+    return _match(lora, model, _Names(model), allow_partial)[0]
+
+
+def _match(lora: LoRA, model: nn.Module, names: _Names, allow_partial: bool) -> tuple[LoRAReport, dict[str, str]]:
+    """The report, and the module for every matched target; errors as `match_lora`."""
     text = tuple(target for target in lora.targets if target.startswith(_TEXT_ENCODER_PREFIXES))
-    ours = [target for target in lora.targets if target not in text]
-    matched = tuple(target for target in ours if names.find(target) is not None)
-    report = LoRAReport(matched, tuple(target for target in ours if names.find(target) is None), text)
-    for target in matched:
-        name = names.find(target)
-        assert name is not None
+    found = {target: names.find(target) for target in lora.targets if target not in text}
+    matched = {target: name for target, name in found.items() if name is not None}
+    report = LoRAReport(tuple(matched), tuple(target for target in found if target not in matched), text)
+    for target, name in matched.items():
         _check_shapes(lora, target, name, model.get_submodule(name))
     if not matched or (report.unmatched and not allow_partial):
         listed = ", ".join(report.unmatched[:3]) + (", ..." if len(report.unmatched) > 3 else "")
@@ -170,7 +172,7 @@ def match_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> 
             f"got the LoRA {lora.path}, of which {report}, missing in the model: {listed or 'all'}; expected a LoRA "
             "for this model; use the right one" + (", or set allow_partial to apply the rest" if matched else "")
         )
-    return report
+    return report, matched
 
 
 def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None:
@@ -212,14 +214,15 @@ def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[
     Raises:
         CheckpointError: as `match_lora`; the model is unchanged then.
     """
-    reports = tuple(match_lora(one.lora, model, allow_partial=one.allow_partial) for one in loras)
+    if not loras:
+        yield ()
+        return
     names = _Names(model)
+    matches = [_match(one.lora, model, names, one.allow_partial) for one in loras]
     updates: dict[str, list[_Update]] = defaultdict(list)
-    for one in loras:
-        for target, tensors in one.lora.targets.items():
-            name = None if target.startswith(_TEXT_ENCODER_PREFIXES) else names.find(target)
-            if name is not None and one.strength != 0:
-                updates[name].append(_Update(tensors, one.lora.default_alpha, one.strength))
+    for one, (_, matched) in zip(loras, matches, strict=True):
+        for target, name in matched.items() if one.strength != 0 else ():
+            updates[name].append(_Update(one.lora.targets[target], one.lora.default_alpha, one.strength))
     with ExitStack() as stack:
         for name, of_module in updates.items():
             module = model.get_submodule(name)
@@ -228,7 +231,7 @@ def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[
                 stack.callback(handle.remove)
             else:
                 stack.enter_context(_replaced_parameters(module, of_module))
-        yield reports
+        yield tuple(report for report, _ in matches)
 
 
 class _Update:
@@ -263,9 +266,10 @@ class _LinearHook:
         if self._key != (x.device, x.dtype):
             self._ready = [_Ready(update, self._linear, x) for update in self._updates]
             self._key = (x.device, x.dtype)
-        bias = self._linear.bias
-        change = [ready(x, output if bias is None else output - bias.to(output)) for ready in self._ready]
-        return output + torch.stack(change).sum(0) if len(change) > 1 else output + change[0]
+        base = output
+        for ready in self._ready:
+            output = output + ready(x, base)
+        return output
 
 
 class _Ready:
@@ -280,6 +284,7 @@ class _Ready:
         elif "diff" in tensors:
             self.factors = (tensors["diff"].to(x),)
         self.diff_b = tensors["diff_b"].to(x) if "diff_b" in tensors else None
+        self.bias = linear.bias
         self.row_scale: Tensor | None = None
         if "magnitude" in tensors:
             # DoRA (arXiv 2402.09353): rows of W + dW get the stored lengths.
@@ -288,14 +293,13 @@ class _Ready:
             changed = weight.cpu() if change is None else weight.cpu() + change
             self.row_scale = (tensors["magnitude"].float().flatten() / changed.norm(dim=1)).to(x)
 
-    def __call__(self, x: Tensor, product: Tensor) -> Tensor:
-        """product: x W^T. Returns the change of the result."""
-        change = torch.zeros_like(product)
-        if self.factors:
-            change = x
-            for factor in self.factors:
-                change = F.linear(change, factor)
+    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
+        """output: what the Linear gave. Returns the change of it, or what adds like it."""
+        change = x if self.factors else output.new_zeros(())
+        for factor in self.factors:
+            change = F.linear(change, factor)
         if self.row_scale is not None:
+            product = output if self.bias is None else output - self.bias.to(output)  # x W^T
             change = (product + change) * self.row_scale - product
         if self.diff_b is not None:
             change = change + self.diff_b
