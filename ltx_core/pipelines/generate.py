@@ -14,6 +14,7 @@ from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..memory.plan import sample_bytes, unpacks
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
+from ..quant.fp8 import lacks_fp8_matmul
 from ..sampling.conditioning import LatentCondition, add_native_guides, apply_conditions, initial_state
 from ..sampling.guidance import NO_GUIDANCE, Guidance
 from ..sampling.noise import Noise
@@ -114,6 +115,8 @@ def sample(
     lanes = max((len(step.branches) for step in plan), default=1)
     work = _work(transformer, state, lanes, positive, negative)
     with applied(transformer, loras), placement(transformer, memory_required=work) as device:
+        if lacks_fp8_matmul(transformer, device):
+            notes(f"{device} does not multiply in float8: fp8_matmul is on, and has no effect here.")
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, positive, device)}

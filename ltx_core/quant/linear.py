@@ -18,7 +18,9 @@ from torch import Tensor, nn
 Pack = Callable[[str, Tensor], Mapping[str, Tensor]]
 
 # Buffers that hold stored bytes and their scales: never converted to the compute dtype.
-STORED_BUFFERS = ("packed", "scale_weight", "absmax", "quant_map", "nested_absmax", "nested_quant_map")
+STORED_BUFFERS = (
+    "packed", "scale_weight", "scale_input", "absmax", "quant_map", "nested_absmax", "nested_quant_map",
+)  # fmt: skip
 
 
 class StoredTensor(Protocol):

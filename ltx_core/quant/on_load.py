@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .bitsandbytes import INT8_LEVELS, NF4_BLOCK, NF4_LEVELS, FourBitLinear
+from .fp8 import Float8Linear, quantize_rows
 from .linear import Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -51,9 +52,8 @@ class QuantizeOnLoad:
 
 def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
     """(out, in) -> float8_e4m3fn of the same shape, and float32 scales (out,) that use each row's whole range."""
-    weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / torch.finfo(torch.float8_e4m3fn).max).clamp(min=_TINY)
-    return {"packed": (weight / scale.unsqueeze(1)).to(torch.float8_e4m3fn), "scale_weight": scale}
+    packed, scale = quantize_rows(weight)
+    return {"packed": packed, "scale_weight": scale.flatten()}
 
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def quantize_nf4(weight: Tensor) -> dict[str, Tensor]:
 
 # name -> (empty Linear, quantization of its weight)
 _KINDS: Mapping[str, tuple[Callable[[nn.Linear], QuantizedLinear], Callable[[Tensor], Mapping[str, Tensor]]]] = {
-    "fp8": (lambda linear: ScaledLinear(linear, torch.float8_e4m3fn, linear.out_features), quantize_fp8),
+    "fp8": (lambda linear: Float8Linear(linear, torch.float8_e4m3fn, linear.out_features), quantize_fp8),
     "int8": (lambda linear: ScaledLinear(linear, torch.int8, linear.out_features), quantize_int8),
     "nf4": (lambda linear: FourBitLinear(linear, -(-linear.weight.numel() // NF4_BLOCK)), quantize_nf4),
 }

@@ -25,7 +25,7 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.bitsandbytes import BitsAndBytes
-from ..quant.fp8 import StoredFP8
+from ..quant.fp8 import StoredFP8, use_fp8_matmul
 from ..quant.gguf import GGUF
 from ..quant.linear import STORED_BUFFERS, Quantization, ScaledLinear, StoredTensor
 from ..quant.on_load import quantization_by_name
@@ -79,6 +79,7 @@ def load_transformer(
     dtype: torch.dtype | None = None,
     version: str | None = None,
     quantization: str | None = None,
+    fp8_matmul: bool = False,
     data: bool = True,
     progress: Progress = silent,
 ) -> tuple[LTXTransformer, CheckpointInfo]:
@@ -88,16 +89,19 @@ def load_transformer(
         dtype: of the weights that are not quantized; None keeps the stored one, or takes bfloat16 where others are.
         version: a released version, where the file cannot say ("13b-0.9.8-dev").
         quantization: "fp8", "int8" or "nf4": what to make of the plain Linears in the blocks while they load.
+        fp8_matmul: multiply float8 weights in float8, on devices that can: faster, a little less precise.
         data: False reads the header only: a model on meta, whose tensors have the shapes and dtypes that loading gives.
 
     Raises:
         CheckpointError: the file is damaged, incomplete or of another kind; the message names what it is.
-        ConfigError: it needs something that LTXKit does not implement, `version` has to be given, or the weights are
-            quantized already.
+        ConfigError: it needs something that LTXKit does not implement, `version` has to be given, the weights are
+            quantized already, or `fp8_matmul` is given without float8 weights.
         UnsupportedError: weights stored in a way that LTXKit does not read.
     """
     opened = _open(path, "transformer", version, data)
     model, used = _load(LTXTransformer, opened.description.transformer(), opened, dtype, quantization, progress)
+    if fp8_matmul:
+        use_fp8_matmul(model)
     info = CheckpointInfo(
         path=opened.checkpoint.path,
         container=opened.checkpoint.container,

@@ -1,0 +1,113 @@
+"""Products in float8 on a GPU: the numbers that the formula gives, and a model that streams and keeps its bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.quant.fp8 import Float8Linear, multiplies_fp8, use_fp8_matmul
+from ltxkit.ltx_core.quant.on_load import quantization_by_name
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+E4M3 = torch.float8_e4m3fn
+TEXT = 40
+
+
+def needs_products() -> None:
+    if not multiplies_fp8(CUDA):
+        pytest.skip("this card does not multiply in float8")
+
+
+def test_the_card_is_asked_rightly() -> None:
+    """From compute capability 8.9 on; a card that has it must not be missed."""
+    if torch.version.hip is None:
+        assert multiplies_fp8(CUDA) == (torch.cuda.get_device_capability(CUDA) >= (8, 9))
+
+
+@pytest.mark.parametrize("rows", [16, 37, 1000])
+@pytest.mark.parametrize("kind", ["rows", "tensor", "plain", "calibrated"])
+@torch.no_grad()
+def test_a_product_is_what_the_formula_says(kind: str, rows: int) -> None:
+    needs_products()
+    generator = torch.Generator().manual_seed(0)
+    columns, outputs = 512, 768
+    scales = {"rows": outputs, "tensor": 1, "plain": None, "calibrated": 1}[kind]
+    made = Float8Linear(nn.Linear(columns, outputs), E4M3, scales, calibrated=kind == "calibrated")
+    weight = torch.randn(outputs, columns, generator=generator)
+    if scales is not None:
+        made.scale_weight = torch.rand(scales, generator=generator) + 0.5
+        weight /= made.scale_weight.unsqueeze(1)
+    if kind == "calibrated":
+        made.scale_input = torch.tensor([6.0 / 448])
+    made.packed = weight.to(E4M3)
+    x = torch.randn(rows, columns, generator=generator).clamp(-5, 5).bfloat16()
+
+    scale = x.double().abs().amax(dim=1, keepdim=True) / 448 if kind != "calibrated" else 6.0 / 448
+    rounded = (x.double() / scale).float().to(E4M3).double() * scale
+    exact = made.packed.double() * (1 if scales is None else made.scale_weight.double().unsqueeze(1))
+    expected = rounded @ exact.T + made.bias.double()
+    made.to(CUDA)
+    made.fp8_matmul = True
+    got = made(x.to(CUDA))
+    assert (got.dtype, got.device) == (torch.bfloat16, CUDA)
+    error = (got.cpu().double() - expected).abs()
+    assert error.max() <= 1e-2 * expected.abs().max()
+    assert error.norm() <= 4e-3 * expected.norm()  # bfloat16 has 2**-9, and rounding to float8 may differ by a tie
+    made.fp8_matmul = False
+    plain = made(x.to(CUDA)).cpu().double()
+    assert 1e-3 < (plain - expected).norm() / expected.norm() < 0.05
+
+
+def build() -> LTXTransformer:
+    """float8 blocks, the rest bfloat16."""
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        in_channels=16,
+        out_channels=16,
+        num_layers=6,
+        num_attention_heads=8,
+        attention_head_dim=64,
+        cross_attention_dim=512,
+        caption_channels=32,
+        norm_eps=1e-6,
+        positional_embedding_theta=10000.0,
+        positional_embedding_max_pos=(20, 2048, 2048),
+        timestep_scale_multiplier=1000.0,
+        causal_temporal_positioning=True,
+    )
+    model = LTXTransformer(config).bfloat16().eval().requires_grad_(False)
+    state = dict(model.state_dict())
+    pack = quantization_by_name("fp8", "transformer_blocks.").prepare(model, {}, torch.bfloat16)
+    packed = {name: tensor for key, value in state.items() for name, tensor in pack(key, value).items()}
+    model.load_state_dict(packed, assign=True)
+    return model
+
+
+@torch.no_grad()
+def velocity(model: LTXTransformer, device: torch.device, tokens: int = 250) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x, positions = torch.randn(1, tokens, 16, generator=generator), torch.rand(1, 3, tokens, generator=generator) * 100
+    text = model.prepare_text([torch.randn(TEXT, 32, generator=generator).to(device)])
+    rotary = model.prepare_positions(positions.to(device))
+    level = torch.full((1, 1, 1), 0.7, device=device)
+    return model(x.to(device), level, rotary, (Branch(text),))[0].float().cpu()
+
+
+def test_a_model_keeps_its_result_and_its_bits_when_streamed() -> None:
+    needs_products()
+    model = build()
+    with DevicePlacement(CUDA)(model) as device:
+        plain = velocity(model, device)
+    use_fp8_matmul(model)
+    with DevicePlacement(CUDA)(model) as device:
+        got = velocity(model, device)
+    assert 1e-4 < (got - plain).norm() / plain.norm() < 0.06
+    assert torch.cosine_similarity(got.flatten(), plain.flatten(), dim=0) > 0.995
+    with DevicePlacement(CUDA, resident_blocks=2)(model) as device:
+        assert torch.equal(velocity(model, device), got)
