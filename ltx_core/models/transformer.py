@@ -143,7 +143,8 @@ class LTXTransformer(nn.Module):
         return elements * (branches * PEAK_TENSORS * self.dtype.itemsize + torch.complex64.itemsize // 2)
 
     def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
-        """Text embeddings, one (l, caption_channels) per sample without padding; a single one serves the whole batch.
+        """Text embeddings without padding: one (l, caption_channels) per sample, or (s, l, caption_channels) for s
+        neighbours; a single one serves the whole batch.
 
         Raises:
             ShapeError: no text, an empty one, or one of another width.
@@ -152,20 +153,22 @@ class LTXTransformer(nn.Module):
         if not contexts:
             raise ShapeError("got no text; expected one per sample, or one for all; encode the prompt first")
         for context in contexts:
-            if context.ndim != 2 or context.shape[1] != expected:
+            if context.ndim not in (2, 3) or context.shape[-1] != expected:
                 raise ShapeError(
                     f"got text of shape {tuple(context.shape)}; expected (tokens, {expected}); text from another "
                     "encoder family does not fit: use the T5 v1.1 encoder that the model was trained with"
                 )
-            if context.shape[0] == 0:
+            if context.shape[-2] == 0:
                 raise ShapeError(
                     "got text without tokens; expected one at least, even an empty prompt has its end token; encode it"
                 )
-        lengths = [context.shape[0] for context in contexts]
-        projected = self.caption_projection(torch.cat(list(contexts)).to(self.compute_dtype))
+        lengths = [context.shape[-2] for context in contexts]
+        counts = [context.shape[:-1].numel() for context in contexts]
+        projected = self.caption_projection(torch.cat([c.flatten(0, -2) for c in contexts]).to(self.compute_dtype))
         if len(set(lengths)) == 1:
-            return PreparedText((projected.unflatten(0, (len(lengths), -1)),))
-        return PreparedText(tuple(part.unsqueeze(0) for part in projected.split(lengths)))
+            return PreparedText((projected.unflatten(0, (-1, lengths[0])),))
+        parts = zip(projected.split(counts), lengths, strict=True)
+        return PreparedText(tuple(part.unflatten(0, (-1, length)) for part, length in parts))
 
     def prepare_positions(self, positions: Tensor) -> RotaryTable:
         """Positions (b | 1, 3, n) float32: seconds, pixels down, pixels right, on the device of the forward."""

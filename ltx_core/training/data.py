@@ -1,12 +1,14 @@
 """Clips and captions by number.
 
-Sample number i of a source is a function of (seed, i) alone, and so is every random draw of training (`generator`). So
-a run that goes on after an interruption, batches cut into pieces, and several processes all see what one uninterrupted
-process would have seen, and a checkpoint needs no random state beside its step.
+Sample number i of a source is a function of (seed, i) alone, and every other random draw of training is one of its
+step's whole batch (`generator`), of which pieces and processes take their rows. So a run that goes on after an
+interruption, batches cut into pieces, and several processes all see what one uninterrupted process would have seen, and
+a checkpoint needs no random state beside its step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +33,14 @@ class Sample:
     caption: str
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """pixels: (b, 3, f, h, w) float32 in [-1, 1]. captions: one per clip."""
+
+    pixels: Tensor
+    captions: list[str]
+
+
 class Source(Protocol):
     """Where clips come from."""
 
@@ -38,8 +48,8 @@ class Source(Protocol):
         """The size of all clips of batch number `batch`."""
         ...
 
-    def sample(self, index: int, size: PixelShape) -> Sample:
-        """Sample number `index` >= 0 at a size that `size` gave."""
+    def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        """Samples by number (>= 0) at a size that `size` gave."""
         ...
 
     def captions(self) -> list[str]:
@@ -47,27 +57,36 @@ class Source(Protocol):
         ...
 
 
-def generator(seed: int, stream: str, index: int) -> torch.Generator:
-    """A CPU generator of its own for every (seed, purpose, number)."""
+def generator(seed: int, stream: str, index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for every (seed, purpose, number)."""
     words = np.random.SeedSequence([seed, int.from_bytes(stream.encode(), "little"), index]).generate_state(
         2, np.uint32
     )
-    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+    return torch.Generator(device).manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def to_pixels(grey: NDArray[np.float32]) -> Tensor:
-    """(f, h, w) in [0, 1] -> (3, f, h, w) in [-1, 1]."""
-    return (torch.from_numpy(grey) * 2 - 1).expand(3, -1, -1, -1)
+def stacked(samples: Iterable[Sample], device: torch.device) -> Samples:
+    """Single samples of one size as a batch on `device`."""
+    listed = list(samples)
+    pixels = torch.stack([sample.pixels for sample in listed]).to(device)
+    return Samples(pixels, [sample.caption for sample in listed])
 
 
-def crop(pixels: Tensor, size: PixelShape, rng: torch.Generator) -> Tensor:
-    """A random window of (3, f, h, w), where it is larger than `size`."""
-    starts = [
-        int(torch.randint(have - want + 1, (), generator=rng))
-        for have, want in zip(pixels.shape[1:], size, strict=True)
-    ]
-    for axis, (start, length) in enumerate(zip(starts, size, strict=True), start=1):
-        pixels = pixels.narrow(axis, start, length)
+def to_pixels(grey: Tensor) -> Tensor:
+    """(... f, h, w) in [0, 1] -> (... 3, f, h, w) in [-1, 1]."""
+    return (grey * 2 - 1).unsqueeze(-4).expand(*grey.shape[:-3], 3, *grey.shape[-3:])
+
+
+def crop(pixels: Tensor, size: PixelShape, places: Tensor) -> Tensor:
+    """A window of `size` from each clip (b 3 f h w); `places` (b, 3) in [0, 1) says where, of all that there are."""
+    for axis, want in enumerate(size, start=2):
+        free = pixels.shape[axis] - want + 1
+        if free > 1:
+            starts = (places[:, axis - 2] * free).long().to(pixels.device)
+            window = starts[:, None] + torch.arange(want, device=pixels.device)
+            index = window.view(len(pixels), *(want if i == axis else 1 for i in range(1, 5)))
+            shape = [want if i == axis else side for i, side in enumerate(pixels.shape)]
+            pixels = pixels.gather(axis, index.expand(shape))
     return pixels
 
 
@@ -81,9 +100,10 @@ class DigitSource:
         large = np.random.default_rng((self.seed, 2, batch)).random() < self.enlarged
         return PixelShape(self.base.frames, self.base.height * 2, self.base.width * 2) if large else self.base
 
-    def sample(self, index: int, size: PixelShape) -> Sample:
-        clip = self.clips.describe(index)
-        return Sample(to_pixels(self.clips.draw(clip, size.height // self.base.height)), clip.caption)
+    def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        clips = [self.clips.describe(index) for index in indices]
+        grey = self.clips.draw(clips, size.height // self.base.height, device)
+        return Samples(to_pixels(grey), [clip.caption for clip in clips])
 
     def captions(self) -> list[str]:
         return [self.clips.describe(i).caption for i in range(2000)]
@@ -114,12 +134,15 @@ class MovingMNIST:
     def size(self, batch: int) -> PixelShape:  # noqa: ARG002 - sources with several sizes go by it
         return self.clip_size
 
-    def sample(self, index: int, size: PixelShape) -> Sample:
+    def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        return stacked((self._sample(index, size) for index in indices), device)
+
+    def _sample(self, index: int, size: PixelShape) -> Sample:
         member = shuffled(self.members, index, self.seed)
         rng = generator(self.seed, "moving mnist", index)
         start = int(torch.randint(self.videos.shape[1] - size.frames + 1, (), generator=rng))
         grey = np.divide(self.videos[member, start : start + size.frames], 255, dtype=np.float32)
-        return Sample(to_pixels(grey), self._caption(member, rng))
+        return Sample(to_pixels(torch.from_numpy(grey)), self._caption(member, rng))
 
     def _caption(self, member: int, rng: torch.Generator) -> str:
         if self.labels is None:

@@ -7,6 +7,7 @@ E. Alpaydin and C. Kaynak, CC BY 4.0), or the 28x28 ones of MNIST idx files that
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import ConfigError, UnsupportedError
 
@@ -142,8 +144,9 @@ class MovingDigits:
         """The clip number `index` (any non-negative number) in words and numbers."""
         rng = np.random.default_rng((self.seed, self.split_number, index))
         label = int(rng.integers(len(WORDS)))
-        glyph = int(rng.choice(self.by_label[label]))
-        direction = str(rng.choice(list(DIRECTIONS)))
+        group, ways = self.by_label[label], tuple(DIRECTIONS)
+        glyph = int(group[rng.integers(len(group))])
+        direction = ways[rng.integers(len(ways))]
         travel = float(rng.uniform(0.6, 1.0))
         name = WORDS[label] if rng.random() < 0.7 else str(label)
         template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
@@ -157,24 +160,30 @@ class MovingDigits:
             travel=travel,
         )
 
-    def draw(self, clip: DigitClip, scale: int = 1) -> NDArray[np.float32]:
-        """The clip as (frames, scale * height, scale * width) in [0, 1]; the strokes are redrawn at the larger size."""
+    def draw(self, clips: Sequence[DigitClip], scale: int = 1, device: torch.device | str = "cpu") -> Tensor:
+        """Clips as (b, frames, scale * height, scale * width) in [0, 1]; strokes are redrawn at the larger size.
+
+        A glyph moves by parts of a pixel: bilinear, so an interpolation matrix per axis and frame places it.
+        """
         height, width, size = self.height * scale, self.width * scale, self.glyph_size * scale
         if size not in self.glyphs:
             self.glyphs[size] = upscale(self.images, size)
-        glyph = self.glyphs[size][clip.glyph]
+        glyphs = torch.from_numpy(self.glyphs[size][[clip.glyph for clip in clips]]).to(device)
+        tops, lefts = torch.from_numpy(np.stack([self._path(clip) for clip in clips], axis=1)).to(device)
+        rows = _placement(tops * (height - size), size, height)
+        columns = _placement(lefts * (width - size), size, width)
+        return rows @ glyphs[:, None] @ columns.transpose(2, 3)
+
+    def _path(self, clip: DigitClip) -> NDArray[np.float32]:
+        """(2, frames): how far down and right the digit is, as parts of the free path."""
         dy, dx = DIRECTIONS[clip.direction]
         along = clip.start + clip.travel * np.linspace(0, 1, self.frames)
         along = along if dy + dx > 0 else 1 - along
         across = np.full(self.frames, clip.across)
-        tops = (along if dy else across) * (height - size)
-        lefts = (along if dx else across) * (width - size)
-        video = np.zeros((self.frames, height + 1, width + 1), np.float32)
-        for frame, top, left in zip(video, tops, lefts, strict=True):
-            y, x = int(top), int(left)
-            fy, fx = top - y, left - x
-            frame[y : y + size, x : x + size] += (1 - fy) * (1 - fx) * glyph
-            frame[y : y + size, x + 1 : x + 1 + size] += (1 - fy) * fx * glyph
-            frame[y + 1 : y + 1 + size, x : x + size] += fy * (1 - fx) * glyph
-            frame[y + 1 : y + 1 + size, x + 1 : x + 1 + size] += fy * fx * glyph
-        return video[:, :height, :width]
+        return np.stack([along if dy else across, along if dx else across]).astype(np.float32)
+
+
+def _placement(starts: Tensor, size: int, length: int) -> Tensor:
+    """(b, f) offsets in pixels -> (b, f, length, size): what each of `size` pixels gives to each of `length`."""
+    places = torch.arange(length, device=starts.device)[:, None] - torch.arange(size, device=starts.device)
+    return (1 - (places - starts[..., None, None]).abs()).clamp(min=0)

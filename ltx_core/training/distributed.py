@@ -50,9 +50,14 @@ class World:
 
     def indices(self, step: int, piece: int, batch_size: int, accumulation: int) -> range:
         """Numbers of the samples of one piece of the batch of `step`, for this process."""
+        rows = self.rows(piece, batch_size, accumulation)
+        return range(step * batch_size + rows.start, step * batch_size + rows.stop)
+
+    def rows(self, piece: int, batch_size: int, accumulation: int) -> slice:
+        """Where in the whole batch of a step the samples of one of its pieces stand, for this process."""
         share = self.share(batch_size, accumulation)
-        start = step * batch_size + (piece * self.size + self.rank) * share
-        return range(start, start + share)
+        start = (piece * self.size + self.rank) * share
+        return slice(start, start + share)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes."""

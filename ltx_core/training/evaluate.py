@@ -220,11 +220,11 @@ def evaluate_digits(
     described = [real.describe(i) for i in range(len(real.members))]
     # Every unseen glyph once, rather than a draw with repetitions.
     described = [_with_glyph(clip, int(glyph), labels) for clip, glyph in zip(described, real.members, strict=True)]
-    drawn = torch.stack([torch.from_numpy(real.draw(clip)[size.frames // 2]) for clip in described])
+    drawn = real.draw(described)[:, size.frames // 2]
     read_real = reader.read(drawn)
     reader_share = sum(a == clip.label for a, clip in zip(read_real, described, strict=True)) / len(described)
 
-    pixels = torch.stack([to_pixels(real.draw(clip)) for clip in described[::9]])
+    pixels = to_pixels(real.draw(described[::9]))
     restored = reconstruct(generator, pixels, sigma=0.0, steps=1, prompts=[], seed=0)
 
     texts, named = prompts(clips)

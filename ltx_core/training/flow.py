@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer import Branch, LTXTransformer
 from ..sampling.schedules import token_shift
 from .config import Noising
-from .text import encode
+from .text import encode_unique
 
 LOWEST = 1e-3  # noise level of a token to learn from; 0 marks tokens that are given
 
@@ -37,32 +38,38 @@ def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """The random part of one training sample. noise: (n, c). sigma: (). first_frame: given, so its tokens are clean."""
+class Draws:
+    """The random part of a batch. noise: (b n c) on the device. sigma: (b,). empty_prompt: captions that are dropped.
+    first_frame: (b,) bool, samples whose first latent frame is given, so that its tokens are clean."""
 
     noise: Tensor
     sigma: Tensor
-    empty_prompt: bool
-    first_frame: bool
+    empty_prompt: list[bool]
+    first_frame: Tensor
+
+    def rows(self, rows: slice) -> Draws:
+        return Draws(self.noise[rows], self.sigma[rows], self.empty_prompt[rows], self.first_frame[rows])
 
 
 def draw(
     rng: torch.Generator,
-    tokens: int,
-    channels: int,
+    noise_rng: torch.Generator,
+    shape: tuple[int, int, int],
     noising: Noising,
     *,
     text_dropout: float,
     first_frame: float,
-) -> Draw:
-    noise = torch.randn(tokens, channels, generator=rng)
-    z, uniform, kind, text, frame = (
-        torch.randn((), generator=rng),
-        *torch.rand(4, generator=rng).unbind(),
+) -> Draws:
+    """The draws of a whole batch of `shape` (b, tokens, channels). rng: on the CPU; noise_rng: where it is needed."""
+    count, tokens, _ = shape
+    uniform, kind, text, frame = torch.rand(4, count, generator=rng)
+    normal = sigma_of_normal(torch.randn(count, generator=rng), noising, tokens)
+    return Draws(
+        torch.randn(shape, generator=noise_rng, device=noise_rng.device),
+        torch.where(kind < noising.uniform, uniform, normal).clamp(min=LOWEST),
+        (text < text_dropout).tolist(),
+        frame < first_frame,
     )
-    sigma = uniform if kind < noising.uniform else sigma_of_normal(z, noising, tokens)
-    sigma = sigma.clamp(min=LOWEST)
-    return Draw(noise, sigma, bool(text < text_dropout), bool(frame < first_frame))
 
 
 class Flow(nn.Module):
@@ -79,16 +86,28 @@ class Flow(nn.Module):
     ) -> Tensor:
         """x0, noise: (b n c). sigma: (b n 1), 0 for given tokens, which do not count. positions: (1 3 n).
         prompts: captions, or their embeddings. Returns (b,)."""
-        contexts = [p for p in prompts if isinstance(p, Tensor)]
-        contexts = contexts or encode(self.text, [p for p in prompts if isinstance(p, str)], x0.device)
-        # Neighbours with texts of one length share an attention call.
-        order = sorted(range(len(contexts)), key=lambda i: contexts[i].shape[0])
+        order, runs = self._runs(prompts, x0.device)
         x0, noise, sigma = x0[order], noise[order], sigma[order]
         x = (1 - sigma) * x0 + sigma * noise
-        branch = Branch(self.transformer.prepare_text([contexts[i] for i in order]))
+        branch = Branch(self.transformer.prepare_text(runs))
         rotary = self.transformer.prepare_positions(positions)
         (velocity,) = self.transformer(x, sigma, rotary, (branch,))
         error = (velocity.float() - (noise - x0)).square()
         counted = (sigma > 0).float()
         losses = (error * counted).sum(dim=(1, 2)) / (counted.sum(dim=(1, 2)) * x0.shape[2])
         return losses[torch.tensor(order, device=losses.device).argsort()]
+
+    def _runs(self, prompts: list[str] | list[Tensor], device: torch.device) -> tuple[list[int], list[Tensor]]:
+        """An order of the samples in which texts of one length are neighbours, so that they share an attention call,
+        and each of these runs as (s, l, d)."""
+        embeddings = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
+        if embeddings:
+            hidden = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
+            rows, lengths = list(range(len(embeddings))), [len(embedding) for embedding in embeddings]
+        else:
+            hidden, rows, lengths = encode_unique(self.text, [p for p in prompts if isinstance(p, str)], device)
+        order = sorted(range(len(prompts)), key=lengths.__getitem__)
+        runs = [
+            hidden[[rows[i] for i in members], :length] for length, members in groupby(order, key=lengths.__getitem__)
+        ]
+        return order, runs

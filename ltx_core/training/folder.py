@@ -21,7 +21,7 @@ from ..errors import ConfigError, LTXKitError
 from ..media import read_image, resize, stream_video, video_fps
 from ..progress import Notes
 from ..shapes import PixelShape
-from .data import Sample, shuffled
+from .data import Sample, Samples, shuffled, stacked
 from .digits import HOLD_OUT, Split
 
 VIDEOS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif"}
@@ -118,7 +118,10 @@ class VideoFolder:
         rng = np.random.default_rng((self.seed, 4, batch))
         return self.sizes[int(rng.choice(len(self.sizes), p=counts / counts.sum()))]
 
-    def sample(self, index: int, size: PixelShape) -> Sample:
+    def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        return stacked((self._sample(index, size) for index in indices), device)
+
+    def _sample(self, index: int, size: PixelShape) -> Sample:
         group = self.groups.get(size) or self.media  # a validation may have no file of this size
         media = group[shuffled(range(len(group)), index, self.seed)]
         return Sample(self._pixels(media, size), media.caption)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +20,18 @@ from .config import Data, to_tree
 from .data import Source
 from .models import tensors_of
 
+ENCODED_PIXELS = 2**24  # of the clips that are encoded at once
+
 
 @dataclass(frozen=True, eq=False)
-class EncodedClip:
-    """latent: (c f h w) float32, normalised."""
+class EncodedClips:
+    """latents: (b c f h w) float32, normalised, on the CPU. captions: one per clip."""
 
-    latent: Tensor
-    caption: str
+    latents: Tensor
+    captions: list[str]
+
+    def rows(self, indices: Sequence[int]) -> EncodedClips:
+        return EncodedClips(self.latents[list(indices)], [self.captions[index] for index in indices])
 
 
 class Latents:
@@ -50,57 +57,47 @@ class Latents:
         self.source, self.vae, self.count, self.folder = source, vae, count, folder
         self.notes, self.writes, self.share_sizes = notes, writes, share_sizes
         self.device = next(vae.parameters()).device
-        self._kept: dict[PixelShape, list[EncodedClip]] = {}
+        self._kept: dict[PixelShape, EncodedClips] = {}
         text = json.dumps([to_tree(data), seed, count], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
         self.key = digest.hexdigest()
 
-    def clips(self, indices: range, size: PixelShape) -> list[EncodedClip]:
+    def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
         """The samples with these numbers; with a cache, numbers start again after `count`."""
         if not self.count:
-            return self._encode(list(indices), size)
+            return self._encode(indices, size)
         if size not in self._kept:
             self._kept[size] = self._read(size) or self._make(size)
         kept = self._kept[size]
-        return [kept[index % len(kept)] for index in indices]
+        return kept.rows([index % len(kept.captions) for index in indices])
 
     @torch.no_grad()
-    def _encode(self, indices: list[int], size: PixelShape) -> list[EncodedClip]:
-        samples = [self.source.sample(index, size) for index in indices]
-        pixels = torch.stack([sample.pixels for sample in samples]).to(self.device)
-        latents = self.vae.normalize(self.vae.encode(pixels).mode().float()).cpu()
-        return [EncodedClip(latent, sample.caption) for latent, sample in zip(latents, samples, strict=True)]
+    def _encode(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
+        samples = self.source.samples(indices, size, self.device)
+        latents = self.vae.normalize(self.vae.encode(samples.pixels).mode().float()).cpu()
+        return EncodedClips(latents, samples.captions)
 
     def _file(self, size: PixelShape) -> Path:
         return self.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
 
-    def _read(self, size: PixelShape) -> list[EncodedClip]:
+    def _read(self, size: PixelShape) -> EncodedClips | None:
         path = self._file(size)
         if not path.is_file():
-            return []
+            return None
         saved = torch.load(path, weights_only=True)
-        if saved["key"] != self.key:
-            return []
-        return [
-            EncodedClip(latent, caption) for latent, caption in zip(saved["latents"], saved["captions"], strict=True)
-        ]
+        return EncodedClips(saved["latents"], saved["captions"]) if saved["key"] == self.key else None
 
-    def _make(self, size: PixelShape) -> list[EncodedClip]:
+    def _make(self, size: PixelShape) -> EncodedClips:
         sizes = [self.source.size(batch) for batch in range(1000)] if self.share_sizes else [size]
         count = max(8, round(self.count * sizes.count(size) / len(sizes)))
         self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
-        made: list[EncodedClip] = []
-        for start in range(0, count, 8):
-            made += self._encode(list(range(start, min(start + 8, count))), size)
+        at_once = max(1, ENCODED_PIXELS // math.prod(size))
+        parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]
+        made = EncodedClips(torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions])
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            saved = {
-                "key": self.key,
-                "latents": torch.stack([clip.latent for clip in made]),
-                "captions": [clip.caption for clip in made],
-            }
             with replacing(self._file(size)) as part:
-                torch.save(saved, part)
+                torch.save({"key": self.key, "latents": made.latents, "captions": made.captions}, part)
         return made

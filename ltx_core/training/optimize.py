@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .config import Optimization
 from .muon import Muon
@@ -49,7 +50,13 @@ class Updater:
         groups = [group for group in groups if group["params"]]
         if groups:
             self.optimizers.append(
-                torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=False)
+                torch.optim.AdamW(
+                    groups,
+                    lr=config.learning_rate,
+                    betas=config.betas,
+                    fused=all(p.is_cuda for p in self.parameters),
+                    foreach=False,  # on a CPU it would take memory for all updates at once, and no less time
+                )
             )
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
 
@@ -96,8 +103,7 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for value, parameter in zip(self.values, self.parameters, strict=True):
-            value.lerp_(parameter.detach(), 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.values, self.parameters, 0)
 
     @contextlib.contextmanager
     def applied(self) -> Generator[None]:

@@ -80,14 +80,21 @@ def restart_t5(model: T5EncoderModel, config: TextEncoderConfig) -> None:
 
 def encode(encoder: TextEncoder, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
     """One (l, d_model) per prompt, without padding. Gradients flow if the encoder's weights ask for them."""
-    tokens = [encoder.tokenizer.encode(prompt).ids for prompt in prompts]
-    unique = list(dict.fromkeys(tokens))
-    longest = max(len(ids) for ids in unique)
-    ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in unique], device=device)
-    mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in unique], device=device)
-    hidden = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
-    found = {one: hidden[row, : len(one)] for row, one in enumerate(unique)}
-    return [found[one] for one in tokens]
+    hidden, rows, lengths = encode_unique(encoder, prompts, device)
+    return [hidden[row, :length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def encode_unique(
+    encoder: TextEncoder, prompts: Sequence[str], device: torch.device
+) -> tuple[Tensor, list[int], list[int]]:
+    """Every different prompt once: (u, longest, d_model), padded; then each prompt's row in it, and its length."""
+    tokens = {prompt: encoder.tokenizer.encode(prompt).ids for prompt in dict.fromkeys(prompts)}
+    row = {prompt: number for number, prompt in enumerate(tokens)}
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in tokens.values()], batch_first=True)
+    lengths = torch.tensor([len(one) for one in tokens.values()])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    hidden = encoder.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+    return hidden, [row[prompt] for prompt in prompts], [len(tokens[prompt]) for prompt in prompts]
 
 
 def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:

@@ -6,7 +6,7 @@ frames given with their own timestep).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from ..weights.build import load_transformer
 from .config import TransformerTraining
 from .data import generator, open_source
 from .distributed import World, synchronised
-from .flow import Draw, Flow, draw
+from .flow import Draws, Flow, draw
 from .generate import Generator, Models
-from .latents import EncodedClip, Latents
+from .latents import EncodedClips, Latents
 from .loop import find_export, log_values
 from .lora import LoRALayers, save_lora
 from .models import copied, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
@@ -130,10 +130,10 @@ class TransformerTask:
         optimization = self.config.optimization
         size, count = self.source.size(step), optimization.accumulation
         totals: dict[str, Tensor] = {}
+        whole = self._draws("flow", step, optimization.batch_size, size)
         for piece in range(count):
-            indices = self.world.indices(step, piece, optimization.batch_size, count)
-            clips = self.latents.clips(indices, size)
-            draws = [self._draw("flow", index, clips[0]) for index in indices]
+            clips = self.latents.clips(self.world.indices(step, piece, optimization.batch_size, count), size)
+            draws = whole.rows(self.world.rows(piece, optimization.batch_size, count))
             with synchronised(self.objective, piece == count - 1), self._autocast():
                 losses, sigma = self._losses(clips, draws, size)
                 loss = losses.mean()
@@ -157,34 +157,30 @@ class TransformerTask:
             return numbers  # the weights stay as they are; the loop stops
         return numbers | self.updater.apply(step)
 
-    def _draw(self, stream: str, index: int, clip: EncodedClip) -> Draw:
-        channels, *grid = clip.latent.shape
+    def _draws(self, stream: str, number: int, count: int, size: PixelShape) -> Draws:
+        frames, height, width = size.latent(self.vae.config.scale_factors)
         return draw(
-            generator(self.config.seed, stream, index),
-            grid[0] * grid[1] * grid[2],
-            channels,
+            generator(self.config.seed, stream, number),
+            generator(self.config.seed, f"{stream} noise", number, self.world.device),
+            (count, frames * height * width, self.vae.config.latent_channels),
             self.config.noising,
             text_dropout=self.config.text_dropout,
-            first_frame=self.config.first_frame if grid[0] > 1 else 0.0,
+            first_frame=self.config.first_frame if frames > 1 else 0.0,
         )
 
-    def _losses(self, clips: Sequence[EncodedClip], draws: Sequence[Draw], size: PixelShape) -> tuple[Tensor, Tensor]:
+    def _losses(self, clips: EncodedClips, draws: Draws, size: PixelShape) -> tuple[Tensor, Tensor]:
         """Loss and noise level per sample, (b,) each."""
         device = self.world.device
-        x0 = patchify(torch.stack([clip.latent for clip in clips])).to(device)
-        noise = torch.stack([d.noise for d in draws]).to(device)
-        levels = torch.stack([d.sigma for d in draws])
-        sigma = levels[:, None, None].repeat(1, x0.shape[1], 1)
-        height, width = clips[0].latent.shape[-2:]
-        for row, d in zip(sigma, draws, strict=True):
-            if d.first_frame:
-                row[: height * width] = 0
+        x0 = patchify(clips.latents).to(device)
+        height, width = clips.latents.shape[-2:]
+        sigma = draws.sigma[:, None, None].repeat(1, x0.shape[1], 1)
+        sigma[:, : height * width][draws.first_frame] = 0
         scale = self.vae.config.scale_factors
         coordinates = Coordinates(scale, self.config.data.fps, self.transformer.config.causal_temporal_positioning)
         positions = coordinates.positions(size.latent(scale)).to(device)
-        captions = ["" if d.empty_prompt else clip.caption for clip, d in zip(clips, draws, strict=True)]
+        captions = ["" if empty else text for text, empty in zip(clips.captions, draws.empty_prompt, strict=True)]
         prompts = captions if self.trains_text else [self._embed(caption) for caption in captions]
-        return self.objective(x0, noise, sigma.to(device), positions, prompts), levels.to(device)
+        return self.objective(x0, draws.noise, sigma.to(device), positions, prompts), draws.sigma.to(device)
 
     @torch.no_grad()
     def _embed(self, caption: str) -> Tensor:
@@ -207,9 +203,8 @@ class TransformerTask:
         with self._averaged():
             total = torch.zeros((), device=self.world.device)
             for start in range(0, VALIDATION_SAMPLES, 16):
-                indices = range(start, start + 16)
-                clips = self.validation.clips(indices, size)
-                draws = [self._draw("flow validation", index, clips[0]) for index in indices]
+                clips = self.validation.clips(range(start, start + 16), size)
+                draws = self._draws("flow validation", start, 16, size)
                 total += self._losses(clips, draws, size)[0].sum()
             if self.config.prompts:
                 maker = Generator(Models(self.transformer, self.vae, self.text), self.config.data.fps)

@@ -80,10 +80,7 @@ class UpscalerTask:
         )
 
     def _pair(self, latents: Latents, indices: range) -> tuple[Tensor, Tensor]:
-        small, large = (
-            torch.stack([clip.latent for clip in latents.clips(indices, size)]).to(self.world.device)
-            for size in (self.small, self.large)
-        )
+        small, large = (latents.clips(indices, size).latents.to(self.world.device) for size in (self.small, self.large))
         return small, large
 
     def update(self, step: int) -> dict[str, float]:

@@ -30,6 +30,7 @@ from .pictures import save_pairs
 
 LOGVAR_START = -5.0  # posterior std 0.08 at first: with the usual 0 the noise drowns what the encoder says
 STATISTICS_RATE = 0.01  # of the running mean and variance that the decoder's noise is measured in
+START_CLIPS = 16  # that the data-dependent start looks at
 COLLAPSE_STD = 0.05  # of latents, against their own posterior noise
 
 
@@ -110,8 +111,10 @@ class VAETask:
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
             return copied(vae)
-        vae = VideoVAE(vae_config(config.model))
-        data_dependent_start(vae, self._pixels(range(10**6, 10**6 + 16), self.source, self._size(0)))
+        vae = VideoVAE(vae_config(config.model)).to(self.world.device)
+        pixels = self._pixels(range(START_CLIPS), self.source, self.source.size(0))
+        pixels = crop(pixels, self._size(0), torch.rand(START_CLIPS, 3, generator=generator(config.seed, "start", 0)))
+        data_dependent_start(vae, pixels)
         return vae
 
     def _perceptual(self) -> nn.Module | None:
@@ -140,25 +143,16 @@ class VAETask:
 
     # ----------------------------------------------------------------------------------------------------- one step
 
-    def _pixels(self, indices: range, source: Source, size: PixelShape, full: PixelShape | None = None) -> Tensor:
-        """Clips (b 3 f h w), drawn at `full` size and cut to `size`."""
-        clips = [source.sample(index, full or source.size(0)).pixels for index in indices]
-        cut = [
-            crop(clip, size, generator(self.config.seed, "crop", index))
-            for clip, index in zip(clips, indices, strict=True)
-        ]
-        return torch.stack(cut).to(self.world.device)
+    def _pixels(self, indices: range, source: Source, full: PixelShape) -> Tensor:
+        """Clips (b 3 f h w) of `full` size."""
+        return source.samples(indices, full, self.world.device).pixels
 
-    def _noise(self, indices: range, shape: tuple[int, ...], largest: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Posterior noise, decoder noise and its level for each sample, whatever batch it is in."""
-        posterior, decoder, level = [], [], []
-        for index in indices:
-            rng = generator(self.config.seed, "vae", index)
-            posterior.append(torch.randn(shape, generator=rng))
-            decoder.append(torch.randn(shape, generator=rng))
-            level.append(torch.rand((), generator=rng) * largest)
-        device = self.world.device
-        return torch.stack(posterior).to(device), torch.stack(decoder).to(device), torch.stack(level).to(device)
+    def _noise(self, step: int, shape: tuple[int, ...], largest: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior noise, decoder noise and its level, for the whole batch of a step."""
+        device, count = self.world.device, self.config.optimization.batch_size
+        rng = generator(self.config.seed, "vae", step, device)
+        posterior, decoder = torch.randn(2, count, *shape, generator=rng, device=device)
+        return posterior, decoder, torch.rand(count, generator=rng, device=device) * largest
 
     def update(self, step: int) -> dict[str, float]:
         config, optimization = self.config, self.config.optimization
@@ -174,10 +168,13 @@ class VAETask:
         count = optimization.accumulation
         if self.adversary is not None:
             self.adversary.requires_grad_(False)
+        places = torch.rand(optimization.batch_size, 3, generator=generator(config.seed, "crop", step))
+        whole = self._noise(step, shape, weights["decoder_noise"])
         for piece in range(count):
             indices = self.world.indices(step, piece, optimization.batch_size, count)
-            pixels = self._pixels(indices, self.source, size, full)
-            noise = self._noise(indices, shape, weights["decoder_noise"])
+            rows = self.world.rows(piece, optimization.batch_size, count)
+            pixels = crop(self._pixels(indices, self.source, full), size, places[rows])
+            noise = tuple(value[rows] for value in whole)
             with synchronised(self.objective, piece == count - 1), self._autocast():
                 losses, output, mean = self.objective(pixels, *noise, generator(config.seed, "inject", step))
                 if gan and self.adversary is not None:
@@ -275,14 +272,10 @@ class VAETask:
         return found
 
     def _reconstruct(self) -> tuple[Tensor, Tensor, Posterior]:
-        size = self._size(0) if self.clips_from is None else self.validation.size(0)
-        size = (
-            PixelShape(1, size.height, size.width)
-            if self.clips_from is None
-            else PixelShape(*self.config.data.sizes[0])
-        )
-        count = self.config.data.validation_clips
-        pixels = self._pixels(range(count), self.validation, size, PixelShape(*self.config.data.sizes[0]))
+        count, size = self.config.data.validation_clips, PixelShape(*self.config.data.sizes[0])
+        pixels = self._pixels(range(count), self.validation, size)
+        if self.clips_from is None:
+            pixels = pixels[:, :, :1]
         posterior = self.vae.encode(pixels)
         timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
         rng = generator(self.config.seed, "validation", 0)
@@ -329,7 +322,7 @@ class VAETask:
         size = PixelShape(*self.config.data.sizes[0])
         count = square = total = 0
         for start in range(0, self.config.statistics_clips, 8):
-            pixels = self._pixels(range(start, start + 8), self.source, size, size)
+            pixels = self._pixels(range(start, start + 8), self.source, size)
             latent = self.vae.encode(pixels).mode().double()
             total = total + latent.sum(dim=(0, 2, 3, 4))
             square = square + latent.square().sum(dim=(0, 2, 3, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_image, write_video
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.config import Data
-from ltxkit.ltx_core.training.data import Source, crop, generator, open_source
+from ltxkit.ltx_core.training.data import Sample, Source, crop, generator, open_source
 from ltxkit.ltx_core.training.digits import DIRECTIONS, WORDS, MovingDigits, Split, sklearn_digits
 from ltxkit.ltx_core.training.evaluate import centres, direction, grey, jerk
 
@@ -26,18 +27,38 @@ def digits(split: Split = "train", **changes: object) -> Source:
     return open_source(config, split, seed=3)
 
 
+def one(source: Source, index: int, size: PixelShape = SIZE) -> Sample:
+    batch = source.samples([index], size, torch.device("cpu"))
+    return Sample(batch.pixels[0], batch.captions[0])
+
+
 def test_sample_depends_on_its_number_alone() -> None:
     first, again = digits(), digits()
-    again.sample(7, SIZE)
-    assert torch.equal(first.sample(11, SIZE).pixels, again.sample(11, SIZE).pixels)
-    assert not torch.equal(first.sample(11, SIZE).pixels, first.sample(12, SIZE).pixels)
+    again.samples([7], SIZE, torch.device("cpu"))
+    both = first.samples([11, 12], SIZE, torch.device("cpu"))
+    assert torch.equal(both.pixels[0], one(again, 11).pixels)
+    assert both.captions[0] == one(again, 11).caption
+    assert not torch.equal(both.pixels[0], both.pixels[1])
+
+
+def test_glyphs_are_placed_by_bilinear_interpolation() -> None:
+    images, labels = sklearn_digits()
+    options = {"frames": 3, "height": 32, "width": 32, "glyph_size": 16, "spread": 1.0, "seed": 0}
+    clips = MovingDigits((images, labels), split="train", **options)
+    clip = replace(clips.describe(0), direction="right", across=0.28125, start=0.0, travel=1.0)
+    drawn = clips.draw([clip])[0]
+    glyph = torch.from_numpy(clips.glyphs[16][clip.glyph])
+    padded = torch.nn.functional.pad(glyph, (0, 0, 1, 1))  # at 4.5 pixels from the top
+    torch.testing.assert_close(drawn[0, 4:21, :16], (padded[1:] + padded[:-1]) / 2)
+    torch.testing.assert_close(drawn[1, :, 8:24], drawn[0, :, :16])
+    torch.testing.assert_close(drawn[2, :, 16:], drawn[0, :, :16])
 
 
 def test_clips_do_what_their_captions_say() -> None:
     source = digits()
     labels: set[str] = set()
     for index in range(40):
-        sample = source.sample(index, SIZE)
+        sample = one(source, index)
         assert sample.pixels.shape == (3, 9, 32, 32)
         assert -1 <= float(sample.pixels.min()) < float(sample.pixels.max()) <= 1
         path = centres(grey(sample.pixels[None]))
@@ -64,16 +85,18 @@ def test_enlarged_batches_show_the_same_clip() -> None:
     source = digits(enlarged=0.5)
     sizes = {source.size(batch) for batch in range(50)}
     assert sizes == {SIZE, PixelShape(9, 64, 64)}
-    small, large = (source.sample(4, size).pixels for size in (SIZE, PixelShape(9, 64, 64)))
+    small, large = (one(source, 4, size).pixels for size in (SIZE, PixelShape(9, 64, 64)))
     smaller = torch.nn.functional.avg_pool2d(large.transpose(0, 1), 2).transpose(0, 1)
     assert float((smaller - small).abs().mean()) < 0.06
 
 
 def test_crop_and_generator_are_repeatable() -> None:
-    pixels = torch.arange(3 * 4 * 6 * 8).reshape(3, 4, 6, 8)
-    cut = [crop(pixels, PixelShape(2, 3, 4), generator(0, "crop", 5)) for _ in range(2)]
-    assert torch.equal(*cut)
-    assert cut[0].shape == (3, 2, 3, 4)
+    pixels = torch.arange(2 * 3 * 4 * 6 * 8).reshape(2, 3, 4, 6, 8)
+    places = torch.tensor([[0.0, 0.0, 0.0], [0.99, 0.5, 0.99]])
+    cut = crop(pixels, PixelShape(2, 3, 4), places)
+    assert torch.equal(cut[0], pixels[0, :, :2, :3, :4])
+    assert torch.equal(cut[1], pixels[1, :, 2:, 2:5, 4:])
+    assert torch.equal(cut, crop(pixels, PixelShape(2, 3, 4), places))
     seeds = {generator(a, b, c).initial_seed() for a in (0, 1) for b in ("x", "y") for c in (0, 1)}
     assert len(seeds) == 8
 
@@ -91,7 +114,7 @@ def test_mnist_idx_files(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(200) // 20 % 10))
     config = Data(kind="mnist", path=tmp_path, sizes=((5, 32, 32),), glyph_size=28)
-    assert open_source(config, "train", 0).sample(0, PixelShape(5, 32, 32)).pixels.shape == (3, 5, 32, 32)
+    assert one(open_source(config, "train", 0), 0, PixelShape(5, 32, 32)).pixels.shape == (3, 5, 32, 32)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(200))[:-3])
     with pytest.raises(ConfigError, match=r"cut off"):
         open_source(config, "train", 0)
@@ -117,7 +140,7 @@ def test_published_moving_mnist_files(form: str, tmp_path: Path) -> None:
         np.savez(tmp_path / "labels_data.npz", labels)
     config = Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),))
     train, held_out = (open_source(config, split, 0) for split in ("train", "validation"))
-    sample = train.sample(0, SIZE)
+    sample = one(train, 0)
     assert sample.caption in (
         {"two moving digits"} if form == "npy" else {f"{a} and {b}" for a in ("3", "three") for b in ("7", "seven")}
     )
@@ -125,7 +148,7 @@ def test_published_moving_mnist_files(form: str, tmp_path: Path) -> None:
     where = np.argwhere((videos == shown).all(axis=(2, 3)))
     assert len(where) == 1
     assert where[0][0] < 36  # the last tenth is for validation
-    validation = ((held_out.sample(0, SIZE).pixels[0, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    validation = ((one(held_out, 0).pixels[0, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
     assert np.argwhere((videos == validation).all(axis=(2, 3)))[0][0] >= 36
     with pytest.raises(ConfigError, match=r"expected at least 17 frames of 32x32"):
         open_source(Data(kind="moving_mnist", path=path, sizes=((17, 32, 32),)), "train", 0)
@@ -164,7 +187,7 @@ def test_folder_with_captions_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("from a text file\n", encoding="utf-8")
     notes: list[str] = []
     source = folder(tmp_path, notes)
-    samples = [source.sample(index, SIZE) for index in range(12)]
+    samples = [one(source, index) for index in range(12)]
     assert {s.caption for s in samples} == {"from jsonl", "from a text file", ""}  # a.mp4 is for validation
     assert all(s.pixels.shape == (3, 9, 32, 32) for s in samples)
     assert float(samples[0].pixels.mean()) == pytest.approx(0.6, abs=0.05)
@@ -214,4 +237,4 @@ def test_buckets_never_mix_sizes(tmp_path: Path) -> None:
     seen = {source.size(batch) for batch in range(60)}
     assert len(seen) >= 2
     for size in seen:
-        assert {tuple(source.sample(index, size).pixels.shape[1:]) for index in range(5)} == {tuple(size)}
+        assert {tuple(one(source, index, size).pixels.shape[1:]) for index in range(5)} == {tuple(size)}

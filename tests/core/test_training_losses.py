@@ -10,7 +10,7 @@ import torch
 from ltxkit.ltx_core.training import losses
 from ltxkit.ltx_core.training.config import Noising, Term
 from ltxkit.ltx_core.training.flow import draw, sigma_of_normal
-from ltxkit.ltx_core.training.muon import orthogonal_update
+from ltxkit.ltx_core.training.muon import orthogonal_updates
 
 
 def clips(seed: int = 0, frames: int = 8) -> torch.Tensor:
@@ -106,20 +106,28 @@ def test_noise_levels() -> None:
 
 def test_shares_of_uniform_levels_empty_prompts_and_first_frames() -> None:
     noising = Noising(shift=3.0, uniform=0.25, stretch=0.0)
-    drawn = [
-        draw(torch.Generator().manual_seed(i), 2, 2, noising, text_dropout=0.2, first_frame=0.1) for i in range(2000)
-    ]
-    assert sum(d.empty_prompt for d in drawn) / 2000 == pytest.approx(0.2, abs=0.03)
-    assert sum(d.first_frame for d in drawn) / 2000 == pytest.approx(0.1, abs=0.03)
-    low = sum(float(d.sigma) < 0.3 for d in drawn) / 2000  # of the shifted ones hardly any
+    rng = torch.Generator().manual_seed(0)
+    drawn = draw(rng, rng, (2000, 2, 2), noising, text_dropout=0.2, first_frame=0.1)
+    assert sum(drawn.empty_prompt) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert float(drawn.first_frame.float().mean()) == pytest.approx(0.1, abs=0.03)
+    low = float((drawn.sigma < 0.3).float().mean())  # of the shifted ones hardly any
     assert low == pytest.approx(0.25 * 0.3, abs=0.02)
-    assert min(float(d.sigma) for d in drawn) > 0
+    assert float(drawn.sigma.min()) > 0
+    part = drawn.rows(slice(3, 5))
+    assert torch.equal(part.noise, drawn.noise[3:5])
+    assert part.empty_prompt == drawn.empty_prompt[3:5]
 
 
 def test_muon_makes_singular_values_one() -> None:
-    weight = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
-    update = orthogonal_update(weight)
-    assert update.shape == weight.shape
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(12, 5, 3), (4, 4), (12, 5, 3), (5, 12, 3)]  # of two sizes when flattened and turned
+    weights = [torch.randn(shape, generator=rng) for shape in shapes]
+    updates = orthogonal_updates(weights)
+    assert [tuple(update.shape) for update in updates] == shapes
+    for weight, together in zip(weights, updates, strict=True):
+        (alone,) = orthogonal_updates([weight])
+        torch.testing.assert_close(together, alone)
+    update = updates[0]
     flat = update.transpose(0, 1).reshape(5, 36) / (0.2 * 6)
     values = torch.linalg.svdvals(flat)
     assert float(values.min()) > 0.6
