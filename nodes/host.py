@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
-from ..ltx_core.memory.devices import memory
 from ..ltx_core.memory.placement import DevicePlacement
 from ..ltx_core.memory.plan import Weights, resident_blocks
 from ..ltx_core.memory.streaming import block_stack, streamed
@@ -174,9 +173,7 @@ class PlainHost:
         self.placement.release(module)
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        device = self.placement.device
-        there = None if device.type == "cpu" else memory(device)
-        return None if there is None else max(there.free - weight_bytes(module), 1)
+        return self.placement.spare_memory(module)
 
     @property
     def output_folder(self) -> Path:

@@ -36,8 +36,10 @@ def memory(device: torch.device) -> Memory | None:
     if device.type in ("cuda", "xpu"):
         accelerator: Any = torch.get_device_module(device)
         free, total = accelerator.mem_get_info(device)
-        reserve = accelerator.memory_reserved(device) - accelerator.memory_allocated(device)
-        return Memory(free + reserve, total)
+        held = accelerator.memory_allocated(device)
+        reserve = accelerator.memory_reserved(device) - held
+        allowed = int(total * _allowed_share(accelerator, device))
+        return Memory(max(min(free + reserve, allowed - held), 0), allowed)
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return Memory(total - torch.mps.current_allocated_memory(), total)
@@ -46,6 +48,12 @@ def memory(device: torch.device) -> Memory | None:
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     sizes = {words[0]: int(words[1]) * 1024 for words in lines}
     return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
+
+
+def _allowed_share(accelerator: Any, device: torch.device) -> float:
+    """What `set_per_process_memory_fraction` left this process; older torch sets it and does not tell."""
+    share = getattr(accelerator, "get_per_process_memory_fraction", None)
+    return 1.0 if share is None else min(share(device), 1.0)
 
 
 class SideStream:

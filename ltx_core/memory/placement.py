@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .copies import DeviceCopies
+from .copies import DeviceCopies, weight_bytes
 from .devices import best_device, memory
-from .plan import Weights, resident_blocks, room_for_weights
+from .plan import Weights, resident_blocks, room_for_weights, room_for_work
 from .streaming import block_stack, streamed
 
 
@@ -70,6 +70,14 @@ class DevicePlacement:
         copies = self._kept.pop(module, None)
         if copies is not None:
             copies.drop()
+
+    def spare_memory(self, module: nn.Module) -> int | None:
+        """Bytes that work with `module` may take beside its weights; None: main memory, where the system has the say.
+
+        Not less than 1: what has no room at all is cut as small as it can be.
+        """
+        found = None if self.device.type == "cpu" else memory(self.device)
+        return None if found is None else max(room_for_work(found.free, found.total, weight_bytes(module)), 1)
 
     def _resident(self, module: nn.Module, memory_required: int) -> int | None:
         """How many blocks are to stay on the device; None: the whole module."""

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from ..config import TextEncoderConfig, TransformerConfig, UpsamplerConfig
+from ..models.linear import SLICE, Linear
+from ..quant.linear import QuantizedLinear
 from ..shapes import LatentShape, PixelShape
 from .copies import weight_bytes
 from .streaming import block_stack
@@ -26,11 +28,12 @@ CONTEXT_BYTES = 600 * 2**20
 large as what Comfy-Org/ComfyUI keeps free on Windows (model_management.py EXTRA_RESERVED_VRAM; 400 MiB elsewhere). Only
 for a card that is not there: of one that is, the free memory is asked."""
 
-# Tensors of (lanes, tokens, width) at the worst moment of a block, its feed-forward layer: the residual stream, its
-# norm, four times the width hidden, and the result twice. Measured on the CPU in float32: 7.8 to 8.5 per lane, with
-# everything else, by the high-water mark of resident memory.
+# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/core/test_plan.py counts them.
+# At the second layer of the feed-forward: what the block was given, the residual stream, its norm, four times the width
+# hidden, and the result. In half precision as many where keys are turned, in float32: what the block was given, its
+# norm, values, queries, keys, twice the width turned, and the result.
 BLOCK_TENSORS = 8
-# Where a norm in half precision is not one kernel, its float32 steps are alive beside these.
+# Where a norm in half precision is not one kernel, its float32 steps are alive beside five of these.
 BLOCK_TENSORS_HALF = 11
 # Float32 tensors of (tokens, channels) beside the blocks: the given latent, its noise, the state, the clean latent, the
 # model's input (pipelines/generate.py, sampling/samplers.py).
@@ -95,10 +98,39 @@ def room_for_work(free: int, total: int, weights: int) -> int:
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def unpacks(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a model that computes in `dtype` has weights of another kind, which it turns into `dtype` as it goes."""
-    tensors = (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.ndim))
-    return any(tensor.dtype != dtype for tensor in tensors)
+@dataclass(frozen=True)
+class Unpacking:
+    """What it takes to turn one weight into the numbers that are computed with.
+
+    weight: bytes of these numbers. beside: bytes that are there meanwhile, and gone when it is used.
+    """
+
+    weight: int = 0
+    beside: int = 0
+
+
+def unpacking(model: nn.Module, dtype: torch.dtype, *, on_cpu: bool = False) -> Unpacking:
+    """Of the Linear that takes most, in a model that computes in `dtype`; nothing where weights are used as stored."""
+    found = Unpacking()
+    for part in model.modules():
+        if isinstance(part, QuantizedLinear):
+            one = Unpacking(part.in_features * part.out_features * dtype.itemsize, part.unpacking_bytes(dtype))
+        elif isinstance(part, nn.Linear) and part.weight.dtype != dtype:
+            elements = part.weight.numel()
+            one = Unpacking(
+                (min(elements, SLICE) if on_cpu and isinstance(part, Linear) else elements) * dtype.itemsize
+            )
+        else:
+            continue
+        found = max(found, one, key=lambda each: each.weight + each.beside)
+    return found
+
+
+def norms_are_one_kernel() -> bool:
+    """Whether this torch has the RMS norm of half precision in one kernel on a card: on CUDA since 2.9 (its release
+    notes). What other cards do has not been looked at.
+    """
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 9)
 
 
 def sample_bytes(
@@ -108,30 +140,31 @@ def sample_bytes(
     lanes: int,
     text_tokens: Sequence[int],
     itemsize: int,
-    unpacks: bool,
+    unpacking: Unpacking = Unpacking(),
+    fused_norms: bool = True,
     samples: int = 1,
 ) -> int:
     """What sampling needs beside the weights.
 
     lanes: most branches in one step. text_tokens: length of each text. itemsize: of the numbers it computes with.
-    unpacks: weights are stored as something else and turned into these numbers one layer at a time.
+    unpacking: of the largest weight, where weights are stored as something else. fused_norms: `norms_are_one_kernel`.
     """
     d, rows = config.hidden_size, samples * tokens
     table = rows * d * TABLE_BYTES
-    tensors = BLOCK_TENSORS if itemsize == 4 else BLOCK_TENSORS_HALF
-    block = lanes * tensors * rows * d * itemsize
+    tensor = lanes * rows * d * itemsize
+    feed_forward = max(BLOCK_TENSORS * tensor, (BLOCK_TENSORS - 1) * tensor + unpacking.beside) + unpacking.weight
+    norm = BLOCK_TENSORS_HALF * tensor if itemsize < 4 and not fused_norms else 0
     state = (STATE_TENSORS + lanes) * rows * config.in_channels * 4
     keys_values = samples * sum(text_tokens) * 2 * d * config.num_layers * itemsize
-    largest_weight = 4 * d * d * itemsize if unpacks else 0
-    return int(max(table + block + largest_weight, TABLE_MAKING * table)) + state + keys_values
+    return int(max(table + max(feed_forward, norm), TABLE_MAKING * table)) + state + keys_values
 
 
-def text_bytes(config: TextEncoderConfig, tokens: int, itemsize: int, unpacks: bool) -> int:
+def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Unpacking()) -> int:
     """What encoding a text needs beside the weights: hidden states, and one feed-forward layer or the attention."""
     feed_forward = 3 * config.d_ff
     attention = 4 * config.num_heads * config.d_kv + 3 * config.num_heads * tokens
-    largest_weight = config.d_ff * config.d_model if unpacks else 0
-    return tokens * (3 * config.d_model + max(feed_forward, attention)) * 4 + largest_weight * itemsize
+    work = tokens * (3 * config.d_model + max(feed_forward, attention)) * 4
+    return work + unpacking.weight + unpacking.beside
 
 
 def upscale_bytes(config: UpsamplerConfig, shape: LatentShape, itemsize: int) -> int:

@@ -1,118 +1,378 @@
 """How many bytes of activations the VAE needs, from its config alone: what tiling and the memory plan go by.
 
-Counted are the tensors that live at once in `vae_layers` and `video_vae`: the frames that convolutions keep,
-the finished pieces that wait between stages, and what the busiest stage works with. Weights on the device are not
-counted, except for the copies of one weight that a convolution may bring into other memory formats.
+The layers of `vae_layers` are run with numbers of frames in the place of tensors: each takes and drops, in the same
+order, as many elements as the real one. So the count follows the code and not a measurement, and a test holds it beside
+what the real layers allocate. Weights on the device are not counted, except for the copies of one weight that a
+convolution brings into other memory formats.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
 
-from ..config import VideoVAEConfig
-from ..shapes import LatentShape
+from ..config import VAEBlock, VideoVAEConfig
+from ..shapes import LatentShape, ScaleFactors
 from .video_vae import STREAM_FRAMES
 
 KERNEL = 27  # cells of a 3x3x3 convolution
-UNCOUNTED = 1.06  # measured: small tensors that the count below leaves out are up to 5.7 % of the peak (test models)
-WEIGHT_COPIES = 2  # measured with oneDNN, which turns a weight into channels-last memory and that into its own blocks
+LONGEST = 48
+"""Latent frames of a streamed clip beyond which no more are counted. The first frame leaves the stages out of step,
+which settles slowly: the released decoders take 0 to 4 % more with 48 than with 33. Encoders settle after three."""
 
-
-class _Walk:
-    """Adds up elements while it goes through the stages; `frames`, `cells` (h w) and `width` are those of the level."""
-
-    def __init__(self, frames: int, cells: int, width: int, limit: int | None) -> None:
-        self.frames, self.cells, self.width, self.limit = frames, cells, width, limit
-        self.kept = self.waiting = self.work = 0
-
-    @property
-    def piece(self) -> int:
-        """Frames that a stage of this level works on at once."""
-        return self.frames if self.limit is None else min(self.limit, self.frames)
-
-    @property
-    def streams(self) -> bool:
-        return self.piece < self.frames
-
-    def convolve(self, out: int, *, alive: int, inflated: int = 1) -> None:
-        """A convolution to `out` channels beside `alive` tensors of its input; its output exists `inflated` times."""
-        padded = (self.piece + 2) * self.width
-        inputs, outputs = alive * self.piece * self.width, inflated * self.piece * out
-        weight = KERNEL * self.width * out
-        self.work = max(self.work, (inputs + padded + outputs) * self.cells + WEIGHT_COPIES * weight)
-        if self.streams:
-            self.kept += 2 * self.width * self.cells
-
-    def res_block(self, out: int) -> None:
-        self.convolve(out, alive=3)  # the input, which the shortcut needs, and two steps of norm and modulation
-        width, self.width = self.width, out
-        self.convolve(out, alive=3)
-        if self.streams:
-            self.kept += 2 * width * self.cells  # the shortcut waits for two convolutions that look ahead
-
-    def elements(self) -> int:
-        return int(UNCOUNTED * (self.kept + self.waiting + self.work))
+CARD_COPIES, CPU_COPIES = 1, 2
+"""Copies of a weight that a convolution makes. On a card one, with its channels last, as its input has them. On the CPU
+two, measured with oneDNN, which turns a weight into channels-last memory and that into its own blocks."""
 
 
 def decode_bytes(
-    config: VideoVAEConfig, shape: LatentShape, *, itemsize: int, limit: int | None = STREAM_FRAMES
+    config: VideoVAEConfig,
+    shape: LatentShape,
+    *,
+    itemsize: int,
+    limit: int | None = STREAM_FRAMES,
+    copies: int = CARD_COPIES,
 ) -> int:
     """Peak bytes of activations of decoding one clip of `shape` cells, without the frames that have left.
 
     itemsize: bytes per number; 4 where `compute_dtype` is float32. limit: as of `stream_decode`; None for `decode`.
+    copies: of a weight, beside it, while a convolution runs.
     """
-    blocks = tuple(reversed(config.decoder_blocks))
-    width = config.decoder_base_channels * math.prod(block.multiplier for block in blocks)
-    walk = _Walk(shape.frames, shape.height * shape.width, config.latent_channels, limit)
-    walk.convolve(width, alive=1)
-    walk.width = width
-    for block in blocks:
-        out = walk.width // block.multiplier
-        if block.kind == "res_x":
-            for _ in range(block.num_layers):
-                walk.res_block(walk.width)
-        elif block.kind == "res_x_y":
-            walk.res_block(out)
-        else:
-            time, *space = block.stride
-            fold = time * math.prod(space)
-            walk.convolve(out * fold, alive=1, inflated=2)
-            if walk.streams:
-                walk.kept += walk.width * walk.cells
-                walk.waiting += walk.piece * out * fold * walk.cells
-            walk.frames, walk.cells, walk.width = walk.frames * time - (time - 1), walk.cells * math.prod(space), out
-    walk.convolve(config.out_channels * config.patch_size**2, alive=2, inflated=2)
-    return walk.elements() * itemsize
+    latent = 4 * config.latent_channels * shape.tokens  # float32, whole
+    frames = shape.frames if limit is None else min(shape.frames, LONGEST)
+    cells = shape.height * shape.width
+    return latent + _most(_decoding(config, frames, limit), cells, copies) * itemsize
 
 
 def encode_bytes(
-    config: VideoVAEConfig, shape: LatentShape, *, itemsize: int, limit: int | None = STREAM_FRAMES
+    config: VideoVAEConfig,
+    shape: LatentShape,
+    *,
+    itemsize: int,
+    limit: int | None = STREAM_FRAMES,
+    copies: int = CARD_COPIES,
 ) -> int:
     """Peak bytes of activations of encoding one clip to `shape` cells, without the pixels themselves.
 
-    itemsize, limit: as of `decode_bytes`, for `stream_encode` and `encode`.
+    itemsize, limit, copies: as of `decode_bytes`, for `stream_encode` and `encode`.
     """
     scale = config.scale_factors
+    frames = shape.frames if limit is None else min(shape.frames, LONGEST)
+    cells = shape.height * shape.width
     pixels = shape.pixels(scale)
-    cells = pixels.height * pixels.width // config.patch_size**2
-    walk = _Walk(pixels.frames, cells, config.in_channels * config.patch_size**2, limit)
-    walk.convolve(config.encoder_base_channels, alive=2)
-    walk.width = config.encoder_base_channels
-    for block in config.encoder_blocks:
-        out = walk.width * block.multiplier
-        time, *space = block.stride
-        fold = time * math.prod(space)
+    # The piece that is being given in, in float32 whatever the weights are.
+    given = 0 if limit is None else 4 * config.in_channels * min(limit, pixels.frames) * pixels.height * pixels.width
+    return given + _most(_encoding(config, frames, limit), cells, copies) * itemsize
+
+
+def _most(moments: Mapping[int, float], cells: int, copies: int) -> int:
+    return math.ceil(max(per_cell * cells + weight * copies for weight, per_cell in moments.items()))
+
+
+# --- elements that are alive ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Ledger:
+    """Elements per latent cell that are alive, and the most there were.
+
+    moments: elements of the weight that is being used -> the most elements per latent cell beside it.
+    """
+
+    now: float = 0.0
+    moments: dict[int, float] = field(default_factory=dict[int, float])
+
+    def take(self, elements: float, weight: int = 0) -> float:
+        self.now += elements
+        self.moments[weight] = max(self.moments.get(weight, 0.0), self.now)
+        return elements
+
+    def drop(self, elements: float) -> None:
+        self.now -= elements
+
+
+_Piece = tuple[int, float, bool]
+"""Frames, elements per latent cell of the memory that they are in, whether they are the clip's last."""
+
+_Layer = Callable[[int, bool], tuple[int, float]]
+"""(frames given, whether they are the last) -> frames given back, and the elements that they take."""
+
+
+def _run_stages(ledger: _Ledger, layers: Iterable[_Layer], pieces: Iterator[_Piece], limit: int | None) -> None:
+    """`vae_layers.run_stages`."""
+    for layer in layers:
+        pieces = _run_stage(ledger, layer, pieces, limit)
+    before = 0.0
+    for _, elements, _ in pieces:  # the one that is given out is there until the next one comes
+        ledger.drop(before)
+        before = elements
+
+
+def _run_stage(ledger: _Ledger, layer: _Layer, pieces: Iterator[_Piece], limit: int | None) -> Iterator[_Piece]:
+    for frames, elements, last in pieces:
+        parts = [min(limit, frames - start) for start in range(0, frames, limit)] if limit and frames else [frames]
+        for number, part in enumerate(parts):
+            is_last = last and number == len(parts) - 1
+            found = *layer(part, is_last), is_last
+            if number == len(parts) - 1:  # parts are views: the memory of all of them goes with the last
+                ledger.drop(elements)
+            yield found
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+class _Convolution:
+    """`CausalConv3d`. cells: per latent cell, of its input."""
+
+    def __init__(
+        self, ledger: _Ledger, width: int, out: int, cells: float, *, causal: bool, pads: bool, stride: tuple[int, ...]
+    ) -> None:
+        self.ledger, self.width, self.out, self.cells = ledger, width, out, cells
+        self.causal, self.pads = causal, pads
+        self.time, self.space = stride[0], math.prod(stride[1:])
+        self.kept: int | None = None
+
+    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+        ledger, unit = self.ledger, self.width * self.cells
+        earlier = self.kept
+        if earlier is None:
+            earlier = (2 if self.causal else 1) if frames else 0
+        total = frames + earlier + (1 if last and not self.causal else 0)
+        joined = ledger.take(total * unit)
+        ledger.drop((self.kept or 0) * unit)
+        count = max((total - 3) // self.time + 1, 0)
+        self.kept = None if last or total == 0 else total - count * self.time
+        ledger.take((self.kept or 0) * unit)
+        padded = ledger.take(joined) if self.pads else 0.0
+        made = ledger.take(count * self.out * self.cells / self.space, KERNEL * self.width * self.out)
+        ledger.drop(joined + padded)
+        return count, made
+
+
+class _Delay:
+    """`Stream.delay`. Gives the elements of what it made anew."""
+
+    def __init__(self, ledger: _Ledger, unit: float) -> None:
+        self.ledger, self.unit, self.kept = ledger, unit, 0
+
+    def __call__(self, frames: int, count: int, last: bool) -> float:
+        joined = self.ledger.take((self.kept + frames) * self.unit) if self.kept else 0.0
+        self.ledger.drop(self.kept * self.unit)
+        self.kept = 0 if last else self.kept + frames - count
+        self.ledger.take(self.kept * self.unit)
+        return joined
+
+
+def _normed(ledger: _Ledger, elements: float, width: int, modulated: bool) -> float:
+    """`norm_silu`"""
+    norms = ledger.take(2 * elements / width)
+    made = ledger.take(elements)
+    ledger.drop(norms)
+    if modulated:
+        ledger.take(elements)
+        ledger.drop(elements)
+    return made
+
+
+class _Residual:
+    """`ResnetBlock3D`"""
+
+    def __init__(
+        self, make: Callable[..., _Convolution], width: int, out: int, cells: float, *, modulated: bool, noisy: bool
+    ) -> None:
+        self.first, self.second = make(width, out, cells), make(out, out, cells)
+        self.ledger = self.first.ledger
+        self.unit, self.made = width * cells, out * cells
+        self.modulated, self.noisy, self.projects = modulated, noisy, width != out
+        self.delay = _Delay(self.ledger, self.unit)
+
+    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+        ledger = self.ledger
+        normed = _normed(ledger, frames * self.unit, self.first.width, self.modulated)
+        count, made = self._convolved(self.first, frames, last, normed)
+        normed = _normed(ledger, made, self.second.width, self.modulated)
+        before, (count, made) = made, self._convolved(self.second, count, last, normed)
+        ledger.drop(before)
+        joined = self.delay(frames, count, last)
+        shortcut = 0.0
+        if self.projects:
+            norm = ledger.take(count * self.unit)
+            shortcut = ledger.take(count * self.made)
+            ledger.drop(norm)
+        result = ledger.take(count * self.made)
+        ledger.drop(made + joined + shortcut)
+        return count, result
+
+    def _convolved(self, convolution: _Convolution, frames: int, last: bool, normed: float) -> tuple[int, float]:
+        count, made = convolution(frames, last)
+        self.ledger.drop(normed)
+        if self.noisy:
+            self.ledger.take(made)
+            self.ledger.drop(made)
+        return count, made
+
+
+class _Chain:
+    """`UNetMidBlock3D`: what it is given stays until it returns."""
+
+    def __init__(self, blocks: list[_Residual]) -> None:
+        self.blocks = blocks
+
+    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+        made = 0.0
+        for block in self.blocks:
+            before, (frames, made) = made, block(frames, last)
+            block.ledger.drop(before)
+        return frames, made
+
+
+class _Unfold:
+    """`DepthToSpaceUpsample`"""
+
+    def __init__(self, convolution: _Convolution, time: int, *, residual: bool) -> None:
+        self.convolution, self.time, self.ledger = convolution, time, convolution.ledger
+        self.delay = _Delay(self.ledger, convolution.width * convolution.cells) if residual else None
+        self.started = False
+
+    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+        ledger = self.ledger
+        count, made = self.convolution(frames, last)
+        joined = 0.0
+        if self.delay is not None:
+            joined = self.delay(frames, count, last)
+            ledger.drop(made - ledger.take(made) + made)
+        made = ledger.take(made)
+        ledger.drop(made + joined)
+        dropped = self.time > 1 and count > 0 and not self.started
+        self.started = self.started or count > 0
+        return count * self.time - dropped, made
+
+
+class _Fold:
+    """`SpaceToDepthDownsample`"""
+
+    def __init__(self, convolution: _Convolution, stride: tuple[int, ...], out: int) -> None:
+        self.convolution, self.ledger = convolution, convolution.ledger
+        self.time, self.made = stride[0], out * convolution.cells / math.prod(stride[1:])
+        self.unit = convolution.width * convolution.cells
+        self.kept: int | None = None
+
+    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+        ledger, joined = self.ledger, 0.0
+        if self.time > 1:
+            earlier = 1 if self.kept is None else self.kept
+            total = earlier + frames
+            joined = ledger.take(total * self.unit) if earlier else 0.0
+            ledger.drop((self.kept or 0) * self.unit)
+            frames = total // self.time * self.time
+            self.kept = 0 if last else total - frames
+            ledger.take(self.kept * self.unit)
+        folded = ledger.take(frames * self.unit)
+        means = ledger.take(frames // self.time * self.made)
+        ledger.drop(folded)
+        count, made = self.convolution(frames, last)
+        folded = ledger.take(made)
+        ledger.drop(made)
+        result = ledger.take(count // self.time * self.made)
+        ledger.drop(folded + means + joined)
+        return count // self.time, result
+
+
+class _Finish:
+    """The last norm and convolution; the decoder then puts patches into their places, which is a copy."""
+
+    def __init__(self, convolution: _Convolution, *, modulated: bool, rearranges: bool) -> None:
+        self.convolution, self.modulated, self.rearranges = convolution, modulated, rearranges
+
+    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+        ledger = self.convolution.ledger
+        width = self.convolution.width
+        normed = _normed(ledger, frames * width * self.convolution.cells, width, self.modulated)
+        count, made = self.convolution(frames, last)
+        ledger.drop(normed)
+        if self.rearranges:
+            ledger.take(made)
+            ledger.drop(made)
+        return count, made
+
+
+# --- the two halves ---------------------------------------------------------------------------------------------------
+
+
+def _pieces(ledger: _Ledger, frames: int, limit: int | None, unit: float, *, flushes: bool) -> Iterator[_Piece]:
+    """A clip as it is given in: `unit` elements per frame and latent cell."""
+    step = limit or frames
+    for start in range(0, frames, step):
+        count = min(step, frames - start)
+        yield count, ledger.take(count * unit), flushes and start + count == frames
+
+
+def _maker(ledger: _Ledger, config: VideoVAEConfig, causal: bool) -> Callable[..., _Convolution]:
+    return partial(_Convolution, ledger, causal=causal, pads=config.spatial_padding_mode != "zeros", stride=(1, 1, 1))
+
+
+def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, cells: float, modulated: bool) -> _Layer:
+    noisy = block.inject_noise
+    return _Chain(
+        [_Residual(make, width, width, cells, modulated=modulated, noisy=noisy) for _ in range(block.num_layers)]
+    )
+
+
+@cache
+def _decoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping[int, float]:
+    """The moments of decoding so many latent frames."""
+    ledger = _Ledger()
+    make = _maker(ledger, config, config.causal_decoder)
+    modulated = config.timestep_conditioning
+    blocks = tuple(reversed(config.decoder_blocks))
+    width, cells = config.decoder_base_channels * math.prod(block.multiplier for block in blocks), 1.0
+    layers: list[_Layer] = [make(config.latent_channels, width, cells)]
+    for block in blocks:
+        out = width // block.multiplier
         if block.kind == "res_x":
-            for _ in range(block.num_layers):
-                walk.res_block(walk.width)
+            layers.append(_residuals(make, block, width, cells, modulated))
         elif block.kind == "res_x_y":
-            walk.res_block(out)
-        elif block.kind.endswith("_res"):
-            walk.convolve(out // fold, alive=3, inflated=2)
+            layers.append(_Residual(make, width, out, cells, modulated=False, noisy=block.inject_noise))
+            width = out
         else:
-            walk.convolve(walk.width, alive=1)
-        if block.kind.startswith("compress"):
-            out = out if block.kind.endswith("_res") else walk.width
-            walk.frames, walk.cells, walk.width = (walk.frames - 1) // time + 1, walk.cells // math.prod(space), out
-    walk.convolve(config.latent_channels + 1, alive=2, inflated=2)
-    return walk.elements() * itemsize
+            fold = math.prod(block.stride)
+            layers.append(_Unfold(make(width, out * fold, cells), block.stride[0], residual=block.residual))
+            width, cells = out, cells * math.prod(block.stride[1:])
+    last = make(width, config.out_channels * config.patch_size**2, cells)
+    layers.append(_Finish(last, modulated=modulated, rearranges=True))
+    _run_stages(ledger, layers, _pieces(ledger, frames, limit, config.latent_channels, flushes=True), limit)
+    return ledger.moments
+
+
+@cache
+def _encoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping[int, float]:
+    """The moments of encoding a clip to so many latent frames."""
+    ledger = _Ledger()
+    make = _maker(ledger, config, causal=True)
+    scale: ScaleFactors = config.scale_factors
+    cells = scale.height * scale.width / config.patch_size**2
+    channels, width = config.in_channels * config.patch_size**2, config.encoder_base_channels
+    layers: list[_Layer] = [make(channels, width, cells)]
+    for block in config.encoder_blocks:
+        out = width * block.multiplier
+        area = math.prod(block.stride[1:])
+        if block.kind == "res_x":
+            layers.append(_residuals(make, block, width, cells, False))
+        elif block.kind == "res_x_y":
+            layers.append(_Residual(make, width, out, cells, modulated=False, noisy=False))
+            width = out
+        elif block.kind.endswith("_res"):
+            layers.append(_Fold(make(width, out // math.prod(block.stride), cells), block.stride, out))
+            width, cells = out, cells / area
+        else:
+            layers.append(make(width, width, cells, stride=block.stride))
+            cells /= area
+    layers.append(_Finish(make(width, config.latent_channels + 1, cells), modulated=False, rearranges=False))
+    pixels = (frames - 1) * scale.frames + 1
+    unit = channels * scale.height * scale.width / config.patch_size**2
+    given = _pieces(ledger, pixels, limit, unit, flushes=limit is None)
+    _run_stages(ledger, layers, given, limit)
+    return ledger.moments

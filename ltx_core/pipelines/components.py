@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import media
 from ..errors import ConfigError
-from ..memory.copies import weight_bytes
-from ..memory.devices import memory
 from ..memory.placement import DevicePlacement
-from ..memory.plan import room_for_work
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -285,7 +282,7 @@ class Clip:
             placement=made_by.placement,
             tone_map_compression_ratio=self.settings["tone_map_compression_ratio"],
             tiling=made_by.tiling,
-            memory=_room(made_by.placement, made_by.vae.decoder),
+            memory=made_by.placement.spare_memory(made_by.vae.decoder),
             progress=progress,
         )
         if made_by.upscaler is not None:  # the second pass has a size of its own
@@ -324,12 +321,6 @@ class Clip:
 def _prepared(condition: Condition, crf: int) -> Condition:
     """The condition with three channels, and with a compression: its own if it has one."""
     return replace(condition, frames=media.rgb_frames(condition.frames), crf=condition.crf or crf)
-
-
-def _room(placement: DevicePlacement, module: nn.Module) -> int | None:
-    """Bytes for the activations of a module on an accelerator; None: main memory, of which the system has the say."""
-    found = memory(placement.device) if placement.device.type != "cpu" else None
-    return None if found is None else room_for_work(found.free, found.total, weight_bytes(module))
 
 
 def _rate(fps: Fraction | float) -> Fraction:

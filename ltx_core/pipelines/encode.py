@@ -61,7 +61,7 @@ def encode_posterior(
         that it can). ConfigError: frames that are not finite.
     """
     frames = rgb_frames(frames)
-    if not bool(frames.isfinite().all()):
+    if not all(bool(frame.isfinite().all()) for frame in frames):  # one by one: the test makes copies
         raise ConfigError("got frames with NaN or infinity; expected 0 to 1; look for the step that made them")
     pixels, scale = PixelShape(*frames.shape[:3]), vae.config.scale_factors
     shape = pixels.latent(scale)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError, UnsupportedError
-from ..memory.plan import sample_bytes, unpacks
+from ..memory.plan import norms_are_one_kernel, sample_bytes, unpacking
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..quant.fp8 import lacks_fp8_matmul
@@ -153,7 +153,8 @@ def _work(transformer: LTXTransformer, state: LatentState, lanes: int, *prompts:
         lanes=lanes,
         text_tokens=[prompt.embeddings.shape[1] for prompt in prompts if prompt is not None],
         itemsize=transformer.dtype.itemsize,
-        unpacks=unpacks(transformer, transformer.dtype),
+        unpacking=unpacking(transformer, transformer.dtype),
+        fused_norms=norms_are_one_kernel(),
     )
 
 

@@ -19,19 +19,20 @@ from ..memory.plan import (
     Plan,
     Stage,
     Weights,
+    norms_are_one_kernel,
     resident_blocks,
     room_for_weights,
     room_for_work,
     sample_bytes,
     text_bytes,
-    unpacks,
+    unpacking,
     upscale_bytes,
 )
 from ..models.convolution import compute_dtype
 from ..models.text_encoder import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
-from ..models.vae_memory import decode_bytes, encode_bytes
+from ..models.vae_memory import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
 from ..models.video_vae import VideoVAE
 from ..presets import PassPreset, Preset
 from ..shapes import LatentShape, PixelShape
@@ -267,7 +268,7 @@ def _stack_stage(name: str, model: str, weights: Weights, work: int, card: Card,
 def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
     model, config = encoder
     dtype = next(model.parameters()).dtype
-    work = text_bytes(config, choices.text_tokens, dtype.itemsize, unpacks(model, dtype))
+    work = text_bytes(config, choices.text_tokens, unpacking(model, dtype, on_cpu=card.is_main_memory))
     return _stack_stage("encode text", "text encoder", models.weights["text encoder"], work, card, None)
 
 
@@ -282,7 +283,8 @@ def _transformer_stage(
         lanes=lanes,
         text_tokens=[choices.text_tokens] * min(lanes, 2),
         itemsize=dtype.itemsize,
-        unpacks=unpacks(model, dtype),
+        unpacking=unpacking(model, dtype, on_cpu=card.is_main_memory),
+        fused_norms=not card.is_main_memory and norms_are_one_kernel(),
     )
     return _stack_stage(name, "transformer", models.weights["transformer"], work, card, choices.resident)
 
@@ -298,10 +300,12 @@ def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked:
     """Decoding or encoding, cut up as `decode_frames` and `encode_posterior` would."""
     half = models.vae.decoder if name == "decode" else models.vae.encoder
     part = f"VAE {'decoder' if name == 'decode' else 'encoder'}"
-    itemsize = _compute_dtype(half.conv_in.conv.weight.dtype, card).itemsize
+    stored = half.conv_in.conv.weight.dtype
+    dtype = _compute_dtype(stored, card)
+    copies = CPU_COPIES + (dtype != stored) if card.is_main_memory else CARD_COPIES
     weights = models.weights[part].total
     need: Callable[..., int] = decode_bytes if name == "decode" else encode_bytes
-    need = partial(need, models.vae.config, itemsize=itemsize)
+    need = partial(need, models.vae.config, itemsize=dtype.itemsize, copies=copies)
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
     tiling = asked or choose_tiling(grid, lambda largest, frames: need(largest, limit=frames), room)
     work = need(tiling.largest(grid), limit=tiling.frames)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import UnsupportedError
-from ..memory.plan import text_bytes, unpacks
+from ..memory.plan import text_bytes, unpacking
 from ..models.text_encoder import MAX_TOKENS, TextEncoder, TokenizedPrompt
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from .generate import EncodedPrompt
@@ -48,7 +48,7 @@ def encode_prompts(
                 f'it does not see the end: "{tokens.cut_off}"'
             )
     dtype = next(encoder.model.parameters()).dtype
-    work = text_bytes(encoder.config, MAX_TOKENS, dtype.itemsize, unpacks(encoder.model, dtype))
+    work = text_bytes(encoder.config, MAX_TOKENS, unpacking(encoder.model, dtype))
     progress(ProgressEvent(STAGE, 0, len(tokenized)))
     encoded: list[EncodedPrompt] = []
     with placement(encoder.model, memory_required=work) as device:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError
+from .ggml_blocks import AT_A_TIME
 from .linear import Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
 
 INT8_LEVELS = 127
@@ -64,13 +65,29 @@ class FourBitLinear(QuantizedLinear):
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         # A byte is a pair of levels: one look-up for two weights.
         high, low = self.quant_map.repeat_interleave(16), self.quant_map.repeat(16)
-        weights = torch.stack((high, low), dim=-1)[self.packed.int()].flatten()[: self.out_features * self.in_features]
+        pairs = torch.stack((high, low), dim=-1)
+        count = self.out_features * self.in_features
         scale = self._block_scales()
-        if weights.numel() % self.block_size:  # the last block is a short one
-            weights *= scale.repeat_interleave(self.block_size)[: weights.numel()]
-        else:
-            weights.view(-1, self.block_size).mul_(scale.unsqueeze(1))
-        return weights.to(dtype).view(self.out_features, self.in_features)
+        if count % self.block_size:  # the last block is a short one
+            weights = pairs[self.packed.int()].flatten()[:count] * scale.repeat_interleave(self.block_size)[:count]
+            return weights.to(dtype).view(self.out_features, self.in_features)
+        result = torch.empty(count, dtype=dtype, device=self.packed.device)
+        step = max(AT_A_TIME // self.block_size, 1)  # blocks
+        for packed, scales, into in zip(
+            self.packed.split(step * self.block_size // 2),
+            scale.split(step),
+            result.split(step * self.block_size),
+            strict=True,
+        ):
+            weights = pairs[packed.int()].view(-1, self.block_size)
+            into.copy_(weights.mul_(scales.unsqueeze(1)).flatten())
+        return result.view(self.out_features, self.in_features)
+
+    def unpacking_bytes(self, dtype: torch.dtype) -> int:
+        """Indices of pairs and float32 weights of a part; where the last block is short, of all, and once more."""
+        del dtype
+        count = self.out_features * self.in_features
+        return 12 * count if count % self.block_size else 6 * min(count, AT_A_TIME)
 
     def _block_scales(self) -> Tensor:
         if self.nested_absmax is None or self.nested_quant_map is None:

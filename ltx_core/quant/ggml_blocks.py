@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UnsupportedError
 
 # Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number.
-_AT_A_TIME = 1 << 24
+AT_A_TIME = 1 << 24
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
 _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -26,13 +26,17 @@ _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 
 
 @dataclass(frozen=True)
 class BlockType:
-    """One ggml tensor type: its number in a GGUF header, block geometry, and how to unpack a block."""
+    """One ggml tensor type: its number in a GGUF header, block geometry, and how to unpack a block.
+
+    scratch: bytes per weight that are there while it is unpacked, beside the result, as a test counts them.
+    """
 
     name: str
     number: int
     weights_per_block: int
     bytes_per_block: int
     unpack: Callable[[Tensor], Tensor]
+    scratch: float
 
 
 def dequantize(packed: Tensor, block_type: BlockType, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -45,10 +49,15 @@ def dequantize(packed: Tensor, block_type: BlockType, shape: tuple[int, ...], dt
     """
     blocks = packed.reshape(-1, block_type.bytes_per_block)
     weights = torch.empty((len(blocks), block_type.weights_per_block), dtype=dtype, device=packed.device)
-    step = _AT_A_TIME // block_type.weights_per_block
+    step = AT_A_TIME // block_type.weights_per_block
     for part, into in zip(blocks.split(step), weights.split(step), strict=True):
         into.copy_(block_type.unpack(part))
     return weights.view(shape)
+
+
+def scratch_bytes(block_type: BlockType, weights: int) -> int:
+    """Bytes that `dequantize` needs for so many weights beside its result."""
+    return int(block_type.scratch * min(weights, AT_A_TIME))
 
 
 # --- pieces of a block ------------------------------------------------------------------------------------------------
@@ -199,21 +208,21 @@ def _even_shifts(device: torch.device) -> Tensor:
 BLOCK_TYPES = {
     block_type.name: block_type
     for block_type in (
-        BlockType("F32", 0, 1, 4, _f32),
-        BlockType("F16", 1, 1, 2, _half),
-        BlockType("Q4_0", 2, 32, 18, _q4_0),
-        BlockType("Q4_1", 3, 32, 20, _q4_1),
-        BlockType("Q5_0", 6, 32, 22, _q5_0),
-        BlockType("Q5_1", 7, 32, 24, _q5_1),
-        BlockType("Q8_0", 8, 32, 34, _q8_0),
-        BlockType("Q2_K", 10, 256, 84, _q2_k),
-        BlockType("Q3_K", 11, 256, 110, _q3_k),
-        BlockType("Q4_K", 12, 256, 144, _q4_k),
-        BlockType("Q5_K", 13, 256, 176, _q5_k),
-        BlockType("Q6_K", 14, 256, 210, _q6_k),
-        BlockType("IQ4_NL", 20, 32, 18, _iq4_nl),
-        BlockType("IQ4_XS", 23, 256, 136, _iq4_xs),
-        BlockType("BF16", 30, 1, 2, _bf16),
+        BlockType("F32", 0, 1, 4, _f32, 0),
+        BlockType("F16", 1, 1, 2, _half, 4),
+        BlockType("Q4_0", 2, 32, 18, _q4_0, 8.125),
+        BlockType("Q4_1", 3, 32, 20, _q4_1, 8.125),
+        BlockType("Q5_0", 6, 32, 22, _q5_0, 9.125),
+        BlockType("Q5_1", 7, 32, 24, _q5_1, 9.125),
+        BlockType("Q8_0", 8, 32, 34, _q8_0, 8.125),
+        BlockType("Q2_K", 10, 256, 84, _q2_k, 12.5),
+        BlockType("Q3_K", 11, 256, 110, _q3_k, 10.3125),
+        BlockType("Q4_K", 12, 256, 144, _q4_k, 12.5),
+        BlockType("Q5_K", 13, 256, 176, _q5_k, 13.5),
+        BlockType("Q6_K", 14, 256, 210, _q6_k, 9.25),
+        BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 8.125),
+        BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 8.1875),
+        BlockType("BF16", 30, 1, 2, _bf16, 4),
     )
 }
 

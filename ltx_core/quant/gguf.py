@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .ggml_blocks import BLOCK_TYPES, BlockType, dequantize
+from .ggml_blocks import BLOCK_TYPES, BlockType, dequantize, scratch_bytes
 from .linear import Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear
 
 # ggml types that are torch dtypes: tensors of these are loaded like any other.
@@ -25,6 +25,10 @@ class GGMLLinear(QuantizedLinear):
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         return dequantize(self.packed, self.block_type, (self.out_features, self.in_features), dtype)
+
+    def unpacking_bytes(self, dtype: torch.dtype) -> int:
+        del dtype
+        return scratch_bytes(self.block_type, self.out_features * self.in_features)
 
 
 class GGUF:

@@ -73,6 +73,11 @@ class QuantizedLinear(nn.Module, ABC):
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight as numbers, (out_features, in_features), on the device of `packed`."""
 
+    def unpacking_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that `dequantized` needs beside its result."""
+        del dtype
+        return 0
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -107,8 +112,13 @@ class ScaledLinear(QuantizedLinear):
         """The scale is applied to the product: one rounding less than scaling the weight, and less work."""
         if self.scale_weight is None or x.dtype == torch.float16:  # unscaled products are beyond float16
             return super().forward(x)
-        y = F.linear(x, self.packed.to(x.dtype)) * self.scale_weight.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        y = F.linear(x, self.packed.to(x.dtype))
+        scale, bias = self.scale_weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if torch.is_grad_enabled():
+            y = y * scale
+            return y if bias is None else y + bias
+        y.mul_(scale)
+        return y if bias is None else y.add_(bias)
 
 
 def linear_weights(model: nn.Module) -> dict[str, nn.Linear]:

@@ -1,0 +1,239 @@
+"""How true the memory plan is on a GPU that is capped like smaller cards, with full-size 2B and 13B models.
+
+python benchmarks/plan_gpu.py [--cards 6 8 12 16 24] [--device cuda] [--folder DIR] [--tiny]
+
+Writes random weights of the released shapes (2B in bf16 with its VAE, 6.3 GB; 13B as Q4_0 GGUF, 7.6 GB), caps what
+torch may allocate so that it is as on a card of so many GiB, lets the planner decide what stays, what is streamed and
+how decoding is cut up, samples two steps with guidance and STG, decodes, and compares each stage's planned peak with
+the largest number of bytes that torch had allocated. Beside it stands what torch had reserved, which the cap limits.
+
+Nothing has to be installed beside torch, einops, numpy, pillow and transformers; the pack itself neither.
+Takes two to three minutes on an H100; after --seconds no further case is begun. The result is written to
+benchmarks/results/plan_gpu.json. --tiny --device cpu is a rehearsal: all of it, but nothing to cap and to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from protocol import Row, publish
+from random_files import released, write_gguf, write_safetensors
+
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.memory.plan import CONTEXT_BYTES, Card, Stage
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.planning import Choices, Outline, card_here, plan
+from ltxkit.ltx_core.sampling.guidance import Guidance
+from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.shapes import PixelShape
+from ltxkit.ltx_core.weights.build import load_transformer, load_vae
+
+GIB = 2**30
+SIZE, TINY_SIZE = PixelShape(49, 704, 1216), PixelShape(9, 64, 96)
+TEXT_TOKENS, BRANCHES = 128, 3
+GUIDANCE = Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((14,),))
+SIGMAS = torch.tensor([1.0, 0.7, 0.0])
+TOLERANCE, TOLERATED_BYTES = 0.10, 100e6
+DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
+VERSIONS = {"2B, bf16": "2b-0.9.8-distilled", "13B, Q4_0": "13b-0.9.8-dev"}
+
+START = time.perf_counter()
+
+
+def say(text: str) -> None:
+    print(f"{time.perf_counter() - START:6.1f} s  {text}", flush=True)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+    paths = {"2B, bf16": folder / "2b.safetensors", "13B, Q4_0": folder / "13b.gguf"}
+    write_safetensors(paths["2B, bf16"], released("transformer-2b", "vae-0.9.5"))
+    write_gguf(paths["13B, Q4_0"], released("transformer-13b"))
+    return paths
+
+
+def write_tiny_files(folder: Path) -> dict[str, Path]:
+    """The same kinds of files, a few megabytes each."""
+    from ltxkit.ltx_core.weights.containers import open_checkpoint
+    from ltxkit.ltx_core.weights.tiny import CHECKPOINT, make_tiny
+
+    paths: dict[str, Path] = {}
+    for name, family in (("2B, bf16", "2b"), ("13B, Q4_0", "13b")):
+        make_tiny(folder / family, family=family)  # type: ignore[arg-type]
+        made = open_checkpoint(folder / family / CHECKPOINT)
+        shapes = {key: list(info.shape) for key, info in made.tensors.items()}
+        if family == "2b":
+            paths[name] = folder / "2b.safetensors"
+            write_safetensors(paths[name], shapes, metadata=made.metadata)
+        else:
+            paths[name] = folder / "13b.gguf"
+            shapes = {key: shape for key, shape in shapes.items() if key.startswith("model.diffusion_model.")}
+            write_gguf(paths[name], shapes, texts=made.metadata)
+    return paths
+
+
+@contextmanager
+def temporary_folder(asked: Path | None, needed: int) -> Iterator[Path]:
+    """In memory where it has room, for the files are read again for every case."""
+    memory = Path("/dev/shm")
+    if asked is None and memory.is_dir() and shutil.disk_usage(memory).free > 1.5 * needed:
+        asked = memory
+    with tempfile.TemporaryDirectory(dir=asked) as folder:
+        yield Path(folder)
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def capped(device: torch.device, gib: float) -> Card:
+    """From here on torch may allocate what a card of `gib` GiB would leave it."""
+    if device.type == "cpu":
+        return Card.of_size(int(gib * GIB))
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min((gib * GIB - CONTEXT_BYTES) / total, 1.0), device)
+    return card_here(device)
+
+
+def peak_of(device: torch.device, work: Callable[[], None]) -> tuple[int, int]:
+    """Most bytes allocated and reserved while `work` runs."""
+    if device.type == "cpu":
+        work()
+        return 0, 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+
+
+# --- a case -----------------------------------------------------------------------------------------------------------
+
+
+def run(models: Outline, size: PixelShape, device: torch.device, gib: float) -> Iterator[tuple[Stage, int, int]]:
+    """Every stage as planned, with the most bytes allocated and reserved in it."""
+    card = capped(device, gib)
+    choices = Choices(branches=BRANCHES, text_tokens=TEXT_TOKENS)
+    planned = plan(models, size, card, choices)
+    if not planned.fits:
+        raise ValueError(f"{size} does not fit {gib} GiB by the plan: {planned.peak / 1e9:.2f} GB")
+    stages = {stage.name: stage for stage in planned.stages}
+    # On a card the placement decides by itself, which is what the plan has to foresee.
+    resident = stages["sample"].resident if device.type == "cpu" else None
+    place = DevicePlacement(device, resident_blocks=resident)
+    generator = torch.Generator().manual_seed(0)
+    width = models.transformer.config.caption_channels
+    prompts = [EncodedPrompt(torch.randn(1, TEXT_TOKENS, width, generator=generator)) for _ in range(2)]
+    scale = models.vae.config.scale_factors
+    latent = torch.zeros(1, models.transformer.config.in_channels, *size.latent(scale))
+
+    def sampled() -> None:
+        nonlocal latent
+        latent = sample(
+            models.transformer,
+            latent,
+            *prompts,
+            sigmas=SIGMAS,
+            noise=SeededNoise(0),
+            fps=24,
+            scale=scale,
+            placement=place,
+            guidance=GUIDANCE,
+        )
+
+    def decoded() -> None:
+        room = place.spare_memory(models.vae.decoder)
+        for _ in decode_frames(models.vae, latent, placement=place, memory=room, **DECODE):
+            pass
+
+    yield stages["sample"], *peak_of(device, sampled)
+    yield stages["decode"], *peak_of(device, decoded)
+
+
+def row(case: str, stage: Stage, allocated: int, reserved: int) -> tuple[Row, bool]:
+    error = stage.peak / allocated - 1 if allocated else 0.0
+    fine = abs(error) <= TOLERANCE or abs(stage.peak - allocated) <= TOLERATED_BYTES
+    how = "; ".join(word for word in (stage.placing, stage.tiling) if word)
+    note = (
+        f"planned {stage.peak / 1e9:.2f} GB ({stage.held / 1e9:.2f} weights, {stage.activations / 1e9:.2f} work), "
+        f"{error:+.1%}{'' if fine or not allocated else ', beyond tolerance'}; {how}; reserved {reserved / 1e9:.2f} GB"
+    )
+    say(f"{case}: measured {allocated / 1e9:.2f} GB; {note}")
+    return Row(case, "GB", allocated / 1e9, note=note), fine or not allocated
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cards", type=float, nargs="+", default=[6, 8, 12, 16, 24], metavar="GIB")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--folder", type=Path, help="for the files, 14 GB; default: in memory where there is room")
+    parser.add_argument("--seconds", type=float, default=165, help="begin no case after this time")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal with models of a few megabytes")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+        say(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
+    torch.manual_seed(0)
+    rows: list[Row] = []
+    wrong: list[str] = []
+    with temporary_folder(options.folder, 2**24 if options.tiny else 14 * 10**9) as folder:
+        paths = (write_tiny_files if options.tiny else write_files)(folder)
+        say(f"wrote {sum(path.stat().st_size for path in paths.values()) / 1e9:.1f} GB to {folder}")
+        versions = {} if options.tiny else VERSIONS
+        vae = load_vae(paths["2B, bf16"], version=versions.get("2B, bf16"))
+        models = {
+            name: Outline(transformer, vae, info)
+            for name, path in paths.items()
+            for transformer, info in [load_transformer(path, version=versions.get(name))]
+        }
+        assert all(isinstance(one.transformer, LTXTransformer) for one in models.values())
+        say("loaded")
+        for gib in options.cards:
+            for name, outline in models.items():
+                case = f"{name}, {gib:g} GiB"
+                if time.perf_counter() - START > options.seconds:
+                    wrong.append(f"{case}: not run, the time is up")
+                    continue
+                try:
+                    size = TINY_SIZE if options.tiny else SIZE
+                    for stage, allocated, reserved in run(outline, size, device, gib):
+                        found, fine = row(f"{case}, {stage.name}", stage, allocated, reserved)
+                        rows.append(found)
+                        if not fine:
+                            wrong.append(f"{found.case}: {found.note}")
+                except Exception as error:  # the other cases are still worth their time
+                    traceback.print_exc()
+                    wrong.append(f"{case}: {type(error).__name__}: {error}")
+    if options.tiny:
+        print(json.dumps({"stages": len(rows), "wrong": wrong}))
+    else:
+        size = f"{SIZE.width}x{SIZE.height}, {SIZE.frames} frames"
+        publish(
+            "plan_gpu",
+            f"How far is the memory plan from what torch allocates on a capped GPU? ({size}, {BRANCHES} branches)",
+            rows,
+        )
+    for line in wrong:
+        print(f"WRONG  {line}")
+    say("done")
+    return len(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
