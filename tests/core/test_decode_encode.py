@@ -225,7 +225,6 @@ def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None) -> None:
     for estimate, work in ((decode_bytes, decoding), (encode_bytes, encoding)):
         peak = peak_bytes(work)
         planned = estimate(vae.config, shape, itemsize=4, limit=limit, copies=CPU_COPIES)
-        print(planned / peak)
         assert planned == pytest.approx(peak, rel=0.06)
 
 
