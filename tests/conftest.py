@@ -23,11 +23,11 @@ import ltxkit
 if TYPE_CHECKING:
     from ltxkit.ltx_core.config import VideoVAEConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_sessionstart() -> None:
-    installed = Path(ltxkit.__file__).parent
+    installed = Path(ltxkit.__file__).resolve().parent
     if installed != ROOT:
         pytest.exit(f"got ltxkit from {installed}; expected this checkout, {ROOT}; use its own .venv (make test)", 2)
 
