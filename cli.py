@@ -113,6 +113,18 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
     files.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     files.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (auto: as stored)")
+    files.add_argument("--quantization", metavar="KIND", help="make the model's weights fp8, int8 or nf4 on loading")
+    files.add_argument("--text-quantization", metavar="KIND", help="likewise those of the text encoder")
+    files.add_argument("--fp8-matmul", action="store_true", help="multiply fp8 weights in fp8, on cards that can")
+    files.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="FILE[=STRENGTH]", help="any number of times"
+    )
+    files.add_argument(
+        "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
+    )
+    files.add_argument(
+        "--settings", metavar="NAME", help="release whose recipe to use: a distilled LoRA makes a dev model distilled"
+    )
     files.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
     files.add_argument(
         "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
@@ -129,6 +141,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     start = clip.add_mutually_exclusive_group()
     start.add_argument("--image", type=Path, metavar="FILE", help="picture that the clip starts from")
     start.add_argument("--video", type=Path, metavar="FILE", help="clip that the clip starts from")
+    clip.add_argument("--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ...")
     clip.add_argument("--strength", type=float, default=1.0, help="how firmly the start is kept, 0 to 1 (default 1)")
     clip.add_argument("--crf", type=int, default=29, help="H.264 compression of the start, 0 for none (default 29)")
     clip.add_argument("--size", type=_size, required=True, metavar="WxH", help="of the result, in pixels")
@@ -153,7 +166,8 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from .ltx_core import media
     from .ltx_core.pipelines.components import Components
-    from .ltx_core.pipelines.condition import Condition
+    from .ltx_core.pipelines.condition import Condition, Reference
+    from .ltx_core.weights.lora import WeightedLoRA, load_lora
 
     fps: Fraction | None = options.fps
     conditions: list[Condition] = []
@@ -163,6 +177,11 @@ def _generate(options: argparse.Namespace) -> None:
         start = media.read_video(options.video, limit=options.frames, fps=fps)
         fps = start.fps
         conditions.append(Condition(start.frames, strength=options.strength))
+    if options.reference:
+        reference = media.read_video(options.reference, limit=options.frames, fps=fps)
+        fps = reference.fps
+        conditions.append(Reference(reference.frames, fps=float(fps)))
+    loras = [WeightedLoRA(load_lora(path), strength, options.allow_partial) for path, strength in options.lora]
     with _progress_bars() as (progress, notes):
         components = Components.load(
             options.model,
@@ -172,6 +191,11 @@ def _generate(options: argparse.Namespace) -> None:
             tokenizer=options.tokenizer,
             version=options.version,
             dtype=_torch_dtype(options.dtype),
+            quantization=options.quantization,
+            text_quantization=options.text_quantization,
+            fp8_matmul=options.fp8_matmul,
+            loras=loras,
+            settings=options.settings,
             device=options.device,
             resident_blocks=options.resident_blocks,
             tile=options.tile,
@@ -223,6 +247,15 @@ def _fps(text: str) -> Fraction:
     if fps <= 0:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a positive rate such as 24, 29.97 or 24000/1001")
     return fps
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE=STRENGTH; what follows the last "=" is a strength if it is a number."""
+    path, equals, strength = text.rpartition("=")
+    try:
+        return (Path(path), float(strength)) if equals else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
 
 
 def _mp4(text: str) -> Path:

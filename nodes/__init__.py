@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .condition import AddCondition
+from .condition import AddCondition, AddReference
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
@@ -20,6 +20,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitEncodePrompt": EncodePrompt,
     "LTXKitEmptyLatent": EmptyLatent,
     "LTXKitAddCondition": AddCondition,
+    "LTXKitAddReference": AddReference,
     "LTXKitCreateSchedule": CreateSchedule,
     "LTXKitCreateGuidance": CreateGuidance,
     "LTXKitCreateStepGuidance": CreateStepGuidance,
@@ -40,6 +41,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitEncodePrompt": "Encode Prompt (LTXKit)",
     "LTXKitEmptyLatent": "Empty Latent (LTXKit)",
     "LTXKitAddCondition": "Condition (LTXKit)",
+    "LTXKitAddReference": "Reference (LTXKit)",
     "LTXKitCreateSchedule": "Schedule (LTXKit)",
     "LTXKitCreateGuidance": "Guidance (LTXKit)",
     "LTXKitCreateStepGuidance": "Guidance per Step (LTXKit)",

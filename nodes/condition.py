@@ -1,4 +1,4 @@
-"""The node that says which pictures and clips the result must show."""
+"""Nodes that say which pictures and clips the result must show, and which video it follows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ltx_core.media import rgb_frames
-from ..ltx_core.pipelines.condition import Condition
+from ..ltx_core.pipelines.condition import Condition, Reference
 from . import sockets
 from .widgets import choice, decimal, integer, link
 
@@ -90,3 +90,63 @@ class AddCondition(sockets.Node):
         frames = rgb_frames(image).cpu()
         frames = frames[:take] if take > 0 else frames[take:]
         return ((*before, Condition(frames, frame, strength, resize, crf)),)
+
+
+class AddReference(sockets.Node):
+    CATEGORY = "LTXKit/conditioning"
+    DESCRIPTION = (
+        "The video that an IC-LoRA follows from the first frame on: a depth map, poses or edges made from a clip, or a "
+        "clip to add detail to. The model needs the LoRA of that kind. Nothing is encoded here: Sample does that, at "
+        "the size of each pass, and says what had to be changed."
+    )
+    SEARCH_ALIASES = [
+        "ltx",
+        "ltxv",
+        "ic-lora",
+        "in-context lora",
+        "control video",
+        "controlnet",
+        "depth",
+        "pose",
+        "canny",
+        "detailer",
+        "LTXVInContextSampler",
+    ]
+    RETURN_TYPES = (sockets.CONDITION,)
+    RETURN_NAMES = ("conditions",)
+    OUTPUT_TOOLTIPS = ("This reference behind the given conditions, for Sample, Two-Stage, Long Video or a Condition.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": link("IMAGE", "The frames of the control video, as long as the result."),
+                "frame_rate": decimal(
+                    0.0,
+                    0.0,
+                    240.0,
+                    0.01,
+                    "Of the control video, from Get Video Components; where the result has another one, the frames "
+                    "nearest in time are taken. 0: the same as the result.",
+                ),
+                "strength": decimal(1.0, 0.0, 1.0, 0.01, "IC-LoRAs are made for 1; less loosens the control."),
+                "resize": choice(
+                    ["crop", "pad", "fit", "stretch"],
+                    "How it gets the video's shape: crop what stands over, pad with grey, fit with continued edges, or "
+                    "stretch.",
+                ),
+            },
+            "optional": {"conditions": link(sockets.CONDITION, "Conditions that come before this one.")},
+        }
+
+    def run(
+        self,
+        image: Tensor,
+        frame_rate: float,
+        strength: float,
+        resize: Any,
+        conditions: tuple[Condition, ...] = (),
+    ) -> tuple[tuple[Condition, ...]]:
+        before = sockets.received(sockets.CONDITION, conditions, "conditions")
+        frames = rgb_frames(image).cpu()
+        return ((*before, Reference(frames, strength=strength, resize=resize, fps=frame_rate or None)),)

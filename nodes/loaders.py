@@ -42,6 +42,10 @@ QUANTIZATION_TOOLTIP = (
     "How to hold the large weights. as stored: what the file has (GGUF and fp8 files stay as they are). fp8 and int8 "
     "halve a bf16 file's memory, nf4 quarters it."
 )
+FP8_MATMUL_TOOLTIP = (
+    "On: multiply fp8 weights in fp8, on cards that can (RTX 40, H100 and later): faster, a little less precise. Needs "
+    "an fp8 file, or quantization fp8. Elsewhere Sample says that it has no effect."
+)
 DTYPE_TOOLTIP = "Type of the weights. auto: as stored, which takes the least memory."
 
 
@@ -129,7 +133,10 @@ class LoadModel(sockets.Node):
                     "Which release it is; only for files that do not say. It decides the recommended settings.",
                 ),
             },
-            "optional": {"quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)},
+            "optional": {
+                "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
+                "fp8_matmul": switch(False, FP8_MATMUL_TOOLTIP),
+            },
         }
 
     @classmethod
@@ -143,14 +150,25 @@ class LoadModel(sockets.Node):
         return _stamp(model_path(model_name, MODEL_KINDS), *vae_path)
 
     def run(
-        self, model_name: str, vae_name: str, dtype: str, version: str, quantization: str = AS_STORED
+        self,
+        model_name: str,
+        vae_name: str,
+        dtype: str,
+        version: str,
+        quantization: str = AS_STORED,
+        fp8_matmul: bool = False,
     ) -> tuple[sockets.Model, VideoVAE]:
         path = model_path(model_name, MODEL_KINDS)
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
         progress = host().progress()
         transformer, info = load_transformer(
-            path, dtype=DTYPES[dtype], version=release, quantization=_quantization(quantization), progress=progress
+            path,
+            dtype=DTYPES[dtype],
+            version=release,
+            quantization=_quantization(quantization),
+            fp8_matmul=fp8_matmul,
+            progress=progress,
         )
         vae = load_vae(vae_path, dtype=DTYPES[dtype], version=release, progress=progress)
         for note in info.notes:

@@ -85,7 +85,9 @@ class GenerateLongVideo(sockets.Node):
             },
             "optional": {
                 "conditions": link(
-                    sockets.CONDITION, "Pictures and clips; their frames count in the whole video, over all windows."
+                    sockets.CONDITION,
+                    "Pictures and clips; their frames count in the whole video, over all windows. Of a reference, "
+                    "every window gets its part.",
                 ),
                 "schedule": link("SIGMAS", "From Schedule, for every window. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
@@ -170,7 +172,7 @@ class GenerateLongVideo(sockets.Node):
             fps=frame_rate,
             decode=lambda latent: torch.cat(list(decoded(latent))),
             placement=here.place,
-            conditions=[on_canvas(one, asked, size) for one in shown],
+            conditions=[on_canvas(one, asked, size, here.say) for one in shown],
             progress=here.progress(),
             notes=here.say,
         )

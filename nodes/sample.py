@@ -75,7 +75,9 @@ class SampleVideo(sockets.Node):
             },
             "optional": {
                 "vae": link(sockets.VAE, "Needed with conditions."),
-                "conditions": link(sockets.CONDITION, "Pictures and clips, from Condition."),
+                "conditions": link(
+                    sockets.CONDITION, "Pictures and clips, from Condition; a control video, from Reference."
+                ),
                 "schedule": link("SIGMAS", "From Schedule. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
                 "levels": choice(
@@ -171,7 +173,10 @@ class GenerateTwoStage(sockets.Node):
                 "condition_noise": CONDITION_NOISE,
             },
             "optional": {
-                "conditions": link(sockets.CONDITION, "Pictures and clips, from Condition; used in both passes."),
+                "conditions": link(
+                    sockets.CONDITION,
+                    "Pictures and clips, from Condition; a control video, from Reference; used in both passes.",
+                ),
                 "second_model": link(sockets.MODEL, "Another model for the second pass, of the same VAE."),
             },
         }
@@ -240,7 +245,8 @@ def _guidance(guidance: Any) -> Guidance:
 
 
 def _placed(conditions: Any, asked: PixelShape, grid: PixelShape) -> list[Condition]:
-    return [on_canvas(one, asked, grid) for one in sockets.received(sockets.CONDITION, conditions, "conditions")]
+    given = sockets.received(sockets.CONDITION, conditions, "conditions")
+    return [on_canvas(one, asked, grid, host().say) for one in given]
 
 
 def _mask_on_grid(mask: Tensor | None, canvas: sockets.Canvas | None, size: PixelShape) -> Tensor | None:

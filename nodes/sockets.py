@@ -96,7 +96,7 @@ GUIDES = "ltxkit_guides"  # latent frames at its end that are guides of native n
 MOTION = "ltxkit_motion"  # what governs motion, for the score that Decode shows
 
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, and LTXKIT_CONDITION a tuple
-# of Condition, in the order in which they were chained.
+# of Condition and Reference, in the order in which they were chained.
 KINDS: Mapping[str, type] = {
     MODEL: Model,
     VAE: VideoVAE,

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..progress import Notes, log_note
 from ..shapes import PixelShape
-from .condition import Condition, fit_frames
+from .condition import Condition, fit_frames, say_resizing
 
 
 def crop_to(frames: Tensor, asked: PixelShape) -> Tensor:
@@ -38,12 +39,13 @@ def pad_to(frames: Tensor, grid: PixelShape) -> Tensor:
     return padded[torch.arange(grid.frames).clamp(max=f - 1)] if grid.frames > f else padded
 
 
-def on_canvas(condition: Condition, asked: PixelShape, grid: PixelShape) -> Condition:
+def on_canvas(condition: Condition, asked: PixelShape, grid: PixelShape, notes: Notes = log_note) -> Condition:
     """The condition such that `crop_to` gives back what it shows: resized to `asked`, its edges continued to `grid`.
 
     A frame index that counts from the end counts from the end of `asked`. Compression comes first, as officially.
     """
     condition = condition.compressed()
+    say_resizing(condition, asked.height, asked.width, notes)
     frames = fit_frames(condition.frames, asked.height, asked.width, condition.resize)
     frames = pad_to(frames, PixelShape(len(frames), grid.height, grid.width))
     start = condition.frame + asked.frames if -asked.frames <= condition.frame < 0 else condition.frame

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .condition import Condition
+from .condition import Condition, Reference
 
 
 class ClipStatistics:
@@ -72,11 +72,12 @@ class ClipStatistics:
 
 def motion_settings(conditions: Sequence[Condition], condition_noise: float) -> str:
     """What governs how much a clip with pictures moves, in words; nothing without pictures."""
-    if not conditions:
+    pictures = [one for one in conditions if not isinstance(one, Reference)]
+    if not pictures:
         return ""
     strengths, crfs = (
         ", ".join(f"{value:g}" for value in sorted(set(values)))
-        for values in ((one.strength for one in conditions), (one.crf for one in conditions))
+        for values in ((one.strength for one in pictures), (one.crf for one in pictures))
     )
     return f"condition strength {strengths}, CRF {crfs}, condition noise {condition_noise:g}"
 

@@ -26,14 +26,15 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..presets import Preset
+from ..presets import PRESETS, Preset
 from ..progress import Notes, Progress, log_note, silent
 from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
 from .canvas import crop_chunks, on_canvas
-from .condition import Condition, fit_frames
+from .condition import Condition, Reference, fit_frames
 from .decode import decode_frames
 from .generate import EncodedPrompt, sample
 from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for
@@ -52,7 +53,7 @@ class Components:
     """The models of one checkpoint, loaded and checked to belong together.
 
     recipe: the settings it was meant to be used with. sources: what each part was loaded from, by name.
-    tiling: how clips are decoded; None: as the memory asks for.
+    tiling: how clips are decoded; None: as the memory asks for. loras: applied to the transformer while it samples.
     """
 
     transformer: LTXTransformer
@@ -64,6 +65,7 @@ class Components:
     placement: DevicePlacement
     sources: Mapping[str, str]
     tiling: Tiling | None = None
+    loras: tuple[WeightedLoRA, ...] = ()
 
     @classmethod
     def load(
@@ -76,6 +78,11 @@ class Components:
         tokenizer: Path_ | None = None,
         version: str | None = None,
         dtype: torch.dtype | None = None,
+        quantization: str | None = None,
+        text_quantization: str | None = None,
+        fp8_matmul: bool = False,
+        loras: Sequence[WeightedLoRA] = (),
+        settings: str | None = None,
         device: str | torch.device | None = None,
         resident_blocks: int | None = None,
         tile: int | None = None,
@@ -88,20 +95,34 @@ class Components:
         tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
         version: the released version, such as "13b-0.9.8-dev", where the file does not say.
         dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is.
+        quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
+        loras: for the transformer. settings: the released version whose recipe is used, where it is not the model's: a
+            distilled LoRA makes a dev model a distilled one.
         resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
             latent cells of a side of the tiles to decode in. None: as `planning.plan` chooses.
 
         Raises:
-            CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is).
-            ConfigError: `version` has to be given, or the parts do not belong together.
+            CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is), or a LoRA is for
+                another model.
+            ConfigError: `version` has to be given, the parts do not belong together, or an argument cannot be.
         """
-        transformer, info = load_transformer(model, dtype=dtype, version=version, progress=progress)
+        if settings is not None and settings not in PRESETS:
+            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(PRESETS)}")
+        transformer, info = load_transformer(
+            model, dtype=dtype, version=version, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
+        )
         loaded_vae = load_vae(vae or model, dtype=dtype, version=version, progress=progress)
         loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
-        encoder = load_text_encoder(text_encoder, dtype=dtype, tokenizer=tokenizer, progress=progress)
+        encoder = load_text_encoder(
+            text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
+        )
         _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
-        recipe, origin = recipe_for(info.versions)
-        for note in (*info.notes, origin):
+        matched = [
+            f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
+            for one in loras
+        ]
+        recipe, origin = recipe_for(info.versions if settings is None else (settings,))
+        for note in (*info.notes, *matched, origin):
             notes(note)
         files = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
@@ -114,6 +135,7 @@ class Components:
             DevicePlacement(device, resident_blocks=resident_blocks),
             {name: Path(path).name for name, path in files.items() if path},
             Tiling.square(tile),
+            tuple(loras),
         )
 
     def generate(
@@ -137,7 +159,8 @@ class Components:
 
         width, height, frames: of the result, any; what the VAE cannot have is padded and cut off again.
         fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass.
-        conditions: pictures and clips to show. crf: H.264 compression of those that say none, see `media.compress`.
+        conditions: pictures and clips to show, references to follow. crf: H.264 compression of the pictures and clips
+            that say none, see `media.compress`.
 
         Raises:
             ShapeError, ConfigError: a size or setting that cannot work.
@@ -158,6 +181,7 @@ class Components:
                 sigmas_for(entry, self.info.scheduler, size.latent(scale).tokens * 4**number),
                 guidance_for(entry, self.recipe),
                 sampler_for(self.recipe),
+                self.loras,
             )
             for number, entry in enumerate(entries)
         ]
@@ -176,7 +200,7 @@ class Components:
             passes,
             encoded[0],
             encoded[1] if len(encoded) > 1 else None,
-            [on_canvas(_prepared(condition, crf), asked, canvas) for condition in conditions],
+            [on_canvas(_prepared(condition, crf), asked, canvas, notes) for condition in conditions],
             size=size,
             fps=float(rate),
             noise=SeededNoise(seed),
@@ -185,6 +209,7 @@ class Components:
         )
         settings = {
             **self.sources,
+            "loras": [{"file": one.lora.path.name, "strength": one.strength} for one in self.loras],
             "versions": list(self.info.versions),
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -194,7 +219,13 @@ class Components:
             "fps": str(rate),
             "seed": seed,
             "conditions": [
-                {"frame": one.frame, "frames": len(one.frames), "strength": one.strength} for one in conditions
+                {
+                    "kind": type(one).__name__.lower(),
+                    "frame": one.frame,
+                    "frames": len(one.frames),
+                    "strength": one.strength,
+                }
+                for one in conditions
             ],
             "crf": crf,
             "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
@@ -247,6 +278,7 @@ class Components:
             placement=self.placement,
             guidance=passes[0].guidance,
             settings=passes[0].sampler,
+            loras=passes[0].loras,
             conditions=conditions,
             vae=self.vae,
             progress=progress,
@@ -319,8 +351,9 @@ class Clip:
 
 
 def _prepared(condition: Condition, crf: int) -> Condition:
-    """The condition with three channels, and with a compression: its own if it has one."""
-    return replace(condition, frames=media.rgb_frames(condition.frames), crf=condition.crf or crf)
+    """The condition with three channels, and with a compression: its own if it has one; a reference has none."""
+    crf = 0 if isinstance(condition, Reference) else condition.crf or crf
+    return replace(condition, frames=media.rgb_frames(condition.frames), crf=crf)
 
 
 def _rate(fps: Fraction | float) -> Fraction:

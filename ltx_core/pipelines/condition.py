@@ -14,7 +14,7 @@ from ..errors import ConfigError, ShapeError
 from ..media import compress
 from ..models.video_vae import LOGVAR_RANGE
 from ..progress import Notes, Progress, log_note, silent
-from ..sampling.conditioning import LatentCondition
+from ..sampling.conditioning import LatentCondition, LatentReference
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
 from .encode import encode_posterior
@@ -45,6 +45,29 @@ class Condition:
     def compressed(self) -> Condition:
         """The condition as H.264 leaves it, which is done once. Raises ConfigError: crf outside 0 to 63."""
         return replace(self, frames=compress(self.frames, self.crf), crf=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference(Condition):
+    """The video that an IC-LoRA follows: depth, poses or edges, frame by frame, or a clip to refine.
+
+    It starts with the clip. strength: IC-LoRAs are trained at 1.
+    fps: of the frames; where the clip has another rate, the frames nearest in time are taken. None: as the clip.
+    """
+
+    fps: float | None = None
+
+    def at_rate(self, fps: float, notes: Notes) -> Reference:
+        """The same video at the rate of a clip."""
+        if self.fps is None or self.fps == fps:
+            return self
+        count = int((len(self.frames) - 1) * fps / self.fps + 1e-3) + 1  # up to the time of the last frame
+        nearest = (torch.arange(count) * (self.fps / fps)).round().long().clamp(max=len(self.frames) - 1)
+        notes(
+            f"The reference has {self.fps:g} frames per second and the clip {fps:g}: of its {len(self.frames)} frames "
+            f"those nearest in time were taken, {count} of them."
+        )
+        return replace(self, frames=self.frames[nearest], fps=fps)
 
 
 def fit_frames(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
@@ -82,11 +105,7 @@ def place_condition(condition: Condition, size: PixelShape, frames_per_latent: i
         multiple of `frames_per_latent`.
     """
     frames = condition.frames
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
-        raise ShapeError(
-            f"got a condition of shape {tuple(frames.shape)}; expected (frames, height, width, 3) with at least one "
-            "frame; drop an alpha channel, or repeat a grey one"
-        )
+    _check_frames(frames)
     start = condition.frame + size.frames if condition.frame < 0 else condition.frame
     if not 0 <= start < size.frames:
         raise ConfigError(
@@ -107,6 +126,42 @@ def place_condition(condition: Condition, size: PixelShape, frames_per_latent: i
     return replace(condition, frames=frames[:length], frame=start)
 
 
+def place_reference(
+    reference: Reference, size: PixelShape, frames_per_latent: int, fps: float | None, notes: Notes
+) -> Reference:
+    """The reference at the rate of the clip, and no longer than it; what was changed, and what is missing, is said.
+
+    Raises ShapeError: not frames of three channels.
+    """
+    _check_frames(reference.frames)
+    reference = reference if fps is None else reference.at_rate(fps, notes)
+    given, t = len(reference.frames), frames_per_latent
+    length = (min(given, size.frames) - 1) // t * t + 1
+    if length != given:
+        notes(f"The reference was trimmed from {given} to {length} frames: {t}k+1 that fit in the clip.")
+    if length < size.frames:
+        notes(
+            f"The reference ends before the clip: frames {length} to {size.frames - 1} are made without it; a clip of "
+            f"{length} frames, or a longer reference, has it throughout."
+        )
+    return replace(reference, frames=reference.frames[:length])
+
+
+def say_resizing(condition: Condition, height: int, width: int, notes: Notes) -> None:
+    """Tell how a reference gets the size of the clip, where it has another one."""
+    h, w = condition.frames.shape[1:3]
+    if isinstance(condition, Reference) and (h, w) != (height, width):
+        notes(f"The reference of {w}x{h} pixels was brought to {width}x{height} ({condition.resize}).")
+
+
+def _check_frames(frames: Tensor) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
+        raise ShapeError(
+            f"got a condition of shape {tuple(frames.shape)}; expected (frames, height, width, 3) with at least one "
+            "frame; drop an alpha channel, or repeat a grey one"
+        )
+
+
 @torch.no_grad()
 def encode_conditions(
     vae: VideoVAE,
@@ -116,23 +171,37 @@ def encode_conditions(
     batch: int,
     noise: Noise,
     placement: Placement,
+    fps: float | None = None,
     progress: Progress = silent,
     notes: Notes = log_note,
-) -> tuple[LatentCondition, ...]:
+) -> tuple[LatentCondition | LatentReference, ...]:
     """Conditions at the size of a clip, as latents drawn from the VAE's posterior (official; the mean is not used).
 
-    noise: gives one draw per condition for each of `batch` samples. Returns latents (batch c f h w) float32 on the CPU.
+    noise: gives one draw per condition for each of `batch` samples. fps: of the clip; None: references have its rate.
+
+    Returns latents (batch c f h w) float32 on the CPU.
 
     Raises:
         as `place_condition`.
     """
-    scale = vae.config.scale_factors
-    placed = [place_condition(condition, size, scale.frames, notes).compressed() for condition in conditions]
-    encoded: list[LatentCondition] = []
+    t = vae.config.scale_factors.frames
+    placed = [
+        place_reference(one, size, t, fps, notes)
+        if isinstance(one, Reference)
+        else place_condition(one, size, t, notes).compressed()
+        for one in conditions
+    ]
+    encoded: list[LatentCondition | LatentReference] = []
     for condition in placed:
+        say_resizing(condition, size.height, size.width, notes)
         frames = fit_frames(condition.frames, size.height, size.width, condition.resize)
         posterior = encode_posterior(vae, frames, placement=placement, progress=progress)
         deviation = (0.5 * posterior.logvar.clamp(*LOGVAR_RANGE)).exp()
         latent = posterior.mean + deviation * noise((batch, *posterior.mean.shape[1:]))
-        encoded.append(LatentCondition(vae.normalize(latent), condition.frame, condition.strength))
+        latent = vae.normalize(latent)
+        encoded.append(
+            LatentReference(latent, condition.strength)
+            if isinstance(condition, Reference)
+            else LatentCondition(latent, condition.frame, condition.strength)
+        )
     return tuple(encoded)

@@ -15,7 +15,7 @@ from ..memory.plan import norms_are_one_kernel, sample_bytes, unpacking
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..quant.fp8 import lacks_fp8_matmul
-from ..sampling.conditioning import LatentCondition, add_native_guides, apply_conditions, initial_state
+from ..sampling.conditioning import LatentCondition, LatentReference, add_native_guides, apply_conditions, initial_state
 from ..sampling.guidance import NO_GUIDANCE, Guidance
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
@@ -24,7 +24,7 @@ from ..sampling.schedules import check_sigmas
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..weights.lora import WeightedLoRA, applied
-from .condition import Condition, encode_conditions
+from .condition import Condition, Reference, encode_conditions
 
 if TYPE_CHECKING:
     from ..memory.placement import Placement
@@ -56,7 +56,7 @@ def sample(
     placement: Placement,
     guidance: Guidance = NO_GUIDANCE,
     settings: SamplerSettings = EULER,
-    conditions: Sequence[Condition | LatentCondition] = (),
+    conditions: Sequence[Condition | LatentCondition | LatentReference] = (),
     vae: VideoVAE | None = None,
     loras: Sequence[WeightedLoRA] = (),
     noise_mask: Tensor | None = None,
@@ -70,7 +70,7 @@ def sample(
     latent: (b c f h w) normalised; zeros for a new clip (covered by noise at level 1), or a clip to start from.
     sigmas: (steps + 1) float32, see `sampling.schedules`. noise: `SeededNoise(seed)`.
     fps: of the result. scale: of the VAE that will decode it.
-    conditions: pictures and clips (these need `vae`, which encodes them at the size of `latent`) or latents.
+    conditions: pictures, clips and references (these need `vae`, which encodes them at the size of `latent`), latents.
     loras: for the transformer, while this runs.
     noise_mask: as ComfyUI's nodes leave it, see `latent_mask`; 1 = denoise, 0 = keep `latent`.
     keyframe_idxs: of guides that ComfyUI's nodes have appended to `latent`, see `add_native_guides`. They come back at
@@ -107,8 +107,10 @@ def sample(
         guides = latent[:, :, own:], drawn[:, :, own:], mask[:, :, own:]
         state = add_native_guides(state, *guides, keyframe_idxs.cpu(), first, fps)
     state = apply_conditions(
-        state, _latent_conditions(conditions, vae, size, b, noise, placement, progress, notes), coordinates, noise
+        state, _latent_conditions(conditions, vae, size, b, fps, noise, placement, progress, notes), coordinates, noise
     )
+    if not loras and any(isinstance(condition, Reference | LatentReference) for condition in conditions):
+        notes("There is a reference video and no LoRA: only a model with an IC-LoRA knows what to make of it.")
 
     total = len(sigmas) - 1
     progress(ProgressEvent(stage, 0, total))
@@ -201,21 +203,22 @@ def _guide_frames(keyframe_idxs: Tensor, latent: Tensor) -> int:
 
 
 def _latent_conditions(
-    conditions: Sequence[Condition | LatentCondition],
+    conditions: Sequence[Condition | LatentCondition | LatentReference],
     vae: VideoVAE | None,
     size: PixelShape,
     batch: int,
+    fps: float,
     noise: Noise,
     placement: Placement,
     progress: Progress,
     notes: Notes,
-) -> list[LatentCondition]:
+) -> list[LatentCondition | LatentReference]:
     pictures = [condition for condition in conditions if isinstance(condition, Condition)]
     if pictures and vae is None:
         raise ConfigError("got conditions without a VAE; expected the VAE of the model, which encodes them; connect it")
     encoded = iter(
         encode_conditions(
-            vae, pictures, size, batch=batch, noise=noise, placement=placement, progress=progress, notes=notes
+            vae, pictures, size, batch=batch, fps=fps, noise=noise, placement=placement, progress=progress, notes=notes
         )
         if vae is not None and pictures
         else ()

@@ -25,7 +25,7 @@ from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
 from ..weights.containers import open_checkpoint
 from ..weights.save import write_safetensors
-from .condition import Condition
+from .condition import Condition, Reference
 from .generate import EncodedPrompt, sample
 from .two_stage import PassSettings
 
@@ -138,7 +138,8 @@ def sample_windows(
     frames they are the latent of the whole.
 
     prompts: one for all windows, or one each. size: of the whole clip, as the VAE can have it.
-    conditions: their frames count in the whole clip; each goes to the first window that shows its start.
+    conditions: their frames count in the whole clip; each goes to the first window that shows its start, and of a
+        reference every window gets its part.
 
     Raises:
         ConfigError: as `plan_windows`; another number of prompts; a condition outside the clip.
@@ -146,6 +147,7 @@ def sample_windows(
     t = vae.config.scale_factors.frames
     windows = plan_windows(size.frames, settings, t)
     check_prompts(len(prompts), windows, settings)
+    conditions = [one.at_rate(fps, notes) if isinstance(one, Reference) else one for one in conditions]
     shares = _share_out(conditions, windows, size.frames, t)
 
     grid = size.latent(vae.config.scale_factors)
@@ -211,6 +213,12 @@ def _share_out(
     """The conditions of each window, their frames counted in it."""
     shares: list[list[Condition]] = [[] for _ in windows]
     for condition in conditions:
+        if isinstance(condition, Reference):
+            for window in windows:
+                part = condition.frames[window.start * t : (window.start + window.length - 1) * t + 1]
+                if len(part):
+                    shares[window.index].append(replace(condition, frames=part))
+            continue
         frame = condition.frame + frames if condition.frame < 0 else condition.frame
         if not 0 <= frame < frames:
             raise ConfigError(
@@ -242,7 +250,8 @@ def _key(
     if negative is not None:
         tensors += [negative.embeddings, negative.mask]
     for condition in conditions:
-        digest.update(repr((condition.frame, condition.strength, condition.resize, condition.crf)).encode())
+        kind = type(condition).__name__, condition.frame, condition.strength, condition.resize, condition.crf
+        digest.update(repr(kind).encode())
         tensors.append(condition.frames)
     for tensor in tensors:
         if tensor is not None:

@@ -6,6 +6,8 @@ Semantics of Lightricks/LTX-Video pipeline_ltx_video.py (prepare_conditioning):
 * an image at a later frame: extra tokens in front of the sequence, with the position of that frame;
 * a clip at a later frame (a multiple of 8): its first two latent frames, which were encoded without a past, become
   extra tokens; the others are mixed into the clip's own tokens.
+
+The reference video of an IC-LoRA is another thing: it lies beside the clip, at the same coordinates.
 """
 
 from __future__ import annotations
@@ -44,38 +46,62 @@ class LatentCondition:
             ConfigError: strength outside 0 to 1, a negative frame, or a clip on a frame between two latent frames.
             ShapeError: another grid or channel count than the state's, or an end beyond the state's.
         """
-        self._check(state, coordinates)
-        batch = state.latent.shape[0]
-        latent = self.latent.to(state.latent).expand(batch, -1, -1, -1, -1)
+        latent = _fitting(self.latent, self.frame, self.strength, state, coordinates)
         if self.frame == 0:
             return _mix_in(state, latent, 0, self.strength)
         first = self.frame // coordinates.scale.frames
         if latent.shape[2] > PREFIX_FRAMES:
             state = _mix_in(state, latent[:, :, PREFIX_FRAMES:], first + PREFIX_FRAMES, self.strength)
-        return _add_tokens(state, latent[:, :, :PREFIX_FRAMES], self.frame, self.strength, coordinates, noise)
+        prefix = latent[:, :, :PREFIX_FRAMES]
+        return _add_tokens(state, prefix, noise(prefix.shape), self.frame, self.strength, coordinates)
 
-    def _check(self, state: LatentState, coordinates: Coordinates) -> None:
-        if not 0 <= self.strength <= 1:
-            raise ConfigError(f"got condition strength {self.strength}; expected 0 to 1; 1 keeps the picture as it is")
-        c, f, h, w = self.latent.shape[1:]
-        grid = state.shape
-        if (c, h, w) != (state.latent.shape[2], grid.height, grid.width):
-            raise ShapeError(
-                f"got a condition of {c} channels and {h}x{w} cells; expected {state.latent.shape[2]} channels and "
-                f"{grid.height}x{grid.width} cells, as the clip; encode it with the same VAE at the clip's size"
-            )
-        t = coordinates.scale.frames
-        length, frames = (f - 1) * t + 1, (grid.frames - 1) * t + 1
-        if self.frame < 0 or self.frame + length > frames:
-            raise ConfigError(
-                f"got a condition on frames {self.frame} to {self.frame + length - 1}; expected it to lie within "
-                f"frames 0 to {frames - 1} of the clip; move it, shorten it or make the clip longer"
-            )
-        if f > 1 and self.frame % t:
-            raise ConfigError(
-                f"got a clip as condition at frame {self.frame}; expected a multiple of {t} (an image can stand "
-                f"anywhere); use frame {round(self.frame / t) * t}"
-            )
+
+@dataclass(frozen=True, eq=False)
+class LatentReference:
+    """The encoded reference video of an IC-LoRA (depth, poses, edges, a clip to refine): tokens beside the clip's own,
+    with the coordinates of the same place and time, at level 1 - strength, from the first frame on.
+
+    Source: Lightricks/LTX-Video-Trainer ltxv_pipeline.py (reference_video) and training_strategies.py; the pass is the
+    same as that of a ComfyUI guide at frame 0 (Lightricks/ComfyUI-LTXVideo easy_samplers.py, LTXVInContextSampler).
+
+    latent: (1 | b, c, f, h, w) float32, normalised, of the clip's own height and width and at most its length.
+    strength: 0 to 1; IC-LoRAs are trained at 1.
+    """
+
+    latent: Tensor
+    strength: float = 1.0
+
+    def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
+        """As `LatentCondition.apply_to`; noise is drawn only where the strength is below 1."""
+        latent = _fitting(self.latent, 0, self.strength, state, coordinates)
+        drawn = noise(latent.shape) if self.strength < 1 else torch.zeros_like(latent)
+        return _add_tokens(state, latent, drawn, 0, self.strength, coordinates)
+
+
+def _fitting(latent: Tensor, frame: int, strength: float, state: LatentState, coordinates: Coordinates) -> Tensor:
+    """`latent` for every clip of the batch, after the checks of `LatentCondition.apply_to`."""
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"got condition strength {strength}; expected 0 to 1; 1 keeps the picture as it is")
+    c, f, h, w = latent.shape[1:]
+    grid = state.shape
+    if (c, h, w) != (state.latent.shape[2], grid.height, grid.width):
+        raise ShapeError(
+            f"got a condition of {c} channels and {h}x{w} cells; expected {state.latent.shape[2]} channels and "
+            f"{grid.height}x{grid.width} cells, as the clip; encode it with the same VAE at the clip's size"
+        )
+    t = coordinates.scale.frames
+    length, frames = (f - 1) * t + 1, (grid.frames - 1) * t + 1
+    if frame < 0 or frame + length > frames:
+        raise ConfigError(
+            f"got a condition on frames {frame} to {frame + length - 1}; expected it to lie within frames 0 to "
+            f"{frames - 1} of the clip; move it, shorten it or make the clip longer"
+        )
+    if f > 1 and frame % t:
+        raise ConfigError(
+            f"got a clip as condition at frame {frame}; expected a multiple of {t} (an image can stand anywhere); "
+            f"use frame {round(frame / t) * t}"
+        )
+    return latent.to(state.latent).expand(state.latent.shape[0], -1, -1, -1, -1)
 
 
 def initial_state(
@@ -104,14 +130,18 @@ def initial_state(
 
 
 def apply_conditions(
-    state: LatentState, conditions: Sequence[LatentCondition], coordinates: Coordinates, noise: Noise
+    state: LatentState,
+    conditions: Sequence[LatentCondition | LatentReference],
+    coordinates: Coordinates,
+    noise: Noise,
 ) -> LatentState:
-    """All conditions, in their order.
+    """References first, which puts them in front, then the conditions; each in their order.
 
     Raises:
-        ConfigError: two of them start on the same frame.
+        ConfigError: two conditions start on the same frame.
     """
-    frames = [condition.frame for condition in conditions]
+    conditions = sorted(conditions, key=lambda condition: not isinstance(condition, LatentReference))
+    frames = [condition.frame for condition in conditions if isinstance(condition, LatentCondition)]
     twice = sorted({frame for frame in frames if frames.count(frame) > 1})
     if twice:
         raise ConfigError(f"got two conditions on frame {twice[0]}; expected one; remove one of them or move it")
@@ -153,11 +183,11 @@ def _mix_in(state: LatentState, latent: Tensor, first: int, strength: float) -> 
 
 
 def _add_tokens(
-    state: LatentState, latent: Tensor, frame: int, strength: float, coordinates: Coordinates, noise: Noise
+    state: LatentState, latent: Tensor, noise: Tensor, frame: int, strength: float, coordinates: Coordinates
 ) -> LatentState:
-    """Extra tokens of `latent`, placed at pixel frame `frame`."""
+    """Extra tokens of `latent`, placed at pixel frame `frame`. noise: of its shape."""
     tokens = patchify(latent)
-    noised = torch.lerp(patchify(noise(latent.shape)).to(tokens), tokens, strength)
+    noised = torch.lerp(patchify(noise).to(tokens), tokens, strength)
     mask = torch.full_like(tokens[..., :1], 1 - strength)
     positions = coordinates.positions(LatentShape(*latent.shape[2:]), first_frame=frame)
     return _insert(state, noised, mask, positions.to(tokens), tokens)

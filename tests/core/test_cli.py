@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,45 @@ def test_generate_from_a_picture_in_two_passes(
     for stage in ("load transformer", "load text encoder", "encode text", "sample", "upscale", "refine", "decode"):
         assert f"{stage}: 100%" in err
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["fox.latent", "fox.mp4", "fox.png"]
+
+
+def test_generate_with_everything_that_changes_the_model(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LoRAs, quantization, the recipe of another release, and a reference, whose frame rate the clip takes."""
+    torch.manual_seed(0)
+    stem = "diffusion_model.transformer_blocks.3.attn1.to_v"
+    pair = {f"{stem}.lora_A.weight": torch.randn(4, 64), f"{stem}.lora_B.weight": torch.randn(64, 4)}
+    save_file(pair, tmp_path / "one=fits.safetensors")
+    missing = {key.replace("blocks.3", "blocks.90"): tensor.clone() for key, tensor in pair.items()}
+    save_file(pair | missing, tmp_path / "deeper.safetensors")
+    media.write_video(tmp_path / "depth.mp4", [torch.rand(12, 32, 64, 3)], fps=Fraction(12))
+    output = tmp_path / "out.mp4"
+    changes: dict[str, object] = {"quantization": "fp8", "text_quantization": "int8", "fps": None, "steps": None}
+    changes |= {"settings": "2b-0.9.8-distilled", "reference": tmp_path / "depth.mp4", "version": "2b-0.9.5"}
+    loras = ["--lora", str(tmp_path / "one=fits.safetensors"), "--lora", f"{tmp_path / 'deeper.safetensors'}=-0.5"]
+    status, _, err = run([*arguments(files, output, **changes), *loras, "--allow-partial", "--fp8-matmul"], capsys)
+    assert status == 0, err
+    assert "one=fits.safetensors: 1 of 1 transformer targets matched." in err
+    assert "deeper.safetensors: 1 of 2 transformer targets matched." in err
+    assert "Sampling as 2b-0.9.8-distilled." in err
+    assert media.video_fps(output) == 12
+    settings = media.read_metadata(output)["ltxkit"]
+    assert [(one["file"], one["strength"]) for one in settings["loras"]] == [
+        ("one=fits.safetensors", 1.0),
+        ("deeper.safetensors", -0.5),
+    ]
+    assert len(settings["passes"][0]["sigmas"]) == 9  # of the distilled recipe
+    assert [one["kind"] for one in settings["conditions"]] == ["reference"]
+
+    output.unlink()
+    status, _, err = run([*arguments(files, output), *loras], capsys)
+    assert status == 2
+    assert "1 of 2 transformer targets matched" in err
+    assert not output.exists()
+    status, _, err = run(arguments(files, output, settings="2b-0.9.9"), capsys)
+    assert status == 2
+    assert "got settings '2b-0.9.9'; expected one of 2b-0.9.0" in err
 
 
 def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

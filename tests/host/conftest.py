@@ -30,6 +30,7 @@ MODEL_NAMES = {  # names in the shipped workflows, and the tiny family that stan
     "ltxv-13b-0.9.7-distilled.safetensors": "13b",
     "ltxv-13b-0.9.8-distilled.safetensors": "13b",
 }
+LORA_NAMES = ("ltxv-097-ic-lora-depth-control-comfyui.safetensors",)
 UPSCALER_NAMES = ("ltxv-spatial-upscaler-0.9.7.safetensors", "ltxv-spatial-upscaler-0.9.8.safetensors")
 
 
@@ -47,11 +48,32 @@ def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.Tem
     for name in (*UPSCALER_NAMES, "ltxv-tiny-spatial-upscaler.safetensors"):
         upscaler = two_b / "latent_upscale_models/ltxv-tiny-spatial-upscaler.safetensors"
         _copy(upscaler, folder / "latent_upscale_models" / name)
+    for name in LORA_NAMES:
+        _write_lora(folder / "loras" / name)
     encoder = two_b / "text_encoders/t5-tiny"
     shutil.copytree(encoder, folder / "text_encoders/t5-tiny")
     _copy(encoder / "model.safetensors", folder / "text_encoders/t5xxl_fp16.safetensors")
     _copy(encoder / "spiece.model", folder / "text_encoders/spiece.model")
     return folder
+
+
+def _write_lora(path: Path) -> None:
+    """For the tiny 13B, with the targets and names of the released IC-LoRAs: rank 8, attention and feed-forward."""
+    import torch
+    from safetensors.torch import save_file
+
+    width, layers, rank = 64, 48, 8
+    shapes = {f"attn{n}.{part}": (width, width) for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")}
+    shapes |= {"ff.net.0.proj": (4 * width, width), "ff.net.2": (width, 4 * width)}
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in range(layers):
+        for name, (rows, columns) in shapes.items():
+            stem = f"diffusion_model.transformer_blocks.{layer}.{name}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, columns, generator=generator).bfloat16()
+            tensors[f"{stem}.lora_B.weight"] = 0.01 * torch.randn(rows, rank, generator=generator).bfloat16()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -18,11 +18,12 @@ from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.pipelines.recipe import guidance_for
 from ltxkit.ltx_core.presets import PRESETS
+from ltxkit.ltx_core.sampling.conditioning import LatentReference
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 from ltxkit.ltx_core.weights.metadata import format_upscaler_config
 from ltxkit.ltx_core.weights.save import write_safetensors
 from ltxkit.nodes import sockets
-from ltxkit.nodes.condition import AddCondition
+from ltxkit.nodes.condition import AddCondition, AddReference
 from ltxkit.nodes.host import PlainHost, use_host
 from ltxkit.nodes.latent import SLOW_MOTION, DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
@@ -371,3 +372,58 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
     for conditioning, latent in ((prompts, clip), (guided, longer)):
         SampleVideo().run(model, *conditioning, latent, 0, "preset", 0.0)
     assert torch.equal(*levels)
+
+
+# ------------------------------------------------------------------------------------------------ references
+
+
+def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, prompts: Any):
+    """A wide clip at 48 frames per second, one frame short of what is wanted, for a canvas of 33 frames at 24."""
+    clip = frames(64, 64, 96)
+    (chain,) = AddReference().run(clip, 48.0, 1.0, "crop")
+    without = sampled(loaded, prompts, canvas())["samples"]
+    made = sampled(loaded, prompts, canvas(), conditions=chain)
+    assert made["samples"].shape == without.shape
+    assert not torch.equal(made["samples"], without)
+    for sentence in (
+        "The reference of 96x64 pixels was brought to 64x64 (crop).",
+        "The reference has 48 frames per second and the clip 24: of its 64 frames",
+        "The reference was trimmed from 32 to 25 frames: 8k+1",
+        "The reference ends before the clip: frames 25 to 32 are made without it",
+        "There is a reference video and no LoRA",
+    ):
+        assert sentence in everything()
+    assert made[sockets.MOTION] == ""
+    # A clip that fits is used as it is: the same frames, taken by hand, give the same video, and nothing is said.
+    said.clear()
+    (by_hand,) = AddReference().run(clip[0:50:2, :, 16:80], 0.0, 1.0, "stretch")
+    again = sampled(loaded, prompts, canvas(), conditions=by_hand)["samples"]
+    assert torch.equal(again, made["samples"])
+    assert not any("brought" in sentence or "trimmed" in sentence or "per second" in sentence for sentence in said)
+
+
+def test_a_reference_stands_beside_conditions(loaded: Any, prompts: Any):
+    first = frames(1, seed=4)
+    chain = conditions((first, 0))
+    (chain,) = AddReference().run(frames(33), 24.0, 1.0, "crop", chain)
+    assert [type(one).__name__ for one in chain] == ["Condition", "Reference"]
+    latent = sampled(loaded, prompts, canvas(), conditions=chain)["samples"]
+    alone = sampled(loaded, prompts, canvas(), conditions=conditions((first, 0)))["samples"]
+    kept = (latent - alone).flatten(3).abs().amax(dim=(0, 1, 3))
+    assert kept[0] < 1e-6  # the first frame is what it was
+    assert kept[1:].min() > 1e-3
+
+
+def test_a_reference_is_encoded_for_both_passes(loaded: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, ...]] = []
+    apply_to = LatentReference.apply_to
+
+    def spying(self: LatentReference, *arguments: Any) -> Any:
+        seen.append(tuple(self.latent.shape[2:]))
+        return apply_to(self, *arguments)
+
+    monkeypatch.setattr(LatentReference, "apply_to", spying)
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    (chain,) = AddReference().run(frames(9, 96, 96), 24.0, 1.0, "crop")
+    GenerateTwoStage().run(*loaded, upscaler, *prompts, 96, 96, 9, 1, 1.0, 0.0, conditions=chain)
+    assert seen == [(2, 1, 1), (2, 2, 2)]

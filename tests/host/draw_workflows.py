@@ -1,0 +1,100 @@
+"""Write everything that follows from the graphs in `workflows/`: API files, thumbnails, and pictures for the documents.
+
+    .venv/bin/python tests/host/draw_workflows.py [name ...]
+
+After a change of a graph, or of a node's widgets. The graphs themselves are edited by hand, or in ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+sys.path.append(str(Path(__file__).parent))
+
+from stub_server import stub_server
+
+from ltxkit.nodes.headless import all_nodes, object_info
+from ltxkit.nodes.host import PlainHost, use_host
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+ROOT = Path(__file__).parents[2]
+SCALE, MARGIN = 0.8, 24  # of the picture, and pixels around the graph
+TITLE = 30  # height of a node's title bar
+THUMBNAIL = (960, 540)
+
+LOAD = """async ([graph, scale, margin, title]) => {
+    await app.loadGraphData(graph, true, true)
+    const boxes = [...app.graph._groups, ...app.graph._nodes].map(box => {
+        const above = box.outputs ? title : 0
+        return [box.pos[0], box.pos[1] - above, box.pos[0] + box.size[0], box.pos[1] + box.size[1]]
+    })
+    const [left, top] = [0, 1].map(side => Math.min(...boxes.map(box => box[side])))
+    const [right, bottom] = [2, 3].map(side => Math.max(...boxes.map(box => box[side])))
+    const size = [right - left, bottom - top].map(length => Math.ceil(length * scale + 2 * margin))
+    return { size, offset: [margin / scale - left, margin / scale - top], api: (await app.graphToPrompt()).output }
+}"""
+SHOW = """async ([scale, offset]) => {
+    app.canvas.show_info = false
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = offset
+    app.canvas.resize()
+    app.canvas.setDirty(true, true)
+    app.canvas.draw(true, true)
+}"""
+GRAPH_ALONE = """
+    .comfyui-body-top, .comfyui-body-left, .comfyui-body-right, .comfyui-body-bottom, .side-bar-panel, .p-toast,
+    .comfyui-menu, .actionbar, .graph-canvas-panel .p-buttongroup, .p-dialog-mask { display: none !important }
+"""
+
+
+def draw(page: Page, name: str) -> None:
+    graph: dict[str, Any] = json.loads((ROOT / f"workflows/{name}.json").read_text())
+    found = page.evaluate(LOAD, [graph, SCALE, MARGIN, TITLE])
+    width, height = found["size"]
+    page.set_viewport_size({"width": width, "height": height})
+    page.wait_for_timeout(300)
+    page.evaluate(SHOW, [SCALE, found["offset"]])
+    page.wait_for_timeout(700)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    (ROOT / f"workflows/api/{name}.json").write_text(json.dumps(found["api"], indent=2) + "\n")
+    picture.quantize(64).save(ROOT / f"docs/workflows/{name}.png", optimize=True)
+    small = Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))
+    picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    small.paste(picture, ((THUMBNAIL[0] - picture.width) // 2, (THUMBNAIL[1] - picture.height) // 2))
+    small.save(ROOT / f"workflows/{name}.jpg", quality=85)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
+    names = parser.parse_args().names
+    with tempfile.TemporaryDirectory() as folder:
+        with use_host(PlainHost(Path(folder), Path(folder), Path(folder))):
+            described = object_info(all_nodes())
+        with stub_server(described) as address, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1600, "height": 900})
+            page.goto(address, wait_until="domcontentloaded")
+            page.wait_for_function("() => window.app?.graph && LiteGraph?.registered_node_types['LTXKitSampleVideo']")
+            page.add_style_tag(content=GRAPH_ALONE)
+            page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
+            page.wait_for_timeout(1000)
+            for name in names:
+                draw(page, name)
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
