@@ -196,9 +196,11 @@ class TransformerTraining:
     """`ltxkit train`.
 
     model: the `transformer` member of a released checkpoint's metadata; None: take that of `initial`.
-    initial: checkpoint to start from. lora: train this beside the frozen weights of `initial`.
+    initial: checkpoint to start from. version: which release it is, where the file does not say. lora: train this
+    beside the frozen weights of `initial`.
     text_dropout: share of samples with an empty prompt. first_frame: share of samples that are given their first frame.
-    cache_clips: latents are made once, of this many clips ("folder": of all); 0 encodes every clip when it is needed.
+    cache_clips: latents are made once, of at most this many clips; 0 encodes every clip when it is needed.
+    validation_samples: how many the validation loss is measured on.
     """
 
     task: Literal["transformer"] = "transformer"
@@ -217,6 +219,7 @@ class TransformerTraining:
     text_dropout: float = 0.2
     first_frame: float = 0.1
     cache_clips: int = 0
+    validation_samples: int = 64
     sample_steps: int = 20
     guidance_scale: float = 3.0
     prompts: tuple[str, ...] = ()

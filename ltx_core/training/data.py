@@ -52,6 +52,14 @@ class Source(Protocol):
         """Samples by number (>= 0) at a size that `size` gave."""
         ...
 
+    def distinct(self, size: PixelShape) -> int | None:
+        """How many samples differ at a size, after which they come again in another order; None: they never do."""
+        ...
+
+    def identity(self) -> list[str]:
+        """What the samples depend on beside the config: the files."""
+        ...
+
     def captions(self) -> list[str]:
         """Some or all captions, to make a vocabulary from."""
         ...
@@ -105,6 +113,12 @@ class DigitSource:
         grey = self.clips.draw(clips, size.height // self.base.height, device)
         return Samples(to_pixels(grey), [clip.caption for clip in clips])
 
+    def distinct(self, size: PixelShape) -> None:  # noqa: ARG002 - every number is a clip of its own
+        return None
+
+    def identity(self) -> list[str]:
+        return []
+
     def captions(self) -> list[str]:
         return [self.clips.describe(i).caption for i in range(2000)]
 
@@ -118,6 +132,7 @@ class MovingMNIST:
     """
 
     def __init__(self, path: Path, size: PixelShape, split: Split, seed: int) -> None:
+        self.path = path
         videos, self.labels = _read_moving_mnist(path)
         count, frames, height, width = videos.shape
         if frames < size.frames or (height, width) != (size.height, size.width):
@@ -150,10 +165,23 @@ class MovingMNIST:
         names = [(str(k), WORDS[k])[int(torch.randint(2, (), generator=rng))] for k in self.labels[member].tolist()]
         return " and ".join(names)
 
+    def distinct(self, size: PixelShape) -> None:  # noqa: ARG002 - clips begin at a random frame
+        return None
+
+    def identity(self) -> list[str]:
+        return [file_identity(self.path)]
+
     def captions(self) -> list[str]:
         if self.labels is None:
             return ["two moving digits"]
-        return [f"{a} and {b}" for k, a in enumerate(WORDS) for b in (*WORDS, *map(str, range(10)), str(k))]
+        names = (*WORDS, *map(str, range(len(WORDS))))
+        return [f"{a} and {b}" for a in names for b in names]
+
+
+def file_identity(path: Path) -> str:
+    """Changes when the file does."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def shuffled(members: range, index: int, seed: int) -> int:
@@ -185,7 +213,7 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         shapes = ", ".join(f"{name or 'array'} {array.dtype} {array.shape}" for name, array in arrays.items())
         raise ConfigError(f"got {path} with {shapes}; expected one array of bytes with four axes; is it Moving MNIST?")
     clips = videos[0]
-    if clips.shape[0] <= 30 < clips.shape[1]:  # the .npy file has the frames first
+    if path.suffix == ".npy":  # the frames come first
         clips = clips.transpose(1, 0, 2, 3)
     if labels and len(labels[0]) != len(clips):
         raise ConfigError(

@@ -75,16 +75,16 @@ def draw(
 class Flow(nn.Module):
     """Latent tokens and captions -> loss per sample. One module, so that DistributedDataParallel sees one forward."""
 
-    def __init__(self, transformer: LTXTransformer, text: TextEncoder, train_text: bool) -> None:
+    def __init__(self, transformer: LTXTransformer, text: TextEncoder | None, lora: nn.Module | None = None) -> None:
+        """text: trained along, or None where prompts are given as embeddings."""
         super().__init__()
-        self.transformer, self.text = transformer, text
-        self.text_model: nn.Module | None = text.model if train_text else None
-        self.lora: nn.Module | None = None
+        self.transformer, self.text, self.lora = transformer, text, lora
+        self.text_model: nn.Module | None = None if text is None else text.model
 
     def forward(
         self, x0: Tensor, noise: Tensor, sigma: Tensor, positions: Tensor, prompts: list[str] | list[Tensor]
     ) -> Tensor:
-        """x0, noise: (b n c). sigma: (b n 1), 0 for given tokens, which do not count. positions: (1 3 n).
+        """x0, noise: (b n c). sigma: (b n 1), 0 for given tokens, which do not count, or (b 1 1). positions: (1 3 n).
         prompts: captions, or their embeddings. Returns (b,)."""
         order, runs = self._runs(prompts, x0.device)
         x0, noise, sigma = x0[order], noise[order], sigma[order]
@@ -93,7 +93,7 @@ class Flow(nn.Module):
         rotary = self.transformer.prepare_positions(positions)
         (velocity,) = self.transformer(x, sigma, rotary, (branch,))
         error = (velocity.float() - (noise - x0)).square()
-        counted = (sigma > 0).float()
+        counted = (sigma > 0).float().expand(-1, x0.shape[1], -1)
         losses = (error * counted).sum(dim=(1, 2)) / (counted.sum(dim=(1, 2)) * x0.shape[2])
         return losses[torch.tensor(order, device=losses.device).argsort()]
 
@@ -101,7 +101,7 @@ class Flow(nn.Module):
         """An order of the samples in which texts of one length are neighbours, so that they share an attention call,
         and each of these runs as (s, l, d)."""
         embeddings = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
-        if embeddings:
+        if self.text is None or embeddings:
             hidden = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
             rows, lengths = list(range(len(embeddings))), [len(embedding) for embedding in embeddings]
         else:

@@ -21,7 +21,7 @@ from ..errors import ConfigError, LTXKitError
 from ..media import read_image, resize, stream_video, video_fps
 from ..progress import Notes
 from ..shapes import PixelShape
-from .data import Sample, Samples, shuffled, stacked
+from .data import Sample, Samples, file_identity, shuffled, stacked
 from .digits import HOLD_OUT, Split
 
 VIDEOS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif"}
@@ -137,6 +137,12 @@ class VideoFolder:
         if missing > 0:
             frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
         return rearrange(frames[: size.frames] * 2 - 1, "f h w c -> c f h w")
+
+    def distinct(self, size: PixelShape) -> int:
+        return len(self.groups.get(size) or self.media)
+
+    def identity(self) -> list[str]:
+        return [f"{file_identity(media.path)} {media.caption}" for media in self.media]
 
     def captions(self) -> list[str]:
         return sorted({media.caption for media in self.media} - {""}) or ["a video"]

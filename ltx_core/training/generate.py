@@ -27,7 +27,7 @@ from ..weights.build import load_transformer, load_upsampler, load_vae
 from ..weights.text_encoder import load_text_encoder
 from .loop import find_export
 from .losses import psnr, ssim
-from .text import encode
+from .text import FrozenText, encode
 
 DECODE_TIMESTEP = 0.05  # what the decoder is told; it removes noise up to 0.2
 
@@ -38,7 +38,7 @@ class Models:
 
     transformer: LTXTransformer
     vae: VideoVAE
-    text: TextEncoder
+    text: TextEncoder | FrozenText
     upscaler: LatentUpsampler | None = None
 
 

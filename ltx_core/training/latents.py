@@ -37,8 +37,9 @@ class EncodedClips:
 class Latents:
     """Latents of a source's samples, posterior means.
 
-    count: as many samples are encoded once and used again and again, in file `folder`/latents_FxHxW.pt; 0: all are
-    encoded when they are needed. share_sizes: a size keeps as large a share of them as it has of the batches; else all.
+    count: as many samples, or all where the source has fewer, are encoded once and used again and again, in file
+    `folder`/latents_FxHxW.pt; 0: all are encoded when they are needed. share_sizes: a size keeps as large a share of
+    them as it has of the batches; else all.
     """
 
     def __init__(
@@ -56,9 +57,8 @@ class Latents:
     ) -> None:
         self.source, self.vae, self.count, self.folder = source, vae, count, folder
         self.notes, self.writes, self.share_sizes = notes, writes, share_sizes
-        self.device = next(vae.parameters()).device
         self._kept: dict[PixelShape, EncodedClips] = {}
-        text = json.dumps([to_tree(data), seed, count], sort_keys=True)
+        text = json.dumps([to_tree(data), seed, count, source.identity()], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
@@ -68,14 +68,18 @@ class Latents:
         """The samples with these numbers; with a cache, numbers start again after `count`."""
         if not self.count:
             return self._encode(indices, size)
-        if size not in self._kept:
-            self._kept[size] = self._read(size) or self._make(size)
+        self.prepare(size)
         kept = self._kept[size]
         return kept.rows([index % len(kept.captions) for index in indices])
 
+    def prepare(self, size: PixelShape) -> None:
+        """Encode, or read, what is kept of a size."""
+        if self.count and size not in self._kept:
+            self._kept[size] = self._read(size) or self._make(size)
+
     @torch.no_grad()
     def _encode(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
-        samples = self.source.samples(indices, size, self.device)
+        samples = self.source.samples(indices, size, next(self.vae.parameters()).device)
         latents = self.vae.normalize(self.vae.encode(samples.pixels).mode().float()).cpu()
         return EncodedClips(latents, samples.captions)
 
@@ -92,6 +96,7 @@ class Latents:
     def _make(self, size: PixelShape) -> EncodedClips:
         sizes = [self.source.size(batch) for batch in range(1000)] if self.share_sizes else [size]
         count = max(8, round(self.count * sizes.count(size) / len(sizes)))
+        count = min(count, self.source.distinct(size) or count)
         self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
         at_once = max(1, ENCODED_PIXELS // math.prod(size))
         parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]

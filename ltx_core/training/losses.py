@@ -5,6 +5,7 @@ Sources: LTX-Video paper (arXiv 2501.00103, section 2.1: reconstruction GAN, vid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -89,7 +90,9 @@ def discriminator_loss(discriminator: nn.Module, original: Tensor, reconstructio
     return 0.5 * each.mean(dim=(1, 2, 3, 4))
 
 
-def generator_loss(discriminator: nn.Module, original: Tensor, reconstruction: Tensor, kind: GANLoss) -> Tensor:
+def generator_loss(
+    discriminator: Callable[[Tensor, Tensor], Tensor], original: Tensor, reconstruction: Tensor, kind: GANLoss
+) -> Tensor:
     """Per clip (b,), over both orders. The caller freezes the discriminator, which must not learn from this."""
     real_first, fake_first = discriminator(original, reconstruction), discriminator(reconstruction, original)
     if kind == "hinge":

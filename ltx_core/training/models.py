@@ -92,13 +92,13 @@ def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerC
     write_safetensors(path, tensors, {"config": format_upscaler_config(config)})
 
 
-def open_vae(path: Path) -> VideoVAE:
+def open_vae(path: Path, version: str | None = None) -> VideoVAE:
     """A trained VAE, float32, that has measured its statistics.
 
     Raises:
         CheckpointError: it has none: no transformer can be trained on its latents.
     """
-    vae = load_vae(path, dtype=torch.float32)
+    vae = load_vae(path, dtype=torch.float32, version=version)
     mean, std = vae.per_channel_statistics.mean, vae.per_channel_statistics.std
     if bool((mean == 0).all()) and bool((std == 1).all()):
         raise CheckpointError(

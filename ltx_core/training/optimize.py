@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .config import Optimization
+from .footprint import Footprint, local_bytes
 from .muon import Muon
 
 
@@ -60,12 +61,24 @@ class Updater:
             )
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
 
-    def needs(self) -> str:
-        """What training these parameters takes, for the user."""
-        count = sum(p.numel() for p in self.parameters)
-        copies = 3 + (self.config.optimizer == "adamw") + (self.average is not None)
-        size = sum(p.numel() * p.element_size() for p in self.parameters) * copies
-        return f"{count / 1e6:.2f} M parameters; {size / 2**30:.2f} GiB with gradients and optimizer, plus activations"
+    def needs(self, modules: Sequence[nn.Module], step: int | None) -> Footprint:
+        """What training takes.
+
+        modules: everything that is on the device. step: from `footprint.step_bytes`.
+        """
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        gradients = local_bytes(self.parameters)
+        moments = 2 if self.config.optimizer == "adamw" else 1
+        activations = step
+        if step is not None and self.config.accumulation == 1:
+            activations = max(0, step - gradients)  # at the worst moment most gradients are still to come
+        return Footprint(
+            trained=sum(p.numel() for p in self.parameters),
+            weights=local_bytes(tensors),
+            gradients=gradients,
+            optimizer=gradients * (moments + (self.average is not None)),
+            activations=activations,
+        )
 
     def apply(self, step: int) -> dict[str, float]:
         """Update the weights from their gradients and forget these. Returns the gradient norm and the rate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
+from ..media import replacing
 from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..progress import Notes
 from ..weights.save import write_safetensors
 from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
 from ..weights.tokenizer_training import train_tokenizer
 from .config import Text
+from .data import file_identity
 from .models import tensors_of
 
 if TYPE_CHECKING:
@@ -24,19 +28,72 @@ if TYPE_CHECKING:
 SENTINELS = 100  # T5 keeps a hundred more ids than its tokenizer has pieces
 
 
+class FrozenText:
+    """A pretrained T5 that every caption meets once.
+
+    The encoder is in memory only while captions are encoded: a T5 XXL is larger than the model that is trained. What it
+    said of the captions given to `prepare` is kept in a file and read from there the next time.
+    """
+
+    def __init__(self, place: Path, channels: int, device: torch.device) -> None:
+        self.place, self.channels, self.device = place, channels, device
+        self._found: dict[str, Tensor] = {}
+
+    def prepare(self, captions: Sequence[str], file: Path, notes: Notes, *, writes: bool) -> None:
+        """Encode `captions`, or read them from `file`, which is written if `writes`."""
+        wanted, key = list(dict.fromkeys(captions)), self._key()
+        if file.is_file():
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+            if saved["key"] == key:
+                self._found = dict(zip(saved["captions"], saved["embeddings"], strict=True))
+        missing = [caption for caption in wanted if caption not in self._found]
+        if not missing:
+            return
+        notes(f"encoding {len(missing)} captions")
+        self.embeddings(missing)
+        if writes:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as part:
+                torch.save({"key": key, "captions": list(self._found), "embeddings": list(self._found.values())}, part)
+
+    def embeddings(self, captions: Sequence[str]) -> list[Tensor]:
+        """One (l, d_model) per caption, on the CPU, as the encoder computes them.
+
+        Raises:
+            ConfigError: the encoder has another width than the transformer reads.
+        """
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._found]
+        if missing:
+            encoder = self._open()
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                for caption in missing:
+                    (found,) = encode(encoder, [caption], self.device)
+                    self._found[caption] = found.cpu()
+        return [self._found[caption] for caption in captions]
+
+    def _open(self) -> TextEncoder:
+        # CPUs without bfloat16 are hundred times slower in it, and transformers computes in what is stored.
+        encoder = load_text_encoder(self.place, dtype=torch.float32 if self.device.type == "cpu" else None)
+        if encoder.config.d_model != self.channels:
+            raise ConfigError(
+                f"got the text encoder {self.place} of width {encoder.config.d_model}; expected {self.channels}, the "
+                "model's caption_channels; give the one that belongs to the model"
+            )
+        nn.Module.to(encoder.model, self.device)
+        return encoder
+
+    def _key(self) -> str:
+        """Of the files: the embeddings of another encoder are not these."""
+        files = sorted(self.place.glob("*")) if self.place.is_dir() else [self.place]
+        return json.dumps([file_identity(file) for file in files if file.is_file()])
+
+
 def make_text_encoder(config: Text, channels: int, captions: Sequence[str], folder: Path) -> TextEncoder:
-    """The text encoder of a run, float32. A new one gets a tokenizer made from the captions, in `folder`.
+    """A new text encoder to be trained, float32, with a tokenizer made from the captions, in `folder`.
 
     Raises:
-        ConfigError: a pretrained encoder has another width than the transformer reads.
+        ConfigError: it has another width than the transformer reads.
     """
-    if config.encoder is not None:
-        encoder = load_text_encoder(config.encoder, dtype=torch.float32)
-        if encoder.config.d_model != channels:
-            raise ConfigError(
-                f"got text.encoder of width {encoder.config.d_model}; expected {channels}, the model's caption_channels"
-            )
-        return encoder
     if config.width != channels:
         raise ConfigError(
             f"got text.width {config.width}; expected {channels}, the model's caption_channels; make them equal"
@@ -78,8 +135,10 @@ def restart_t5(model: T5EncoderModel, config: TextEncoderConfig) -> None:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
 
 
-def encode(encoder: TextEncoder, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
+def encode(encoder: TextEncoder | FrozenText, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
     """One (l, d_model) per prompt, without padding. Gradients flow if the encoder's weights ask for them."""
+    if isinstance(encoder, FrozenText):
+        return [embedding.to(device, torch.float32) for embedding in encoder.embeddings(prompts)]
     hidden, rows, lengths = encode_unique(encoder, prompts, device)
     return [hidden[row, :length] for row, length in zip(rows, lengths, strict=True)]
 

@@ -6,7 +6,8 @@ frames given with their own timestep).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..progress import Notes, log_note
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
 from ..weights.build import load_transformer
+from ..weights.text_encoder import load_text_encoder
 from .config import TransformerTraining
 from .data import generator, open_source
 from .distributed import World, synchronised
 from .flow import Draws, Flow, draw
+from .footprint import step_bytes
 from .generate import Generator, Models
 from .latents import EncodedClips, Latents
 from .loop import find_export, log_values
@@ -31,9 +35,9 @@ from .lora import LoRALayers, save_lora
 from .models import copied, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
 from .optimize import Updater
 from .pictures import save_clips
-from .text import encode, make_text_encoder, save_text_encoder
+from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
-VALIDATION_SAMPLES = 64
+TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory
 
 
 class TransformerTask:
@@ -44,37 +48,42 @@ class TransformerTask:
         torch.manual_seed(config.seed)
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
-        self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors")).to(world.device)
-        self.transformer = self._start().to(world.device)
+        self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
+        self.transformer = self._start()
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
         self.source = open_source(config.data, "train", config.seed, notes)
         validation = open_source(config.data, "validation", config.seed)
         if world.first:
             config.output.mkdir(parents=True, exist_ok=True)
         self.text = self._text()
-        self.trains_text = config.text.encoder is None and config.lora is None
-        count = config.cache_clips
-        self.latents = Latents(
-            self.source, self.vae, config.data, config.seed, count, config.output, notes, writes=world.first
-        )
+        arguments = (self.vae, config.data, config.seed)
+        self.latents = Latents(self.source, *arguments, config.cache_clips, config.output, notes, writes=world.first)
         self.validation = Latents(
-            validation, self.vae, config.data, config.seed, 0, config.output, notes, writes=world.first
+            validation,
+            *arguments,
+            config.validation_samples,
+            config.output / "validation",
+            notes,
+            writes=world.first,
+            share_sizes=False,
         )
+        self._encode_all(notes)
+        self.transformer.to(world.device)
         self.lora = None
         if config.lora is not None:
             self.transformer.requires_grad_(False)
             self.lora = LoRALayers(self.transformer, config.lora)
         trained: list[nn.Module] = [self.lora if self.lora is not None else self.transformer]
-        if self.trains_text:
+        if isinstance(self.text, TextEncoder):
             trained.append(self.text.model)
-        flow = Flow(self.transformer, self.text, self.trains_text)
-        flow.lora = self.lora  # its factors must belong to what DistributedDataParallel wraps
+        flow = Flow(self.transformer, self.text if isinstance(self.text, TextEncoder) else None, self.lora)
+        activations = self._step_bytes(flow)
         self.objective = world.wrap(flow)
         if config.optimization.compile:
             self.transformer.compile()
         self.updater = Updater(trained, config.optimization)
-        notes(f"training {self.updater.needs()}")
-        self._embedded: dict[str, Tensor] = {}
+        self.needs = self.updater.needs([flow] if config.cache_clips else [flow, self.vae], activations)
+        notes(str(self.needs))
 
     # ----------------------------------------------------------------------------------------------------- beginning
 
@@ -105,16 +114,22 @@ class TransformerTask:
         restart(model)
         return model
 
-    def _text(self):
+    def _text(self) -> TextEncoder | FrozenText:
         config, channels = self.config, self.transformer.config.caption_channels
-        start = (
-            None if config.initial is None else _checkpoint(config.initial, "model.safetensors").parent / "text_encoder"
-        )
-        if config.text.encoder is None and start is not None and start.is_dir():
-            from ..weights.text_encoder import load_text_encoder
-
-            text = load_text_encoder(start, dtype=torch.float32)
-            copied(text.model).requires_grad_(config.lora is None)
+        beside = None
+        if config.initial is not None:
+            beside = _checkpoint(config.initial, "model.safetensors").parent / "text_encoder"
+        place = config.text.encoder or (beside if beside is not None and beside.is_dir() else None)
+        if config.text.encoder is not None or config.lora is not None:
+            if place is None:
+                raise ConfigError(
+                    f"got no text.encoder for a LoRA on {config.initial}; expected the T5 that it was trained with; "
+                    "set text.encoder to its folder"
+                )
+            return FrozenText(place, channels, self.world.device)
+        if place is not None:
+            text = load_text_encoder(place, dtype=torch.float32)
+            copied(text.model).requires_grad_(True)
         else:
             if not self.world.first:
                 self.world.barrier()  # the first process makes the tokenizer, the others read it
@@ -123,6 +138,38 @@ class TransformerTask:
                 self.world.barrier()
         nn.Module.to(text.model, self.world.device)
         return text
+
+    def _encode_all(self, notes: Notes) -> None:
+        """What is encoded once is encoded before the transformer needs the memory."""
+        config, world = self.config, self.world
+        if isinstance(self.text, FrozenText):
+            known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
+            self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
+        self.vae.to(world.device)
+        self.validation.prepare(PixelShape(*config.data.sizes[0]))
+        if config.cache_clips:
+            for size in sorted(
+                {self.source.size(step) for step in range(min(1000, config.optimization.steps))}, key=math.prod
+            ):
+                self.latents.prepare(size)
+            self.vae.to("cpu")
+
+    def _step_bytes(self, flow: Flow) -> int | None:
+        """Of the largest batch; see `footprint`."""
+        optimization, device = self.config.optimization, self.world.device
+        clips = self.world.share(optimization.batch_size, optimization.accumulation)
+        size = max((PixelShape(*size) for size in self.config.data.sizes), key=math.prod)
+        scale, architecture = self.vae.config.scale_factors, self.transformer.config
+        tokens = size.latent(scale).tokens
+
+        def loss(run: Callable[..., Tensor]) -> Tensor:
+            x0, noise = torch.empty(2, clips, tokens, architecture.in_channels, device=device)
+            sigma = torch.empty(clips, tokens, 1, device=device)
+            text = [torch.empty(TYPICAL_TEXT, architecture.caption_channels, device=device)] * clips
+            with self._autocast():
+                return run(x0, noise, sigma, torch.empty(1, 3, tokens, device=device), text).mean()
+
+        return step_bytes(loss, [flow], levels=clips + 1)
 
     # ----------------------------------------------------------------------------------------------------- one step
 
@@ -172,22 +219,17 @@ class TransformerTask:
         """Loss and noise level per sample, (b,) each."""
         device = self.world.device
         x0 = patchify(clips.latents).to(device)
-        height, width = clips.latents.shape[-2:]
-        sigma = draws.sigma[:, None, None].repeat(1, x0.shape[1], 1)
-        sigma[:, : height * width][draws.first_frame] = 0
+        sigma = draws.sigma[:, None, None]
+        if bool(draws.first_frame.any()):  # else one level per sample, which is less work
+            height, width = clips.latents.shape[-2:]
+            sigma = sigma.repeat(1, x0.shape[1], 1)
+            sigma[:, : height * width][draws.first_frame] = 0
         scale = self.vae.config.scale_factors
         coordinates = Coordinates(scale, self.config.data.fps, self.transformer.config.causal_temporal_positioning)
         positions = coordinates.positions(size.latent(scale)).to(device)
         captions = ["" if empty else text for text, empty in zip(clips.captions, draws.empty_prompt, strict=True)]
-        prompts = captions if self.trains_text else [self._embed(caption) for caption in captions]
+        prompts = encode(self.text, captions, device) if isinstance(self.text, FrozenText) else captions
         return self.objective(x0, draws.noise, sigma.to(device), positions, prompts), draws.sigma.to(device)
-
-    @torch.no_grad()
-    def _embed(self, caption: str) -> Tensor:
-        """A frozen text encoder sees every caption once."""
-        if caption not in self._embedded:
-            self._embedded[caption] = encode(self.text, [caption], self.world.device)[0].clone()
-        return self._embedded[caption]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -199,25 +241,36 @@ class TransformerTask:
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
         """Loss on fixed clips with fixed noise, and clips of the configured prompts."""
-        size = PixelShape(*self.config.data.sizes[0])
+        config, optimization = self.config, self.config.optimization
+        size, count = PixelShape(*config.data.sizes[0]), config.validation_samples
+        at_once = self.world.share(optimization.batch_size, optimization.accumulation)
         with self._averaged():
             total = torch.zeros((), device=self.world.device)
-            for start in range(0, VALIDATION_SAMPLES, 16):
-                clips = self.validation.clips(range(start, start + 16), size)
-                draws = self._draws("flow validation", start, 16, size)
-                total += self._losses(clips, draws, size)[0].sum()
-            if self.config.prompts:
-                maker = Generator(Models(self.transformer, self.vae, self.text), self.config.data.fps)
-                pixels = maker.clips(
-                    self.config.prompts,
-                    size,
-                    steps=self.config.sample_steps,
-                    guidance_scale=self.config.guidance_scale,
-                    seed=self.config.seed,
-                )
-                if folder is not None:
-                    save_clips(folder, pixels, self.config.prompts, self.config.data.fps)
-        return {"validation_loss": float(total) / VALIDATION_SAMPLES}
+            for start in range(0, count, at_once):
+                indices = range(start, min(start + at_once, count))
+                clips = self.validation.clips(indices, size)
+                draws = self._draws("flow validation", start, len(indices), size)
+                with self._autocast():
+                    total += self._losses(clips, draws, size)[0].sum()
+            if config.prompts:
+                self._sample(folder)
+        return {"validation_loss": float(total) / count}
+
+    def _sample(self, folder: Path | None) -> None:
+        config = self.config
+        self.vae.to(self.world.device)
+        maker = Generator(Models(self.transformer, self.vae, self.text), config.data.fps)
+        pixels = maker.clips(
+            config.prompts,
+            PixelShape(*config.data.sizes[0]),
+            steps=config.sample_steps,
+            guidance_scale=config.guidance_scale,
+            seed=config.seed,
+        )
+        if config.cache_clips:
+            self.vae.to("cpu")
+        if folder is not None:
+            save_clips(folder, pixels, config.prompts, config.data.fps)
 
     # ----------------------------------------------------------------------------------------------------- files
 
@@ -228,14 +281,14 @@ class TransformerTask:
         trained = self.transformer if self.lora is None else self.lora
         return {
             "weights": tensors_of(trained),
-            "text": tensors_of(self.text.model) if self.trains_text else None,
+            "text": tensors_of(self.text.model) if isinstance(self.text, TextEncoder) else None,
             "updater": self.updater.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         trained = self.transformer if self.lora is None else self.lora
         trained.load_state_dict(state["weights"])
-        if self.trains_text and state["text"] is not None:
+        if isinstance(self.text, TextEncoder) and state["text"] is not None:
             self.text.model.load_state_dict(state["text"])
         self.updater.load(state["updater"])
 
@@ -250,7 +303,7 @@ class TransformerTask:
             save_checkpoint_file(
                 folder / "model.safetensors", tensors_of(self.transformer), self.transformer.config, self.vae
             )
-            if self.trains_text:
+            if isinstance(self.text, TextEncoder):
                 save_text_encoder(self.text, folder / "text_encoder")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..shapes import PixelShape
 from .config import UpscalerTraining
 from .data import open_source
 from .distributed import World, synchronised
+from .footprint import step_bytes
 from .latents import Latents
 from .loop import find_export, log_values
 from .models import open_vae, save_upsampler, tensors_of, upsampler_config
@@ -61,10 +62,12 @@ class UpscalerTask:
         if architecture.temporal_upsample or not architecture.spatial_upsample:
             raise ConfigError("got an upscaler in time; expected spatial_upsample alone; change model")
         self.upsampler = LatentUpsampler(architecture).to(world.device)
-        self.objective = world.wrap(Upscaling(self.upsampler, self.vae))
         self.plain = Upscaling(self.upsampler, self.vae)
+        step = self._step_bytes()
+        self.objective = world.wrap(self.plain)
         self.updater = Updater([self.upsampler], config.optimization)
-        notes(f"training {self.updater.needs()}")
+        self.needs = self.updater.needs([self.upsampler, self.vae], step)
+        notes(str(self.needs))
         arguments = (self.vae, config.data, config.seed)
         self.latents = Latents(
             open_source(config.data, "train", config.seed),
@@ -78,6 +81,19 @@ class UpscalerTask:
         self.validation = Latents(
             open_source(config.data, "validation", config.seed), *arguments, 0, config.output, notes, writes=False
         )
+
+    def _step_bytes(self) -> int | None:
+        optimization, device, vae = self.config.optimization, self.world.device, self.vae.config
+        clips = self.world.share(optimization.batch_size, optimization.accumulation)
+
+        def loss(run: Callable[..., Tensor]) -> Tensor:
+            pair = [
+                torch.empty(clips, vae.latent_channels, *size.latent(vae.scale_factors), device=device)
+                for size in (self.small, self.large)
+            ]
+            return run(*pair).mean()
+
+        return step_bytes(loss, [self.plain], levels=clips)
 
     def _pair(self, latents: Latents, indices: range) -> tuple[Tensor, Tensor]:
         small, large = (latents.clips(indices, size).latents.to(self.world.device) for size in (self.small, self.large))

@@ -7,7 +7,7 @@ that wait.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..weights.build import load_vae
 from .config import VAETraining
 from .data import Source, crop, generator, open_source
 from .distributed import World, synchronised
+from .footprint import step_bytes
 from .loop import TrainingError, log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
 from .models import copied, save_vae, tensors_of, vae_config
@@ -85,17 +86,21 @@ class VAETask:
         if config.freeze_encoder:
             self.vae.encoder.requires_grad_(False)
         self.perceptual = self._perceptual()
-        self.objective = world.wrap(Reconstruction(self.vae, config, self.perceptual))
-        self.updater = Updater([self.vae], config.optimization)
-        notes(f"training {self.updater.needs()}")
+        objective = Reconstruction(self.vae, config, self.perceptual)
         self.adversary: PairDiscriminator | None = None
         if config.adversary.weight > 0:
             channels = self.vae.config.out_channels
             self.adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers).to(
                 world.device
             )
+        step = self._step_bytes(objective)
+        self.objective = world.wrap(objective)
+        self.updater = Updater([self.vae], config.optimization)
+        if self.adversary is not None:
             self.judge = world.wrap(self.adversary)
             self.judge_updater = Updater([self.adversary], config.optimization, config.adversary.learning_rate)
+        self.needs = self.updater.needs([objective], step)
+        notes(str(self.needs))
         # Steps at which a validation lifted a restriction; None: not yet.
         self.unlocked: int | None = None if config.unlock_psnr is not None else 0
         self.clips_from: int | None = None if config.images_until_psnr is not None else 0
@@ -133,6 +138,24 @@ class VAETask:
             raise CheckpointError(
                 f"got {path}, which is no TorchScript file ({error}); expected one; export it again"
             ) from error
+
+    def _step_bytes(self, objective: Reconstruction) -> int | None:
+        """Of the largest batch, with the discriminator's answer if there is one; see `footprint`."""
+        optimization, device, vae = self.config.optimization, self.world.device, self.vae.config
+        clips = self.world.share(optimization.batch_size, optimization.accumulation)
+        size = self._size(0)
+        shape = (clips, vae.latent_channels, *size.latent(vae.scale_factors))
+
+        def loss(run: Callable[..., Any], judge: Callable[..., Tensor] | None = None) -> Tensor:
+            pixels, noise = torch.empty(clips, 3, *size, device=device), torch.empty(2, *shape, device=device)
+            with self._autocast():
+                losses, output, _ = run(pixels, *noise, torch.empty(clips, device=device), torch.Generator())
+                if judge is not None:
+                    losses["gan"] = generator_loss(judge, pixels, output, self.config.adversary.loss)
+                return torch.stack([value.mean() for value in losses.values()]).sum()
+
+        modules = [objective] if self.adversary is None else [objective, self.adversary]
+        return step_bytes(loss, modules, levels=clips)
 
     def _size(self, step: int) -> PixelShape:
         """What is trained on at `step`, cut out of the clips if it is smaller."""

@@ -1,0 +1,131 @@
+"""What training takes in memory, counted before it starts.
+
+Weights, gradients and the optimizer's numbers can be looked up. Activations cannot: they are counted by running one
+step, forward and backward, on tensors that have shapes and dtypes but no data (torch's FakeTensorMode), while a
+dispatch mode keeps the sum of the storages that are alive. So autocast, checkpointing and whatever the models keep for
+the backward pass are counted as they are, in about a second and without allocating anything.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+GIB = 2**30
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes in one process. trained: number of parameters. activations: at the worst moment of a step; None where they
+    could not be counted."""
+
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + (self.activations or 0)
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "gradients": self.gradients, "optimizer and averages": self.optimizer}
+        if self.activations is not None:
+            parts["activations"] = self.activations
+        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        listed += "" if self.activations is not None else "; and activations"
+        return (
+            f"about {self.total / GIB:.2f} GiB ({listed}{'' if self.activations is not None else '; and activations'})"
+        )
+
+
+class Alive(TorchDispatchMode):
+    """Inside, the bytes of storages that operators allocate and that are still alive: `now`, and the most there were.
+
+    levels: what `unique` is taken to find; without data nobody can know.
+    """
+
+    def __init__(self, levels: int | None = None) -> None:
+        super().__init__()
+        self.levels = levels
+        self.now = self.most = 0
+        self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What comes in without having been seen was there before; a view or an in-place result of it is no allocation.
+        tree_map_only(Tensor, lambda tensor: self._note(tensor, 0), (args, kwargs))
+        out = self._without_data(func, args) if self.levels is not None else None
+        if out is None:
+            out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, lambda tensor: self._note(tensor, tensor.untyped_storage().nbytes()), out)
+        return out
+
+    def _without_data(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Operators that need data, or have no version without."""
+        if func is torch.ops.aten._unique2.default:
+            values = args[0].flatten()
+            index = torch.empty_like(args[0], dtype=torch.long)
+            return values[: self.levels], index, index.new_empty(0)
+        if func is torch.ops.aten.mkldnn_convolution.default:
+            x, weight, bias, padding, stride, dilation, groups = args
+            zeros = [0] * len(stride)
+            return torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, zeros, groups)
+        return None
+
+    def _note(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)  # torch keeps the Python object as long as the memory
+        if key in self._seen:
+            return
+
+        def forget(_: Any) -> None:
+            del self._seen[key]
+            self.now -= size
+
+        self._seen[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels: int) -> int | None:
+    """Bytes at the worst moment of the forward and backward pass of `loss`, gradients included, weights not.
+
+    loss: given one function per module, which calls it, it makes its inputs and returns the loss. levels: distinct
+    values that `unique` will find. Nothing is computed, and the modules stay as they are.
+
+    Returns None where this version of torch has an operator without a version for tensors without data.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def stand_in(module: nn.Module) -> Call:
+        named = [*module.named_parameters(), *module.named_buffers()]
+        tensors: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in named}
+        # tie_weights would put a tensor twice into a submodule that has two names, and leave one behind.
+        return lambda *args: functional_call(module, tensors, args, tie_weights=False)
+
+    try:
+        with mode:
+            calls = [stand_in(module) for module in modules]
+            with Alive(levels) as alive:
+                loss(*calls).backward()
+    except (RuntimeError, NotImplementedError):
+        return None
+    return alive.most
+
+
+def local_bytes(tensors: Sequence[Tensor]) -> int:
+    """Of the tensors, or of this process's share of those that are sharded; shared memory counts once."""
+    mine = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return sum({t.data_ptr() or id(t): t.numel() * t.element_size() for t in mine}.values())
