@@ -23,7 +23,7 @@ from ..sampling.samplers import EULER, SamplerSettings, integrate
 from ..sampling.schedules import check_sigmas
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
-from ..weights.lora import WeightedLoRA, applied
+from ..weights.lora import WeightedLoRA, applied, device_bytes
 from .condition import Condition, Reference, encode_conditions
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def sample(
     total = len(sigmas) - 1
     progress(ProgressEvent(stage, 0, total))
     lanes = max((len(step.branches) for step in plan), default=1)
-    work = _work(transformer, state, lanes, positive, negative)
+    work = _work(transformer, state, lanes, positive, negative) + device_bytes(loras, transformer.dtype.itemsize)
     with applied(transformer, loras), placement(transformer, memory_required=work) as device:
         if lacks_fp8_matmul(transformer, device):
             notes(f"{device} does not multiply in float8: fp8_matmul is on, and has no effect here.")

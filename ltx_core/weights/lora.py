@@ -6,7 +6,8 @@ as; afterwards the model is what it was, to the last bit.
 
 Key styles: huggingface/diffusers and peft (`transformer.X.lora_A.weight`), Lightricks/LTX-Video-Trainer and ComfyUI
 (`diffusion_model.X.lora_A.weight`), finetrainers (bare or `base_model.model.`), Kohya (`lora_unet_X` with underscores,
-`lora_down`, `alpha`); DoRA as `dora_scale` or `lora_magnitude_vector`; full differences as `diff` and `diff_b`.
+`lora_down`); alpha beside a target or in the header; DoRA as `dora_scale` or `lora_magnitude_vector`; full differences
+as `diff` and `diff_b`.
 """
 
 from __future__ import annotations
@@ -55,11 +56,15 @@ _TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "t5xxl", "text_encoders.")
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """A LoRA file: for each target, as the file names it, the tensors by role ("down", "up", "alpha", ...)."""
+    """A LoRA file.
+
+    targets: for each target, as the file names it, the tensors by role ("down", "up", "diff", ...).
+    scales: for each target with factors, what their product is multiplied by (alpha / rank).
+    """
 
     path: Path
     targets: Mapping[str, Mapping[str, Tensor]]
-    default_alpha: float | None
+    scales: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +115,40 @@ def load_lora(path: Path | str) -> LoRA:
                 f"got {checkpoint.path} with the {have} half of {target} and no {lack} half; expected both; "
                 "download the file again"
             )
-    return LoRA(checkpoint.path, targets, _default_alpha(checkpoint))
+    settings = _peft_settings(checkpoint)
+    scales = {target: _scale(target, tensors, settings) for target, tensors in targets.items() if "down" in tensors}
+    return LoRA(checkpoint.path, targets, scales)
 
 
-def _default_alpha(checkpoint: Checkpoint) -> float | None:
-    """peft's `lora_alpha`, which diffusers stores in the header (`lora_adapter_metadata`)."""
-    text = checkpoint.metadata.get("lora_adapter_metadata")
-    if text is None:
-        return None
-    settings = cast("dict[str, Any]", json.loads(text))
-    alpha = settings.get("transformer.lora_alpha", settings.get("lora_alpha"))
-    return None if alpha is None else float(alpha)
+def _peft_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """peft's `LoraConfig`, which diffusers and finetrainers store in the header; empty where there is none.
+
+    Raises CheckpointError: it is no JSON.
+    """
+    text = checkpoint.metadata.get("lora_adapter_metadata") or checkpoint.metadata.get("lora_config") or "{}"
+    try:
+        settings = cast("dict[str, Any]", json.loads(text))
+    except ValueError as error:
+        raise CheckpointError(
+            f"got {checkpoint.path} with unreadable LoRA settings in its header ({error}); expected JSON; download it "
+            "again"
+        ) from error
+    return {key.removeprefix("transformer."): value for key, value in settings.items()}
+
+
+def _scale(target: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> float:
+    """alpha / rank: alpha as a tensor of the file, or as peft has it (tuners/lora/layer.py); 1 where there is none."""
+    rank = tensors["down"].shape[0]
+    if "alpha" in tensors:
+        return float(tensors["alpha"]) / rank
+    alpha = settings.get("lora_alpha")
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.search(rf"(^|\.)({pattern})$", target):
+            alpha = value
+            break
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
 # --- what the file's names mean in the model --------------------------------------------------------------------------
@@ -182,7 +210,17 @@ def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None
             raise CheckpointError(
                 f"got the LoRA {lora.path} with factors for {name}, which is no Linear; use another file"
             )
+        parameters = dict(module.named_parameters(recurse=False))
+        for role, parameter in (("diff", "weight"), ("diff_b", "bias")):
+            if role in tensors and (parameter not in parameters or parameters[parameter].shape != tensors[role].shape):
+                raise _another_size(lora, f"{target}.{role}", tensors[role], parameters.get(parameter))
         return
+    for role in ("diff_b", "magnitude"):
+        if role in tensors and tensors[role].numel() != module.out_features:
+            raise _another_size(lora, f"{target}.{role}", tensors[role], module.bias)
+    for role in ("down", "up", "diff"):
+        if role in tensors and tensors[role].ndim != 2:
+            raise _another_size(lora, f"{target}.{role}", tensors[role], module.weight)
     if "down" in tensors:
         (rank_down, columns), (rows, rank_up) = tensors["down"].shape, tensors["up"].shape
         if rank_down != rank_up:
@@ -200,6 +238,14 @@ def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None
             f"{module.out_features}x{module.in_features} there; expected a LoRA for the same model size (2B or 13B); "
             "use the one for this model"
         )
+
+
+def _another_size(lora: LoRA, what: str, got: Tensor, expected: Tensor | None) -> CheckpointError:
+    there = "nothing" if expected is None else f"{list(expected.shape)}"
+    return CheckpointError(
+        f"got the LoRA {lora.path} with {what} of shape {list(got.shape)}; this model has {there} there; expected a "
+        "LoRA for the same model size (2B or 13B); use the one for this model"
+    )
 
 
 # --- application ------------------------------------------------------------------------------------------------------
@@ -222,7 +268,7 @@ def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[
     updates: dict[str, list[_Update]] = defaultdict(list)
     for one, (_, matched) in zip(loras, matches, strict=True):
         for target, name in matched.items() if one.strength != 0 else ():
-            updates[name].append(_Update(one.lora.targets[target], one.lora.default_alpha, one.strength))
+            updates[name].append(_Update(one.lora.targets[target], one.lora.scales.get(target, 1.0), one.strength))
     with ExitStack() as stack:
         for name, of_module in updates.items():
             module = model.get_submodule(name)
@@ -234,22 +280,31 @@ def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[
         yield tuple(report for report, _ in matches)
 
 
+def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
+    """What applied LoRAs take on the device, in numbers of `itemsize` bytes: their tensors, brought there once."""
+    return itemsize * sum(
+        tensor.numel()
+        for one in loras
+        if one.strength
+        for tensors in one.lora.targets.values()
+        for tensor in tensors.values()
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class _Update:
     """What one LoRA does to one module."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], default_alpha: float | None, strength: float) -> None:
-        self.tensors = tensors
-        self.strength = strength
-        self.scale = 1.0
-        if "down" in tensors:
-            alpha = float(tensors["alpha"]) if "alpha" in tensors else default_alpha
-            self.scale = 1.0 if alpha is None else alpha / tensors["down"].shape[0]
+    tensors: Mapping[str, Tensor]
+    scale: float
+    strength: float
 
-    def weight(self) -> Tensor | None:
-        """The change of the weight at strength 1, float32 (out, in)."""
-        if "down" in self.tensors:
-            return self.scale * (self.tensors["up"].float() @ self.tensors["down"].float())
-        return self.tensors["diff"].float() if "diff" in self.tensors else None
+    def added_to(self, weight: Tensor) -> Tensor:
+        """weight: float32 (out, in). Returns it with the change at strength 1, on its device."""
+        tensors = {role: self.tensors[role].to(weight) for role in ("down", "up", "diff") if role in self.tensors}
+        if "down" in tensors:
+            return torch.addmm(weight, tensors["up"], tensors["down"], alpha=self.scale)
+        return weight + tensors["diff"] if "diff" in tensors else weight
 
 
 class _LinearHook:
@@ -288,10 +343,9 @@ class _Ready:
         self.row_scale: Tensor | None = None
         if "magnitude" in tensors:
             # DoRA (arXiv 2402.09353): rows of W + dW get the stored lengths.
-            change = update.weight()
             weight = linear.dequantized(torch.float32) if isinstance(linear, QuantizedLinear) else linear.weight.float()
-            changed = weight.cpu() if change is None else weight.cpu() + change
-            self.row_scale = (tensors["magnitude"].float().flatten() / changed.norm(dim=1)).to(x)
+            lengths = update.added_to(weight).norm(dim=1)
+            self.row_scale = (tensors["magnitude"].to(lengths).flatten() / lengths).to(x)
 
     def __call__(self, x: Tensor, output: Tensor) -> Tensor:
         """output: what the Linear gave. Returns the change of it, or what adds like it."""

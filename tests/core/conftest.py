@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where the float16 scales lie in a block of each type; all other bytes may have any value.
 HALF_OFFSETS = {
@@ -64,3 +68,40 @@ def write_gguf() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def lora_and_merged() -> Callable[[Mapping[str, Tensor], float], tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """lora_and_merged(weights, strength): the tensors of a LoRA in ComfyUI's key style, and the weights with it added.
+
+    It has factors for every Linear of the blocks, every third with DoRA, differences for the output, and an alpha.
+    """
+    import torch
+
+    def make(weights: Mapping[str, Tensor], strength: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(8)
+        merged = {key: tensor.clone() for key, tensor in weights.items()}
+        tensors: dict[str, Tensor] = {}
+
+        def add(key: str, change: Tensor) -> None:
+            merged[key] = merged[key] + strength * change
+
+        blocks = [key for key in weights if "transformer_blocks." in key and weights[key].ndim == 2]
+        for number, key in enumerate(key for key in blocks if key.endswith(".weight")):
+            weight, stem = weights[key], f"diffusion_model.{key.removesuffix('.weight')}"
+            down = torch.randn(3, weight.shape[1], generator=generator) * weight.shape[1] ** -0.5
+            up = torch.randn(weight.shape[0], 3, generator=generator) * 0.3
+            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up, f"{stem}.alpha": torch.tensor(1.5)}
+            changed = weight + 0.5 * up @ down
+            if number % 3 == 0:
+                magnitude = changed.norm(dim=1, keepdim=True) * 1.1
+                tensors[f"{stem}.dora_scale"] = magnitude
+                changed = changed * 1.1
+            add(key, changed - weight)
+        for key, role in (("proj_out.weight", "diff"), ("proj_out.bias", "diff_b"), ("patchify_proj.bias", "diff_b")):
+            name = f"diffusion_model.{key.rpartition('.')[0]}.{role}"
+            tensors[name] = torch.randn(weights[key].shape, generator=generator) * 0.1
+            add(key, tensors[name])
+        return tensors, merged
+
+    return make

@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
@@ -20,7 +21,8 @@ from ltxkit.ltx_core.quant.gguf import GGMLLinear
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.inspect import inspect
-from ltxkit.ltx_core.weights.layouts import T5_FROM_LLAMA_CPP
+from ltxkit.ltx_core.weights.layouts import T5_FROM_LLAMA_CPP, TRANSFORMER_FROM_DIFFUSERS
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import TEXT_ENCODER
@@ -133,6 +135,48 @@ def test_transformer_equals_the_unpacked_one(
     assert len(blocks) == (0 if kind in PLAIN else settings.num_layers * 10)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusers"])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_in_every_layout(
+    kind: str, prefix: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+) -> None:
+    settings = config(layers=1)
+    tensors = packed(transformer_weights(settings), lambda name: kind, random_blocks)
+    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
+    stored = {
+        (names.rename(key) or key) if prefix == "diffusers" else prefix + key: value for key, value in tensors.items()
+    }
+    path = write_gguf(tmp_path / "model.gguf", "ltxv", stored, config_text(settings))
+    model, info = load_transformer(path, dtype=torch.float32)
+    assert info.layout == ("diffusers" if prefix == "diffusers" else "single_file")
+    assert (velocity(model) - velocity(reference(settings, tensors))).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", BLOCKS + PLAIN)
+def test_lora(
+    kind: str,
+    tmp_path: Path,
+    random_blocks: Callable[..., Any],
+    write_gguf: Callable[..., Path],
+    lora_and_merged: Callable[..., tuple[Any, Any]],
+) -> None:
+    """Against the same LoRA added to the weights that the gguf package unpacks."""
+    settings = config()
+    tensors = packed(transformer_weights(settings), lambda name: kind, random_blocks)
+    model, _ = load_transformer(
+        write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings)), dtype=torch.float32
+    )
+    lora, merged = lora_and_merged(unpacked(tensors), 0.8)
+    save_file(lora, tmp_path / "lora.safetensors")
+    changed = LTXTransformer(settings).eval().requires_grad_(False)
+    changed.load_state_dict(merged)
+    base, expected = velocity(model), velocity(changed)
+    assert (expected - base).abs().max() > 0.05
+    with torch.no_grad(), applied(model, [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 0.8)]):
+        assert (velocity(model) - expected).abs().max() <= 1e-4
+    assert torch.equal(velocity(model), base)
+
+
 @pytest.mark.parametrize("family", ["2b", "13b"])
 def test_what_gguf_loses_comes_from_the_version(
     family: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
@@ -200,7 +244,7 @@ def test_inspect(tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: 
 
 
 @pytest.mark.parametrize("architecture", ["t5", "t5encoder"])
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "F16"])
+@pytest.mark.parametrize("kind", [*BLOCKS, "F16", "BF16"])
 @torch.no_grad()
 def test_t5_equals_transformers_with_the_unpacked_weights(
     kind: str,

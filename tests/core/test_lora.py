@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
@@ -76,8 +77,17 @@ STYLES: dict[str, tuple[Callable[[str], str], str, str]] = {
     "diffusers": (lambda name: f"transformer.{diffusers_name(name)}", ".lora_A.weight", ".lora_B.weight"),
     "comfyui": (lambda name: f"diffusion_model.{name}", ".lora_A.weight", ".lora_B.weight"),
     "lora_up": (lambda name: f"diffusion_model.{name}", ".lora_down.weight", ".lora_up.weight"),
+    "lora.up": (lambda name: f"diffusion_model.{name}", ".lora.down.weight", ".lora.up.weight"),
+    "_lora.up": (lambda name: f"transformer.{diffusers_name(name)}", "_lora.down.weight", "_lora.up.weight"),
+    "checkpoint": (lambda name: f"model.diffusion_model.{name}", ".lora_A.weight", ".lora_B.weight"),
     "kohya": (lambda name: f"lora_unet_{name.replace('.', '_')}", ".lora_down.weight", ".lora_up.weight"),
-    "finetrainers": (diffusers_name, ".lora_A.weight", ".lora_B.weight"),
+    "finetrainers": (lambda name: f"transformer.{diffusers_name(name)}", ".lora_A.weight", ".lora_B.weight"),
+    "bare": (diffusers_name, ".lora_A.weight", ".lora_B.weight"),
+    "kohya, diffusers": (
+        lambda name: f"lora_transformer_{diffusers_name(name).replace('.', '_')}",
+        ".lora_down.weight",
+        ".lora_up.weight",
+    ),
     "peft": (
         lambda name: f"base_model.model.{diffusers_name(name)}",
         ".lora_A.default.weight",
@@ -108,6 +118,41 @@ def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_everything_a_file_can_hold_in_every_key_style(style: str, model: LTXTransformer, tmp_path: Path) -> None:
+    """alpha, DoRA, diff and diff_b, and ranks that differ, in one file."""
+    rename, down, up = STYLES[style]
+    torch.manual_seed(6)
+    tensors: dict[str, Tensor] = {}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for number, name in enumerate((*TARGETS, *OUTSIDE)):
+        weight = state[f"{name}.weight"]
+        a, b = torch.randn(number + 2, weight.shape[1]) * 0.2, torch.randn(weight.shape[0], number + 2) * 0.2
+        tensors |= {rename(name) + down: a, rename(name) + up: b, f"{rename(name)}.alpha": torch.tensor(3.0)}
+        changed = weight + 3.0 / (number + 2) * b @ a
+        if number % 2:
+            magnitude = torch.rand(weight.shape[0], 1) + 0.5
+            tensors[f"{rename(name)}.dora_scale"] = magnitude
+            changed = changed * magnitude / changed.norm(dim=1, keepdim=True)
+        state[f"{name}.weight"] += 0.7 * (changed - weight)
+    for name, kind in (("transformer_blocks.1.attn1.to_k", "diff"), ("transformer_blocks.0.attn2.q_norm", "diff")):
+        difference = torch.randn_like(state[f"{name}.weight"]) * 0.1
+        tensors[f"{rename(name)}.{kind}"] = difference
+        state[f"{name}.weight"] += 0.7 * difference
+    bias = "transformer_blocks.0.ff.net.2"
+    tensors[f"{rename(bias)}.diff_b"] = torch.randn_like(state[f"{bias}.bias"]) * 0.1
+    state[f"{bias}.bias"] += 0.7 * tensors[f"{rename(bias)}.diff_b"]
+    save_file(tensors, tmp_path / "lora.safetensors")
+    merged = LTXTransformer(model.config).eval().requires_grad_(False)
+    merged.load_state_dict(state)
+    base = velocity(model)
+    with applied(model, [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 0.7)]) as (report,):
+        got = velocity(model)
+    assert len(report.matched) == 8
+    torch.testing.assert_close(got, velocity(merged), rtol=1e-4, atol=2e-5)
+    assert torch.equal(velocity(model), base)
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_every_key_style_gives_what_added_weights_give(style: str, model: LTXTransformer, tmp_path: Path) -> None:
     names = TARGETS + OUTSIDE
     tensors = factors(model, names)
@@ -127,7 +172,6 @@ def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path) -> None
     from diffusers import LTXVideoTransformer3DModel
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
-    from safetensors.torch import load_file
 
     theirs = LTXVideoTransformer3DModel(
         in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM,
@@ -159,6 +203,54 @@ def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path) -> None
     with applied(model, [WeightedLoRA(lora, 1.0)]):
         got = velocity(model)
     torch.testing.assert_close(got, with_added(model, deltas), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_alpha_in_the_header_is_what_peft_makes_of_it(stabilized: bool, model: LTXTransformer, tmp_path: Path) -> None:
+    """A file of diffusers' own saver, with a rank and an alpha of their own for some targets."""
+    from diffusers import LTXPipeline, LTXVideoTransformer3DModel
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    theirs = LTXVideoTransformer3DModel(
+        in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM,
+        cross_attention_dim=HEADS * HEAD_DIM, num_layers=LAYERS, caption_channels=CAPTION,
+    ).eval()  # fmt: skip
+    torch.manual_seed(3)
+    theirs.add_adapter(
+        LoraConfig(
+            r=4,
+            lora_alpha=6,
+            rank_pattern={"transformer_blocks.1.attn1.to_q": 2, "attn2.to_v": 3},
+            alpha_pattern={"attn2.to_v": 12, "0.attn1.to_q": 1},
+            use_rslora=stabilized,
+            target_modules=["to_q", "to_v", "to_out.0"],
+            init_lora_weights=False,
+        )
+    )
+    LTXPipeline.save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(theirs),
+        **_collate_lora_metadata({"transformer": theirs}),
+    )
+    lora = load_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    layers = {name: layer for name, layer in theirs.named_modules() if hasattr(layer, "get_delta_weight")}
+    assert len(lora.scales) == len(layers) == LAYERS * 6
+    for name, layer in layers.items():
+        tensors = lora.targets[f"transformer.{name}"]
+        delta = lora.scales[f"transformer.{name}"] * tensors["up"] @ tensors["down"]
+        torch.testing.assert_close(delta, layer.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
+    assert len(set(lora.scales.values())) == 4
+
+
+def test_alpha_of_finetrainers(model: LTXTransformer, tmp_path: Path) -> None:
+    """Its header has `lora_config` (finetrainers/trainer/sft_trainer/trainer.py)."""
+    path = write(tmp_path / "lora.safetensors", factors(model, TARGETS[:1]), "finetrainers")
+    save_file(load_file(path), path, {"lora_config": json.dumps({"r": 4, "lora_alpha": 8, "target_modules": "to_q"})})
+    assert list(load_lora(path).scales.values()) == [2.0]
+    save_file(load_file(path), path, {"lora_config": "{"})
+    with pytest.raises(CheckpointError, match=r"unreadable LoRA settings in its header .*; expected JSON"):
+        load_lora(path)
 
 
 def test_alpha_stack_and_strength_zero(model: LTXTransformer, tmp_path: Path) -> None:
@@ -278,6 +370,70 @@ def test_a_lora_for_another_size_is_refused_before_anything_changes(model: LTXTr
     ):
         pass
     assert not any(module._forward_hooks for module in model.modules())
+
+
+RELEASED = {"2b": (28, 2048), "13b": (48, 4096)}
+
+
+@pytest.mark.parametrize(("of", "on"), [("2b", "13b"), ("13b", "2b")])
+def test_a_lora_of_the_other_released_size(of: str, on: str, tmp_path: Path) -> None:
+    """Full sizes, without data behind the model. The second of two LoRAs is the wrong one: it is named."""
+
+    def lora(family: str) -> WeightedLoRA:
+        layers, width = RELEASED[family]
+        halves = {"lora_A": torch.zeros(1, width), "lora_B": torch.zeros(width, 1)}
+        tensors = {
+            f"diffusion_model.transformer_blocks.{layer}.attn1.to_q.{half}.weight": tensor.clone()
+            for layer in range(layers)
+            for half, tensor in halves.items()
+        }
+        save_file(tensors, tmp_path / f"{family}.safetensors")
+        return WeightedLoRA(load_lora(tmp_path / f"{family}.safetensors"), 1.0)
+
+    layers, width = RELEASED[on]
+    with torch.device("meta"):
+        model = LTXTransformer(
+            TransformerConfig(
+                in_channels=128, out_channels=128, num_layers=layers, num_attention_heads=32,
+                attention_head_dim=width // 32, cross_attention_dim=width, caption_channels=4096, norm_eps=1e-6,
+                positional_embedding_theta=10000.0, positional_embedding_max_pos=(20, 2048, 2048),
+                timestep_scale_multiplier=1000, causal_temporal_positioning=True,
+            )
+        )  # fmt: skip
+    theirs = RELEASED[of][1]
+    message = rf"{of}\.safetensors for a Linear of {theirs}x{theirs} .*this model has {width}x{width}.*\(2B or 13B\)"
+    with pytest.raises(CheckpointError, match=message), applied(model, [lora(on), lora(of)]):
+        pass
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "shape", "words"),
+    [
+        ("attn1.to_q", "diff", (8, 32), "for a Linear of 8x32"),
+        ("attn1.to_q", "diff", (32,), r"\.diff of shape \[32\]; this model has \[32, 32\] there"),
+        ("attn1.to_q", "diff_b", (8,), r"\.diff_b of shape \[8\]; this model has \[32\] there"),
+        ("attn1.q_norm", "diff", (8,), r"\.diff of shape \[8\]; this model has \[32\] there"),
+        ("attn1.q_norm", "diff_b", (32,), r"\.diff_b of shape \[32\]; this model has nothing there"),
+    ],
+)
+def test_differences_of_another_size(
+    name: str, role: str, shape: tuple[int, ...], words: str, model: LTXTransformer, tmp_path: Path
+) -> None:
+    save_file({f"diffusion_model.transformer_blocks.0.{name}.{role}": torch.zeros(shape)}, tmp_path / "d.safetensors")
+    lora = load_lora(tmp_path / "d.safetensors")
+    with pytest.raises(CheckpointError, match=f"{words}.*2B or 13B"), applied(model, [WeightedLoRA(lora, 1.0)]):
+        pass
+
+
+def test_a_magnitude_of_another_size(model: LTXTransformer, tmp_path: Path) -> None:
+    more = {f"diffusion_model.{TARGETS[0]}.dora_scale": torch.ones(8, 1)}
+    lora = load_lora(write(tmp_path / "lora.safetensors", factors(model, TARGETS[:1]), **more))
+    with (
+        pytest.raises(CheckpointError, match=r"magnitude of shape \[8, 1\]"),
+        applied(model, [WeightedLoRA(lora, 1.0)]),
+    ):
+        pass
 
 
 def test_halves_that_do_not_fit(model: LTXTransformer, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, qua
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.inspect import inspect
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
@@ -171,45 +172,78 @@ STORAGES: dict[str, tuple[str | None, Callable[[State], Stored]]] = {
 }
 
 
-def write_transformer(path: Path, tensors: Mapping[str, Tensor], config: TransformerConfig, container: str) -> Path:
-    """As a single file, or as diffusers writes it."""
-    if container == "file":
+# container and layout: prefix of the keys, whether diffusers' names, folder, number of files
+PLACES: dict[str, tuple[str, bool, str | None, int]] = {
+    "checkpoint": ("model.diffusion_model.", False, None, 1),
+    "comfyui": ("diffusion_model.", False, None, 1),
+    "bare": ("", False, None, 1),
+    "diffusers file": ("", True, None, 1),
+    "pipeline folder": ("", True, "transformer", 1),
+    "component folder": ("", True, "", 1),
+    "shards": ("", True, "transformer", 3),
+}
+T5_PLACES: dict[str, tuple[str, str | None, int]] = {  # without diffusers' names
+    "file": ("", None, 1),
+    "in a checkpoint": ("text_encoders.t5xxl.transformer.", None, 1),
+    "pipeline folder": ("", "text_encoder", 1),
+    "component folder": ("", "", 1),
+    "shards": ("", "text_encoder", 3),
+}
+
+
+def write_files(folder: Path, stem: str, tensors: Mapping[str, Tensor], count: int) -> None:
+    """One file, or shards with their index, as `save_pretrained` writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if count == 1:
+        save_file(dict(tensors), folder / f"{stem}.safetensors")
+        return
+    index: dict[str, str] = {}
+    for number in range(count):
+        name = f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
+        shard = {key: tensors[key] for key in sorted(tensors)[number::count]}
+        save_file(shard, folder / name)
+        index |= dict.fromkeys(shard, name)
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def write_transformer(path: Path, tensors: Mapping[str, Tensor], config: TransformerConfig, place: str) -> Path:
+    prefix, diffusers_names, folder, count = PLACES[place]
+    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
+    stored = {
+        prefix + ((names.rename(key) or key) if diffusers_names else key): tensor.contiguous()
+        for key, tensor in tensors.items()
+    }
+    if folder is None:
         text = format_config(CheckpointConfig(transformer=config, vae=None, scheduler=None))
-        stored = {f"model.diffusion_model.{key}": tensor.contiguous() for key, tensor in tensors.items()}
         save_file(stored, path.with_suffix(".safetensors"), {"config": text})
         return path.with_suffix(".safetensors")
-    (path / "transformer").mkdir(parents=True)
-    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
-    renamed = {names.rename(key) or key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(renamed, path / "transformer" / "diffusion_pytorch_model.safetensors")
-    entries = {
-        "_class_name": "LTXVideoTransformer3DModel",
-        **{
-            name: getattr(config, name) for name in ("in_channels", "out_channels", "num_layers", "cross_attention_dim")
-        },
-        **{name: getattr(config, name) for name in ("num_attention_heads", "attention_head_dim", "caption_channels")},
+    write_files(path / folder, "diffusion_pytorch_model", stored, count)
+    read = ("in_channels", "out_channels", "num_layers", "cross_attention_dim", "num_attention_heads")
+    entries: dict[str, Any] = {
+        name: getattr(config, name) for name in (*read, "attention_head_dim", "caption_channels")
     }
-    (path / "transformer" / "config.json").write_text(json.dumps(entries))
+    entries["_class_name"] = "LTXVideoTransformer3DModel"
+    (path / folder / "config.json").write_text(json.dumps(entries))
     return path
 
 
-def write_t5(path: Path, tensors: Mapping[str, Tensor], container: str) -> Path:
-    stored = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    if container == "file":
+def write_t5(path: Path, tensors: Mapping[str, Tensor], place: str) -> Path:
+    prefix, folder, count = T5_PLACES[place]
+    stored = {prefix + key: tensor.contiguous() for key, tensor in tensors.items()}
+    if folder is None:
         save_file(stored, path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors")
-    (path / "text_encoder").mkdir(parents=True)
-    save_file(stored, path / "text_encoder" / "model.safetensors")
-    (path / "text_encoder" / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], **T5}))
+    write_files(path / folder, "model", stored, count)
+    (path / folder / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], **T5}))
     return path
 
 
-@pytest.mark.parametrize("container", ["file", "folder"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_transformer(storage: str, container: str, transformer: LTXTransformer, tmp_path: Path) -> None:
+def test_transformer(storage: str, place: str, transformer: LTXTransformer, tmp_path: Path) -> None:
     name, store = STORAGES[storage]
     stored, weights = store(transformer.state_dict())
-    path = write_transformer(tmp_path / "model", stored, transformer.config, container)
+    path = write_transformer(tmp_path / "model", stored, transformer.config, place)
     model, info = load_transformer(path, dtype=torch.float32, version=VERSION)
     assert info.quantization == name == inspect(path)["quantization"]
     reference = LTXTransformer(transformer.config).eval()
@@ -230,15 +264,13 @@ def test_transformer(storage: str, container: str, transformer: LTXTransformer, 
     assert torch.equal(velocity(model), before)
 
 
-@pytest.mark.parametrize("container", ["file", "folder"])
+@pytest.mark.parametrize("place", T5_PLACES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_t5(
-    storage: str, container: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
-) -> None:
+def test_t5(storage: str, place: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path) -> None:
     state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
     stored, weights = STORAGES[storage][1](state)
-    path = write_t5(tmp_path / "t5", stored, container)
-    if container == "file" and storage.startswith(("bnb nf4", "bnb fp4")):
+    path = write_t5(tmp_path / "t5", stored, place)
+    if T5_PLACES[place][1] is None and storage.startswith(("bnb nf4", "bnb fp4")):
         with pytest.raises(CheckpointError, match=r"4-bit weights do not show its sizes; .*use the folder"):
             load_text_encoder(path, tokenizer=tiny_models() / TEXT_ENCODER)
         return
@@ -251,6 +283,33 @@ def test_t5(
         default = load_text_encoder(path, tokenizer=tiny_models() / TEXT_ENCODER).model
         assert default.dtype == torch.bfloat16
         assert (embedding(default) - expected).norm() < 0.05 * expected.norm()
+
+
+# --- LoRA on them -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_lora(
+    storage: str, transformer: LTXTransformer, tmp_path: Path, lora_and_merged: Callable[..., tuple[Any, Any]]
+) -> None:
+    """Factors, DoRA and differences, against the same added to the weights that the library unpacks."""
+    stored, weights = STORAGES[storage][1](transformer.state_dict())
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
+    model, _ = load_transformer(path, dtype=torch.float32, version=VERSION)
+    tensors, merged = lora_and_merged(weights, 0.8)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    reference = LTXTransformer(transformer.config).eval()
+    reference.load_state_dict(merged)
+    base = velocity(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with applied(model, [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 0.8)]) as (report,):
+        got = velocity(model)
+    expected = velocity(reference)
+    assert len(report.matched) == LAYERS * 10 + 2
+    assert (expected - base).abs().max() > 0.05
+    assert (got - expected).abs().max() <= 1e-4
+    assert torch.equal(velocity(model), base)  # off again
+    assert all(torch.equal(tensor.float(), before[name].float()) for name, tensor in model.state_dict().items())
 
 
 # --- a library's own files -----------------------------------------------------------------------------------------
@@ -288,7 +347,7 @@ def test_quantized_on_load(
     tmp_path: Path,
 ) -> None:
     stored = {key: tensor.to(torch.bfloat16) for key, tensor in transformer.state_dict().items()}
-    path = write_transformer(tmp_path / "model", stored, transformer.config, "file")
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
     model, info = load_transformer(path, dtype=torch.float32, quantization=quantization)
     assert info.quantization == quantization
     quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
@@ -339,7 +398,7 @@ def test_a_missing_scale_is_named(
 ) -> None:
     stored, _ = STORAGES[storage][1](transformer.state_dict())
     rest = {key: tensor for key, tensor in stored.items() if not key.endswith(ending)}
-    path = write_transformer(tmp_path / "model", rest, transformer.config, "file")
+    path = write_transformer(tmp_path / "model", rest, transformer.config, "checkpoint")
     with pytest.raises(CheckpointError, match=message):
         load_transformer(path)
 
@@ -348,7 +407,7 @@ def test_requests_that_make_no_sense(tiny_models: TinyModels, transformer: LTXTr
     with pytest.raises(ConfigError, match="got quantization 'q4'; expected one of fp8, int8, nf4"):
         load_transformer(tiny_models() / CHECKPOINT, quantization="q4")
     stored, _ = block_cast(transformer.state_dict())
-    path = write_transformer(tmp_path / "model", stored, transformer.config, "file")
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
     with pytest.raises(ConfigError, match=r"got quantization 'int8' for .* quantized already \(fp8\)"):
         load_transformer(path, quantization="int8")
     assert QUANTIZATION_NAMES == ("fp8", "int8", "nf4")
@@ -360,12 +419,12 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
     state = json.loads(bytes(stored[key].tolist())) | {"shape": [1, 2]}
     stored[key] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
-        load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "file"))
+        load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "checkpoint"))
     stored, _ = bnb_int8(transformer.state_dict())
     key = next(key for key in stored if key.endswith("weight_format"))
     stored[key] = torch.tensor(2, dtype=torch.uint8)
     with pytest.raises(UnsupportedError, match="weight_format = 2; expected 0"):
-        load_transformer(write_transformer(tmp_path / "b", stored, transformer.config, "file"))
+        load_transformer(write_transformer(tmp_path / "b", stored, transformer.config, "checkpoint"))
 
 
 def test_the_first_fp8_upload_of_the_13b_is_told_about(tiny_models: TinyModels, tmp_path: Path) -> None:
