@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import bitsandbytes.functional as bnb
+import diffusers
 import pytest
 import torch
 import transformers
+from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +25,7 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
 from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.inspect import inspect
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
@@ -315,23 +320,94 @@ def test_lora(
 # --- a library's own files -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+LIBRARY_OPTIONS: dict[str, dict[str, Any]] = {
+    "int8": {"load_in_8bit": True},
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+}
+
+
+def unpacked_by_the_library(model: nn.Module) -> dict[str, Tensor]:
+    """The float32 weights of a model that transformers or diffusers quantized, as bitsandbytes unpacks them."""
+    weights = {key: tensor.float() for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    quantized = 0
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight", None)
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            weights[f"{name}.weight"] = bnb.dequantize_4bit(weight.data, weight.quant_state).float()
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            scale = weight.SCB if weight.SCB is not None else module.state.SCB
+            weights[f"{name}.weight"] = bnb.int8_vectorwise_dequant(weight.data, scale)
+        else:
+            continue
+        quantized += 1
+    assert quantized >= LAYERS * 6
+    return weights
+
+
+@pytest.mark.parametrize("kind", LIBRARY_OPTIONS)
 def test_what_transformers_saves(
     kind: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     t5.save_pretrained(tmp_path / "plain")
-    options: dict[str, Any] = {"load_in_8bit": True}
-    if kind == "nf4":
-        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     theirs = transformers.T5EncoderModel.from_pretrained(
         tmp_path / "plain",
         dtype=torch.float32,
-        quantization_config=transformers.BitsAndBytesConfig(**options),
+        quantization_config=transformers.BitsAndBytesConfig(**LIBRARY_OPTIONS[kind]),
     )
     theirs.save_pretrained(tmp_path / "quantized")
     ours = load_text_encoder(tmp_path / "quantized", dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER)
-    exact, got = embedding(t5), embedding(ours.model)
-    assert 1e-4 < (got - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.2)
+    reference = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    weights = unpacked_by_the_library(theirs)
+    reference.load_state_dict({key: weights[key] for key in reference.state_dict()})
+    exact, expected, got = embedding(t5), embedding(reference), embedding(ours.model)
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert 1e-4 < (got - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.3)
+
+
+@pytest.mark.parametrize("kind", LIBRARY_OPTIONS)
+def test_what_diffusers_saves(
+    kind: str, transformer: LTXTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):  # they insist on a GPU, bitsandbytes does not
+        monkeypatch.setattr(quantizer, "validate_environment", lambda self, *_, **__: None)
+        monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
+    plain = write_transformer(tmp_path / "plain", transformer.state_dict(), transformer.config, "component folder")
+    theirs = diffusers.LTXVideoTransformer3DModel.from_pretrained(
+        plain,
+        torch_dtype=torch.float32,
+        quantization_config=diffusers.BitsAndBytesConfig(**LIBRARY_OPTIONS[kind]),
+    )
+    theirs.save_pretrained(tmp_path / "quantized")
+    model, info = load_transformer(tmp_path / "quantized", dtype=torch.float32, version=VERSION)
+    assert info.quantization == "bitsandbytes"
+    reference = LTXTransformer(transformer.config).eval()
+    weights, names = unpacked_by_the_library(theirs), TRANSFORMER_FROM_DIFFUSERS.inverse()
+    reference.load_state_dict({key: weights[names.rename(key)] for key in reference.state_dict()})
+    expected = velocity(reference)
+    assert (velocity(model) - expected).abs().max() <= 1e-5
+    exact = velocity(transformer)
+    assert 1e-4 < (expected - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.3)
+
+
+def test_without_the_packages_of_the_extras(
+    transformer: LTXTransformer, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading and making every quantization takes no package; only writing GGUF does, and that says what to install."""
+    paths = [
+        write_transformer(
+            tmp_path / name.replace(" ", ""), store(transformer.state_dict())[0], transformer.config, "bare"
+        )
+        for name, (_, store) in STORAGES.items()
+    ]
+    for name in ("bitsandbytes", "gguf", "accelerate", "diffusers", "peft"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for path in paths:
+        load_transformer(path, version=VERSION)
+    for quantization in QUANTIZATION_NAMES:
+        load_transformer(paths[1], version=VERSION, quantization=quantization)
+    with pytest.raises(UnsupportedError, match="pip install gguf"):
+        convert(tiny_models() / CHECKPOINT, tmp_path / "x.gguf", "gguf-q8_0")
 
 
 # --- quantized while they load ----------------------------------------------------------------------------------------
