@@ -18,13 +18,14 @@ from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.convert import FORMATS, convert
 from ltxkit.ltx_core.weights.diffusers_config import scheduler_entries, transformer_entries, vae_entries
 from ltxkit.ltx_core.weights.infer import describe
 from ltxkit.ltx_core.weights.inspect import inspect
-from ltxkit.ltx_core.weights.layouts import UNUSED_TENSORS, detect_layout
+from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, detect_layout
 from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.releases import RELEASES
 from ltxkit.ltx_core.weights.save import write_safetensors
@@ -214,6 +215,66 @@ def test_gguf_keeps_what_the_official_tools_keep(wide: Path, tmp_path: Path) -> 
         assert tuple(reversed(tensor.shape.tolist())) == tuple(original.shape)
     assert reader.fields["general.architecture"].contents() == "ltxv"
     assert inspect(tmp_path / "q4.gguf")["missing"] == inspect(wide)["missing"]  # the config went along
+
+
+@pytest.mark.parametrize("to", ["fp8", *(to for to in FORMATS if to.startswith("gguf-"))])
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_and_gguf_read_what_we_convert(to: str, wide: Path, tmp_path: Path) -> None:
+    """The numbers that they find in the file are those that we compute with."""
+    import gguf
+    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+
+    path = tmp_path / ("converted.gguf" if to.startswith("gguf") else "converted.safetensors")
+    convert(wide, path, to)
+    ours, _ = load_transformer(path, dtype=torch.float32)
+    weights = {key: tensor for key, tensor in ours.state_dict().items() if not key.endswith(".packed")}
+    weights |= {
+        f"{name}.weight": module.dequantized(torch.float32)
+        for name, module in ours.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
+    convert(wide, tmp_path / "folder", "diffusers")
+    quantization = (
+        {"quantization_config": diffusers.GGUFQuantizationConfig(torch.float32)} if path.suffix == ".gguf" else {}
+    )
+    theirs = diffusers.LTXVideoTransformer3DModel.from_single_file(
+        str(path), config=str(tmp_path / "folder"), subfolder="transformer", torch_dtype=torch.float32, **quantization
+    )
+    parameters = dict(theirs.named_parameters())
+    assert len(parameters) == len(weights)
+    for name, parameter in parameters.items():
+        weight = weights[TRANSFORMER_FROM_DIFFUSERS.rename(name)]
+        if isinstance(parameter, GGUFParameter):  # unpacked in float16
+            torch.testing.assert_close(
+                dequantize_gguf_tensor(parameter).float(), weight, rtol=2e-3, atol=1e-4, msg=name
+            )
+        else:
+            assert torch.equal(parameter.float(), weight), name
+    if path.suffix == ".gguf":
+        tensors = gguf.GGUFReader(path).tensors
+        assert len(tensors) == len(weights)
+        for tensor in tensors:
+            unpacked = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
+            assert torch.equal(unpacked.view(weights[tensor.name].shape), weights[tensor.name]), tensor.name
+
+
+def test_comfyui_scales_are_scalars(wide: Path, tmp_path: Path) -> None:
+    """What comfy/ops.py scaled_fp8_ops multiplies by: weight * scale_weight, marked by `scaled_fp8`."""
+    convert(wide, tmp_path / "scaled.safetensors", "fp8-scaled")
+    before, after = load_file(wide), load_file(tmp_path / "scaled.safetensors")
+    assert after[f"{PREFIX}scaled_fp8"].dtype == torch.float8_e4m3fn
+    scaled = [name.removesuffix("scale_weight") for name in after if name.endswith("scale_weight")]
+    assert len(scaled) == 30
+    for stem in scaled:
+        weight, scale = after[f"{stem}weight"], after[f"{stem}scale_weight"]
+        assert (weight.dtype, scale.dtype, scale.shape) == (torch.float8_e4m3fn, torch.float32, ())
+        original = before[f"{stem}weight"].float()
+        # e4m3 has four significant bits, and steps of 2^-9 near zero
+        error = (weight.float() * scale - original).abs()
+        assert (error <= original.abs() * 2**-4 + scale * 2**-10).all()
+    rest = set(after) - {f"{stem}{name}" for stem in scaled for name in ("weight", "scale_weight")}
+    assert rest - {f"{PREFIX}scaled_fp8"} == set(before) - {f"{stem}weight" for stem in scaled}
+    assert all(torch.equal(after[name], before[name]) for name in rest - {f"{PREFIX}scaled_fp8"})
 
 
 def test_a_checkpoints_vae_is_named_as_left_out(tiny_models: TinyModels, tmp_path: Path) -> None:

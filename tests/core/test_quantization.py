@@ -369,7 +369,10 @@ def test_what_transformers_saves(
 def test_what_diffusers_saves(
     kind: str, transformer: LTXTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):  # they insist on a GPU, bitsandbytes does not
+    for quantizer in (
+        BnB4BitDiffusersQuantizer,
+        BnB8BitDiffusersQuantizer,
+    ):  # they insist on a GPU, bitsandbytes does not
         monkeypatch.setattr(quantizer, "validate_environment", lambda self, *_, **__: None)
         monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
     plain = write_transformer(tmp_path / "plain", transformer.state_dict(), transformer.config, "component folder")

@@ -196,6 +196,14 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     assert "without the shard model-00002-of-00002.safetensors" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("missing", [1, 60])
+def test_a_truncated_shard_is_named(missing: int, tmp_path: Path) -> None:
+    """In the last byte of its data, and in its header."""
+    shard = tmp_path / shards(tmp_path)["b"]
+    shard.write_bytes(shard.read_bytes()[:-missing])
+    assert f"got {shard}, which is truncated" in refused(tmp_path)
+
+
 def test_a_shard_of_another_folder_is_noticed(tmp_path: Path) -> None:
     names = shards(tmp_path)
     save_file({"c": torch.ones(2)}, tmp_path / names["b"])

@@ -1,0 +1,109 @@
+"""Quantized weights on a GPU: unpacked to the bits that the CPU gives, with a LoRA on them, streamed and not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize
+from ltxkit.ltx_core.quant.linear import QuantizedLinear
+from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantization_by_name
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+CONFIG = TransformerConfig(
+    in_channels=16,
+    out_channels=16,
+    num_layers=6,
+    num_attention_heads=8,
+    attention_head_dim=64,
+    cross_attention_dim=512,
+    caption_channels=32,
+    norm_eps=1e-6,
+    positional_embedding_theta=10000.0,
+    positional_embedding_max_pos=(20, 2048, 2048),
+    timestep_scale_multiplier=1000.0,
+    causal_temporal_positioning=True,
+)
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ggml_blocks(name: str, dtype: torch.dtype) -> None:
+    """Any bytes are blocks; where a scale is no number, neither is the weight, on both sides."""
+    kind = BLOCK_TYPES[name]
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randint(0, 256, (1000 * kind.bytes_per_block,), dtype=torch.uint8, generator=generator)
+    shape = (1000, kind.weights_per_block)
+    expected = dequantize(packed, kind, shape, dtype)
+    found = dequantize(packed.to(CUDA), kind, shape, dtype).cpu()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert expected.isfinite().float().mean() > 0.5
+
+
+def build(quantization: str) -> LTXTransformer:
+    """Quantized blocks, the rest float32."""
+    torch.manual_seed(0)
+    model = LTXTransformer(CONFIG).eval().requires_grad_(False)
+    state = dict(model.state_dict())
+    pack = quantization_by_name(quantization, "transformer_blocks.").prepare(model, {}, torch.float32)
+    packed = {name: tensor for key, value in state.items() for name, tensor in pack(key, value).items()}
+    model.load_state_dict(packed, assign=True)
+    return model
+
+
+@torch.no_grad()
+def velocity(model: nn.Module, device: torch.device, tokens: int = 250) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x, positions = torch.randn(1, tokens, 16, generator=generator), torch.rand(1, 3, tokens, generator=generator) * 100
+    text = model.prepare_text([torch.randn(20, 32, generator=generator).to(device)])
+    rotary = model.prepare_positions(positions.to(device))
+    level = torch.full((1, 1, 1), 0.7, device=device)
+    return model(x.to(device), level, rotary, (Branch(text),))[0].float().cpu()
+
+
+def lora(path: Path) -> WeightedLoRA:
+    """Factors, and DoRA, whose lengths are taken on the device."""
+    generator = torch.Generator().manual_seed(2)
+    tensors: dict[str, Tensor] = {}
+    for layer in range(CONFIG.num_layers):
+        stem = f"diffusion_model.transformer_blocks.{layer}.attn1"
+        for name in ("to_q", "to_v"):
+            tensors[f"{stem}.{name}.lora_A.weight"] = torch.randn(4, 512, generator=generator) * 0.05
+            tensors[f"{stem}.{name}.lora_B.weight"] = torch.randn(512, 4, generator=generator) * 0.3
+        tensors[f"{stem}.to_v.dora_scale"] = torch.rand(512, 1, generator=generator) + 0.5
+    save_file(tensors, path)
+    return WeightedLoRA(load_lora(path), 1.0)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATION_NAMES)
+def test_a_quantized_model_with_and_without_a_lora(quantization: str, tmp_path: Path) -> None:
+    model = build(quantization)
+    linears = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
+    on_cpu = [part.dequantized(torch.float32) for part in linears]
+    expected, one = velocity(model, torch.device("cpu")), lora(tmp_path / "lora.safetensors")
+    with applied(model, [one]):
+        with_lora = velocity(model, torch.device("cpu"))
+    assert (with_lora - expected).abs().max() > 0.05
+    for resident in (None, 2):
+        with DevicePlacement(CUDA, resident_blocks=resident)(model) as device:
+            if resident is None:
+                unpacked = [part.dequantized(torch.float32).cpu() for part in linears]
+                assert all(torch.equal(a, b) for a, b in zip(unpacked, on_cpu, strict=True))
+            found = velocity(model, device)
+            with applied(model, [one]):
+                found_with_lora = velocity(model, device)
+            assert torch.equal(velocity(model, device), found)
+        assert (found - expected).abs().max() <= 2e-3 * expected.abs().max()
+        assert (found_with_lora - with_lora).abs().max() <= 2e-3 * with_lora.abs().max()
+    assert all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
+    assert torch.equal(velocity(model, torch.device("cpu")), expected)
