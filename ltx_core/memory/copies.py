@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedError
+
 
 class Copies:
     """Copies of the weights of a module, in the place of its own until `drop`. All of them or none.
@@ -70,7 +72,18 @@ class DeviceCopies(Copies):
         leave: Collection[nn.Module] = (),
         non_blocking: bool = False,
     ) -> None:
-        super().__init__(module, lambda tensor: tensor.to(device, non_blocking=non_blocking), leave=leave)
+        """Raises UnsupportedError: the device does not know the type of a stored weight."""
+
+        def copy(tensor: Tensor) -> Tensor:
+            try:
+                return tensor.to(device, non_blocking=non_blocking)
+            except TypeError as error:  # MPS has no float8 and no float64
+                raise UnsupportedError(
+                    f"got weights of type {tensor.dtype} for {device}, which does not have it ({error}); expected a "
+                    "type that it has; use a bf16, int8, nf4 or GGUF file, or quantize a bf16 file to int8 or nf4"
+                ) from error
+
+        super().__init__(module, copy, leave=leave)
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -212,15 +212,16 @@ def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None
             )
         parameters = dict(module.named_parameters(recurse=False))
         for role, parameter in (("diff", "weight"), ("diff_b", "bias")):
-            if role in tensors and (parameter not in parameters or parameters[parameter].shape != tensors[role].shape):
-                raise _another_size(lora, f"{target}.{role}", tensors[role], parameters.get(parameter))
+            there = parameters[parameter].shape if parameter in parameters else None
+            if role in tensors and tensors[role].shape != there:
+                raise _another_size(lora, f"{target}.{role}", tensors[role], there)
         return
     for role in ("diff_b", "magnitude"):
         if role in tensors and tensors[role].numel() != module.out_features:
-            raise _another_size(lora, f"{target}.{role}", tensors[role], module.bias)
+            raise _another_size(lora, f"{target}.{role}", tensors[role], (module.out_features,))
     for role in ("down", "up", "diff"):
         if role in tensors and tensors[role].ndim != 2:
-            raise _another_size(lora, f"{target}.{role}", tensors[role], module.weight)
+            raise _another_size(lora, f"{target}.{role}", tensors[role], (module.out_features, module.in_features))
     if "down" in tensors:
         (rank_down, columns), (rows, rank_up) = tensors["down"].shape, tensors["up"].shape
         if rank_down != rank_up:
@@ -240,8 +241,8 @@ def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None
         )
 
 
-def _another_size(lora: LoRA, what: str, got: Tensor, expected: Tensor | None) -> CheckpointError:
-    there = "nothing" if expected is None else f"{list(expected.shape)}"
+def _another_size(lora: LoRA, what: str, got: Tensor, expected: Sequence[int] | None) -> CheckpointError:
+    there = "nothing" if expected is None else f"{list(expected)}"
     return CheckpointError(
         f"got the LoRA {lora.path} with {what} of shape {list(got.shape)}; this model has {there} there; expected a "
         "LoRA for the same model size (2B or 13B); use the one for this model"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.memory.copies import Copies
+from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
@@ -518,3 +519,28 @@ def test_the_first_fp8_upload_of_the_13b_is_told_about(tiny_models: TinyModels, 
     assert any("pure noise" in note and "13b-0.9.7-dev-fp8" in note for note in notes)
     assert not any("noise" in note for note in load_transformer(source)[1].notes)
     assert not any("noise" in note for note in load_transformer(source, quantization="fp8")[1].notes)
+
+
+def test_a_device_without_the_type_of_the_weights(
+    transformer: LTXTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MPS, which has no float8; int8 and nf4, whose bytes are plain integers, go everywhere."""
+    to = Tensor.to
+
+    def refusing(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if self.dtype == torch.float8_e4m3fn and arguments[:1] == (torch.device("meta"),):
+            raise TypeError("Trying to convert Float8_e4m3fn to the MPS backend but it does not have support for it")
+        return to(self, *arguments, **options)
+
+    path = write_transformer(
+        tmp_path / "model", plain(torch.bfloat16)(transformer.state_dict())[0], transformer.config, "bare"
+    )
+    models = {name: load_transformer(path, quantization=name)[0] for name in QUANTIZATION_NAMES}
+    monkeypatch.setattr(Tensor, "to", refusing)
+    message = r"type torch\.float8_e4m3fn for meta, which does not have it .*int8, nf4 or GGUF file"
+    with pytest.raises(UnsupportedError, match=message), DevicePlacement("meta")(models["fp8"]):
+        pass
+    assert all(tensor.device.type == "cpu" for tensor in models["fp8"].state_dict().values())  # none is left there
+    for name in ("int8", "nf4"):
+        with DevicePlacement("meta")(models[name]):
+            assert all(tensor.is_meta for tensor in models[name].state_dict().values())
