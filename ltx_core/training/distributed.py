@@ -83,6 +83,8 @@ class World:
 @contextlib.contextmanager
 def world() -> Generator[World]:
     """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
+    # Shapes change from step to step, and cuDNN would compile an attention for each of them.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")

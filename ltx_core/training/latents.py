@@ -31,7 +31,8 @@ class EncodedClips:
     captions: list[str]
 
     def rows(self, indices: Sequence[int]) -> EncodedClips:
-        return EncodedClips(self.latents[list(indices)], [self.captions[index] for index in indices])
+        rows = self.latents.index_select(0, torch.tensor(indices))
+        return EncodedClips(rows, [self.captions[index] for index in indices])
 
 
 class Latents:
