@@ -313,6 +313,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=121, help="of the clip (default 121)")
     parser.add_argument("--branches", type=int, help="of a step: 2 with guidance, 3 with STG (default: the recipe's)")
     parser.add_argument("--image", action="store_true", help="the clip starts from a picture")
+    parser.add_argument("--reference", action="store_true", help="the clip follows the reference video of an IC-LoRA")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--card", type=float, metavar="GiB", help="memory of a card (default: what is here)")
     where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
@@ -341,6 +342,7 @@ def _plan(options: argparse.Namespace) -> None:
         resident=options.resident_blocks,
         tiling=Tiling.square(options.tile),
         shows_picture=options.image,
+        follows_reference=options.reference,
     )
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
     found = plan(models, PixelShape(options.frames, height, width), card, choices)

@@ -26,7 +26,7 @@ from .loaders import (
     model_files,
     model_path,
 )
-from .widgets import choice, decimal, integer
+from .widgets import choice, decimal, integer, switch
 
 NONE = "none"
 
@@ -58,7 +58,8 @@ class PlanMemory(sockets.Node):
                 "frames": integer(121, 1, 100000, "Length of the result in frames."),
                 "branches": integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe."),
                 "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device that is here."),
-            }
+            },
+            "optional": {"reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens.")},
         }
 
     @classmethod
@@ -91,6 +92,7 @@ class PlanMemory(sockets.Node):
         frames: int,
         branches: int,
         card_gib: float,
+        reference: bool = False,
     ) -> tuple[str]:
         models = outline(
             model_path(model_name, MODEL_KINDS),
@@ -101,6 +103,7 @@ class PlanMemory(sockets.Node):
             dtype=DTYPES[dtype],
         )
         card = Card.of_size(int(card_gib * 2**30)) if card_gib else card_here()
-        text = format_plan(plan(models, PixelShape(frames, height, width), card, Choices(branches=branches or None)))
+        choices = Choices(branches=branches or None, follows_reference=reference)
+        text = format_plan(plan(models, PixelShape(frames, height, width), card, choices))
         host().say(text)
         return (text,)

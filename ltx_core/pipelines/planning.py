@@ -143,6 +143,7 @@ class Choices:
 
     branches: of a step of the (first) pass; None: as the recipe. resident: blocks of the transformer that stay.
     tiling: of the decoder. text_tokens: length of a prompt. shows_picture: a picture is given as condition.
+    follows_reference: an IC-LoRA's reference video is given, whose tokens are as many as the clip's.
     """
 
     branches: int | None = None
@@ -150,6 +151,7 @@ class Choices:
     tiling: Tiling | None = None
     text_tokens: int = MAX_TOKENS
     shows_picture: bool = False
+    follows_reference: bool = False
 
 
 AUTO = Choices()
@@ -223,9 +225,10 @@ def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Pl
     stages: list[Stage] = []
     if models.text_encoder is not None:
         stages.append(_text_stage(models, models.text_encoder, card, choices))
-    if choices.shows_picture:
-        picture = LatentShape(1, grids[-1].height, grids[-1].width)
-        stages.append(_vae_stage("encode", models, picture, card, None))
+    if choices.shows_picture or choices.follows_reference:
+        frames = grids[-1].frames if choices.follows_reference else 1
+        given = LatentShape(frames, grids[-1].height, grids[-1].width)
+        stages.append(_vae_stage("encode", models, given, card, None))
     stages.append(_transformer_stage("sample", models, grids[0], lanes[0], card, choices))
     if models.upscaler is not None:
         stages.append(_upscale_stage(models, models.upscaler, grids[0], card))
@@ -279,7 +282,7 @@ def _transformer_stage(
     dtype = _compute_dtype(model.dtype, card)
     work = sample_bytes(
         model.config,
-        tokens=grid.tokens,
+        tokens=grid.tokens * (2 if choices.follows_reference else 1),
         lanes=lanes,
         text_tokens=[choices.text_tokens] * min(lanes, 2),
         itemsize=dtype.itemsize,

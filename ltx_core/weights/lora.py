@@ -86,6 +86,8 @@ class LoRAReport:
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} of {len(self.matched) + len(self.unmatched)} transformer targets matched"
+        if self.unmatched:
+            text += f", not in the model: {', '.join(self.unmatched[:3])}{', ...' if len(self.unmatched) > 3 else ''}"
         if self.text_encoder:
             text += f"; {len(self.text_encoder)} targets in a text encoder are not used"
         return text
@@ -195,10 +197,9 @@ def _match(lora: LoRA, model: nn.Module, names: _Names, allow_partial: bool) -> 
     for target, name in matched.items():
         _check_shapes(lora, target, name, model.get_submodule(name))
     if not matched or (report.unmatched and not allow_partial):
-        listed = ", ".join(report.unmatched[:3]) + (", ..." if len(report.unmatched) > 3 else "")
         raise CheckpointError(
-            f"got the LoRA {lora.path}, of which {report}, missing in the model: {listed or 'all'}; expected a LoRA "
-            "for this model; use the right one" + (", or set allow_partial to apply the rest" if matched else "")
+            f"got the LoRA {lora.path}, of which {report}; expected a LoRA for this model; use the right one"
+            + (", or set allow_partial to apply the rest" if matched else "")
         )
     return report, matched
 

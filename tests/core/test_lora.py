@@ -20,7 +20,7 @@ from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantization_by_name
 from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora, match_lora
 
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 2, 16, 2, 8, 24
 TARGETS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.1.ff.net.0.proj")
@@ -358,6 +358,7 @@ def test_a_target_that_the_model_lacks_is_an_error_unless_allowed(model: LTXTran
         pass
     with applied(model, [WeightedLoRA(lora, 1.0, allow_partial=True)]) as (report,):
         assert report.unmatched == ("diffusion_model.transformer_blocks.9.attn1.to_q",)
+        assert str(report).endswith("matched, not in the model: diffusion_model.transformer_blocks.9.attn1.to_q")
 
 
 def test_a_lora_for_another_size_is_refused_before_anything_changes(model: LTXTransformer, tmp_path: Path) -> None:
@@ -375,6 +376,35 @@ def test_a_lora_for_another_size_is_refused_before_anything_changes(model: LTXTr
 RELEASED = {"2b": (28, 2048), "13b": (48, 4096)}
 
 
+def released(family: str) -> LTXTransformer:
+    """A model of released size, without data."""
+    layers, width = RELEASED[family]
+    with torch.device("meta"):
+        return LTXTransformer(
+            TransformerConfig(
+                in_channels=128, out_channels=128, num_layers=layers, num_attention_heads=32,
+                attention_head_dim=width // 32, cross_attention_dim=width, caption_channels=4096, norm_eps=1e-6,
+                positional_embedding_theta=10000.0, positional_embedding_max_pos=(20, 2048, 2048),
+                timestep_scale_multiplier=1000, causal_temporal_positioning=True,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_lora_on_every_linear_of_the_13b_matches(style: str, tmp_path: Path) -> None:
+    """As the distilled LoRA, whose size tells that it covers the Linears outside the blocks too."""
+    model, (rename, down, up) = released("13b"), STYLES[style]
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    tensors: dict[str, Tensor] = {}
+    for name, linear in linears.items():
+        tensors[rename(name) + down] = torch.zeros(1, linear.in_features)
+        tensors[rename(name) + up] = torch.zeros(linear.out_features, 1)
+    save_file(tensors, tmp_path / "distilled.safetensors")
+    report = match_lora(load_lora(tmp_path / "distilled.safetensors"), model)
+    assert len(report.matched) == len(linears) == 48 * 10 + 7
+    assert not report.unmatched
+
+
 @pytest.mark.parametrize(("of", "on"), [("2b", "13b"), ("13b", "2b")])
 def test_a_lora_of_the_other_released_size(of: str, on: str, tmp_path: Path) -> None:
     """Full sizes, without data behind the model. The second of two LoRAs is the wrong one: it is named."""
@@ -390,16 +420,7 @@ def test_a_lora_of_the_other_released_size(of: str, on: str, tmp_path: Path) -> 
         save_file(tensors, tmp_path / f"{family}.safetensors")
         return WeightedLoRA(load_lora(tmp_path / f"{family}.safetensors"), 1.0)
 
-    layers, width = RELEASED[on]
-    with torch.device("meta"):
-        model = LTXTransformer(
-            TransformerConfig(
-                in_channels=128, out_channels=128, num_layers=layers, num_attention_heads=32,
-                attention_head_dim=width // 32, cross_attention_dim=width, caption_channels=4096, norm_eps=1e-6,
-                positional_embedding_theta=10000.0, positional_embedding_max_pos=(20, 2048, 2048),
-                timestep_scale_multiplier=1000, causal_temporal_positioning=True,
-            )
-        )  # fmt: skip
+    width, model = RELEASED[on][1], released(on)
     theirs = RELEASED[of][1]
     message = rf"{of}\.safetensors for a Linear of {theirs}x{theirs} .*this model has {width}x{width}.*\(2B or 13B\)"
     with pytest.raises(CheckpointError, match=message), applied(model, [lora(on), lora(of)]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from ltxkit.ltx_core.memory.copies import weight_bytes
 from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks
 from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
+from ltxkit.ltx_core.pipelines.condition import Reference
+from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
@@ -215,3 +219,42 @@ def test_the_command(true_size: Files, capsys: pytest.CaptureFixture[str]) -> No
     assert "transformer whole" in text
     assert cli.main([*arguments[:2], "--card", "0.7"]) == 2
     assert "expected at least" in capsys.readouterr().err
+
+
+def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., Path]) -> None:
+    """Twice the tokens, and the whole reference to encode."""
+    checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
+    size = PixelShape(17, 64, 96)
+    choices = Choices(branches=1, text_tokens=7, follows_reference=True)
+    models = outline(checkpoint, None, version="2b-0.9.8-distilled")
+    stages = {stage.name: stage for stage in plan(models, size, Card.of_size(8 * GIB), choices).stages}
+    without = {
+        stage.name: stage
+        for stage in plan(models, size, Card.of_size(8 * GIB), replace(choices, follows_reference=False)).stages
+    }
+    assert stages["encode"].activations > 0
+    assert "encode" not in without
+    assert stages["decode"] == without["decode"]
+    asked: list[int] = []
+
+    @contextmanager
+    def watching(module: torch.nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
+        asked.append(memory_required)
+        yield torch.device("cpu")
+
+    transformer, _ = load_transformer(checkpoint)
+    vae = load_vae(checkpoint)
+    for conditions, stage in (([], without["sample"]), ([Reference(torch.rand(17, 64, 96, 3))], stages["sample"])):
+        sample(
+            transformer,
+            torch.zeros(1, 128, 3, 2, 3),
+            EncodedPrompt(torch.zeros(1, 7, transformer.config.caption_channels)),
+            sigmas=torch.tensor([1.0, 0.0]),
+            noise=SeededNoise(0),
+            fps=25.0,
+            scale=vae.config.scale_factors,
+            placement=watching,
+            conditions=conditions,
+            vae=vae,
+        )
+        assert abs(asked[-1] - stage.activations) <= 0.02 * stage.activations + 20_000

@@ -98,10 +98,17 @@ def test_a_lora_is_in_both_passes_of_two_stage(model: sockets.Model, prompts: tu
     assert not torch.equal(latent(vae[0], changed), base)
 
 
-def test_a_distilled_lora_brings_its_settings(model: sockets.Model) -> None:
+def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tuple[Any, Any]) -> None:
+    """Steps and guidance of the release that is chosen, and another LoRA behind it changes nothing about them."""
     (distilled,) = ApplyLoRA().run(model, "fits.safetensors", 1.0, False, "13b-0.9.7-distilled")
     assert distilled.info.version == "13b-0.9.7-distilled"
     assert model.info.version == "2b-0.9.5"
+    (stacked,) = ApplyLoRA().run(distilled, "fits.safetensors", 0.5, False, "those of the model")
+    latent = EmptyLatent().run(32, 32, 1, 0.0, 24.0, 1)[0]
+    said.clear()
+    SampleVideo().run(stacked, *prompts, latent, 1, "preset", 0.15)
+    # The plain 2b-0.9.5 would take 40 steps, each with a negative branch.
+    assert said == [": Sampling as 13b-0.9.7-distilled.", ": 8 steps (steps x branches: 8 x 1), 8 forwards."]
 
 
 def test_a_lora_that_does_not_fit_is_refused(model: sockets.Model) -> None:
