@@ -100,14 +100,19 @@ class FourBitLinear(QuantizedLinear):
 
         Raises CheckpointError: it is not that of this Linear.
         """
-        state = cast("dict[str, Any]", json.loads(bytes(stored.tolist())))
-        shape = [self.out_features, self.in_features]
-        if list(state["shape"]) != shape:
+        try:
+            state = cast("dict[str, Any]", json.loads(bytes(stored.tolist())))
+        except ValueError as error:
             raise CheckpointError(
-                f"got 4-bit weights of shape {state['shape']} for {key}; expected {shape}; the file belongs to another "
-                "model"
+                f"got 4-bit weights {key} whose quant_state is no JSON ({error}); expected one; download the file again"
+            ) from error
+        shape = [self.out_features, self.in_features]
+        if list(state.get("shape", ())) != shape:
+            raise CheckpointError(
+                f"got 4-bit weights of shape {state.get('shape')} for {key}; expected {shape}; the file belongs to "
+                "another model"
             )
-        self.block_size = int(state["blocksize"])
+        self.block_size = int(state.get("blocksize", NF4_BLOCK))
         self.nested_block_size = int(state.get("nested_blocksize", 0))
         self.offset = float(state.get("nested_offset", 0.0))
 
@@ -132,6 +137,8 @@ class BitsAndBytes:
                 int8.add(key)
             elif kind == "U8":
                 _need(stored, key, f"{key}.absmax")
+                if not any(f"{key}{_STATE}{kind}" in stored for kind in ("nf4", "fp4")):
+                    _need(stored, key, f"{key}{_STATE}nf4")
                 nested = stored.get(f"{key}.nested_absmax")
                 blocks = prod(stored[f"{key}.absmax"].shape)
                 four_bit[key] = FourBitLinear(linear, blocks, None if nested is None else prod(nested.shape))

@@ -54,9 +54,9 @@ class Float8Linear(ScaledLinear):
         self.register_buffer("scale_input", torch.empty(1, dtype=torch.float32, device="meta") if calibrated else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        if not (self.fp8_matmul and self._fits(rows) and multiplies_fp8(x.device)):
+        if not (self.fp8_matmul and self._fits(x) and multiplies_fp8(x.device)):
             return super().forward(x)
+        rows = x.reshape(-1, self.in_features)
         packed, scale = quantize_rows(rows) if self.scale_input is None else self._calibrated(rows, self.scale_input)
         weight_scale = scale.new_ones(1) if self.scale_weight is None else self.scale_weight
         weight_scale = weight_scale.expand(self.out_features).contiguous().unsqueeze(0)
@@ -64,8 +64,10 @@ class Float8Linear(ScaledLinear):
         y = _scaled_mm(packed, self.packed.t(), scale, weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def _fits(self, rows: Tensor) -> bool:
-        return len(rows) >= _MULTIPLE and not (self.in_features % _MULTIPLE or self.out_features % _MULTIPLE)
+    def _fits(self, x: Tensor) -> bool:
+        """Whether torch takes these sizes, and nobody wants a derivative, which the product has not."""
+        whole = self.in_features % _MULTIPLE == self.out_features % _MULTIPLE == 0
+        return whole and x.numel() >= _MULTIPLE * self.in_features and not (torch.is_grad_enabled() and x.requires_grad)
 
     @staticmethod
     def _calibrated(rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,13 +95,14 @@ def multiplies_fp8(device: torch.device) -> bool:
 
     NVIDIA cards do from compute capability 8.9 on (RTX 40, H100); what others do depends on the version of torch.
     """
-    ones = torch.ones(128, 128, device=device).to(torch.float8_e4m3fn)
-    scale = torch.ones(128, 1, device=device)
+    size = 128
     try:
+        ones = torch.ones(size, size, device=device).to(torch.float8_e4m3fn)
+        scale = torch.ones(size, 1, device=device)
         product = _scaled_mm(ones, ones.t(), scale, scale.t())
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # TypeError: MPS has no float8
         return False
-    return bool((product == len(ones)).all())
+    return bool((product == size).all())
 
 
 def use_fp8_matmul(model: nn.Module) -> None:

@@ -471,6 +471,10 @@ def test_quantizing_is_what_bitsandbytes_does() -> None:
         ("bnb int8", "to_q.SCB", r"to_q\.weight without .*to_q\.SCB"),
         ("bnb nf4", "to_q.weight.absmax", r"to_q\.weight without .*to_q\.weight\.absmax"),
         ("bnb nf4", "to_q.weight.quant_map", "of another shape|missing"),
+        ("bnb nf4", "to_q.weight.quant_state.bitsandbytes__nf4", r"to_q\.weight without .*bitsandbytes__nf4"),
+        ("bnb nf4 nested", "to_q.weight.nested_absmax", "missing|another shape|unexpected"),
+        ("bnb nf4 nested", "to_q.weight.nested_quant_map", "missing"),
+        ("scaled e5m2", "ff.net.2.scale_weight", r"without .*ff\.net\.2\.scale_weight \(and 1 more\)"),
     ],
 )
 def test_a_missing_scale_is_named(
@@ -500,6 +504,9 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
     stored[key] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
         load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "checkpoint"))
+    stored[key] = torch.tensor(list(b"{"), dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match="whose quant_state is no JSON"):
+        load_transformer(write_transformer(tmp_path / "c", stored, transformer.config, "checkpoint"))
     stored, _ = bnb_int8(transformer.state_dict())
     key = next(key for key in stored if key.endswith("weight_format"))
     stored[key] = torch.tensor(2, dtype=torch.uint8)
