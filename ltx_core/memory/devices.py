@@ -35,7 +35,7 @@ def memory(device: torch.device) -> Memory | None:
     """Memory of a device; None where the system does not say (main memory on Windows and macOS)."""
     if device.type in ("cuda", "xpu"):
         accelerator: Any = torch.get_device_module(device)
-        if device.index is None:
+        if device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - "cuda" has none, torch's stubs err
             device = torch.device(device.type, accelerator.current_device())
         free, total = accelerator.mem_get_info(device)
         held = accelerator.memory_allocated(device)
