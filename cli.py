@@ -274,9 +274,10 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    from .ltx_core.weights.bundled import find_model
     from .ltx_core.weights.inspect import format_report, inspect
 
-    report = inspect(options.file)
+    report = inspect(find_model(options.file, "checkpoints"))
     print(json.dumps(report, indent=2) if options.json else format_report(report))
 
 

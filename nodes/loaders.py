@@ -19,6 +19,7 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.presets import PRESETS
 from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
@@ -53,7 +54,8 @@ DTYPE_TOOLTIP = "Type of the weights. auto: as stored, which takes the least mem
 
 
 def model_files(kinds: Sequence[str]) -> dict[str, Path]:
-    """What a loader offers: weights files, and folders in the Hugging Face layout as one entry each.
+    """What a loader offers: weights files, folders in the Hugging Face layout as one entry each, and the model that
+    comes with the pack.
 
     Returns:
         path by name, which is relative to its folder; where two folders have the same one, the later's says which.
@@ -64,7 +66,7 @@ def model_files(kinds: Sequence[str]) -> dict[str, Path]:
             for path in sorted(_weights_under(folder)):
                 name = path.relative_to(folder).as_posix()
                 found.setdefault(name if name not in found else f"{name} [{folder.name}]", path)
-    return found
+    return {**found, **{name: path for kind in kinds for name, path in bundled_files(kind).items()}}
 
 
 def _weights_under(folder: Path) -> Iterator[Path]:

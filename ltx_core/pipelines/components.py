@@ -31,6 +31,7 @@ from ..progress import Notes, Progress, log_note, silent
 from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
 from .canvas import crop_chunks, on_canvas
@@ -89,7 +90,7 @@ class Components:
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Components:
-        """Load from files or folders.
+        """Load from files or folders, or by its name the model that comes with the pack, "ltxkit-digits".
 
         model: transformer and VAE, or the transformer alone with `vae`. upscaler: makes two passes.
         tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
@@ -106,6 +107,8 @@ class Components:
                 another model.
             ConfigError: `version` has to be given, the parts do not belong together, or an argument cannot be.
         """
+        model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
+        upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         if settings is not None and settings not in PRESETS:
             raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(PRESETS)}")
         transformer, info = load_transformer(

@@ -37,6 +37,7 @@ from ..models.video_vae import VideoVAE
 from ..presets import PassPreset, Preset
 from ..shapes import LatentShape, PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.bundled import find_model
 from ..weights.containers import DTYPE_NAMES, open_checkpoint
 from ..weights.layouts import PartName, detect_layout
 from ..weights.text_encoder import text_encoder_on_meta
@@ -83,6 +84,9 @@ def outline(
     quantization: str | None = None,
 ) -> Outline:
     """The models in these files, from their headers; no weight is read. Arguments and errors as `Components.load`."""
+    model = find_model(model, "checkpoints")
+    text_encoder = find_model(text_encoder, "text_encoders") if text_encoder else None
+    upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
     transformer, info = load_transformer(model, dtype=dtype, version=version, quantization=quantization, data=False)
     loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
     loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None

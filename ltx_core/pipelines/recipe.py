@@ -34,6 +34,8 @@ UNKNOWN = Preset(
     width=704,
     height=480,
     frame_rate=25,
+    image_cond_noise_scale=0.0,
+    negative_prompt="",  # what training drops captions for
 )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ConfigError
+from ..weights.bundled import BUNDLED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,9 +175,14 @@ def _train(tasks: Sequence[str]) -> Callable[[argparse.Namespace, Console], int]
 # ------------------------------------------------------------------------------------------------------------ sampling
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
+def _model_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="run of train, or a folder with its files"
+        "--model",
+        type=Path,
+        default=default,
+        required=default is None,
+        metavar="DIR",
+        help=f"run of train, a folder with its files, or {BUNDLED}, the model that comes with the pack",
     )
     parser.add_argument("--fps", type=float, default=25.0, help="frames per second (default 25)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
@@ -307,10 +313,26 @@ def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="run of train")
+    parser.add_argument("--upscaler", type=Path, metavar="DIR", help="run of the upscaler, if there is one")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make")
+
+
+def _bundle(options: argparse.Namespace, console: Console) -> int:
+    from .bundle import bundle
+
+    bundle(options.model, options.upscaler, options.output)
+    console.result(str(options.output))
+    return 0
+
+
 def _eval_digits_arguments(parser: argparse.ArgumentParser) -> None:
-    _model_arguments(parser)
+    _model_arguments(parser, default=Path(BUNDLED))
     _size_arguments(parser)
-    parser.add_argument("--upscaler", type=Path, metavar="DIR", help="run of the upscaler: measures two stages, too")
+    parser.add_argument(
+        "--upscaler", type=Path, metavar="DIR", help="run of the upscaler, or the name: measures two stages, too"
+    )
     parser.add_argument("--glyph-size", type=int, default=40, help="of the training clips, in pixels (default 40)")
     parser.add_argument("--clips", type=int, default=200, help="how many to make (default 200)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also writes score.json and a sheet")
@@ -352,6 +374,7 @@ TRAINING_COMMANDS = (
     TrainingCommand(
         "reconstruct", "Measure what the VAE, or noise and back, leaves.", _reconstruct_arguments, _reconstruct
     ),
+    TrainingCommand("bundle", "Gather a trained model in one folder, in half the size.", _bundle_arguments, _bundle),
     TrainingCommand(
         "eval-digits", "Measure a digit model; 1 if it is below the bar.", _eval_digits_arguments, _eval_digits
     ),

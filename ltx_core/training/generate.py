@@ -24,6 +24,7 @@ from ..sampling.noise import SeededNoise
 from ..sampling.schedules import uniform
 from ..shapes import PixelShape
 from ..weights.build import load_transformer, load_upsampler, load_vae
+from ..weights.bundled import find_run
 from ..weights.text_encoder import load_text_encoder
 from .loop import find_export
 from .losses import psnr, ssim
@@ -48,6 +49,7 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
     Raises:
         CheckpointError: something is missing or damaged.
     """
+    run = find_run(run)
     checkpoint = find_export(run, "model.safetensors")
     text = checkpoint.parent / "text_encoder"
     if not text.is_dir():
@@ -60,7 +62,7 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
         load_text_encoder(text, dtype=torch.float32),
         None
         if upscaler is None
-        else load_upsampler(find_export(upscaler, "upscaler.safetensors"), dtype=torch.float32),
+        else load_upsampler(find_export(find_run(upscaler), "upscaler.safetensors"), dtype=torch.float32),
     )
 
 

@@ -94,6 +94,7 @@ def fill_inputs(repository: Path) -> Callable[[Path], None]:
         small = media.resize(picture, 64, 96, "crop")
         for name in ("temple.jpg", "example.png"):
             media.write_image(folder / name, small)
+        shutil.copyfile(repository / "assets/examples/three.png", folder / "three.png")
         clip = small.repeat(21, 1, 1, 1)
         for index in range(21):
             clip[index] = clip[index].roll(2 * index, dims=1)
@@ -140,7 +141,8 @@ def made_size() -> Callable[[str], tuple[int, int, int]]:
     """made_size(name): frames, height and width of the video that the workflow makes, made small."""
     clip = (21, 64, 96)  # of the file that the graphs load
     sizes = {"video-to-video-2b": clip, "inpaint-2b": clip, "long-2b": (41, 64, 60), "two-stage-simple": (9, 96, 96)}
-    sizes |= dict.fromkeys(("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage"), (17, 96, 90))
+    scaled = ("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage", "demo-text", "demo-first-frame")
+    sizes |= dict.fromkeys(scaled, (17, 96, 90))
     return lambda name: sizes.get(name, (17, 64, 60))
 
 

@@ -1,4 +1,4 @@
-"""The shipped graphs without ComfyUI, on tiny models: results, re-use, metadata, errors with titles."""
+"""The shipped demo without ComfyUI, on the bundled model: results, re-use, metadata, errors with titles."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_demo_makes_the_clip_that_was_asked_for(runner: Runner, host: PlainH
     file = host.folder("output") / entry["filename"]
     clip = media.read_video(file)
     assert clip.frames.shape == (8, 96, 90, 3)
-    assert clip.fps == 8
+    assert clip.fps == 25
     assert media.read_metadata(file)["prompt"] == demo  # ComfyUI opens the graph from this
     assert set(result.executed) == set(demo)
     assert any("60x64, 8 frames: made as 64x64, 9 frames" in text for text in host.said)  # type: ignore[attr-defined]

@@ -1,0 +1,50 @@
+"""What training left, as it is shipped: one folder, weights in half the size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from ..errors import CheckpointError
+from ..weights.save import unfinished, write_safetensors
+from .loop import find_export
+
+STATISTICS = "per_channel_statistics"  # of the VAE's latents; a few hundred numbers, kept in full
+
+
+def bundle(run: Path, upscaler: Path | None, folder: Path) -> None:
+    """Write `folder` with model.safetensors, text_encoder/ and, if there is one, upscaler.safetensors, in bfloat16.
+
+    run: of a transformer and its text encoder. upscaler: a run, or a file.
+
+    Raises:
+        CheckpointError: there is no such run, or the folder exists.
+    """
+    if folder.exists():
+        raise CheckpointError(
+            f"got {folder}, which is there already; expected a new folder; remove it, or name another"
+        )
+    model = find_export(run, "model.safetensors")
+    text = model.parent / "text_encoder"
+    files = {model: "model.safetensors", text / "model.safetensors": "text_encoder/model.safetensors"}
+    if upscaler is not None:
+        files[find_export(upscaler, "upscaler.safetensors")] = "upscaler.safetensors"
+    with unfinished(folder) as part:
+        for source, name in files.items():
+            _write_halved(source, part / name)
+        for name in ("config.json", "spiece.model"):
+            (part / "text_encoder" / name).write_bytes((text / name).read_bytes())
+
+
+def _write_halved(source: Path, target: Path) -> None:
+    with safe_open(source, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a handle, not a dict
+        metadata = file.metadata()
+    halved = {
+        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() and STATISTICS not in name else tensor
+        for name, tensor in tensors.items()
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(target, halved, metadata)
