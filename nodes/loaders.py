@@ -92,8 +92,10 @@ def missing_file(name: str, kinds: Sequence[str]) -> str | None:
     files = model_files(kinds)
     if name in files or not name:
         return None
+    bundled = [path for kind in kinds for path in bundled_files(kind).values()]
     folders = [str(folder) for kind in kinds for folder in host().model_folders(kind)] or [f"models/{kinds[0]}"]
-    there = ", ".join(files) or "no model"
+    own = (file for file, path in files.items() if path not in bundled)
+    there = ", ".join(own) or "no model"
     return f"got {name!r}, which is not there; found {there} in {', '.join(folders)}; put it into one of these folders"
 
 

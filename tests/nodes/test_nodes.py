@@ -113,7 +113,8 @@ def test_lists_show_files_and_folders_as_one_entry_each(tmp_path: Path):
         (tmp_path / name).touch()
     with use_host(FakeHost(tmp_path)):
         files = model_files(("checkpoints", "diffusion_models"))
-    assert list(files) == ["a.safetensors", "pipe", "sub/b.sft", "a.safetensors [diffusion_models]", "c.gguf"]
+    own = ["a.safetensors", "pipe", "sub/b.sft", "a.safetensors [diffusion_models]", "c.gguf"]
+    assert list(files) == [*own, "ltxkit-digits"]  # the bundled one last
     assert files["a.safetensors [diffusion_models]"] == tmp_path / "diffusion_models/a.safetensors"
 
 
