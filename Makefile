@@ -6,15 +6,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
+PROMPT ?= the digit three moving left
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo digits test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    a picture and a prompt become a video, with a tiny model; written to output/demo"
+	@echo "make demo    a prompt becomes a video, with the model that comes with the pack; written to output/demo"
 	@echo "make test    lint and the whole test suite; ARGS goes to pytest: make test ARGS='-k vae -x'"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of the README; ARGS names some: ARGS=vae_cpu"
+	@echo "make digits  trains that model anew; wants a GPU"
 	@echo "make clean   remove .venv, caches and what the demo wrote"
 
 # ---- set-up -----------------------------------------------------------------------------------------------------------
@@ -50,11 +52,19 @@ $(VENV)/.test: pyproject.toml $(VENV)/.torch
 # ---- work -------------------------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.ltxkit
-	@$(BIN)/ltxkit make-tiny output/demo/models >/dev/null
-	@echo "A prompt and assets/examples/temple.jpg, in two passes, by the workflow that ComfyUI users have as a template:"
-	$(BIN)/ltxkit run workflows/api/demo-two-stage.json \
-	    --models output/demo/models --input assets/examples --output output/demo
-	@echo "The model is complete but tiny and random: every stage ran, and what the video above shows is noise."
+	@echo "A prompt becomes a video, by a small model that comes with the pack and the workflow that ComfyUI users have as a template:"
+	$(BIN)/ltxkit run workflows/api/demo-text.json --set "Prompt.positive=$(PROMPT)" --output output/demo
+	@echo "A picture of a three goes on, in two passes, the second at twice the size:"
+	$(BIN)/ltxkit run workflows/api/demo-two-stage.json --input assets/examples --output output/demo
+	@echo "The videos are in output/demo. Others: make demo PROMPT=\"a 7 moving up\""
+
+# Trains the bundled model anew: minutes on a large GPU, a day or more on a CPU. assets/training/README.md has the story.
+digits: $(VENV)/.test
+	$(BIN)/ltxkit train-vae --config digits-vae
+	$(BIN)/ltxkit train --config digits-upscaler
+	$(BIN)/ltxkit train --config digits
+	$(BIN)/ltxkit bundle --model runs/digits --upscaler runs/digits-upscaler -o runs/ltxkit-digits
+	$(BIN)/ltxkit eval-digits --model runs/ltxkit-digits --upscaler runs/ltxkit-digits
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -374,7 +374,9 @@ def _make_tiny(options: argparse.Namespace) -> None:
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workflow", type=Path, help="a workflow in API format, such as those in workflows/api/")
-    parser.add_argument("--models", type=Path, required=True, help="a folder laid out like ComfyUI's models folder")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
+    )
     parser.add_argument("--input", type=Path, default=Path("input"), help="where Load Image and Load Video look")
     parser.add_argument("--output", type=Path, default=Path("output"), help="where the results go")
     parser.add_argument(

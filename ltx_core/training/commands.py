@@ -85,7 +85,7 @@ def run_training(
         raise ConfigError(
             f"got a config with task {loaded.task}; expected {' or '.join(tasks)}; use the other train command"
         )
-    with world() as here:
+    with world(tf32=loaded.optimization.precision == "tf32") as here:
 
         def note(text: str) -> None:
             if here.first:
