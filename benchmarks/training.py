@@ -30,6 +30,7 @@ from ltxkit.ltx_core.training.commands import make_task
 from ltxkit.ltx_core.training.config import Text, load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.footprint import Alive, Footprint
+from ltxkit.ltx_core.training.models import tensors_of
 from ltxkit.ltx_core.training.text import make_text_encoder, save_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, make_tiny
 
@@ -86,7 +87,7 @@ def lora_settings(folder: Path, tiny: bool, size: tuple[int, int, int]) -> list[
     write_checkpoint(checkpoint)
     text.mkdir()
     encoder = make_text_encoder(Text(width=4096, layers=1, vocabulary=64), 4096, [CAPTION], folder / "tokenizer")
-    save_text_encoder(encoder, text)
+    save_text_encoder(encoder, tensors_of(encoder.model), text)
     return [*settings, f"initial={checkpoint}", f"vae={checkpoint}", f"text.encoder={text}", f"version={VERSION}"]
 
 

@@ -108,6 +108,10 @@ def make_task(config: Training, here: World, notes: Callable[[str], None]) -> Ta
     """The models, data and optimizers of a run."""
     from .config import TransformerTraining, VAETraining
 
+    if config.optimization.sharding == "fsdp" and not isinstance(config, TransformerTraining):
+        raise ConfigError(
+            f"got sharding fsdp for task {config.task}; expected ddp: only transformers outgrow a device; change it"
+        )
     if isinstance(config, VAETraining):
         from .vae import VAETask
 

@@ -52,6 +52,8 @@ class Optimization:
     two or more axes (AdamW for the others).
     ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32, where a GPU has it; "bf16"
     computes in bfloat16 on float32 weights. Small models, whose time is that of launches, are fastest in "tf32".
+    sharding: how several processes train: with "ddp" each holds everything, with "fsdp" weights, gradients and
+    optimizer are split over them (transformers and LoRA; AdamW).
     """
 
     steps: int
@@ -70,6 +72,7 @@ class Optimization:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
+    sharding: Literal["ddp", "fsdp"] = "ddp"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
 """One process or many: the same code. `torchrun` sets the environment; without it there is one process.
 
-Source: torch.distributed and DistributedDataParallel; nothing else is needed.
+Source: torch.distributed, DistributedDataParallel and FSDP2 (`fully_shard`); nothing else is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
@@ -72,8 +75,23 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # With nothing but empty prompts in a share of a batch, the queries and keys of cross-attention are not used.
         return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+
+    def shard(self, module: nn.Module, units: Iterable[tuple[nn.Module, Sequence[str]]]) -> nn.Module:
+        """`module` with weights, gradients and so the optimizer's numbers split over all processes (FSDP2).
+
+        units: parts whose weights are gathered when they run and let go afterwards, inner ones first, each with the
+        names of its methods beside `forward` that compute with them. The rest of `module` is one more.
+        """
+        if self.size == 1:
+            return module
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for unit, methods in units:
+            fully_shard(unit, mesh=mesh)
+            for method in methods:
+                register_fsdp_forward_method(unit, method)
+        fully_shard(module, mesh=mesh)  # in place: the module becomes an FSDPModule, too
+        return module
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -105,4 +123,42 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Inside: the backward pass averages gradients over the processes only for the last piece of a batch."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module) -> Generator[None]:
+    """Inside, parts of a sharded module that are no units of their own can be used without it."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(value: Any) -> Any:
+    """A nested state with the whole of every sharded tensor, on the CPU. All processes must call it."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole(item) for item in value)  # pyright: ignore[reportCallIssue]
+    return value
+
+
+def split_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, split as `like` is."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

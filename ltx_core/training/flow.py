@@ -106,6 +106,10 @@ class Flow(nn.Module):
             rows, lengths = list(range(len(embeddings))), [len(embedding) for embedding in embeddings]
         else:
             hidden, rows, lengths = encode_unique(self.text, [p for p in prompts if isinstance(p, str)], device)
+        if max(lengths) == 1:
+            # Two equal tokens read like one, and give queries and keys a gradient of zero, so that all processes have
+            # one for every weight, whatever their prompts are.
+            hidden, lengths = hidden.repeat(1, 2, 1), [2] * len(lengths)
         order = sorted(range(len(prompts)), key=lengths.__getitem__)
         runs = [
             hidden[[rows[i] for i in members], :length] for length, members in groupby(order, key=lengths.__getitem__)

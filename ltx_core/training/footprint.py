@@ -19,6 +19,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from .distributed import local
+
 GIB = 2**30
 Call = Callable[..., Any]
 
@@ -127,5 +129,5 @@ def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels
 
 def local_bytes(tensors: Sequence[Tensor]) -> int:
     """Of the tensors, or of this process's share of those that are sharded; shared memory counts once."""
-    mine = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    mine = [local(tensor) for tensor in tensors]
     return sum({t.data_ptr() or id(t): t.numel() * t.element_size() for t in mine}.values())

@@ -6,10 +6,11 @@ the end, final/. A checkpoint appears under its name only when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,10 @@ from .distributed import World
 from .logs import Log
 
 # What may change when a run goes on: how long it is and what it writes, not what it computes.
-FREE = ("output", "logging", "optimization.steps", "optimization.decay_steps", "optimization.schedule", "prompts")
+FREE = (
+    *("output", "logging", "prompts"),
+    *("optimization.steps", "optimization.decay_steps", "optimization.schedule", "optimization.sharding"),
+)
 
 
 class TrainingError(LTXKitError, RuntimeError):
@@ -43,13 +47,15 @@ class Task(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything that `load` needs to go on exactly."""
+        """Everything that `load` needs to go on exactly, whole, however it is split. All processes call it."""
         ...
 
     def load(self, state: Mapping[str, Any]) -> None: ...
 
-    def export(self, folder: Path) -> None:
-        """Write the models, averaged weights where there are any, in the official layout."""
+    def export(self, folder: Path | None) -> None:
+        """Write the models, averaged weights where there are any, in the official layout.
+
+        All processes call it, those that do not write with None."""
         ...
 
 
@@ -112,8 +118,8 @@ def train(
     finally:
         if log is not None:
             log.close()
-    if finished and world.first:
-        _export(task, output / "final")
+    if finished:
+        _export(task, output / "final", world)
     world.barrier()
     return finished
 
@@ -159,22 +165,16 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
     Raises:
         OSError: the disk is full, or the folder cannot be written; earlier checkpoints stay.
     """
+    saved = {"step": step, "config": to_tree(config), "task": task.state()}
     if world.first:
         folder = config.output / "checkpoints"
-        target, temporary = folder / f"step_{step:06d}", folder / f".step_{step:06d}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            saved = {"step": step, "config": to_tree(config), "task": task.state()}
-            torch.save(saved, temporary / "state.pt")
-            task.export(temporary)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.replace(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with _folder(folder / f"step_{step:06d}") as part:
+            torch.save(saved, part / "state.pt")
+            task.export(part)
         for old in sorted(folder.glob("step_*"))[: -config.logging.keep]:
             shutil.rmtree(old)
+    else:
+        task.export(None)
     world.barrier()
 
 
@@ -200,14 +200,24 @@ def find_export(folder: Path, name: str) -> Path:
     raise CheckpointError(f"got {folder}; expected a training run or a folder with {name}; check the path")
 
 
-def _export(task: Task, folder: Path) -> None:
-    part = folder.with_name(f".{folder.name}.part")
+def _export(task: Task, folder: Path, world: World) -> None:
+    if not world.first:
+        task.export(None)
+        return
+    with _folder(folder) as part:
+        task.export(part)
+
+
+@contextlib.contextmanager
+def _folder(target: Path) -> Generator[Path]:
+    """A folder beside `target` that takes its place if the block ends well, and is removed if it does not."""
+    part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        task.export(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+        yield part
+        shutil.rmtree(target, ignore_errors=True)
+        part.replace(target)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +58,12 @@ class LoRALayers(nn.Module):
         return add
 
 
-def save_lora(path: Path, layers: LoRALayers, style: Style) -> None:
-    """`transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the
-    official ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B: no reader needs to know it."""
+def save_lora(path: Path, layers: LoRALayers, factors: Mapping[str, Tensor], style: Style) -> None:
+    """The factors of `layers`, from `tensors_of`, as others read them.
+
+    `transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the
+    official ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B: no reader needs to know it.
+    """
     to_diffusers = TRANSFORMER_FROM_DIFFUSERS.inverse()
     tensors: dict[str, Tensor] = {}
     for key, name in layers.names.items():
@@ -67,6 +71,6 @@ def save_lora(path: Path, layers: LoRALayers, style: Style) -> None:
             target = f"transformer.{(to_diffusers.rename(f'{name}.weight') or '').removesuffix('.weight')}"
         else:
             target = f"diffusion_model.{name}"
-        tensors[f"{target}.lora_A.weight"] = layers.down[key].detach().cpu()
-        tensors[f"{target}.lora_B.weight"] = layers.up[key].detach().cpu() * layers.scale
+        tensors[f"{target}.lora_A.weight"] = factors[f"down.{key}"]
+        tensors[f"{target}.lora_B.weight"] = factors[f"up.{key}"] * layers.scale
     write_safetensors(path, tensors, {"format": "pt", "rank": str(layers.config.rank)})

@@ -18,6 +18,7 @@ from ..models.video_vae import VideoVAE
 from ..weights.build import load_vae
 from ..weights.metadata import format_config, format_upscaler_config, read_file_metadata
 from ..weights.save import TRANSFORMER_PREFIX, VAE_PREFIX, write_safetensors
+from .distributed import split_like, whole
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", TransformerConfig, VideoVAEConfig, UpsamplerConfig)
@@ -64,11 +65,17 @@ def upsampler_config(tree: Mapping[str, Any]) -> UpsamplerConfig:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers on the CPU, by the official names."""
+    """Copies of a module's parameters and buffers on the CPU, by the official names; whole, if they are sharded."""
     return {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        name: whole(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
     }
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `tensors_of` gave back, split as the module is."""
+    own = module.state_dict()
+    module.load_state_dict({name: split_like(tensor, own[name]) for name, tensor in tensors.items()})
 
 
 def save_vae(path: Path, tensors: Mapping[str, Tensor], config: VideoVAEConfig) -> None:

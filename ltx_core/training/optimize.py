@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .config import Optimization
+from .distributed import local, split_like, whole
 from .footprint import Footprint, local_bytes
 from .muon import Muon
 
@@ -82,7 +83,7 @@ class Updater:
 
     def apply(self, step: int) -> dict[str, float]:
         """Update the weights from their gradients and forget these. Returns the gradient norm and the rate."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         rate = learning_rate(self.config, step) * self.scale
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -94,15 +95,24 @@ class Updater:
         return {"gradient_norm": float(norm), "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
+        """Whole tensors, however they are split."""
         average = None if self.average is None else self.average.values
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "average": average}
+        return whole({"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "average": average})
 
     def load(self, state: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                number: {
+                    name: split_like(value, parameters[number]) if value.shape == parameters[number].shape else value
+                    for name, value in values.items()
+                }
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
         if self.average is not None and state["average"] is not None:
             for mine, saved in zip(self.average.values, state["average"], strict=True):
-                mine.copy_(saved)
+                mine.copy_(split_like(saved, mine))
 
 
 class Average:
@@ -116,7 +126,7 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(self.values, self.parameters, 0)
+        get_ema_multi_avg_fn(decay)(list(map(local, self.values)), list(map(local, self.parameters)), 0)
 
     @contextlib.contextmanager
     def applied(self) -> Generator[None]:
@@ -129,7 +139,7 @@ class Average:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for value, parameter in zip(self.values, self.parameters, strict=True):
+        for value, parameter in zip(map(local, self.values), map(local, self.parameters), strict=True):
             held = parameter.detach().clone()
             parameter.copy_(value)
             value.copy_(held)

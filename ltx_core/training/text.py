@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
 from ..weights.tokenizer_training import train_tokenizer
 from .config import Text
 from .data import file_identity
-from .models import tensors_of
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -156,9 +155,12 @@ def encode_unique(
     return hidden, [row[prompt] for prompt in prompts], [len(tokens[prompt]) for prompt in prompts]
 
 
-def save_text_encoder(encoder: TextEncoder, folder: Path) -> None:
-    """A folder as transformers and the loaders read it: config.json, model.safetensors, spiece.model."""
-    tensors = {name: tensor for name, tensor in tensors_of(encoder.model).items() if name != EMBEDDING_AGAIN}
+def save_text_encoder(encoder: TextEncoder, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """A folder as transformers and the loaders read it: config.json, model.safetensors, spiece.model.
+
+    weights: from `tensors_of`.
+    """
+    tensors = {name: tensor for name, tensor in weights.items() if name != EMBEDDING_AGAIN}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     encoder.model.config.to_json_file(folder / "config.json")
     (folder / "spiece.model").write_bytes(encoder.tokenizer.path.read_bytes())

@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.text_encoder import TextEncoder
-from ..models.transformer import LTXTransformer
+from ..models.transformer import LTXTransformer, TransformerBlock
 from ..progress import Notes, log_note
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
@@ -25,14 +25,14 @@ from ..weights.build import load_transformer
 from ..weights.text_encoder import load_text_encoder
 from .config import TransformerTraining
 from .data import generator, open_source
-from .distributed import World, synchronised
+from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
 from .generate import Generator, Models
 from .latents import EncodedClips, Latents
 from .loop import find_export, log_values
 from .lora import LoRALayers, save_lora
-from .models import copied, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
+from .models import copied, load_tensors, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
 from .optimize import Updater
 from .pictures import save_clips
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
@@ -78,7 +78,7 @@ class TransformerTask:
             trained.append(self.text.model)
         flow = Flow(self.transformer, self.text if isinstance(self.text, TextEncoder) else None, self.lora)
         activations = self._step_bytes(flow)
-        self.objective = world.wrap(flow)
+        self.objective = self._spread(flow)
         if config.optimization.compile:
             self.transformer.compile()
         self.updater = Updater(trained, config.optimization)
@@ -171,6 +171,21 @@ class TransformerTask:
 
         return step_bytes(loss, [flow], levels=clips + 1)
 
+    def _spread(self, flow: Flow) -> nn.Module:
+        """Over the processes, if there are several."""
+        optimization = self.config.optimization
+        if optimization.sharding == "ddp":
+            return self.world.wrap(flow)
+        if optimization.optimizer != "adamw":
+            raise ConfigError(
+                "got optimizer muon with sharding fsdp; expected adamw: muon needs whole matrices; change one"
+            )
+        blocks = [cast(TransformerBlock, block) for block in self.transformer.transformer_blocks]
+        units: list[tuple[nn.Module, list[str]]] = []
+        for block in blocks:  # a block's text is read before the block runs
+            units += [(block.attn2, ["prepare"]), (block, [])]
+        return self.world.shard(flow, [*units, (self.transformer, ["prepare_text"])])
+
     # ----------------------------------------------------------------------------------------------------- one step
 
     def update(self, step: int) -> dict[str, float]:
@@ -253,7 +268,8 @@ class TransformerTask:
                 with self._autocast():
                     total += self._losses(clips, draws, size)[0].sum()
             if config.prompts:
-                self._sample(folder)
+                with gathered(self.objective):
+                    self._sample(folder)
         return {"validation_loss": float(total) / count}
 
     def _sample(self, folder: Path | None) -> None:
@@ -287,24 +303,26 @@ class TransformerTask:
 
     def load(self, state: Mapping[str, Any]) -> None:
         trained = self.transformer if self.lora is None else self.lora
-        trained.load_state_dict(state["weights"])
+        load_tensors(trained, state["weights"])
         if isinstance(self.text, TextEncoder) and state["text"] is not None:
-            self.text.model.load_state_dict(state["text"])
+            load_tensors(self.text.model, state["text"])
         self.updater.load(state["updater"])
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path | None) -> None:
         """model.safetensors (transformer and VAE) and text_encoder/, or the LoRA in both key styles."""
         with self._averaged():
-            if self.lora is not None:
-                for style in ("diffusers", "comfyui"):
-                    save_lora(folder / f"lora_{style}.safetensors", self.lora, style)
-                return
-            save_checkpoint_file(
-                folder / "model.safetensors", tensors_of(self.transformer), self.transformer.config, self.vae
-            )
-            if isinstance(self.text, TextEncoder):
-                save_text_encoder(self.text, folder / "text_encoder")
+            weights = tensors_of(self.transformer if self.lora is None else self.lora)
+            text = tensors_of(self.text.model) if isinstance(self.text, TextEncoder) else None
+        if folder is None:
+            return
+        if self.lora is not None:
+            for style in ("diffusers", "comfyui"):
+                save_lora(folder / f"lora_{style}.safetensors", self.lora, weights, style)
+            return
+        save_checkpoint_file(folder / "model.safetensors", weights, self.transformer.config, self.vae)
+        if isinstance(self.text, TextEncoder) and text is not None:
+            save_text_encoder(self.text, text, folder / "text_encoder")
 
 
 def _checkpoint(path: Path, name: str) -> Path:

@@ -140,7 +140,9 @@ class UpscalerTask:
         self.updater.load(state["updater"])
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path | None) -> None:
         """upscaler.safetensors, as the released ones are."""
+        if folder is None:
+            return
         with self._averaged():
             save_upsampler(folder / "upscaler.safetensors", tensors_of(self.upsampler), self.upsampler.config)

@@ -330,8 +330,10 @@ class VAETask:
         self.unlocked, self.clips_from = state["unlocked"], state["clips_from"]
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path | None) -> None:
         """vae.safetensors, with statistics measured over `statistics_clips` training clips."""
+        if folder is None:
+            return
         with self._averaged():
             tensors = tensors_of(self.vae)
             if not self.config.freeze_encoder:

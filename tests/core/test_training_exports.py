@@ -145,7 +145,7 @@ def run(tmp_path: Path) -> Path:
     text = make_text_encoder(
         Text(width=16, layers=1, heads=2, vocabulary=64), 16, ["the digit three moving left"], tmp_path
     )
-    save_text_encoder(text, final / "text_encoder")
+    save_text_encoder(text, tensors_of(text.model), final / "text_encoder")
     return tmp_path / "run"
 
 
@@ -203,7 +203,7 @@ def test_lora_does_the_same_in_our_loader(style: str, tmp_path: Path) -> None:
     layers = trained(model)
     wanted = velocity(model)
     assert float((wanted - plain).abs().max()) > 1e-2
-    save_lora(tmp_path / "lora.safetensors", layers, style)  # type: ignore[arg-type]
+    save_lora(tmp_path / "lora.safetensors", layers, tensors_of(layers), style)  # type: ignore[arg-type]
     with applied(base, [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 1.0)]) as (report,):
         got = velocity(base)
     assert len(report.matched) == 2 * (2 + 2 + 1)
@@ -216,7 +216,7 @@ def test_lora_does_the_same_in_diffusers(tmp_path: Path) -> None:
     tensors = tensors_of(model)
     layers = trained(model)
     wanted = velocity(model)
-    save_lora(tmp_path / "lora.safetensors", layers, "diffusers")
+    save_lora(tmp_path / "lora.safetensors", layers, tensors_of(layers), "diffusers")
     theirs = in_diffusers(tensors)
     theirs.load_lora_adapter(tmp_path / "lora.safetensors", prefix="transformer")
     torch.testing.assert_close(their_velocity(theirs), wanted, atol=1e-3, rtol=0)
@@ -230,7 +230,7 @@ def test_lora_in_comfyui_style_is_the_added_product(tmp_path: Path) -> None:
     tensors = tensors_of(model)
     layers = trained(model)
     wanted = velocity(model)
-    save_lora(tmp_path / "lora.safetensors", layers, "comfyui")
+    save_lora(tmp_path / "lora.safetensors", layers, tensors_of(layers), "comfyui")
     stored = load_file(tmp_path / "lora.safetensors")
     for key in [key for key in stored if key.endswith("lora_A.weight")]:
         name = key.removeprefix("diffusion_model.").replace("lora_A.weight", "weight")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.progress import ProgressEvent
@@ -244,38 +245,70 @@ import json, os, sys
 from ltxkit.ltx_core.training.commands import run_training
 class Quiet:
     note = result = step = progress = lambda *_: None
-for path, output, port in json.loads(sys.argv[1]):
+for path, overrides, resume, port in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
-    run_training(path, ["output=" + output], Quiet())
+    run_training(path, overrides, Quiet(), resume=resume)
 """
 
 
-def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
-    runs = [(path, tmp_path / f"{path.stem}-two") for path in (vae_config(tmp_path), transformer_config)]
-    with socket.socket() as one, socket.socket() as other:
-        ports = []
-        for free in (one, other):
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    arguments = [[str(path), str(output), port] for (path, output), port in zip(runs, ports, strict=True)]
+def in_two_processes(runs: list[tuple[Path, list[str], bool]]) -> None:
+    sockets = [socket.socket() for _ in runs]
+    for free in sockets:
+        free.bind(("127.0.0.1", 0))
+    ports = [free.getsockname()[1] for free in sockets]
+    for free in sockets:
+        free.close()
+    arguments = [
+        [str(path), overrides, resume, port] for (path, overrides, resume), port in zip(runs, ports, strict=True)
+    ]
     command = [sys.executable, "-c", ONE_OF_TWO, json.dumps(arguments)]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     processes = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE) for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=150)[1].decode() for process in processes]
+        errors = [process.communicate(timeout=300)[1].decode() for process in processes]
     finally:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], [error[-1500:] for error in errors]
-    for path, output in runs:
+
+
+def logged(output: Path) -> list[float]:
+    return [entry["loss"] for entry in read_log(output / "log.jsonl") if "loss" in entry]
+
+
+def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
+    """DDP, and FSDP2 interrupted and resumed; a validation in between has to leave no trace."""
+    paths = (vae_config(tmp_path), transformer_config)
+    settings = ["optimization.optimizer=adamw", "optimization.schedule=constant"]
+    sharded = [*settings, "optimization.sharding=fsdp", f"output={tmp_path}/sharded"]
+    runs = [(path, [f"output={tmp_path}/{path.stem}-two"], False) for path in paths]
+    runs += [(transformer_config, [*sharded, "optimization.steps=2", "logging.validate_every=2"], False)]
+    runs += [(transformer_config, [*sharded, "logging.validate_every=2"], True)]
+    in_two_processes(runs)
+    one = [(path, [f"output={tmp_path}/{path.stem}-one"], tmp_path / f"{path.stem}-two") for path in paths]
+    plain = [*settings, f"output={tmp_path}/whole"]
+    for path, overrides, output in [*one, (transformer_config, plain, tmp_path / "sharded")]:
         console = Quiet()
-        final = run_training(path, [f"output={tmp_path}/{path.stem}-one"], console)
-        both = [entry["loss"] for entry in read_log(output / "log.jsonl") if "loss" in entry]
-        assert both == pytest.approx(losses(console), abs=1e-5)
+        final = run_training(path, overrides, console)
+        assert logged(output) == pytest.approx(losses(console), abs=1e-5)
         assert final is not None
         assert {p.name for p in (output / "final").iterdir()} == {p.name for p in final.iterdir()}
+    whole, sharded_file = (load_file(tmp_path / name / "final/model.safetensors") for name in ("whole", "sharded"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(sharded_file[name], tensor, atol=1e-4, rtol=1e-4)
+    # What was trained in shares goes on in one process.
+    console = Quiet()
+    run_training(transformer_config, [*sharded, "optimization.steps=5"], console, resume=True)
+    assert [report.step for report in console.steps] == [5]
+
+
+def test_sharding_says_what_it_cannot_do(tmp_path: Path, transformer_config: Path) -> None:
+    with pytest.raises(ConfigError, match="expected ddp: only transformers"):
+        run_training(vae_config(tmp_path), ["optimization.sharding=fsdp"], Quiet())
+    with pytest.raises(ConfigError, match="expected adamw: muon needs whole matrices"):
+        run_training(transformer_config, ["optimization.sharding=fsdp"], Quiet())
 
 
 # ----------------------------------------------------------------------------------------------------- what goes wrong
