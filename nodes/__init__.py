@@ -10,6 +10,7 @@ from .plan import PlanMemory
 from .sample import GenerateTwoStage, SampleVideo
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from .text import EncodePrompt
+from .train import TrainLoRA
 
 NODE_CLASS_MAPPINGS = {
     "LTXKitLoadModel": LoadModel,
@@ -30,6 +31,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitDecodeVideo": DecodeVideo,
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
+    "LTXKitTrainLoRA": TrainLoRA,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -51,4 +53,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitDecodeVideo": "Decode Video (LTXKit)",
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
+    "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
 }

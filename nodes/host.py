@@ -75,6 +75,10 @@ class Host(Protocol):
         """Take a module's weights off the device now, without waiting until the memory is needed."""
         ...
 
+    def make_room(self) -> None:
+        """Take everything off the devices: another process needs them."""
+        ...
+
     def spare_memory(self, module: nn.Module) -> int | None:
         """Bytes that work with `module` may take on its device beside the weights; None: nobody counts them there."""
         ...
@@ -171,6 +175,9 @@ class PlainHost:
 
     def release(self, module: nn.Module) -> None:
         self.placement.release(module)
+
+    def make_room(self) -> None:
+        """Nothing stays on a device between the nodes."""
 
     def spare_memory(self, module: nn.Module) -> int | None:
         return self.placement.spare_memory(module)
@@ -272,6 +279,12 @@ class ComfyUIHost:
         from comfy import model_management
 
         _comfy_patcher(module).detach()
+        model_management.soft_empty_cache()
+
+    def make_room(self) -> None:
+        from comfy import model_management
+
+        model_management.unload_all_models()
         model_management.soft_empty_cache()
 
     def spare_memory(self, module: nn.Module) -> int | None:

@@ -287,24 +287,36 @@ class ApplyLoRA(sockets.Node):
                     [OF_MODEL, *PRESETS],
                     "Whose recommended settings Sample uses: a distilled LoRA makes a dev model a distilled one.",
                 ),
-            }
+            },
+            "optional": {
+                "lora": link(sockets.LORA, "From Train LoRA: what it has trained, in place of lora_name."),
+            },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, lora_name: str = "") -> bool | str:
-        return missing_file(lora_name, LORA_KINDS) or True
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str], lora_name: str = "") -> bool | str:
+        missing = None if "lora" in input_types else missing_file(lora_name, LORA_KINDS)
+        return cls.wrong_link(input_types) or missing or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
-        return _stamp(model_path(lora_name, LORA_KINDS))
+        path = model_files(LORA_KINDS).get(lora_name)  # none is needed where `lora` is connected
+        return "" if path is None else _stamp(path)
 
     def run(
-        self, model: sockets.Model, lora_name: str, strength: float, allow_partial: bool, settings: str
+        self,
+        model: sockets.Model,
+        lora_name: str,
+        strength: float,
+        allow_partial: bool,
+        settings: str,
+        lora: Path | None = None,
     ) -> tuple[sockets.Model]:
         handle: sockets.Model = sockets.received(sockets.MODEL, model, "model")
-        lora = load_lora(model_path(lora_name, LORA_KINDS))
-        report = match_lora(lora, handle.transformer, allow_partial=allow_partial)
-        host().say(f"{lora_name}: {report}.")
+        trained: Path | None = None if lora is None else sockets.received(sockets.LORA, lora, "lora")
+        found = load_lora(trained or model_path(lora_name, LORA_KINDS))
+        report = match_lora(found, handle.transformer, allow_partial=allow_partial)
+        host().say(f"{lora_name if trained is None else trained.name}: {report}.")
         info = handle.info if settings == OF_MODEL else replace(handle.info, versions=(settings,))
-        loras = (*handle.loras, WeightedLoRA(lora, strength, allow_partial))
+        loras = (*handle.loras, WeightedLoRA(found, strength, allow_partial))
         return (replace(handle, info=info, loras=loras),)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ TEXT_ENCODER = "LTXKIT_TEXT_ENCODER"
 UPSCALER = "LTXKIT_UPSCALER"
 CONDITION = "LTXKIT_CONDITION"
 GUIDANCE = "LTXKIT_GUIDANCE"
+LORA = "LTXKIT_LORA"
 
 PADDED_TOKENS = (
     128  # to which ComfyUI pads T5 for LTXV (comfy/text_encoders/lt.py); prompts of unequal length can be mixed
@@ -46,6 +48,7 @@ SOURCES = {
     UPSCALER: "Load Latent Upscaler (LTXKit)",
     CONDITION: "Condition (LTXKit)",
     GUIDANCE: "Guidance (LTXKit)",
+    LORA: "Train LoRA (LTXKit)",
 }
 
 T = TypeVar("T")
@@ -95,8 +98,8 @@ class Canvas:
 GUIDES = "ltxkit_guides"  # latent frames at its end that are guides of native nodes
 MOTION = "ltxkit_motion"  # what governs motion, for the score that Decode shows
 
-# LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, and LTXKIT_CONDITION a tuple
-# of Condition and Reference, in the order in which they were chained.
+# LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, LTXKIT_LORA a file's path,
+# and LTXKIT_CONDITION a tuple of Condition and Reference, in the order in which they were chained.
 KINDS: Mapping[str, type] = {
     MODEL: Model,
     VAE: VideoVAE,
@@ -104,6 +107,7 @@ KINDS: Mapping[str, type] = {
     UPSCALER: LatentUpsampler,
     CONDITION: tuple,
     GUIDANCE: Guidance,
+    LORA: Path,
 }
 
 

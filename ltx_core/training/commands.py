@@ -126,11 +126,15 @@ def make_task(config: Training, here: World, notes: Callable[[str], None]) -> Ta
 
 
 def _stop_on_signals() -> Callable[[], bool]:
-    """Whether SIGINT or SIGTERM came. The first restores the usual handling, so that a second one interrupts."""
+    """Whether SIGINT, SIGTERM or Windows' SIGBREAK came.
+
+    The first restores the usual handling, so that a second one interrupts.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         return asked.is_set
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
 
     def ask(number: int, _: object) -> None:
         asked.set()

@@ -160,11 +160,13 @@ class VAETraining:
 class Text:
     """Where text embeddings come from.
 
-    encoder: a folder with a pretrained T5 (frozen), or None: a small T5 of `width` x `layers` is trained along, with a
-    sentencepiece model of at most `vocabulary` pieces made from the captions.
+    encoder: a file or folder with a pretrained T5 (frozen); tokenizer: of it, where none is beside it. Without: a small
+    T5 of `width` x `layers` is trained along, with a sentencepiece model of at most `vocabulary` pieces made from the
+    captions.
     """
 
     encoder: Path | None = None
+    tokenizer: Path | None = None
     width: int = 128
     layers: int = 2
     heads: int = 4

@@ -34,8 +34,8 @@ class FrozenText:
     said of the captions given to `prepare` is kept in a file and read from there the next time.
     """
 
-    def __init__(self, place: Path, channels: int, device: torch.device) -> None:
-        self.place, self.channels, self.device = place, channels, device
+    def __init__(self, place: Path, tokenizer: Path | None, channels: int, device: torch.device) -> None:
+        self.place, self.tokenizer, self.channels, self.device = place, tokenizer, channels, device
         self._found: dict[str, Tensor] = {}
 
     def prepare(self, captions: Sequence[str], file: Path, notes: Notes, *, writes: bool) -> None:
@@ -72,7 +72,8 @@ class FrozenText:
 
     def _open(self) -> TextEncoder:
         # CPUs without bfloat16 are hundred times slower in it, and transformers computes in what is stored.
-        encoder = load_text_encoder(self.place, dtype=torch.float32 if self.device.type == "cpu" else None)
+        dtype = torch.float32 if self.device.type == "cpu" else None
+        encoder = load_text_encoder(self.place, dtype=dtype, tokenizer=self.tokenizer)
         if encoder.config.d_model != self.channels:
             raise ConfigError(
                 f"got the text encoder {self.place} of width {encoder.config.d_model}; expected {self.channels}, the "

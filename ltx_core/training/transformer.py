@@ -126,7 +126,7 @@ class TransformerTask:
                     f"got no text.encoder for a LoRA on {config.initial}; expected the T5 that it was trained with; "
                     "set text.encoder to its folder"
                 )
-            return FrozenText(place, channels, self.world.device)
+            return FrozenText(place, config.text.tokenizer, channels, self.world.device)
         if place is not None:
             text = load_text_encoder(place, dtype=torch.float32)
             copied(text.model).requires_grad_(True)

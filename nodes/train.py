@@ -1,0 +1,253 @@
+"""The node that trains a LoRA: `ltxkit train` in a process of its own, watched and stopped from here."""
+
+# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..ltx_core.errors import ConfigError
+from ..ltx_core.progress import Progress, ProgressEvent
+from ..ltx_core.training.loop import TrainingError
+from . import sockets
+from .host import host
+from .loaders import (
+    FROM_FILE,
+    LORA_KINDS,
+    MODEL_KINDS,
+    PRESETS,
+    SAME_FILE,
+    TEXT_ENCODER_KINDS,
+    VAE_KINDS,
+    missing_file,
+    model_files,
+    model_path,
+)
+from .widgets import choice, decimal, frame_rate, integer, seed, switch, text
+
+PACK = Path(__file__).parents[1]
+PRESET = "lora-2b"
+RUNS = "ltxkit-training"  # in the output folder
+POLL = 0.3  # seconds between two looks at a run
+PATIENCE = 600.0  # seconds that a stopped run may take to save
+NAME = re.compile(r"[\w][\w .-]*")
+
+
+class TrainLoRA(sockets.Node):
+    CATEGORY = "LTXKit/training"
+    DESCRIPTION = (
+        "Trains a LoRA on a folder of videos with captions, in a process of its own. Cancel stops it with a "
+        "checkpoint, and the next run with the same settings goes on from there."
+    )
+    SEARCH_ALIASES = ["ltx", "ltxv", "lora training", "finetune", "fine-tune", "train lora"]
+    RETURN_TYPES = (sockets.LORA, "STRING")
+    RETURN_NAMES = ("lora", "file")
+    OUTPUT_TOOLTIPS = ("The trained LoRA, for the LoRA node.", "Where its file is.")
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model_name": choice(
+                    model_files(MODEL_KINDS), "What to train on: the 2B or 13B model, best a dev one."
+                ),
+                "vae_name": choice(
+                    [SAME_FILE, *model_files(VAE_KINDS)], "Where the VAE is, if the model file has none."
+                ),
+                "text_encoder_name": choice(model_files(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."),
+                "version": choice([FROM_FILE, *PRESETS], "Which release the model is; only for files that do not say."),
+                "folder": text(
+                    "", "Videos (and pictures), each with a .txt of the same name, or a captions .csv, .json or .jsonl."
+                ),
+                "name": text("my-lora", "Of the LoRA's file, and of the run in output/ltxkit-training."),
+                "width": integer(768, 32, 8192, "Clips are resized and cut to this; a multiple of 32."),
+                "height": integer(512, 32, 8192, "Clips are resized and cut to this; a multiple of 32."),
+                "frames": integer(
+                    49, 1, 1024, "First frames of each video that are learned, 8k + 1; shorter ones are skipped."
+                ),
+                "frame_rate": frame_rate(25.0, "Videos of another rate are resampled to this."),
+                "steps": integer(2000, 1, 1000000, "Updates of the weights."),
+                "batch_size": integer(1, 1, 1024, "Clips per update."),
+                "learning_rate": decimal(2e-4, 0.0, 1.0, 1e-6, "2e-4 suits rank 32; lower it if clips get worse."),
+                "rank": integer(32, 1, 1024, "Size of the LoRA: a higher one learns more, and more by heart."),
+                "seed": seed("Of the start and of all noise: the same settings give the same LoRA."),
+            },
+            "optional": {
+                "copy_to_loras": switch(True, "On: also put the file into models/loras, where loaders list it."),
+                "settings": text(
+                    "", "More settings of `ltxkit train`, one a line: optimization.accumulation=4", lines=True
+                ),
+            },
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls,
+        input_types: dict[str, str],
+        model_name: str = "",
+        vae_name: str = "",
+        text_encoder_name: str = "",
+        name: str = "x",
+    ) -> bool | str:
+        missing_vae = None if vae_name in ("", SAME_FILE) else missing_file(vae_name, VAE_KINDS)
+        missing_text = missing_file(text_encoder_name, TEXT_ENCODER_KINDS)
+        bad_name = None if NAME.fullmatch(name) else f"got name {name!r}; expected letters, figures, -, _ and ."
+        missing = missing_file(model_name, MODEL_KINDS) or missing_vae or missing_text
+        return cls.wrong_link(input_types) or missing or bad_name or True
+
+    def run(
+        self,
+        model_name: str,
+        vae_name: str,
+        text_encoder_name: str,
+        version: str,
+        folder: str,
+        name: str,
+        width: int,
+        height: int,
+        frames: int,
+        frame_rate: float,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        rank: int,
+        seed: int,
+        copy_to_loras: bool = True,
+        settings: str = "",
+    ) -> tuple[Path, str]:
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"got name {name!r}; expected letters, figures, -, _ and .; change it")
+        path, run = model_path(model_name, MODEL_KINDS), host().output_folder / RUNS / name
+        videos = Path(folder).expanduser().resolve()
+        if not folder or not videos.is_dir():
+            raise ConfigError(f"got folder {folder!r}; expected one with videos and captions; give its whole path")
+        tokenizers = host().tokenizers()
+        values = {
+            "initial": str(path),
+            "vae": str(path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)),
+            "text.encoder": str(model_path(text_encoder_name, TEXT_ENCODER_KINDS)),
+            "text.tokenizer": str(tokenizers[0]) if tokenizers else None,
+            "version": None if version == FROM_FILE else version,
+            "data.path": str(videos),
+            "data.sizes": [[frames, height, width]],
+            "data.fps": frame_rate,
+            "optimization.steps": steps,
+            "optimization.batch_size": batch_size,
+            "optimization.learning_rate": learning_rate,
+            "lora.rank": rank,
+            "lora.alpha": float(rank),
+            "seed": seed,
+            "logging.log_every": 1,  # progress is read from the log
+        }
+        further = [line.strip() for line in settings.splitlines() if line.strip()]
+        host().make_room()
+        train(run, values, further, steps, host().progress(), host().say)
+        trained = run / "final" / "lora_comfyui.safetensors"
+        if copy_to_loras:
+            trained = _copied(trained, name)
+        return trained, str(trained)
+
+
+def train(
+    run: Path,
+    values: Mapping[str, Any],
+    further: list[str],
+    steps: int,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """`ltxkit train` into the folder `run`, from its last checkpoint if it has one.
+
+    An exception of `progress` (how hosts cancel) stops the process, which saves first.
+
+    Raises:
+        TrainingError: the process failed; with its own words.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()] + further
+    command = [sys.executable, str(PACK), "train", "--config", PRESET, "--output", str(run.resolve())]
+    command += [part for assignment in assignments for part in ("--set", assignment)]
+    if any((run / "checkpoints").glob("step_*")):
+        command.append("--resume")
+    words = run / "output.txt"
+    with words.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=run,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows: to be stopped alone
+        )
+    said = 0
+    try:
+        while process.poll() is None:
+            time.sleep(POLL)
+            lines = _notes(words)
+            for line in lines[said:]:
+                say(line)
+            said = len(lines)
+            progress(ProgressEvent("train", min(_step(run / "log.jsonl"), steps), steps))
+    except BaseException:
+        _stop(process)
+        raise
+    if process.returncode:
+        last = _notes(words)[-1:] or words.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        raise TrainingError(
+            f"got status {process.returncode} from training: {' '.join(last)}; expected a finished run; "
+            f"all it said is in {words}"
+        )
+    progress(ProgressEvent("train", steps, steps))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to save and end, as Ctrl-C does; end it if it does not."""
+    if process.poll() is None:
+        process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _step(log: Path) -> int:
+    """The last step in a run's log."""
+    if not log.is_file():
+        return 0
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        found = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
+    return int(found[-1]) if found else 0
+
+
+def _notes(words: Path) -> list[str]:
+    """What the command says in sentences, without its bars."""
+    lines = re.split(r"[\r\n]+", words.read_text(encoding="utf-8", errors="replace"))
+    return [line.removeprefix("ltxkit: ") for line in lines if line.startswith("ltxkit: ")]
+
+
+def _copied(trained: Path, name: str) -> Path:
+    """The file among the host's LoRAs, where a loader finds it."""
+    folders = [folder for kind in LORA_KINDS for folder in host().model_folders(kind)]
+    if not folders:
+        host().say(f"there is no folder for LoRAs; the file stays in {trained.parent}")
+        return trained
+    target = folders[0] / f"{name}.safetensors"
+    part = target.with_suffix(".part")
+    shutil.copyfile(trained, part)
+    part.replace(target)
+    return target
