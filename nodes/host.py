@@ -84,6 +84,11 @@ class Host(Protocol):
         ...
 
     @property
+    def input_folder(self) -> Path:
+        """Where the user puts what nodes load."""
+        ...
+
+    @property
     def output_folder(self) -> Path:
         """Where results belong, and what must survive a restart."""
         ...
@@ -181,6 +186,10 @@ class PlainHost:
 
     def spare_memory(self, module: nn.Module) -> int | None:
         return self.placement.spare_memory(module)
+
+    @property
+    def input_folder(self) -> Path:
+        return self.folders["input"]
 
     @property
     def output_folder(self) -> Path:
@@ -290,6 +299,12 @@ class ComfyUIHost:
     def spare_memory(self, module: nn.Module) -> int | None:
         available = _comfy_memory(_comfy_device(module))
         return None if available is None else max(available - weight_bytes(module), 1)
+
+    @property
+    def input_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_input_directory())
 
     @property
     def output_folder(self) -> Path:

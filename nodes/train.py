@@ -69,7 +69,9 @@ class TrainLoRA(sockets.Node):
                 "text_encoder_name": choice(model_files(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."),
                 "version": choice([FROM_FILE, *PRESETS], "Which release the model is; only for files that do not say."),
                 "folder": text(
-                    "", "Videos (and pictures), each with a .txt of the same name, or a captions .csv, .json or .jsonl."
+                    "my-videos",
+                    "Videos, each with a .txt of the same name, or one captions .csv, .json or .jsonl: a whole "
+                    "path, or in input.",
                 ),
                 "name": text("my-lora", "Of the LoRA's file, and of the run in output/ltxkit-training."),
                 "width": integer(768, 32, 8192, "Clips are resized and cut to this; a multiple of 32."),
@@ -130,9 +132,12 @@ class TrainLoRA(sockets.Node):
         if not NAME.fullmatch(name):
             raise ConfigError(f"got name {name!r}; expected letters, figures, -, _ and .; change it")
         path, run = model_path(model_name, MODEL_KINDS), host().output_folder / RUNS / name
-        videos = Path(folder).expanduser().resolve()
+        videos = (host().input_folder / Path(folder).expanduser()).resolve()
         if not folder or not videos.is_dir():
-            raise ConfigError(f"got folder {folder!r}; expected one with videos and captions; give its whole path")
+            raise ConfigError(
+                f"got folder {folder!r}, which is not {videos}; expected videos and captions; give the whole path, or "
+                "a folder in input"
+            )
         tokenizers = host().tokenizers()
         values = {
             "initial": str(path),

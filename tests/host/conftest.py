@@ -99,6 +99,10 @@ def fill_inputs(repository: Path) -> Callable[[Path], None]:
         for index in range(21):
             clip[index] = clip[index].roll(2 * index, dims=1)
         media.write_video(folder / "clip.mp4", [clip], fps=Fraction(24))
+        (folder / "my-videos").mkdir(exist_ok=True)
+        for number in range(2):
+            media.write_video(folder / f"my-videos/{number}.mp4", [clip.flip(2 * number)], fps=Fraction(24))
+            (folder / f"my-videos/{number}.txt").write_text("a temple that moves")
 
     return fill
 
@@ -123,6 +127,9 @@ def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
                 inputs.update(width=90, height=96)
             if node["class_type"] == "LTXKitCreateSchedule":
                 inputs["steps"] = min(inputs["steps"], 10)
+            if node["class_type"] == "LTXKitTrainLoRA":
+                inputs.update(width=64, height=64, frames=9, steps=2, rank=2)
+                inputs["settings"] = "optimization.precision=fp32\nvalidation_samples=1"
             if node["class_type"] == "LTXKitLoadModel" and "distilled" in inputs["model_name"]:
                 inputs["version"] = inputs["model_name"].removeprefix("ltxv-").removesuffix(".safetensors")
         return prompt

@@ -22,7 +22,7 @@ from ltxkit.nodes.train import RUNS, TrainLoRA
 said: list[str] = []
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """As a host's own."""
 
 
@@ -61,10 +61,10 @@ def settings(videos: Path, **changes: Any) -> dict[str, Any]:
 def test_cancelled_resumed_and_used(host: PlainHost, videos: Path) -> None:
     def cancel(event: ProgressEvent) -> None:
         if event.step >= 2:
-            raise Cancelled
+            raise CancelledError
 
     host.report = cancel
-    with pytest.raises(Cancelled):
+    with pytest.raises(CancelledError):
         TrainLoRA().run(**settings(videos, steps=500))
     run = host.output_folder / RUNS / "noise"
     stopped = latest_checkpoint(run)
@@ -90,7 +90,7 @@ def test_cancelled_resumed_and_used(host: PlainHost, videos: Path) -> None:
 
 
 def test_what_goes_wrong_is_said(host: PlainHost, videos: Path) -> None:
-    with pytest.raises(ConfigError, match=r"got folder 'nowhere'; expected one with videos"):
+    with pytest.raises(ConfigError, match=r"got folder 'nowhere', which is not .*nowhere; expected videos"):
         TrainLoRA().run(**settings(videos, folder="nowhere"))
     with pytest.raises(ConfigError, match=r"got name '../x'"):
         TrainLoRA().run(**settings(videos, name="../x"))
