@@ -1,0 +1,195 @@
+"""A LoRA from a folder of videos to files that others read, on a checkpoint laid out like the released ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.sampling.patchify import Coordinates
+from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
+from ltxkit.ltx_core.training import text
+from ltxkit.ltx_core.training.commands import run_training
+from ltxkit.ltx_core.training.loop import StepReport
+from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
+
+GRID = LatentShape(2, 2, 2)
+TOLERANCE = 1e-3
+
+
+class Quiet:
+    """A console that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepReport] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    result = note
+
+    def step(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def progress(self, event: ProgressEvent) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(4):
+        clip = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(number))
+        write_video(folder / f"{number}.mp4", [clip], fps=Fraction(25))
+        (folder / f"{number}.txt").write_text(f"noise of the kind {number}")
+    return folder
+
+
+def overrides(models: Path, videos: Path, output: Path) -> list[str]:
+    values = {
+        **dict.fromkeys(("initial", "vae"), models / CHECKPOINT),
+        "text.encoder": models / TEXT_ENCODER,
+        "data.path": videos,
+        "data.sizes": "[[9, 64, 64]]",
+        "data.validation_clips": 1,
+        "output": output,
+        "optimization.steps": 4,
+        "optimization.precision": "fp32",
+        "optimization.learning_rate": 2e-2,
+        "optimization.warmup_steps": 0,
+        "logging.validate_every": 4,
+        "logging.log_every": 1,
+        "validation_samples": 2,
+        "lora.rank": 3,
+        "lora.alpha": 6,
+        "prompts": "[noise of the kind 9]",
+        "sample_steps": 1,
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_models: Callable[..., Path], videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The final folder of a run."""
+    final = run_training("lora-2b", overrides(tiny_models(), videos, tmp_path_factory.mktemp("run") / "lora"), Quiet())
+    assert final is not None
+    return final
+
+
+def inputs(channels: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    x, words = torch.randn(1, GRID.tokens, channels, generator=rng), torch.randn(5, width, generator=rng)
+    positions = Coordinates(ScaleFactors(8, 32, 32), 25.0, causal=True).positions(GRID)
+    return x, torch.full((1, 1, 1), 0.7), words, positions
+
+
+@torch.no_grad()
+def velocity(model: LTXTransformer) -> Tensor:
+    x, sigma, words, positions = inputs(model.config.in_channels, model.config.caption_channels)
+    return model(x, sigma, model.prepare_positions(positions), (Branch(model.prepare_text([words])),))[0]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_models: Callable[..., Path]) -> LTXTransformer:
+    return load_transformer(tiny_models() / CHECKPOINT, dtype=torch.float32)[0]
+
+
+@pytest.fixture(scope="module")
+def wanted(base: LTXTransformer, trained: Path) -> Tensor:
+    """With the product of the factors added to the weights by hand, from the file in ComfyUI's key style.
+
+    ComfyUI's reading of the keys (comfy/lora.py): weight += lora_B @ lora_A, no alpha means factor 1.
+    """
+    tensors = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    stored = load_file(trained / "lora_comfyui.safetensors")
+    for key in [key for key in stored if key.endswith("lora_A.weight")]:
+        name = key.removeprefix("diffusion_model.").replace("lora_A.weight", "weight")
+        tensors[name] += stored[key.replace("lora_A", "lora_B")] @ stored[key]
+    merged = LTXTransformer(base.config)
+    merged.load_state_dict(tensors)
+    return velocity(merged)
+
+
+def test_it_has_an_effect(base: LTXTransformer, wanted: Tensor) -> None:
+    assert float((velocity(base) - wanted).abs().max()) > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("style", ["comfyui", "diffusers"])
+def test_our_loader_gives_the_same(style: str, base: LTXTransformer, trained: Path, wanted: Tensor) -> None:
+    lora = load_lora(trained / f"lora_{style}.safetensors")
+    with applied(base, [WeightedLoRA(lora, 1.0)]) as (report,):
+        torch.testing.assert_close(velocity(base), wanted, atol=TOLERANCE, rtol=0)
+    assert len(report.matched) == base.config.num_layers * 2 * 4
+
+
+@torch.no_grad()
+def test_diffusers_gives_the_same(base: LTXTransformer, trained: Path, wanted: Tensor) -> None:
+    pytest.importorskip("peft")
+    import diffusers
+
+    config = base.config
+    theirs = diffusers.LTXVideoTransformer3DModel(
+        in_channels=config.in_channels, out_channels=config.out_channels, num_layers=config.num_layers,
+        num_attention_heads=config.num_attention_heads, attention_head_dim=config.attention_head_dim,
+        cross_attention_dim=config.cross_attention_dim, caption_channels=config.caption_channels,
+    ).eval()  # fmt: skip
+    rename = TRANSFORMER_FROM_DIFFUSERS.inverse().rename
+    theirs.load_state_dict({rename(key): tensor for key, tensor in base.state_dict().items()})
+    theirs.load_lora_adapter(trained / "lora_diffusers.safetensors", prefix="transformer")
+    x, sigma, words, positions = inputs(config.in_channels, config.caption_channels)
+    got = theirs(
+        hidden_states=x,
+        encoder_hidden_states=words[None],
+        timestep=sigma[:, :, 0] * 1000,
+        encoder_attention_mask=torch.ones(1, 5),
+        num_frames=GRID.frames,
+        height=GRID.height,
+        width=GRID.width,
+        video_coords=positions,
+    ).sample
+    torch.testing.assert_close(got, wanted, atol=TOLERANCE, rtol=0)
+
+
+def test_text_and_clips_are_encoded_once(
+    trained: Path,
+    tiny_models: Callable[..., Path],
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = trained.parent
+    assert len(torch.load(run / "latents_9x64x64.pt", weights_only=True)["captions"]) == 3  # one is for validation
+    assert len(torch.load(run / "text.pt", weights_only=True)["captions"]) == 6  # four, none, and the prompt
+    assert {path.name for path in (run / "validation/step_000004").iterdir()} == {
+        "sheet.png",
+        "grid.mp4",
+        "prompts.txt",
+    }
+    monkeypatch.setattr(text, "load_text_encoder", None)  # it must not be asked again
+    console = Quiet()
+    settings = [*overrides(tiny_models(), videos, run), "optimization.steps=5", "logging.validate_every=100"]
+    run_training("lora-2b", [*settings, f"output={run}"], console, resume=True)
+    assert [report.step for report in console.steps] == [5]
+    assert not any("encoding" in note for note in console.notes)
+
+
+def test_a_lora_without_its_text_encoder_is_refused(
+    tiny_models: Callable[..., Path], videos: Path, tmp_path: Path
+) -> None:
+    settings = [*overrides(tiny_models(), videos, tmp_path / "run"), "text.encoder=null"]
+    with pytest.raises(ConfigError, match=r"got no text.encoder for a LoRA"):
+        run_training("lora-2b", settings, Quiet())
+    with pytest.raises(ConfigError, match=r"got no initial checkpoint; expected one for a LoRA"):
+        run_training("lora-2b", [*overrides(tiny_models(), videos, tmp_path / "run"), "initial=null"], Quiet())
