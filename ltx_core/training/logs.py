@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,21 @@ class Log:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step} | {name: round(value, 7) for name, value in values.items()}) + "\n")
         self._file.flush()
-        for board in self._boards:
-            board(step, values)
+        for write, _ in self._boards:
+            write(step, values)
 
     def close(self) -> None:
         self._file.close()
+        for _, end in self._boards:
+            end()
         draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
 
 
-def _boards(folder: Path, config: Logging) -> list[Any]:
-    boards: list[Any] = []
+Board = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]  # takes a step's values; ends
+
+
+def _boards(folder: Path, config: Logging) -> list[Board]:
+    boards: list[Board] = []
     if config.tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -55,7 +60,12 @@ def _boards(folder: Path, config: Logging) -> list[Any]:
                 "got logging.tensorboard without TensorBoard; expected it to be installed; do pip install tensorboard"
             ) from error
         writer = SummaryWriter(str(folder / "tensorboard"))
-        boards.append(lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()])
+
+        def add(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        boards.append((add, writer.close))
     if config.wandb:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
@@ -64,7 +74,7 @@ def _boards(folder: Path, config: Logging) -> list[Any]:
                 "got logging.wandb without W&B; expected it to be installed; do pip install wandb"
             ) from error
         run = wandb.init(project="ltxkit", name=folder.name, dir=str(folder))
-        boards.append(lambda step, values: run.log(dict(values), step=step))
+        boards.append((lambda step, values: run.log(dict(values), step=step), run.finish))
     return boards
 
 

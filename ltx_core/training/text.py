@@ -73,7 +73,8 @@ class FrozenText:
     def _open(self) -> TextEncoder:
         # CPUs without bfloat16 are hundred times slower in it, and transformers computes in what is stored.
         dtype = torch.float32 if self.device.type == "cpu" else None
-        encoder = load_text_encoder(self.place, dtype=dtype, tokenizer=self.tokenizer)
+        places = [] if self.tokenizer is None else [self.tokenizer]  # looked at if there is none beside the encoder
+        encoder = load_text_encoder(self.place, dtype=dtype, host_tokenizers=places)
         if encoder.config.d_model != self.channels:
             raise ConfigError(
                 f"got the text encoder {self.place} of width {encoder.config.d_model}; expected {self.channels}, the "

@@ -133,11 +133,14 @@ class VAETask:
         if path is None:
             return None
         try:
-            return torch.jit.load(str(path), map_location=self.world.device).eval().requires_grad_(False)
+            judge = torch.jit.load(str(path), map_location=self.world.device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"got {path}, which is no TorchScript file ({error}); expected one; export it again"
             ) from error
+        for parameter in judge.parameters():  # script modules have no requires_grad_
+            parameter.requires_grad_(False)
+        return judge
 
     def _step_bytes(self, objective: Reconstruction) -> int | None:
         """Of the largest batch, with the discriminator's answer if there is one; see `footprint`."""
