@@ -30,7 +30,7 @@ def test_readme_names_commands_that_exist(repository: Path) -> None:
     assert named <= commands
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/training.md"])
 def test_paths_in_documents_exist(repository: Path, document: str) -> None:
     text = (repository / document).read_text()
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
@@ -39,3 +39,23 @@ def test_paths_in_documents_exist(repository: Path, document: str) -> None:
     base = (repository / document).parent
     assert [link for link in links if not (base / link).exists()] == []
     assert [path for path in quoted if not (repository / path).exists()] == []
+
+
+def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options exist, and presets take the values that are set; nothing is run."""
+    import shlex
+
+    from ltxkit.cli import _parser
+    from ltxkit.ltx_core.training.config import load_config
+
+    text = (repository / "docs/training.md").read_text().replace("\\\n", " ")
+    lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [line.partition("ltxkit ")[2].removesuffix(" ...") for line in lines if "ltxkit " in line]
+    assert {command.split()[0] for command in commands} == {"train-vae", "train", "sample", "extend", "reconstruct"}
+    for command in commands:
+        options = _parser().parse_args(shlex.split(command))
+        if command.startswith("train"):
+            load_config(options.config, options.overrides)
+    for row in re.findall(r"^\|[^|]*\| `(--set [^`]*)` \|", text, re.MULTILINE):
+        sets = _parser().parse_args(["train-vae", "--config", "moving-mnist-vae", *shlex.split(row)]).overrides
+        load_config("moving-mnist-vae", sets)
