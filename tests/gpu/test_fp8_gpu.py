@@ -52,7 +52,7 @@ def test_a_product_is_what_the_formula_says(kind: str, rows: int) -> None:
         scale = torch.tensor([[6.0 / 448]], dtype=torch.float64)
         rounded = (x.double() / scale).float().to(E4M3).double() * scale
     else:
-        # Where a value lies in the middle of two float8 numbers, the last bit of the scale decides; a step is 1/8 at most.
+        # A value midway between two float8 numbers may go either way; a step is 1/8 at most.
         packed, scale = (part.cpu().double() for part in quantize_rows(x.to(CUDA)))
         wanted = x.double().abs().amax(dim=1, keepdim=True) / 448
         torch.testing.assert_close(scale, wanted, rtol=1e-6, atol=0)
