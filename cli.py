@@ -165,10 +165,12 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from .ltx_core import media
+    from .ltx_core.memory.devices import return_large_blocks
     from .ltx_core.pipelines.components import Components
     from .ltx_core.pipelines.condition import Condition, Reference
     from .ltx_core.weights.lora import WeightedLoRA, load_lora
 
+    return_large_blocks()
     fps: Fraction | None = options.fps
     conditions: list[Condition] = []
     if options.image:
@@ -385,8 +387,10 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from .ltx_core.memory.devices import return_large_blocks
     from .nodes.headless import run_workflow
 
+    return_large_blocks()
     with _progress_bars() as (progress, notes):
         files = run_workflow(
             options.workflow,

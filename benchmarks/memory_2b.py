@@ -8,8 +8,6 @@ memory, which the system must keep or swap; pages of the mapped file can be drop
 from __future__ import annotations
 
 import json
-import math
-import struct
 import subprocess
 import sys
 import tempfile
@@ -17,38 +15,15 @@ import time
 from pathlib import Path
 
 import torch
+from anonymous import anonymous_bytes
 from protocol import Row, publish
+from random_files import released, write_safetensors
 
 from ltxkit.ltx_core.models.transformer import Branch
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 
-MANIFESTS = Path(__file__).parents[1] / "tests" / "data" / "manifests"
 VERSION = "2b-0.9.8-distilled"
-PATTERN = 1 << 22  # random values, repeated: nobody looks at them, but a forward must stay finite
 TOKENS, TEXT_TOKENS = 96, 32
-
-
-def write_checkpoint(path: Path) -> None:
-    """Without ever holding it in memory."""
-    shapes: dict[str, list[int]] = {}
-    for part in ("transformer-2b", "vae-0.9.5"):
-        shapes |= json.loads((MANIFESTS / f"{part}.single_file.json").read_text())
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    pattern = (torch.randn(PATTERN) * 0.02).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for start in range(0, offset, len(pattern)):
-            file.write(pattern[: offset - start])
-
-
-def anonymous_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 @torch.inference_mode()
@@ -77,7 +52,7 @@ def measure(path: Path) -> dict[str, float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ltxv-2b-random.safetensors"
-        write_checkpoint(path)
+        write_safetensors(path, released("transformer-2b", "vae-0.9.5"))
         size = path.stat().st_size / 1e9
         child = subprocess.run([sys.executable, __file__, str(path)], check=True, capture_output=True, text=True)
     found = json.loads(child.stdout)

@@ -38,9 +38,17 @@ def released(*parts: str) -> dict[str, list[int]]:
 
 
 def write_safetensors(
-    path: Path, shapes: Shapes, dtype: str = "BF16", metadata: Mapping[str, str] | None = None
+    path: Path,
+    shapes: Shapes,
+    dtype: str = "BF16",
+    metadata: Mapping[str, str] | None = None,
+    *,
+    holes: bool = False,
 ) -> None:
-    """Everything in BF16; or, as "F8_E4M3", what the official files have in float8, and the rest in BF16."""
+    """Everything in BF16; or, as "F8_E4M3", what the official files have in float8, and the rest in BF16.
+
+    holes: a file of this size that takes no room, with zeros for values.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     sizes, offset = [], 0
     for name, shape in shapes.items():
@@ -52,15 +60,23 @@ def write_safetensors(
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # as safetensors writes it
-    patterns = {kind: pattern(kind) for kind in {kind for kind, _ in sizes}}
+    patterns = {kind: pattern(kind) for kind in {kind for kind, _ in sizes} if not holes}
     with path.open("wb", buffering=0) as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        if holes:
+            file.truncate(file.tell() + offset)
+            return
         for kind, size in sizes:
             write_repeated(file, patterns[kind], size)
 
 
-def write_gguf(path: Path, shapes: Shapes, kind: str = "Q4_0", texts: Mapping[str, str] | None = None) -> None:
-    """A transformer, its Linears in blocks of `kind`, as city96/ComfyUI-GGUF's tools would have them."""
+def write_gguf(
+    path: Path, shapes: Shapes, kind: str = "Q4_0", texts: Mapping[str, str] | None = None, *, holes: bool = False
+) -> None:
+    """A transformer, its Linears in blocks of `kind`, as city96/ComfyUI-GGUF's tools would have them.
+
+    holes: as of `write_safetensors`.
+    """
     values = {"general.architecture": "ltxv", **(texts or {})}
     head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(values))
     for key, value in values.items():
@@ -77,9 +93,12 @@ def write_gguf(path: Path, shapes: Shapes, kind: str = "Q4_0", texts: Mapping[st
         head += struct.pack("<IQ", number, offset)
         sizes.append((chosen, size))
         offset += size + -size % ALIGNMENT
-    patterns = {kind: pattern(kind) for kind in {kind for kind, _ in sizes}}
+    patterns = {kind: pattern(kind) for kind in {kind for kind, _ in sizes} if not holes}
     with path.open("wb", buffering=0) as file:
         file.write(head + bytes(-len(head) % ALIGNMENT))
+        if holes:
+            file.truncate(file.tell() + offset)
+            return
         for chosen, size in sizes:
             write_repeated(file, patterns[chosen], size)
             file.write(bytes(-size % ALIGNMENT))

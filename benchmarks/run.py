@@ -20,7 +20,9 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: made by benchmarks/run.py -->", "<!-- benchmarks: end -->"
 
-NAMES = tuple(sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("protocol", "run", "random_files")))
+NAMES = tuple(
+    sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("protocol", "run", "random_files", "anonymous"))
+)
 
 
 def rendered() -> str:

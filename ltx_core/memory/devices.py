@@ -5,6 +5,8 @@ The rest of the core names no accelerator, except to spread training over severa
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -50,6 +52,23 @@ def memory(device: torch.device) -> Memory | None:
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     sizes = {words[0]: int(words[1]) * 1024 for words in lines}
     return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
+
+
+LARGE_BLOCK = 4 * 2**20
+_M_MMAP_THRESHOLD = -3  # glibc, malloc.h
+
+
+def return_large_blocks() -> None:
+    """Main memory of large tensors goes back to the system as soon as they are freed. For whole processes of our own.
+
+    By itself glibc raises the size from which it does so to 32 MB, and keeps smaller blocks in a heap in which holes
+    remain: measured, up to 40 % more than the tensors of an encode that takes 1 GB. Costs the clearing of pages, 0 to
+    10 % of the time of a small decode. Does nothing where the environment sets the threshold, or on another C library.
+    """
+    if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _allowed_share(accelerator: Any, device: torch.device) -> float:

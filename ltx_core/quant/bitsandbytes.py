@@ -79,8 +79,7 @@ class FourBitLinear(QuantizedLinear):
             result.split(step * self.block_size),
             strict=True,
         ):
-            weights = pairs[packed.int()].view(-1, self.block_size)
-            into.copy_(weights.mul_(scales.unsqueeze(1)).flatten())
+            into.copy_(pairs[packed.int()].view(-1, self.block_size).mul_(scales.unsqueeze(1)).flatten())
         return result.view(self.out_features, self.in_features)
 
     def unpacking_bytes(self, dtype: torch.dtype) -> int:

@@ -1,16 +1,22 @@
-"""What the tests of quantized weights share: valid random blocks of ggml's types, and files of them."""
+"""What tests of the core share: random blocks of ggml's types and files of them; a device that computes nothing."""
 
 from __future__ import annotations
 
+import json
+import math
+import struct
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pytest
-
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Where the float16 scales lie in a block of each type; all other bytes may have any value.
 HALF_OFFSETS = {
@@ -76,7 +82,6 @@ def lora_and_merged() -> Callable[[Mapping[str, Tensor], float], tuple[dict[str,
 
     It has factors for every Linear of the blocks, every third with DoRA, differences for the output, and an alpha.
     """
-    import torch
 
     def make(weights: Mapping[str, Tensor], strength: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(8)
@@ -105,3 +110,114 @@ def lora_and_merged() -> Callable[[Mapping[str, Tensor], float], tuple[dict[str,
         return tensors, merged
 
     return make
+
+
+@pytest.fixture(scope="session")
+def true_size(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """true_size("2b-0.9.8-distilled" | ... | "t5xxl" | "spatial-0.9.8"): the header of a released file, with holes for
+    weights.
+    """
+    data = repository / "tests" / "data" / "manifests"
+    variants = json.loads((data / "variants.json").read_text())
+    folder = tmp_path_factory.mktemp("true-size")
+
+    def write(path: Path, shapes: Mapping[str, list[int]], dtype: str, metadata: Mapping[str, str]) -> Path:
+        header: dict[str, object] = {"__metadata__": metadata}
+        offset = 0
+        for name, shape in shapes.items():
+            end = offset + 2 * math.prod(shape)
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+        return path
+
+    def get(name: str) -> Path:
+        path = folder / f"{name}.safetensors"
+        if path.exists():
+            return path
+        if name == "t5xxl":
+            return write(path, json.loads((data / "t5xxl.json").read_text())["transformers"], "BF16", {})
+        shapes: dict[str, list[int]] = {}
+        for part in variants[name]["parts"]:
+            shapes |= json.loads((data / f"{part}.single_file.json").read_text())
+        config = variants[name]["config"]
+        return write(path, shapes, "BF16", {"config": json.dumps(config.get("upscaler", config))})
+
+    return get
+
+
+class MetaDevice(TorchDispatchMode):
+    """Meta stands for an accelerator: operations on it are seen one by one, in the shapes of real models, for nothing.
+
+    What is read back to the CPU is zeros. peak: most bytes of tensors that were there at once, the copies of a weight
+    that cuDNN makes with channels last included, the weights of `given` not. look: called with every operation that
+    touches the device, its arguments and its results.
+    """
+
+    def __init__(self, *given: nn.Module, look: Callable[[Any, list[Tensor]], None] = lambda *_: None) -> None:
+        super().__init__()
+        self.look = look
+        self.now = self.peak = 0
+        self._there: dict[int, int] = {}
+        self._given = [tensor for model in given for tensor in (*model.parameters(), *model.buffers())]
+        for tensor in self._given:
+            self._there[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        target = kwargs.get("device")
+        if name == "_to_copy" and args[0].is_meta and target is not None and target.type == "cpu":
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if name == "copy_" and args[1].is_meta and not args[0].is_meta:
+            return args[0]
+        if name == "index" and args[1][0].is_meta and args[1][0].dtype == torch.bool:
+            return args[0]  # as if all of it were chosen
+        if name == "_local_scalar_dense" and args[0].is_meta:
+            return True
+        if "unique" in name and args[0].is_meta:  # levels of noise, of which there are two
+            index = torch.empty(args[0].shape, dtype=torch.int64, device="meta")
+            result: Any = (torch.empty(2, device="meta"), index, index.new_empty(0))
+        else:
+            result = func(*args, **kwargs)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if any(tensor.is_meta for tensor in (*given, *made)):
+            self.look(func, [*given, *made])
+        for tensor in made:
+            if tensor.is_meta:
+                self._count(tensor)
+        if name == "convolution" and args[1].is_meta:
+            self.peak = max(self.peak, self.now + args[1].nbytes)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._there:
+            self._there[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._there.pop(key)
+
+
+@pytest.fixture
+def meta_device(monkeypatch: pytest.MonkeyPatch) -> type[MetaDevice]:
+    """`MetaDevice`, with attention in one kernel as accelerators have it."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        if not query.is_meta:
+            return one_kernel(query, key, value)
+        b, heads, n, _ = query.shape
+        torch.empty(b, heads, n, device="meta")  # the sums that the kernel keeps
+        return query.new_empty(b, n, heads, value.shape[-1]).transpose(1, 2)
+
+    one_kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    return MetaDevice

@@ -3,70 +3,43 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from ltxkit import cli
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.memory import devices, placement
 from ltxkit.ltx_core.memory.copies import weight_bytes
 from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks
+from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks, unpacking
 from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
+from ltxkit.ltx_core.models.vae_memory import LONGEST, decode_bytes, encode_bytes
 from ltxkit.ltx_core.pipelines.condition import Reference
+from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.encode import encode_frames
 from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
+from ltxkit.ltx_core.quant.on_load import quantization_by_name
+from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
-from ltxkit.ltx_core.shapes import PixelShape
+from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 
 GIB = 2**30
 HD = PixelShape(121, 704, 1216)
 Files = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def true_size(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Files with the headers of the released ones, and holes where the weights were."""
-    data = repository / "tests" / "data" / "manifests"
-    variants = json.loads((data / "variants.json").read_text())
-    folder = tmp_path_factory.mktemp("true-size")
-
-    def write(path: Path, shapes: Mapping[str, list[int]], dtype: str, metadata: Mapping[str, str]) -> Path:
-        header: dict[str, object] = {"__metadata__": metadata}
-        offset = 0
-        for name, shape in shapes.items():
-            end = offset + 2 * math.prod(shape)
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header).encode()
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + offset)
-        return path
-
-    def get(name: str) -> Path:
-        path = folder / f"{name}.safetensors"
-        if path.exists():
-            return path
-        if name == "t5xxl":
-            return write(path, json.loads((data / "t5xxl.json").read_text())["transformers"], "BF16", {})
-        shapes: dict[str, list[int]] = {}
-        for part in variants[name]["parts"]:
-            shapes |= json.loads((data / f"{part}.single_file.json").read_text())
-        config = variants[name]["config"]
-        return write(path, shapes, "BF16", {"config": json.dumps(config.get("upscaler", config))})
-
-    return get
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +231,96 @@ def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., P
             vae=vae,
         )
         assert abs(asked[-1] - stage.activations) <= 0.02 * stage.activations + 20_000
+
+
+# The counts
+
+
+@pytest.mark.parametrize(
+    ("name", "lanes", "fused"),
+    [("2b-0.9.8-distilled", 1, True), ("2b-0.9.8-distilled", 3, False), ("13b-0.9.8-dev", 3, True)],
+)
+def test_work_of_sampling_is_what_its_tensors_take(
+    true_size: Files, meta_device: Any, monkeypatch: pytest.MonkeyPatch, name: str, lanes: int, fused: bool
+) -> None:
+    """On a card, at the released size; the norm in one kernel or as torch composes it."""
+    if fused:
+        monkeypatch.setattr(F, "rms_norm", lambda x, *_, **__: torch.empty_like(x))
+    model, _ = load_transformer(true_size(name), data=False)
+    asked, place = [], DevicePlacement("meta")
+
+    def placement(module: nn.Module, *, memory_required: int = 0):
+        asked.append(memory_required)
+        return place(module)
+
+    monkeypatch.setattr("ltxkit.ltx_core.pipelines.generate.norms_are_one_kernel", lambda: fused)
+    prompts = [EncodedPrompt(torch.zeros(1, 128, 4096)) for _ in range(2)]
+    stg = 1.0 if lanes == 3 else 0.0
+    with meta_device(model) as counted:
+        sample(
+            model,
+            torch.zeros(1, 128, 7, 16, 24),
+            *prompts[: min(lanes, 2)],
+            sigmas=torch.tensor([1.0, 0.0]),
+            noise=SeededNoise(0),
+            fps=24,
+            scale=ScaleFactors(8, 32, 32),
+            placement=placement,
+            guidance=Guidance(scale=(3.0 if lanes > 1 else 1.0,), stg_scale=(stg,), skip_blocks=((14,),)),
+        )
+    assert asked[0] == pytest.approx(counted.peak, rel=0.04)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("2b-0.9.0", 4), ("2b-0.9.1", 4), ("2b-0.9.8-distilled", 4)])
+def test_work_of_the_vae_is_what_its_tensors_take(true_size: Files, meta_device: Any, name: str, frames: int) -> None:
+    vae, shape = load_vae(true_size(name), data=False), LatentShape(3, 16, 24)
+    for key in vae.per_channel_statistics._buffers:
+        vae.per_channel_statistics._buffers[key] = torch.ones(128)  # these are used on the host
+    place, tiling = DevicePlacement("meta"), Tiling(frames=frames)
+    with meta_device(vae) as counted:
+        options = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
+        for _ in decode_frames(vae, torch.zeros(1, 128, *shape), placement=place, tiling=tiling, **options):
+            pass
+    assert decode_bytes(vae.config, shape, itemsize=2, limit=frames) == pytest.approx(counted.peak, rel=0.01)
+    with meta_device(vae) as counted:
+        encode_frames(vae, torch.zeros(*shape.pixels(vae.config.scale_factors), 3), placement=place, tiling=tiling)
+    assert encode_bytes(vae.config, shape, itemsize=2, limit=frames) == pytest.approx(counted.peak, rel=0.01)
+
+
+def test_longer_clips_take_what_the_longest_counted_takes(true_size: Files) -> None:
+    config = load_vae(true_size("2b-0.9.8-distilled"), data=False).config
+
+    def bytes_of(frames: int) -> int:
+        return decode_bytes(config, LatentShape(frames, 16, 24), itemsize=2) - 4 * 128 * frames * 16 * 24
+
+    assert bytes_of(1000) == bytes_of(LONGEST)
+    assert bytes_of(LONGEST) <= 1.01 * bytes_of(33)
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_work_of_unpacking_blocks(meta_device: Any, name: str) -> None:
+    kind, weights = BLOCK_TYPES[name], 3 << 23  # of which so many are unpacked at a time: 1 << 24
+    packed = torch.empty(weights // kind.weights_per_block * kind.bytes_per_block, dtype=torch.uint8, device="meta")
+    for count in (weights, 1 << 20):
+        part = packed[: count // kind.weights_per_block * kind.bytes_per_block]
+        held = nn.Module()
+        held.register_buffer("packed", packed)
+        with meta_device(held) as counted:
+            dequantize(part, kind, (count,), torch.bfloat16)
+        assert 2 * count + scratch_bytes(kind, count) == pytest.approx(counted.peak, rel=1e-3, abs=1000)
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+def test_work_of_a_quantized_linear(meta_device: Any, quantization: str) -> None:
+    with torch.device("meta"):
+        model = nn.Module()
+        model.transformer_blocks = nn.Sequential(nn.Linear(4096, 16384)).to(torch.bfloat16)
+        weight = {"transformer_blocks.0.weight": model.transformer_blocks[0].weight}
+    stored = {key: TensorInfo(tuple(value.shape), "BF16", value.nbytes, 0) for key, value in weight.items()}
+    quantization_by_name(quantization, "transformer_blocks.").prepare(model, stored, torch.bfloat16)
+    model.to("meta")
+    found = unpacking(model, torch.bfloat16)
+    x = torch.empty(2, 4096, dtype=torch.bfloat16, device="meta")
+    with meta_device(model) as counted, torch.no_grad():
+        model.transformer_blocks(x)
+    assert found.weight + found.beside == pytest.approx(counted.peak, rel=0.01)
