@@ -44,8 +44,9 @@ QUANTIZATION_TOOLTIP = (
     "halve a bf16 file's memory, nf4 quarters it."
 )
 FP8_MATMUL_TOOLTIP = (
-    "On: multiply fp8 weights in fp8, on cards that can (RTX 40, H100 and later): faster, a little less precise. Needs "
-    "an fp8 file, or quantization fp8. Elsewhere Sample says that it has no effect."
+    "On: multiply fp8 weights in fp8, on cards that can (RTX 40, H100 and later): faster than computing from the same "
+    "weights in bf16 (1.2 to 1.5 times on an H200), a little less precise. Needs an fp8 file, or quantization fp8. "
+    "Elsewhere Sample says that it has no effect."
 )
 DTYPE_TOOLTIP = "Type of the weights. auto: as stored, which takes the least memory."
 

@@ -6,7 +6,7 @@ weights, and the text encoder is one random layer of the real width, which is no
 begins. Figures: the median of the steps after the first two, and the most memory, beside what the trainer says before
 it starts.
 
-python benchmarks/training.py [--device cuda] [--tiny] [CASE ...]
+python benchmarks/training_gpu.py [--device cuda:0] [--tiny] [CASE ...]
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def measure(case: str, device: torch.device, tiny: bool) -> dict[str, object]:
     """Seconds per step and bytes, in a fresh process."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as `training.distributed.world` does
     said: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -150,7 +151,7 @@ def measure(case: str, device: torch.device, tiny: bool) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script; nothing is published")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -180,7 +181,7 @@ def main() -> None:
         for row in rows:
             print(row)
     else:
-        publish("training", "What does a step of training take, and how much memory?", rows)
+        publish("training_gpu", "What does a step of training take, and how much memory?", rows)
 
 
 if __name__ == "__main__":
