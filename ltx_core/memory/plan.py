@@ -21,8 +21,8 @@ from .copies import weight_bytes
 from .streaming import block_stack
 
 MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
-# Of the work: what torch's allocator holds in pieces that fit nothing. On an H200 capped like cards of 6 and 8 GiB it was
-# 0.63 and 0.47 GiB beside 1.5 GiB of work (13B as Q4_0, benchmarks/plan_gpu.py).
+# Of the work: what torch's allocator holds in pieces that fit nothing. On an H200 capped like cards of 6 and 8 GiB it
+# was 0.63 and 0.47 GiB beside 1.5 GiB of work (13B as Q4_0, benchmarks/plan_gpu.py).
 FRAGMENTATION = 1 / 2
 STREAM_BUFFERS = 2  # streamed blocks that are there at once: one computes, one comes
 
