@@ -67,7 +67,10 @@ def model_files(kinds: Sequence[str]) -> dict[str, Path]:
             for path in sorted(_weights_under(folder)):
                 name = path.relative_to(folder).as_posix()
                 found.setdefault(name if name not in found else f"{name} [{folder.name}]", path)
-    return {**found, **{name: path for kind in kinds for name, path in bundled_files(kind).items()}}
+    for kind in kinds:
+        for name, path in bundled_files(kind).items():
+            found.setdefault(name, path)
+    return found
 
 
 def _weights_under(folder: Path) -> Iterator[Path]:

@@ -109,6 +109,7 @@ class Components:
         """
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
+        vae = find_model(vae, "checkpoints") if vae else None
         if settings is not None and settings not in PRESETS:
             raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(PRESETS)}")
         transformer, info = load_transformer(

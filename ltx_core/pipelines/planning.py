@@ -87,6 +87,7 @@ def outline(
     model = find_model(model, "checkpoints")
     text_encoder = find_model(text_encoder, "text_encoders") if text_encoder else None
     upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
+    vae = find_model(vae, "checkpoints") if vae else None
     transformer, info = load_transformer(model, dtype=dtype, version=version, quantization=quantization, data=False)
     loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
     loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None

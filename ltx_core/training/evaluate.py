@@ -49,14 +49,14 @@ class Score:
     """What was measured.
 
     reader: share of unseen real glyphs in rendered clips that the reader reads. digits: of the named digits that it
-    reads in generated clips, by digit in `by_digit`. direction: clips that move the named way. jerk: mean second
-    difference of the centre of the ink, in pixels per frame squared. psnr: of the VAE on unseen glyphs, in dB.
-    two_stage_digits: as `digits`, at twice the size after the upscaler, or None without one.
+    reads in generated clips, by digit in `by_digit`, None for one that no clip named. direction: clips that move the
+    named way. jerk: mean second difference of the centre of the ink, in pixels per frame squared. psnr: of the VAE on
+    unseen glyphs, in dB. two_stage_digits: as `digits`, at twice the size after the upscaler, or None without one.
     """
 
     reader: float
     digits: float
-    by_digit: tuple[float, ...]
+    by_digit: tuple[float | None, ...]
     direction: float
     jerk: float
     psnr: float
@@ -64,7 +64,8 @@ class Score:
 
     def lines(self) -> list[str]:
         """For the user."""
-        each = ", ".join(f"{word} {share:.0%}" for word, share in zip(WORDS, self.by_digit, strict=True))
+        by_word = zip(WORDS, self.by_digit, strict=True)
+        each = ", ".join(f"{word} {share:.0%}" for word, share in by_word if share is not None)
         two = "not measured" if self.two_stage_digits is None else f"{self.two_stage_digits:.1%}"
         return [
             f"reader on real glyphs: {self.reader:.1%}",
@@ -77,7 +78,7 @@ class Score:
 
     def failures(self, bar: Bar) -> list[str]:
         """What is below the bar, in words."""
-        weak = [WORDS[k] for k, share in enumerate(self.by_digit) if share < bar.weak_digit]
+        weak = [WORDS[k] for k, share in enumerate(self.by_digit) if share is not None and share < bar.weak_digit]
         found: list[str] = []
         if self.reader < bar.reader:
             found.append(f"the reader reads {self.reader:.1%} of real glyphs; needed {bar.reader:.0%}")
@@ -255,8 +256,7 @@ def evaluate_digits(
         reader=reader_share,
         digits=float(np.mean(right)),
         by_digit=tuple(
-            float(np.mean([ok for ok, (digit, _) in zip(right, named, strict=True) if digit == k]))
-            for k in range(len(WORDS))
+            _share([ok for ok, (digit, _) in zip(right, named, strict=True) if digit == k]) for k in range(len(WORDS))
         ),
         direction=float(np.mean([direction(path) == way for path, (_, way) in zip(paths, named, strict=True)])),
         jerk=jerk(paths),
@@ -264,6 +264,10 @@ def evaluate_digits(
         two_stage_digits=float(np.mean(_read_right(reader, torch.cat(enlarged), named))) if enlarged else None,
     )
     return score, result
+
+
+def _share(right: Sequence[bool]) -> float | None:
+    return sum(right) / len(right) if right else None
 
 
 def _read_right(reader: Reader, clips: Tensor, named: Sequence[tuple[int, str]]) -> list[bool]:

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ltxkit.cli import main
-from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, ShapeError
 from ltxkit.ltx_core.media import read_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
+from ltxkit.ltx_core.training.bundle import bundle
 from ltxkit.ltx_core.training.config import LoRA, Text
 from ltxkit.ltx_core.training.evaluate import Bar, Score, evaluate_digits
 from ltxkit.ltx_core.training.generate import Generator, load_models
@@ -224,8 +226,6 @@ def test_lora_does_the_same_in_diffusers(tmp_path: Path) -> None:
 
 def test_lora_in_comfyui_style_is_the_added_product(tmp_path: Path) -> None:
     """ComfyUI's reading of the keys (comfy/lora.py): weight += lora_B @ lora_A, no alpha means factor 1."""
-    from safetensors.torch import load_file
-
     model = transformer()
     tensors = tensors_of(model)
     layers = trained(model)
@@ -307,8 +307,55 @@ def test_eval_digits_measures_and_refuses_noise(run: Path) -> None:
     assert clips.shape == (10, 3, 9, 32, 32)
     assert score.reader >= 0.97  # the reader is good whatever the model is
     assert score.digits < 0.5
+    assert [share is None for share in score.by_digit] == [False] * 3 + [True] * 7  # ten clips name no other digits
+    assert "nan" not in "".join(score.lines())
     assert any("of the digits are right" in failure for failure in score.failures(Bar()))
     perfect = Score(
         reader=1.0, digits=0.95, by_digit=(0.95,) * 10, direction=1.0, jerk=0.1, psnr=30.0, two_stage_digits=0.95
     )
     assert perfect.failures(Bar()) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- bundle
+
+
+def test_a_bundle_holds_half_the_bytes_and_loads(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "shipped/digits"
+    assert main(["bundle", "--model", str(run), "-o", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    text = {f"text_encoder/{name}" for name in ("config.json", "model.safetensors", "spiece.model")}
+    assert files == {"model.safetensors", *text}
+
+    whole, half = (load_file(path / "model.safetensors") for path in (run / "final", folder))
+    assert set(half) == set(whole)
+    statistics = {name for name in whole if "per_channel_statistics" in name}
+    assert statistics
+    for name, tensor in half.items():
+        assert tensor.dtype == (torch.float32 if name in statistics else torch.bfloat16), name
+        assert torch.equal(tensor, whole[name].to(tensor.dtype)), name
+    size, before = ((path / "model.safetensors").stat().st_size for path in (folder, run / "final"))
+    assert size < 0.55 * before
+
+    loaded, trained_ = load_models(folder), load_models(run)
+    torch.testing.assert_close(velocity(loaded.transformer), velocity(trained_.transformer), atol=0.05, rtol=0.05)
+    _, info = load_transformer(folder / "model.safetensors")
+    assert not info.notes  # the config came along
+    clip = Generator(loaded, 25.0).clips(["left"], PixelShape(9, 32, 32), steps=1, guidance_scale=1.0, seed=0)
+    assert clip.isfinite().all()
+
+
+def test_a_bundle_is_whole_or_not_there(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shipped/digits"
+    bundle(run, None, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="which is there already; expected a new folder"):
+        bundle(run, None, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    with pytest.raises(CheckpointError, match="expected a training run or a folder with upscaler"):
+        bundle(run, tmp_path / "no-such-run", tmp_path / "other/digits")
+    (run / "final/text_encoder/spiece.model").unlink()
+    with pytest.raises(FileNotFoundError, match=r"spiece\.model"):
+        bundle(run, None, tmp_path / "other/digits")
+    assert not list((tmp_path / "other").glob("*"))

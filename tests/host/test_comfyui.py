@@ -103,6 +103,14 @@ def test_models_in_extra_folders_are_listed(server: Server):
     assert "from-elsewhere.safetensors" in names
 
 
+def test_the_bundled_model_is_listed_without_being_copied(server: Server, models_folder: Path):
+    assert not list(models_folder.rglob("ltxkit-digits*"))
+    lists = {"LTXKitLoadModel": "model_name", "LTXKitLoadTextEncoder": "text_encoder_name"}
+    for node, widget in {**lists, "LTXKitLoadUpscaler": "upscaler_name"}.items():
+        names, _ = server.get(f"/object_info/{node}")[node]["input"]["required"][widget]
+        assert names.count("ltxkit-digits") == 1
+
+
 # ------------------------------------------------------------------------------------------------ running
 
 
@@ -131,6 +139,27 @@ def test_every_workflow_runs(
     again = server.run(prompt)
     assert again.executed == []
     assert set(again.cached) == set(prompt)
+
+
+@pytest.mark.parametrize("name", ["demo-text", "demo-first-frame", "demo-two-stage"])
+def test_a_demo_graph_makes_what_it_says(server: Server, repository: Path, name: str):
+    """As shipped, at its own size and steps, on the bundled model: a three that moves to the left."""
+    import torch
+
+    from ltxkit.ltx_core import media
+    from ltxkit.ltx_core.training.digits import sklearn_digits
+    from ltxkit.ltx_core.training.evaluate import Reader, centres, direction, grey
+
+    shutil.copyfile(repository / "assets/examples/three.png", server.base / "input/three.png")
+    events = server.run(json.loads((repository / f"workflows/api/{name}.json").read_text()))
+    assert events.error == ""
+    (file,) = server.files(events)
+    frames = media.read_video(file).frames
+    assert frames.shape == (25, 256, 256, 3)
+    small = torch.nn.functional.avg_pool2d(frames.permute(3, 0, 1, 2), 4)[None]
+    clip = grey(2 * small - 1)
+    assert direction(centres(clip)[0]) == "left"
+    assert Reader(*sklearn_digits(), 40).read(clip[0, 12:13]) == [3]
 
 
 SAMPLERS = ("LTXKitSampleVideo", "LTXKitGenerateTwoStage", "LTXKitGenerateLongVideo")

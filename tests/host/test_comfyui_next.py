@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -44,3 +45,13 @@ def test_text_to_video_runs(server_next: Server, workflow: Callable[[str], dict[
     assert set(media.read_metadata(file)["prompt"]) == set(prompt)
     assert any("Sampling as 2b-0.9.8-distilled." in text for _, text in events.texts)
     assert server_next.run(prompt).executed == []
+
+
+def test_the_bundled_model_runs_in_two_passes(server_next: Server, repository: Path):
+    from ltxkit.ltx_core import media
+
+    prompt = json.loads((repository / "workflows/api/demo-two-stage.json").read_text())
+    events = server_next.run(prompt)
+    assert events.error == ""
+    (file,) = server_next.files(events)
+    assert media.read_video(file).frames.shape == (25, 256, 256, 3)
