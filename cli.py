@@ -125,7 +125,11 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--settings", metavar="NAME", help="release whose recipe to use: a distilled LoRA makes a dev model distilled"
     )
-    files.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
+    files.add_argument(
+        "--device",
+        metavar="NAME[,NAME...]",
+        help="cuda, mps, cpu (default: the best there is); with several, such as cuda:0,cuda:1, blocks are divided",
+    )
     files.add_argument(
         "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
     )
@@ -198,7 +202,7 @@ def _generate(options: argparse.Namespace) -> None:
             fp8_matmul=options.fp8_matmul,
             loras=loras,
             settings=options.settings,
-            device=options.device,
+            device=options.device.split(",") if options.device and "," in options.device else options.device,
             resident_blocks=options.resident_blocks,
             tile=options.tile,
             progress=progress,

@@ -106,7 +106,10 @@ def draw(count: int, seed: int, least: float, folder: Path) -> Iterator[Case]:
 
 
 def drawn(chance: random.Random) -> Case:
-    """Weights of models that are not run are there as well, so that what loading converts counts in every stage."""
+    """Weights of models that are not run are there as well, so that what loading converts counts in every stage.
+
+    Widths are multiples of 16, as the released ones are of 64: to others oneDNN adds channels.
+    """
     stage = chance.choices(STAGES, SHARES)[0]
     stored = chance.choice(("BF16", "BF16", "BF16", "F8_E4M3", "Q4_0", "Q8_0"))
     quantization = chance.choice((None, "int8", "nf4", "fp8")) if stored == "BF16" else None
@@ -122,8 +125,8 @@ def drawn(chance: random.Random) -> Case:
     ballast = chance.choice((2, 4, 6)) if dtype else 1
     case = replace(case, layers=ballast, heads=16 if dtype else 2)
     if stage == "upscale":
-        return replace(case, mid=chance.choice((64, 96, 128)), grid=(4, 16, 16))
-    case = replace(case, limit=chance.choice((1, 2, 4, 8)), base=chance.choice((24, 32, 48)))
+        return replace(case, mid=chance.choice((64, 128, 192)), grid=(4, 16, 16))
+    case = replace(case, limit=chance.choice((1, 2, 4, 8)), base=chance.choice((32, 48, 64)))
     if stage == "encode":
         return replace(case, grid=(1, 24, 32))
     return replace(case, tile=chance.choice((None, None, 12)), grid=(chance.choice((2, 3, 4)), 12, 16))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import media
 from ..errors import ConfigError
+from ..memory.balanced import BalancedPlacement
 from ..memory.placement import DevicePlacement
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
@@ -63,7 +64,7 @@ class Components:
     upscaler: LatentUpsampler | None
     info: CheckpointInfo
     recipe: Preset
-    placement: DevicePlacement
+    placement: DevicePlacement | BalancedPlacement
     sources: Mapping[str, str]
     tiling: Tiling | None = None
     loras: tuple[WeightedLoRA, ...] = ()
@@ -84,7 +85,7 @@ class Components:
         fp8_matmul: bool = False,
         loras: Sequence[WeightedLoRA] = (),
         settings: str | None = None,
-        device: str | torch.device | None = None,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
         resident_blocks: int | None = None,
         tile: int | None = None,
         progress: Progress = silent,
@@ -95,7 +96,8 @@ class Components:
         model: transformer and VAE, or the transformer alone with `vae`. upscaler: makes two passes.
         tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
         version: the released version, such as "13b-0.9.8-dev", where the file does not say.
-        dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is.
+        dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is;
+            several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
         loras: for the transformer. settings: the released version whose recipe is used, where it is not the model's: a
             distilled LoRA makes a dev model a distilled one.
@@ -136,7 +138,9 @@ class Components:
             loaded_upscaler,
             info,
             recipe,
-            DevicePlacement(device, resident_blocks=resident_blocks),
+            BalancedPlacement(device)
+            if isinstance(device, Sequence) and not isinstance(device, str)
+            else DevicePlacement(device, resident_blocks=resident_blocks),
             {name: Path(path).name for name, path in files.items() if path},
             Tiling.square(tile),
             tuple(loras),
