@@ -341,7 +341,7 @@ class _Ready:
         elif "diff" in tensors:
             self.factors = (tensors["diff"].to(x),)
         self.diff_b = tensors["diff_b"].to(x) if "diff_b" in tensors else None
-        self.bias = linear.bias
+        self.linear = linear  # and not its bias: of a streamed block that is another one every time
         self.row_scale: Tensor | None = None
         if "magnitude" in tensors:
             # DoRA (arXiv 2402.09353): rows of W + dW get the stored lengths.
@@ -355,7 +355,8 @@ class _Ready:
         for factor in self.factors:
             change = F.linear(change, factor)
         if self.row_scale is not None:
-            product = output if self.bias is None else output - self.bias.to(output)  # x W^T
+            bias = self.linear.bias
+            product = output if bias is None else output - bias.to(output)  # x W^T
             change = (product + change) * self.row_scale - product
         if self.diff_b is not None:
             change = change + self.diff_b

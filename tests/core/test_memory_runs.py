@@ -1,0 +1,147 @@
+"""Streaming with everything that can hang on a block, and many runs in one process."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ltxkit.ltx_core.memory import streaming
+from ltxkit.ltx_core.memory.copies import Copies
+from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.pipelines.components import Components
+from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.text import encode_prompts
+from ltxkit.ltx_core.sampling.guidance import Guidance
+from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.shapes import ScaleFactors
+from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.convert import convert
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
+from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
+
+TinyModels = Callable[..., Path]
+ON_LOAD = ("fp8", "int8", "nf4")
+IN_FILE = ("fp8", "fp8-scaled", "gguf-q8_0", "gguf-q4_0")
+
+
+class Spoiling(streaming.DirectTransfers):
+    """Blocks come as fresh copies, which are spoiled as soon as they are dropped: who still used one would see NaN."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.made: dict[nn.Module, list[Tensor]] = {}
+        self.brought = 0
+
+    def finish(self, block: nn.Module) -> None:
+        if block not in self._copies:
+            made: list[Tensor] = []
+
+            def copy(tensor: Tensor) -> Tensor:
+                made.append(tensor.clone())
+                return made[-1]
+
+            self._copies[block], self.made[block] = Copies(block, copy), made
+            self.brought += 1
+
+    def drop(self, block: nn.Module) -> None:
+        super().drop(block)
+        for tensor in self.made.pop(block, []):
+            tensor.view(torch.uint8).fill_(255) if tensor.ndim else tensor.zero_()
+
+
+def denoise(model: LTXTransformer, placement: Any, loras: list[WeightedLoRA]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    channels, captions = model.config.in_channels, model.config.caption_channels
+    return sample(
+        model,
+        torch.zeros(1, channels, 2, 2, 3),
+        *(EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3)),
+        sigmas=torch.tensor([1.0, 0.6, 0.0]),
+        noise=SeededNoise(1),
+        fps=24,
+        scale=ScaleFactors(8, 32, 32),
+        placement=placement,
+        guidance=Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((20,),)),
+        loras=loras,
+    )
+
+
+@pytest.mark.parametrize("stored", [None, *ON_LOAD, *(f"file {name}" for name in IN_FILE)])
+def test_streamed_equals_resident_with_quantization_and_lora(
+    tiny_models: TinyModels, lora_and_merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str | None
+) -> None:
+    file = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
+    plain, _ = load_transformer(file, dtype=torch.float32)
+    tensors, _ = lora_and_merged(plain.state_dict(), 1.0)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "lora.safetensors")
+    if stored is None or stored in ON_LOAD:
+        model, _ = load_transformer(file, quantization=stored)
+    else:
+        kind = stored.removeprefix("file ")
+        target = tmp_path / ("model.gguf" if kind.startswith("gguf") else "model.safetensors")
+        convert(file, target, kind)
+        model, _ = load_transformer(target)
+    loras = [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 0.7)]
+    expected = denoise(model, DevicePlacement("cpu"), loras)
+    base = denoise(model, DevicePlacement("cpu"), [])
+    assert not torch.equal(expected, base)
+    spoiling = Spoiling()
+    monkeypatch.setattr(streaming, "DirectTransfers", lambda _device: spoiling)
+    assert torch.equal(denoise(model, DevicePlacement("cpu", resident_blocks=3), loras), expected)
+    assert spoiling.brought == 2 * (model.config.num_layers - 3)
+
+
+@pytest.mark.parametrize("quantization", [None, *ON_LOAD])
+def test_text_encoder_streamed_equals_resident(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch, quantization: str | None
+) -> None:
+    encoder = load_text_encoder(tiny_models() / "text_encoders/t5-tiny", quantization=quantization)
+    (expected,) = encode_prompts(encoder, ["a red ball"], placement=DevicePlacement("cpu"))
+    spoiling = Spoiling()
+    monkeypatch.setattr(streaming, "DirectTransfers", lambda _device: spoiling)
+    (found,) = encode_prompts(encoder, ["a red ball"], placement=DevicePlacement("cpu", resident_blocks=0))
+    assert torch.equal(found.embeddings, expected.embeddings)
+    assert spoiling.brought == encoder.config.num_layers
+
+
+def live_bytes() -> int:
+    """Of all tensors that there are, by storage."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_ten_runs_are_one(tiny_models: TinyModels, resident_bytes: Callable[[], int]) -> None:
+    """The same bytes come out, no tensor stays, and the process is within 2 % of what it was after the second run."""
+    folder = tiny_models()
+    ltx = Components.load(folder / "checkpoints/ltxv-tiny.safetensors", folder / "text_encoders/t5-tiny", device="cpu")
+    made, live, resident = [], [], []
+    for _ in range(10):
+        clip = ltx.generate("a red ball", width=64, height=64, frames=9, steps=2, seed=3)
+        made.append(torch.cat(list(clip.frames())).numpy().tobytes())
+        del clip
+        live.append(live_bytes())
+        resident.append(resident_bytes())
+    assert len(set(made)) == 1
+    assert len(set(live[1:])) == 1
+    assert max(resident[1:]) <= 1.02 * resident[1]
+
+
+@pytest.fixture
+def resident_bytes() -> Callable[[], int]:
+    import psutil
+
+    process = psutil.Process()
+    return lambda: process.memory_info().rss
