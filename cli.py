@@ -316,6 +316,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
     parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (auto: as stored)")
+    parser.add_argument("--quantization", metavar="KIND", help="as of `generate`")
+    parser.add_argument("--text-quantization", metavar="KIND", help="as of `generate`")
     parser.add_argument("--size", type=_size, default=(768, 512), metavar="WxH", help="in pixels (default 768x512)")
     parser.add_argument("--frames", type=int, default=121, help="of the clip (default 121)")
     parser.add_argument("--branches", type=int, help="of a step: 2 with guidance, 3 with STG (default: the recipe's)")
@@ -342,6 +344,8 @@ def _plan(options: argparse.Namespace) -> None:
         upscaler=options.upscaler,
         version=options.version,
         dtype=_torch_dtype(options.dtype),
+        quantization=options.quantization,
+        text_quantization=options.text_quantization,
     )
     width, height = options.size
     choices = Choices(

@@ -108,7 +108,8 @@ def _stamp(*paths: Path) -> str:
     return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in (path.stat() for path in paths))
 
 
-def _quantization(widget: str) -> str | None:
+def quantization_of(widget: str) -> str | None:
+    """What a quantization widget says, for the core."""
     return None if widget == AS_STORED else widget
 
 
@@ -174,7 +175,7 @@ class LoadModel(sockets.Node):
             path,
             dtype=DTYPES[dtype],
             version=release,
-            quantization=_quantization(quantization),
+            quantization=quantization_of(quantization),
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
@@ -223,7 +224,7 @@ class LoadTextEncoder(sockets.Node):
         encoder = load_text_encoder(
             model_path(text_encoder_name, TEXT_ENCODER_KINDS),
             dtype=DTYPES[dtype],
-            quantization=_quantization(quantization),
+            quantization=quantization_of(quantization),
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )

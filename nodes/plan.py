@@ -10,10 +10,12 @@ from typing import Any
 from ..ltx_core.memory.plan import Card, format_plan
 from ..ltx_core.pipelines.planning import Choices, card_here, outline, plan
 from ..ltx_core.presets import PRESETS
+from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.shapes import PixelShape
 from . import sockets
 from .host import host
 from .loaders import (
+    AS_STORED,
     DTYPE_TOOLTIP,
     DTYPES,
     FROM_FILE,
@@ -25,6 +27,7 @@ from .loaders import (
     missing_file,
     model_files,
     model_path,
+    quantization_of,
 )
 from .widgets import choice, decimal, integer, switch
 
@@ -59,7 +62,13 @@ class PlanMemory(sockets.Node):
                 "branches": integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe."),
                 "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device that is here."),
             },
-            "optional": {"reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens.")},
+            "optional": {
+                "reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens."),
+                "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], "What Load Model is to make of the weights."),
+                "text_quantization": choice(
+                    [AS_STORED, *QUANTIZATION_NAMES], "What Load Text Encoder is to make of the weights."
+                ),
+            },
         }
 
     @classmethod
@@ -93,6 +102,8 @@ class PlanMemory(sockets.Node):
         branches: int,
         card_gib: float,
         reference: bool = False,
+        quantization: str = AS_STORED,
+        text_quantization: str = AS_STORED,
     ) -> tuple[str]:
         models = outline(
             model_path(model_name, MODEL_KINDS),
@@ -101,6 +112,8 @@ class PlanMemory(sockets.Node):
             upscaler=None if upscaler_name == NONE else model_path(upscaler_name, UPSCALER_KINDS),
             version=None if version == FROM_FILE else version,
             dtype=DTYPES[dtype],
+            quantization=quantization_of(quantization),
+            text_quantization=quantization_of(text_quantization),
         )
         card = Card.of_size(int(card_gib * 2**30)) if card_gib else card_here()
         choices = Choices(branches=branches or None, follows_reference=reference)

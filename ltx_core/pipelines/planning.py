@@ -82,6 +82,7 @@ def outline(
     version: str | None = None,
     dtype: torch.dtype | None = None,
     quantization: str | None = None,
+    text_quantization: str | None = None,
 ) -> Outline:
     """The models in these files, from their headers; no weight is read. Arguments and errors as `Components.load`."""
     model = find_model(model, "checkpoints")
@@ -91,7 +92,7 @@ def outline(
     transformer, info = load_transformer(model, dtype=dtype, version=version, quantization=quantization, data=False)
     loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
     loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None
-    encoder = text_encoder_on_meta(text_encoder, dtype=dtype) if text_encoder else None
+    encoder = text_encoder_on_meta(text_encoder, dtype=dtype, quantization=text_quantization) if text_encoder else None
     parts: list[tuple[Path | str | None, PartName, nn.Module | None]] = [
         (model, "transformer", transformer),
         (vae or model, "vae", loaded_vae),

@@ -194,6 +194,21 @@ def test_the_command(true_size: Files, capsys: pytest.CaptureFixture[str]) -> No
     assert "expected at least" in capsys.readouterr().err
 
 
+def test_the_command_counts_what_loading_quantizes(
+    tiny_models: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_models()
+    files = [str(folder / "checkpoints/ltxv-tiny.safetensors"), "--text-encoder", str(folder / "text_encoders/t5-tiny")]
+    weights = []
+    for more in ([], ["--quantization", "nf4", "--text-quantization", "fp8"]):
+        assert cli.main(["plan", *files, *more, "--card", "8", "--json"]) == 0
+        weights.append(json.loads(capsys.readouterr().out)["weights"])
+    plain, quantized = weights
+    assert quantized["transformer"] == outline(files[0], quantization="nf4").weights["transformer"].total
+    assert quantized["transformer"] < 0.4 * plain["transformer"]
+    assert quantized["text encoder"] < plain["text encoder"]
+
+
 def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., Path]) -> None:
     """Twice the tokens, and the whole reference to encode."""
     checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
