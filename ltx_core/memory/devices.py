@@ -1,6 +1,6 @@
 """What the machine has: devices, their memory, and copies beside the computation.
 
-The rest of the core names no accelerator, except to spread training over several.
+The rest of the core names no accelerator.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ def best_device() -> torch.device:
     if torch.xpu.is_available():
         return torch.device("xpu", torch.xpu.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_of_process(number: int) -> torch.device:
+    """The GPU that process `number` of this machine trains on, made the current one for NCCL; the CPU without CUDA."""
+    if best_device().type != "cuda":
+        return torch.device("cpu")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 @dataclass(frozen=True)

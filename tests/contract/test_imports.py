@@ -156,10 +156,7 @@ def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
     naming = {
         str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
     }
-    assert naming <= {
-        "ltx_core/memory/devices.py",
-        "ltx_core/training/distributed.py",  # a process group wants its CUDA device set
-    }
+    assert naming == {"ltx_core/memory/devices.py"}
 
 
 def test_file_names_and_lengths(repository: Path) -> None:
