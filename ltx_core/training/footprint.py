@@ -48,7 +48,6 @@ class Footprint:
         if self.activations is not None:
             parts["activations"] = self.activations
         listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-        listed += "" if self.activations is not None else "; and activations"
         return (
             f"about {self.total / GIB:.2f} GiB ({listed}{'' if self.activations is not None else '; and activations'})"
         )
