@@ -171,7 +171,7 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
         with _folder(folder / f"step_{step:06d}") as part:
             torch.save(saved, part / "state.pt")
             task.export(part)
-        for old in sorted(folder.glob("step_*"))[: -config.logging.keep]:
+        for old in sorted(folder.glob("step_*"), key=_step)[: -config.logging.keep]:
             shutil.rmtree(old)
     else:
         task.export(None)
@@ -180,8 +180,13 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
 
 def latest_checkpoint(output: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
-    found = sorted((output / "checkpoints").glob("step_*/state.pt"))
-    return found[-1].parent if found else None
+    found = [state.parent for state in (output / "checkpoints").glob("step_*/state.pt")]
+    return max(found, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    """Of a folder step_N: names alone would put step 1000000 before 999999."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def find_export(folder: Path, name: str) -> Path:

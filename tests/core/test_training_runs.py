@@ -394,6 +394,18 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
         run_training(path, [f"output={tmp_path}/new"], Quiet(), resume=True)
 
 
+def test_checkpoints_are_ordered_by_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(vae_config(tmp_path))
+    monkeypatch.setattr(VAETask, "state", lambda _: {})
+    monkeypatch.setattr(VAETask, "export", lambda *_: None)
+    task = VAETask.__new__(VAETask)
+    for step in (999_998, 999_999, 1_000_000):
+        loop.save_checkpoint(task, config, ONE, step)
+    assert latest_checkpoint(config.output) == config.output / "checkpoints/step_1000000"
+    kept = sorted(path.name for path in (config.output / "checkpoints").iterdir())
+    assert kept == ["step_1000000", "step_999999"]
+
+
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = torch.save
 
