@@ -78,13 +78,14 @@ def run_training(
     """
     from .config import load_config
     from .distributed import world
-    from .loop import train
+    from .loop import checkpoint_to_resume, train
 
     loaded = load_config(config, overrides)
     if loaded.task not in tasks:
         raise ConfigError(
             f"got a config with task {loaded.task}; expected {' or '.join(tasks)}; use the other train command"
         )
+    checkpoint_to_resume(loaded, resume)  # before models are made and clips encoded, into the run's own folder
     with world(tf32=loaded.optimization.precision == "tf32") as here:
 
         def note(text: str) -> None:

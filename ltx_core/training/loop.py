@@ -124,24 +124,24 @@ def train(
     return finished
 
 
-def _prepare(task: Task, config: Training, world: World, resume: bool, notes: Notes) -> int:
-    """Make or find the run's folder; returns the step to begin with."""
+def checkpoint_to_resume(config: Training, resume: bool) -> Path | None:
+    """What a run begins with; None: nothing, it is a new one. Reads little, so that a refusal costs no time.
+
+    Raises:
+        ConfigError: there is a run in the folder already, there is none to resume, or it had another config.
+    """
     output = config.output
     latest = latest_checkpoint(output)
     if not resume:
         if latest is not None:
             raise ConfigError(
                 f"got output {output}, which holds a run ({latest.name}); expected an empty folder; resume it, "
-                f"or choose another"
+                "or choose another"
             )
-        if world.first:
-            output.mkdir(parents=True, exist_ok=True)
-            _write_config(config)
-        world.barrier()
-        return 0
+        return None
     if latest is None:
         raise ConfigError(f"got resume with no checkpoint in {output}; expected one to go on from; check output")
-    saved = torch.load(latest / "state.pt", map_location="cpu", weights_only=True)
+    saved = torch.load(latest / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     changed = {
         key: values
         for key, values in differences(saved["config"], to_tree(config)).items()
@@ -152,10 +152,21 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
         raise ConfigError(
             f"got another config than the run in {output}: {listed}; expected the same; undo this, or start anew"
         )
-    task.load(saved["task"])
+    return latest
+
+
+def _prepare(task: Task, config: Training, world: World, resume: bool, notes: Notes) -> int:
+    """Make or find the run's folder; returns the step to begin with."""
+    latest = checkpoint_to_resume(config, resume)
     if world.first:
+        config.output.mkdir(parents=True, exist_ok=True)
         _write_config(config)
-    notes(f"going on from {latest.name} of {output}")
+    if latest is None:
+        world.barrier()  # all have seen that there is no run before the first one saves
+        return 0
+    saved = torch.load(latest / "state.pt", map_location="cpu", weights_only=True)
+    task.load(saved["task"])
+    notes(f"going on from {latest.name} of {config.output}")
     return int(saved["step"])
 
 

@@ -382,11 +382,12 @@ def test_collapse_is_noticed(tmp_path: Path) -> None:
 def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
     path = vae_config(tmp_path)
     run_training(path, [], Quiet())
-    with pytest.raises(ConfigError, match=r"optimization\.learning_rate was 0\.001, is 0\.01; expected the same"):
-        run_training(path, ["optimization.learning_rate=0.01"], Quiet(), resume=True)
-    with pytest.raises(ConfigError, match=r"holds a run"):
-        run_training(path, [], Quiet())
     console = Quiet()
+    with pytest.raises(ConfigError, match=r"optimization\.learning_rate was 0\.001, is 0\.01; expected the same"):
+        run_training(path, ["optimization.learning_rate=0.01"], console, resume=True)
+    with pytest.raises(ConfigError, match=r"holds a run"):
+        run_training(path, [], console)
+    assert console.notes == []  # nothing was prepared in vain
     run_training(path, ["optimization.steps=5", "logging.keep=1"], console, resume=True)  # longer is the same run
     assert [report.step for report in console.steps] == [5]
     assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000005"]
