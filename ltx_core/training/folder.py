@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,13 +178,11 @@ def _captions(folder: Path) -> dict[Path, str]:
 def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
     text = table.read_text(encoding="utf-8-sig")
     if table.suffix.lower() == ".csv":
-        yield from csv.DictReader(text.splitlines())
+        yield from csv.DictReader(io.StringIO(text, newline=""))  # a quoted caption may have several lines
         return
-    rows = (
-        json.loads(text)
-        if table.suffix.lower() == ".json"
-        else [json.loads(line) for line in text.splitlines() if line]
-    )
+    # Not splitlines(): JSON may hold line separators of Unicode as they are.
+    lines = text.split("\n")
+    rows = json.loads(text) if table.suffix.lower() == ".json" else [json.loads(line) for line in lines if line.strip()]
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"an entry is {row!r} and no object")
@@ -191,5 +190,16 @@ def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _text_beside(path: Path) -> str | None:
+    """The caption in the .txt file of the same name; with a byte order mark or without.
+
+    Raises ConfigError: it is not UTF-8.
+    """
     beside = path.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
+    if not beside.is_file():
+        return None
+    try:
+        return beside.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"got {beside}, which is not UTF-8 ({error}); expected a caption; save it as UTF-8"
+        ) from error

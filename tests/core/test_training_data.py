@@ -180,15 +180,18 @@ def folder(
 
 
 def test_folder_with_captions_of_every_kind(tmp_path: Path) -> None:
-    for name in ("a", "b", "c", "d"):
+    for name in ("a", "b", "c", "d", "e"):
         video(tmp_path / f"{name}.mp4", level=0.8)
-    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,from csv\n", encoding="utf-8")
-    (tmp_path / "more.jsonl").write_text('{"media_path": "b.mp4", "text": "from jsonl"}\n', encoding="utf-8")
-    (tmp_path / "c.txt").write_text("from a text file\n", encoding="utf-8")
+    table = 'file,caption\na.mp4,from csv\ne.mp4,"two lines\nfrom csv"\n'
+    (tmp_path / "captions.csv").write_text(table, encoding="utf-8")
+    separated = '{"media_path": "b.mp4", "text": "from\u2028jsonl"}\r\n\n'  # as other languages write it
+    (tmp_path / "more.jsonl").write_text(separated, encoding="utf-8")
+    (tmp_path / "c.txt").write_text("from a text file\n", encoding="utf-8-sig")  # as Windows' Notepad does
     notes: list[str] = []
     source = folder(tmp_path, notes)
     samples = [one(source, index) for index in range(12)]
-    assert {s.caption for s in samples} == {"from jsonl", "from a text file", ""}  # a.mp4 is for validation
+    wanted = {"from\u2028jsonl", "from a text file", "two lines\nfrom csv", ""}  # a.mp4 is for validation
+    assert {s.caption for s in samples} == wanted
     assert all(s.pixels.shape == (3, 9, 32, 32) for s in samples)
     assert float(samples[0].pixels.mean()) == pytest.approx(0.6, abs=0.05)
     assert any("1 files have no caption" in note for note in notes)
@@ -224,6 +227,11 @@ def test_folders_without_anything_usable(tmp_path: Path) -> None:
         folder(tmp_path)
     (tmp_path / "captions.csv").write_text("file,words\ngone.mp4,x\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"row 1 of .*captions.csv"):
+        folder(tmp_path)
+    (tmp_path / "captions.csv").unlink()
+    video(tmp_path / "a.mp4")
+    (tmp_path / "a.txt").write_bytes("Straße".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"a.txt, which is not UTF-8 .*; expected a caption"):
         folder(tmp_path)
 
 
