@@ -6,6 +6,7 @@ Nothing here prints, and nothing heavy is imported before a command runs: the co
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -170,7 +171,9 @@ def _train_transformer_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(tasks: Sequence[str]) -> Callable[[argparse.Namespace, Console], int]:
     def run(options: argparse.Namespace, console: Console) -> int:
         given = {"output": options.output, "vae": getattr(options, "vae", None)}
-        overrides = [*options.overrides, *(f"{key}={value}" for key, value in given.items() if value)]
+        # In quotes: a path with " #" in it, or of figures alone, is another thing in YAML.
+        quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in given.items() if value}
+        overrides = [*options.overrides, *(f"{key}={value}" for key, value in quoted.items())]
         final = run_training(options.config, overrides, console, tasks=tasks, resume=options.resume)
         if final is None:
             console.note("stopped; the checkpoint is complete, --resume goes on from it")

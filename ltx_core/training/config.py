@@ -255,7 +255,7 @@ TASKS: dict[str, type[Training]] = {
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Training:
-    """A config file, or the name of a preset, with `--set a.b=c` overrides applied.
+    """A config file, or the name of a preset, with `--set a.b=c` overrides applied; c is YAML, and text if quoted.
 
     Raises:
         ConfigError: the file is missing or no YAML, a key is unknown or missing, a value is of the wrong type.
@@ -276,7 +276,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Training:
             key, separator, value = override.partition("=")
             if not separator or not key:
                 raise ConfigError(f"got --set {override}; expected a.b=value; name the key and its value")
-            _put(tree, key.split("."), _number(yaml.safe_load(value)), key)
+            parsed = yaml.safe_load(value)
+            _put(tree, key.split("."), parsed if value.lstrip()[:1] in ("'", '"') else _number(parsed), key)
     except yaml.YAMLError as error:
         raise ConfigError(f"got {file}, which is no YAML ({error}); expected a training config; mend it") from error
     if not isinstance(tree, dict) or tree.get("task") not in TASKS:

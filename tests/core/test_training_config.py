@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.training import commands
 from ltxkit.ltx_core.training.config import (
     PRESETS,
     Optimization,
@@ -71,6 +73,32 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("task: vae\noutput: x\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"without data, model, optimization"):
         load_config(broken)
+
+
+@pytest.mark.parametrize("name", ["2024", "runs #1", "true", "a: b", "1e3", '\\new "run"', "run \U0001f98a"])
+def test_any_path_can_be_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def record(config: str, overrides: list[str], *_: object, **__: object) -> Path:
+        given.extend(overrides)
+        return load_config(config, overrides).output
+
+    monkeypatch.setattr(commands, "run_training", record)
+    (command,) = (one for one in commands.TRAINING_COMMANDS if one.name == "train-vae")
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    command.run(parser.parse_args(["--config", "digits-vae", "--output", name]), Console())
+    assert load_config("digits-vae", given).output == Path(name)
+
+
+class Console:
+    def note(self, text: str) -> None: ...
+
+    result = note
+
+    def step(self, report: object) -> None: ...
+
+    progress = step
 
 
 def test_overrides_and_numbers_with_an_exponent() -> None:
