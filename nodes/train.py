@@ -19,7 +19,8 @@ from typing import Any
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.progress import Progress, ProgressEvent
-from ..ltx_core.training.loop import TrainingError
+from ..ltx_core.training.loop import TrainingError, latest_checkpoint
+from ..ltx_core.weights.save import unfinished
 from . import sockets
 from .host import host
 from .loaders import (
@@ -181,10 +182,11 @@ def train(
         TrainingError: the process failed; with its own words.
     """
     run.mkdir(parents=True, exist_ok=True)
-    assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()] + further
+    # Not in ASCII: YAML does not join the two halves that JSON makes of a character beyond the first 65536.
+    assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()] + further
     command = [sys.executable, str(PACK), "train", "--config", PRESET, "--output", str(run.resolve())]
     command += [part for assignment in assignments for part in ("--set", assignment)]
-    if any((run / "checkpoints").glob("step_*")):
+    if latest_checkpoint(run) is not None:
         command.append("--resume")
     words = run / "output.txt"
     with words.open("w", encoding="utf-8") as output:
@@ -252,7 +254,6 @@ def _copied(trained: Path, name: str) -> Path:
         host().say(f"there is no folder for LoRAs; the file stays in {trained.parent}")
         return trained
     target = folders[0] / f"{name}.safetensors"
-    part = target.with_suffix(".part")
-    shutil.copyfile(trained, part)
-    part.replace(target)
+    with unfinished(target) as part:
+        shutil.copyfile(trained, part)
     return target

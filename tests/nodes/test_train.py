@@ -41,7 +41,7 @@ def host(tiny_models: Callable[..., Path], tmp_path: Path) -> Iterator[PlainHost
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    folder = tmp_path / "videos"
+    folder = tmp_path / "videos \U0001f98a"  # the path passes through JSON and YAML
     folder.mkdir()
     for number in range(3):
         frames = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(number))
