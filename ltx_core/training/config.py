@@ -18,6 +18,14 @@ from typing import Any, Literal, TypeVar
 from ..errors import ConfigError, UnsupportedError
 
 T = TypeVar("T")
+AT_LEAST_ONE = frozenset(
+    {
+        *("data.validation_clips", "validation_samples", "statistics_clips", "crop_frames", "sample_steps"),
+        *("optimization.steps", "optimization.batch_size", "optimization.accumulation", "lora.rank"),
+        *("logging.log_every", "logging.validate_every", "logging.checkpoint_every", "logging.keep"),
+        *("text.width", "text.layers", "text.heads", "text.vocabulary"),
+    }
+)
 PRESETS = Path(__file__).parents[2] / "assets" / "training"
 
 
@@ -320,6 +328,8 @@ def build(kind: type[T], tree: Any, where: str) -> T:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)
             raise ConfigError(f"got unknown key {name}; expected one of {', '.join(fields)}; did you mean {near[0]}?")
         values[key] = _convert(hints[key], value, name)
+        if name in AT_LEAST_ONE and values[key] is not None and values[key] < 1:
+            raise ConfigError(f"got {name}: {value!r}; expected 1 or more; change the value")
     missing = [
         f.name
         for f in fields.values()
