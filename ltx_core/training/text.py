@@ -84,8 +84,9 @@ class FrozenText:
         return encoder
 
     def _key(self) -> str:
-        """Of the files: the embeddings of another encoder are not these."""
-        files = sorted(self.place.glob("*")) if self.place.is_dir() else [self.place]
+        """Of the files: the embeddings of another encoder, or of other tokens, are not these."""
+        places = [self.place] if self.tokenizer is None else [self.place, self.tokenizer]
+        files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
         return json.dumps([file_identity(file) for file in files if file.is_file()])
 
 

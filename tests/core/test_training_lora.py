@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -183,6 +185,24 @@ def test_text_and_clips_are_encoded_once(
     run_training("lora-2b", [*settings, f"output={run}"], console, resume=True)
     assert [report.step for report in console.steps] == [5]
     assert not any("encoding" in note for note in console.notes)
+
+
+def test_what_a_text_encoder_said_is_not_taken_for_another_s(tiny_models: Callable[..., Path], tmp_path: Path) -> None:
+    place, told = shutil.copytree(tiny_models() / TEXT_ENCODER, tmp_path / "t5"), list[str]()
+    tokenizer = shutil.copyfile(next(place.rglob("spiece.model")), tmp_path / "spiece.model")
+    width = json.loads((place / "config.json").read_text())["d_model"]
+
+    def encoded(tokenizer: Path | None) -> int:
+        told.clear()
+        frozen = text.FrozenText(place, tokenizer, width, torch.device("cpu"))
+        frozen.prepare(["a cat"], tmp_path / "text.pt", told.append, writes=True)
+        return len(told)
+
+    assert [encoded(tokenizer), encoded(tokenizer)] == [1, 0]
+    assert encoded(None) == 1
+    (place / "tokenizer").mkdir()
+    (place / "tokenizer/new.json").write_text("{}")  # as in the folder of a pipeline
+    assert [encoded(None), encoded(None)] == [1, 0]
 
 
 def test_a_lora_without_its_text_encoder_is_refused(
