@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ def learning_rate(config: Optimization, step: int) -> float:
     else:
         fall = 1.0
     return peak * warmup * fall
+
+
+def autocast(config: Optimization, device: torch.device) -> torch.autocast:
+    """Inside, what is computed on `device` has the config's precision; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 class Updater:
@@ -80,6 +86,10 @@ class Updater:
             optimizer=gradients * (moments + (self.average is not None)),
             activations=activations,
         )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the modules hold the average, if there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def apply(self, step: int) -> dict[str, float]:
         """Update the weights from their gradients and forget these. Returns the gradient norm and the rate."""

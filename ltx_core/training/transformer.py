@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +32,7 @@ from .latents import EncodedClips, Latents
 from .loop import find_export, log_values
 from .lora import LoRALayers, save_lora
 from .models import copied, load_tensors, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
-from .optimize import Updater
+from .optimize import Updater, autocast
 from .pictures import save_clips
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
@@ -166,7 +165,7 @@ class TransformerTask:
             x0, noise = torch.empty(2, clips, tokens, architecture.in_channels, device=device)
             sigma = torch.empty(clips, tokens, 1, device=device)
             text = [torch.empty(TYPICAL_TEXT, architecture.caption_channels, device=device)] * clips
-            with self._autocast():
+            with autocast(optimization, device):
                 return run(x0, noise, sigma, torch.empty(1, 3, tokens, device=device), text).mean()
 
         return step_bytes(loss, [flow], levels=clips + 1)
@@ -196,7 +195,7 @@ class TransformerTask:
         for piece in range(count):
             clips = self.latents.clips(self.world.indices(step, piece, optimization.batch_size, count), size)
             draws = whole.rows(self.world.rows(piece, optimization.batch_size, count))
-            with synchronised(self.objective, piece == count - 1), self._autocast():
+            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
                 losses, sigma = self._losses(clips, draws, size)
                 loss = losses.mean()
                 (loss / count).backward()
@@ -215,7 +214,7 @@ class TransformerTask:
             total, seen = numbers.pop(f"{name}_sum"), numbers.pop(f"{name}_count")
             if seen:
                 numbers[name] = total / seen
-        if not torch.isfinite(torch.tensor(numbers["loss"])):
+        if not math.isfinite(numbers["loss"]):
             return numbers  # the weights stay as they are; the loop stops
         return numbers | self.updater.apply(step)
 
@@ -246,11 +245,6 @@ class TransformerTask:
         prompts = encode(self.text, captions, device) if isinstance(self.text, FrozenText) else captions
         return self.objective(x0, draws.noise, sigma.to(device), positions, prompts), draws.sigma.to(device)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.world.device.type, torch.bfloat16, enabled=self.config.optimization.precision == "bf16"
-        )
-
     # ----------------------------------------------------------------------------------------------------- validation
 
     @torch.no_grad()
@@ -259,13 +253,13 @@ class TransformerTask:
         config, optimization = self.config, self.config.optimization
         size, count = PixelShape(*config.data.sizes[0]), config.validation_samples
         at_once = self.world.share(optimization.batch_size, optimization.accumulation)
-        with self._averaged():
+        with self.updater.averaged():
             total = torch.zeros((), device=self.world.device)
             for start in range(0, count, at_once):
                 indices = range(start, min(start + at_once, count))
                 clips = self.validation.clips(indices, size)
                 draws = self._draws("flow validation", start, len(indices), size)
-                with self._autocast():
+                with autocast(optimization, self.world.device):
                     total += self._losses(clips, draws, size)[0].sum()
             if config.prompts:
                 with gathered(self.objective):
@@ -290,9 +284,6 @@ class TransformerTask:
 
     # ----------------------------------------------------------------------------------------------------- files
 
-    def _averaged(self) -> Any:
-        return self.updater.average.applied() if self.updater.average is not None else nullcontext()
-
     def state(self) -> dict[str, Any]:
         trained = self.transformer if self.lora is None else self.lora
         return {
@@ -311,7 +302,7 @@ class TransformerTask:
     @torch.no_grad()
     def export(self, folder: Path | None) -> None:
         """model.safetensors (transformer and VAE) and text_encoder/, or the LoRA in both key styles."""
-        with self._averaged():
+        with self.updater.averaged():
             weights = tensors_of(self.transformer if self.lora is None else self.lora)
             text = tensors_of(self.text.model) if isinstance(self.text, TextEncoder) else None
         if folder is None:

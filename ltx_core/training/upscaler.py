@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .footprint import step_bytes
 from .latents import Latents
 from .loop import find_export, log_values
 from .models import open_vae, save_upsampler, tensors_of, upsampler_config
-from .optimize import Updater
+from .optimize import Updater, autocast
 from .pictures import save_pairs
 
 
@@ -91,7 +91,8 @@ class UpscalerTask:
                 torch.empty(clips, vae.latent_channels, *size.latent(vae.scale_factors), device=device)
                 for size in (self.small, self.large)
             ]
-            return run(*pair).mean()
+            with autocast(optimization, device):
+                return run(*pair).mean()
 
         return step_bytes(loss, [self.plain], levels=clips)
 
@@ -105,18 +106,19 @@ class UpscalerTask:
         total = torch.zeros((), device=self.world.device)
         for piece in range(count):
             indices = self.world.indices(step, piece, optimization.batch_size, count)
-            with synchronised(self.objective, piece == count - 1):
-                loss = self.objective(*self._pair(self.latents, indices)).mean() / count
+            pair = self._pair(self.latents, indices)
+            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
+                loss = self.objective(*pair).mean() / count
                 loss.backward()
             total += loss.detach()
         numbers = log_values({"loss": total}, self.world)
-        if not bool(torch.isfinite(total)):
+        if not math.isfinite(numbers["loss"]):
             return numbers  # the weights stay as they are; the loop stops
         return numbers | self.updater.apply(step)
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
-        with self._averaged():
+        with self.updater.averaged():
             small, large = self._pair(self.validation, range(self.config.data.validation_clips))
             found = {"validation_loss": float(self.plain(small, large).mean())}
             if folder is not None:
@@ -128,9 +130,6 @@ class UpscalerTask:
                 )
                 save_pairs(folder, original, upscaled, self.config.data.fps)
         return found
-
-    def _averaged(self) -> Any:
-        return self.updater.average.applied() if self.updater.average is not None else nullcontext()
 
     def state(self) -> dict[str, Any]:
         return {"upscaler": tensors_of(self.upsampler), "updater": self.updater.state()}
@@ -144,5 +143,5 @@ class UpscalerTask:
         """upscaler.safetensors, as the released ones are."""
         if folder is None:
             return
-        with self._averaged():
+        with self.updater.averaged():
             save_upsampler(folder / "upscaler.safetensors", tensors_of(self.upsampler), self.upsampler.config)

@@ -7,6 +7,7 @@ that wait.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .footprint import step_bytes
 from .loop import TrainingError, log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
 from .models import copied, save_vae, tensors_of, vae_config
-from .optimize import Updater
+from .optimize import Updater, autocast
 from .pictures import save_pairs
 
 LOGVAR_START = -5.0  # posterior std 0.08 at first: with the usual 0 the noise drowns what the encoder says
@@ -151,7 +152,7 @@ class VAETask:
 
         def loss(run: Callable[..., Any], judge: Callable[..., Tensor] | None = None) -> Tensor:
             pixels, noise = torch.empty(clips, 3, *size, device=device), torch.empty(2, *shape, device=device)
-            with self._autocast():
+            with autocast(optimization, device):
                 losses, output, _ = run(pixels, *noise, torch.empty(clips, device=device), torch.Generator())
                 if judge is not None:
                     losses["gan"] = generator_loss(judge, pixels, output, self.config.adversary.loss)
@@ -201,7 +202,7 @@ class VAETask:
             rows = self.world.rows(piece, optimization.batch_size, count)
             pixels = crop(self._pixels(indices, self.source, full), size, places[rows])
             noise = tuple(value[rows] for value in whole)
-            with synchronised(self.objective, piece == count - 1), self._autocast():
+            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
                 losses, output, mean = self.objective(pixels, *noise, generator(config.seed, "inject", step))
                 if gan and self.adversary is not None:
                     losses["gan"] = generator_loss(self.adversary, pixels, output, config.adversary.loss)
@@ -215,7 +216,7 @@ class VAETask:
             moments.append(torch.stack([mean.mean(dim=(0, 2, 3, 4)), mean.square().mean(dim=(0, 2, 3, 4))]))
             pieces.append((pixels, output.detach()))
         numbers = log_values(totals, self.world)
-        if not all(torch.isfinite(torch.tensor(list(numbers.values())))):
+        if not all(map(math.isfinite, numbers.values())):
             return numbers  # the weights stay as they are; the loop stops
         numbers |= self.updater.apply(step)
         if gan:
@@ -243,7 +244,8 @@ class VAETask:
         self.adversary.requires_grad_(True)
         total = torch.zeros((), device=self.world.device)
         for number, (pixels, output) in enumerate(pieces):
-            with synchronised(self.judge, number == len(pieces) - 1), self._autocast():
+            last = number == len(pieces) - 1
+            with synchronised(self.judge, last), autocast(self.config.optimization, self.world.device):
                 loss = discriminator_loss(self.judge, pixels, output, self.config.adversary.loss).mean() / len(pieces)
                 loss.backward()
             total += loss.detach()
@@ -252,11 +254,6 @@ class VAETask:
             **log_values({"loss_discriminator": total}, self.world),
             "discriminator_gradient": applied["gradient_norm"],
         }
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.world.device.type, torch.bfloat16, enabled=self.config.optimization.precision == "bf16"
-        )
 
     @torch.no_grad()
     def _follow_statistics(self, moments: Tensor, step: int) -> float:
@@ -275,7 +272,7 @@ class VAETask:
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
-        with self._averaged():
+        with self.updater.averaged():
             pixels, output, posterior = self._reconstruct()
         found = {"psnr": float(psnr(output, pixels).mean()), "ssim": float(ssim(output, pixels).mean())}
         spread = float(posterior.mean.std(dim=(0, 2, 3, 4)).mean())
@@ -309,11 +306,6 @@ class VAETask:
 
     # ----------------------------------------------------------------------------------------------------- files
 
-    def _averaged(self) -> Any:
-        from contextlib import nullcontext
-
-        return self.updater.average.applied() if self.updater.average is not None else nullcontext()
-
     def state(self) -> dict[str, Any]:
         judge = None if self.adversary is None else (tensors_of(self.adversary), self.judge_updater.state())
         return {
@@ -337,7 +329,7 @@ class VAETask:
         """vae.safetensors, with statistics measured over `statistics_clips` training clips."""
         if folder is None:
             return
-        with self._averaged():
+        with self.updater.averaged():
             tensors = tensors_of(self.vae)
             if not self.config.freeze_encoder:
                 mean, std = self.measure_statistics()

@@ -29,6 +29,7 @@ from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.ltx_core.training.loop import StepReport, TrainingError, latest_checkpoint
 from ltxkit.ltx_core.training.models import open_vae, save_vae, tensors_of
 from ltxkit.ltx_core.training.vae import VAETask
+from ltxkit.ltx_core.weights.build import load_upsampler
 
 ONE = World(0, 1, torch.device("cpu"))
 WIDTH = 8
@@ -312,6 +313,39 @@ def test_sharding_says_what_it_cannot_do(tmp_path: Path, transformer_config: Pat
 
 
 # ----------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_upscaler_learns_in_either_precision(vae: Path, tmp_path: Path) -> None:
+    tree = {
+        "task": "upscaler",
+        "output": str(tmp_path / "upscaler"),
+        "vae": str(vae),
+        "data": DATA,
+        "model": {
+            "dims": 3,
+            "in_channels": VAE_MODEL["latent_channels"],
+            "mid_channels": 32,
+            "num_blocks_per_stage": 1,
+            "spatial_upsample": True,
+            "temporal_upsample": False,
+        },
+        "optimization": optimization(steps=30, learning_rate=3e-3, ema_decay=0.0),
+        "logging": {"log_every": 10, "validate_every": 15, "checkpoint_every": 100},
+        "cache_clips": 8,
+    }
+    path = tmp_path / "upscaler.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    seen: dict[str, list[float]] = {}
+    for precision in ("fp32", "bf16"):
+        console = Quiet()
+        changes = [f"optimization.precision={precision}", f"output={tmp_path}/{precision}"]
+        final = run_training(path, changes, console)
+        assert final is not None
+        assert load_upsampler(final / "upscaler.safetensors").initial_conv.weight.dtype == torch.float32
+        seen[precision] = losses(console)
+        assert sum(seen[precision][-5:]) < 0.9 * sum(seen[precision][:5])
+    assert seen["bf16"] != seen["fp32"]
+    assert seen["bf16"] == pytest.approx(seen["fp32"], rel=0.05)
 
 
 def test_gan_gradient_reaches_the_decoder_and_leaves_the_discriminator_alone(tmp_path: Path) -> None:
