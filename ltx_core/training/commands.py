@@ -9,7 +9,8 @@ import argparse
 import json
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -94,15 +95,9 @@ def run_training(
                 console.note(text)
 
         task = make_task(loaded, here, note)
-        done = train(
-            task,
-            loaded,
-            here,
-            resume=resume,
-            report=console.step if here.first else lambda _: None,
-            stop=_stop_on_signals(),
-            notes=note,
-        )
+        report = console.step if here.first else lambda _: None
+        with _stop_on_signals() as stop:
+            done = train(task, loaded, here, resume=resume, report=report, stop=stop, notes=note)
     return loaded.output / "final" if done else None
 
 
@@ -127,16 +122,20 @@ def make_task(config: Training, here: World, notes: Callable[[str], None]) -> Ta
     return UpscalerTask(config, here, notes)
 
 
-def _stop_on_signals() -> Callable[[], bool]:
-    """Whether SIGINT, SIGTERM or Windows' SIGBREAK came.
+@contextmanager
+def _stop_on_signals() -> Generator[Callable[[], bool]]:
+    """Inside: whether SIGINT, SIGTERM or Windows' SIGBREAK came.
 
     The first restores the usual handling, so that a second one interrupts.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        return asked.is_set
+        yield asked.is_set
+        return
     names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    before = {
+        number: signal.getsignal(number) or signal.SIG_DFL for number in (getattr(signal, name) for name in names)
+    }
 
     def ask(number: int, _: object) -> None:
         asked.set()
@@ -144,7 +143,11 @@ def _stop_on_signals() -> Callable[[], bool]:
 
     for number in before:
         signal.signal(number, ask)
-    return asked.is_set
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -225,8 +225,9 @@ def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, tra
     straight = Quiet()
     run_training(path, [*common, f"output={tmp_path}/straight"], straight)
 
-    broken = Quiet(interrupt_at(7))
+    broken, handlers = Quiet(interrupt_at(7)), [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     assert run_training(path, [*common, f"output={tmp_path}/broken"], broken) is None
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert latest_checkpoint(tmp_path / "broken") == tmp_path / "broken/checkpoints/step_000007"
     resumed = Quiet()
     final = run_training(path, [*common, f"output={tmp_path}/broken"], resumed, resume=True)
