@@ -26,7 +26,7 @@ from ltxkit.nodes.headless import run_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
-RUNS = 5
+RUNS = 3
 BAR = 20.0  # seconds that a clip may take
 CASES = {"demo-text": "a prompt, one pass at 64x64", "demo-two-stage": "a first frame, two passes, 128x128"}
 
@@ -76,6 +76,7 @@ def main() -> None:
         folder = Path(name)
         for case, what in CASES.items():
             times = [whole(case, folder) for _ in range(RUNS)]
+            print(f"{case}: {', '.join(f'{seconds:.1f}' for seconds in times)} s", file=sys.stderr, flush=True)
             sampling(case, folder)  # a warm-up
             alone = statistics.median(sampling(case, folder) for _ in range(RUNS))
             if statistics.median(times) > BAR:
