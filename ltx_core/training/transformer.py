@@ -49,6 +49,11 @@ class TransformerTask:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
         self.transformer = self._start()
+        if self.transformer.config.in_channels != self.vae.config.latent_channels:
+            raise ConfigError(
+                f"got a transformer of {self.transformer.config.in_channels} channels; expected "
+                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or give the VAE of initial"
+            )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
         self.source = open_source(config.data, "train", config.seed, notes)
         validation = open_source(config.data, "validation", config.seed)
@@ -104,12 +109,6 @@ class TransformerTask:
                 "got no initial checkpoint; expected one for a LoRA, or where model is left out; set initial"
             )
         model = LTXTransformer(transformer_config(config.model))
-        if model.config.in_channels != self.vae.config.latent_channels:
-            raise ConfigError(
-                f"got model.in_channels {model.config.in_channels}; expected {self.vae.config.latent_channels}, "
-                f"the VAE's latent "
-                "channels; change it and out_channels"
-            )
         restart(model)
         return model
 

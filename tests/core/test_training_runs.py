@@ -20,6 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training.commands import make_task, run_training
@@ -27,7 +28,8 @@ from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.ltx_core.training.loop import StepReport, TrainingError, latest_checkpoint
-from ltxkit.ltx_core.training.models import open_vae, save_vae, tensors_of
+from ltxkit.ltx_core.training.models import open_vae, save_checkpoint_file, save_vae, tensors_of
+from ltxkit.ltx_core.training.models import transformer_config as architecture
 from ltxkit.ltx_core.training.vae import VAETask
 from ltxkit.ltx_core.weights.build import load_upsampler
 
@@ -488,6 +490,18 @@ def test_statistics_normalise_latents(vae: Path, tmp_path: Path) -> None:
 def test_settings_that_do_not_go_together(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run_training(vae_config(tmp_path), [override], Quiet())
+
+
+def test_a_transformer_of_another_vae_is_refused(transformer_config: Path, tmp_path: Path) -> None:
+    message = r"got a transformer of 16 channels; expected 8, as the VAE's latents have"
+    other = ["model.in_channels=16", "model.out_channels=16"]
+    with pytest.raises(ConfigError, match=message):
+        run_training(transformer_config, other, Quiet())
+    initial = tmp_path / "other.safetensors"
+    model = LTXTransformer(architecture(TRANSFORMER_MODEL | {"in_channels": 16, "out_channels": 16}))
+    save_checkpoint_file(initial, tensors_of(model), model.config, None)
+    with pytest.raises(ConfigError, match=message):
+        run_training(transformer_config, ["model=null", f"initial={initial}"], Quiet())
 
 
 def test_validation_leaves_pictures_prompts_and_curves(transformer_config: Path) -> None:
