@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -58,12 +59,17 @@ class Latents:
     ) -> None:
         self.source, self.vae, self.count, self.folder = source, vae, count, folder
         self.notes, self.writes, self.share_sizes = notes, writes, share_sizes
+        self.data, self.seed = data, seed
         self._kept: dict[PixelShape, EncodedClips] = {}
-        text = json.dumps([to_tree(data), seed, count, source.identity()], sort_keys=True)
+
+    @cached_property
+    def key(self) -> str:
+        """Of all that the kept latents depend on; reads every weight of the VAE."""
+        text = json.dumps([to_tree(self.data), self.seed, self.count, self.source.identity()], sort_keys=True)
         digest = hashlib.sha256(text.encode())
-        for name, tensor in sorted(tensors_of(vae).items()):
+        for name, tensor in sorted(tensors_of(self.vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
-        self.key = digest.hexdigest()
+        return digest.hexdigest()
 
     def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
         """The samples with these numbers; with a cache, numbers start again after `count`."""
