@@ -119,7 +119,8 @@ class Updater:
                 }
                 for number, values in saved["state"].items()
             }
-            optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+            # Groups of its own: the config says the same, and whether kernels are fused is up to the device.
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         if self.average is not None and state["average"] is not None:
             for mine, saved in zip(self.average.values, state["average"], strict=True):
                 mine.copy_(split_like(saved, mine))
