@@ -7,6 +7,7 @@ frames given with their own timestep).
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,7 @@ from .flow import Draws, Flow, draw
 from .footprint import step_bytes
 from .generate import Generator, Models
 from .latents import EncodedClips, Latents
-from .loop import find_export, log_values
+from .loop import find_export, latest_checkpoint, log_values
 from .lora import LoRALayers, save_lora
 from .models import copied, load_tensors, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
 from .optimize import Updater, autocast
@@ -131,6 +132,8 @@ class TransformerTask:
         else:
             if not self.world.first:
                 self.world.barrier()  # the first process makes the tokenizer, the others read it
+            elif latest_checkpoint(config.output) is None:  # of a run that did not get so far, maybe of other captions
+                shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
             text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
             if self.world.first:
                 self.world.barrier()

@@ -492,6 +492,16 @@ def test_settings_that_do_not_go_together(override: str, message: str, tmp_path:
         run_training(vae_config(tmp_path), [override], Quiet())
 
 
+def test_the_tokenizer_of_a_run_that_never_began_is_made_anew(transformer_config: Path) -> None:
+    config = load_config(transformer_config)
+    file = config.output / "tokenizer/spiece.model"
+    make_task(config, ONE, lambda _: None)
+    made = file.read_bytes()
+    file.write_bytes(b"half of one, or one of other captions")
+    make_task(config, ONE, lambda _: None)
+    assert file.read_bytes() == made
+
+
 def test_a_transformer_of_another_vae_is_refused(transformer_config: Path, tmp_path: Path) -> None:
     message = r"got a transformer of 16 channels; expected 8, as the VAE's latents have"
     other = ["model.in_channels=16", "model.out_channels=16"]
