@@ -60,6 +60,7 @@ class Optimization:
     two or more axes (AdamW for the others).
     ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32, where a GPU has it; "bf16"
     computes in bfloat16 on float32 weights. Small models, whose time is that of launches, are fastest in "tf32".
+    gradient_checkpointing, compile: of transformers.
     sharding: how several processes train: with "ddp" each holds everything, with "fsdp" weights, gradients and
     optimizer are split over them (transformers and LoRA; AdamW).
     """
@@ -134,8 +135,7 @@ class VAETraining:
     model: the `vae` member of a released checkpoint's metadata.
     decoder_noise: largest noise level that the decoder sees, on normalised latents (0.2 in the example).
     unlock_psnr: decoder noise and KL begin only after a validation reaches this many dB (None: at their `start`),
-    because
-        with either from the first step the latents can collapse.
+        because with either from the first step the latents can collapse.
     images_until_psnr: train on single frames until a validation of them reaches this many dB, then on clips.
     perceptual_weights: TorchScript file: (b, 3, h, w) pairs in [-1, 1] -> distance per pair.
     freeze_encoder: train the decoder alone; latents, and a transformer trained on them, stay valid.

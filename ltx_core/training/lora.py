@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class LoRALayers(nn.Module):
                 raise ConfigError(f"got lora.targets with {name}; expected Linears; leave it out")
             key = name.replace(".", "_")
             self.names[key] = name
-            device = next(iter(module.parameters()), torch.empty(0)).device
+            device = next(chain(module.parameters(), module.buffers())).device  # a quantized weight is a buffer
             down = torch.empty(config.rank, inputs, device=device)
             nn.init.kaiming_uniform_(down, a=5**0.5)
             self.down[key] = nn.Parameter(down)

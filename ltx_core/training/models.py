@@ -91,8 +91,8 @@ def save_checkpoint_file(
     tensors = {TRANSFORMER_PREFIX + name: tensor for name, tensor in transformer.items()}
     if vae is not None:
         tensors |= {VAE_PREFIX + name: tensor for name, tensor in tensors_of(vae).items()}
-    whole = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=SCHEDULER)
-    write_safetensors(path, tensors, {"config": format_config(whole)})
+    described = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=SCHEDULER)
+    write_safetensors(path, tensors, {"config": format_config(described)})
 
 
 def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerConfig) -> None:
