@@ -271,7 +271,9 @@ class TransformerTask:
     def _sample(self, folder: Path | None) -> None:
         config = self.config
         self.vae.to(self.world.device)
-        maker = Generator(Models(self.transformer, self.vae, self.text), config.data.fps)
+        # As many clips at once as training takes, which is what the device has room for.
+        at_once = self.world.share(config.optimization.batch_size, config.optimization.accumulation)
+        maker = Generator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
         pixels = maker.clips(
             config.prompts,
             PixelShape(*config.data.sizes[0]),
