@@ -9,7 +9,8 @@ import argparse
 import json
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections import abc
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -123,7 +124,7 @@ def make_task(config: Training, here: World, notes: Callable[[str], None]) -> Ta
 
 
 @contextmanager
-def _stop_on_signals() -> Generator[Callable[[], bool]]:
+def _stop_on_signals() -> abc.Generator[Callable[[], bool]]:
     """Inside: whether SIGINT, SIGTERM or Windows' SIGBREAK came.
 
     The first restores the usual handling, so that a second one interrupts.

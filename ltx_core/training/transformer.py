@@ -53,7 +53,7 @@ class TransformerTask:
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
                 f"got a transformer of {self.transformer.config.in_channels} channels; expected "
-                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or give the VAE of initial"
+                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or give its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
         self.source = open_source(config.data, "train", config.seed, notes)
