@@ -26,7 +26,7 @@ from ltxkit.nodes.headless import run_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
-RUNS = 3
+RUNS = 5
 BAR = 20.0  # seconds that a clip may take
 CASES = {"demo-text": "a prompt, one pass at 64x64", "demo-two-stage": "a first frame, two passes, 128x128"}
 
@@ -79,8 +79,8 @@ def main() -> None:
             print(f"{case}: {', '.join(f'{seconds:.1f}' for seconds in times)} s", file=sys.stderr, flush=True)
             sampling(case, folder)  # a warm-up
             alone = statistics.median(sampling(case, folder) for _ in range(RUNS))
-            if statistics.median(times) > BAR:
-                raise ValueError(f"{case}: took {statistics.median(times):.1f} s; it may take {BAR:.0f}")
+            if max(times) > BAR:
+                raise ValueError(f"{case}: took {max(times):.1f} s; it may take {BAR:.0f}")
             steps = json.loads((ROOT / f"workflows/api/{case}.json").read_text())
             passes = sum(node["class_type"] == "LTXKitSampleVideo" for node in steps.values())
             rows += [
