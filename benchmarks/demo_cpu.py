@@ -1,8 +1,8 @@
 """The demo graphs on the bundled model: from the command to the finished video, and the sampling alone.
 
 Each run is `ltxkit run` in a fresh process on two threads, so that Python, torch and the weights are loaded within the
-time. It is wall-clock time, since it is what the user waits for: the median of some runs, on a machine that should be
-quiet. Sampling is timed inside a process that has run the graph before.
+time. It is wall-clock time, since it is what the user waits for: the median of some runs, each of which has to meet the
+bar, on a machine that should be quiet. Sampling is timed inside a process that has run the graph before.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def build(config: TransformerConfig, device: torch.device) -> tuple[LTXTransform
         for name, part in models[0].named_modules()
         if isinstance(part, QuantizedLinear)
     }
-    unpacked.load_state_dict(weights, strict=False)
+    unpacked.load_state_dict(unpacked.state_dict() | weights)
     return models[0], models[1], unpacked
 
 
