@@ -169,12 +169,12 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from .ltx_core import media
-    from .ltx_core.memory.devices import return_large_blocks
+    from .ltx_core.memory.devices import spare_main_memory
     from .ltx_core.pipelines.components import Components
     from .ltx_core.pipelines.condition import Condition, Reference
     from .ltx_core.weights.lora import WeightedLoRA, load_lora
 
-    return_large_blocks()
+    spare_main_memory()
     fps: Fraction | None = options.fps
     conditions: list[Condition] = []
     if options.image:
@@ -395,10 +395,10 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from .ltx_core.memory.devices import return_large_blocks
+    from .ltx_core.memory.devices import spare_main_memory
     from .nodes.headless import run_workflow
 
-    return_large_blocks()
+    spare_main_memory()
     with _progress_bars() as (progress, notes):
         files = run_workflow(
             options.workflow,

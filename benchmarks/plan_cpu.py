@@ -37,7 +37,7 @@ from ltxkit.ltx_core.config import (
     VAEBlock,
     VideoVAEConfig,
 )
-from ltxkit.ltx_core.memory.devices import return_large_blocks
+from ltxkit.ltx_core.memory.devices import spare_main_memory
 from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.memory.plan import Card
 from ltxkit.ltx_core.models.text_encoder import build_t5
@@ -255,8 +255,10 @@ def dtype_of(case: Case) -> torch.dtype | None:
 def planned(case: Case, files: dict[str, Path]) -> int:
     models = outline(**files, dtype=dtype_of(case), quantization=case.quantization)  # type: ignore[arg-type]
     scale = models.vae.config.scale_factors
-    side = 2 if case.mid else 1
-    size = LatentShape(case.grid[0], side * case.grid[1], side * case.grid[2]).pixels(scale)
+    frames, height, width = case.grid
+    if case.mid:  # the first of two passes is a little less than two thirds as large as what is asked for
+        height, width = height * 3 // 2 + 1, width * 3 // 2 + 1
+    size = LatentShape(frames, height, width).pixels(scale)
     choices = Choices(
         branches=case.branches,
         resident=case.resident,
@@ -276,7 +278,7 @@ def measured(case: Case, files: dict[str, Path]) -> int:
     """In a process that does nothing else."""
     import transformers.models.t5.modeling_t5  # noqa: F401  # what an import takes is no weight and no work
 
-    return_large_blocks()  # as every `ltxkit` command does
+    spare_main_memory()  # as every `ltxkit` command does
     torch.set_num_threads(2)
     dtype, given = dtype_of(case), inputs(case)
     run_small()
@@ -293,7 +295,7 @@ def measured(case: Case, files: dict[str, Path]) -> int:
             encode_frames(models.vae, given, placement=place)
         elif case.stage == "upscale":
             assert upscaler is not None
-            upscale_latent(upscaler, models.vae, given, placement=place)
+            upscale_latent(upscaler, models.vae, given, placement=place, adain_factor=1.0)  # as the official recipe
         elif case.stage == "decode":
             options: dict[str, Any] = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
             for _ in decode_frames(models.vae, given, placement=place, tiling=tiling_of(case), **options):

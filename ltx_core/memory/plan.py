@@ -44,8 +44,12 @@ STATE_TENSORS = 5
 TABLE_BYTES = 4  # of the rotary table, per token and channel: a complex64 for every pair of channels
 TABLE_MAKING = 2.5  # tables at once while one is made. Measured on the CPU: 2.50
 
-# Tensors of (frames, 2h, 2w, middle channels) in a residual block of the upscaler. Measured on the CPU: 4.13
-UPSCALE_TENSORS = 4.2
+# Tensors of (frames, 2h, 2w, middle channels) that are alive at once in a residual block of the upscaler. On a card:
+# what it was given, the second norm's result, the sum, and SiLU's result. On the CPU in the second convolution: what
+# the block was given, what the convolution is given and gives, and both once more with channels last, for oneDNN.
+UPSCALE_TENSORS, UPSCALE_TENSORS_CPU = 4, 5
+# Float32 latents of the upscaled size in main memory: normalised, moved by AdaIN, and the result.
+UPSCALED_LATENTS = 3
 
 
 @dataclass(frozen=True)
@@ -170,11 +174,18 @@ def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Un
     return work + unpacking.weight + unpacking.beside
 
 
-def upscale_bytes(config: UpsamplerConfig, shape: LatentShape, itemsize: int) -> int:
-    """What the latent upscaler needs beside the weights, for a latent of `shape`, in one piece."""
+def upscale_bytes(config: UpsamplerConfig, shape: LatentShape, itemsize: int, *, on_cpu: bool = False) -> int:
+    """What the latent upscaler needs beside the weights, for a latent of `shape`, in one piece.
+
+    on_cpu: with what is made of the result there, which on a card is not on the card.
+    """
     growth = (4 if config.spatial_upsample else 1) * (2 if config.temporal_upsample else 1)
+    cells = shape.tokens * growth
+    tensors = UPSCALE_TENSORS_CPU if on_cpu else UPSCALE_TENSORS
+    given = shape.tokens * config.in_channels
     kernel = 27 * config.mid_channels**2  # of the largest 3x3x3 convolution, brought into another order
-    return int((UPSCALE_TENSORS * shape.tokens * growth * config.mid_channels + kernel) * itemsize)
+    work = (tensors * cells * config.mid_channels + given + kernel) * itemsize
+    return max(work, UPSCALED_LATENTS * cells * config.in_channels * 4) if on_cpu else work
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def decode_bytes(
     latent = 4 * config.latent_channels * shape.tokens  # float32, whole
     frames = shape.frames if limit is None else min(shape.frames, LONGEST)
     cells = shape.height * shape.width
-    return latent + _most(_decoding(config, frames, limit), cells, copies) * itemsize
+    return latent + _most(_decoding(config, frames, limit, 4 / itemsize), cells, copies) * itemsize
 
 
 def encode_bytes(
@@ -100,14 +100,17 @@ _Layer = Callable[[int, bool], tuple[int, float]]
 """(frames given, whether they are the last) -> frames given back, and the elements that they take."""
 
 
-def _run_stages(ledger: _Ledger, layers: Iterable[_Layer], pieces: Iterator[_Piece], limit: int | None) -> None:
-    """`vae_layers.run_stages`."""
+def _run_stages(
+    ledger: _Ledger, layers: Iterable[_Layer], pieces: Iterator[_Piece], limit: int | None, copied: float = 0.0
+) -> None:
+    """`vae_layers.run_stages`. copied: elements that the receiver makes for a moment of each that it is given."""
     for layer in layers:
         pieces = _run_stage(ledger, layer, pieces, limit)
     before = 0.0
     for _, elements, _ in pieces:  # the one that is given out is there until the next one comes
         ledger.drop(before)
         before = elements
+        ledger.drop(ledger.take(copied * elements))
 
 
 def _run_stage(ledger: _Ledger, layer: _Layer, pieces: Iterator[_Piece], limit: int | None) -> Iterator[_Piece]:
@@ -322,8 +325,8 @@ def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, c
 
 
 @cache
-def _decoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping[int, float]:
-    """The moments of decoding so many latent frames."""
+def _decoding(config: VideoVAEConfig, frames: int, limit: int | None, copied: float) -> Mapping[int, float]:
+    """The moments of decoding so many latent frames to pixels that are then copied as float32."""
     ledger = _Ledger()
     make = _maker(ledger, config, config.causal_decoder)
     modulated = config.timestep_conditioning
@@ -343,7 +346,8 @@ def _decoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping
             width, cells = out, cells * math.prod(block.stride[1:])
     last = make(width, config.out_channels * config.patch_size**2, cells)
     layers.append(_Finish(last, modulated=modulated, rearranges=True))
-    _run_stages(ledger, layers, _pieces(ledger, frames, limit, config.latent_channels, flushes=True), limit)
+    given = _pieces(ledger, frames, limit, config.latent_channels, flushes=True)
+    _run_stages(ledger, layers, given, limit, copied)
     return ledger.moments
 
 

@@ -298,12 +298,12 @@ class VideoVAE(nn.Module):
     def normalize(self, latent: Tensor) -> Tensor:
         """Raw latents (b, c, f, h, w) -> what the transformer works on, in the dtype of `latent`."""
         mean, std = (s.to(latent)[:, None, None, None] for s in self._statistics())
-        return (latent - mean) / std
+        return (latent - mean).div_(std)
 
     def un_normalize(self, latent: Tensor) -> Tensor:
         """The inverse of `normalize`."""
         mean, std = (s.to(latent)[:, None, None, None] for s in self._statistics())
-        return latent * std + mean
+        return (latent * std).add_(mean)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         return self.per_channel_statistics.mean, self.per_channel_statistics.std

@@ -162,17 +162,18 @@ def _decode(
                 progress(ProgressEvent("decode", number * pixels.frames + done, total))
                 if number == len(tiles) - 1:
                     yield frames
+                del frames  # it is gone for us before the next piece is made
 
 
 def _to_frames(pixels: Tensor) -> Tensor:
     """(1, 3, f, h, w) of about [-1, 1], anywhere -> (f, h, w, 3) float32 in [0, 1] on the CPU."""
-    frames = rearrange(pixels, "1 c f h w -> f h w c").float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
-    if not bool(frames.isfinite().all()):
+    frames = rearrange(pixels, "1 c f h w -> f h w c").to(torch.float32, copy=True).mul_(0.5).add_(0.5).cpu()
+    if not bool(frames.sum().isfinite()):  # without the masks that isfinite() makes of all of them
         raise UnsupportedError(
             "got numbers that are not finite from the VAE; expected frames; float16 can overflow in it: load it as "
             "bfloat16 or float32"
         )
-    return frames
+    return frames.clamp_(0, 1)
 
 
 def _check(vae: VideoVAE, latent: Tensor, decode_timestep: float, decode_noise_scale: float) -> None:

@@ -301,7 +301,7 @@ def _transformer_stage(
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
     dtype = _compute_dtype(upscaler.initial_conv.weight.dtype, card)
     weights = models.weights["upscaler"]
-    work = upscale_bytes(upscaler.config, grid, dtype.itemsize)
+    work = upscale_bytes(upscaler.config, grid, dtype.itemsize, on_cpu=card.is_main_memory)
     return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work)
 
 
@@ -318,8 +318,10 @@ def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked:
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
     tiling = asked or choose_tiling(grid, lambda largest, frames: need(largest, limit=frames), room)
     work = need(tiling.largest(grid), limit=tiling.frames)
-    if card.is_main_memory and name == "decode" and len(tiling.tiles(grid.height, grid.width)) > 1:
-        work += math.prod(grid.pixels(models.vae.config.scale_factors)) * 3 * 4  # the clip, held until its last tile
+    if card.is_main_memory and name == "decode":  # frames that are finished: a few, or all until the last tile is
+        pixels = grid.pixels(models.vae.config.scale_factors)
+        is_cut = len(tiling.tiles(grid.height, grid.width)) > 1
+        work += (pixels.frames if is_cut else min(tiling.frames, pixels.frames)) * pixels.height * pixels.width * 3 * 4
     held = _held(models.weights[part], None, card)
     return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid))
 

@@ -89,14 +89,16 @@ def upscale_latent(
         )
     progress(ProgressEvent("upscale", 0, 1))
     latent = latent.float().cpu()
-    raw = vae.un_normalize(latent)
     dtype = next(upsampler.parameters()).dtype
-    work = len(raw) * upscale_bytes(upsampler.config, LatentShape(*raw.shape[2:]), dtype.itemsize)
+    work = len(latent) * upscale_bytes(upsampler.config, LatentShape(*latent.shape[2:]), dtype.itemsize)
     with placement(upsampler, memory_required=work) as device:
-        upscaled = upsampler(raw.to(device, dtype)).float().cpu()
-    result = adain(vae.normalize(upscaled), latent, adain_factor) if adain_factor else vae.normalize(upscaled)
+        raw = upsampler(vae.un_normalize(latent).to(device, dtype)).float().cpu()
+    upscaled = vae.normalize(raw)
+    del raw
+    if adain_factor:
+        upscaled = adain(upscaled, latent, adain_factor)
     progress(ProgressEvent("upscale", 1, 1))
-    return result
+    return upscaled
 
 
 def generate_two_stage(

@@ -16,7 +16,8 @@ def adain(latent: Tensor, reference: Tensor, factor: float = 1.0) -> Tensor:
     """
     std, mean = torch.std_mean(latent, dim=(2, 3, 4), keepdim=True)
     wanted_std, wanted_mean = torch.std_mean(reference, dim=(2, 3, 4), keepdim=True)
-    return torch.lerp(latent, (latent - mean) / std * wanted_std + wanted_mean, factor)
+    moved = (latent - mean).div_(std).mul_(wanted_std).add_(wanted_mean)
+    return torch.lerp(latent, moved, factor)
 
 
 def tone_map(latent: Tensor, compression: float) -> Tensor:

@@ -8,7 +8,9 @@ Weights whose dtype is not changed stay memory-mapped: loading them takes no mem
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -261,7 +263,17 @@ def stored_tensors(
         for name, tensor in pack(ours, checkpoint.tensor(theirs)).items():
             tensors[name] = _converted(name, tensor, compute_dtype)
     progress(ProgressEvent(stage, len(keys), len(keys)))
+    _return_freed_memory()
     return tensors
+
+
+def _return_freed_memory() -> None:
+    """What converting weights leaves free between them goes back to the system. glibc's aligned blocks are rarely used
+    again (measured: 0 to 280 MB left by quantizing 0.1 GB); other C libraries have no such call.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _as_stored(key: str, tensor: Tensor) -> Mapping[str, Tensor]:

@@ -19,6 +19,8 @@ from ..errors import CheckpointError
 # private and could, as far as it knows, be written to as a whole. Python names the flag from 3.12 on only.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
+HEADER_BYTES = 4096  # of a file's start that are compared: who writes with the old size and time rarely keeps these
+
 
 class MappedFile:
     """One file, mapped privately at the first read: what is written to a tensor never reaches the file."""
@@ -27,7 +29,8 @@ class MappedFile:
         self.path = path
         self._map: mmap.mmap | None = None
         self._descriptor = -1
-        self._state = _size_and_time(path.stat())
+        with path.open("rb") as file:
+            self._state = _state(file.fileno())
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Elements that start at this byte of the file."""
@@ -40,7 +43,7 @@ class MappedFile:
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError: somebody wrote into the mapped file. One that took its name is no matter."""
-        if self._descriptor >= 0 and self._state != _size_and_time(os.fstat(self._descriptor)):
+        if self._descriptor >= 0 and self._state != _state(self._descriptor):
             raise CheckpointError(
                 f"got {self.path}, which was overwritten after it was opened; expected it to stay as it was while its "
                 "model is in use; load it again"
@@ -64,8 +67,11 @@ class MappedFile:
         return self._map
 
 
-def _size_and_time(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, found.st_mtime_ns
+def _state(descriptor: int) -> tuple[int, int, bytes]:
+    """Size, time of the last change, and the file's start where that can be read at a place (not on Windows)."""
+    found = os.fstat(descriptor)
+    header = os.pread(descriptor, HEADER_BYTES, 0) if hasattr(os, "pread") else b""
+    return found.st_size, found.st_mtime_ns, header
 
 
 def _map_privately(descriptor: int) -> mmap.mmap:
