@@ -123,7 +123,9 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
     )
     files.add_argument(
-        "--settings", metavar="NAME", help="release whose recipe to use: a distilled LoRA makes a dev model distilled"
+        "--settings",
+        metavar="NAME",
+        help="release whose recipe to use; without it the model's, or the distilled one with a LoRA called distilled",
     )
     files.add_argument(
         "--device",

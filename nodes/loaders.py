@@ -16,6 +16,7 @@ import torch
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.presets import PRESETS
 from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
@@ -29,7 +30,7 @@ from .widgets import choice, decimal, link, switch
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
-OF_MODEL = "those of the model"
+BY_NAME, OF_MODEL = "automatic", "those of the model"
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 
 MODEL_KINDS = ("checkpoints", "diffusion_models")
@@ -289,8 +290,9 @@ class ApplyLoRA(sockets.Node):
                     False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
                 ),
                 "settings": choice(
-                    [OF_MODEL, *PRESETS],
-                    "Whose recommended settings Sample uses: a distilled LoRA makes a dev model a distilled one.",
+                    [BY_NAME, OF_MODEL, *PRESETS],
+                    "Whose recommended settings Sample uses. Automatic: with a LoRA that is called distilled, those of "
+                    "the distilled model; otherwise those of the model.",
                 ),
             },
             "optional": {
@@ -322,6 +324,10 @@ class ApplyLoRA(sockets.Node):
         found = load_lora(trained or model_path(lora_name, LORA_KINDS))
         report = match_lora(found, handle.transformer, allow_partial=allow_partial)
         host().say(f"{lora_name if trained is None else trained.name}: {report}.")
-        info = handle.info if settings == OF_MODEL else replace(handle.info, versions=(settings,))
-        loras = (*handle.loras, WeightedLoRA(found, strength, allow_partial))
-        return (replace(handle, info=info, loras=loras),)
+        added = WeightedLoRA(found, strength, allow_partial)
+        versions = handle.info.versions if settings in (BY_NAME, OF_MODEL) else (settings,)
+        if settings == BY_NAME:
+            versions, distilled = versions_with(versions, [added])
+            if distilled:
+                host().say(distilled)
+        return (replace(handle, info=replace(handle.info, versions=versions), loras=(*handle.loras, added)),)

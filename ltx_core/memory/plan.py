@@ -44,10 +44,12 @@ STATE_TENSORS = 5
 TABLE_BYTES = 4  # of the rotary table, per token and channel: a complex64 for every pair of channels
 TABLE_MAKING = 2.5  # tables at once while one is made. Measured on the CPU: 2.50
 
-# Tensors of (frames, 2h, 2w, middle channels) that are alive at once in a residual block of the upscaler. On a card:
-# what it was given, the second norm's result, the sum, and SiLU's result. On the CPU in the second convolution: what
-# the block was given, what the convolution is given and gives, and both once more with channels last, for oneDNN.
-UPSCALE_TENSORS, UPSCALE_TENSORS_CPU = 4, 5
+# Tensors of (frames, 2h, 2w, middle channels) that are alive at once in a residual block of the upscaler: what it was
+# given, the second norm's result, the sum, and SiLU's result.
+UPSCALE_TENSORS = 4
+# In its second convolution, beside the kernel in another order: what the block was given, what the convolution is given
+# and gives. On the CPU oneDNN puts what it is given into another order too, and half precision's result once more.
+UPSCALE_CONVOLVING, UPSCALE_CONVOLVING_CPU, UPSCALE_CONVOLVING_CPU_HALF = 3, 4, 5
 # Float32 latents of the upscaled size in main memory: normalised, moved by AdaIN, and the result.
 UPSCALED_LATENTS = 3
 
@@ -181,10 +183,12 @@ def upscale_bytes(config: UpsamplerConfig, shape: LatentShape, itemsize: int, *,
     """
     growth = (4 if config.spatial_upsample else 1) * (2 if config.temporal_upsample else 1)
     cells = shape.tokens * growth
-    tensors = UPSCALE_TENSORS_CPU if on_cpu else UPSCALE_TENSORS
-    given = shape.tokens * config.in_channels
-    kernel = 27 * config.mid_channels**2  # of the largest 3x3x3 convolution, brought into another order
-    work = (tensors * cells * config.mid_channels + given + kernel) * itemsize
+    tensor = cells * config.mid_channels * itemsize
+    kernel = 27 * config.mid_channels**2 * itemsize  # 3x3x3
+    convolving = UPSCALE_CONVOLVING
+    if on_cpu:
+        convolving = UPSCALE_CONVOLVING_CPU if itemsize == 4 else UPSCALE_CONVOLVING_CPU_HALF
+    work = max(UPSCALE_TENSORS * tensor, convolving * tensor + kernel) + shape.tokens * config.in_channels * itemsize
     return max(work, UPSCALED_LATENTS * cells * config.in_channels * 4) if on_cpu else work
 
 

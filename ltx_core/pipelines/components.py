@@ -39,7 +39,7 @@ from .canvas import crop_chunks, on_canvas
 from .condition import Condition, Reference, fit_frames
 from .decode import decode_frames
 from .generate import EncodedPrompt, sample
-from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for
+from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for, versions_with
 from .text import encode_prompts
 from .tiling import Tiling
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
@@ -99,8 +99,8 @@ class Components:
         dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is;
             several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
-        loras: for the transformer. settings: the released version whose recipe is used, where it is not the model's: a
-            distilled LoRA makes a dev model a distilled one.
+        loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or the
+            distilled one of a dev model with a LoRA called distilled.
         resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
             latent cells of a side of the tiles to decode in. None: as `planning.plan` chooses.
 
@@ -127,8 +127,9 @@ class Components:
             f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
             for one in loras
         ]
-        recipe, origin = recipe_for(info.versions if settings is None else (settings,))
-        for note in (*info.notes, *matched, origin):
+        versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
+        recipe, origin = recipe_for(versions)
+        for note in filter(None, (*info.notes, *matched, distilled, origin)):
             notes(note)
         files = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(

@@ -13,6 +13,7 @@ from ..presets import PRESETS, PassPreset, Preset
 from ..sampling.guidance import Guidance, GuidanceStep
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit, linear_quadratic, shift, skip, token_shift, uniform
+from ..weights.lora import WeightedLoRA
 
 # For models without a recipe for two passes: where the second one of the 13B dev models starts, without guidance.
 REFINE = PassPreset(
@@ -51,6 +52,19 @@ def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
         also = ", ".join(others)
         return PRESETS[first], f"The file does not say which version it is: sampling as {first}; it may also be {also}."
     return PRESETS[first], f"Sampling as {first}."
+
+
+def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tuple[tuple[str, ...], str]:
+    """What dev versions become with a distilled LoRA among `loras`, and a sentence for the user, or "".
+
+    Such a LoRA is known by its name. Versions that have no distilled one stay what they are.
+    """
+    name = next((one.lora.path.name for one in loras if one.strength > 0 and one.lora.is_called_distilled), "")
+    named = tuple(f"{version.removesuffix('-dev')}-distilled" for version in versions if version.endswith("-dev"))
+    found = tuple(version for version in named if version in PRESETS)
+    if not name or not found:
+        return tuple(versions), ""
+    return found, f"{name} is a distilled LoRA by its name; the settings are those of the distilled model."
 
 
 def passes_for(

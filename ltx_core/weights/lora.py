@@ -66,6 +66,11 @@ class LoRA:
     targets: Mapping[str, Mapping[str, Tensor]]
     scales: Mapping[str, float]
 
+    @property
+    def is_called_distilled(self) -> bool:
+        """Whether the name says that it makes a distilled model of a dev model. Nothing inside the file does."""
+        return "distill" in self.path.name.lower()
+
 
 @dataclass(frozen=True, eq=False)
 class WeightedLoRA:

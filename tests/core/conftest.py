@@ -221,3 +221,22 @@ def meta_device(monkeypatch: pytest.MonkeyPatch) -> type[MetaDevice]:
     one_kernel = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     return MetaDevice
+
+
+@pytest.fixture
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """peak_bytes(work): most bytes that torch and oneDNN held at once on the CPU while `work()` ran."""
+
+    def measure(work: Callable[[], object]) -> int:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            work()
+        now = peak = 0
+        for event in recorded.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        return peak
+
+    return measure

@@ -118,6 +118,15 @@ def test_generate_with_everything_that_changes_the_model(
     assert [one["kind"] for one in settings["conditions"]] == ["reference"]
 
     output.unlink()
+    save_file(pair, tmp_path / "distilled.safetensors")
+    distilled = ["--lora", str(tmp_path / "distilled.safetensors")]
+    status, _, err = run([*arguments(files, output, version="2b-0.9.6-dev", steps=None), *distilled], capsys)
+    assert status == 0, err
+    assert "distilled.safetensors is a distilled LoRA by its name" in err
+    assert "Sampling as 2b-0.9.6-distilled." in err
+    assert len(media.read_metadata(output)["ltxkit"]["passes"][0]["sigmas"]) == 9
+
+    output.unlink()
     status, _, err = run([*arguments(files, output), *loras], capsys)
     assert status == 2
     assert "1 of 2 transformer targets matched" in err

@@ -191,22 +191,9 @@ def test_short_memory_gives_the_same_picture(vaes: dict[str, VideoVAE]) -> None:
     assert psnr(encode(vae, clip(vae, 1, 2, 30), memory=1), encode(vae, clip(vae, 1, 2, 30))) >= 55
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
-    now = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("limit", [None, 1, 4])
-def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None) -> None:
+def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None, peak_bytes: Callable[..., int]) -> None:
     shape = LatentShape(4, 6, 6)
     raw, timestep = torch.randn(1, 16, *shape), torch.tensor([0.05]) if vae.config.timestep_conditioning else None
     noise = vae.draw_noise(6, 6, torch.Generator())
@@ -229,7 +216,7 @@ def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None) -> None:
 
 
 @torch.no_grad()
-def test_streaming_needs_a_fraction(vaes: dict[str, VideoVAE]) -> None:
+def test_streaming_needs_a_fraction(vaes: dict[str, VideoVAE], peak_bytes: Callable[..., int]) -> None:
     vae, timestep = vaes["0.9.5"], torch.tensor([0.05])
 
     def decoding(frames: int) -> Callable[[], None]:

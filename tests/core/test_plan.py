@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltxkit import cli
+from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.memory import devices, placement
 from ltxkit.ltx_core.memory.copies import weight_bytes
 from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks, unpacking
+from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks, unpacking, upscale_bytes
 from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
+from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.vae_memory import LONGEST, decode_bytes, encode_bytes
 from ltxkit.ltx_core.pipelines.condition import Reference
 from ltxkit.ltx_core.pipelines.decode import decode_frames
@@ -28,6 +30,7 @@ from ltxkit.ltx_core.pipelines.encode import encode_frames
 from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
 from ltxkit.ltx_core.quant.on_load import quantization_by_name
 from ltxkit.ltx_core.sampling.guidance import Guidance
@@ -300,6 +303,37 @@ def test_work_of_the_vae_is_what_its_tensors_take(true_size: Files, meta_device:
     with meta_device(vae) as counted:
         encode_frames(vae, torch.zeros(*shape.pixels(vae.config.scale_factors), 3), placement=place, tiling=tiling)
     assert encode_bytes(vae.config, shape, itemsize=2, limit=frames) == pytest.approx(counted.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["spatial-0.9.8", "temporal-0.9.7"])
+def test_work_of_the_upscaler_is_what_its_tensors_take(true_size: Files, meta_device: Any, name: str) -> None:
+    vae, upscaler = load_vae(true_size("2b-0.9.8-distilled"), data=False), load_upsampler(true_size(name), data=False)
+    for key in vae.per_channel_statistics._buffers:
+        vae.per_channel_statistics._buffers[key] = torch.ones(128)
+    shape = LatentShape(16, 16, 24)
+    with meta_device(upscaler) as counted:
+        upscale_latent(upscaler, vae, torch.zeros(1, 128, *shape), placement=DevicePlacement("meta"))
+    assert upscale_bytes(upscaler.config, shape, itemsize=2) == pytest.approx(counted.peak, rel=0.04)
+
+
+@pytest.mark.parametrize("mid", [32, 160])
+def test_work_of_the_upscaler_on_the_cpu(
+    peak_bytes: Callable[..., int], tiny_models: Callable[..., Path], mid: int
+) -> None:
+    """A narrow one, where the latents that come out take most, and a wide one, where the residual blocks do."""
+    vae = load_vae(tiny_models() / "checkpoints/ltxv-tiny.safetensors")
+    config = UpsamplerConfig(
+        in_channels=vae.config.latent_channels,
+        mid_channels=mid,
+        num_blocks_per_stage=1,
+        dims=3,
+        spatial_upsample=True,
+        temporal_upsample=False,
+    )
+    upscaler, shape = LatentUpsampler(config).requires_grad_(False), LatentShape(9, 16, 24)
+    latent, place = torch.randn(1, config.in_channels, *shape), DevicePlacement("cpu")
+    peak = peak_bytes(lambda: upscale_latent(upscaler, vae, latent, placement=place, adain_factor=1.0))
+    assert upscale_bytes(config, shape, itemsize=4, on_cpu=True) == pytest.approx(peak, rel=0.06)
 
 
 def test_longer_clips_take_what_the_longest_counted_takes(true_size: Files) -> None:

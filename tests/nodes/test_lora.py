@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,25 @@ def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tup
     SampleVideo().run(stacked, *prompts, latent, 1, "preset", 0.15)
     # The plain 2b-0.9.5 would take 40 steps, each with a negative branch.
     assert said == [": Sampling as 13b-0.9.7-distilled.", ": 8 steps (steps x branches: 8 x 1), 8 forwards."]
+
+
+def test_a_lora_called_distilled_brings_them_by_itself(models: Path, model: sockets.Model) -> None:
+    (models / "loras/ltxv-distilled-lora128.safetensors").symlink_to(models / "loras/fits.safetensors")
+    dev = replace(model, info=replace(model.info, versions=("13b-0.9.8-dev", "13b-0.9.7-dev")))
+    for settings, strength, versions in (
+        ("automatic", 1.0, ("13b-0.9.8-distilled", "13b-0.9.7-distilled")),
+        ("automatic", 0.0, dev.info.versions),
+        ("those of the model", 1.0, dev.info.versions),
+        ("13b-0.9.7-dev", 1.0, ("13b-0.9.7-dev",)),
+    ):
+        said.clear()
+        (found,) = ApplyLoRA().run(dev, "ltxv-distilled-lora128.safetensors", strength, False, settings)
+        assert found.info.versions == versions
+        assert any("is a distilled LoRA by its name" in line for line in said) == (versions[0] == "13b-0.9.8-distilled")
+    (found,) = ApplyLoRA().run(dev, "fits.safetensors", 1.0, False, "automatic")
+    assert found.info.versions == dev.info.versions
+    (found,) = ApplyLoRA().run(model, "ltxv-distilled-lora128.safetensors", 1.0, False, "automatic")
+    assert found.info.versions == ("2b-0.9.5",)  # which has no distilled one
 
 
 def test_a_lora_that_does_not_fit_is_refused(model: sockets.Model) -> None:
