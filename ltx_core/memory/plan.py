@@ -123,7 +123,7 @@ def unpacking(model: nn.Module, dtype: torch.dtype, *, on_cpu: bool = False) -> 
     found = Unpacking()
     for part in model.modules():
         if isinstance(part, QuantizedLinear):
-            one = Unpacking(part.in_features * part.out_features * dtype.itemsize, part.unpacking_bytes(dtype))
+            one = Unpacking(part.in_features * part.out_features * dtype.itemsize, part.unpacking_bytes(on_cpu=on_cpu))
         elif isinstance(part, nn.Linear) and part.weight.dtype != dtype:
             elements = part.weight.numel()
             one = Unpacking(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError
-from .ggml_blocks import AT_A_TIME
+from .ggml_blocks import at_a_time
 from .linear import Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
 
 INT8_LEVELS = 127
@@ -72,7 +72,7 @@ class FourBitLinear(QuantizedLinear):
             weights = pairs[self.packed.int()].flatten()[:count] * scale.repeat_interleave(self.block_size)[:count]
             return weights.to(dtype).view(self.out_features, self.in_features)
         result = torch.empty(count, dtype=dtype, device=self.packed.device)
-        step = max(AT_A_TIME // self.block_size, 1)  # blocks
+        step = max(at_a_time(on_cpu=result.device.type == "cpu") // self.block_size, 1)  # blocks
         for packed, scales, into in zip(
             self.packed.split(step * self.block_size // 2),
             scale.split(step),
@@ -82,11 +82,10 @@ class FourBitLinear(QuantizedLinear):
             into.copy_(pairs[packed.int()].view(-1, self.block_size).mul_(scales.unsqueeze(1)).flatten())
         return result.view(self.out_features, self.in_features)
 
-    def unpacking_bytes(self, dtype: torch.dtype) -> int:
+    def unpacking_bytes(self, *, on_cpu: bool) -> int:
         """Indices of pairs and float32 weights of a part; where the last block is short, of all, and once more."""
-        del dtype
         count = self.out_features * self.in_features
-        return 12 * count if count % self.block_size else 6 * min(count, AT_A_TIME)
+        return 12 * count if count % self.block_size else 6 * min(count, at_a_time(on_cpu=on_cpu))
 
     def _block_scales(self) -> Tensor:
         if self.nested_absmax is None or self.nested_quant_map is None:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 
-# Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number.
-AT_A_TIME = 1 << 24
+# Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number. On the
+# CPU so few that it gets the same memory again and again, in ComfyUI's process twice as fast as with fresh pages.
+AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 20
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
 _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -49,15 +50,19 @@ def dequantize(packed: Tensor, block_type: BlockType, shape: tuple[int, ...], dt
     """
     blocks = packed.reshape(-1, block_type.bytes_per_block)
     weights = torch.empty((len(blocks), block_type.weights_per_block), dtype=dtype, device=packed.device)
-    step = AT_A_TIME // block_type.weights_per_block
+    step = at_a_time(on_cpu=packed.device.type == "cpu") // block_type.weights_per_block
     for part, into in zip(blocks.split(step), weights.split(step), strict=True):
         into.copy_(block_type.unpack(part))
     return weights.view(shape)
 
 
-def scratch_bytes(block_type: BlockType, weights: int) -> int:
+def at_a_time(*, on_cpu: bool) -> int:
+    return AT_A_TIME_ON_CPU if on_cpu else AT_A_TIME
+
+
+def scratch_bytes(block_type: BlockType, weights: int, *, on_cpu: bool) -> int:
     """Bytes that `dequantize` needs for so many weights beside its result."""
-    return int(block_type.scratch * min(weights, AT_A_TIME))
+    return int(block_type.scratch * min(weights, at_a_time(on_cpu=on_cpu)))
 
 
 # --- pieces of a block ------------------------------------------------------------------------------------------------

@@ -26,9 +26,8 @@ class GGMLLinear(QuantizedLinear):
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         return dequantize(self.packed, self.block_type, (self.out_features, self.in_features), dtype)
 
-    def unpacking_bytes(self, dtype: torch.dtype) -> int:
-        del dtype
-        return scratch_bytes(self.block_type, self.out_features * self.in_features)
+    def unpacking_bytes(self, *, on_cpu: bool) -> int:
+        return scratch_bytes(self.block_type, self.out_features * self.in_features, on_cpu=on_cpu)
 
 
 class GGUF:

@@ -73,9 +73,8 @@ class QuantizedLinear(nn.Module, ABC):
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight as numbers, (out_features, in_features), on the device of `packed`."""
 
-    def unpacking_bytes(self, dtype: torch.dtype) -> int:
+    def unpacking_bytes(self, *, on_cpu: bool) -> int:  # noqa: ARG002 - for those that unpack piece by piece
         """Bytes that `dequantized` needs beside its result."""
-        del dtype
         return 0
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def test_large_tensors_are_unpacked_in_parts(
 ) -> None:
     packed = torch.from_numpy(random_blocks("Q4_K", 11)).flatten()
     whole = dequantize(packed, BLOCK_TYPES["Q4_K"], (11, 256), torch.bfloat16)
-    monkeypatch.setattr(ggml_blocks, "AT_A_TIME", 4 * 256)
+    monkeypatch.setattr(ggml_blocks, "AT_A_TIME_ON_CPU", 4 * 256)
     assert torch.equal(dequantize(packed, BLOCK_TYPES["Q4_K"], (11, 256), torch.bfloat16), whole)
 
 
