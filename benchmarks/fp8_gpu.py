@@ -26,20 +26,7 @@ LAYERS, TEXT_TOKENS = 4, 128
 GRIDS = ((4, 16, 24), (13, 22, 38))  # 25 frames of 768x512, 97 frames of 1216x704
 TOLERANCE = 0.2  # of the largest number: three significant bits of weights and activations, through four blocks
 
-CONFIG = TransformerConfig(
-    in_channels=128,
-    out_channels=128,
-    num_layers=LAYERS,
-    num_attention_heads=32,
-    attention_head_dim=128,
-    cross_attention_dim=4096,
-    caption_channels=4096,
-    norm_eps=1e-6,
-    positional_embedding_theta=10000.0,
-    positional_embedding_max_pos=(20, 2048, 2048),
-    timestep_scale_multiplier=1000.0,
-    causal_temporal_positioning=True,
-)
+CONFIG = TransformerConfig.of_size(layers=LAYERS, heads=32, head_dim=128, channels=128, captions=4096)
 
 
 def build(config: TransformerConfig, device: torch.device) -> tuple[LTXTransformer, LTXTransformer, LTXTransformer]:

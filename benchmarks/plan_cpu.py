@@ -175,20 +175,8 @@ def configs(case: Case) -> tuple[TransformerConfig, VideoVAEConfig, UpsamplerCon
         causal_decoder=False,
         spatial_padding_mode="zeros",
     )
-    width = case.heads * HEAD_DIM
-    transformer = TransformerConfig(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=case.layers,
-        num_attention_heads=case.heads,
-        attention_head_dim=HEAD_DIM,
-        cross_attention_dim=width,
-        caption_channels=CAPTIONS,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=True,
+    transformer = TransformerConfig.of_size(
+        layers=case.layers, heads=case.heads, head_dim=HEAD_DIM, channels=CHANNELS, captions=CAPTIONS
     )
     upscaler = UpsamplerConfig(
         in_channels=CHANNELS,

@@ -24,20 +24,7 @@ HEIGHT, WIDTH = 8, 12  # latent cells
 PADDED, POSITIVE, NEGATIVE = 256, 60, 20  # text tokens
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
-CONFIG = TransformerConfig(
-    in_channels=128,
-    out_channels=128,
-    num_layers=LAYERS,
-    num_attention_heads=32,
-    attention_head_dim=64,
-    cross_attention_dim=2048,
-    caption_channels=4096,
-    norm_eps=1e-6,
-    positional_embedding_theta=10000.0,
-    positional_embedding_max_pos=(20, 2048, 2048),
-    timestep_scale_multiplier=1000.0,
-    causal_temporal_positioning=True,
-)
+CONFIG = TransformerConfig.of_size(layers=LAYERS, heads=32, head_dim=64, channels=128, captions=4096)
 
 
 class ValuesProcessor:

@@ -42,6 +42,26 @@ class TransformerConfig:
     timestep_scale_multiplier: float
     causal_temporal_positioning: bool
 
+    @classmethod
+    def of_size(
+        cls, *, layers: int, heads: int, head_dim: int, channels: int, captions: int, causal: bool = True
+    ) -> TransformerConfig:
+        """With what all released versions share. channels: of a latent; captions: width of the text embeddings."""
+        return cls(
+            in_channels=channels,
+            out_channels=channels,
+            num_layers=layers,
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
+            cross_attention_dim=heads * head_dim,
+            caption_channels=captions,
+            norm_eps=1e-6,
+            positional_embedding_theta=10000.0,
+            positional_embedding_max_pos=(20, 2048, 2048),
+            timestep_scale_multiplier=1000.0,
+            causal_temporal_positioning=causal,
+        )
+
     @property
     def hidden_size(self) -> int:
         return self.num_attention_heads * self.attention_head_dim

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 
-# Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number. On the
-# CPU so few that it gets the same memory again and again, in ComfyUI's process twice as fast as with fresh pages.
+# Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number. On
+# the CPU so few that it gets the same memory again and again: in ComfyUI's process twice as fast as with fresh pages.
 AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 20
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).

@@ -100,20 +100,13 @@ def _release(family: Family, vae: VAEGeneration) -> Release:
 
 
 def _transformer_config(family: Family, vae: VAEGeneration, channels: int) -> TransformerConfig:
-    heads, head_dim = 32, 2
-    return TransformerConfig(
-        in_channels=channels,
-        out_channels=channels,
-        num_layers=next(layers for layers, name in FAMILY_OF_LAYERS.items() if name == family),
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        cross_attention_dim=heads * head_dim,
-        caption_channels=_CAPTION_CHANNELS,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=_release(family, vae).causal_temporal_positioning,
+    return TransformerConfig.of_size(
+        layers=next(layers for layers, name in FAMILY_OF_LAYERS.items() if name == family),
+        heads=32,
+        head_dim=2,
+        channels=channels,
+        captions=_CAPTION_CHANNELS,
+        causal=_release(family, vae).causal_temporal_positioning,
     )
 
 

@@ -136,12 +136,7 @@ def sparse(path: Path, shapes: Mapping[str, list[int]], config: str) -> Path:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bfloat16 transformer that is wide enough to quantize well."""
     torch.manual_seed(0)
-    config = TransformerConfig(
-        in_channels=64, out_channels=64, num_layers=3, num_attention_heads=4, attention_head_dim=64,
-        cross_attention_dim=256, caption_channels=128, norm_eps=1e-6, positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048), timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=True,
-    )  # fmt: skip
+    config = TransformerConfig.of_size(layers=3, heads=4, head_dim=64, channels=64, captions=128)
     path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
     text = format_config(CheckpointConfig(transformer=config, vae=None, scheduler=None))
     tensors = {f"{PREFIX}{name}": t.to(torch.bfloat16) for name, t in LTXTransformer(config).state_dict().items()}

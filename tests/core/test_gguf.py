@@ -37,12 +37,7 @@ Weights = dict[str, tuple[np.ndarray, str]]
 
 
 def config(layers: int = 2, heads: int = 4, head_dim: int = 64) -> TransformerConfig:
-    return TransformerConfig(
-        in_channels=8, out_channels=8, num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim,
-        cross_attention_dim=heads * head_dim, caption_channels=32, norm_eps=1e-6, positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048), timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=True,
-    )  # fmt: skip
+    return TransformerConfig.of_size(layers=layers, heads=heads, head_dim=head_dim, channels=8, captions=32)
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:

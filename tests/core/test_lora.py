@@ -30,19 +30,8 @@ OUTSIDE = ("patchify_proj", "adaln_single.linear")
 @pytest.fixture(scope="module")
 def model() -> LTXTransformer:
     torch.manual_seed(0)
-    config = TransformerConfig(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=LAYERS,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        cross_attention_dim=HEADS * HEAD_DIM,
-        caption_channels=CAPTION,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000,
-        causal_temporal_positioning=False,
+    config = TransformerConfig.of_size(
+        layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, channels=CHANNELS, captions=CAPTION, causal=False
     )
     return LTXTransformer(config).eval().requires_grad_(False)
 
@@ -381,13 +370,8 @@ def released(family: str) -> LTXTransformer:
     layers, width = RELEASED[family]
     with torch.device("meta"):
         return LTXTransformer(
-            TransformerConfig(
-                in_channels=128, out_channels=128, num_layers=layers, num_attention_heads=32,
-                attention_head_dim=width // 32, cross_attention_dim=width, caption_channels=4096, norm_eps=1e-6,
-                positional_embedding_theta=10000.0, positional_embedding_max_pos=(20, 2048, 2048),
-                timestep_scale_multiplier=1000, causal_temporal_positioning=True,
-            )
-        )  # fmt: skip
+            TransformerConfig.of_size(layers=layers, heads=32, head_dim=width // 32, channels=128, captions=4096)
+        )
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -21,20 +21,7 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 CPU, META = torch.device("cpu"), torch.device("meta")
 LAYERS = 5
 
-TRANSFORMER = TransformerConfig(
-    in_channels=6,
-    out_channels=6,
-    num_layers=LAYERS,
-    num_attention_heads=2,
-    attention_head_dim=16,
-    cross_attention_dim=32,
-    caption_channels=10,
-    norm_eps=1e-6,
-    positional_embedding_theta=10000.0,
-    positional_embedding_max_pos=(20, 2048, 2048),
-    timestep_scale_multiplier=1000.0,
-    causal_temporal_positioning=True,
-)
+TRANSFORMER = TransformerConfig.of_size(layers=LAYERS, heads=2, head_dim=16, channels=6, captions=10)
 TEXT_ENCODER = TextEncoderConfig(
     vocab_size=50,
     d_model=16,

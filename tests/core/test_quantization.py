@@ -52,19 +52,8 @@ T5: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def transformer() -> LTXTransformer:
     torch.manual_seed(0)
-    config = TransformerConfig(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=LAYERS,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        cross_attention_dim=HEADS * HEAD_DIM,
-        caption_channels=CAPTION,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=True,
+    config = TransformerConfig.of_size(
+        layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, channels=CHANNELS, captions=CAPTION
     )
     return LTXTransformer(config).eval().requires_grad_(False)
 

@@ -27,20 +27,7 @@ def on_cpu(module, *, memory_required=0):
 
 @pytest.fixture(scope="module")
 def transformer():
-    config = TransformerConfig(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=TEXT,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=True,
-    )
+    config = TransformerConfig.of_size(layers=2, heads=2, head_dim=16, channels=CHANNELS, captions=TEXT)
     torch.manual_seed(0)
     return LTXTransformer(config).eval()
 

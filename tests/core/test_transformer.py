@@ -21,20 +21,7 @@ MODES = ("attention_values", "attention_skip", "transformer_block")
 SKIP_LISTS = ((), (0,), (2,), (3,), (1, 2), (0, 3), (0, 1, 2, 3))
 TOKENS, LAYERS, CHANNELS, CAPTIONS = 15, 4, 6, 10
 
-CONFIG = TransformerConfig(
-    in_channels=CHANNELS,
-    out_channels=CHANNELS,
-    num_layers=LAYERS,
-    num_attention_heads=2,
-    attention_head_dim=16,
-    cross_attention_dim=32,
-    caption_channels=CAPTIONS,
-    norm_eps=1e-6,
-    positional_embedding_theta=10000.0,
-    positional_embedding_max_pos=(20, 2048, 2048),
-    timestep_scale_multiplier=1000.0,
-    causal_temporal_positioning=True,
-)
+CONFIG = TransformerConfig.of_size(layers=LAYERS, heads=2, head_dim=16, channels=CHANNELS, captions=CAPTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -77,20 +77,7 @@ def test_a_product_is_what_the_formula_says(kind: str, rows: int) -> None:
 def build() -> LTXTransformer:
     """float8 blocks, the rest bfloat16."""
     torch.manual_seed(0)
-    config = TransformerConfig(
-        in_channels=16,
-        out_channels=16,
-        num_layers=6,
-        num_attention_heads=8,
-        attention_head_dim=64,
-        cross_attention_dim=512,
-        caption_channels=32,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=True,
-    )
+    config = TransformerConfig.of_size(layers=6, heads=8, head_dim=64, channels=16, captions=32)
     model = LTXTransformer(config).bfloat16().eval().requires_grad_(False)
     state = dict(model.state_dict())
     pack = quantization_by_name("fp8", "transformer_blocks.").prepare(model, {}, torch.bfloat16)

@@ -13,20 +13,7 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 
 pytestmark = pytest.mark.gpu
 
-CONFIG = TransformerConfig(
-    in_channels=16,
-    out_channels=16,
-    num_layers=12,
-    num_attention_heads=8,
-    attention_head_dim=64,
-    cross_attention_dim=512,
-    caption_channels=32,
-    norm_eps=1e-6,
-    positional_embedding_theta=10000.0,
-    positional_embedding_max_pos=(20, 2048, 2048),
-    timestep_scale_multiplier=1000.0,
-    causal_temporal_positioning=True,
-)
+CONFIG = TransformerConfig.of_size(layers=12, heads=8, head_dim=64, channels=16, captions=32)
 
 
 def build(dtype: torch.dtype) -> LTXTransformer:

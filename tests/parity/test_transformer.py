@@ -24,19 +24,8 @@ SIZES = {"2b": (3, 4, 8), "13b": (5, 4, 16), "even": (2, 3, 16)}
 
 
 def tiny_config(layers: int, heads: int, head_dim: int, channels: int = 16, captions: int = 24) -> TransformerConfig:
-    return TransformerConfig(
-        in_channels=channels,
-        out_channels=channels,
-        num_layers=layers,
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        cross_attention_dim=heads * head_dim,
-        caption_channels=captions,
-        norm_eps=1e-6,
-        positional_embedding_theta=10000.0,
-        positional_embedding_max_pos=(20, 2048, 2048),
-        timestep_scale_multiplier=1000.0,
-        causal_temporal_positioning=False,
+    return TransformerConfig.of_size(
+        layers=layers, heads=heads, head_dim=head_dim, channels=channels, captions=captions, causal=False
     )
 
 
