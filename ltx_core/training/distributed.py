@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,11 @@ class World:
         share = self.share(batch_size, accumulation)
         start = (piece * self.size + self.rank) * share
         return slice(start, start + share)
+
+    def portions(self, count: int, batch_size: int, accumulation: int) -> Iterator[range]:
+        """0 to count, as many at once as a process takes in training: what the device has room for."""
+        at_once = self.share(batch_size, accumulation)
+        return (range(start, min(start + at_once, count)) for start in range(0, count, at_once))
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes."""

@@ -254,13 +254,12 @@ class TransformerTask:
         """Loss on fixed clips with fixed noise, and clips of the configured prompts."""
         config, optimization = self.config, self.config.optimization
         size, count = PixelShape(*config.data.sizes[0]), config.validation_samples
-        at_once = self.world.share(optimization.batch_size, optimization.accumulation)
+        whole = self._draws("flow validation", 0, count, size)
         with self.updater.averaged():
             total = torch.zeros((), device=self.world.device)
-            for start in range(0, count, at_once):
-                indices = range(start, min(start + at_once, count))
+            for indices in self.world.portions(count, optimization.batch_size, optimization.accumulation):
                 clips = self.validation.clips(indices, size)
-                draws = self._draws("flow validation", start, len(indices), size)
+                draws = whole.rows(slice(indices.start, indices.stop))
                 with autocast(optimization, self.world.device):
                     total += self._losses(clips, draws, size)[0].sum()
             if config.prompts:

@@ -25,6 +25,8 @@ from .models import open_vae, save_upsampler, tensors_of, upsampler_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
 
+SHOWN_CLIPS = 4  # of a validation
+
 
 class Upscaling(nn.Module):
     """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised
@@ -119,17 +121,24 @@ class UpscalerTask:
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
         with self.updater.averaged():
-            small, large = self._pair(self.validation, range(self.config.data.validation_clips))
-            found = {"validation_loss": float(self.plain(small, large).mean())}
+            count, optimization = self.config.data.validation_clips, self.config.optimization
+            portions = self.world.portions(count, optimization.batch_size, optimization.accumulation)
+            losses = [self.plain(*self._pair(self.validation, indices)) for indices in portions]
             if folder is not None:
-                clips = [self.vae.un_normalize(x[:4]) for x in (large, self.plain.upscaled(small))]
-                level = torch.zeros(len(clips[0]), device=self.world.device)
-                timestep = level if self.vae.config.timestep_conditioning else None
-                original, upscaled = (
-                    self.vae.decode(x, timestep, generator=torch.Generator().manual_seed(0)) for x in clips
-                )
+                small, large = self._pair(self.validation, range(min(SHOWN_CLIPS, count)))
+                original, upscaled = (self._decoded(x) for x in (large, self.plain.upscaled(small)))
                 save_pairs(folder, original, upscaled, self.config.data.fps)
-        return found
+        return {"validation_loss": float(torch.cat(losses).mean())}
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Clip by clip: they are twice as large as those that are trained on."""
+        timestep = torch.zeros(1, device=self.world.device) if self.vae.config.timestep_conditioning else None
+        return torch.cat(
+            [
+                self.vae.decode(one, timestep, generator=torch.Generator().manual_seed(0))
+                for one in self.vae.un_normalize(latents).split(1)
+            ]
+        )
 
     def state(self) -> dict[str, Any]:
         return {"upscaler": tensors_of(self.upsampler), "updater": self.updater.state()}

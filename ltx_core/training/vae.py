@@ -8,7 +8,7 @@ that wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -295,14 +295,26 @@ class VAETask:
         return found
 
     def _reconstruct(self) -> tuple[Tensor, Tensor, Posterior]:
-        count, size = self.config.data.validation_clips, PixelShape(*self.config.data.sizes[0])
-        pixels = self._pixels(range(count), self.validation, size)
-        if self.clips_from is None:
-            pixels = pixels[:, :, :1]
-        posterior = self.vae.encode(pixels)
-        timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
-        rng = generator(self.config.seed, "validation", 0)
-        return pixels, self.vae.decode(posterior.mode(), timestep, generator=rng).float(), posterior
+        size = PixelShape(*self.config.data.sizes[0])
+        given: list[Tensor] = []
+        made: list[Tensor] = []
+        posteriors: list[Posterior] = []
+        for indices in self._portions(self.config.data.validation_clips):
+            pixels = self._pixels(indices, self.validation, size)
+            if self.clips_from is None:
+                pixels = pixels[:, :, :1]
+            posterior = self.vae.encode(pixels)
+            timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
+            rng = generator(self.config.seed, "validation", 0)  # injected noise is the same for all clips
+            given.append(pixels)
+            made.append(self.vae.decode(posterior.mode(), timestep, generator=rng).float())
+            posteriors.append(posterior)
+        whole = Posterior(torch.cat([one.mean for one in posteriors]), torch.cat([one.logvar for one in posteriors]))
+        return torch.cat(given), torch.cat(made), whole
+
+    def _portions(self, count: int) -> Iterator[range]:
+        optimization = self.config.optimization
+        return self.world.portions(count, optimization.batch_size, optimization.accumulation)
 
     # ----------------------------------------------------------------------------------------------------- files
 
@@ -341,9 +353,8 @@ class VAETask:
         """Mean and deviation of every latent channel, (c,) each."""
         size = PixelShape(*self.config.data.sizes[0])
         count = square = total = 0
-        for start in range(0, self.config.statistics_clips, 8):
-            pixels = self._pixels(range(start, start + 8), self.source, size)
-            latent = self.vae.encode(pixels).mode().double()
+        for indices in self._portions(self.config.statistics_clips):
+            latent = self.vae.encode(self._pixels(indices, self.source, size)).mode().double()
             total = total + latent.sum(dim=(0, 2, 3, 4))
             square = square + latent.square().sum(dim=(0, 2, 3, 4))
             count += latent[:, 0].numel()
@@ -362,7 +373,7 @@ def data_dependent_start(vae: VideoVAE, pixels: Tensor) -> None:
         raise ConfigError("got an encoder whose last layer has no bias; expected the official one")
     conv.weight[-1].mul_(0.1)
     bias[-1] = LOGVAR_START
-    mean = vae.encode(pixels).mean
+    mean = torch.cat([vae.encode(clip).mean for clip in pixels.split(1)])
     centre, spread = mean.mean(dim=(0, 2, 3, 4)), mean.std(dim=(0, 2, 3, 4)).clamp(min=1e-6)
     conv.weight[:-1].div_(spread[:, None, None, None, None])
     bias[:-1].sub_(centre).div_(spread)

@@ -18,9 +18,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.models.video_vae import Posterior, VideoVAE
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training.commands import make_task, run_training
@@ -205,11 +207,32 @@ def test_accumulation_changes_nothing(tmp_path: Path, transformer_config: Path) 
     for path in (vae_config(tmp_path, optimization=optimization(batch_size=8)), transformer_config):
         seen: list[list[float]] = []
         for pieces in (1, 4):
-            console = Quiet()
-            overrides = [f"optimization.accumulation={pieces}", f"output={tmp_path}/{path.stem}{pieces}"]
+            console, output = Quiet(), tmp_path / f"{path.stem}{pieces}"
+            overrides = [f"optimization.accumulation={pieces}", f"output={output}"]
             run_training(path, [*overrides, "optimization.batch_size=8"], console)
-            seen.append(losses(console))
+            entries = read_log(output / "log.jsonl")
+            (validated,) = (entry[name] for entry in entries for name in ("psnr", "validation_loss") if name in entry)
+            seen.append([*losses(console), validated])
         assert seen[0] == pytest.approx(seen[1], abs=1e-5)
+
+
+def test_validation_takes_no_more_clips_at_once_than_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is what the device has room for; so do the statistics at the end."""
+    encode, seen = VideoVAE.encode, []
+
+    def watched(self: VideoVAE, pixels: Tensor) -> Posterior:
+        seen.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(VideoVAE, "encode", watched)
+    for pieces in (1, 4):
+        task = make_task(
+            load_config(vae_config(tmp_path), [f"optimization.accumulation={pieces}"]), ONE, lambda _: None
+        )
+        seen.clear()
+        task.validate(0, None)
+        task.export(tmp_path)
+        assert max(seen) == 4 // pieces
 
 
 def interrupt_at(step: int) -> Callable[[StepReport], None]:
