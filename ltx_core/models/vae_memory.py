@@ -34,16 +34,18 @@ def decode_bytes(
     itemsize: int,
     limit: int | None = STREAM_FRAMES,
     copies: int = CARD_COPIES,
+    holds_frames: bool = False,
 ) -> int:
-    """Peak bytes of activations of decoding one clip of `shape` cells, without the frames that have left.
+    """Peak bytes of activations of decoding one clip of `shape` cells.
 
     itemsize: bytes per number; 4 where `compute_dtype` is float32. limit: as of `stream_decode`; None for `decode`.
-    copies: of a weight, beside it, while a convolution runs.
+    copies: of a weight, beside it, while a convolution runs. holds_frames: frames that are finished, in float32, stay
+    on this device until the next ones are; otherwise they leave at once.
     """
     latent = 4 * config.latent_channels * shape.tokens  # float32, whole
     frames = shape.frames if limit is None else min(shape.frames, LONGEST)
     cells = shape.height * shape.width
-    return latent + _most(_decoding(config, frames, limit, 4 / itemsize), cells, copies) * itemsize
+    return latent + _most(_decoding(config, frames, limit, 4 / itemsize, holds_frames), cells, copies) * itemsize
 
 
 def encode_bytes(
@@ -101,16 +103,25 @@ _Layer = Callable[[int, bool], tuple[int, float]]
 
 
 def _run_stages(
-    ledger: _Ledger, layers: Iterable[_Layer], pieces: Iterator[_Piece], limit: int | None, copied: float = 0.0
+    ledger: _Ledger,
+    layers: Iterable[_Layer],
+    pieces: Iterator[_Piece],
+    limit: int | None,
+    *,
+    copied: float = 0.0,
+    holds: bool = False,
 ) -> None:
-    """`vae_layers.run_stages`. copied: elements that the receiver makes for a moment of each that it is given."""
+    """`vae_layers.run_stages`. copied: elements that the receiver makes of each that it is given. holds: until it has
+    made the next."""
     for layer in layers:
         pieces = _run_stage(ledger, layer, pieces, limit)
-    before = 0.0
+    before = copy = 0.0
     for _, elements, _ in pieces:  # the one that is given out is there until the next one comes
         ledger.drop(before)
         before = elements
-        ledger.drop(ledger.take(copied * elements))
+        made = ledger.take(copied * elements)
+        ledger.drop(copy if holds else made)
+        copy = made
 
 
 def _run_stage(ledger: _Ledger, layer: _Layer, pieces: Iterator[_Piece], limit: int | None) -> Iterator[_Piece]:
@@ -325,8 +336,10 @@ def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, c
 
 
 @cache
-def _decoding(config: VideoVAEConfig, frames: int, limit: int | None, copied: float) -> Mapping[int, float]:
-    """The moments of decoding so many latent frames to pixels that are then copied as float32."""
+def _decoding(
+    config: VideoVAEConfig, frames: int, limit: int | None, copied: float, holds: bool
+) -> Mapping[int, float]:
+    """The moments of decoding so many latent frames to pixels, which are then copied."""
     ledger = _Ledger()
     make = _maker(ledger, config, config.causal_decoder)
     modulated = config.timestep_conditioning
@@ -347,7 +360,7 @@ def _decoding(config: VideoVAEConfig, frames: int, limit: int | None, copied: fl
     last = make(width, config.out_channels * config.patch_size**2, cells)
     layers.append(_Finish(last, modulated=modulated, rearranges=True))
     given = _pieces(ledger, frames, limit, config.latent_channels, flushes=True)
-    _run_stages(ledger, layers, given, limit, copied)
+    _run_stages(ledger, layers, given, limit, copied=copied, holds=holds)
     return ledger.moments
 
 

@@ -317,11 +317,13 @@ def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked:
     need = partial(need, models.vae.config, itemsize=dtype.itemsize, copies=copies)
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
     tiling = asked or choose_tiling(grid, lambda largest, frames: need(largest, limit=frames), room)
+    keeps_frames = card.is_main_memory and name == "decode"
+    is_cut = len(tiling.tiles(grid.height, grid.width)) > 1
+    if keeps_frames and not is_cut:
+        need = partial(need, holds_frames=True)
     work = need(tiling.largest(grid), limit=tiling.frames)
-    if card.is_main_memory and name == "decode":  # frames that are finished: a few, or all until the last tile is
-        pixels = grid.pixels(models.vae.config.scale_factors)
-        is_cut = len(tiling.tiles(grid.height, grid.width)) > 1
-        work += (pixels.frames if is_cut else min(tiling.frames, pixels.frames)) * pixels.height * pixels.width * 3 * 4
+    if keeps_frames and is_cut:
+        work += math.prod(grid.pixels(models.vae.config.scale_factors)) * 3 * 4  # the clip, held until its last tile
     held = _held(models.weights[part], None, card)
     return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid))
 

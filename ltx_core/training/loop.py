@@ -24,10 +24,11 @@ from .config import Training, differences, to_tree
 from .distributed import World
 from .logs import Log
 
-# What may change when a run goes on: how long it is and what it writes, not what it computes.
+# What may change when a run goes on: how long it is, what it writes, and how it gets by with the memory there is.
 FREE = (
     *("output", "logging", "prompts"),
-    *("optimization.steps", "optimization.decay_steps", "optimization.schedule", "optimization.sharding"),
+    *("optimization.steps", "optimization.decay_steps", "optimization.schedule"),
+    *("optimization.sharding", "optimization.accumulation", "optimization.gradient_checkpointing"),
 )
 
 

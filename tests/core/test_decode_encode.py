@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -77,9 +77,13 @@ def run(vae: VideoVAE, latent: Tensor, **options: object) -> Tensor:
     return decode(vae, latent, **(settings | options))
 
 
-def stream(vae: VideoVAE, latent: Tensor, **options: object) -> list[Tensor]:
+def pieces(vae: VideoVAE, latent: Tensor, **options: object) -> Iterator[Tensor]:
     settings = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 11, "placement": DevicePlacement("cpu")}
-    return list(decode_frames(vae, latent, **(settings | options)))
+    return decode_frames(vae, latent, **(settings | options))
+
+
+def stream(vae: VideoVAE, latent: Tensor, **options: object) -> list[Tensor]:
+    return list(pieces(vae, latent, **options))
 
 
 @torch.no_grad()
@@ -213,6 +217,18 @@ def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None, peak_bytes:
         peak = peak_bytes(work)
         planned = estimate(vae.config, shape, itemsize=4, limit=limit, copies=CPU_COPIES)
         assert planned == pytest.approx(peak, rel=0.06)
+
+
+@pytest.mark.parametrize(("frames", "limit"), [(2, 8), (6, 2)])
+def test_estimate_with_the_frames_that_are_finished(
+    vaes: dict[str, VideoVAE], peak_bytes: Callable[..., int], frames: int, limit: int
+) -> None:
+    """A clip whose first frames are most of it, so that none are held at the worst moment, and a longer one."""
+    vae, shape = vaes["0.9.5"], LatentShape(frames, 6, 6)
+    latent, tiling = latents(*shape), Tiling(frames=limit)
+    peak = peak_bytes(lambda: [None for _ in pieces(vae, latent, tiling=tiling)])
+    planned = decode_bytes(vae.config, shape, itemsize=4, limit=limit, copies=CPU_COPIES, holds_frames=True)
+    assert planned == pytest.approx(peak, rel=0.06)
 
 
 @torch.no_grad()
