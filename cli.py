@@ -125,7 +125,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--settings",
         metavar="NAME",
-        help="release whose recipe to use; without it the model's, or the distilled one with a LoRA called distilled",
+        help="release whose recipe to use; without it the model's, or the distilled one with the distilled LoRA",
     )
     files.add_argument(
         "--device",

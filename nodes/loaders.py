@@ -30,7 +30,7 @@ from .widgets import choice, decimal, link, switch
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
-BY_NAME, OF_MODEL = "automatic", "those of the model"
+AUTOMATIC, OF_MODEL = "automatic", "those of the model"
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 
 MODEL_KINDS = ("checkpoints", "diffusion_models")
@@ -290,9 +290,9 @@ class ApplyLoRA(sockets.Node):
                     False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
                 ),
                 "settings": choice(
-                    [BY_NAME, OF_MODEL, *PRESETS],
-                    "Whose recommended settings Sample uses. Automatic: with a LoRA that is called distilled, those of "
-                    "the distilled model; otherwise those of the model.",
+                    [AUTOMATIC, OF_MODEL, *PRESETS],
+                    "Whose recommended settings Sample uses. Automatic: with a LoRA of rank 128 that is called distilled those "
+                    "of the distilled model, otherwise those of the model.",
                 ),
             },
             "optional": {
@@ -325,8 +325,8 @@ class ApplyLoRA(sockets.Node):
         report = match_lora(found, handle.transformer, allow_partial=allow_partial)
         host().say(f"{lora_name if trained is None else trained.name}: {report}.")
         added = WeightedLoRA(found, strength, allow_partial)
-        versions = handle.info.versions if settings in (BY_NAME, OF_MODEL) else (settings,)
-        if settings == BY_NAME:
+        versions = handle.info.versions if settings in (AUTOMATIC, OF_MODEL) else (settings,)
+        if settings == AUTOMATIC:
             versions, distilled = versions_with(versions, [added])
             if distilled:
                 host().say(distilled)

@@ -100,7 +100,7 @@ class Components:
             several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
         loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or the
-            distilled one of a dev model with a LoRA called distilled.
+            distilled one of a dev model with the distilled LoRA.
         resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
             latent cells of a side of the tiles to decode in. None: as `planning.plan` chooses.
 

@@ -57,14 +57,14 @@ def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
 def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tuple[tuple[str, ...], str]:
     """What dev versions become with a distilled LoRA among `loras`, and a sentence for the user, or "".
 
-    Such a LoRA is known by its name. Versions that have no distilled one stay what they are.
+    Versions that have no distilled one stay what they are.
     """
-    name = next((one.lora.path.name for one in loras if one.strength > 0 and one.lora.is_called_distilled), "")
+    name = next((one.lora.path.name for one in loras if one.strength > 0 and one.lora.is_distilled), "")
     named = tuple(f"{version.removesuffix('-dev')}-distilled" for version in versions if version.endswith("-dev"))
     found = tuple(version for version in named if version in PRESETS)
     if not name or not found:
         return tuple(versions), ""
-    return found, f"{name} is a distilled LoRA by its name; the settings are those of the distilled model."
+    return found, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."
 
 
 def passes_for(

@@ -53,6 +53,8 @@ _PREFIXES = (
 )
 _TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "t5xxl", "text_encoders.")
 
+DISTILLED_RANK = 128  # of ltxv-13b-0.9.7-distilled-lora128
+
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
@@ -67,9 +69,13 @@ class LoRA:
     scales: Mapping[str, float]
 
     @property
-    def is_called_distilled(self) -> bool:
-        """Whether the name says that it makes a distilled model of a dev model. Nothing inside the file does."""
-        return "distill" in self.path.name.lower()
+    def is_distilled(self) -> bool:
+        """Whether it makes a distilled model of a dev model, by name and rank; nothing else in the file says so.
+
+        The name alone would take in what somebody has trained for a distilled model.
+        """
+        ranks = (len(roles["down"]) for roles in self.targets.values() if "down" in roles)
+        return "distill" in self.path.name.lower() and max(ranks, default=0) >= DISTILLED_RANK
 
 
 @dataclass(frozen=True, eq=False)

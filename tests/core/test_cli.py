@@ -118,11 +118,12 @@ def test_generate_with_everything_that_changes_the_model(
     assert [one["kind"] for one in settings["conditions"]] == ["reference"]
 
     output.unlink()
-    save_file(pair, tmp_path / "distilled.safetensors")
+    high = {f"{stem}.lora_A.weight": torch.randn(128, 64), f"{stem}.lora_B.weight": torch.randn(64, 128)}
+    save_file(high, tmp_path / "distilled.safetensors")
     distilled = ["--lora", str(tmp_path / "distilled.safetensors")]
     status, _, err = run([*arguments(files, output, version="2b-0.9.6-dev", steps=None), *distilled], capsys)
     assert status == 0, err
-    assert "distilled.safetensors is a distilled LoRA by its name" in err
+    assert "distilled.safetensors is a distilled LoRA by name and rank" in err
     assert "Sampling as 2b-0.9.6-distilled." in err
     assert len(media.read_metadata(output)["ltxkit"]["passes"][0]["sigmas"]) == 9
 

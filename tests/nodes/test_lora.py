@@ -34,13 +34,15 @@ def models(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     (folder / "loras").mkdir()
     torch.manual_seed(0)
 
-    def pair(block: int, width: int = WIDTH) -> dict[str, Tensor]:
+    def pair(block: int, width: int = WIDTH, rank: int = 4) -> dict[str, Tensor]:
         stem = f"diffusion_model.transformer_blocks.{block}.attn1.to_v"
-        return {f"{stem}.lora_A.weight": torch.randn(4, width), f"{stem}.lora_B.weight": torch.randn(width, 4)}
+        return {f"{stem}.lora_A.weight": torch.randn(rank, width), f"{stem}.lora_B.weight": torch.randn(width, rank)}
 
     save_file(pair(3), folder / "loras/fits.safetensors")
     save_file(pair(3) | pair(90), folder / "loras/deeper.safetensors")
     save_file(pair(3, 128), folder / "loras/wider.safetensors")
+    save_file(pair(3), folder / "loras/style-for-distilled.safetensors")
+    save_file(pair(3, rank=128), folder / "loras/ltxv-distilled-lora128.safetensors")
     return folder
 
 
@@ -112,8 +114,7 @@ def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tup
     assert said == [": Sampling as 13b-0.9.7-distilled.", ": 8 steps (steps x branches: 8 x 1), 8 forwards."]
 
 
-def test_a_lora_called_distilled_brings_them_by_itself(models: Path, model: sockets.Model) -> None:
-    (models / "loras/ltxv-distilled-lora128.safetensors").symlink_to(models / "loras/fits.safetensors")
+def test_the_distilled_lora_brings_them_by_itself(model: sockets.Model) -> None:
     dev = replace(model, info=replace(model.info, versions=("13b-0.9.8-dev", "13b-0.9.7-dev")))
     for settings, strength, versions in (
         ("automatic", 1.0, ("13b-0.9.8-distilled", "13b-0.9.7-distilled")),
@@ -124,9 +125,12 @@ def test_a_lora_called_distilled_brings_them_by_itself(models: Path, model: sock
         said.clear()
         (found,) = ApplyLoRA().run(dev, "ltxv-distilled-lora128.safetensors", strength, False, settings)
         assert found.info.versions == versions
-        assert any("is a distilled LoRA by its name" in line for line in said) == (versions[0] == "13b-0.9.8-distilled")
-    (found,) = ApplyLoRA().run(dev, "fits.safetensors", 1.0, False, "automatic")
-    assert found.info.versions == dev.info.versions
+        assert any("is a distilled LoRA by name and rank" in line for line in said) == (
+            versions[0] == "13b-0.9.8-distilled"
+        )
+    for other in ("fits.safetensors", "style-for-distilled.safetensors"):
+        (found,) = ApplyLoRA().run(dev, other, 1.0, False, "automatic")
+        assert found.info.versions == dev.info.versions
     (found,) = ApplyLoRA().run(model, "ltxv-distilled-lora128.safetensors", 1.0, False, "automatic")
     assert found.info.versions == ("2b-0.9.5",)  # which has no distilled one
 
