@@ -291,8 +291,8 @@ class ApplyLoRA(sockets.Node):
                 ),
                 "settings": choice(
                     [AUTOMATIC, OF_MODEL, *PRESETS],
-                    "Whose recommended settings Sample uses. Automatic: with a LoRA of rank 128 that is called distilled those "
-                    "of the distilled model, otherwise those of the model.",
+                    "Whose recommended settings Sample uses. Automatic: those of the model, or with a LoRA of rank 128 "
+                    "that is called distilled those of the distilled model.",
                 ),
             },
             "optional": {
