@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -303,3 +307,31 @@ def test_accelerators_are_named_in_one_file(repository: Path) -> None:
     ]
     allowed = {"memory/devices.py", "training/distributed.py"}  # the latter: one process per GPU
     assert set(named) <= allowed
+
+
+FREES = """
+import torch
+from ltxkit.ltx_core.memory.devices import spare_main_memory
+
+if SPARES:
+    spare_main_memory()
+torch.ones(1 << 21)  # 8 MB, freed at once: glibc then takes what is smaller from its heap, if it may
+blocks = [torch.ones(3 << 18) for _ in range(64)]  # 3 MB each
+del blocks[::2]
+lines = open("/proc/self/status").read().splitlines()
+print(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Every second of 64 blocks is freed, so that a heap cannot shrink."""
+
+    def left(spares: bool, **environment: str) -> int:
+        """MB that the process has at the end."""
+        command = [sys.executable, "-c", FREES.replace("SPARES", str(spares))]
+        return int(subprocess.check_output(command, env=os.environ | environment))
+
+    spared, kept = left(True), left(False)
+    assert kept - spared == pytest.approx(96, abs=24)
+    assert left(True, MALLOC_MMAP_THRESHOLD_=str(1 << 25)) - spared == pytest.approx(96, abs=24)  # the user's choice
