@@ -26,7 +26,7 @@ from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
 from ..ltx_core.memory.placement import DevicePlacement
 from ..ltx_core.memory.plan import Weights, resident_blocks
-from ..ltx_core.memory.streaming import block_stack, streamed
+from ..ltx_core.memory.streaming import streamed
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
 
@@ -103,6 +103,14 @@ class Host(Protocol):
         ...
 
 
+_asked: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def keep_blocks(module: nn.Module, resident: int) -> None:
+    """From now on so many blocks of a module stay on the device while it works, whatever the host would choose."""
+    _asked[module] = resident
+
+
 _chosen: ContextVar[Host | None] = ContextVar("ltxkit_host", default=None)
 
 
@@ -176,7 +184,9 @@ class PlainHost:
         self.notes(f"{self.running}: {text}")
 
     def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        return self.placement(module, memory_required=memory_required)
+        asked = _asked.get(module)
+        placement = self.placement if asked is None else DevicePlacement(self.placement.device, resident_blocks=asked)
+        return placement(module, memory_required=memory_required)
 
     def release(self, module: nn.Module) -> None:
         self.placement.release(module)
@@ -275,14 +285,17 @@ class ComfyUIHost:
         """How many blocks are to stay on the device, the others being streamed; None: core loads the whole module."""
         from comfy import model_management
 
+        weights = Weights.of(module)
+        if module in _asked:
+            return _asked[module] if _asked[module] < len(weights.blocks) else None
         available = _comfy_memory(_comfy_device(module))
         if available is None:
             return None
         if model_management.vram_state == model_management.VRAMState.NO_VRAM:
-            return 0 if block_stack(module) else None
+            return 0 if weights.blocks else None
         reserved = model_management.extra_reserved_memory()  # counted in `available` already
         work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
-        return resident_blocks(Weights.of(module), available - work)
+        return resident_blocks(weights, available - work)
 
     def release(self, module: nn.Module) -> None:
         from comfy import model_management

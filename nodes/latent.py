@@ -15,6 +15,7 @@ from ..ltx_core.pipelines.canvas import crop_to, pad_to
 from ..ltx_core.pipelines.clip_statistics import ClipStatistics
 from ..ltx_core.pipelines.decode import decode
 from ..ltx_core.pipelines.encode import encode_frames
+from ..ltx_core.pipelines.tiling import Tiling
 from ..ltx_core.pipelines.two_stage import upscale_latent
 from ..ltx_core.sampling import filters
 from ..ltx_core.shapes import PixelShape, ScaleFactors
@@ -24,6 +25,10 @@ from .widgets import choice, decimal, frame_rate, integer, link, seed
 
 OFFICIAL_SCALE = ScaleFactors(8, 32, 32)  # of every released VAE
 OFFICIAL_CHANNELS = 128
+TILE_TOOLTIP = (
+    "Side of the tiles in which pictures are decoded, in pixels. Ten latent cells more on every side are computed and "
+    "thrown away, so that no seam shows. 0: in one piece, or as memory asks."
+)
 DOUBLE_RATE, SLOW_MOTION = "double the frame rate", "slow motion"
 
 
@@ -251,6 +256,7 @@ class DecodeVideo(sockets.Node):
                 ),
                 "film_grain": decimal(0.0, 0.0, 1.0, 0.01, "Strength of film grain. 0: off; 0.05 is visible."),
                 "grain_saturation": decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey."),
+                "tile_size": integer(0, 0, 16384, TILE_TOOLTIP),
             },
         }
 
@@ -264,8 +270,9 @@ class DecodeVideo(sockets.Node):
         tone_map: float = 0.0,
         film_grain: float = 0.0,
         grain_saturation: float = 0.5,
+        tile_size: int = 0,
     ) -> tuple[Tensor]:
-        clips = decode_clips(latent, vae, decode_timestep, decode_noise_scale, seed, tone_map)
+        clips = decode_clips(latent, vae, decode_timestep, decode_noise_scale, seed, tone_map, tile_size)
         canvas = sockets.latent_canvas(latent)
         if canvas is not None:
             clips = [crop_to(clip, canvas.size) for clip in clips]
@@ -285,6 +292,11 @@ def say_motion(clips: Sequence[Tensor], settings: str) -> None:
             host().say(statistics.describe(settings))
 
 
+def tiles_of(size: int, vae: VideoVAE) -> Tiling | None:
+    """Tiles of about so many pixels a side; None, where the planner is to choose, for 0."""
+    return Tiling.square(-(-size // vae.config.scale_factors.height)) if size else None
+
+
 def decode_clips(
     latent: dict[str, Any],
     vae: VideoVAE,
@@ -292,6 +304,7 @@ def decode_clips(
     decode_noise_scale: float,
     seed: int,
     tone_map: float = 0.0,
+    tile_size: int = 0,
 ) -> list[Tensor]:
     """The frames (f, h, w, 3) of every clip of a LATENT, as large as its grid."""
     vae = sockets.received(sockets.VAE, vae, "vae")
@@ -303,6 +316,7 @@ def decode_clips(
         seed=seed,
         placement=host().place,
         tone_map_compression_ratio=tone_map,
+        tiling=tiles_of(tile_size, vae),
         memory=host().spare_memory(vae.decoder),
         progress=host().progress(),
     )

@@ -24,10 +24,14 @@ from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
-from .host import host
-from .widgets import choice, decimal, link, switch
+from .host import host, keep_blocks
+from .widgets import choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+RESIDENT_TOOLTIP = (
+    "How many of its blocks stay on the graphics card; the others are streamed from main memory in every step, which "
+    "gives the same result. -1: as many as fit."
+)
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
@@ -146,6 +150,7 @@ class LoadModel(sockets.Node):
             "optional": {
                 "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
                 "fp8_matmul": switch(False, FP8_MATMUL_TOOLTIP),
+                "resident_blocks": integer(-1, -1, 1000, RESIDENT_TOOLTIP),
             },
         }
 
@@ -167,6 +172,7 @@ class LoadModel(sockets.Node):
         version: str,
         quantization: str = AS_STORED,
         fp8_matmul: bool = False,
+        resident_blocks: int = -1,
     ) -> tuple[sockets.Model, VideoVAE]:
         path = model_path(model_name, MODEL_KINDS)
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
@@ -180,6 +186,8 @@ class LoadModel(sockets.Node):
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
+        if resident_blocks >= 0:
+            keep_blocks(transformer, resident_blocks)
         vae = load_vae(vae_path, dtype=DTYPES[dtype], version=release, progress=progress)
         for note in info.notes:
             host().say(note)
@@ -208,7 +216,10 @@ class LoadTextEncoder(sockets.Node):
                     False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
                 ),
             },
-            "optional": {"quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)},
+            "optional": {
+                "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
+                "resident_blocks": integer(-1, -1, 1000, RESIDENT_TOOLTIP),
+            },
         }
 
     @classmethod
@@ -220,7 +231,12 @@ class LoadTextEncoder(sockets.Node):
         return _stamp(model_path(text_encoder_name, TEXT_ENCODER_KINDS))
 
     def run(
-        self, text_encoder_name: str, dtype: str, keep_on_device: bool, quantization: str = AS_STORED
+        self,
+        text_encoder_name: str,
+        dtype: str,
+        keep_on_device: bool,
+        quantization: str = AS_STORED,
+        resident_blocks: int = -1,
     ) -> tuple[sockets.Encoder]:
         encoder = load_text_encoder(
             model_path(text_encoder_name, TEXT_ENCODER_KINDS),
@@ -229,6 +245,8 @@ class LoadTextEncoder(sockets.Node):
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
+        if resident_blocks >= 0:
+            keep_blocks(encoder.model, resident_blocks)
         return (sockets.Encoder(encoder, keep_on_device),)
 
 

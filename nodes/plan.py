@@ -14,12 +14,14 @@ from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.shapes import PixelShape
 from . import sockets
 from .host import host
+from .latent import TILE_TOOLTIP, tiles_of
 from .loaders import (
     AS_STORED,
     DTYPE_TOOLTIP,
     DTYPES,
     FROM_FILE,
     MODEL_KINDS,
+    RESIDENT_TOOLTIP,
     SAME_FILE,
     TEXT_ENCODER_KINDS,
     UPSCALER_KINDS,
@@ -68,6 +70,8 @@ class PlanMemory(sockets.Node):
                 "text_quantization": choice(
                     [AS_STORED, *QUANTIZATION_NAMES], "What Load Text Encoder is to make of the weights."
                 ),
+                "resident_blocks": integer(-1, -1, 1000, RESIDENT_TOOLTIP),
+                "tile_size": integer(0, 0, 16384, TILE_TOOLTIP),
             },
         }
 
@@ -104,6 +108,8 @@ class PlanMemory(sockets.Node):
         reference: bool = False,
         quantization: str = AS_STORED,
         text_quantization: str = AS_STORED,
+        resident_blocks: int = -1,
+        tile_size: int = 0,
     ) -> tuple[str]:
         models = outline(
             model_path(model_name, MODEL_KINDS),
@@ -116,7 +122,12 @@ class PlanMemory(sockets.Node):
             text_quantization=quantization_of(text_quantization),
         )
         card = Card.of_size(int(card_gib * 2**30)) if card_gib else card_here()
-        choices = Choices(branches=branches or None, follows_reference=reference)
+        choices = Choices(
+            branches=branches or None,
+            resident=None if resident_blocks < 0 else resident_blocks,
+            tiling=tiles_of(tile_size, models.vae),
+            follows_reference=reference,
+        )
         text = format_plan(plan(models, PixelShape(frames, height, width), card, choices))
         host().say(text)
         return (text,)

@@ -2,7 +2,7 @@
 
 The second device is fake: `cpu:0`, which is not equal to `cpu`, so that everything moves and nothing needs a card.
 Prints one JSON line of findings per mode. Arguments: ComfyUI's folder, the pack, the models folder, the
-modes, each as NAME or NAME/share of a model that fits.
+modes, each as NAME, NAME/share of a model that fits, or NAME/share/blocks that are asked to stay.
 """
 
 # ruff: noqa: E402, T201
@@ -53,8 +53,12 @@ def live_bytes():
     return sum(storages.values())
 
 
-def load(name):
-    return nodes["LTXKitLoadModel"]().run(name, "in the model file", "auto", "from the file")
+def load(name, blocks=-1):
+    return nodes["LTXKitLoadModel"]().run(name, "in the model file", "auto", "from the file", resident_blocks=blocks)
+
+
+def load_text_encoder(blocks=-1):
+    return nodes["LTXKitLoadTextEncoder"]().run("t5-tiny", "auto", False, resident_blocks=blocks)[0]
 
 
 def sample(model, prompts, seed):
@@ -84,12 +88,12 @@ def fake_card(capacity):
     mm.lowvram_available = True
 
 
-def findings(mode, share, expected, expected_frames, expected_text):
+def findings(mode, share, blocks, expected, expected_frames, expected_text):
     """share: of the larger model, that fits on the card beside the work."""
-    (encoder,) = nodes["LTXKitLoadTextEncoder"]().run("t5-tiny", "auto", False)
+    encoder = load_text_encoder(blocks)
     models, vae = [], None
     for name in NAMES:
-        model, vae = load(name)
+        model, vae = load(name, blocks)
         models.append(model)
     parts = [model.transformer for model in models]
     originals = [pointers(part) for part in parts]
@@ -121,7 +125,7 @@ def findings(mode, share, expected, expected_frames, expected_text):
 NAMES = ("ltxv-tiny.safetensors", "ltxv-13b-0.9.7-dev.safetensors")
 
 with torch.inference_mode():
-    (encoder,) = nodes["LTXKitLoadTextEncoder"]().run("t5-tiny", "auto", False)
+    encoder = load_text_encoder()
     prompts = nodes["LTXKitEncodePrompt"]().run(encoder, "a red ball", "blurry", 24.0)
     expected = []
     for name in NAMES:
@@ -132,8 +136,9 @@ with torch.inference_mode():
     del encoder, prompts, model, vae
 
     for mode in modes:
-        vram, _, share = mode.partition("/")
-        found = findings(vram, float(share or 1.2), expected, expected_frames, expected_text)
+        given = mode.split("/")
+        vram, share, blocks = given + ["NORMAL_VRAM", "1.2", "-1"][len(given) :]
+        found = findings(vram, float(share), int(blocks), expected, expected_frames, expected_text)
         gc.collect()
         mm.cleanup_models()
         print(json.dumps({**found, "known after deletion": len(mm.current_loaded_models)}))

@@ -42,9 +42,9 @@ def check(found: dict[str, Any], *, streamed: bool) -> None:
 
 @pytest.mark.comfy
 def test_two_models_do_not_pile_up(comfyui: ComfyUI, repository: Path, models_folder: Path):
-    modes = ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "NORMAL_VRAM/0.2")
+    modes = ("NORMAL_VRAM", "LOW_VRAM", "NO_VRAM", "NORMAL_VRAM/0.2", "NORMAL_VRAM/1.2/1")
     for mode, found in zip(modes, findings(comfyui, repository, models_folder, *modes), strict=True):
-        check(found, streamed=mode in ("NO_VRAM", "NORMAL_VRAM/0.2"))
+        check(found, streamed=mode in ("NO_VRAM", "NORMAL_VRAM/0.2", "NORMAL_VRAM/1.2/1"))
 
 
 @pytest.mark.comfy_next

@@ -15,7 +15,12 @@ from torch import Tensor
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
 from ltxkit.ltx_core.media import compress
+from ltxkit.ltx_core.memory import placement
+from ltxkit.ltx_core.memory.plan import Card, format_plan
+from ltxkit.ltx_core.memory.streaming import streamed
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
+from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.planning import outline, plan
 from ltxkit.ltx_core.pipelines.recipe import guidance_for
 from ltxkit.ltx_core.presets import PRESETS
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
@@ -27,6 +32,7 @@ from ltxkit.nodes.condition import AddCondition, AddReference
 from ltxkit.nodes.host import PlainHost, use_host
 from ltxkit.nodes.latent import SLOW_MOTION, DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
+from ltxkit.nodes.plan import PlanMemory
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from ltxkit.nodes.text import EncodePrompt
@@ -427,3 +433,62 @@ def test_a_reference_is_encoded_for_both_passes(loaded: Any, prompts: Any, monke
     (chain,) = AddReference().run(frames(9, 96, 96), 24.0, 1.0, "crop")
     GenerateTwoStage().run(*loaded, upscaler, *prompts, 96, 96, 9, 1, 1.0, 0.0, conditions=chain)
     assert seen == [(2, 1, 1), (2, 2, 2)]
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def test_the_plan_says_what_will_be_where(models: Path):
+    files = ("ltxv-tiny.safetensors", "in the model file", "t5-tiny", "ltxv-tiny-spatial-upscaler.safetensors")
+    size = ("auto", "2b-0.9.8-distilled", 192, 192, 9, 0)
+    (text,) = PlanMemory().run(*files, *size, 8.0)
+    assert everything().endswith(text)
+    found = outline(
+        models / "checkpoints/ltxv-tiny.safetensors",
+        models / "text_encoders/t5-tiny",
+        upscaler=models / f"latent_upscale_models/{files[3]}",
+        version="2b-0.9.8-distilled",
+    )
+    assert text == format_plan(plan(found, PixelShape(9, 192, 192), Card.of_size(8 * 2**30)))
+    assert "transformer whole" in text
+    assert "tiles" not in text
+    (text,) = PlanMemory().run(*files, *size, 8.0, resident_blocks=3, tile_size=64)
+    assert "transformer 3 of 28 blocks stay, 25 are streamed" in text
+    assert re.search(r"decode .* 9 tiles, 4 frames at once", text)  # the second pass has 6 cells a side, 2 to a tile
+    (text,) = PlanMemory().run(*files, *size, 0.0)
+    assert "on main memory" in text
+    with pytest.raises(ConfigError, match=r"got 0\.1 GiB card"):
+        PlanMemory().run(*files, *size, 0.1)
+
+
+def test_what_the_planner_chooses_can_be_set(loaded: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch):
+    resident: list[int] = []
+
+    def watched(module: Any, device: torch.device, blocks: int) -> Any:
+        resident.append(blocks)
+        return streamed(module, device, blocks)
+
+    monkeypatch.setattr(placement, "streamed", watched)
+    name = "ltxv-tiny.safetensors"
+    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False, resident_blocks=1)
+    again = EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
+    assert torch.equal(again[0][0][0], prompts[0][0][0])
+    chosen = LoadModel().run(name, "in the model file", "fp32", "2b-0.9.8-distilled", resident_blocks=0)
+    result, expected = (sampled(one, prompts, canvas(9)) for one in (chosen, loaded))
+    assert resident == [1, 0]
+    assert torch.equal(result["samples"], expected["samples"])
+
+    tiles: list[int] = []
+    monkeypatch.setattr(VideoVAE, "stream_decode", counted(VideoVAE.stream_decode, tiles))
+    latent = EmptyLatent().run(128, 64, 1, 0.0, 24.0, 1)[0]
+    (whole,), (cut,) = (DecodeVideo().run(latent, loaded[1], 0.05, 0.0, 0, tile_size=size) for size in (0, 64))
+    assert len(tiles) == 1 + 2
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)  # the halo covers this picture
+
+
+def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return function(*args, **options)
+
+    return call

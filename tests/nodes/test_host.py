@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import UnsupportedError
-from ltxkit.nodes.host import PlainHost, host, principal_preview, use_host
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.nodes.host import PlainHost, host, keep_blocks, principal_preview, use_host
 
 
 def test_outside_comfyui_somebody_has_to_choose_a_host(tmp_path: Path):
@@ -41,6 +43,20 @@ def test_a_module_is_placed_and_gets_its_own_weights_back(tmp_path: Path):
         assert module.weight.is_meta
     assert module.weight is weight
     assert plain.spare_memory(module) is None or plain.spare_memory(module) > 0
+
+
+@pytest.mark.parametrize(("resident", "there"), [(0, 0), (2, 2), (3, 3), (9, 3)])
+def test_so_many_blocks_stay_as_somebody_asked_for(tmp_path: Path, resident: int, there: int):
+    plain = PlainHost(tmp_path, tmp_path, tmp_path, device=torch.device("meta"))
+    config = TransformerConfig.of_size(layers=3, heads=2, head_dim=16, channels=4, captions=8)
+    asked, other = (LTXTransformer(config).eval().requires_grad_(False) for _ in range(2))
+    keep_blocks(asked, resident)
+    for model, expected in ((asked, there), (other, 3)):
+        with plain.place(model):
+            assert model.patchify_proj.weight.is_meta
+            tables = [model.get_parameter(f"transformer_blocks.{i}.scale_shift_table") for i in range(3)]
+            assert [table.is_meta for table in tables].count(True) == expected
+        assert not any(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("channels", [2, 16, 128])
