@@ -38,6 +38,7 @@ if importlib.util.find_spec("ltxkit") is None:  # where nothing can be installed
     sys.modules["ltxkit"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["ltxkit"])
 
+LONG_TABLE = 12  # rows
 RESULTS = Path(__file__).parent / "results"
 REPORTED_PACKAGES = ("ltxkit", "torch", "diffusers", "transformers")
 
@@ -165,8 +166,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(result: dict) -> str:
-    """One result as markdown: the question, a table, and where it was measured."""
+def table(result: dict, *, folds: bool = False) -> str:
+    """One result as markdown: the question, a table, and where it was measured. folds: long tables open on a click."""
     machine = result["machine"]
     rows = result["rows"]
     columns = {"workload": [row["case"] for row in rows], "LTXKit": [_figure(row["ours"], row["unit"]) for row in rows]}
@@ -179,15 +180,14 @@ def table(result: dict) -> str:
     if any(row["note"] for row in rows):
         columns["note"] = [row["note"] for row in rows]
     lines = [
-        f"**{result['question']}**",
-        "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
         *("| " + " | ".join(cells) + " |" for cells in zip(*columns.values(), strict=True)),
-        "",
-        f"`benchmarks/{result['benchmark']}.py`; {_where(machine)}.",
     ]
-    return "\n".join(lines)
+    if folds and len(rows) > LONG_TABLE:
+        lines = [f"<details><summary>{len(rows)} cases</summary>", "", *lines, "", "</details>"]
+    where = f"`benchmarks/{result['benchmark']}.py`; {_where(machine)}."
+    return "\n".join([f"**{result['question']}**", "", *lines, "", where])
 
 
 def _where(machine: dict) -> str:

@@ -28,7 +28,7 @@ NAMES = tuple(
 def rendered() -> str:
     """The tables of every result, in the order of NAMES."""
     results = [RESULTS / f"{name}.json" for name in NAMES]
-    tables = [table(json.loads(path.read_text())) for path in results if path.exists()]
+    tables = [table(json.loads(path.read_text()), folds=True) for path in results if path.exists()]
     return "\n\n".join(tables) or "No figures have been taken yet: `make bench`."
 
 
