@@ -287,7 +287,14 @@ def test_ctrl_c_in_any_stage_leaves_nothing(
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ltxkit", *arguments(files, tmp_path / "out" / "a.mp4", steps=1000)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        # A shell starts what it puts into the background with SIGINT ignored, and that is handed down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     said = b""
     deadline = time.monotonic() + 120
