@@ -25,9 +25,12 @@ from .widgets import choice, decimal, frame_rate, integer, link, seed
 
 OFFICIAL_SCALE = ScaleFactors(8, 32, 32)  # of every released VAE
 OFFICIAL_CHANNELS = 128
-TILE_TOOLTIP = (
+TILE_SIZE = integer(
+    0,
+    0,
+    16384,
     "Side of the tiles in which pictures are decoded, in pixels. Ten latent cells more on every side are computed and "
-    "thrown away, so that no seam shows. 0: in one piece, or as memory asks."
+    "thrown away, so that no seam shows. 0: in one piece, or as memory asks.",
 )
 DOUBLE_RATE, SLOW_MOTION = "double the frame rate", "slow motion"
 
@@ -256,7 +259,7 @@ class DecodeVideo(sockets.Node):
                 ),
                 "film_grain": decimal(0.0, 0.0, 1.0, 0.01, "Strength of film grain. 0: off; 0.05 is visible."),
                 "grain_saturation": decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey."),
-                "tile_size": integer(0, 0, 16384, TILE_TOOLTIP),
+                "tile_size": TILE_SIZE,
             },
         }
 

@@ -28,9 +28,12 @@ from .host import host, keep_blocks
 from .widgets import choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-RESIDENT_TOOLTIP = (
+RESIDENT_BLOCKS = integer(
+    -1,
+    -1,
+    1000,
     "How many of its blocks stay on the graphics card; the others are streamed from main memory in every step, which "
-    "gives the same result. -1: as many as fit."
+    "gives the same result. -1: as many as fit.",
 )
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
@@ -150,7 +153,7 @@ class LoadModel(sockets.Node):
             "optional": {
                 "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
                 "fp8_matmul": switch(False, FP8_MATMUL_TOOLTIP),
-                "resident_blocks": integer(-1, -1, 1000, RESIDENT_TOOLTIP),
+                "resident_blocks": RESIDENT_BLOCKS,
             },
         }
 
@@ -218,7 +221,7 @@ class LoadTextEncoder(sockets.Node):
             },
             "optional": {
                 "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
-                "resident_blocks": integer(-1, -1, 1000, RESIDENT_TOOLTIP),
+                "resident_blocks": RESIDENT_BLOCKS,
             },
         }
 

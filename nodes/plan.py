@@ -14,14 +14,14 @@ from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.shapes import PixelShape
 from . import sockets
 from .host import host
-from .latent import TILE_TOOLTIP, tiles_of
+from .latent import TILE_SIZE, tiles_of
 from .loaders import (
     AS_STORED,
     DTYPE_TOOLTIP,
     DTYPES,
     FROM_FILE,
     MODEL_KINDS,
-    RESIDENT_TOOLTIP,
+    RESIDENT_BLOCKS,
     SAME_FILE,
     TEXT_ENCODER_KINDS,
     UPSCALER_KINDS,
@@ -70,8 +70,8 @@ class PlanMemory(sockets.Node):
                 "text_quantization": choice(
                     [AS_STORED, *QUANTIZATION_NAMES], "What Load Text Encoder is to make of the weights."
                 ),
-                "resident_blocks": integer(-1, -1, 1000, RESIDENT_TOOLTIP),
-                "tile_size": integer(0, 0, 16384, TILE_TOOLTIP),
+                "resident_blocks": RESIDENT_BLOCKS,
+                "tile_size": TILE_SIZE,
             },
         }
 
