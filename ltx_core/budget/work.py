@@ -24,7 +24,7 @@ BLOCK_TENSORS = 8
 # Where a norm in half precision is not one kernel, its float32 steps are alive beside five of these.
 BLOCK_TENSORS_HALF = 11
 # Float32 tensors of (tokens, channels) beside the blocks: the given latent, its noise, the state, the clean latent, the
-# model's input (pipelines/generate.py, sampling/samplers.py).
+# model's input (pipelines/sample.py, sampling/samplers.py).
 STATE_TENSORS = 5
 TABLE_BYTES = 4  # of the rotary table, per token and channel: a complex64 for every pair of channels
 TABLE_MAKING = 2.5  # tables at once while one is made. Measured on the CPU: 2.50
