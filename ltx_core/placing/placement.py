@@ -11,18 +11,11 @@ import torch
 from torch import nn
 
 from ..budget.weights import Weights, block_stack, resident_blocks, room_for_weights, room_for_work, weight_bytes
+from ..host import Host
+from ..progress import Notes, Progress, log_note, silent
 from .copies import DeviceCopies
 from .devices import best_device, memory
 from .streaming import streamed
-
-
-class Placement(Protocol):
-    """`with placement(module) as device:` makes a module usable on `device` inside the block.
-
-    memory_required: bytes that the work inside needs beside the module's weights.
-    """
-
-    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
 
 
 class DevicePlacement:
@@ -88,3 +81,16 @@ class DevicePlacement:
         if available is None:
             return None
         return resident_blocks(Weights.of(module), room_for_weights(available.free, available.total, memory_required))
+
+
+class SpareMemory(Protocol):
+    """A placement that can tell how much memory work may take."""
+
+    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
+
+    def spare_memory(self, module: nn.Module) -> int | None: ...
+
+
+def host_on(placement: SpareMemory, progress: Progress = silent, say: Notes = log_note) -> Host:
+    """A plain process as the host of a run."""
+    return Host(placement, placement.spare_memory, progress, say)
