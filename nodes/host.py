@@ -35,19 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ltxkit")
 
-MODEL_FOLDERS = (
-    "checkpoints",
-    "diffusion_models",
-    "vae",
-    "text_encoders",
-    "latent_upscale_models",
-    "upscale_models",
-    "loras",
-)
-# Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
-ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
-
-
 class Host(Protocol):
     """What a node may ask of the program that runs it."""
 
@@ -103,14 +90,6 @@ class Host(Protocol):
         ...
 
 
-_asked: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-
-
-def keep_blocks(module: nn.Module, resident: int) -> None:
-    """From now on so many blocks of a module stay on the device while it works, whatever the host would choose."""
-    _asked[module] = resident
-
-
 _chosen: ContextVar[Host | None] = ContextVar("ltxkit_host", default=None)
 
 
@@ -137,82 +116,6 @@ def use_host(chosen: Host) -> Generator[None]:
         yield
     finally:
         _chosen.reset(token)
-
-
-class PlainHost:
-    """A plain process: folders from the command line, the best device there is.
-
-    Args:
-        models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
-        input_folder, output_folder: where loading nodes look, and where saving nodes write.
-        device: where models run; None picks CUDA, then MPS, then the CPU.
-        progress, notes: who wants to know how far a node is, and what it has to say.
-    """
-
-    def __init__(
-        self,
-        models: Path,
-        input_folder: Path,
-        output_folder: Path,
-        *,
-        device: torch.device | None = None,
-        progress: Progress = silent,
-        notes: Notes = log_note,
-    ) -> None:
-        self.models = models
-        self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
-        self.placement = DevicePlacement(device)
-        self.report = progress
-        self.notes = notes
-        self.running = ""  # title of the node that runs; the runner sets it
-
-    def model_folders(self, kind: str) -> list[Path]:
-        folders = [self.models / name for name in ALIASES.get(kind, (kind,))]
-        return [folder for folder in folders if folder.is_dir()]
-
-    def folder(self, kind: str) -> Path:
-        """Where files of a kind ("input", "output", "temp") are."""
-        return self.folders[kind]
-
-    def tokenizers(self) -> list[Path]:
-        return []
-
-    def progress(self) -> Progress:
-        return self.report
-
-    def say(self, text: str) -> None:
-        self.notes(f"{self.running}: {text}")
-
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        asked = _asked.get(module)
-        placement = self.placement if asked is None else DevicePlacement(self.placement.device, resident_blocks=asked)
-        return placement(module, memory_required=memory_required)
-
-    def release(self, module: nn.Module) -> None:
-        self.placement.release(module)
-
-    def make_room(self) -> None:
-        """Nothing stays on a device between the nodes."""
-
-    def spare_memory(self, module: nn.Module) -> int | None:
-        return self.placement.spare_memory(module)
-
-    @property
-    def input_folder(self) -> Path:
-        return self.folders["input"]
-
-    @property
-    def output_folder(self) -> Path:
-        return self.folders["output"]
-
-    def video(self, path: Path) -> Any:
-        from .headless_nodes import VideoInFile
-
-        return VideoInFile(path)
-
-    @property
-    def output_device(self) -> torch.device:
-        return torch.device("cpu")
 
 
 class ComfyUIHost:
@@ -335,29 +238,6 @@ class ComfyUIHost:
         from comfy import model_management
 
         return model_management.intermediate_device()
-
-
-def principal_preview(denoised: Tensor) -> Tensor:
-    """A picture of a latent that needs no table: its first frame along its three strongest directions of colour.
-
-    Args:
-        denoised: (b, c, f, h, w) float, normalised.
-
-    Returns:
-        (h, w, 3) uint8 on the CPU.
-    """
-    frame = denoised[0, :, 0].float().cpu()
-    pixels = frame.flatten(1).T
-    pixels = pixels - pixels.mean(0)
-    directions = torch.linalg.svd(pixels, full_matrices=False).Vh[:3]
-    # The sign of a principal direction is arbitrary: fix it, or the colours flip from step to step.
-    directions = directions * directions.sum(1, keepdim=True).sign()
-    colours = pixels @ directions.T
-    colours = nn.functional.pad(colours, (0, 3 - colours.shape[1]))
-    low, high = colours.amin(0), colours.amax(0)
-    # One scale for all: a direction in which hardly anything differs is grey, not noise.
-    scaled = (colours - (low + high) / 2) / (high - low).max().clamp_min(1e-6) * 255 + 127.5
-    return scaled.round().to(torch.uint8).reshape(*frame.shape[1:], 3)
 
 
 def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:

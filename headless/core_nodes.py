@@ -32,87 +32,6 @@ MAX_RESOLUTION = 16384  # nodes.py
 SaveHidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
-# ------------------------------------------------------------------------------------------------ folders
-
-
-def _folders() -> PlainHost:
-    current = host()
-    if not isinstance(current, PlainHost):
-        raise UnsupportedError("got a stand-in node outside `ltxkit run`; expected ComfyUI's own node; remove this one")
-    return current
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """`folder / name`, unless that leaves the folder (ConfigError)."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ConfigError(
-            f"got the path {name!r}, which leaves {folder}; expected a file inside it; move the file there"
-        )
-    return path
-
-
-def _annotated(name: str) -> Path:
-    """The file that a loading node names: in the input folder, or where `name [output]` or `name [temp]` says."""
-    match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
-    name, kind = match.groups() if match else (name, "input")
-    return _inside(_folders().folder(kind), name)
-
-
-def _check_file(name: str) -> bool | str:
-    """For VALIDATE_INPUTS: whether the file is there."""
-    try:
-        path = _annotated(name)
-    except ConfigError as error:
-        return str(error)
-    if path.is_file():
-        return True
-    return f"got {name!r}; expected a file in {path.parent}; put it there, or point --input to where it is"
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(_annotated(name).read_bytes()).hexdigest()
-
-
-def _input_files(suffixes: frozenset[str]) -> list[str]:
-    folder = _folders().folder("input")
-    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """Names that no file has yet: `<prefix>_00001_.mp4` and so on, counted as the core counts them."""
-
-    folder: Path
-    subfolder: str
-    stem: str
-    first: int
-    kind: str
-
-    @classmethod
-    def under(cls, kind: str, prefix: str, width: int = 0, height: int = 0) -> _Numbered:
-        now = time.localtime()
-        values = {"width": width, "height": height, "year": now.tm_year}
-        values |= {"month": f"{now.tm_mon:02}", "day": f"{now.tm_mday:02}", "hour": f"{now.tm_hour:02}"}
-        values |= {"minute": f"{now.tm_min:02}", "second": f"{now.tm_sec:02}"}
-        for name, value in values.items():
-            prefix = prefix.replace(f"%{name}%", str(value))
-        root = _folders().folder(kind)
-        target = _inside(root, prefix)
-        counter = re.compile(re.escape(target.name) + r"_(\d+)_?\..*")
-        used = [counter.fullmatch(path.name) for path in target.parent.iterdir()] if target.parent.is_dir() else []
-        first = max((int(match[1]) for match in used if match), default=0) + 1
-        subfolder = target.parent.relative_to(root.resolve()).as_posix()
-        return cls(target.parent, "" if subfolder == "." else subfolder, target.name, first, kind)
-
-    def path(self, suffix: str, offset: int = 0) -> Path:
-        return self.folder / f"{self.stem}_{self.first + offset:05}_{suffix}"
-
-    def entry(self, path: Path) -> dict[str, str]:
-        """How a node's `ui` names a file."""
-        return {"filename": path.name, "subfolder": self.subfolder, "type": self.kind}
-
-
 def _metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
     return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
 
@@ -262,56 +181,6 @@ class ImageFromBatch:
 
 
 # ------------------------------------------------------------------------------------------------ clips
-
-
-@dataclass(frozen=True, eq=False)
-class Components:
-    """The parts of a VIDEO, with the names that ComfyUI's VideoComponents has."""
-
-    images: Tensor
-    frame_rate: Fraction
-    audio: None = None
-
-
-@dataclass(frozen=True, eq=False)
-class VideoInMemory:
-    """A VIDEO made of frames."""
-
-    components: Components
-
-    def get_components(self) -> Components:
-        return self.components
-
-    @property
-    def rate(self) -> Fraction:
-        return self.components.frame_rate
-
-    def frames(self) -> Iterator[Tensor]:
-        """The frames (f, h, w, 3), a few at a time."""
-        yield self.components.images
-
-
-class VideoInFile:
-    """A VIDEO that is read when somebody asks for its frames."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def get_components(self) -> Components:
-        return self._components
-
-    @property
-    def rate(self) -> Fraction:
-        return media.video_fps(self.path)
-
-    def frames(self) -> Iterator[Tensor]:
-        """As VideoInMemory, one by one: a long clip is never in memory as a whole."""
-        return (frame[None] for frame in media.stream_video(self.path))
-
-    @cached_property
-    def _components(self) -> Components:
-        clip = media.read_video(self.path)
-        return Components(clip.frames, clip.fps)
 
 
 class LoadVideo:
@@ -482,17 +351,4 @@ CORE_NODES: dict[str, type] = {
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,
     "SetLatentNoiseMask": SetLatentNoiseMask,
-}
-
-# ComfyUI's NODE_DISPLAY_NAME_MAPPINGS for these; what is not here is shown under its id.
-CORE_DISPLAY_NAMES = {
-    "CreateVideo": "Create Video",
-    "GetVideoComponents": "Get Video Components",
-    "ImageScale": "Upscale Image",
-    "LoadImage": "Load Image",
-    "LoadVideo": "Load Video",
-    "PreviewImage": "Preview Image",
-    "SaveImage": "Save Image",
-    "SaveVideo": "Save Video",
-    "SetLatentNoiseMask": "Set Latent Noise Mask",
 }

@@ -36,34 +36,6 @@ log = logging.getLogger("ltxkit")
 UI = dict[str, Any]
 
 
-def object_info(classes: Classes) -> dict[str, Any]:
-    """What `GET /object_info` of a ComfyUI server says about these classes (server.py `node_info`)."""
-    from . import NODE_DISPLAY_NAME_MAPPINGS
-
-    titles = {**CORE_DISPLAY_NAMES, **NODE_DISPLAY_NAME_MAPPINGS}
-    return {name: _node_info(name, node_class, titles.get(name, name)) for name, node_class in classes.items()}
-
-
-def _node_info(name: str, node_class: Any, title: str) -> dict[str, Any]:
-    inputs = node_class.INPUT_TYPES()
-    info = {
-        "input": inputs,
-        "input_order": {group: list(specs) for group, specs in inputs.items()},
-        "output": node_class.RETURN_TYPES,
-        "output_is_list": getattr(node_class, "OUTPUT_IS_LIST", [False] * len(node_class.RETURN_TYPES)),
-        "output_name": getattr(node_class, "RETURN_NAMES", node_class.RETURN_TYPES),
-        "name": name,
-        "display_name": title,
-        "description": getattr(node_class, "DESCRIPTION", ""),
-        "python_module": getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes"),
-        "category": getattr(node_class, "CATEGORY", "sd"),
-        "output_node": bool(getattr(node_class, "OUTPUT_NODE", False)),
-    }
-    if hasattr(node_class, "OUTPUT_TOOLTIPS"):
-        info["output_tooltips"] = node_class.OUTPUT_TOOLTIPS
-    return json.loads(json.dumps(info))
-
-
 @dataclass(frozen=True)
 class RunResult:
     """What a prompt did: `ui` of its output nodes, and which nodes ran or were taken from an earlier prompt."""
