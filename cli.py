@@ -171,9 +171,9 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from .ltx_core import media
-    from .ltx_core.memory.devices import spare_main_memory
-    from .ltx_core.pipelines.components import Components
     from .ltx_core.pipelines.condition import Condition, Reference
+    from .ltx_core.pipelines.library import Components
+    from .ltx_core.placing.devices import spare_main_memory
     from .ltx_core.weights.lora import WeightedLoRA, load_lora
 
     spare_main_memory()
@@ -334,9 +334,9 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from .ltx_core.memory.plan import Card, format_plan
-    from .ltx_core.pipelines.planning import Choices, card_here, outline, plan
-    from .ltx_core.pipelines.tiling import Tiling
+    from .ltx_core.budget.plan import Card, format_plan
+    from .ltx_core.budget.tiling import Tiling
+    from .ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
     from .ltx_core.shapes import PixelShape
 
     models = outline(
@@ -397,7 +397,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from .ltx_core.memory.devices import spare_main_memory
+    from .ltx_core.placing.devices import spare_main_memory
     from .nodes.headless import run_workflow
 
     spare_main_memory()

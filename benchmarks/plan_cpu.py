@@ -29,6 +29,8 @@ from anonymous import Watch
 from protocol import Row, publish
 from random_files import write_gguf, write_safetensors
 
+from ltxkit.ltx_core.budget.plan import Card
+from ltxkit.ltx_core.budget.tiling import Tiling
 from ltxkit.ltx_core.config import (
     CheckpointConfig,
     TextEncoderConfig,
@@ -37,20 +39,18 @@ from ltxkit.ltx_core.config import (
     VAEBlock,
     VideoVAEConfig,
 )
-from ltxkit.ltx_core.memory.devices import spare_main_memory
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import Card
 from ltxkit.ltx_core.models.text_encoder import build_t5
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.text import encode_prompts
-from ltxkit.ltx_core.pipelines.tiling import Tiling
 from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
+from ltxkit.ltx_core.placing.devices import spare_main_memory
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.shapes import LatentShape

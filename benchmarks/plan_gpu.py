@@ -29,12 +29,12 @@ import torch
 from protocol import Row, publish
 from random_files import released, write_gguf, write_safetensors
 
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import CONTEXT_BYTES, Card, Stage
+from ltxkit.ltx_core.budget.plan import CONTEXT_BYTES, Card, Stage
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.pipelines.decode import decode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.planning import Choices, Outline, card_here, plan
+from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, card_here, plan
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.shapes import PixelShape

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
 from ..ltx_core.errors import UnsupportedError
-from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
-from ..ltx_core.memory.placement import DevicePlacement
-from ..ltx_core.memory.plan import Weights, resident_blocks
-from ..ltx_core.memory.streaming import streamed
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
+from ..ltx_core.placing.copies import DeviceCopies
+from ..ltx_core.placing.placement import DevicePlacement
+from ..ltx_core.placing.streaming import streamed
 from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
 
 if TYPE_CHECKING:

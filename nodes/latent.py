@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ltx_core.budget.tiling import Tiling
 from ..ltx_core.media import rgb_frames
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
@@ -15,7 +16,6 @@ from ..ltx_core.pipelines.canvas import crop_to, pad_to
 from ..ltx_core.pipelines.clip_statistics import ClipStatistics
 from ..ltx_core.pipelines.decode import decode
 from ..ltx_core.pipelines.encode import encode_frames
-from ..ltx_core.pipelines.tiling import Tiling
 from ..ltx_core.pipelines.two_stage import upscale_latent
 from ..ltx_core.sampling import filters
 from ..ltx_core.shapes import PixelShape, ScaleFactors

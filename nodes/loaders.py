@@ -16,7 +16,7 @@ import torch
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.recipe import versions_with
+from ..ltx_core.pipelines.passes import versions_with
 from ..ltx_core.presets import PRESETS
 from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae

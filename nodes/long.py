@@ -24,7 +24,7 @@ from ..ltx_core.pipelines.long_video import (
     sample_windows,
     seam_frames,
 )
-from ..ltx_core.pipelines.recipe import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
+from ..ltx_core.pipelines.passes import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
 from ..ltx_core.pipelines.text import encode_prompts
 from ..ltx_core.pipelines.two_stage import PassSettings
 from ..ltx_core.presets import NEGATIVE_PROMPT

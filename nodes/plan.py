@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ltx_core.memory.plan import Card, format_plan
-from ..ltx_core.pipelines.planning import Choices, card_here, outline, plan
+from ..ltx_core.budget.plan import Card, format_plan
+from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
 from ..ltx_core.presets import PRESETS
 from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
 from ..ltx_core.shapes import PixelShape

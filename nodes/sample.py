@@ -12,8 +12,8 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.canvas import on_canvas, pad_to
 from ..ltx_core.pipelines.clip_statistics import motion_settings
 from ..ltx_core.pipelines.condition import Condition, fit_frames
-from ..ltx_core.pipelines.generate import sample
-from ..ltx_core.pipelines.recipe import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
+from ..ltx_core.pipelines.passes import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
+from ..ltx_core.pipelines.sample import sample
 from ..ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
 from ..ltx_core.presets import PassPreset, Preset
 from ..ltx_core.sampling.guidance import Guidance, describe_plan

@@ -20,7 +20,7 @@ from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.generate import EncodedPrompt
+from ..ltx_core.pipelines.sample import EncodedPrompt
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ltx_core.errors import ConfigError
-from ..ltx_core.pipelines.recipe import recipe_for, sigmas_for
+from ..ltx_core.pipelines.passes import recipe_for, sigmas_for
 from ..ltx_core.presets import PRESETS, PassPreset
 from ..ltx_core.sampling.guidance import Guidance, describe_guidance, describe_plan
 from ..ltx_core.sampling.schedules import (

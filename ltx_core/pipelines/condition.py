@@ -20,8 +20,8 @@ from ..shapes import PixelShape
 from .encode import encode_posterior
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
     from ..models.video_vae import VideoVAE
+    from ..placing.placement import Placement
 
 ResizePolicy = Literal["crop", "stretch", "pad", "fit"]
 

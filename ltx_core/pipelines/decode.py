@@ -10,14 +10,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..budget.tiling import Tiling, choose_tiling
+from ..budget.vae import decode_bytes
 from ..errors import ConfigError, ShapeError, UnsupportedError
-from ..memory.placement import Placement
-from ..models.vae_memory import decode_bytes
 from ..models.video_vae import VideoVAE
+from ..placing.placement import Placement
 from ..progress import Progress, ProgressEvent, silent
 from ..sampling.filters import tone_map
 from ..shapes import LatentShape
-from .tiling import Tiling, choose_tiling
 
 
 def decode(

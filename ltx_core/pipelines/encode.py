@@ -8,14 +8,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..budget.tiling import Tiling, choose_tiling
+from ..budget.vae import encode_bytes
 from ..errors import ConfigError
 from ..media import rgb_frames
-from ..memory.placement import Placement
-from ..models.vae_memory import encode_bytes
 from ..models.video_vae import Posterior, VideoVAE
+from ..placing.placement import Placement
 from ..progress import Progress, ProgressEvent, silent
 from ..shapes import PixelShape
-from .tiling import Tiling, choose_tiling
 
 
 def encode_frames(

@@ -26,12 +26,12 @@ from ..shapes import PixelShape
 from ..weights.containers import open_checkpoint
 from ..weights.save import write_safetensors
 from .condition import Condition, Reference
-from .generate import EncodedPrompt, sample
+from .sample import EncodedPrompt, sample
 from .two_stage import PassSettings
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
     from ..models.video_vae import VideoVAE
+    from ..placing.placement import Placement
 
 CONTEXT = 2  # latent frames decoded before the overlap and thrown away: a decoder's first frames lack their past
 

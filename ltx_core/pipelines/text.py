@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..budget.work import text_bytes, unpacking
 from ..errors import UnsupportedError
-from ..memory.plan import text_bytes, unpacking
 from ..models.text_encoder import MAX_TOKENS, TextEncoder, TokenizedPrompt
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
-from .generate import EncodedPrompt
+from .sample import EncodedPrompt
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
+    from ..placing.placement import Placement
 
 STAGE = "encode text"
 

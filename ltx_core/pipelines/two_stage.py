@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..budget.work import upscale_bytes
 from ..errors import ConfigError, ShapeError
-from ..memory.plan import upscale_bytes
 from ..presets import DOWNSCALE_FACTOR
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.filters import adain
@@ -20,13 +20,13 @@ from ..sampling.samplers import SamplerSettings
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..weights.lora import WeightedLoRA
 from .condition import Condition
-from .generate import EncodedPrompt, sample
+from .sample import EncodedPrompt, sample
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
     from ..models.transformer import LTXTransformer
     from ..models.upsampler import LatentUpsampler
     from ..models.video_vae import VideoVAE
+    from ..placing.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
-from ..memory.devices import device_of_process
+from ..placing.devices import device_of_process
 
 
 @dataclass(frozen=True)

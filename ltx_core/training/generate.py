@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ShapeError
-from ..memory.placement import DevicePlacement
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..pipelines.generate import EncodedPrompt, sample
+from ..pipelines.sample import EncodedPrompt, sample
 from ..pipelines.two_stage import upscale_latent
+from ..placing.placement import DevicePlacement
 from ..progress import Progress, silent
 from ..sampling.conditioning import LatentCondition
 from ..sampling.guidance import Guidance

@@ -156,7 +156,7 @@ def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
     naming = {
         str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
     }
-    assert naming == {"ltx_core/memory/devices.py"}
+    assert naming == {"ltx_core/placing/devices.py"}
 
 
 def test_file_names_and_lengths(repository: Path) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ltxkit import cli
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.memory import balanced
-from ltxkit.ltx_core.memory.balanced import BalancedPlacement, divide
-from ltxkit.ltx_core.memory.copies import Copies
 from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.components import Components
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.text import encode_prompts
+from ltxkit.ltx_core.placing import balanced
+from ltxkit.ltx_core.placing.balanced import BalancedPlacement, divide
+from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise

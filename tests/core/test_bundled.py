@@ -14,8 +14,8 @@ from torch import Tensor
 from ltxkit.cli import main
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
-from ltxkit.ltx_core.pipelines.components import Components
-from ltxkit.ltx_core.pipelines.planning import Card, outline, plan
+from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
+from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.data import to_pixels

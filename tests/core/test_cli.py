@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ltxkit import cli
 from ltxkit.ltx_core import media
-from ltxkit.ltx_core.pipelines.components import Clip, Components
+from ltxkit.ltx_core.pipelines.library import Clip, Components
 
 
 @pytest.fixture(scope="module")

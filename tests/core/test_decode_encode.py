@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ltxkit.ltx_core.budget.tiling import HALO, Tiling, choose_tiling
+from ltxkit.ltx_core.budget.vae import CPU_COPIES, decode_bytes, encode_bytes
 from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.models.vae_memory import CPU_COPIES, decode_bytes, encode_bytes
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode, decode_frames
 from ltxkit.ltx_core.pipelines.encode import encode_frames, encode_posterior
-from ltxkit.ltx_core.pipelines.tiling import HALO, Tiling, choose_tiling
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.sampling.filters import tone_map
 from ltxkit.ltx_core.shapes import LatentShape

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant import fp8
 from ltxkit.ltx_core.quant.fp8 import Float8Linear, multiplies_fp8, quantize_rows, use_fp8_matmul
 from ltxkit.ltx_core.sampling.noise import SeededNoise

@@ -15,22 +15,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltxkit import cli
+from ltxkit.ltx_core.budget.plan import Card, format_plan
+from ltxkit.ltx_core.budget.tiling import Tiling
+from ltxkit.ltx_core.budget.vae import LONGEST, decode_bytes, encode_bytes
+from ltxkit.ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
+from ltxkit.ltx_core.budget.work import unpacking, upscale_bytes
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.memory import devices, placement
-from ltxkit.ltx_core.memory.copies import weight_bytes
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks, unpacking, upscale_bytes
 from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
-from ltxkit.ltx_core.models.vae_memory import LONGEST, decode_bytes, encode_bytes
 from ltxkit.ltx_core.pipelines.condition import Reference
 from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
-from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
+from ltxkit.ltx_core.placing import devices, placement
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
 from ltxkit.ltx_core.quant.on_load import quantization_by_name
 from ltxkit.ltx_core.sampling.guidance import Guidance
@@ -271,7 +272,7 @@ def test_work_of_sampling_is_what_its_tensors_take(
         asked.append(memory_required)
         return place(module)
 
-    monkeypatch.setattr("ltxkit.ltx_core.pipelines.generate.norms_are_one_kernel", lambda: fused)
+    monkeypatch.setattr("ltxkit.ltx_core.pipelines.sample.norms_are_one_kernel", lambda: fused)
     prompts = [EncodedPrompt(torch.zeros(1, 128, 4096)) for _ in range(2)]
     stg = 1.0 if lanes == 3 else 0.0
     with meta_device(model) as counted:

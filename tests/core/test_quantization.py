@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
-from ltxkit.ltx_core.memory.copies import Copies
-from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.copies import Copies
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
 from ltxkit.ltx_core.weights.build import load_transformer

@@ -15,7 +15,7 @@ from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.canvas import on_canvas
 from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions, fit_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage, upscale_latent
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import Guidance

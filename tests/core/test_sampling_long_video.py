@@ -15,8 +15,8 @@ from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.clip_statistics import ClipStatistics, motion_settings
 from ltxkit.ltx_core.pipelines.condition import Condition
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt
 from ltxkit.ltx_core.pipelines.long_video import LongSettings, plan_windows, sample_windows, seam_frames
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt
 from ltxkit.ltx_core.pipelines.two_stage import PassSettings
 from ltxkit.ltx_core.sampling.schedules import explicit
 from ltxkit.ltx_core.shapes import PixelShape

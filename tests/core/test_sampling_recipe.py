@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ltxkit.ltx_core.config import SchedulerConfig
-from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
+from ltxkit.ltx_core.pipelines.passes import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
 from ltxkit.ltx_core.presets import PRESETS
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxkit.ltx_core.budget.weights import weight_bytes
 from ltxkit.ltx_core.config import TransformerConfig
-from ltxkit.ltx_core.memory.copies import weight_bytes
-from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +52,7 @@ def test_gpu_equals_cpu(dtype: torch.dtype, tolerance: float) -> None:
 def test_streamed_blocks_give_the_same_bits_for_less_memory(
     monkeypatch: pytest.MonkeyPatch, resident: int, pinned: bool
 ) -> None:
-    monkeypatch.setattr("ltxkit.ltx_core.memory.streaming._may_pin", lambda blocks: pinned)
+    monkeypatch.setattr("ltxkit.ltx_core.placing.streaming._may_pin", lambda blocks: pinned)
     model = build(torch.bfloat16)
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     with DevicePlacement("cuda")(model) as device:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxkit.ltx_core.budget.tiling import Tiling
+from ltxkit.ltx_core.budget.vae import decode_bytes
 from ltxkit.ltx_core.config import VideoVAEConfig
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.models.vae_memory import decode_bytes
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.shapes import LatentShape
 
 pytestmark = pytest.mark.gpu

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxkit.ltx_core.budget.plan import Card, format_plan
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
 from ltxkit.ltx_core.media import compress
-from ltxkit.ltx_core.memory import placement
-from ltxkit.ltx_core.memory.plan import Card, format_plan
-from ltxkit.ltx_core.memory.streaming import streamed
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
-from ltxkit.ltx_core.pipelines.planning import outline, plan
-from ltxkit.ltx_core.pipelines.recipe import guidance_for
+from ltxkit.ltx_core.pipelines.dry_run import outline, plan
+from ltxkit.ltx_core.pipelines.passes import guidance_for
+from ltxkit.ltx_core.placing import placement
+from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.presets import PRESETS
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError, ShapeError, UnsupportedError
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt
 from ltxkit.ltx_core.progress import Progress, ProgressEvent
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape

@@ -26,7 +26,7 @@ from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsampler
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
 from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
 from ltxkit.ltx_core.sampling import schedules
 from ltxkit.ltx_core.sampling.filters import tone_map

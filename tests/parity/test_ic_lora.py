@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ltxkit.ltx_core.pipelines.condition import Condition, Reference, encode_conditions
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.sampling import schedules
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.samplers import SamplerSettings

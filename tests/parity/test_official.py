@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltxkit.ltx_core.pipelines import generate
+from ltxkit.ltx_core.pipelines import sample as generate
 from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions
 from ltxkit.ltx_core.pipelines.decode import decode
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
 from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
 from ltxkit.ltx_core.sampling import schedules
 from ltxkit.ltx_core.sampling.filters import tone_map

@@ -84,9 +84,3 @@ class DeviceCopies(Copies):
                 ) from error
 
         super().__init__(module, copy, leave=leave)
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers; a tensor that several modules share counts once."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())

@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .copies import DeviceCopies, weight_bytes
+from ..budget.weights import Weights, block_stack, resident_blocks, room_for_weights, room_for_work, weight_bytes
+from .copies import DeviceCopies
 from .devices import best_device, memory
-from .plan import Weights, resident_blocks, room_for_weights, room_for_work
-from .streaming import block_stack, streamed
+from .streaming import streamed
 
 
 class Placement(Protocol):

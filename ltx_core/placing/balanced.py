@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..budget.weights import block_stack, weight_bytes
 from ..errors import ConfigError
-from .copies import DeviceCopies, weight_bytes
+from .copies import DeviceCopies
 from .placement import DevicePlacement
-from .streaming import block_stack
 
 
 def divide(blocks: Sequence[int], outside: int, devices: int) -> list[int]:

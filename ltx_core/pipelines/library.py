@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from .. import media
+from ..budget.tiling import Tiling
 from ..errors import ConfigError
-from ..memory.balanced import BalancedPlacement
-from ..memory.placement import DevicePlacement
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
+from ..placing.balanced import BalancedPlacement
+from ..placing.placement import DevicePlacement
 from ..presets import PRESETS, Preset
 from ..progress import Notes, Progress, log_note, silent
 from ..sampling.noise import Noise, SeededNoise
@@ -38,10 +39,9 @@ from ..weights.text_encoder import load_text_encoder
 from .canvas import crop_chunks, on_canvas
 from .condition import Condition, Reference, fit_frames
 from .decode import decode_frames
-from .generate import EncodedPrompt, sample
-from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for, versions_with
+from .passes import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for, versions_with
+from .sample import EncodedPrompt, sample
 from .text import encode_prompts
-from .tiling import Tiling
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..budget.weights import block_stack, weight_bytes
 from ..errors import UnsupportedError
-from .copies import Copies, DeviceCopies, weight_bytes
+from .copies import Copies, DeviceCopies
 from .devices import SideStream, memory, side_stream
 
 PINNED_SHARE = 0.5  # of the main memory that is free; pinned memory cannot be swapped out
@@ -104,16 +105,6 @@ class SideStreamTransfers:
         if block in self._copies:
             self._stream.after_compute()  # the memory goes to the copies that come next
             self._copies.pop(block)[0].drop()
-
-
-def block_stack(model: nn.Module) -> tuple[nn.Module, str] | None:
-    """The module that iterates the blocks of a model, and the name of the list: those that can be streamed."""
-    if isinstance(getattr(model, "transformer_blocks", None), nn.ModuleList):  # LTXTransformer
-        return model, "transformer_blocks"
-    encoder = getattr(model, "encoder", None)
-    if isinstance(getattr(encoder, "block", None), nn.ModuleList):  # transformers' T5EncoderModel
-        return cast(nn.Module, encoder), "block"
-    return None
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..budget.work import norms_are_one_kernel, sample_bytes, unpacking
 from ..errors import ConfigError, ShapeError, UnsupportedError
-from ..memory.plan import norms_are_one_kernel, sample_bytes, unpacking
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..quant.fp8 import lacks_fp8_matmul
@@ -27,8 +27,8 @@ from ..weights.lora import WeightedLoRA, applied, device_bytes
 from .condition import Condition, Reference, encode_conditions
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
     from ..models.video_vae import VideoVAE
+    from ..placing.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,29 +11,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..budget.plan import Card, Plan, Stage
+from ..budget.tiling import Tiling, choose_tiling
+from ..budget.vae import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
+from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
+from ..budget.work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
-from ..memory.devices import best_device, memory
-from ..memory.plan import (
-    Card,
-    Plan,
-    Stage,
-    Weights,
-    norms_are_one_kernel,
-    resident_blocks,
-    room_for_weights,
-    room_for_work,
-    sample_bytes,
-    text_bytes,
-    unpacking,
-    upscale_bytes,
-)
 from ..models.convolution import compute_dtype
 from ..models.text_encoder import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
-from ..models.vae_memory import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
 from ..models.video_vae import VideoVAE
+from ..placing.devices import best_device, memory
 from ..presets import PassPreset, Preset
 from ..shapes import LatentShape, PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
@@ -41,8 +31,7 @@ from ..weights.bundled import find_model
 from ..weights.containers import DTYPE_NAMES, open_checkpoint
 from ..weights.layouts import PartName, detect_layout
 from ..weights.text_encoder import text_encoder_on_meta
-from .recipe import guidance_for, passes_for, recipe_for, sigmas_for
-from .tiling import Tiling, choose_tiling
+from .passes import guidance_for, passes_for, recipe_for, sigmas_for
 from .two_stage import first_pass_size
 
 

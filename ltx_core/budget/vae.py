@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 
 from ..config import VAEBlock, VideoVAEConfig
+from ..models.video_vae import STREAM_FRAMES
 from ..shapes import LatentShape, ScaleFactors
-from .video_vae import STREAM_FRAMES
 
 KERNEL = 27  # cells of a 3x3x3 convolution
 LONGEST = 48
