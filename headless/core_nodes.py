@@ -6,15 +6,8 @@ comfy_extras/nodes_images.py); the code is ours. Sound is not carried: `GetVideo
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import re
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core import media
-from ..ltx_core.errors import ConfigError, UnsupportedError
-from .host import PlainHost, host
+from .folders import NumberedFiles, check_file, file_digest, input_files, named_file
+from .video import VideoComponents, VideoInFile, VideoInMemory
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
@@ -46,15 +39,15 @@ class LoadImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": (_input_files(IMAGE_SUFFIXES), {"image_upload": True})}}
+        return {"required": {"image": (input_files(IMAGE_SUFFIXES), {"image_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
-        return _digest(image)
+        return file_digest(image)
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str) -> bool | str:
-        return _check_file(image)
+        return check_file(image)
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
         """(f, h, w, 3), the frames that have the first one's size; mask (f, h, w), 1 where it is transparent."""
@@ -63,7 +56,7 @@ class LoadImage:
 
         images: list[Tensor] = []
         masks: list[Tensor] = []
-        with Image.open(_annotated(image)) as file:
+        with Image.open(named_file(image)) as file:
             for frame in ImageSequence.Iterator(file):
                 picture = ImageOps.exif_transpose(frame)
                 if picture.mode == "I":
@@ -96,7 +89,7 @@ class SaveImage:
     def save_images(
         self, images: Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
     ) -> dict[str, Any]:
-        names = _Numbered.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
+        names = NumberedFiles.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
         entries = []
         for index, image in enumerate(images):
             path = names.path(".png", index)
@@ -190,18 +183,18 @@ class LoadVideo:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"file": ("COMBO", {"options": _input_files(VIDEO_SUFFIXES), "video_upload": True})}}
+        return {"required": {"file": ("COMBO", {"options": input_files(VIDEO_SUFFIXES), "video_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, file: str) -> float:
-        return _annotated(file).stat().st_mtime
+        return named_file(file).stat().st_mtime
 
     @classmethod
     def VALIDATE_INPUTS(cls, file: str) -> bool | str:
-        return _check_file(file)
+        return check_file(file)
 
     def load(self, file: str) -> tuple[VideoInFile]:
-        return (VideoInFile(_annotated(file)),)
+        return (VideoInFile(named_file(file)),)
 
 
 class GetVideoComponents:
@@ -230,7 +223,7 @@ class CreateVideo:
         return {"required": {"images": ("IMAGE",), "fps": fps}, "optional": {"audio": ("AUDIO",)}}
 
     def create(self, images: Tensor, fps: float, audio: None = None) -> tuple[VideoInMemory]:
-        return (VideoInMemory(Components(images, Fraction(fps), audio)),)
+        return (VideoInMemory(VideoComponents(images, Fraction(fps), audio)),)
 
 
 class SaveVideo:
@@ -262,7 +255,7 @@ class SaveVideo:
     ) -> dict[str, Any]:
         frames = video.frames()
         first = next(frames)
-        names = _Numbered.under("output", filename_prefix, first.shape[2], first.shape[1])
+        names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
         path = names.path(".mp4")
         rate = Fraction(round(video.rate * 1000), 1000)
         pieces = itertools.chain([first], frames)
@@ -291,7 +284,7 @@ class SaveLatent:
 
         from safetensors.torch import save_file
 
-        names = _Numbered.under("output", filename_prefix)
+        names = NumberedFiles.under("output", filename_prefix)
         path = names.path(".latent")
         tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
         metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
@@ -307,20 +300,20 @@ class LoadLatent:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"latent": (_input_files(frozenset({".latent"})),)}}
+        return {"required": {"latent": (input_files(frozenset({".latent"})),)}}
 
     @classmethod
     def IS_CHANGED(cls, latent: str) -> str:
-        return _digest(latent)
+        return file_digest(latent)
 
     @classmethod
     def VALIDATE_INPUTS(cls, latent: str) -> bool | str:
-        return _check_file(latent)
+        return check_file(latent)
 
     def load(self, latent: str) -> tuple[dict[str, Tensor]]:
         from safetensors.torch import load_file
 
-        tensors = load_file(_annotated(latent))
+        tensors = load_file(named_file(latent))
         scale = 1.0 if "latent_format_version_0" in tensors else 1 / 0.18215  # files older than the version mark
         return ({"samples": tensors["latent_tensor"].float() * scale},)
 

@@ -1,11 +1,29 @@
+"""A plain process as the host of the nodes: folders from the command line, the best device there is."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..ltx_core.placing.placement import DevicePlacement
+from ..ltx_core.progress import Notes, Progress, log_note, silent
+from .video import VideoInFile
+
+# Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
+ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
+
+
 class PlainHost:
-    """A plain process: folders from the command line, the best device there is.
+    """The host of `ltxkit run`: what `nodes.host.Host` asks for, without ComfyUI.
 
     Args:
         models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
         input_folder, output_folder: where loading nodes look, and where saving nodes write.
         device: where models run; None picks CUDA, then MPS, then the CPU.
-        progress, notes: who wants to know how far a node is, and what it has to say.
+        progress, notes: called with how far a node has come, and with what it says.
     """
 
     def __init__(
@@ -42,9 +60,12 @@ class PlainHost:
     def say(self, text: str) -> None:
         self.notes(f"{self.running}: {text}")
 
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        asked = _asked.get(module)
-        placement = self.placement if asked is None else DevicePlacement(self.placement.device, resident_blocks=asked)
+    def place(
+        self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
+    ) -> AbstractContextManager[torch.device]:
+        placement = self.placement
+        if resident_blocks is not None:
+            placement = DevicePlacement(placement.device, resident_blocks=resident_blocks)
         return placement(module, memory_required=memory_required)
 
     def release(self, module: nn.Module) -> None:
@@ -64,9 +85,7 @@ class PlainHost:
     def output_folder(self) -> Path:
         return self.folders["output"]
 
-    def video(self, path: Path) -> Any:
-        from .headless_nodes import VideoInFile
-
+    def video(self, path: Path) -> VideoInFile:
         return VideoInFile(path)
 
     @property

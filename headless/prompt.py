@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
+from ..nodes.widgets import Input, declared_inputs, types_match
 
 Prompt = dict[str, Any]  # of nodes, once it is validated
 Classes = Mapping[str, type]

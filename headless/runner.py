@@ -1,4 +1,4 @@
-"""Runs ComfyUI API-format prompts without ComfyUI, and describes the node classes as a ComfyUI server does."""
+"""Runs prompts in ComfyUI's API format without ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import torch
 
 from ..ltx_core.errors import LTXKitError
 from ..ltx_core.progress import Notes, Progress, log_note, silent
-from .headless_nodes import CORE_DISPLAY_NAMES, CORE_NODES
-from .host import PlainHost, use_host
+from ..nodes import NODE_CLASS_MAPPINGS
+from ..nodes.host import use_host
+from ..nodes.widgets import declared_inputs
+from .core_nodes import CORE_NODES
+from .host import PlainHost
 from .prompt import (
     Classes,
     Prompt,
     check,
-    declared_inputs,
     is_link,
     needed_nodes,
     node_label,
@@ -150,6 +152,4 @@ def run_workflow(
 
 def all_nodes() -> dict[str, type]:
     """Every class that a prompt may name here: the stand-ins for core nodes, and ours."""
-    from . import NODE_CLASS_MAPPINGS
-
     return {**CORE_NODES, **NODE_CLASS_MAPPINGS}

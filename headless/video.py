@@ -1,6 +1,21 @@
+"""VIDEO values: frames in memory, or a file that is read when its frames are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from ..ltx_core import media
+
+
 @dataclass(frozen=True, eq=False)
-class Components:
-    """The parts of a VIDEO, with the names that ComfyUI's VideoComponents has."""
+class VideoComponents:
+    """The parts of a VIDEO, named as in ComfyUI's class of this name."""
 
     images: Tensor
     frame_rate: Fraction
@@ -11,9 +26,9 @@ class Components:
 class VideoInMemory:
     """A VIDEO made of frames."""
 
-    components: Components
+    components: VideoComponents
 
-    def get_components(self) -> Components:
+    def get_components(self) -> VideoComponents:
         return self.components
 
     @property
@@ -26,12 +41,12 @@ class VideoInMemory:
 
 
 class VideoInFile:
-    """A VIDEO that is read when somebody asks for its frames."""
+    """A VIDEO whose file is read when its frames are needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def get_components(self) -> Components:
+    def get_components(self) -> VideoComponents:
         return self._components
 
     @property
@@ -43,8 +58,6 @@ class VideoInFile:
         return (frame[None] for frame in media.stream_video(self.path))
 
     @cached_property
-    def _components(self) -> Components:
+    def _components(self) -> VideoComponents:
         clip = media.read_video(self.path)
-        return Components(clip.frames, clip.fps)
-
-
+        return VideoComponents(clip.frames, clip.fps)

@@ -53,7 +53,9 @@ class FakeHost:
         self.said.append(text)
 
     @contextmanager
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
+    def place(
+        self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
+    ) -> Iterator[torch.device]:
         self.placed.append(module)
         yield torch.device("cpu")
 
@@ -69,17 +71,6 @@ def host(tiny_models: Callable[..., Path]) -> Iterator[FakeHost]:
     fake = FakeHost(tiny_models())
     with use_host(fake), torch.inference_mode():
         yield fake
-
-
-@pytest.fixture(scope="module")
-def loaded(host: FakeHost) -> tuple[sockets.Model, Any]:
-    return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", VERSION)
-
-
-@pytest.fixture(scope="module")
-def prompts(host: FakeHost) -> tuple[Any, Any]:
-    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
-    return EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
 
 
 @pytest.fixture(autouse=True)
