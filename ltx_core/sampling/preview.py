@@ -1,4 +1,4 @@
-"""A picture of a latent while it is sampled, for where no decoder and no table of colours fits it."""
+"""A picture of a latent while it is sampled, without a decoder and without a table of colours."""
 
 from __future__ import annotations
 

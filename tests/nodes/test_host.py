@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def test_outside_comfyui_a_host_has_to_be_chosen(tmp_path: Path):
         current_host()
 
 
-def test_each_handle_brings_its_own_number_of_resident_blocks(loaded: Any):
+def test_each_handle_brings_its_own_number_of_resident_blocks():
     placed: list[tuple[nn.Module, int, int | None]] = []
 
     class Host:
@@ -36,8 +37,8 @@ def test_each_handle_brings_its_own_number_of_resident_blocks(loaded: Any):
             return nullcontext(torch.device("cpu"))
 
     first, second, vae = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
-    info, scale = loaded[0].info, loaded[0].scale
-    handles = [sockets.Model(module, info, scale, (), blocks) for module, blocks in ((first, 2), (second, None))]
+    wanted = ((first, 2), (second, None))
+    handles = [sockets.Encoder(SimpleNamespace(model=module), False, blocks) for module, blocks in wanted]
     with use_host(Host()):
         place = sockets.placement(*handles)
         for module in (first, second, vae):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,23 @@ def test_conditions_count_in_the_whole_clip(host: PlainHost, parts: Any):
     _, late = long(parts, FOUR, conditions=shown)
     assert torch.equal(free["samples"][:, :, :3], late["samples"][:, :, :3])
     assert not torch.allclose(free["samples"][:, :, 4:], late["samples"][:, :, 4:], atol=1e-2)
+
+
+def test_windows_keep_as_many_blocks_as_the_loaders_asked_for(
+    host: PlainHost, parts: Any, monkeypatch: pytest.MonkeyPatch
+):
+    resident: dict[Any, int | None] = {}
+    place = host.place
+
+    def watched(module: Any, *, memory_required: int = 0, resident_blocks: int | None = None) -> Any:
+        resident[module] = resident_blocks
+        return place(module, memory_required=memory_required, resident_blocks=resident_blocks)
+
+    monkeypatch.setattr(host, "place", watched)
+    model, vae, encoder = parts
+    chosen = (replace(model, resident_blocks=1), vae, replace(encoder, resident_blocks=0))
+    long(chosen, "a dune", frames=17)
+    assert (resident[model.transformer], resident[encoder.encoder.model], resident[vae.decoder]) == (1, 0, None)
 
 
 @pytest.mark.parametrize(
