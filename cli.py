@@ -397,8 +397,8 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from .headless.runner import run_workflow
     from .ltx_core.placing.devices import spare_main_memory
-    from .nodes.headless import run_workflow
 
     spare_main_memory()
     with _progress_bars() as (progress, notes):

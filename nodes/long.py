@@ -144,10 +144,14 @@ class GenerateLongVideo(sockets.Node):
         entry = _pass_settings(handle, windows[0].length, grid, schedule, guidance, condition_noise)
 
         *positive, unwanted = encode_prompts(
-            encoder.encoder, [*lines, negative], placement=here.place, progress=here.progress(), notes=here.say
+            encoder.encoder,
+            [*lines, negative],
+            placement=sockets.placement(encoder),
+            progress=here.progress(),
+            notes=here.say,
         )
         if not encoder.keep:
-            here.release(encoder.encoder.model)
+            here.release(encoder.module)
 
         def decoded(latent: Tensor) -> Iterator[Tensor]:
             return decode_frames(
@@ -171,7 +175,7 @@ class GenerateLongVideo(sockets.Node):
             seed=seed,
             fps=frame_rate,
             decode=lambda latent: torch.cat(list(decoded(latent))),
-            placement=here.place,
+            placement=sockets.placement(handle),
             conditions=[on_canvas(one, asked, size, here.say) for one in shown],
             progress=here.progress(),
             notes=here.say,

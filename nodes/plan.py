@@ -30,6 +30,7 @@ from .loaders import (
     model_files,
     model_path,
     quantization_of,
+    resident_blocks_of,
 )
 from .widgets import choice, decimal, integer, switch
 
@@ -124,7 +125,7 @@ class PlanMemory(sockets.Node):
         card = Card.of_size(int(card_gib * 2**30)) if card_gib else card_here()
         choices = Choices(
             branches=branches or None,
-            resident=None if resident_blocks < 0 else resident_blocks,
+            resident=resident_blocks_of(resident_blocks),
             tiling=tiles_of(tile_size, models.vae),
             follows_reference=reference,
         )

@@ -7,13 +7,14 @@ ours, under names of our own, so that nobody takes them for ComfyUI's MODEL or V
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ltx_core.errors import ConfigError, ShapeError, UnsupportedError
 from ..ltx_core.models.text_encoder import TextEncoder
@@ -21,11 +22,13 @@ from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.sample import EncodedPrompt
+from ..ltx_core.placing.placement import Placement
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
-from .prompt import declared_inputs, types_match
+from .host import host
+from .widgets import declared_inputs, types_match
 
 MODEL = "LTXKIT_MODEL"
 VAE = "LTXKIT_VAE"
@@ -60,12 +63,19 @@ class Model:
 
     scale: pixels per latent cell of the VAE that it was loaded with.
     loras: applied while it samples; its own weights stay as they are.
+    resident_blocks: how many blocks stay on the device while it works; None: the host chooses.
     """
 
     transformer: LTXTransformer
     info: CheckpointInfo
     scale: ScaleFactors
     loras: tuple[WeightedLoRA, ...] = ()
+    resident_blocks: int | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """What a host places."""
+        return self.transformer
 
     @property
     def lora_names(self) -> tuple[tuple[str, float], ...]:
@@ -76,10 +86,19 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """LTXKIT_TEXT_ENCODER. keep: leave the weights on the device after encoding."""
+    """LTXKIT_TEXT_ENCODER.
+
+    keep: leave the weights on the device after encoding. resident_blocks: as in Model.
+    """
 
     encoder: TextEncoder
     keep: bool
+    resident_blocks: int | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """What a host places."""
+        return self.encoder.model
 
 
 @dataclass(frozen=True)
@@ -159,6 +178,17 @@ def received_model(model: object, wanted_for: str) -> Model:
     if model is None:
         raise ConfigError(f"got no model; expected one for {wanted_for}; connect Load Model (LTXKit)")
     return received(MODEL, model, "model")
+
+
+def placement(*handles: Model | Encoder) -> Placement:
+    """The host's `place`, with the `resident_blocks` of each handle for its module."""
+    resident = {handle.module: handle.resident_blocks for handle in handles}
+    place = host().place
+
+    def placed(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
+        return place(module, memory_required=memory_required, resident_blocks=resident.get(module))
+
+    return placed
 
 
 # ------------------------------------------------------------------------------------------------ LATENT

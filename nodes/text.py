@@ -48,9 +48,13 @@ class EncodePrompt(sockets.Node):
         handle: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
         here = host()
         encoded = encode_prompts(
-            handle.encoder, (positive, negative), placement=here.place, progress=here.progress(), notes=here.say
+            handle.encoder,
+            (positive, negative),
+            placement=sockets.placement(handle),
+            progress=here.progress(),
+            notes=here.say,
         )
         if not handle.keep:
-            here.release(handle.encoder.model)
+            here.release(handle.module)
         conditionings = [sockets.to_conditioning(prompt, frame_rate, here.output_device) for prompt in encoded]
         return conditionings[0], conditionings[1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ltxkit.cli import main
+from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
@@ -26,7 +27,7 @@ from ltxkit.ltx_core.training.text import encode
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.bundled import BUNDLED, bundled_files, find_model, find_run
 from ltxkit.ltx_core.weights.convert import convert
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 
 SIZE = PixelShape(25, 64, 64)

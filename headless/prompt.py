@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
+from ..nodes.widgets import Input, declared_inputs, types_match
 
 Prompt = dict[str, Any]  # of nodes, once it is validated
 Classes = Mapping[str, type]
@@ -86,35 +87,6 @@ def _json_or_text(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-# ------------------------------------------------------------------------------------------------ what a class declares
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input as INPUT_TYPES declares it; a list of choices has the type COMBO."""
-
-    type: str
-    required: bool
-    choices: Sequence[Any] | None
-    options: Mapping[str, Any]
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether only a link can fill it."""
-        return self.type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-
-
-def declared_inputs(node_class: Any) -> dict[str, Input]:
-    inputs: dict[str, Input] = {}
-    groups = node_class.INPUT_TYPES()
-    for group in ("required", "optional"):
-        for name, spec in groups.get(group, {}).items():
-            kind, options = spec[0], spec[1] if len(spec) > 1 else {}
-            choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
-            inputs[name] = Input("COMBO" if isinstance(kind, list) else kind, group == "required", choices, options)
-    return inputs
 
 
 # ------------------------------------------------------------------------------------------------ checking
@@ -260,13 +232,6 @@ def _link_problem(prompt: Prompt, name: str, link: Any, spec: Input, classes: Cl
     if not types_match(outputs[slot], spec.type):
         return f"{name}: got {outputs[slot]} from {node_label(prompt, source)}; expected {spec.type}", outputs[slot]
     return None, outputs[slot]
-
-
-def types_match(received: str, expected: str) -> bool:
-    """Whether an output may be linked to an input; `*` and comma-separated types as in ComfyUI."""
-    if "*" in (received, expected):
-        return True
-    return set(received.split(",")) <= set(expected.split(","))
 
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}

@@ -6,15 +6,8 @@ comfy_extras/nodes_images.py); the code is ours. Sound is not carried: `GetVideo
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import re
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,95 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core import media
-from ..ltx_core.errors import ConfigError, UnsupportedError
-from .host import PlainHost, host
+from .folders import NumberedFiles, check_file, file_digest, input_files, named_file
+from .video import VideoComponents, VideoInFile, VideoInMemory
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
 MAX_RESOLUTION = 16384  # nodes.py
 
 SaveHidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
-
-
-# ------------------------------------------------------------------------------------------------ folders
-
-
-def _folders() -> PlainHost:
-    current = host()
-    if not isinstance(current, PlainHost):
-        raise UnsupportedError("got a stand-in node outside `ltxkit run`; expected ComfyUI's own node; remove this one")
-    return current
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """`folder / name`, unless that leaves the folder (ConfigError)."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ConfigError(
-            f"got the path {name!r}, which leaves {folder}; expected a file inside it; move the file there"
-        )
-    return path
-
-
-def _annotated(name: str) -> Path:
-    """The file that a loading node names: in the input folder, or where `name [output]` or `name [temp]` says."""
-    match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
-    name, kind = match.groups() if match else (name, "input")
-    return _inside(_folders().folder(kind), name)
-
-
-def _check_file(name: str) -> bool | str:
-    """For VALIDATE_INPUTS: whether the file is there."""
-    try:
-        path = _annotated(name)
-    except ConfigError as error:
-        return str(error)
-    if path.is_file():
-        return True
-    return f"got {name!r}; expected a file in {path.parent}; put it there, or point --input to where it is"
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(_annotated(name).read_bytes()).hexdigest()
-
-
-def _input_files(suffixes: frozenset[str]) -> list[str]:
-    folder = _folders().folder("input")
-    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """Names that no file has yet: `<prefix>_00001_.mp4` and so on, counted as the core counts them."""
-
-    folder: Path
-    subfolder: str
-    stem: str
-    first: int
-    kind: str
-
-    @classmethod
-    def under(cls, kind: str, prefix: str, width: int = 0, height: int = 0) -> _Numbered:
-        now = time.localtime()
-        values = {"width": width, "height": height, "year": now.tm_year}
-        values |= {"month": f"{now.tm_mon:02}", "day": f"{now.tm_mday:02}", "hour": f"{now.tm_hour:02}"}
-        values |= {"minute": f"{now.tm_min:02}", "second": f"{now.tm_sec:02}"}
-        for name, value in values.items():
-            prefix = prefix.replace(f"%{name}%", str(value))
-        root = _folders().folder(kind)
-        target = _inside(root, prefix)
-        counter = re.compile(re.escape(target.name) + r"_(\d+)_?\..*")
-        used = [counter.fullmatch(path.name) for path in target.parent.iterdir()] if target.parent.is_dir() else []
-        first = max((int(match[1]) for match in used if match), default=0) + 1
-        subfolder = target.parent.relative_to(root.resolve()).as_posix()
-        return cls(target.parent, "" if subfolder == "." else subfolder, target.name, first, kind)
-
-    def path(self, suffix: str, offset: int = 0) -> Path:
-        return self.folder / f"{self.stem}_{self.first + offset:05}_{suffix}"
-
-    def entry(self, path: Path) -> dict[str, str]:
-        """How a node's `ui` names a file."""
-        return {"filename": path.name, "subfolder": self.subfolder, "type": self.kind}
 
 
 def _metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
@@ -127,15 +39,15 @@ class LoadImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": (_input_files(IMAGE_SUFFIXES), {"image_upload": True})}}
+        return {"required": {"image": (input_files(IMAGE_SUFFIXES), {"image_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
-        return _digest(image)
+        return file_digest(image)
 
     @classmethod
     def VALIDATE_INPUTS(cls, image: str) -> bool | str:
-        return _check_file(image)
+        return check_file(image)
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
         """(f, h, w, 3), the frames that have the first one's size; mask (f, h, w), 1 where it is transparent."""
@@ -144,7 +56,7 @@ class LoadImage:
 
         images: list[Tensor] = []
         masks: list[Tensor] = []
-        with Image.open(_annotated(image)) as file:
+        with Image.open(named_file(image)) as file:
             for frame in ImageSequence.Iterator(file):
                 picture = ImageOps.exif_transpose(frame)
                 if picture.mode == "I":
@@ -177,7 +89,7 @@ class SaveImage:
     def save_images(
         self, images: Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
     ) -> dict[str, Any]:
-        names = _Numbered.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
+        names = NumberedFiles.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
         entries = []
         for index, image in enumerate(images):
             path = names.path(".png", index)
@@ -264,56 +176,6 @@ class ImageFromBatch:
 # ------------------------------------------------------------------------------------------------ clips
 
 
-@dataclass(frozen=True, eq=False)
-class Components:
-    """The parts of a VIDEO, with the names that ComfyUI's VideoComponents has."""
-
-    images: Tensor
-    frame_rate: Fraction
-    audio: None = None
-
-
-@dataclass(frozen=True, eq=False)
-class VideoInMemory:
-    """A VIDEO made of frames."""
-
-    components: Components
-
-    def get_components(self) -> Components:
-        return self.components
-
-    @property
-    def rate(self) -> Fraction:
-        return self.components.frame_rate
-
-    def frames(self) -> Iterator[Tensor]:
-        """The frames (f, h, w, 3), a few at a time."""
-        yield self.components.images
-
-
-class VideoInFile:
-    """A VIDEO that is read when somebody asks for its frames."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def get_components(self) -> Components:
-        return self._components
-
-    @property
-    def rate(self) -> Fraction:
-        return media.video_fps(self.path)
-
-    def frames(self) -> Iterator[Tensor]:
-        """As VideoInMemory, one by one: a long clip is never in memory as a whole."""
-        return (frame[None] for frame in media.stream_video(self.path))
-
-    @cached_property
-    def _components(self) -> Components:
-        clip = media.read_video(self.path)
-        return Components(clip.frames, clip.fps)
-
-
 class LoadVideo:
     CATEGORY = "image/video"
     RETURN_TYPES = ("VIDEO",)
@@ -321,18 +183,18 @@ class LoadVideo:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"file": ("COMBO", {"options": _input_files(VIDEO_SUFFIXES), "video_upload": True})}}
+        return {"required": {"file": ("COMBO", {"options": input_files(VIDEO_SUFFIXES), "video_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, file: str) -> float:
-        return _annotated(file).stat().st_mtime
+        return named_file(file).stat().st_mtime
 
     @classmethod
     def VALIDATE_INPUTS(cls, file: str) -> bool | str:
-        return _check_file(file)
+        return check_file(file)
 
     def load(self, file: str) -> tuple[VideoInFile]:
-        return (VideoInFile(_annotated(file)),)
+        return (VideoInFile(named_file(file)),)
 
 
 class GetVideoComponents:
@@ -361,7 +223,7 @@ class CreateVideo:
         return {"required": {"images": ("IMAGE",), "fps": fps}, "optional": {"audio": ("AUDIO",)}}
 
     def create(self, images: Tensor, fps: float, audio: None = None) -> tuple[VideoInMemory]:
-        return (VideoInMemory(Components(images, Fraction(fps), audio)),)
+        return (VideoInMemory(VideoComponents(images, Fraction(fps), audio)),)
 
 
 class SaveVideo:
@@ -393,7 +255,7 @@ class SaveVideo:
     ) -> dict[str, Any]:
         frames = video.frames()
         first = next(frames)
-        names = _Numbered.under("output", filename_prefix, first.shape[2], first.shape[1])
+        names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
         path = names.path(".mp4")
         rate = Fraction(round(video.rate * 1000), 1000)
         pieces = itertools.chain([first], frames)
@@ -422,7 +284,7 @@ class SaveLatent:
 
         from safetensors.torch import save_file
 
-        names = _Numbered.under("output", filename_prefix)
+        names = NumberedFiles.under("output", filename_prefix)
         path = names.path(".latent")
         tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
         metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
@@ -438,20 +300,20 @@ class LoadLatent:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"latent": (_input_files(frozenset({".latent"})),)}}
+        return {"required": {"latent": (input_files(frozenset({".latent"})),)}}
 
     @classmethod
     def IS_CHANGED(cls, latent: str) -> str:
-        return _digest(latent)
+        return file_digest(latent)
 
     @classmethod
     def VALIDATE_INPUTS(cls, latent: str) -> bool | str:
-        return _check_file(latent)
+        return check_file(latent)
 
     def load(self, latent: str) -> tuple[dict[str, Tensor]]:
         from safetensors.torch import load_file
 
-        tensors = load_file(_annotated(latent))
+        tensors = load_file(named_file(latent))
         scale = 1.0 if "latent_format_version_0" in tensors else 1 / 0.18215  # files older than the version mark
         return ({"samples": tensors["latent_tensor"].float() * scale},)
 
@@ -482,17 +344,4 @@ CORE_NODES: dict[str, type] = {
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,
     "SetLatentNoiseMask": SetLatentNoiseMask,
-}
-
-# ComfyUI's NODE_DISPLAY_NAME_MAPPINGS for these; what is not here is shown under its id.
-CORE_DISPLAY_NAMES = {
-    "CreateVideo": "Create Video",
-    "GetVideoComponents": "Get Video Components",
-    "ImageScale": "Upscale Image",
-    "LoadImage": "Load Image",
-    "LoadVideo": "Load Video",
-    "PreviewImage": "Preview Image",
-    "SaveImage": "Save Image",
-    "SaveVideo": "Save Video",
-    "SetLatentNoiseMask": "Set Latent Noise Mask",
 }

@@ -1,4 +1,4 @@
-"""Runs ComfyUI API-format prompts without ComfyUI, and describes the node classes as a ComfyUI server does."""
+"""Runs prompts in ComfyUI's API format without ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import torch
 
 from ..ltx_core.errors import LTXKitError
 from ..ltx_core.progress import Notes, Progress, log_note, silent
-from .headless_nodes import CORE_DISPLAY_NAMES, CORE_NODES
-from .host import PlainHost, use_host
+from ..nodes import NODE_CLASS_MAPPINGS
+from ..nodes.host import use_host
+from ..nodes.widgets import declared_inputs
+from .core_nodes import CORE_NODES
+from .host import PlainHost
 from .prompt import (
     Classes,
     Prompt,
     check,
-    declared_inputs,
     is_link,
     needed_nodes,
     node_label,
@@ -34,34 +36,6 @@ from .prompt import (
 log = logging.getLogger("ltxkit")
 
 UI = dict[str, Any]
-
-
-def object_info(classes: Classes) -> dict[str, Any]:
-    """What `GET /object_info` of a ComfyUI server says about these classes (server.py `node_info`)."""
-    from . import NODE_DISPLAY_NAME_MAPPINGS
-
-    titles = {**CORE_DISPLAY_NAMES, **NODE_DISPLAY_NAME_MAPPINGS}
-    return {name: _node_info(name, node_class, titles.get(name, name)) for name, node_class in classes.items()}
-
-
-def _node_info(name: str, node_class: Any, title: str) -> dict[str, Any]:
-    inputs = node_class.INPUT_TYPES()
-    info = {
-        "input": inputs,
-        "input_order": {group: list(specs) for group, specs in inputs.items()},
-        "output": node_class.RETURN_TYPES,
-        "output_is_list": getattr(node_class, "OUTPUT_IS_LIST", [False] * len(node_class.RETURN_TYPES)),
-        "output_name": getattr(node_class, "RETURN_NAMES", node_class.RETURN_TYPES),
-        "name": name,
-        "display_name": title,
-        "description": getattr(node_class, "DESCRIPTION", ""),
-        "python_module": getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes"),
-        "category": getattr(node_class, "CATEGORY", "sd"),
-        "output_node": bool(getattr(node_class, "OUTPUT_NODE", False)),
-    }
-    if hasattr(node_class, "OUTPUT_TOOLTIPS"):
-        info["output_tooltips"] = node_class.OUTPUT_TOOLTIPS
-    return json.loads(json.dumps(info))
 
 
 @dataclass(frozen=True)
@@ -178,6 +152,4 @@ def run_workflow(
 
 def all_nodes() -> dict[str, type]:
     """Every class that a prompt may name here: the stand-ins for core nodes, and ours."""
-    from . import NODE_CLASS_MAPPINGS
-
     return {**CORE_NODES, **NODE_CLASS_MAPPINGS}

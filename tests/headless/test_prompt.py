@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ltxkit.headless.prompt import PromptError, check, read_prompt, set_inputs
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.nodes.prompt import PromptError, check, read_prompt, set_inputs
 
 
 class Number:
