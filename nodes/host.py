@@ -27,6 +27,7 @@ from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
 from ..ltx_core.memory.placement import DevicePlacement
 from ..ltx_core.memory.plan import Weights, resident_blocks
 from ..ltx_core.memory.streaming import streamed
+from ..ltx_core.models.text_encoder import StackedT5
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
 
@@ -401,7 +402,7 @@ def _comfy_device(module: nn.Module) -> torch.device:
 
     if isinstance(module, VideoVAE | Encoder | Decoder):
         return model_management.vae_device()
-    if type(module).__name__ == "T5EncoderModel":  # transformers' class, not worth importing transformers for
+    if isinstance(module, StackedT5):
         return model_management.text_encoder_device()
     return model_management.get_torch_device()
 

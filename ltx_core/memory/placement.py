@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..models.blocks import block_stack
 from .copies import DeviceCopies, weight_bytes
 from .devices import best_device, memory
 from .plan import Weights, resident_blocks, room_for_weights, room_for_work
-from .streaming import block_stack, streamed
+from .streaming import streamed
 
 
 class Placement(Protocol):
@@ -83,7 +84,7 @@ class DevicePlacement:
         """How many blocks are to stay on the device; None: the whole module."""
         if self._resident_blocks is not None:
             found = block_stack(module)
-            return self._resident_blocks if found and self._resident_blocks < len(getattr(*found)) else None
+            return self._resident_blocks if found and self._resident_blocks < len(found.blocks) else None
         available = None if self.device.type == "cpu" else memory(self.device)
         if available is None:
             return None

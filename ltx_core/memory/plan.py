@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from ..config import TextEncoderConfig, TransformerConfig, UpsamplerConfig
+from ..models.blocks import block_stack
 from ..models.linear import SLICE, Linear
 from ..quant.linear import QuantizedLinear
 from ..shapes import LatentShape, PixelShape
 from .copies import weight_bytes
-from .streaming import block_stack
 
 MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
 # Of the work: what torch's allocator holds in pieces that fit nothing. On an H200 capped like cards of 6 and 8 GiB it
@@ -68,7 +68,7 @@ class Weights:
         total = weight_bytes(module)
         if found is None:
             return cls(total)
-        blocks = tuple(weight_bytes(block) for block in getattr(*found))
+        blocks = tuple(weight_bytes(block) for block in found.blocks)
         return cls(total - sum(blocks), blocks)
 
     @property

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
+from ..models.blocks import block_stack
 from .copies import Copies, DeviceCopies, weight_bytes
 from .devices import SideStream, memory, side_stream
 
@@ -106,16 +107,6 @@ class SideStreamTransfers:
             self._copies.pop(block)[0].drop()
 
 
-def block_stack(model: nn.Module) -> tuple[nn.Module, str] | None:
-    """The module that iterates the blocks of a model, and the name of the list: those that can be streamed."""
-    if isinstance(getattr(model, "transformer_blocks", None), nn.ModuleList):  # LTXTransformer
-        return model, "transformer_blocks"
-    encoder = getattr(model, "encoder", None)
-    if isinstance(getattr(encoder, "block", None), nn.ModuleList):  # transformers' T5EncoderModel
-        return cast(nn.Module, encoder), "block"
-    return None
-
-
 @contextmanager
 def streamed(
     model: nn.Module, device: torch.device, resident: int, *, transfers: Transfers | None = None
@@ -128,13 +119,12 @@ def streamed(
     Raises:
         UnsupportedError: the model is not a stack of blocks.
     """
-    found = block_stack(model)
-    if found is None:
+    model_stack = block_stack(model)
+    if model_stack is None:
         raise UnsupportedError(
             f"got {type(model).__name__} to stream; expected a transformer or a text encoder; place it as a whole"
         )
-    owner, name = found
-    original = getattr(owner, name)
+    original = model_stack.blocks
     away = list(original)[resident:]
     with ExitStack() as stack:
         stream = side_stream(device)
@@ -146,8 +136,8 @@ def streamed(
         stack.callback(DeviceCopies(model, device, leave=away).drop)
         for block in away:  # after an interrupt two of them may be there
             stack.callback(transfers.drop, block)
-        setattr(owner, name, StreamedBlocks(original, resident, transfers))
-        stack.callback(setattr, owner, name, original)
+        model_stack.replace(StreamedBlocks(original, resident, transfers))
+        stack.callback(model_stack.replace, original)
         yield
 
 

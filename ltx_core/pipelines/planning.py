@@ -28,7 +28,7 @@ from ..memory.plan import (
     unpacking,
     upscale_bytes,
 )
-from ..models.convolution import compute_dtype
+from ..models.dtypes import compute_dtype
 from ..models.text_encoder import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler

@@ -29,7 +29,7 @@ from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 CPU = torch.device("cpu")
 
 
-def denoise(model: LTXTransformer, placement: Any) -> Tensor:
+def denoise(model: LTXTransformer, placement: Any, **skip: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     channels, captions = model.config.in_channels, model.config.caption_channels
     prompts = [EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3)]
@@ -43,7 +43,7 @@ def denoise(model: LTXTransformer, placement: Any) -> Tensor:
         fps=24,
         scale=ScaleFactors(8, 32, 32),
         placement=placement,
-        guidance=Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((20,),)),
+        guidance=Guidance(scale=(3.0,), stg_scale=(1.0,), **(skip or {"skip_blocks": ((20,),)})),
         conditions=[condition],
     )
 
