@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..config import TextEncoderConfig
-from ..models.convolution import compute_dtype
+from ..models.dtypes import compute_dtype
 from ..models.text_encoder import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler

@@ -28,8 +28,7 @@ from ..weights.bundled import find_model
 from ..weights.containers import DTYPE_NAMES, open_checkpoint
 from ..weights.layouts import PartName, detect_layout
 from ..weights.text_encoder import text_encoder_on_meta
-from .passes import Pass
-from .recipe import recipe_for
+from .passes import Pass, recipe_for
 from .settings import Settings, Which
 from .two_stage import first_pass_size
 

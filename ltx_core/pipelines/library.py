@@ -38,8 +38,7 @@ from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
-from .passes import Pass
-from .recipe import recipe_for, versions_with
+from .passes import Pass, recipe_for, versions_with
 from .sample import LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings, Which
 from .text import encode_prompts

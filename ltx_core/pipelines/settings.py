@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..presets import PassPreset, Preset
 from ..sampling.guidance import Guidance, STGMode
 from ..sampling.samplers import Levels, SamplerSettings
-from .recipe import REFINE
+from .passes import REFINE
 
 Which = Literal["one", "first", "second"]
 """The only pass of a run, or the first or the second of two."""

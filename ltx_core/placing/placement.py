@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..budget.weights import Weights, block_stack, resident_blocks, room_for_weights, room_for_work, weight_bytes
+from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
 from ..host import Host
+from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from .copies import DeviceCopies
 from .devices import best_device, memory
@@ -76,7 +77,7 @@ class DevicePlacement:
         """How many blocks are to stay on the device; None: the whole module."""
         if self._resident_blocks is not None:
             found = block_stack(module)
-            return self._resident_blocks if found and self._resident_blocks < len(getattr(*found)) else None
+            return self._resident_blocks if found and self._resident_blocks < len(found.blocks) else None
         available = None if self.device.type == "cpu" else memory(self.device)
         if available is None:
             return None

@@ -206,7 +206,7 @@ def _load(
 ) -> tuple[_Module, str | None]:
     with torch.device("meta"):
         model = build(config)
-    chosen = quantization_of(opened.checkpoint.path, opened.stored, quantization, only="transformer_blocks.")
+    chosen = quantization_of(opened.checkpoint.path, opened.stored, quantization, only=LTXTransformer.BLOCK_PREFIX)
     tensors = stored_tensors(
         model, opened.checkpoint, opened.part.keys, chosen, dtype, stage=f"load {opened.part.name}", progress=progress
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import CheckpointConfig
 from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..models.transformer import LTXTransformer
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.fp8 import SCALED_MARKER
 from .build import QUANTIZATIONS
@@ -149,7 +150,7 @@ def _single_file(opened: _Source) -> Iterator[tuple[str, Pending]]:
 
 def _in_blocks(name: str, entry: Pending) -> bool:
     """What the official conversion casts (Lightricks/LTX-Video-Q8-Kernels scripts/convert_weights.py)."""
-    blocks = name.startswith(f"{TRANSFORMER_PREFIX}transformer_blocks.")
+    blocks = name.startswith(f"{TRANSFORMER_PREFIX}{LTXTransformer.BLOCK_PREFIX}")
     return blocks and len(entry.shape) == 2 and ("attn" in name or "ff." in name)
 
 

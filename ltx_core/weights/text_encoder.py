@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
-from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..models.text_encoder import StackedT5, TextEncoder, Tokenizer, build_t5
 from ..progress import Progress, silent
 from ..quant.linear import QuantizedLinear
 from .build import assign, quantization_of, stored_tensors, without_data
@@ -115,7 +115,7 @@ def _load(
 ) -> T5EncoderModel:
     model, keys = build_t5(config), _encoder_keys(part)
     stored = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    chosen = quantization_of(checkpoint.path, stored, quantization, only="encoder.block.")
+    chosen = quantization_of(checkpoint.path, stored, quantization, only=StackedT5.BLOCK_PREFIX)
     tensors = stored_tensors(model, checkpoint, keys, chosen, dtype, stage=STAGE, progress=progress)
     tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
     _keep_from_overflow(model, tensors)
@@ -167,7 +167,7 @@ def text_encoder_config(
     Raises:
         CheckpointError: a tensor is missing.
     """
-    block = "encoder.block.0.layer"
+    block = f"{StackedT5.BLOCK_PREFIX}0.layer"
     try:
         vocab_size, d_model = stored[EMBEDDING].shape
         buckets, num_heads = stored[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
@@ -182,7 +182,7 @@ def text_encoder_config(
         d_model=d_model,
         d_kv=inner // num_heads,
         d_ff=d_ff,
-        num_layers=len(block_groups(stored, "encoder.block.")),
+        num_layers=len(block_groups(stored, StackedT5.BLOCK_PREFIX)),
         num_heads=num_heads,
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
@@ -205,12 +205,12 @@ def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
 def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
     """The encoder's tensors, if they are those of a whole T5 v1.1."""
     path, part = checkpoint.path, part_or_error(checkpoint, layout, "text_encoder")
-    if "encoder.block.0.layer.1.DenseReluDense.wi.weight" in part.keys:
+    if f"{StackedT5.BLOCK_PREFIX}0.layer.1.DenseReluDense.wi.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a T5 1.0; expected T5 v1.1, whose feed-forward layers are gated; "
             "use t5xxl (google/t5-v1_1-xxl)"
         )
-    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
+    if f"{StackedT5.BLOCK_PREFIX}1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
         )
