@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..ltx_core import media
 from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.files import whole
 from .host import PlainHost, host
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -426,7 +427,7 @@ class SaveLatent:
         path = names.path(".latent")
         tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
         metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
-        with media.replacing(path) as temporary:
+        with whole(path) as temporary:
             save_file(tensors, temporary, metadata)
         return {"ui": {"latents": [names.entry(path)]}}
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.files import whole
 from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.training.loop import TrainingError, latest_checkpoint
-from ..ltx_core.weights.save import unfinished
 from . import sockets
 from .host import host
 from .loaders import (
@@ -254,6 +254,6 @@ def _copied(trained: Path, name: str) -> Path:
         host().say(f"there is no folder for LoRAs; the file stays in {trained.parent}")
         return trained
     target = folders[0] / f"{name}.safetensors"
-    with unfinished(target) as part:
+    with whole(target) as part:
         shutil.copyfile(trained, part)
     return target

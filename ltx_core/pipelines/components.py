@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import media
 from ..errors import ConfigError
+from ..files import whole
 from ..memory.balanced import BalancedPlacement
 from ..memory.placement import DevicePlacement
 from ..models.text_encoder import TextEncoder
@@ -355,7 +356,7 @@ class Clip:
         from safetensors.torch import save_file
 
         tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
-        with media.replacing(Path(path)) as temporary:
+        with whole(Path(path)) as temporary:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import CheckpointConfig
 from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..files import whole
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.fp8 import SCALED_MARKER
 from .build import QUANTIZATIONS
@@ -23,7 +24,7 @@ from .diffusers_config import model_index, scheduler_entries, transformer_entrie
 from .infer import Description, describe
 from .layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, Layout, Part, detect_layout, vae_from_diffusers
 from .metadata import format_config
-from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors, unfinished
+from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors
 
 STAGE = "convert"
 GGUF_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16")
@@ -188,7 +189,7 @@ def _write_folder(opened: _Source, target: Path, progress: Progress) -> tuple[st
     """diffusers never looks at the header's `config`; LTXKit finds what the folder's JSON has no word for there."""
     metadata = {"format": "pt", **opened.checkpoint.metadata, "config": opened.config_text()}
     scheduler = opened.description.scheduler()
-    with unfinished(target) as folder:
+    with whole(target, folder=True) as folder:
         for part in opened.parts:
             if part.name == "transformer":
                 names, config = (
@@ -235,7 +236,7 @@ def _write_gguf(opened: _Source, target: Path, kind: str, progress: Progress) ->
     entries = opened.pending(opened.layout.parts["transformer"])
     base = "BF16" if any(entry.dtype == torch.bfloat16 for entry in entries.values()) else "F16"
     kinds = {name: gguf.GGMLQuantizationType[_gguf_type(name, entry, kind, base)] for name, entry in entries.items()}
-    with unfinished(target) as path:
+    with whole(target) as path:
         writer = gguf.GGUFWriter(path, "ltxv")
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -27,10 +27,10 @@ from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.convert import convert
-from ltxkit.ltx_core.weights.inspect import inspect
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
+from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
