@@ -17,8 +17,8 @@ from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.recipe import versions_with
-from ..ltx_core.presets import PRESETS
 from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
+from ..ltx_core.releases import RELEASES
 from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
@@ -146,7 +146,7 @@ class LoadModel(sockets.Node):
                 ),
                 "dtype": choice(DTYPES, DTYPE_TOOLTIP),
                 "version": choice(
-                    [FROM_FILE, *PRESETS],
+                    [FROM_FILE, *RELEASES],
                     "Which release it is; only for files that do not say. It decides the recommended settings.",
                 ),
             },
@@ -311,7 +311,7 @@ class ApplyLoRA(sockets.Node):
                     False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
                 ),
                 "settings": choice(
-                    [AUTOMATIC, OF_MODEL, *PRESETS],
+                    [AUTOMATIC, OF_MODEL, *RELEASES],
                     "Whose recommended settings Sample uses. Automatic: those of the model, or with a LoRA of rank 128 "
                     "that is called distilled those of the distilled model.",
                 ),

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..config import STGMode
 from ..errors import ConfigError
-
-SkipMode = Literal["attention_values", "attention_skip", "transformer_block"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,7 @@ class Branch:
 
     text: PreparedText
     skip_blocks: frozenset[int] = frozenset()
-    mode: SkipMode = "attention_values"
+    mode: STGMode = "attention_values"
 
 
 @dataclass(frozen=True)

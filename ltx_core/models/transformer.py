@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
 from .attention import CrossAttention, SelfAttention
-from .branches import BlockPlan, Branch, PreparedText, SkipMode, TextConstant, TextKeysValues, join, plan_forward, take
+from .branches import BlockPlan, Branch, PreparedText, TextConstant, TextKeysValues, join, plan_forward, take
 from .convolution import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
 from .linear import Linear
 from .rope import RotaryTable, rotary_table
 
-__all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "SkipMode", "TransformerBlock"]
+__all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
 
 # Tensors of (samples, tokens, width) that are alive at the worst moment of a forward without gradients, where the norms
 # of torch are not fused; 8 where they are.

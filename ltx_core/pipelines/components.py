@@ -3,7 +3,7 @@
     ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
     ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
 
-Sampling follows the recipe of the recognised checkpoint (`presets`). Who wants more than a recipe calls the functions
+Sampling follows the recipe of the recognised checkpoint (`releases`). Who wants more than a recipe calls the functions
 that are called here: `text.encode_prompts`, `generate.sample`, `two_stage.generate_two_stage`, `decode`.
 """
 
@@ -28,8 +28,8 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..presets import PRESETS, Preset
 from ..progress import Notes, Progress, log_note, silent
+from ..releases import RELEASES, Preset
 from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
@@ -113,8 +113,8 @@ class Components:
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
-        if settings is not None and settings not in PRESETS:
-            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(PRESETS)}")
+        if settings is not None and settings not in RELEASES:
+            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}")
         transformer, info = load_transformer(
             model, dtype=dtype, version=version, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..memory.plan import norms_are_one_kernel, sample_bytes, unpacking
 from ..models.transformer import Branch, LTXTransformer, PreparedText
+from ..placing.lora import applied, device_bytes
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..quant.fp8 import lacks_fp8_matmul
 from ..sampling.conditioning import LatentCondition, LatentReference, add_native_guides, apply_conditions, initial_state
@@ -23,7 +24,7 @@ from ..sampling.samplers import EULER, SamplerSettings, integrate
 from ..sampling.schedules import check_sigmas
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
-from ..weights.lora import WeightedLoRA, applied, device_bytes
+from ..weights.lora import WeightedLoRA
 from .condition import Condition, Reference, encode_conditions
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.vae_memory import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
 from ..models.video_vae import VideoVAE
-from ..presets import PassPreset, Preset
+from ..releases import PassPreset, Preset
 from ..shapes import LatentShape, PixelShape
 from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
 from ..weights.bundled import find_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import SchedulerConfig
-from ..presets import PRESETS, PassPreset, Preset
+from ..releases import RELEASES, PassPreset, Preset
 from ..sampling.guidance import Guidance, GuidanceStep
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit, linear_quadratic, shift, skip, token_shift, uniform
@@ -48,10 +48,11 @@ def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
     if not versions:
         return UNKNOWN, "The model is no released version: sampling with 30 steps, guidance scale 3 and no STG."
     first, *others = versions
+    recipe = RELEASES[first].recipe
     if others:
         also = ", ".join(others)
-        return PRESETS[first], f"The file does not say which version it is: sampling as {first}; it may also be {also}."
-    return PRESETS[first], f"Sampling as {first}."
+        return recipe, f"The file does not say which version it is: sampling as {first}; it may also be {also}."
+    return recipe, f"Sampling as {first}."
 
 
 def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tuple[tuple[str, ...], str]:
@@ -61,7 +62,7 @@ def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tup
     """
     name = next((one.lora.path.name for one in loras if one.strength > 0 and one.lora.is_distilled), "")
     named = tuple(f"{version.removesuffix('-dev')}-distilled" for version in versions if version.endswith("-dev"))
-    found = tuple(version for version in named if version in PRESETS)
+    found = tuple(version for version in named if version in RELEASES)
     if not name or not found:
         return tuple(versions), ""
     return found, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."

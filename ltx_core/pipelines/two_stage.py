@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from ..memory.plan import upscale_bytes
-from ..presets import DOWNSCALE_FACTOR
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
+from ..releases import DOWNSCALE_FACTOR
 from ..sampling.filters import adain
 from ..sampling.guidance import Guidance
 from ..sampling.noise import Noise

@@ -19,10 +19,10 @@ from ..config import (
     VideoVAEConfig,
 )
 from ..errors import CheckpointError, ConfigError
+from ..releases import FAMILY_OF_LAYERS, RELEASES, UPSCALERS, VAE_DEFAULTS, Release, VAEGeneration
 from .containers import Checkpoint, TensorInfo
 from .layouts import Layout, Part, block_groups
 from .metadata import Section, read_file_metadata, read_folder_configs
-from .releases import FAMILY_OF_LAYERS, RELEASES, UPSCALERS, VAE_DEFAULTS, Release, VAEGeneration
 
 Origin = Literal["metadata", "shapes", "version default", "given"]
 

@@ -15,11 +15,11 @@ from ..errors import LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
+from ..releases import T5_XXL
 from .build import QUANTIZATIONS, differences
 from .containers import DTYPE_NAMES, Checkpoint, TensorInfo, open_checkpoint
 from .infer import Description, describe
 from .layouts import Layout, Part, detect_layout
-from .releases import T5_XXL
 from .text_encoder import text_encoder_config
 
 _DTYPE_WORDS = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPE_NAMES.items()}

@@ -23,12 +23,13 @@ from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedErro
 from ltxkit.ltx_core.memory.copies import Copies
 from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder

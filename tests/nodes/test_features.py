@@ -22,7 +22,7 @@ from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.planning import outline, plan
 from ltxkit.ltx_core.pipelines.recipe import guidance_for
-from ltxkit.ltx_core.presets import PRESETS
+from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 from ltxkit.ltx_core.weights.metadata import format_upscaler_config
@@ -204,7 +204,7 @@ def test_what_a_condition_cannot_be(loaded: Any, prompts: Any):
 
 def test_lists_as_they_stand_in_the_official_yaml():
     """The defaults are the first pass of 13B dev, whatever the brackets."""
-    recipe = PRESETS["13b-0.9.8-dev"]
+    recipe = RELEASES["13b-0.9.8-dev"].recipe
     declared = CreateStepGuidance.INPUT_TYPES()["required"]
     values = {name: spec[1].get("default", "attention_values") for name, spec in declared.items()}
     (guidance,) = CreateStepGuidance().run(**values)
