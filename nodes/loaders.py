@@ -17,9 +17,9 @@ from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.recipe import versions_with
-from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
+from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
-from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ..ltx_core.weights.build import load_upsampler, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
@@ -181,17 +181,17 @@ class LoadModel(sockets.Node):
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
         progress = host().progress()
-        transformer, info = load_transformer(
-            path,
+        opened = open_models(path, version=release)
+        transformer, info = opened.transformer(
             dtype=DTYPES[dtype],
-            version=release,
             quantization=quantization_of(quantization),
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
         if resident_blocks >= 0:
             keep_blocks(transformer, resident_blocks)
-        vae = load_vae(vae_path, dtype=DTYPES[dtype], version=release, progress=progress)
+        vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
+        vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
         for note in info.notes:
             host().say(note)
         return sockets.Model(transformer, info, vae.config.scale_factors), vae

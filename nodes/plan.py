@@ -9,7 +9,7 @@ from typing import Any
 
 from ..ltx_core.memory.plan import Card, format_plan
 from ..ltx_core.pipelines.planning import Choices, card_here, outline, plan
-from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
+from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import PixelShape
 from . import sockets

@@ -32,7 +32,7 @@ from ..progress import Notes, Progress, log_note, silent
 from ..releases import RELEASES, Preset
 from ..sampling.noise import Noise, SeededNoise
 from ..shapes import PixelShape
-from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.build import CheckpointInfo, load_upsampler, open_models
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
@@ -40,7 +40,7 @@ from .canvas import crop_chunks, on_canvas
 from .condition import Condition, Reference, fit_frames
 from .decode import decode_frames
 from .generate import EncodedPrompt, sample
-from .recipe import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for, versions_with
+from .recipe import check_recipe, guidance_for, passes_for, recipe_for, sampler_for, sigmas_for, versions_with
 from .text import encode_prompts
 from .tiling import Tiling
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
@@ -115,10 +115,12 @@ class Components:
         vae = find_model(vae, "checkpoints") if vae else None
         if settings is not None and settings not in RELEASES:
             raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}")
-        transformer, info = load_transformer(
-            model, dtype=dtype, version=version, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
+        opened = open_models(model, version=version)
+        transformer, info = opened.transformer(
+            dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
-        loaded_vae = load_vae(vae or model, dtype=dtype, version=version, progress=progress)
+        vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version)
+        loaded_vae = vae_opened.vae(dtype=dtype, progress=progress)
         loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
         encoder = load_text_encoder(
             text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
@@ -128,6 +130,10 @@ class Components:
             f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
             for one in loras
         ]
+        if settings or version:
+            check_recipe(
+                settings or version or "", transformer.config.num_layers, "settings" if settings else "version"
+            )
         versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
         recipe, origin = recipe_for(versions)
         for note in filter(None, (*info.notes, *matched, distilled, origin)):

@@ -15,7 +15,7 @@ from ..memory.plan import norms_are_one_kernel, sample_bytes, unpacking
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..placing.lora import applied, device_bytes
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
-from ..quant.fp8 import lacks_fp8_matmul
+from ..quant.linear import remarks
 from ..sampling.conditioning import LatentCondition, LatentReference, add_native_guides, apply_conditions, initial_state
 from ..sampling.guidance import NO_GUIDANCE, Guidance
 from ..sampling.noise import Noise
@@ -118,8 +118,8 @@ def sample(
     lanes = max((len(step.branches) for step in plan), default=1)
     work = _work(transformer, state, lanes, positive, negative) + device_bytes(loras, transformer.dtype.itemsize)
     with applied(transformer, loras), placement(transformer, memory_required=work) as device:
-        if lacks_fp8_matmul(transformer, device):
-            notes(f"{device} does not multiply in float8: fp8_matmul is on, and has no effect here.")
+        for remark in remarks(transformer, device):
+            notes(remark)
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, positive, device)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import SchedulerConfig
+from ..errors import ConfigError
 from ..releases import RELEASES, PassPreset, Preset
 from ..sampling.guidance import Guidance, GuidanceStep
 from ..sampling.samplers import SamplerSettings
@@ -53,6 +54,31 @@ def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
         also = ", ".join(others)
         return recipe, f"The file does not say which version it is: sampling as {first}; it may also be {also}."
     return recipe, f"Sampling as {first}."
+
+
+def check_recipe(version: str, num_layers: int, option: str) -> None:
+    """Refuse a released version whose recipe cannot run on the model.
+
+    num_layers: blocks of the model. option: what the user chose the version with, for the message.
+
+    Raises:
+        ConfigError: its guidance perturbs blocks that the model does not have.
+    """
+    beyond = _blocks_beyond(RELEASES[version].recipe, num_layers)
+    if beyond:
+        fitting = [name for name, release in RELEASES.items() if not _blocks_beyond(release.recipe, num_layers)]
+        raise ConfigError(
+            f"got {option} {version}, whose recipe perturbs the blocks {', '.join(map(str, beyond))}, for a model of "
+            f"{num_layers} blocks; expected one of {', '.join(fitting)}; pass one of these with --{option} ({option}=)"
+        )
+
+
+def _blocks_beyond(recipe: Preset, num_layers: int) -> list[int]:
+    """Blocks that the recipe perturbs in some step and that a model of so many does not have."""
+    passes = [entry for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass) if entry is not None]
+    guidances = [guidance_for(entry, recipe) for entry in passes]
+    steps = [guidance.at(level) for guidance in guidances for level in guidance.guidance_timesteps or (1.0,)]
+    return sorted({block for step in steps if step.stg_scale > 0 for block in step.skip_blocks if block >= num_layers})
 
 
 def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tuple[tuple[str, ...], str]:

@@ -18,7 +18,7 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGUF
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
-from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantization_by_name
+from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, quantization_by_name
 from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
