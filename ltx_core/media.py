@@ -10,8 +10,7 @@ import io
 import itertools
 import json
 import math
-import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError
+from .files import whole
 from .shapes import PixelShape
 
 if TYPE_CHECKING:
@@ -282,25 +282,6 @@ def _open_video(path: Path):
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """A temporary name in the same folder, moved to `path` when the block is left without an exception.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; the temporary file is gone.
-    """
-    temporary = path.parent / f".ltxkit-{secrets.token_hex(4)}{path.suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path} ({error}); nothing is left of it") from error
-
-
 def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None = None) -> None:
     """One picture, (1, h, w, 3) or (h, w, 3) in [0, 1]; metadata goes into PNG text chunks, as JSON."""
     from PIL import Image
@@ -310,7 +291,7 @@ def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None
     for key, value in (metadata or {}).items():
         info.add_text(key, json.dumps(value))
     pixels = _bytes(rgb_frames(image if image.ndim == 4 else image[None])[0])
-    with replacing(path) as temporary:
+    with whole(path) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, pnginfo=info)
 
 
@@ -319,7 +300,7 @@ def write_gif(path: Path, frames: Tensor, fps: Fraction) -> None:
     from PIL import Image
 
     pictures = [Image.fromarray(frame.numpy()) for frame in _bytes(rgb_frames(frames))]
-    with replacing(path) as temporary:
+    with whole(path) as temporary:
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
 
 
@@ -355,7 +336,7 @@ def write_video(
     count = 0
     # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play before it has everything.
     options = {"movflags": "use_metadata_tags+faststart"}
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
+    with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         for key, value in (metadata or {}).items():
             container.metadata[key] = json.dumps(value)
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..config import STGMode
 from ..errors import ConfigError
-
-SkipMode = Literal["attention_values", "attention_skip", "transformer_block"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +85,10 @@ class Branch:
 
     text: PreparedText
     skip_blocks: frozenset[int] = frozenset()
-    mode: SkipMode = "attention_values"
+    mode: STGMode = "attention_values"
 
 
-BranchStructure = tuple[tuple[int, frozenset[int], SkipMode], ...]
+BranchStructure = tuple[tuple[int, frozenset[int], STGMode], ...]
 """All that a plan depends on: for each branch the number of its text, its skipped blocks, and its mode."""
 
 

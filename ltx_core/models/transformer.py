@@ -26,7 +26,6 @@ from .branches import (
     BranchStructure,
     ForwardPlan,
     PreparedText,
-    SkipMode,
     plan_forward,
     structure_of,
 )
@@ -35,7 +34,7 @@ from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
 from .linear import Linear
 from .rope import RotaryTable, rotary_table
 
-__all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "SkipMode", "TransformerBlock"]
+__all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
 
 OUTPUT_NORM_EPS = 1e-6  # fixed in Lightricks/LTX-Video transformer3d.py; `norm_eps` of the config is the blocks'
 

@@ -23,12 +23,13 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.devices import best_device, memory
 from ..shapes import LatentShape, PixelShape
-from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.build import CheckpointInfo, Opened, open_models
 from ..weights.bundled import find_model
-from ..weights.containers import DTYPE_NAMES, open_checkpoint
-from ..weights.layouts import PartName, detect_layout
+from ..weights.containers import DTYPE_NAMES
+from ..weights.layouts import PartName
 from ..weights.text_encoder import text_encoder_on_meta
-from .passes import Pass, recipe_for
+from .passes import Pass
+from .recipe import check_recipe, recipe_for
 from .settings import Settings, Which
 from .two_stage import first_pass_size
 
@@ -76,25 +77,29 @@ def outline(
     text_encoder = find_model(text_encoder, "text_encoders") if text_encoder else None
     upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
     vae = find_model(vae, "checkpoints") if vae else None
-    transformer, info = load_transformer(model, dtype=dtype, version=version, quantization=quantization, data=False)
-    loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
-    loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None
-    encoder = text_encoder_on_meta(text_encoder, dtype=dtype, quantization=text_quantization) if text_encoder else None
-    parts: list[tuple[Path | str | None, PartName, nn.Module | None]] = [
-        (model, "transformer", transformer),
-        (vae or model, "vae", loaded_vae),
-        (upscaler, "upscaler", loaded_upscaler),
-        (text_encoder, "text_encoder", encoder[0] if encoder else None),
+    opened = open_models(model, version=version, data=False)
+    vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version, data=False)
+    upscaler_opened = open_models(upscaler, data=False) if upscaler else None
+    text_opened = open_models(text_encoder, data=False) if text_encoder else None
+    transformer, info = opened.transformer(dtype=dtype, quantization=quantization)
+    if version is not None:
+        check_recipe(version, transformer.config.num_layers, "version")
+    loaded_vae = vae_opened.vae(dtype=dtype)
+    loaded_upscaler = upscaler_opened.upscaler(dtype=dtype) if upscaler_opened else None
+    encoder = text_encoder_on_meta(text_opened, dtype=dtype, quantization=text_quantization) if text_opened else None
+    parts: list[tuple[Opened | None, PartName, nn.Module | None]] = [
+        (opened, "transformer", transformer),
+        (vae_opened, "vae", loaded_vae),
+        (upscaler_opened, "upscaler", loaded_upscaler),
+        (text_opened, "text_encoder", encoder[0] if encoder else None),
     ]
-    converted = sum(_converted_bytes(path, name, part) for path, name, part in parts if path and part is not None)
+    converted = sum(_converted_bytes(file, name, part) for file, name, part in parts if file and part is not None)
     return Outline(transformer, loaded_vae, info, encoder, loaded_upscaler, converted)
 
 
-def _converted_bytes(path: Path | str, name: PartName, model: nn.Module) -> int:
+def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
     """Bytes of a model (on meta) that are not as its file has them, so that loading takes memory for them."""
-    checkpoint = open_checkpoint(path)
-    part = detect_layout(checkpoint.tensors).parts[name]
-    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+    stored = opened.stored(name)
     converted = 0
     seen: set[int] = set()
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):

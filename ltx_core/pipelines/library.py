@@ -3,7 +3,7 @@
     ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
     ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
 
-Sampling follows the recipe of the recognised checkpoint (`presets`). Who wants more than a recipe calls the functions
+Sampling follows the recipe of the recognised checkpoint (`releases`). Who wants more than a recipe calls the functions
 that are called here: `text.encode_prompts`, `sample.sample`, `two_stage.generate_two_stage`, `decode`.
 """
 
@@ -22,23 +22,25 @@ from torch import Tensor
 from .. import media
 from ..budget.tiling import Tiling
 from ..errors import ConfigError
+from ..files import whole
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.placement import DevicePlacement, host_on
-from ..presets import PRESETS, Preset
 from ..progress import Notes, Progress, log_note, silent
+from ..releases import RELEASES, Preset
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.build import CheckpointInfo, load_upsampler, open_models
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
-from .passes import Pass, recipe_for, versions_with
+from .passes import Pass
+from .recipe import check_recipe, recipe_for, versions_with
 from .sample import LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings, Which
 from .text import encode_prompts
@@ -113,12 +115,14 @@ class Components:
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
-        if settings is not None and settings not in PRESETS:
-            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(PRESETS)}")
-        transformer, info = load_transformer(
-            model, dtype=dtype, version=version, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
+        if settings is not None and settings not in RELEASES:
+            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}")
+        opened = open_models(model, version=version)
+        transformer, info = opened.transformer(
+            dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
-        loaded_vae = load_vae(vae or model, dtype=dtype, version=version, progress=progress)
+        vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version)
+        loaded_vae = vae_opened.vae(dtype=dtype, progress=progress)
         loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
         encoder = load_text_encoder(
             text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
@@ -128,6 +132,10 @@ class Components:
             f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
             for one in loras
         ]
+        if settings or version:
+            check_recipe(
+                settings or version or "", transformer.config.num_layers, "settings" if settings else "version"
+            )
         versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
         recipe, origin = recipe_for(versions)
         for note in filter(None, (*info.notes, *matched, distilled, origin)):
@@ -318,7 +326,7 @@ class Clip:
         from safetensors.torch import save_file
 
         tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
-        with media.replacing(Path(path)) as temporary:
+        with whole(Path(path)) as temporary:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..config import SchedulerConfig
 from ..models.transformer import LTXTransformer
-from ..presets import PassPreset, Preset
+from ..releases import PassPreset, Preset
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import check_sigmas, explicit, linear_quadratic, shift, skip, token_shift, truncate, uniform
 from ..weights.lora import WeightedLoRA
+from .recipe import guidance_for
 from .settings import Settings, Which
 
 
@@ -120,16 +121,3 @@ def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int
     if scheduler is not None and scheduler.shifting is not None:
         sigmas = shift(sigmas, token_shift(tokens), scheduler.target_shift_terminal)
     return skip(sigmas, entry.skip_initial_inference_steps, entry.skip_final_inference_steps)
-
-
-def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
-    """Guidance of a recipe's pass."""
-    return Guidance(
-        scale=entry.guidance_scale,
-        stg_scale=entry.stg_scale,
-        rescaling_scale=entry.rescaling_scale,
-        skip_blocks=entry.skip_block_list,
-        guidance_timesteps=entry.guidance_timesteps,
-        stg_mode=recipe.stg_mode,
-        cfg_star=entry.cfg_star_rescale,
-    )

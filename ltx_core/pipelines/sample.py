@@ -12,15 +12,15 @@ from ..budget import stages
 from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
 from ..models.transformer import Branch, LTXTransformer, PreparedText
+from ..placing.lora import applied, device_bytes
 from ..progress import ProgressEvent
-from ..quant.fp8 import lacks_fp8_matmul
+from ..quant.linear import remarks
 from ..sampling.conditioning import apply_conditions, initial_state
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
 from ..sampling.samplers import integrate
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
-from ..weights.lora import applied, device_bytes
 from .condition import NOTHING, Conditions
 from .passes import Pass
 
@@ -109,8 +109,8 @@ def sample(
         applied(transformer, one.loras),
         host.place(transformer, memory_required=_work(one, state, prompts)) as device,
     ):
-        if lacks_fp8_matmul(transformer, device):
-            host.say(f"{device} does not multiply in float8: fp8_matmul is on, and has no effect here.")
+        for remark in remarks(transformer, device):
+            host.say(remark)
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, prompts.positive, device)}

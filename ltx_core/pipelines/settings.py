@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ..config import STGMode
 from ..errors import ConfigError
-from ..presets import PassPreset, Preset
-from ..sampling.guidance import Guidance, STGMode
+from ..releases import PassPreset, Preset
+from ..sampling.guidance import Guidance
 from ..sampling.samplers import Levels, SamplerSettings
-from .passes import REFINE
+from .recipe import REFINE
 
 Which = Literal["one", "first", "second"]
 """The only pass of a run, or the first or the second of two."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..budget import stages
 from ..errors import ConfigError, ShapeError
 from ..host import Host
-from ..presets import DOWNSCALE_FACTOR
 from ..progress import ProgressEvent
+from ..releases import DOWNSCALE_FACTOR
 from ..sampling.filters import adain
 from ..sampling.noise import Noise
 from ..shapes import LatentShape, PixelShape, ScaleFactors

@@ -15,7 +15,7 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..pipelines.condition import Conditions
-from ..pipelines.passes import UNKNOWN, Pass
+from ..pipelines.recipe import UNKNOWN, Pass
 from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ..pipelines.settings import ADAIN, Overrides, PassSettings, Settings
 from ..pipelines.two_stage import Upscaling, upscale_latent

@@ -34,9 +34,9 @@ from ..models.text_encoder import build_t5
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
+from ..releases import FAMILY_OF_LAYERS, RELEASES, Family, Release, VAEGeneration
 from .layouts import CROSS_ATTENTION, UNUSED_TENSORS
 from .metadata import format_config, format_upscaler_config
-from .releases import FAMILY_OF_LAYERS, RELEASES, Family, Release, VAEGeneration
 from .save import TRANSFORMER_PREFIX, VAE_PREFIX, write_safetensors
 from .text_encoder import EMBEDDING, EMBEDDING_AGAIN
 from .tokenizer_training import train_tokenizer

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ltxkit.ltx_core.budget.weights import weight_bytes
+from ltxkit.ltx_core.budget.work import norms_are_one_kernel, sample_bytes
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.placement import DevicePlacement
