@@ -105,11 +105,8 @@ class World:
 
 
 @contextlib.contextmanager
-def world(*, tf32: bool = False) -> Generator[World]:
+def world() -> Generator[World]:
     """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
-    # Shapes change from step to step, and cuDNN would compile an attention for each of them.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = device_of_process(int(os.environ.get("LOCAL_RANK", 0)))
     if size == 1:

@@ -22,8 +22,7 @@ from ..errors import ConfigError, LTXKitError
 from ..media import read_image, resize, stream_video, video_fps
 from ..progress import Notes
 from ..shapes import PixelShape
-from .data import Sample, Samples, file_identity, shuffled, stacked
-from .digits import HOLD_OUT, Split
+from .data import HOLD_OUT, Sample, Samples, Split, file_identity, shuffled, stacked
 
 VIDEOS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif"}
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

@@ -26,7 +26,7 @@ from ..shapes import PixelShape
 from ..weights.build import load_transformer, load_upsampler, load_vae
 from ..weights.bundled import find_run
 from ..weights.text_encoder import load_text_encoder
-from .loop import find_export
+from .checkpoints import find_export
 from .losses import psnr, ssim
 from .text import FrozenText, encode
 

@@ -17,9 +17,10 @@ from ..media import replacing
 from ..models.video_vae import VideoVAE
 from ..progress import Notes
 from ..shapes import PixelShape
-from .config import Data, to_tree
+from .config import Data
 from .data import Source
 from .models import tensors_of
+from .settings_file import to_tree
 
 ENCODED_PIXELS = 2**24  # of the clips that are encoded at once
 

@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, LTXKitError
+from ..errors import ConfigError, TrainingError
 from ..progress import Notes, log_note
-from .config import Training, differences, to_tree
+from .checkpoints import latest_checkpoint, step_number
+from .config import Training
 from .distributed import World
 from .logs import Log
+from .settings_file import differences, to_tree
 
 # What may change when a run goes on: how long it is, what it writes, and how it gets by with the memory there is.
 FREE = (
@@ -30,10 +32,6 @@ FREE = (
     *("optimization.steps", "optimization.decay_steps", "optimization.schedule"),
     *("optimization.sharding", "optimization.accumulation", "optimization.gradient_checkpointing"),
 )
-
-
-class TrainingError(LTXKitError, RuntimeError):
-    """Training cannot go on from here: the loss is not a number, or the latents collapsed."""
 
 
 class Task(Protocol):
@@ -183,38 +181,11 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
         with _folder(folder / f"step_{step:06d}") as part:
             torch.save(saved, part / "state.pt")
             task.export(part)
-        for old in sorted(folder.glob("step_*"), key=_step)[: -config.logging.keep]:
+        for old in sorted(folder.glob("step_*"), key=step_number)[: -config.logging.keep]:
             shutil.rmtree(old)
     else:
         task.export(None)
     world.barrier()
-
-
-def latest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    found = [state.parent for state in (output / "checkpoints").glob("step_*/state.pt")]
-    return max(found, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    """Of a folder step_N: names alone would put step 1000000 before 999999."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def find_export(folder: Path, name: str) -> Path:
-    """The file `name` of a run (its final/, else its newest checkpoint), of a folder, or the file itself.
-
-    Raises:
-        CheckpointError: it is in none of these.
-    """
-    latest = latest_checkpoint(folder)
-    places = [folder / "final" / name, folder / name, folder]
-    if latest is not None:
-        places.insert(1, latest / name)
-    for place in places:
-        if place.is_file():
-            return place
-    raise CheckpointError(f"got {folder}; expected a training run or a folder with {name}; check the path")
 
 
 def _export(task: Task, folder: Path, world: World) -> None:

@@ -23,18 +23,20 @@ from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
 from ..weights.build import load_transformer
 from ..weights.text_encoder import load_text_encoder
+from .checkpoints import find_export, latest_checkpoint
 from .config import TransformerTraining
-from .data import generator, open_source
+from .data import generator
 from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
 from .generate import Generator, Models
 from .latents import EncodedClips, Latents
-from .loop import find_export, latest_checkpoint, log_values
+from .loop import log_values
 from .lora import LoRALayers, save_lora
 from .models import copied, load_tensors, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
 from .optimize import Updater, autocast
 from .pictures import save_clips
+from .sources import open_source
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
 TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory

@@ -15,15 +15,16 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Notes, log_note
 from ..shapes import PixelShape
+from .checkpoints import find_export
 from .config import UpscalerTraining
-from .data import open_source
 from .distributed import World, synchronised
 from .footprint import step_bytes
 from .latents import Latents
-from .loop import find_export, log_values
+from .loop import log_values
 from .models import open_vae, save_upsampler, tensors_of, upsampler_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
+from .sources import open_source
 
 SHOWN_CLIPS = 4  # of a validation
 

@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..models.video_vae import Posterior, VideoVAE
 from ..progress import Notes, log_note
 from ..shapes import PixelShape
 from ..weights.build import load_vae
 from .config import VAETraining
-from .data import Source, crop, generator, open_source
+from .data import Source, crop, generator
 from .distributed import World, synchronised
 from .footprint import step_bytes
-from .loop import TrainingError, log_values
+from .loop import log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
 from .models import copied, save_vae, tensors_of, vae_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
+from .sources import open_source
 
 LOGVAR_START = -5.0  # posterior std 0.08 at first: with the usual 0 the noise drowns what the encoder says
 STATISTICS_RATE = 0.01  # of the running mean and variance that the decoder's noise is measured in

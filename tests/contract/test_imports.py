@@ -22,7 +22,7 @@ LINE_LIMIT = 500
 
 def source_files(repository: Path) -> list[Path]:
     """The Python files that are installed."""
-    folders = (repository / "ltx_core", repository / "nodes")
+    folders = (repository / "commands", repository / "ltx_core", repository / "nodes")
     return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
@@ -74,7 +74,7 @@ def test_no_module_imports_what_is_heavy_or_optional(tmp_path: Path) -> None:
 import importlib, pkgutil, sys
 import ltxkit
 for module in pkgutil.walk_packages(ltxkit.__path__, "ltxkit."):
-    if module.name.startswith(("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.cli")):
+    if module.name.startswith(("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.commands", "ltxkit.cli")):
         importlib.import_module(module.name)
 print(*(name for name in sys.argv[1:] if name in sys.modules))
 """

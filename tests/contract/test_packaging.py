@@ -65,7 +65,7 @@ def test_package_list_equals_the_tree(repository: Path, pyproject: dict) -> None
     with_code = {
         name.parent
         for name in repository_files(repository)
-        if name.suffix == ".py" and name.parts[0] in ("nodes", "ltx_core")
+        if name.suffix == ".py" and name.parts[0] in ("commands", "nodes", "ltx_core")
     }
     expected = {"ltxkit", *("ltxkit." + ".".join(folder.parts) for folder in with_code)}
     assert set(pyproject["tool"]["setuptools"]["packages"]) == expected
@@ -103,7 +103,7 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
         name
         for name in repository_files(repository)
         if name.parts[0] in data
-        or (name.suffix == ".py" and (len(name.parts) == 1 or name.parts[0] in ("nodes", "ltx_core")))
+        or (name.suffix == ".py" and (len(name.parts) == 1 or name.parts[0] in ("commands", "nodes", "ltx_core")))
     }
     assert shipped == expected
 

@@ -19,8 +19,8 @@ from ltxkit.ltx_core.pipelines.planning import Card, outline, plan
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.data import to_pixels
-from ltxkit.ltx_core.training.digits import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
-from ltxkit.ltx_core.training.evaluate import Bar, Score, evaluate_digits
+from ltxkit.ltx_core.training.digits.clips import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
+from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits
 from ltxkit.ltx_core.training.generate import Generator, Models, load_models
 from ltxkit.ltx_core.training.text import encode
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae

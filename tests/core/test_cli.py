@@ -149,7 +149,7 @@ def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, caps
 def test_a_clip_to_start_from_is_trimmed_with_a_message(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    media.write_video(tmp_path / "in.mp4", [torch.rand(21, 32, 64, 3)], fps=cli.Fraction(12))
+    media.write_video(tmp_path / "in.mp4", [torch.rand(21, 32, 64, 3)], fps=Fraction(12))
     command = arguments(files, tmp_path / "out.mp4", video=tmp_path / "in.mp4", frames=25, fps=None)
     status, _, err = run(command, capsys)
     assert status == 0, err
@@ -361,8 +361,9 @@ def test_the_folder_itself_is_a_command(tmp_path: Path, repository: Path) -> Non
     shutil.copytree(repository, folder, ignore=ignored)
     with (folder / "cli.py").open("a") as file:
         file.write(
-            "\n\ndef _where(options):\n    print(__name__, __file__, sys.path)\n"
-            "\nCOMMANDS = (*COMMANDS, Command('where', 'help', lambda parser: None, _where))\n"
+            "\n\nfrom .commands.command import Command\n"
+            "\n\ndef _where(options, console):\n    print(__name__, __file__, sys.path)\n    return 0\n"
+            "\n\nCOMMANDS = (*COMMANDS, Command('where', 'help', lambda parser: None, _where))\n"
         )
     done = subprocess.run([sys.executable, folder, "where"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

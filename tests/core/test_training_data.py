@@ -15,9 +15,10 @@ from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_image, write_video
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.config import Data
-from ltxkit.ltx_core.training.data import Sample, Source, crop, generator, open_source
-from ltxkit.ltx_core.training.digits import DIRECTIONS, WORDS, MovingDigits, Split, sklearn_digits
-from ltxkit.ltx_core.training.evaluate import centres, direction, grey, jerk
+from ltxkit.ltx_core.training.data import Sample, Source, Split, crop, generator
+from ltxkit.ltx_core.training.digits.clips import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
+from ltxkit.ltx_core.training.digits.evaluate import centres, direction, grey, jerk
+from ltxkit.ltx_core.training.sources import open_source
 
 SIZE = PixelShape(9, 32, 32)
 

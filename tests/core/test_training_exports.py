@@ -15,9 +15,9 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
-from ltxkit.ltx_core.training.bundle import bundle
 from ltxkit.ltx_core.training.config import LoRA, Text
-from ltxkit.ltx_core.training.evaluate import Bar, Score, evaluate_digits
+from ltxkit.ltx_core.training.digits.bundle import bundle
+from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits
 from ltxkit.ltx_core.training.generate import Generator, load_models
 from ltxkit.ltx_core.training.lora import LoRALayers, save_lora
 from ltxkit.ltx_core.training.models import (

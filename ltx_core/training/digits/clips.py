@@ -10,7 +10,6 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,15 +17,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ConfigError, UnsupportedError
+from ...errors import ConfigError, UnsupportedError
+from ...shapes import PixelShape
+from ..data import HOLD_OUT, Samples, Split, to_pixels
 
-Split = Literal["train", "validation"]
 Glyphs = NDArray[np.float32]  # (n, size, size) in [0, 1], ink is 1
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (dy, dx)
 TEMPLATES = ("the digit {n} moving {d}", "the digit {n} moving {d}", "a {n} moving {d}", "{n} moving {d}")
-HOLD_OUT = 10  # every tenth glyph is for validation
 
 
 def upscale(images: NDArray[np.float32], size: int) -> Glyphs:
@@ -181,6 +180,31 @@ class MovingDigits:
         along = along if dy + dx > 0 else 1 - along
         across = np.full(self.frames, clip.across)
         return np.stack([along if dy else across, along if dx else across]).astype(np.float32)
+
+
+class DigitSource:
+    """Moving digits, a share of the batches at twice the size."""
+
+    def __init__(self, clips: MovingDigits, base: PixelShape, enlarged: float, seed: int) -> None:
+        self.clips, self.base, self.enlarged, self.seed = clips, base, enlarged, seed
+
+    def size(self, batch: int) -> PixelShape:
+        large = np.random.default_rng((self.seed, 2, batch)).random() < self.enlarged
+        return PixelShape(self.base.frames, self.base.height * 2, self.base.width * 2) if large else self.base
+
+    def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        clips = [self.clips.describe(index) for index in indices]
+        grey = self.clips.draw(clips, size.height // self.base.height, device)
+        return Samples(to_pixels(grey), [clip.caption for clip in clips])
+
+    def distinct(self, size: PixelShape) -> None:  # noqa: ARG002 - every number is a clip of its own
+        return None
+
+    def identity(self) -> list[str]:
+        return []
+
+    def captions(self) -> list[str]:
+        return [self.clips.describe(i).caption for i in range(2000)]
 
 
 def _placement(starts: Tensor, size: int, length: int) -> Tensor:

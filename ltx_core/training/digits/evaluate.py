@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UnsupportedError
-from ..media import write_image
-from ..progress import Progress, ProgressEvent, silent
-from ..shapes import PixelShape
-from .data import to_pixels
-from .digits import DIRECTIONS, HOLD_OUT, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
-from .generate import Generator, reconstruct
-from .pictures import sheet
+from ...errors import UnsupportedError
+from ...media import write_image
+from ...progress import Progress, ProgressEvent, silent
+from ...shapes import PixelShape
+from ..data import HOLD_OUT, to_pixels
+from ..generate import Generator, reconstruct
+from ..pictures import sheet
+from .clips import DIRECTIONS, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
 
 READER_SIZE = 16  # side of the picture that the reader sees
 INK = 0.1  # grey above which a pixel is ink

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..errors import CheckpointError
-from ..weights.save import unfinished, write_safetensors
-from .loop import find_export
+from ...errors import CheckpointError
+from ...weights.save import unfinished, write_safetensors
+from ..checkpoints import find_export
 
 STATISTICS = "per_channel_statistics"  # of the VAE's latents; a few hundred numbers, kept in full
 

@@ -1,0 +1,42 @@
+"""`ltxkit run`: a ComfyUI workflow without ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .command import DONE, Command
+from .console import Console
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", type=Path, help="a workflow in API format, such as those in workflows/api/")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
+    )
+    parser.add_argument("--input", type=Path, default=Path("input"), help="where Load Image and Load Video look")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="where the results go")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TITLE.INPUT=VALUE", help="another value for an input of a node"
+    )
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.memory.devices import spare_main_memory
+    from ..nodes.headless import run_workflow
+
+    spare_main_memory()
+    files = run_workflow(
+        options.workflow,
+        models=options.models,
+        input_folder=options.input,
+        output_folder=options.output,
+        assignments=options.set,
+        progress=console.progress,
+        notes=console.note,
+    )
+    console.result("\n".join(map(str, files)))
+    return DONE
+
+
+COMMANDS = (Command("run", "Run a ComfyUI workflow (API format) without ComfyUI.", _arguments, _run),)
