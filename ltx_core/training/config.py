@@ -186,7 +186,7 @@ class Noising:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRASettings:
     """rank, alpha: the update is alpha / rank * B A. targets: names of Linears inside a transformer block."""
 
     rank: Count = 32
@@ -214,7 +214,7 @@ class TransformerTraining:
     version: str | None = None
     data: Data
     model: dict[str, Any] | None = None
-    lora: LoRA | None = None
+    lora: LoRASettings | None = None
     text: Text = Text()
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)

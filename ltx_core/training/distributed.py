@@ -25,6 +25,18 @@ from ..memory.devices import device_of_process
 
 
 @dataclass(frozen=True)
+class Piece:
+    """The part of a step's batch that one process computes at once.
+
+    indices: numbers of its samples. rows: their places in the batch. last: whether the step's weights are updated next.
+    """
+
+    indices: range
+    rows: slice
+    last: bool
+
+
+@dataclass(frozen=True)
 class World:
     """Which process this is, of how many, and where it computes."""
 
@@ -52,16 +64,18 @@ class World:
             )
         return batch_size // parts
 
-    def indices(self, step: int, piece: int, batch_size: int, accumulation: int) -> range:
-        """Numbers of the samples of one piece of the batch of `step`, for this process."""
-        rows = self.rows(piece, batch_size, accumulation)
-        return range(step * batch_size + rows.start, step * batch_size + rows.stop)
+    def pieces(self, step: int, batch_size: int, accumulation: int) -> Iterator[Piece]:
+        """The pieces of the batch of `step` that this process computes, one after the other.
 
-    def rows(self, piece: int, batch_size: int, accumulation: int) -> slice:
-        """Where in the whole batch of a step the samples of one of its pieces stand, for this process."""
-        share = self.share(batch_size, accumulation)
-        start = (piece * self.size + self.rank) * share
-        return slice(start, start + share)
+        Raises:
+            ConfigError: the batch does not divide evenly.
+        """
+        share, first = self.share(batch_size, accumulation), step * batch_size
+        for number in range(accumulation):
+            start = (number * self.size + self.rank) * share
+            yield Piece(
+                range(first + start, first + start + share), slice(start, start + share), number == accumulation - 1
+            )
 
     def portions(self, count: int, batch_size: int, accumulation: int) -> Iterator[range]:
         """0 to count, as many at once as a process takes in training: what the device has room for."""

@@ -66,7 +66,7 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
     )
 
 
-class Generator:
+class ClipGenerator:
     """Makes batches of clips with one set of models. All results are (b 3 f h w) float32 in [-1, 1] on the CPU."""
 
     def __init__(self, models: Models, fps: float, batch_size: int = 20) -> None:
@@ -231,7 +231,7 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    generator: Generator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
+    generator: ClipGenerator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
 ) -> Reconstructions:
     """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level (SDEdit, arXiv 2108.01073)."""
     latent = generator.encode(pixels)

@@ -221,7 +221,8 @@ def _write_config(config: Training) -> None:
 def _check_finite(metrics: Mapping[str, float], step: int, config: Training, world: World) -> None:
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
-        batch = world.indices(step, 0, config.optimization.batch_size, config.optimization.accumulation)
+        optimization = config.optimization
+        batch = next(world.pieces(step, optimization.batch_size, optimization.accumulation)).indices
         latest = latest_checkpoint(config.output)
         raise TrainingError(
             f"got {', '.join(bad)} that is not a number at step {step} (samples {batch.start} to "

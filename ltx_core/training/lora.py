@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..models.transformer import LTXTransformer
 from ..weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ..weights.save import write_safetensors
-from .config import LoRA
+from .config import LoRASettings
 
 Style = Literal["diffusers", "comfyui"]
 
@@ -25,7 +25,7 @@ class LoRALayers(nn.Module):
     The base model keeps its weights, quantized ones too.
     """
 
-    def __init__(self, model: LTXTransformer, config: LoRA) -> None:
+    def __init__(self, model: LTXTransformer, config: LoRASettings) -> None:
         super().__init__()
         self.config = config
         self.scale = config.alpha / config.rank

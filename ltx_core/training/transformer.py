@@ -29,7 +29,7 @@ from .data import generator
 from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
-from .generate import Generator, Models
+from .generate import ClipGenerator, Models
 from .latents import EncodedClips, Latents
 from .loop import log_values
 from .lora import LoRALayers, save_lora
@@ -193,17 +193,17 @@ class TransformerTask:
 
     def update(self, step: int) -> dict[str, float]:
         optimization = self.config.optimization
-        size, count = self.source.size(step), optimization.accumulation
+        size = self.source.size(step)
         totals: dict[str, Tensor] = {}
         whole = self._draws("flow", step, optimization.batch_size, size)
-        for piece in range(count):
-            clips = self.latents.clips(self.world.indices(step, piece, optimization.batch_size, count), size)
-            draws = whole.rows(self.world.rows(piece, optimization.batch_size, count))
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            clips = self.latents.clips(piece.indices, size)
+            draws = whole.rows(piece.rows)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
                 losses, sigma = self._losses(clips, draws, size)
                 loss = losses.mean()
-                (loss / count).backward()
-            totals["loss"] = totals.get("loss", 0) + loss.detach() / count
+                (loss / optimization.accumulation).backward()
+            totals["loss"] = totals.get("loss", 0) + loss.detach() / optimization.accumulation
             # Per-level losses are compared with 1, the loss of predicting nothing about the data.
             for name, low, high in (
                 ("loss_low", 0.0, 1 / 3),
@@ -274,7 +274,7 @@ class TransformerTask:
         self.vae.to(self.world.device)
         # As many clips at once as training takes, which is what the device has room for.
         at_once = self.world.share(config.optimization.batch_size, config.optimization.accumulation)
-        maker = Generator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
+        maker = ClipGenerator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
         pixels = maker.clips(
             config.prompts,
             PixelShape(*config.data.sizes[0]),

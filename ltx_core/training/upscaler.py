@@ -105,13 +105,11 @@ class UpscalerTask:
 
     def update(self, step: int) -> dict[str, float]:
         optimization = self.config.optimization
-        count = optimization.accumulation
         total = torch.zeros((), device=self.world.device)
-        for piece in range(count):
-            indices = self.world.indices(step, piece, optimization.batch_size, count)
-            pair = self._pair(self.latents, indices)
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
-                loss = self.objective(*pair).mean() / count
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            pair = self._pair(self.latents, piece.indices)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
+                loss = self.objective(*pair).mean() / optimization.accumulation
                 loss.backward()
             total += loss.detach()
         numbers = log_values({"loss": total}, self.world)

@@ -193,17 +193,14 @@ class VAETask:
         totals: dict[str, Tensor] = {}
         moments: list[Tensor] = []
         pieces: list[tuple[Tensor, Tensor]] = []
-        count = optimization.accumulation
         if self.adversary is not None:
             self.adversary.requires_grad_(False)
         places = torch.rand(optimization.batch_size, 3, generator=generator(config.seed, "crop", step))
         whole = self._noise(step, shape, weights["decoder_noise"])
-        for piece in range(count):
-            indices = self.world.indices(step, piece, optimization.batch_size, count)
-            rows = self.world.rows(piece, optimization.batch_size, count)
-            pixels = crop(self._pixels(indices, self.source, full), size, places[rows])
-            noise = tuple(value[rows] for value in whole)
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            pixels = crop(self._pixels(piece.indices, self.source, full), size, places[piece.rows])
+            noise = tuple(value[piece.rows] for value in whole)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
                 losses, output, mean = self.objective(pixels, *noise, generator(config.seed, "inject", step))
                 if gan and self.adversary is not None:
                     losses["gan"] = generator_loss(self.adversary, pixels, output, config.adversary.loss)
@@ -211,9 +208,9 @@ class VAETask:
                     (weights[name] * value.mean() for name, value in losses.items()),
                     torch.zeros_like(pixels[0, 0, 0, 0, 0]),
                 )
-                (loss / count).backward()
+                (loss / optimization.accumulation).backward()
             for name, value in {"loss": loss, **{f"loss_{k}": v.mean() for k, v in losses.items()}}.items():
-                totals[name] = totals.get(name, 0) + value.detach() / count
+                totals[name] = totals.get(name, 0) + value.detach() / optimization.accumulation
             moments.append(torch.stack([mean.mean(dim=(0, 2, 3, 4)), mean.square().mean(dim=(0, 2, 3, 4))]))
             pieces.append((pixels, output.detach()))
         numbers = log_values(totals, self.world)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,10 +29,15 @@ def source_files(repository: Path) -> list[Path]:
     return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
-def run_python(code: str, *arguments: object, cwd: Path) -> str:
+def run_python(code: str, *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
     """Output of `code` in an interpreter of its own, which is where imports can be counted."""
     ran = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -67,6 +75,26 @@ def test_import_ltxkit_imports_nothing(tmp_path: Path) -> None:
     loaded = run_python(code, cwd=tmp_path).split()
     assert "ltxkit" in loaded
     assert {name.split(".")[0] for name in loaded} <= {"ltxkit", "__future__"}
+
+
+def test_importing_the_nodes_costs_little(tmp_path: Path) -> None:
+    """At most a quarter of torch's own import, without what only training needs (FSDP alone takes half a second)."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import torch; middle = time.perf_counter()\n"
+        "import ltxkit.nodes\n"
+        "print(middle - start, time.perf_counter() - middle, 'torch.distributed.fsdp' in sys.modules)"
+    )
+    # Compiling is no part of importing: some environments keep Python from storing what it has compiled.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    shares: list[float] = []
+    for _ in range(2):  # once more on a machine that something else kept busy
+        runs = [run_python(code, cwd=tmp_path, environment=environment).split() for _ in range(6)]
+        assert {fsdp for *_, fsdp in runs} == {"False"}
+        torch_takes, nodes_take = (statistics.median(float(run[part]) for run in runs[1:]) for part in (0, 1))
+        shares.append(nodes_take / torch_takes)
+        if shares[-1] <= 0.25:
+            return
+    pytest.fail(f"importing the nodes takes {shares} of torch's own import")
 
 
 def test_no_module_imports_what_is_heavy_or_optional(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ...media import write_image
 from ...progress import Progress, ProgressEvent, silent
 from ...shapes import PixelShape
 from ..data import HOLD_OUT, to_pixels
-from ..generate import Generator, reconstruct
+from ..generate import ClipGenerator, reconstruct
 from ..pictures import sheet
 from .clips import DIRECTIONS, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
 
@@ -193,7 +193,7 @@ def prompts(count: int) -> tuple[list[str], list[tuple[int, str]]]:
 
 
 def evaluate_digits(
-    generator: Generator,
+    generator: ClipGenerator,
     size: PixelShape,
     glyph_size: int,
     *,
