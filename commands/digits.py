@@ -14,7 +14,7 @@ from .trained import clip_generator, clip_size, model_arguments, size_arguments
 def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="run of train")
     parser.add_argument("--upscaler", type=Path, metavar="DIR", help="run of the upscaler, if there is one")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
 def _bundle(options: argparse.Namespace, console: Console) -> int:
@@ -29,11 +29,13 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser, default=Path(BUNDLED))
     size_arguments(parser)
     parser.add_argument(
-        "--upscaler", type=Path, metavar="DIR", help="run of the upscaler, or the name: measures two stages, too"
+        "--upscaler", type=Path, metavar="DIR", help=f"run of the upscaler, or {BUNDLED}: also measures two stages"
     )
-    parser.add_argument("--glyph-size", type=int, default=40, help="of the training clips, in pixels (default 40)")
-    parser.add_argument("--clips", type=int, default=200, help="how many to make (default 200)")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also writes score.json and a sheet")
+    parser.add_argument(
+        "--glyph-size", type=int, default=40, help="of the digits in the training clips, in pixels (default 40)"
+    )
+    parser.add_argument("--clips", type=int, default=200, help="how many clips to make (default 200)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write score.json and a sheet")
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:
@@ -60,6 +62,6 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMANDS = (
-    Command("bundle", "Gather a trained model in one folder, in half the size.", _bundle_arguments, _bundle),
-    Command("eval-digits", "Measure a digit model; 1 if it is below the bar.", _eval_arguments, _eval),
+    Command("bundle", "Gather a trained model in one folder, at half the size.", _bundle_arguments, _bundle),
+    Command("eval-digits", "Measure a digit model; exits with 1 if it is below the bar.", _eval_arguments, _eval),
 )

@@ -1,4 +1,4 @@
-"""Commands about weights files: what a file is, what a run of it takes, another format, a small random set."""
+"""Commands about weights files: what a file holds, what memory a run takes, other formats, a small random set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="FILE", help="checkpoint, or transformer with --vae")
-    parser.add_argument("--vae", type=Path, metavar="FILE", help="where the VAE is, if the checkpoint has none")
+    parser.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if the checkpoint has none")
     parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
     parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
@@ -44,7 +44,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="store_true", help="the clip starts from a picture")
     parser.add_argument("--reference", action="store_true", help="the clip follows the reference video of an IC-LoRA")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--card", type=float, metavar="GiB", help="memory of a card (default: what is here)")
+    where.add_argument("--card", type=float, metavar="GiB", help="memory of a card (default: the one here)")
     where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
     parser.add_argument("--resident-blocks", type=int, metavar="N", help="as in `generate`")
     parser.add_argument("--tile", type=int, metavar="CELLS", help="as in `generate`")
@@ -83,7 +83,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint or diffusers folder with plain weights")
-    parser.add_argument("target", type=Path, metavar="TARGET", help="what to write; it must not exist")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="what to write; must not exist yet")
     parser.add_argument(
         "--to",
         required=True,
@@ -105,7 +105,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 
 
 def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="gets checkpoints/, text_encoders/ and so on")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for checkpoints/, text_encoders/ and so on")
     parser.add_argument("--family", choices=("2b", "13b"), default="2b")
     parser.add_argument("--vae", choices=("0.9.0", "0.9.1", "0.9.5"), default="0.9.5")
     parser.add_argument("--compression", choices=("32x8", "16x4"), default="32x8", help="space x time, per latent cell")
@@ -125,8 +125,8 @@ def _make_tiny(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMANDS = (
-    Command("inspect", "Say what a weights file is; reads its header only.", _inspect_arguments, _inspect),
-    Command("plan", "Say what a run takes and what is where; reads headers only.", _plan_arguments, _plan),
+    Command("inspect", "Say what a weights file is; reads only its header.", _inspect_arguments, _inspect),
+    Command("plan", "Say how much memory a run takes, and where; reads only headers.", _plan_arguments, _plan),
     Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
     Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
 )

@@ -1,4 +1,4 @@
-"""`ltxkit generate`: a clip from a prompt, with what it starts from or follows."""
+"""`ltxkit generate`: a clip from a prompt, and from a picture or video where there is one."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     result = parser.add_argument_group("result")
     result.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
     result.add_argument(
-        "--save-latent", type=Path, metavar="FILE", help="also the latent, as ComfyUI's Load Latent reads it"
+        "--save-latent", type=Path, metavar="FILE", help="also save the latent, as ComfyUI's Load Latent reads it"
     )
-    result.add_argument(
-        "--contact-sheet", type=Path, metavar="FILE.png", help="also eight of the frames in one picture"
-    )
+    result.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="also save eight frames as one picture")
 
 
 def _file_arguments(files: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
     files.add_argument(
         "--model", type=Path, required=True, metavar="FILE", help="checkpoint, or transformer with --vae"
     )
-    files.add_argument("--vae", type=Path, metavar="FILE", help="where the VAE is, if --model has none")
+    files.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if --model has none")
     files.add_argument("--text-encoder", type=Path, required=True, metavar="FILE", help="T5 v1.1 XXL: file or folder")
-    files.add_argument("--tokenizer", type=Path, metavar="FILE", help="spiece.model or tokenizer.json, if not found")
+    files.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="spiece.model or tokenizer.json, if not beside the encoder"
+    )
     files.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
     files.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     files.add_argument(
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
     )
     files.add_argument("--quantization", metavar="KIND", help="make the model's weights fp8, int8 or nf4 on loading")
-    files.add_argument("--text-quantization", metavar="KIND", help="likewise those of the text encoder")
+    files.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
     files.add_argument("--fp8-matmul", action="store_true", help="multiply fp8 weights in fp8, on cards that can")
     files.add_argument(
         "--lora",
@@ -50,7 +50,7 @@ def _file_arguments(files: argparse._ArgumentGroup) -> None:  # pyright: ignore[
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="any number of times",
+        help="may be repeated",
     )
     files.add_argument(
         "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
@@ -58,31 +58,36 @@ def _file_arguments(files: argparse._ArgumentGroup) -> None:  # pyright: ignore[
     files.add_argument(
         "--settings",
         metavar="NAME",
-        help="release whose recipe to use; without it the model's, or the distilled one with the distilled LoRA",
+        help="release whose recipe to use (default: the model's own; with the distilled LoRA, the distilled model's)",
     )
     files.add_argument(
         "--device",
         metavar="NAME[,NAME...]",
-        help="cuda, mps, cpu (default: the best there is); with several, such as cuda:0,cuda:1, blocks are divided",
+        help="cuda, mps, cpu (default: the best there is); several, such as cuda:0,cuda:1, share the blocks",
     )
     files.add_argument(
         "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
     )
     files.add_argument(
-        "--tile", type=int, metavar="CELLS", help="decode in tiles of so many latent cells (default: as `ltxkit plan`)"
+        "--tile",
+        type=int,
+        metavar="CELLS",
+        help="decode in tiles of this many latent cells (default: as `ltxkit plan`)",
     )
 
 
 def _clip_arguments(clip: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
-    clip.add_argument("--prompt", required=True, help="what is to be seen")
+    clip.add_argument("--prompt", required=True, help="what the clip shows")
     clip.add_argument(
-        "--negative", metavar="TEXT", help="what is not, where the recipe uses it (default: the recipe's)"
+        "--negative", metavar="TEXT", help="what the clip avoids, where the recipe uses it (default: the recipe's)"
     )
     start = clip.add_mutually_exclusive_group()
-    start.add_argument("--image", type=Path, metavar="FILE", help="picture that the clip starts from")
-    start.add_argument("--video", type=Path, metavar="FILE", help="clip that the clip starts from")
+    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
+    start.add_argument("--video", type=Path, metavar="FILE", help="clip to start from")
     clip.add_argument("--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ...")
-    clip.add_argument("--strength", type=float, default=1.0, help="how firmly the start is kept, 0 to 1 (default 1)")
+    clip.add_argument(
+        "--strength", type=float, default=1.0, help="how closely the clip keeps to its start, 0 to 1 (default 1)"
+    )
     clip.add_argument("--crf", type=int, default=29, help="H.264 compression of the start, 0 for none (default 29)")
     clip.add_argument("--size", type=arguments.size, required=True, metavar="WxH", help="of the result, in pixels")
     clip.add_argument("--frames", type=int, required=True, help="of the result")
@@ -92,7 +97,7 @@ def _clip_arguments(clip: argparse._ArgumentGroup) -> None:  # pyright: ignore[r
         metavar="RATE",
         help="frames per second (default: of --video, or the recipe's)",
     )
-    clip.add_argument("--seed", type=int, default=0, help="one seed is one clip (default 0)")
+    clip.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default 0)")
     clip.add_argument("--steps", type=int, help="of the pass, or of the first of two (default: the recipe's)")
     clip.add_argument("--guidance", type=float, help="guidance scale, likewise (default: the recipe's)")
 
@@ -184,5 +189,7 @@ def _clip(
 
 
 COMMANDS = (
-    Command("generate", "Make a clip from a prompt, from nothing or from a picture or clip.", _arguments, _generate),
+    Command(
+        "generate", "Make a clip from a prompt, and from a picture or clip if there is one.", _arguments, _generate
+    ),
 )

@@ -14,10 +14,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
     )
-    parser.add_argument("--input", type=Path, default=Path("input"), help="where Load Image and Load Video look")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="where the results go")
+    parser.add_argument("--input", type=Path, default=Path("input"), help="folder that Load Image and Load Video read")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for the results")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="TITLE.INPUT=VALUE", help="another value for an input of a node"
+        "--set",
+        action="append",
+        default=[],
+        metavar="TITLE.INPUT=VALUE",
+        help="change an input of a node; may be repeated",
     )
 
 

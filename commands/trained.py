@@ -61,7 +61,7 @@ def clip_generator(options: argparse.Namespace) -> ClipGenerator:
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     size_arguments(parser)
-    parser.add_argument("--prompt", action="append", default=[], help="may be repeated; clip i has seed + i")
+    parser.add_argument("--prompt", action="append", default=[], help="may be repeated; clip i gets seed + i")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
 
@@ -89,11 +89,11 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
 
 def _extend_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
-    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to go on from")
-    parser.add_argument("--prompt", default="", help="what is to be seen")
-    parser.add_argument("--frames", type=int, required=True, help="how many to add")
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue")
+    parser.add_argument("--prompt", default="", help="what the clip shows")
+    parser.add_argument("--frames", type=int, required=True, help="how many frames to add")
     parser.add_argument(
-        "--overlap", type=int, default=9, help="last frames that each window is given, k*t+1 (default 9)"
+        "--overlap", type=int, default=9, help="frames that each window repeats from the last, k*t+1 (default 9)"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4")
 
@@ -120,8 +120,10 @@ def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     size_arguments(parser)
     parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct")
-    parser.add_argument("--sigma", type=float, default=0.0, help="0: through the VAE alone; up to 1: noise it and back")
-    parser.add_argument("--prompt", default="", help="what is to be seen, for --sigma above 0")
+    parser.add_argument(
+        "--sigma", type=float, default=0.0, help="0: the VAE alone; up to 1: add noise of this level and remove it"
+    )
+    parser.add_argument("--prompt", default="", help="what the clip shows, for --sigma above 0")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4")
 
 
@@ -131,7 +133,7 @@ def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.training.pictures import to_frames
 
     if not 0 <= options.sigma <= 1:
-        raise ConfigError(f"got --sigma {options.sigma}; expected 0 to 1; 0 is the VAE alone")
+        raise ConfigError(f"got --sigma {options.sigma}; expected 0 to 1; pass 0 for the VAE alone")
     pixels = _read_clip(options.video, options.fps, clip_size(options))[None]
     restored = reconstruct(
         clip_generator(options),
@@ -163,5 +165,7 @@ def _read_clip(path: Path, fps: Fraction, size: PixelShape | None) -> Tensor:
 COMMANDS = (
     Command("sample", "Make clips with a model trained here.", _sample_arguments, _sample),
     Command("extend", "Make a clip longer.", _extend_arguments, _extend),
-    Command("reconstruct", "Measure what the VAE, or noise and back, leaves.", _reconstruct_arguments, _reconstruct),
+    Command(
+        "reconstruct", "Measure what survives the VAE, or noising and denoising.", _reconstruct_arguments, _reconstruct
+    ),
 )

@@ -33,7 +33,7 @@ def _vae_arguments(parser: argparse.ArgumentParser) -> None:
         help="change one value; may be repeated",
     )
     parser.add_argument("--output", metavar="DIR", help="folder of the run (default: the config's)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
 
 
 def _transformer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     _set_backends(config.optimization.precision)
     final = run_training(config, resume=resume, report=console.step, stopping=stopping_on_signals(), notes=console.note)
     if final is None:
-        console.note("stopped; the checkpoint is complete, --resume goes on from it")
+        console.note("stopped; the checkpoint is complete, --resume continues from it")
         return INTERRUPTED
     console.result(str(final))
     return DONE
@@ -116,6 +116,6 @@ def stopping_on_signals() -> Generator[Callable[[], bool]]:
 
 
 COMMANDS = (
-    Command("train-vae", "Train a video VAE from nothing.", _vae_arguments, _train_vae),
+    Command("train-vae", "Train a video VAE from scratch.", _vae_arguments, _train_vae),
     Command("train", "Train a transformer, a LoRA or a latent upscaler.", _transformer_arguments, _train_transformer),
 )

@@ -1,4 +1,4 @@
-"""What a training run is: frozen values, read from YAML without tolerance (`settings_file`).
+"""The settings of a training run: frozen values, read strictly from YAML (`settings_file`).
 
 Every section is a dataclass. The architecture (`model`) is written as in the metadata of released checkpoints and read
 by the same code.
@@ -20,13 +20,13 @@ PRESETS = Path(__file__).parents[2] / "assets" / "training"
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where clips come from and what size they are.
+    """Where clips come from and how large they are.
 
-    kind: "digits" draws scikit-learn's digits, "mnist" those of idx files in `path`, "moving_mnist" takes a published
-        .npy or .npz file, "folder" a folder of videos with captions.
-    sizes: one or more (frames, height, width); a batch has clips of one size only.
-    spread: how much of the free path the axis that does not move may use (digits).
-    enlarged: share of batches with the same clips at twice the size ("digits" and "mnist" only).
+    kind: "digits" draws scikit-learn's digits, "mnist" those of the idx files in `path`, "moving_mnist" reads a
+        published .npy or .npz file, "folder" a folder of videos with captions.
+    sizes: one or more (frames, height, width); all clips of a batch have one size.
+    spread: part of the free path that digits may use across their direction of motion.
+    enlarged: share of batches whose clips are drawn at twice the size ("digits" and "mnist" only).
     """
 
     kind: Literal["digits", "mnist", "moving_mnist", "folder"]
@@ -41,17 +41,18 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How weights change.
+    """How the weights are updated.
 
-    steps: updates of the weights. batch_size: clips per update, over all processes; each process takes its share, in
-    `accumulation` pieces. schedule: "linear" falls to `final` times the rate over the last `decay_steps`, and is
-    constant before, so that a run can be made longer; "cosine" falls all the way. optimizer: "muon" for weights with
-    two or more axes (AdamW for the others).
-    ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32, where a GPU has it; "bf16"
-    computes in bfloat16 on float32 weights. Small models, whose time is that of launches, are fastest in "tf32".
-    gradient_checkpointing, compile: of transformers.
-    sharding: how several processes train: with "ddp" each holds everything, with "fsdp" weights, gradients and
-    optimizer are split over them (transformers and LoRA; AdamW).
+    steps: updates of the weights. batch_size: clips per update, over all processes; each process computes its share in
+    `accumulation` pieces. schedule: "linear" is constant, then falls to `final` times the rate over the last
+    `decay_steps`, so a run can be extended; "cosine" falls from the first step on. optimizer: "muon" updates weights
+    with two or more axes and leaves the others to AdamW.
+    ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32 on GPUs that have it;
+    "bf16" computes in bfloat16 on float32 weights. Small models spend their time launching kernels and are fastest in
+    "tf32".
+    gradient_checkpointing, compile: for transformers.
+    sharding: how several processes train: "ddp" keeps a whole copy in each; "fsdp" splits weights, gradients and
+    optimizer state over them (transformers and LoRA, AdamW only).
     """
 
     steps: Count
@@ -75,7 +76,7 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What a run writes and how often, in steps. TensorBoard and W&B are used if they are installed."""
+    """What a run writes and how often, in steps. TensorBoard and W&B must be installed to be used."""
 
     log_every: Count = 10
     validate_every: Count = 1000
@@ -87,7 +88,7 @@ class Logging:
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One loss: its weight, the step at which it begins, and over how many steps it grows to its weight."""
+    """One loss: its weight, the step at which it starts, and the number of steps over which it grows to that weight."""
 
     weight: float
     start: int = 0
@@ -123,11 +124,11 @@ class VAETraining:
 
     model: the `vae` member of a released checkpoint's metadata.
     decoder_noise: largest noise level that the decoder sees, on normalised latents (0.2 in the example).
-    unlock_psnr: decoder noise and KL begin only after a validation reaches this many dB (None: at their `start`),
-        because with either from the first step the latents can collapse.
-    images_until_psnr: train on single frames until a validation of them reaches this many dB, then on clips.
+    unlock_psnr: decoder noise and KL start only once a validation reaches this many dB (None: at their `start`),
+        because the latents can collapse with either from the first step on.
+    images_until_psnr: train on single frames until their validation reaches this many dB, then on clips.
     perceptual_weights: TorchScript file: (b, 3, h, w) pairs in [-1, 1] -> distance per pair.
-    freeze_encoder: train the decoder alone; latents, and a transformer trained on them, stay valid.
+    freeze_encoder: train only the decoder; latents, and any transformer trained on them, stay valid.
     """
 
     task: Literal["vae"] = "vae"
@@ -157,9 +158,9 @@ class VAETraining:
 class Text:
     """Where text embeddings come from.
 
-    encoder: a file or folder with a pretrained T5 (frozen); tokenizer: of it, where none is beside it. Without: a small
-    T5 of `width` x `layers` is trained along, with a sentencepiece model of at most `vocabulary` pieces made from the
-    captions.
+    encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if none lies beside
+    it. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece model
+    of at most `vocabulary` pieces is built from the captions.
     """
 
     encoder: Path | None = None
@@ -172,10 +173,10 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Noising:
-    """Which noise levels are trained: logit-normal, shifted towards 1 by the number of tokens.
+    """The distribution of noise levels in training: logit-normal, shifted towards 1 by the number of tokens.
 
     shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples
-    with a uniform level, so that the tails do not starve. stretch: percentile that is stretched to the ends.
+    with a uniformly drawn level, which keeps the tails trained. stretch: percentile that is stretched to the ends.
     """
 
     mean: float = 0.0
@@ -187,7 +188,7 @@ class Noising:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASettings:
-    """rank, alpha: the update is alpha / rank * B A. targets: names of Linears inside a transformer block."""
+    """The low-rank update alpha / rank * B A. targets: names of the Linears inside a transformer block."""
 
     rank: Count = 32
     alpha: float = 32.0
@@ -198,12 +199,12 @@ class LoRASettings:
 class TransformerTraining:
     """`ltxkit train`.
 
-    model: the `transformer` member of a released checkpoint's metadata; None: take that of `initial`.
-    initial: checkpoint to start from. version: which release it is, where the file does not say. lora: train this
+    model: the `transformer` member of a released checkpoint's metadata; None: the architecture of `initial`.
+    initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
     beside the frozen weights of `initial`.
-    text_dropout: share of samples with an empty prompt. first_frame: share of samples that are given their first frame.
-    cache_clips: latents are made once, of at most this many clips; 0 encodes every clip when it is needed.
-    validation_samples: how many the validation loss is measured on.
+    text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
+    cache_clips: encode at most this many clips, once; 0 encodes every clip when it is needed.
+    validation_samples: number of samples in the validation loss.
     """
 
     task: Literal["transformer"] = "transformer"
@@ -230,7 +231,7 @@ class TransformerTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalerTraining:
-    """`ltxkit train` with task "upscaler": latents of a clip to latents of the same clip at twice the size."""
+    """`ltxkit train` with task "upscaler": from the latents of a clip to those of the same clip at twice the size."""
 
     task: Literal["upscaler"] = "upscaler"
     output: Path
@@ -252,10 +253,11 @@ TASKS: dict[str, type[Training]] = {
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Training:
-    """A config file, or the name of a preset, with `--set a.b=c` overrides applied; c is YAML, and text if quoted.
+    """A config file, or the name of a preset, with `--set a.b=c` overrides applied; c is YAML, and stays text if it is
+    quoted.
 
     Raises:
-        ConfigError: the file is missing or no YAML, a key is unknown or missing, a value is of the wrong type.
+        ConfigError: the file is missing or not YAML, a key is unknown or missing, a value is of the wrong type.
         UnsupportedError: PyYAML is not installed.
     """
     file = Path(path)

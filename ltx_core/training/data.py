@@ -1,9 +1,9 @@
 """Clips and captions by number.
 
-Sample number i of a source is a function of (seed, i) alone, and every other random draw of training is one of its
-step's whole batch (`generator`), of which pieces and processes take their rows. So a run that goes on after an
-interruption, batches cut into pieces, and several processes all see what one uninterrupted process would have seen, and
-a checkpoint needs no random state beside its step.
+Sample number i of a source is a function of (seed, i) alone. Every other random number of training is drawn for the
+whole batch of a step (`generator`), and pieces and processes take their rows of it. A resumed run, a batch in pieces
+and several processes therefore see what one uninterrupted process would have seen, and a checkpoint needs no random
+state.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ class Source(Protocol):
         ...
 
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
-        """Samples by number (>= 0) at a size that `size` gave."""
+        """Samples by number (>= 0) at a size that `size` returned."""
         ...
 
     def distinct(self, size: PixelShape) -> int | None:
-        """How many samples differ at a size, after which they come again in another order; None: they never do."""
+        """Number of different samples at a size, after which they repeat in another order; None: they never repeat."""
         ...
 
     def identity(self) -> list[str]:
-        """What the samples depend on beside the config: the files."""
+        """What the samples depend on apart from the config: the files."""
         ...
 
     def captions(self) -> list[str]:
-        """Some or all captions, to make a vocabulary from."""
+        """Some or all captions, to build a vocabulary from."""
         ...
 
 
 def generator(seed: int, stream: str, index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for every (seed, purpose, number)."""
+    """A separate generator for every (seed, stream, index). stream: the purpose, in words."""
     words = np.random.SeedSequence([seed, int.from_bytes(stream.encode(), "little"), index]).generate_state(
         2, np.uint32
     )
@@ -84,7 +84,8 @@ def to_pixels(grey: Tensor) -> Tensor:
 
 
 def crop(pixels: Tensor, size: PixelShape, places: Tensor) -> Tensor:
-    """A window of `size` from each clip (b 3 f h w); `places` (b, 3) in [0, 1) says where, of all that there are."""
+    """A window of `size` from each clip (b 3 f h w); `places` (b, 3) in [0, 1) chooses among all its possible
+    places."""
     for axis, want in enumerate(size, start=2):
         free = pixels.shape[axis] - want + 1
         if free > 1:
@@ -97,7 +98,7 @@ def crop(pixels: Tensor, size: PixelShape, places: Tensor) -> Tensor:
 
 
 def file_identity(path: Path) -> str:
-    """Changes when the file does."""
+    """A string that changes when the file does."""
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 

@@ -18,8 +18,8 @@ from .digits.clips import WORDS
 class MovingMNIST:
     """The published files: .npy (frames, clips, h, w) bytes, or the example's .npz (clips, frames, h, w) with labels.
 
-    The captions name the digits if a file `labels*` or an array of labels of (clips, 2) is there: "three and 7", each
-    as a word or a figure at random; otherwise they are "two moving digits". The last tenth of the clips is for
+    With a file `labels*` or an array of labels (clips, 2), captions name the digits, each as a word or a figure at
+    random: "three and 7". Otherwise every caption is "two moving digits". The last tenth of the clips is for
     validation.
     """
 

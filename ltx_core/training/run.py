@@ -38,7 +38,9 @@ def run_training(
         ConfigError: the config cannot be trained here, or does not fit the run to resume.
         TrainingError: the loss is not a number, or the latents collapsed.
     """
-    checkpoint_to_resume(config, resume)  # before models are made and clips encoded, into the run's own folder
+    checkpoint_to_resume(
+        config, resume
+    )  # before models are built and clips encoded, which writes into the run's folder
     with world() as here:
         if not here.first:
             report, notes = lambda _: None, lambda _: None

@@ -1,5 +1,6 @@
-"""Frozen dataclasses from YAML and back, without tolerance: a key that no dataclass has is an error that names the
-nearest one. What the settings mean is theirs to say; `AtLeast` in an annotation is the one rule that is checked here.
+"""Frozen dataclasses from YAML and back, strictly: a key that names no field is an error that shows the nearest one.
+
+This file knows types only. `AtLeast` in a field's annotation is the one rule about values.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
     """The content of a YAML file, with `a.b=c` overrides applied; c is YAML, and stays text if it is quoted.
 
     Raises:
-        ConfigError: the file is no YAML, or an override has no place in it.
+        ConfigError: the file is not YAML, or an override has no place in it.
         UnsupportedError: PyYAML is not installed.
     """
     try:
@@ -45,7 +46,7 @@ def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
             parsed = yaml.safe_load(value)
             _put(tree, key.split("."), parsed if value.lstrip()[:1] in ("'", '"') else _number(parsed), key)
     except yaml.YAMLError as error:
-        raise ConfigError(f"got {file}, which is no YAML ({error}); expected a training config; mend it") from error
+        raise ConfigError(f"got {file}, which is not YAML ({error}); expected a training config; correct it") from error
     return tree
 
 
@@ -61,7 +62,7 @@ def to_tree(value: Any) -> Any:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Keys (a.b.c) whose values differ between two trees."""
+    """The keys (a.b.c) whose values differ between two trees, with both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         changed: dict[str, tuple[Any, Any]] = {}
         for key in [*old, *(key for key in new if key not in old)]:
@@ -158,10 +159,12 @@ def _number(value: Any) -> Any:
 def _put(tree: Any, keys: Sequence[str], value: Any, name: str) -> None:
     for key in keys[:-1]:
         if not isinstance(tree, dict):
-            raise ConfigError(f"got --set {name}; expected sections on the way to it; check the key")
+            raise ConfigError(
+                f"got --set {name}; expected a section at every part of the key but the last; check the key"
+            )
         if tree.get(key) is None:
             tree[key] = {}
         tree = tree[key]
     if not isinstance(tree, dict):
-        raise ConfigError(f"got --set {name}; expected a section to put it into; check the key")
+        raise ConfigError(f"got --set {name}; expected a section that can hold it; check the key")
     tree[keys[-1]] = value

@@ -1,7 +1,7 @@
-"""The transformer's training: what `ltxkit train` computes in one step, for whole models and for LoRA.
+"""The transformer's training: one step of `ltxkit train`, for whole models and for LoRA.
 
-Sources: LTX-Video paper (arXiv 2501.00103) section 2.2 to 2.4 (rectified flow, shifted logit-normal levels, first
-frames given with their own timestep).
+Source: LTX-Video paper (arXiv 2501.00103), sections 2.2 to 2.4 (rectified flow, shifted logit-normal levels, first
+frames as conditions with their own timestep).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory
 
 
 class TransformerTask:
-    """A transformer, the text encoder trained with it or frozen beside it, or LoRA layers on a frozen transformer."""
+    """A transformer with a text encoder, trained too or frozen; or LoRA layers on a frozen transformer."""
 
     def __init__(self, config: TransformerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
@@ -55,7 +55,7 @@ class TransformerTask:
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
                 f"got a transformer of {self.transformer.config.in_channels} channels; expected "
-                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or give its own VAE"
+                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
         self.source = open_source(config.data, "train", config.seed, notes)
@@ -108,9 +108,7 @@ class TransformerTask:
                 )
             return model if config.lora else copied(model).requires_grad_(True)
         if config.model is None or config.lora is not None:
-            raise ConfigError(
-                "got no initial checkpoint; expected one for a LoRA, or where model is left out; set initial"
-            )
+            raise ConfigError("got no initial checkpoint; expected one for a LoRA, or without model; set initial")
         model = LTXTransformer(transformer_config(config.model))
         restart(model)
         return model
@@ -133,8 +131,10 @@ class TransformerTask:
             copied(text.model).requires_grad_(True)
         else:
             if not self.world.first:
-                self.world.barrier()  # the first process makes the tokenizer, the others read it
-            elif latest_checkpoint(config.output) is None:  # of a run that did not get so far, maybe of other captions
+                self.world.barrier()  # the first process builds the tokenizer, the others read it
+            elif (
+                latest_checkpoint(config.output) is None
+            ):  # left by a run without a checkpoint, perhaps with other captions
                 shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
             text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
             if self.world.first:
@@ -143,7 +143,7 @@ class TransformerTask:
         return text
 
     def _encode_all(self, notes: Notes) -> None:
-        """What is encoded once is encoded before the transformer needs the memory."""
+        """Fill the caches before the transformer needs the memory."""
         config, world = self.config, self.world
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
@@ -158,7 +158,7 @@ class TransformerTask:
             self.vae.to("cpu")
 
     def _step_bytes(self, flow: Flow) -> int | None:
-        """Of the largest batch; see `footprint`."""
+        """The peak of a step with the largest clips; see `footprint`."""
         optimization, device = self.config.optimization, self.world.device
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
         size = max((PixelShape(*size) for size in self.config.data.sizes), key=math.prod)
@@ -175,7 +175,7 @@ class TransformerTask:
         return step_bytes(loss, [flow], levels=clips + 1)
 
     def _spread(self, flow: Flow) -> nn.Module:
-        """Over the processes, if there are several."""
+        """The objective over all processes: copied or sharded."""
         optimization = self.config.optimization
         if optimization.sharding == "ddp":
             return self.world.wrap(flow)
@@ -185,7 +185,7 @@ class TransformerTask:
             )
         blocks = [cast(TransformerBlock, block) for block in self.transformer.transformer_blocks]
         units: list[tuple[nn.Module, list[str]]] = []
-        for block in blocks:  # a block's text is read before the block runs
+        for block in blocks:  # a block prepares its text before it runs
             units += [(block.attn2, ["prepare"]), (block, [])]
         return self.world.shard(flow, [*units, (self.transformer, ["prepare_text"])])
 
@@ -238,7 +238,7 @@ class TransformerTask:
         device = self.world.device
         x0 = patchify(clips.latents).to(device)
         sigma = draws.sigma[:, None, None]
-        if bool(draws.first_frame.any()):  # else one level per sample, which is less work
+        if bool(draws.first_frame.any()):  # otherwise one level per sample is enough, and less work
             height, width = clips.latents.shape[-2:]
             sigma = sigma.repeat(1, x0.shape[1], 1)
             sigma[:, : height * width][draws.first_frame] = 0
@@ -272,10 +272,10 @@ class TransformerTask:
     def _sample(self, folder: Path | None) -> None:
         config = self.config
         self.vae.to(self.world.device)
-        # As many clips at once as training takes, which is what the device has room for.
+        # In batches of a training step's size, for which the device has room.
         at_once = self.world.share(config.optimization.batch_size, config.optimization.accumulation)
-        maker = ClipGenerator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
-        pixels = maker.clips(
+        generate = ClipGenerator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
+        pixels = generate.clips(
             config.prompts,
             PixelShape(*config.data.sizes[0]),
             steps=config.sample_steps,

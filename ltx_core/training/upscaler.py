@@ -26,17 +26,16 @@ from .optimize import Updater, autocast
 from .pictures import save_pairs
 from .sources import open_source
 
-SHOWN_CLIPS = 4  # of a validation
+SHOWN_CLIPS = 4  # in the pictures of a validation
 
 
 class Upscaling(nn.Module):
-    """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised
-    latents."""
+    """Normalised latents (b c f h w), and those of the same clips at twice the size -> squared error per clip (b,)."""
 
     def __init__(self, upsampler: LatentUpsampler, vae: VideoVAE) -> None:
         super().__init__()
         self.upsampler = upsampler
-        self._vae = [vae]  # its statistics only; its weights do not belong to what is trained
+        self._vae = [vae]  # for its statistics; in a list, its weights are no part of this module
 
     def upscaled(self, small: Tensor) -> Tensor:
         (vae,) = self._vae
@@ -56,7 +55,7 @@ class UpscalerTask:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         if config.data.kind not in ("digits", "mnist"):
             raise ConfigError(
-                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes"
+                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes; change it"
             )
         self.vae = open_vae(find_export(config.vae, "vae.safetensors")).to(world.device)
         self.small = PixelShape(*config.data.sizes[0])
@@ -130,12 +129,12 @@ class UpscalerTask:
         return {"validation_loss": float(torch.cat(losses).mean())}
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """Clip by clip: they are twice as large as those that are trained on."""
+        """Clip by clip: these are twice the size of the training clips."""
         timestep = torch.zeros(1, device=self.world.device) if self.vae.config.timestep_conditioning else None
         return torch.cat(
             [
-                self.vae.decode(one, timestep, generator=torch.Generator().manual_seed(0))
-                for one in self.vae.un_normalize(latents).split(1)
+                self.vae.decode(latent, timestep, generator=torch.Generator().manual_seed(0))
+                for latent in self.vae.un_normalize(latents).split(1)
             ]
         )
 
@@ -148,7 +147,7 @@ class UpscalerTask:
 
     @torch.no_grad()
     def export(self, folder: Path | None) -> None:
-        """upscaler.safetensors, as the released ones are."""
+        """upscaler.safetensors, in the form of the released ones."""
         if folder is None:
             return
         with self.updater.averaged():

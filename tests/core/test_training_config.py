@@ -71,7 +71,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_config("no-such-preset")
     broken = tmp_path / "broken.yaml"
     broken.write_text("task: [vae", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"no YAML"):
+    with pytest.raises(ConfigError, match=r"not YAML"):
         load_config(broken)
     broken.write_text("task: vae\noutput: x\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"without data, model, optimization"):
