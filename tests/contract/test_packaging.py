@@ -120,7 +120,7 @@ def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None
 import importlib.util, pathlib
 import ltxkit
 assert pathlib.Path(ltxkit.__file__).is_relative_to({environment!r}), ltxkit.__file__
-for name in ("nodes", "ltx_core", "tests", "workflows"):
+for name in ("commands", "nodes", "ltx_core", "tests", "workflows"):
     assert importlib.util.find_spec(name) is None, name
 assert ltxkit.NODE_CLASS_MAPPINGS.keys() == ltxkit.NODE_DISPLAY_NAME_MAPPINGS.keys()
 print(len(ltxkit.NODE_CLASS_MAPPINGS))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltxkit import cli
+from ltxkit.commands.arguments import frame_rate
+from ltxkit.commands.console import Console
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.pipelines.components import Clip, Components
+from ltxkit.ltx_core.progress import ProgressEvent
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +227,35 @@ def test_a_mistyped_option_is_named(
     status, _, err = run(arguments(files, tmp_path / "out.mp4", **changes), capsys)
     assert status == 2
     assert message in err
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "eval-digits", "plan"])
+def test_a_size_is_read_alike_everywhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run([command, "--size", "64"], capsys)
+    assert status == 2
+    assert "argument --size: got '64'; expected width x height in pixels" in err
+
+
+def test_frame_rates_fit_into_a_video_file() -> None:
+    rates = {"24": Fraction(24), "29.97": Fraction(2997, 100), "24000/1001": Fraction(24000, 1001)}
+    rates |= {"23.976023976": Fraction(24000, 1001)}
+    assert {text: frame_rate(text) for text in rates} == rates
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a positive rate"):
+        frame_rate("0.0001")  # nearest to none at all
+
+
+def test_results_and_notes_do_not_break_into_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console() as console:
+        console.progress(ProgressEvent("sample", 1, 2))
+        console.note("a note")
+        console.result("a result")
+        console.progress(ProgressEvent("sample", 2, 2))
+    out, err = capsys.readouterr()
+    assert out == "a result\n"
+    lines = [line.strip() for line in re.split(r"[\r\n]+", err)]
+    assert "ltxkit: a note" in lines
+    assert len([line for line in lines if line.startswith("sample: 100%")]) == 1
+    assert err.endswith("\n")
 
 
 def test_a_text_encoder_of_another_width(

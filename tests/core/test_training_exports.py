@@ -251,7 +251,7 @@ def test_a_new_lora_changes_nothing_and_trains_its_factors_alone() -> None:
     out.square().mean().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.grad is not None for parameter in layers.up.parameters())
-    with pytest.raises(ConfigError, match="no Linear of a block is called"):
+    with pytest.raises(ConfigError, match="which name no Linear of a block"):
         LoRALayers(model, LoRASettings(targets=("to_x",)))
 
 
@@ -349,7 +349,7 @@ def test_a_bundle_is_whole_or_not_there(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shipped/digits"
     bundle(run, None, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match="which is there already; expected a new folder"):
+    with pytest.raises(CheckpointError, match="which exists already; expected a new folder"):
         bundle(run, None, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

@@ -97,7 +97,7 @@ def test_perceptual_loss_from_a_users_torchscript_file(task: Callable[..., VAETa
     assert all(torch.equal(tensor, fixed[name]) for name, tensor in tensors_of(trained.perceptual).items())
 
     path.write_bytes(b"no TorchScript")
-    with pytest.raises(CheckpointError, match="is no TorchScript file"):
+    with pytest.raises(CheckpointError, match="is not a TorchScript file"):
         task(perceptual={"weight": 2.0}, perceptual_weights=str(path))
 
 
