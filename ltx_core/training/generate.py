@@ -29,16 +29,16 @@ from ..shapes import PixelShape
 from ..weights.build import load_transformer, load_upsampler, load_vae
 from ..weights.bundled import find_run
 from ..weights.text_encoder import load_text_encoder
-from .loop import find_export
+from .checkpoints import find_export
 from .losses import psnr, ssim
 from .text import FrozenText, encode
 
-DECODE_TIMESTEP = 0.05  # what the decoder is told; it removes noise up to 0.2
+DECODE_TIMESTEP = 0.05  # the noise level that the decoder is told; it removes noise up to 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What makes a clip. upscaler: for two stages."""
+    """The models that generate a clip. upscaler: for two stages."""
 
     transformer: LTXTransformer
     vae: VideoVAE
@@ -50,7 +50,7 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
     """The models of a training run, or of a folder with model.safetensors and text_encoder/.
 
     Raises:
-        CheckpointError: something is missing or damaged.
+        CheckpointError: a file is missing or damaged.
     """
     run = find_run(run)
     checkpoint = find_export(run, "model.safetensors")
@@ -69,8 +69,8 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
     )
 
 
-class Generator:
-    """Makes batches of clips with one set of models. All results are (b 3 f h w) float32 in [-1, 1] on the CPU."""
+class ClipGenerator:
+    """Generates batches of clips with one set of models. All results are (b 3 f h w) float32 in [-1, 1] on the CPU."""
 
     def __init__(self, models: Models, fps: float, batch_size: int = 20) -> None:
         self.models, self.fps, self.batch_size = models, fps, batch_size
@@ -89,8 +89,8 @@ class Generator:
         given: Tensor | None = None,
         progress: Progress = silent,
     ) -> Tensor:
-        """One clip per prompt; clip i is the one of seed + i. given: first frames (b 3 f h w), t*k + 1 of them."""
-        made: list[Tensor] = []
+        """One clip per prompt; clip i has seed + i. given: first frames to keep, (b 3 f h w) with f = t*k + 1."""
+        clips: list[Tensor] = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             first = None if given is None else given[part]
@@ -103,8 +103,8 @@ class Generator:
                 given=first,
                 progress=progress,
             )
-            made.append(self.decode(latent))
-        return torch.cat(made)
+            clips.append(self.decode(latent))
+        return torch.cat(clips)
 
     @torch.no_grad()
     def latents(
@@ -119,7 +119,7 @@ class Generator:
         start: tuple[Tensor, float] | None = None,
         progress: Progress = silent,
     ) -> Tensor:
-        """Normalised latents (b c f h w). start: latents to begin from, and their noise level."""
+        """Normalised latents (b c f h w). start: latents to start from, and the noise level they are raised to."""
         shape = (len(prompts), self.models.vae.config.latent_channels, *size.latent(self.scale))
         sigmas = uniform(steps)
         initial = torch.zeros(shape)
@@ -139,11 +139,11 @@ class Generator:
         )
 
     def _text(self, prompts: Sequence[str]) -> EncodedPrompt:
-        found = encode(self.models.text, prompts, self.device)
-        embeddings = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        texts = encode(self.models.text, prompts, self.device)
+        embeddings = nn.utils.rnn.pad_sequence(texts, batch_first=True)
         mask = torch.zeros(embeddings.shape[:2], dtype=torch.long)
-        for row, one in zip(mask, found, strict=True):
-            row[: len(one)] = 1
+        for row, text in zip(mask, texts, strict=True):
+            row[: len(text)] = 1
         return EncodedPrompt(embeddings, mask)
 
     @torch.no_grad()
@@ -173,7 +173,7 @@ class Generator:
         refine_steps: int,
         refine_level: float,
     ) -> tuple[Tensor, Tensor]:
-        """Clips of one stage, and the same after the upscaler and a refining pass, at twice the height and width."""
+        """Clips of the first stage, and those of the second: upscaled to twice the height and width, and refined."""
         if self.models.upscaler is None:
             raise CheckpointError("got no upscaler; expected one for two stages; pass the upscaler's run")
         small, large = [], []
@@ -193,7 +193,7 @@ class Generator:
     def extend(
         self, clip: Tensor, prompt: str, frames: int, *, overlap: int, steps: int, guidance_scale: float, seed: int
     ) -> Tensor:
-        """A clip (3 f h w) and `frames` more: each window gets the last `overlap` (t*k + 1) frames of what is there."""
+        """A clip (3 f h w) and `frames` more, in windows that start with the last `overlap` (t*k + 1) frames so far."""
         rate = self.scale.frames
         if (overlap - 1) % rate or not 0 < overlap <= clip.shape[1]:
             raise ShapeError(
@@ -205,7 +205,7 @@ class Generator:
         number = 0
         while clip.shape[1] < wanted:
             size = PixelShape(window, *clip.shape[2:])
-            (made,) = self.clips(
+            (window_clip,) = self.clips(
                 [prompt],
                 size,
                 steps=steps,
@@ -213,14 +213,14 @@ class Generator:
                 seed=seed + number,
                 given=clip[None, :, -overlap:],
             )
-            clip = torch.cat([clip, made[:, overlap:]], dim=1)
+            clip = torch.cat([clip, window_clip[:, overlap:]], dim=1)
             number += 1
         return clip[:, :wanted]
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstructions:
-    """What a VAE, or noise and back, leaves of clips. psnr in dB and ssim, per clip."""
+    """Clips after the VAE, or after noising and denoising. psnr (dB) and ssim: per clip."""
 
     pixels: Tensor
     psnr: Tensor
@@ -229,7 +229,7 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    generator: Generator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
+    generator: ClipGenerator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
 ) -> Reconstructions:
     """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level (SDEdit, arXiv 2108.01073)."""
     latent = generator.encode(pixels)

@@ -1,4 +1,4 @@
-"""Low-rank layers beside frozen Linears: trained here, written in key styles that others read (arXiv 2106.09685)."""
+"""Low-rank layers beside frozen Linears, written in the key styles that other programs read (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..errors import ConfigError
 from ..models.transformer import LTXTransformer
 from ..weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ..weights.save import write_safetensors
-from .config import LoRA
+from .config import LoRASettings
 
 Style = Literal["diffusers", "comfyui"]
 
 
 class LoRALayers(nn.Module):
-    """Factors for Linears of the blocks; while this lives, each adds alpha / rank * up(down(x)) to its Linear's result.
+    """Factors for Linears of the blocks: a hook adds alpha / rank * up(down(x)) to each Linear's result.
 
-    The base model keeps its weights, quantized ones too.
+    The weights of the base model, which may be quantized, do not change.
     """
 
-    def __init__(self, model: LTXTransformer, config: LoRA) -> None:
+    def __init__(self, model: LTXTransformer, config: LoRASettings) -> None:
         super().__init__()
         self.config = config
         self.scale = config.alpha / config.rank
@@ -47,7 +47,7 @@ class LoRALayers(nn.Module):
             module.register_forward_hook(self._hook(key))
         if not self.names:
             raise ConfigError(
-                f"got lora.targets {', '.join(config.targets)}, which no Linear of a block is called; expected to_q, "
+                f"got lora.targets {', '.join(config.targets)}, which name no Linear of a block; expected to_q, "
                 "to_k, to_v, to_out.0, ff.net.0.proj or ff.net.2; change them"
             )
 
@@ -60,7 +60,7 @@ class LoRALayers(nn.Module):
 
 
 def save_lora(path: Path, layers: LoRALayers, factors: Mapping[str, Tensor], style: Style) -> None:
-    """The factors of `layers`, from `tensors_of`, as others read them.
+    """Write the factors of `layers`, from `tensors_of`, as other programs read them.
 
     `transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the
     official ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B: no reader needs to know it.

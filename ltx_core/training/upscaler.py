@@ -15,27 +15,27 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Notes, log_note
 from ..shapes import PixelShape
+from .checkpoints import find_export
 from .config import UpscalerTraining
-from .data import open_source
 from .distributed import World, synchronised
 from .footprint import step_bytes
 from .latents import Latents
-from .loop import find_export, log_values
+from .loop import log_values
 from .models import open_vae, save_upsampler, tensors_of, upsampler_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
+from .sources import open_source
 
-SHOWN_CLIPS = 4  # of a validation
+SHOWN_CLIPS = 4  # in the pictures of a validation
 
 
 class Upscaling(nn.Module):
-    """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised
-    latents."""
+    """Normalised latents (b c f h w), and those of the same clips at twice the size -> squared error per clip (b,)."""
 
     def __init__(self, upsampler: LatentUpsampler, vae: VideoVAE) -> None:
         super().__init__()
         self.upsampler = upsampler
-        self._vae = [vae]  # its statistics only; its weights do not belong to what is trained
+        self._vae = [vae]  # for its statistics; in a list, its weights are no part of this module
 
     def upscaled(self, small: Tensor) -> Tensor:
         (vae,) = self._vae
@@ -55,7 +55,7 @@ class UpscalerTask:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         if config.data.kind not in ("digits", "mnist"):
             raise ConfigError(
-                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes"
+                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes; change it"
             )
         self.vae = open_vae(find_export(config.vae, "vae.safetensors")).to(world.device)
         self.small = PixelShape(*config.data.sizes[0])
@@ -104,13 +104,11 @@ class UpscalerTask:
 
     def update(self, step: int) -> dict[str, float]:
         optimization = self.config.optimization
-        count = optimization.accumulation
         total = torch.zeros((), device=self.world.device)
-        for piece in range(count):
-            indices = self.world.indices(step, piece, optimization.batch_size, count)
-            pair = self._pair(self.latents, indices)
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
-                loss = self.objective(*pair).mean() / count
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            pair = self._pair(self.latents, piece.indices)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
+                loss = self.objective(*pair).mean() / optimization.accumulation
                 loss.backward()
             total += loss.detach()
         numbers = log_values({"loss": total}, self.world)
@@ -131,12 +129,12 @@ class UpscalerTask:
         return {"validation_loss": float(torch.cat(losses).mean())}
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """Clip by clip: they are twice as large as those that are trained on."""
+        """Clip by clip: these are twice the size of the training clips."""
         timestep = torch.zeros(1, device=self.world.device) if self.vae.config.timestep_conditioning else None
         return torch.cat(
             [
-                self.vae.decode(one, timestep, generator=torch.Generator().manual_seed(0))
-                for one in self.vae.un_normalize(latents).split(1)
+                self.vae.decode(latent, timestep, generator=torch.Generator().manual_seed(0))
+                for latent in self.vae.un_normalize(latents).split(1)
             ]
         )
 
@@ -149,7 +147,7 @@ class UpscalerTask:
 
     @torch.no_grad()
     def export(self, folder: Path | None) -> None:
-        """upscaler.safetensors, as the released ones are."""
+        """upscaler.safetensors, in the form of the released ones."""
         if folder is None:
             return
         with self.updater.averaged():

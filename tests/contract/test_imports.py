@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,14 +26,19 @@ LINE_LIMIT = 500
 
 def source_files(repository: Path) -> list[Path]:
     """The Python files that are installed."""
-    folders = (repository / "ltx_core", repository / "nodes", repository / "headless")
+    folders = (repository / "commands", repository / "headless", repository / "ltx_core", repository / "nodes")
     return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
-def run_python(code: str, *arguments: object, cwd: Path) -> str:
+def run_python(code: str, *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
     """Output of `code` in an interpreter of its own, which is where imports can be counted."""
     ran = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -70,12 +78,34 @@ def test_import_ltxkit_imports_nothing(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in loaded} <= {"ltxkit", "__future__"}
 
 
+def test_importing_the_nodes_costs_little(tmp_path: Path) -> None:
+    """At most a quarter of torch's own import, without what only training needs (FSDP alone takes half a second)."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import torch; middle = time.perf_counter()\n"
+        "import ltxkit.nodes\n"
+        "print(middle - start, time.perf_counter() - middle, 'torch.distributed.fsdp' in sys.modules)"
+    )
+    # Compiling is no part of importing: some environments keep Python from storing what it has compiled.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    shares: list[float] = []
+    for _ in range(2):  # once more on a machine that something else kept busy
+        runs = [run_python(code, cwd=tmp_path, environment=environment).split() for _ in range(6)]
+        assert {fsdp for *_, fsdp in runs} == {"False"}
+        torch_takes, nodes_take = (statistics.median(float(run[part]) for run in runs[1:]) for part in (0, 1))
+        shares.append(nodes_take / torch_takes)
+        if shares[-1] <= 0.25:
+            return
+    pytest.fail(f"importing the nodes takes {shares} of torch's own import")
+
+
 def test_no_module_imports_what_is_heavy_or_optional(tmp_path: Path) -> None:
     code = """
 import importlib, pkgutil, sys
 import ltxkit
 for module in pkgutil.walk_packages(ltxkit.__path__, "ltxkit."):
-    if module.name.startswith(("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.headless", "ltxkit.cli")):
+    if module.name.startswith(
+        ("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.headless", "ltxkit.commands", "ltxkit.cli")
+    ):
         importlib.import_module(module.name)
 print(*(name for name in sys.argv[1:] if name in sys.modules))
 """

@@ -150,8 +150,8 @@ def test_a_demo_graph_makes_what_it_says(server: Server, repository: Path, name:
     import torch
 
     from ltxkit.ltx_core import media
-    from ltxkit.ltx_core.training.digits import sklearn_digits
-    from ltxkit.ltx_core.training.evaluate import Reader, centres, direction, grey
+    from ltxkit.ltx_core.training.digits.clips import sklearn_digits
+    from ltxkit.ltx_core.training.digits.evaluate import Reader, centres, direction, grey
 
     shutil.copyfile(repository / "assets/examples/three.png", server.base / "input/three.png")
     events = server.run(json.loads((repository / f"workflows/api/{name}.json").read_text()))

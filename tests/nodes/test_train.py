@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ltxkit.headless.host import PlainHost
-from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.errors import ConfigError, TrainingError
 from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.logs import read_log
-from ltxkit.ltx_core.training.loop import TrainingError, latest_checkpoint
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import ApplyLoRA, LoadModel
 from ltxkit.nodes.train import RUNS, TrainLoRA

@@ -1,4 +1,4 @@
-"""What training left, as it is shipped: one folder, weights in half the size."""
+"""A trained model as it is shipped: one folder, weights at half the size."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..errors import CheckpointError
-from ..files import whole
-from ..weights.save import write_safetensors
-from .loop import find_export
+from ...errors import CheckpointError
+from ...files import whole
+from ...weights.save import write_safetensors
+from ..checkpoints import find_export
 
-STATISTICS = "per_channel_statistics"  # of the VAE's latents; a few hundred numbers, kept in full
+STATISTICS = "per_channel_statistics"  # of the VAE's latents; a few hundred numbers, kept in float32
 
 
 def bundle(run: Path, upscaler: Path | None, folder: Path) -> None:
     """Write `folder` with model.safetensors, text_encoder/ and, if there is one, upscaler.safetensors, in bfloat16.
 
-    run: of a transformer and its text encoder. upscaler: a run, or a file.
+    run: the run of a transformer and its text encoder. upscaler: a run, or a file.
 
     Raises:
-        CheckpointError: there is no such run, or the folder exists.
+        CheckpointError: the run does not exist, or the folder does.
     """
     if folder.exists():
-        raise CheckpointError(
-            f"got {folder}, which is there already; expected a new folder; remove it, or name another"
-        )
+        raise CheckpointError(f"got {folder}, which exists already; expected a new folder; remove it, or name another")
     model = find_export(run, "model.safetensors")
     text = model.parent / "text_encoder"
     files = {model: "model.safetensors", text / "model.safetensors": "text_encoder/model.safetensors"}

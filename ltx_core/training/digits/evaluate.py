@@ -1,7 +1,7 @@
-"""Does a model do what its prompts say? `ltxkit eval-digits`.
+"""Whether a model follows its prompts: `ltxkit eval-digits`.
 
-A digit reader that has seen only real training glyphs, drawn into clips by the same code as the training clips, reads
-the middle frame of generated clips; the motion is measured from the centre of the ink.
+A classifier of digits, trained on real training glyphs alone, reads the middle frame of generated clips. The motion is
+measured from the centre of the ink.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UnsupportedError
-from ..media import write_image
-from ..progress import Progress, ProgressEvent, silent
-from ..shapes import PixelShape
-from .data import to_pixels
-from .digits import DIRECTIONS, HOLD_OUT, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
-from .generate import Generator, reconstruct
-from .pictures import sheet
+from ...errors import UnsupportedError
+from ...media import write_image
+from ...progress import Progress, ProgressEvent, silent
+from ...shapes import PixelShape
+from ..data import HOLD_OUT, to_pixels
+from ..generate import ClipGenerator, reconstruct
+from ..pictures import sheet
+from .clips import DIRECTIONS, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
 
 READER_SIZE = 16  # side of the picture that the reader sees
 INK = 0.1  # grey above which a pixel is ink
@@ -33,7 +33,7 @@ INK = 0.1  # grey above which a pixel is ink
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """What a model must reach. Shares are of 1."""
+    """The least that a model must reach. Shares are fractions of 1."""
 
     reader: float = 0.97
     digits: float = 0.90
@@ -46,12 +46,13 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What was measured.
+    """The measurements.
 
-    reader: share of unseen real glyphs in rendered clips that the reader reads. digits: of the named digits that it
-    reads in generated clips, by digit in `by_digit`, None for one that no clip named. direction: clips that move the
-    named way. jerk: mean second difference of the centre of the ink, in pixels per frame squared. psnr: of the VAE on
-    unseen glyphs, in dB. two_stage_digits: as `digits`, at twice the size after the upscaler, or None without one.
+    reader: share of unseen real glyphs, drawn into clips, that the classifier reads. digits: share of generated clips
+    that show the digit of their prompt, by digit in `by_digit`, None for digits without a clip. direction: share of
+    clips that move as their prompt says. jerk: mean second difference of the centre of the ink, in pixels per frame
+    squared. psnr: of the VAE on unseen glyphs, in dB. two_stage_digits: as `digits`, after the upscaler at twice the
+    size; None without an upscaler.
     """
 
     reader: float
@@ -77,26 +78,26 @@ class Score:
         ]
 
     def failures(self, bar: Bar) -> list[str]:
-        """What is below the bar, in words."""
+        """The measurements below the bar, in words."""
         weak = [WORDS[k] for k, share in enumerate(self.by_digit) if share is not None and share < bar.weak_digit]
-        found: list[str] = []
+        failures: list[str] = []
         if self.reader < bar.reader:
-            found.append(f"the reader reads {self.reader:.1%} of real glyphs; needed {bar.reader:.0%}")
+            failures.append(f"the reader reads {self.reader:.1%} of real glyphs; needed {bar.reader:.0%}")
         if self.digits < bar.digits:
-            found.append(f"{self.digits:.1%} of the digits are right; needed {bar.digits:.0%}")
+            failures.append(f"{self.digits:.1%} of the digits are right; needed {bar.digits:.0%}")
         if len(weak) > bar.weak_digits:
-            found.append(f"{', '.join(weak)} are below {bar.weak_digit:.0%}; allowed are {bar.weak_digits} digits")
+            failures.append(f"{', '.join(weak)} are below {bar.weak_digit:.0%}; allowed are {bar.weak_digits} digits")
         if self.direction < bar.direction:
-            found.append(f"{self.direction:.1%} move the named way; needed {bar.direction:.0%}")
+            failures.append(f"{self.direction:.1%} move the named way; needed {bar.direction:.0%}")
         if self.jerk >= bar.jerk:
-            found.append(f"the motion jerks by {self.jerk:.3f} px; needed less than {bar.jerk}")
+            failures.append(f"the motion jerks by {self.jerk:.3f} px; needed less than {bar.jerk}")
         if self.psnr < bar.psnr:
-            found.append(f"the VAE reconstructs with {self.psnr:.2f} dB; needed {bar.psnr:.0f}")
+            failures.append(f"the VAE reconstructs with {self.psnr:.2f} dB; needed {bar.psnr:.0f}")
         if self.two_stage_digits is not None and self.two_stage_digits < self.digits:
-            found.append(
+            failures.append(
                 f"two stages give {self.two_stage_digits:.1%} right digits; needed {self.digits:.1%}, as one stage"
             )
-        return found
+        return failures
 
 
 def save_score(folder: Path, score: Score, clips: Tensor) -> None:
@@ -107,7 +108,7 @@ def save_score(folder: Path, score: Score, clips: Tensor) -> None:
 
 
 class Reader:
-    """A support vector machine on pictures of 16x16, trained on real training glyphs alone."""
+    """A support vector machine on 16x16 pictures, trained on real training glyphs alone."""
 
     def __init__(self, images: NDArray[np.float32], labels: NDArray[np.int64], glyph_size: int) -> None:
         try:
@@ -131,7 +132,7 @@ class Reader:
 
 
 def _shifted(glyphs: Tensor, offsets: Tensor) -> Tensor:
-    """(n, s, s) moved by a part of a pixel down and right, in a frame of s + 1."""
+    """(n, s, s) moved down and right by a fraction of a pixel, in a frame of s + 1."""
     padded = F.pad(glyphs, (1, 1, 1, 1))
     dy, dx = offsets[:, 0, None, None], offsets[:, 1, None, None]
     rows = (1 - dy) * padded[:, 1:] + dy * padded[:, :-1]
@@ -139,14 +140,14 @@ def _shifted(glyphs: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _features(frames: Tensor) -> NDArray[np.float32]:
-    """(n, h, w) -> (n, 256): the box around the ink, squared around its middle, at 16x16, each of length one."""
-    found: list[Tensor] = []
+    """(n, h, w) -> (n, 256): the box around the ink, padded to a square and scaled to 16x16, as a unit vector."""
+    features: list[Tensor] = []
     for frame in frames:
         ink = frame.clamp(0, 1)
         inked = ink > 0.3 * ink.max().clamp(min=INK)
         rows, columns = inked.any(dim=1).nonzero(), inked.any(dim=0).nonzero()
         if not len(rows):
-            found.append(torch.zeros(READER_SIZE**2))
+            features.append(torch.zeros(READER_SIZE**2))
             continue
         top, bottom = int(rows[0]), int(rows[-1]) + 1
         left, right = int(columns[0]), int(columns[-1]) + 1
@@ -155,8 +156,8 @@ def _features(frames: Tensor) -> NDArray[np.float32]:
         across, down = side - box.shape[1], side - box.shape[0]
         box = F.pad(box, (across // 2, across - across // 2, down // 2, down - down // 2))
         small = F.interpolate(box[None, None], size=(READER_SIZE, READER_SIZE), mode="area").flatten()
-        found.append(small / small.norm().clamp(min=1e-6))
-    return torch.stack(found).numpy()
+        features.append(small / small.norm().clamp(min=1e-6))
+    return torch.stack(features).numpy()
 
 
 def centres(clips: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ def centres(clips: Tensor) -> Tensor:
 
 
 def direction(path: Tensor) -> str:
-    """The way that a path of centres (f, 2) goes: the largest part of the way from its start to its end."""
+    """The direction of a path of centres (f, 2), from its start to its end."""
     dy, dx = (path[-1] - path[0]).tolist()
     return max(DIRECTIONS, key=lambda name: DIRECTIONS[name][0] * dy + DIRECTIONS[name][1] * dx)
 
@@ -186,14 +187,14 @@ def grey(clips: Tensor) -> Tensor:
 
 
 def prompts(count: int) -> tuple[list[str], list[tuple[int, str]]]:
-    """`count` prompts, all digits and directions in turn, and what they name."""
+    """`count` prompts, over all digits and directions in turn, and their (digit, direction)."""
     pairs = [(digit, way) for digit in range(len(WORDS)) for way in DIRECTIONS]
     named = [pairs[i % len(pairs)] for i in range(count)]
     return [f"the digit {WORDS[digit]} moving {way}" for digit, way in named], named
 
 
 def evaluate_digits(
-    generator: Generator,
+    generator: ClipGenerator,
     size: PixelShape,
     glyph_size: int,
     *,
@@ -219,7 +220,7 @@ def evaluate_digits(
         seed=seed,
     )
     described = [real.describe(i) for i in range(len(real.members))]
-    # Every unseen glyph once, rather than a draw with repetitions.
+    # Each unseen glyph once, rather than drawn with repetitions.
     described = [_with_glyph(clip, int(glyph), labels) for clip, glyph in zip(described, real.members, strict=True)]
     drawn = real.draw(described)[:, size.frames // 2]
     read_real = reader.read(drawn)
@@ -229,13 +230,13 @@ def evaluate_digits(
     restored = reconstruct(generator, pixels, sigma=0.0, steps=1, prompts=[], seed=0)
 
     texts, named = prompts(clips)
-    made: list[Tensor] = []
+    generated: list[Tensor] = []
     enlarged: list[Tensor] = []
     for start in range(0, clips, generator.batch_size):
         progress(ProgressEvent("sample", start, clips))
         part = texts[start : start + generator.batch_size]
         if generator.models.upscaler is None:
-            made.append(generator.clips(part, size, seed=seed + start, steps=steps, guidance_scale=guidance_scale))
+            generated.append(generator.clips(part, size, seed=seed + start, steps=steps, guidance_scale=guidance_scale))
         else:
             small, large = generator.two_stage(
                 part,
@@ -246,10 +247,10 @@ def evaluate_digits(
                 refine_steps=refine_steps,
                 refine_level=refine_level,
             )
-            made.append(small)
+            generated.append(small)
             enlarged.append(large)
     progress(ProgressEvent("sample", clips, clips))
-    result = torch.cat(made)
+    result = torch.cat(generated)
     right = _read_right(reader, result, named)
     paths = centres(grey(result))
     score = Score(
