@@ -132,10 +132,9 @@ class Components:
             f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
             for one in loras
         ]
-        if settings or version:
-            check_recipe(
-                settings or version or "", transformer.config.num_layers, "settings" if settings else "version"
-            )
+        chosen, option = (version, "version") if settings is None else (settings, "settings")
+        if chosen is not None:
+            check_recipe(chosen, transformer.config.num_layers, option)
         versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
         recipe, origin = recipe_for(versions)
         for note in filter(None, (*info.notes, *matched, distilled, origin)):

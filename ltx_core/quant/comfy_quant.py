@@ -23,8 +23,8 @@ class ComfyQuant:
 
     def describe(self, stored: Mapping[str, StoredTensor]) -> str:
         """The format of the weights in words, as far as their types and scales show it."""
-        formats = sorted({_format(stored, key) for key in stored if key.endswith(_ENDINGS)} - {None})
-        return f"{' and '.join(str(name) for name in formats) or 'an unknown format'} (ComfyUI's comfy_quant)"
+        formats = {name for key in stored if key.endswith(_ENDINGS) and (name := _format(stored, key)) is not None}
+        return f"{' and '.join(sorted(formats)) or 'an unknown format'} (ComfyUI's comfy_quant)"
 
 
 def _format(stored: Mapping[str, StoredTensor], key: str) -> str | None:

@@ -15,6 +15,7 @@ from ..errors import LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
+from ..quant.linear import Quantization
 from ..quant.registry import stored_quantization
 from ..releases import T5_XXL
 from .assign import differences
@@ -67,7 +68,9 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         report["parameters"][name] = sum(info.parameters for info in stored)
         report["bytes"][name] = sum(info.nbytes for info in stored)
     try:
-        quantizations = {name: stored_quantization(opened.stored(name), path) for name in layout.parts}
+        quantizations: dict[PartName, Quantization | None] = {
+            name: stored_quantization(opened.stored(name), path) for name in layout.parts
+        }
         report["quantization"] = next((known.name for known in quantizations.values() if known is not None), None)
         description = opened.description
         if "text_encoder" in layout.parts:
