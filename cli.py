@@ -283,7 +283,7 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from .ltx_core.weights.bundled import find_model
-    from .ltx_core.weights.inspect import format_report, inspect
+    from .ltx_core.weights.report import format_report, inspect
 
     report = inspect(find_model(options.file, "checkpoints"))
     print(json.dumps(report, indent=2) if options.json else format_report(report))

@@ -20,7 +20,7 @@ from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.quant.fp8 import multiplies_fp8, use_fp8_matmul
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
-from ltxkit.ltx_core.quant.on_load import quantization_by_name
+from ltxkit.ltx_core.quant.registry import quantization_by_name
 
 LAYERS, TEXT_TOKENS = 4, 128
 GRIDS = ((4, 16, 24), (13, 22, 38))  # 25 frames of 768x512, 97 frames of 1216x704

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core import media
+from ..ltx_core.files import whole
 from .folders import NumberedFiles, check_file, file_digest, input_files, named_file
 from .video import VideoComponents, VideoInFile, VideoInMemory
 
@@ -288,7 +289,7 @@ class SaveLatent:
         path = names.path(".latent")
         tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
         metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
-        with media.replacing(path) as temporary:
+        with whole(path) as temporary:
             save_file(tensors, temporary, metadata)
         return {"ui": {"latents": [names.entry(path)]}}
 

@@ -1,4 +1,4 @@
-"""The architecture of a checkpoint as frozen values, and how they are read from its metadata.
+"""The architecture of a checkpoint as frozen values.
 
 Every field is either read from the file, inferred from its shapes (`weights.infer`), or taken from the version's
 defaults; none has a default here. Names are the metadata's own (Lightricks/LTX-Video, configs in the safetensors header
@@ -8,7 +8,7 @@ under the key `config`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .shapes import ScaleFactors
 
@@ -23,6 +23,12 @@ BlockKind = Literal[
     "compress_space_res",
     "compress_time_res",
 ]
+
+
+# What spatio-temporal guidance does to a block of the perturbed branch (arXiv 2411.18664): self-attention gives its
+# values V, self-attention gives its input, or the whole block is left out.
+STGMode = Literal["attention_values", "attention_skip", "transformer_block"]
+STG_MODES: tuple[STGMode, ...] = get_args(STGMode)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ import io
 import itertools
 import json
 import math
-import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,12 +22,14 @@ from einops import rearrange
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError
+from .files import whole
 from .shapes import PixelShape
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 ResizePolicy = Literal["crop", "pad", "fit", "stretch"]
+ResizeKernel = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -57,33 +58,37 @@ def rgb_frames(images: Tensor) -> Tensor:
     return images.expand(*images.shape[:3], 3) if images.shape[-1] == 1 else images[..., :3]
 
 
-def resize(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
-    """Frames (f, h, w, 3) at another size; bicubic with antialiasing, as PIL does.
+def resize(
+    frames: Tensor, height: int, width: int, policy: ResizePolicy, *, kernel: ResizeKernel = "bilinear"
+) -> Tensor:
+    """Frames (f h w 3) at another size, exactly height x width.
 
-    crop: fills height x width, what sticks out is cut off evenly (Lightricks/LTX-Video inference.py).
-    pad: fits inside, the rest is mid grey, which is 0 for the VAE. fit: fits inside, without the rest.
-    stretch: fills height x width whatever the aspect ratio.
+    policy: "crop" fills the size, what sticks out is cut off evenly; "pad" shows the whole picture on mid grey, which
+    is 0 for the VAE; "fit" shows the whole picture and continues its edges; "stretch" changes the aspect ratio.
+    kernel: "bilinear" without antialiasing, as the official pipeline brings conditions to the size of a pass
+    (Lightricks/LTX-Video pipeline_ltx_video.py, resize_tensor); "bicubic" with antialiasing, as PIL does.
     """
-    f, h, w, _ = frames.shape
-    if policy == "crop":
-        crop_h = max(min(h, round(w * height / width)), 1)
-        crop_w = max(min(w, round(h * width / height)), 1)
-        top, left = (h - crop_h) // 2, (w - crop_w) // 2
-        frames = frames[:, top : top + crop_h, left : left + crop_w]
+    h, w = frames.shape[1:3]
+    if (h, w) == (height, width):
+        return frames
+    ratios = height / h, width / w
     inner_h, inner_w = height, width
-    if policy in ("pad", "fit"):
-        scale = min(height / h, width / w)
-        inner_h, inner_w = max(round(h * scale), 1), max(round(w * scale), 1)
-    if frames.shape[1:3] != (inner_h, inner_w):
-        channels_first = rearrange(frames, "f h w c -> f c h w")
-        resized = F.interpolate(channels_first, (inner_h, inner_w), mode="bicubic", antialias=True)
-        frames = rearrange(resized, "f c h w -> f h w c").clamp(0, 1)
-    if policy == "pad" and (inner_h, inner_w) != (height, width):
-        canvas = frames.new_full((f, height, width, 3), 0.5)
+    if policy != "stretch":
+        ratio = max(ratios) if policy == "crop" else min(ratios)
+        inner_h, inner_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
+    x = rearrange(frames.float(), "f h w c -> f c h w")
+    if kernel == "bicubic":
+        x = F.interpolate(x, (inner_h, inner_w), mode="bicubic", antialias=True).clamp(0, 1)
+    else:
+        x = F.interpolate(x, (inner_h, inner_w), mode="bilinear", align_corners=False)
+    if policy == "crop":
+        top, left = (inner_h - height) // 2, (inner_w - width) // 2
+        x = x[..., top : top + height, left : left + width]
+    elif policy in ("pad", "fit"):
         top, left = (height - inner_h) // 2, (width - inner_w) // 2
-        canvas[:, top : top + inner_h, left : left + inner_w] = frames
-        frames = canvas
-    return frames
+        border = (left, width - inner_w - left, top, height - inner_h - top)
+        x = F.pad(x, border, value=0.5) if policy == "pad" else F.pad(x, border, mode="replicate")
+    return rearrange(x, "f c h w -> f h w c")
 
 
 def compress(frames: Tensor, crf: int) -> Tensor:
@@ -103,7 +108,9 @@ def compress(frames: Tensor, crf: int) -> Tensor:
 
 def contact_sheet(frames: Tensor, columns: int = 4, cell: tuple[int, int] = (180, 320)) -> Tensor:
     """All frames in one picture (1, H, W, 3), row by row, each scaled to fit a cell of (height, width)."""
-    small = resize(frames, *cell, policy="fit")
+    scale = min(cell[0] / frames.shape[1], cell[1] / frames.shape[2])
+    height, width = (max(round(side * scale), 1) for side in frames.shape[1:3])
+    small = resize(frames, height, width, "stretch", kernel="bicubic")
     f, h, w, _ = small.shape
     gap = 4
     rows = math.ceil(f / columns)
@@ -275,25 +282,6 @@ def _open_video(path: Path):
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """A temporary name in the same folder, moved to `path` when the block is left without an exception.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; the temporary file is gone.
-    """
-    temporary = path.parent / f".ltxkit-{secrets.token_hex(4)}{path.suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path} ({error}); nothing is left of it") from error
-
-
 def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None = None) -> None:
     """One picture, (1, h, w, 3) or (h, w, 3) in [0, 1]; metadata goes into PNG text chunks, as JSON."""
     from PIL import Image
@@ -303,7 +291,7 @@ def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None
     for key, value in (metadata or {}).items():
         info.add_text(key, json.dumps(value))
     pixels = _bytes(rgb_frames(image if image.ndim == 4 else image[None])[0])
-    with replacing(path) as temporary:
+    with whole(path) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, pnginfo=info)
 
 
@@ -312,7 +300,7 @@ def write_gif(path: Path, frames: Tensor, fps: Fraction) -> None:
     from PIL import Image
 
     pictures = [Image.fromarray(frame.numpy()) for frame in _bytes(rgb_frames(frames))]
-    with replacing(path) as temporary:
+    with whole(path) as temporary:
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
 
 
@@ -348,7 +336,7 @@ def write_video(
     count = 0
     # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play before it has everything.
     options = {"movflags": "use_metadata_tags+faststart"}
-    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
+    with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         for key, value in (metadata or {}).items():
             container.metadata[key] = json.dumps(value)
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
 from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.models.text_encoder import StackedT5
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import streamed
@@ -275,7 +276,7 @@ def _comfy_device(module: nn.Module) -> torch.device:
 
     if isinstance(module, VideoVAE | Encoder | Decoder):
         return model_management.vae_device()
-    if type(module).__name__ == "T5EncoderModel":  # transformers' class, not worth importing transformers for
+    if isinstance(module, StackedT5):
         return model_management.text_encoder_device()
     return model_management.get_torch_device()
 

@@ -16,10 +16,10 @@ import torch
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.passes import versions_with
-from ..ltx_core.presets import PRESETS
-from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
-from ..ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ..ltx_core.pipelines.recipe import versions_with
+from ..ltx_core.quant.registry import QUANTIZATION_NAMES
+from ..ltx_core.releases import RELEASES
+from ..ltx_core.weights.build import load_upsampler, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
@@ -151,7 +151,7 @@ class LoadModel(sockets.Node):
                 ),
                 "dtype": choice(DTYPES, DTYPE_TOOLTIP),
                 "version": choice(
-                    [FROM_FILE, *PRESETS],
+                    [FROM_FILE, *RELEASES],
                     "Which release it is; only for files that do not say. It decides the recommended settings.",
                 ),
             },
@@ -186,15 +186,15 @@ class LoadModel(sockets.Node):
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
         progress = host().progress()
-        transformer, info = load_transformer(
-            path,
+        opened = open_models(path, version=release)
+        transformer, info = opened.transformer(
             dtype=DTYPES[dtype],
-            version=release,
             quantization=quantization_of(quantization),
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
-        vae = load_vae(vae_path, dtype=DTYPES[dtype], version=release, progress=progress)
+        vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
+        vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
         for note in info.notes:
             host().say(note)
         model = sockets.Model(
@@ -315,7 +315,7 @@ class ApplyLoRA(sockets.Node):
                     False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
                 ),
                 "settings": choice(
-                    [AUTOMATIC, OF_MODEL, *PRESETS],
+                    [AUTOMATIC, OF_MODEL, *RELEASES],
                     "Whose recommended settings Sample uses. Automatic: those of the model, or with a LoRA of rank 128 "
                     "that is called distilled those of the distilled model.",
                 ),

@@ -27,7 +27,7 @@ from ..ltx_core.pipelines.long_video import (
 from ..ltx_core.pipelines.passes import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
 from ..ltx_core.pipelines.text import encode_prompts
 from ..ltx_core.pipelines.two_stage import PassSettings
-from ..ltx_core.presets import NEGATIVE_PROMPT
+from ..ltx_core.releases import NEGATIVE_PROMPT
 from ..ltx_core.sampling.guidance import Guidance, describe_plan
 from ..ltx_core.sampling.samplers import SamplerSettings
 from ..ltx_core.shapes import LatentShape, PixelShape

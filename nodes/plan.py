@@ -9,8 +9,8 @@ from typing import Any
 
 from ..ltx_core.budget.plan import Card, format_plan
 from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
-from ..ltx_core.presets import PRESETS
-from ..ltx_core.quant.on_load import QUANTIZATION_NAMES
+from ..ltx_core.quant.registry import QUANTIZATION_NAMES
+from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import PixelShape
 from . import sockets
 from .host import host
@@ -58,7 +58,7 @@ class PlanMemory(sockets.Node):
                 "text_encoder_name": choice([NONE, *model_files(TEXT_ENCODER_KINDS)], "The text encoder, to count it."),
                 "upscaler_name": choice([NONE, *model_files(UPSCALER_KINDS)], "A latent upscaler makes two passes."),
                 "dtype": choice(DTYPES, DTYPE_TOOLTIP),
-                "version": choice([FROM_FILE, *PRESETS], "Which release it is; only for files that do not say."),
+                "version": choice([FROM_FILE, *RELEASES], "Which release it is; only for files that do not say."),
                 "width": integer(768, 16, 16384, "Width of the result in pixels."),
                 "height": integer(512, 16, 16384, "Height of the result in pixels."),
                 "frames": integer(121, 1, 100000, "Length of the result in frames."),

@@ -15,7 +15,7 @@ from ..ltx_core.pipelines.condition import Condition, fit_frames
 from ..ltx_core.pipelines.passes import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
 from ..ltx_core.pipelines.sample import sample
 from ..ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
-from ..ltx_core.presets import PassPreset, Preset
+from ..ltx_core.releases import PassPreset, Preset
 from ..ltx_core.sampling.guidance import Guidance, describe_plan
 from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.sampling.samplers import SamplerSettings

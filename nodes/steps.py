@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..ltx_core.config import STG_MODES
 from ..ltx_core.errors import ConfigError
-from ..ltx_core.pipelines.passes import recipe_for, sigmas_for
-from ..ltx_core.presets import PRESETS, PassPreset
+from ..ltx_core.pipelines.passes import sigmas_for
+from ..ltx_core.pipelines.recipe import recipe_for
+from ..ltx_core.releases import RELEASES, PassPreset
 from ..ltx_core.sampling.guidance import Guidance, describe_guidance, describe_plan
 from ..ltx_core.sampling.schedules import (
     check_sigmas,
@@ -30,7 +32,6 @@ PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, secon
 LINEAR_QUADRATIC, SHIFTED, LIST = "linear-quadratic", "shifted", "list"
 BARS = "▁▂▃▄▅▆▇█"
 MOST_LEVELS = 40  # that are shown
-STG_MODES = ("attention_values", "attention_skip", "transformer_block")
 STG_MODE_TOOLTIP = "What is disturbed in those blocks; Lightricks use attention_values."
 CFG_STAR_TOOLTIP = "CFG-zero-star: scale the negative prediction to the positive one first."
 GUIDANCE_RESCALE = decimal(
@@ -191,7 +192,7 @@ class CreateGuidance(sockets.Node):
         return (guidance,)
 
 
-_DEFAULT_LISTS = PRESETS["13b-0.9.8-dev"].one_pass
+_DEFAULT_LISTS = RELEASES["13b-0.9.8-dev"].recipe.one_pass
 
 
 def _listed(values: tuple[Any, ...] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ltx_core.pipelines.text import encode_prompts
-from ..ltx_core.presets import NEGATIVE_PROMPT
+from ..ltx_core.releases import NEGATIVE_PROMPT
 from . import sockets
 from .host import host
 from .widgets import frame_rate, link, text

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.files import whole
 from ..ltx_core.progress import Progress, ProgressEvent
+from ..ltx_core.releases import RELEASES
 from ..ltx_core.training.loop import TrainingError, latest_checkpoint
-from ..ltx_core.weights.save import unfinished
 from . import sockets
 from .host import host
 from .loaders import (
     FROM_FILE,
     LORA_KINDS,
     MODEL_KINDS,
-    PRESETS,
     SAME_FILE,
     TEXT_ENCODER_KINDS,
     VAE_KINDS,
@@ -68,7 +68,9 @@ class TrainLoRA(sockets.Node):
                     [SAME_FILE, *model_files(VAE_KINDS)], "Where the VAE is, if the model file has none."
                 ),
                 "text_encoder_name": choice(model_files(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."),
-                "version": choice([FROM_FILE, *PRESETS], "Which release the model is; only for files that do not say."),
+                "version": choice(
+                    [FROM_FILE, *RELEASES], "Which release the model is; only for files that do not say."
+                ),
                 "folder": text(
                     "my-videos",
                     "Videos, each with a .txt of the same name, or one captions .csv, .json or .jsonl: a whole "
@@ -254,6 +256,6 @@ def _copied(trained: Path, name: str) -> Path:
         host().say(f"there is no folder for LoRAs; the file stays in {trained.parent}")
         return trained
     target = folders[0] / f"{name}.safetensors"
-    with unfinished(target) as part:
+    with whole(target) as part:
         shutil.copyfile(trained, part)
     return target

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
+
+from ..models.blocks import block_stack
 
 MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
 # Of the work: what torch's allocator holds in pieces that fit nothing. On an H200 capped like cards of 6 and 8 GiB it
 # was 0.63 and 0.47 GiB beside 1.5 GiB of work (13B as Q4_0, benchmarks/plan_gpu.py).
 FRAGMENTATION = 1 / 2
 STREAM_BUFFERS = 2  # streamed blocks that are there at once: one computes, one comes
-
-
-def block_stack(model: nn.Module) -> tuple[nn.Module, str] | None:
-    """The module that iterates the blocks of a model, and the name of the list: those that can be streamed."""
-    if isinstance(getattr(model, "transformer_blocks", None), nn.ModuleList):  # LTXTransformer
-        return model, "transformer_blocks"
-    encoder = getattr(model, "encoder", None)
-    if isinstance(getattr(encoder, "block", None), nn.ModuleList):  # transformers' T5EncoderModel
-        return cast(nn.Module, encoder), "block"
-    return None
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -44,7 +35,7 @@ class Weights:
         total = weight_bytes(module)
         if found is None:
             return cls(total)
-        blocks = tuple(weight_bytes(block) for block in getattr(*found))
+        blocks = tuple(weight_bytes(block) for block in found.blocks)
         return cls(total - sum(blocks), blocks)
 
     @property

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..config import UpsamplerConfig
 from ..errors import ConfigError, ShapeError
-from .convolution import Conv2d, Conv3d, compute_dtype
+from .convolution import Conv2d, Conv3d
+from .dtypes import compute_dtype
 
 NORM_GROUPS = 32  # latent_upsampler.py
 

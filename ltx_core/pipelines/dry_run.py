@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..budget import stages
 from ..budget.plan import Card, Plan, Stage
-from ..budget.tiling import Tiling, choose_tiling
-from ..budget.vae import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
+from ..budget.tiling import Tiling
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
-from ..budget.work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
-from ..models.convolution import compute_dtype
 from ..models.text_encoder import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.devices import best_device, memory
-from ..presets import PassPreset, Preset
 from ..shapes import LatentShape, PixelShape
-from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.build import CheckpointInfo, Opened, open_models
 from ..weights.bundled import find_model
-from ..weights.containers import DTYPE_NAMES, open_checkpoint
-from ..weights.layouts import PartName, detect_layout
+from ..weights.containers import DTYPE_NAMES
+from ..weights.layouts import PartName
 from ..weights.text_encoder import text_encoder_on_meta
-from .passes import guidance_for, passes_for, recipe_for, sigmas_for
+from .passes import Pass
+from .recipe import check_recipe, recipe_for
+from .settings import Settings, Which
 from .two_stage import first_pass_size
 
 
@@ -78,25 +77,29 @@ def outline(
     text_encoder = find_model(text_encoder, "text_encoders") if text_encoder else None
     upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
     vae = find_model(vae, "checkpoints") if vae else None
-    transformer, info = load_transformer(model, dtype=dtype, version=version, quantization=quantization, data=False)
-    loaded_vae = load_vae(vae or model, dtype=dtype, version=version, data=False)
-    loaded_upscaler = load_upsampler(upscaler, dtype=dtype, data=False) if upscaler else None
-    encoder = text_encoder_on_meta(text_encoder, dtype=dtype, quantization=text_quantization) if text_encoder else None
-    parts: list[tuple[Path | str | None, PartName, nn.Module | None]] = [
-        (model, "transformer", transformer),
-        (vae or model, "vae", loaded_vae),
-        (upscaler, "upscaler", loaded_upscaler),
-        (text_encoder, "text_encoder", encoder[0] if encoder else None),
+    opened = open_models(model, version=version, data=False)
+    vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version, data=False)
+    upscaler_opened = open_models(upscaler, data=False) if upscaler else None
+    text_opened = open_models(text_encoder, data=False) if text_encoder else None
+    transformer, info = opened.transformer(dtype=dtype, quantization=quantization)
+    if version is not None:
+        check_recipe(version, transformer.config.num_layers, "version")
+    loaded_vae = vae_opened.vae(dtype=dtype)
+    loaded_upscaler = upscaler_opened.upscaler(dtype=dtype) if upscaler_opened else None
+    encoder = text_encoder_on_meta(text_opened, dtype=dtype, quantization=text_quantization) if text_opened else None
+    parts: list[tuple[Opened | None, PartName, nn.Module | None]] = [
+        (opened, "transformer", transformer),
+        (vae_opened, "vae", loaded_vae),
+        (upscaler_opened, "upscaler", loaded_upscaler),
+        (text_opened, "text_encoder", encoder[0] if encoder else None),
     ]
-    converted = sum(_converted_bytes(path, name, part) for path, name, part in parts if path and part is not None)
+    converted = sum(_converted_bytes(file, name, part) for file, name, part in parts if file and part is not None)
     return Outline(transformer, loaded_vae, info, encoder, loaded_upscaler, converted)
 
 
-def _converted_bytes(path: Path | str, name: PartName, model: nn.Module) -> int:
+def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
     """Bytes of a model (on meta) that are not as its file has them, so that loading takes memory for them."""
-    checkpoint = open_checkpoint(path)
-    part = detect_layout(checkpoint.tensors).parts[name]
-    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
+    stored = opened.stored(name)
     converted = 0
     seen: set[int] = set()
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -209,45 +212,41 @@ def _shorter(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
 def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Plan:
     scale = models.vae.config.scale_factors
     two = models.upscaler is not None
-    recipe, _ = recipe_for(models.info.versions)
-    entries = passes_for(recipe, two=two)
     small = (first_pass_size(size, scale) if two else size.padded(scale)).latent(scale)
-    grids = [small, LatentShape(small.frames, 2 * small.height, 2 * small.width)][: len(entries)]
-    lanes = [_branches(models, entry, recipe, grid) for entry, grid in zip(entries, grids, strict=True)]
+    large = LatentShape(small.frames, 2 * small.height, 2 * small.width)
+    grids: dict[Which, LatentShape] = {"first": small, "second": large} if two else {"one": small}
+    passes = {which: _pass(models, which, grid) for which, grid in grids.items()}
+    branches = {which: one.branches for which, one in passes.items()}
+    first, last = next(iter(grids)), next(reversed(grids))
     if choices.branches is not None:
-        lanes[0] = choices.branches
+        branches[first] = choices.branches
 
-    stages: list[Stage] = []
+    found: list[Stage] = []
     if models.text_encoder is not None:
-        stages.append(_text_stage(models, models.text_encoder, card, choices))
+        found.append(_text_stage(models, models.text_encoder, card, choices))
     if choices.shows_picture or choices.follows_reference:
-        frames = grids[-1].frames if choices.follows_reference else 1
-        given = LatentShape(frames, grids[-1].height, grids[-1].width)
-        stages.append(_vae_stage("encode", models, given, card, None))
-    stages.append(_transformer_stage("sample", models, grids[0], lanes[0], card, choices))
-    if models.upscaler is not None:
-        stages.append(_upscale_stage(models, models.upscaler, grids[0], card))
-        stages.append(_transformer_stage("refine", models, grids[1], lanes[1], card, choices))
-    stages.append(_vae_stage("decode", models, grids[-1], card, choices.tiling))
+        frames = grids[last].frames if choices.follows_reference else 1
+        shown = LatentShape(frames, grids[last].height, grids[last].width)
+        found.append(_vae_stage("encode", models, shown, card, None))
+    for which, grid in grids.items():
+        if which == "second" and models.upscaler is not None:
+            found.append(_upscale_stage(models, models.upscaler, small, card))
+        found.append(_transformer_stage(passes[which], models, grid, branches[which], card, choices))
+    found.append(_vae_stage("decode", models, grids[last], card, choices.tiling))
     weights = {name: part.total for name, part in models.weights.items()}
     blocks = models.weights["transformer"].blocks
     weights |= {
         "transformer, outside the blocks": models.weights["transformer"].outside,
         f"transformer, each of {len(blocks)} blocks": max(blocks, default=0),
     }
-    return Plan(card, size, max(lanes), dict(sorted(weights.items())), models.converted, tuple(stages))
+    most = max(branches.values())
+    return Plan(card, size, most, dict(sorted(weights.items())), models.converted, tuple(found))
 
 
-def _branches(models: Outline, entry: PassPreset, recipe: Preset, grid: LatentShape) -> int:
-    """Most branches in one step of a pass, by the recipe."""
-    sigmas = sigmas_for(entry, models.info.scheduler, grid.tokens)
-    steps = guidance_for(entry, recipe).plan(sigmas, models.transformer.config.num_layers)
-    return max(len(step.branches) for step in steps)
-
-
-def _compute_dtype(stored: torch.dtype, card: Card) -> torch.dtype:
-    """The dtype in which a model computes on the card."""
-    return compute_dtype(torch.empty(0, dtype=stored)) if card.is_main_memory else stored
+def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
+    """A pass as the recipe of the model has it."""
+    recipe, _ = recipe_for(models.info.versions)
+    return Pass.of(models.transformer, Settings(recipe), which, grid.tokens, scheduler=models.info.scheduler)
 
 
 def _held(weights: Weights, resident: int | None, card: Card) -> int:
@@ -264,55 +263,36 @@ def _stack_stage(name: str, model: str, weights: Weights, work: int, card: Card,
 
 
 def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
-    model, config = encoder
-    dtype = next(model.parameters()).dtype
-    work = text_bytes(config, choices.text_tokens, unpacking(model, dtype, on_cpu=card.is_main_memory))
+    work = stages.encoding_text(*encoder, choices.text_tokens, on_cpu=card.is_main_memory)
     return _stack_stage("encode text", "text encoder", models.weights["text encoder"], work, card, None)
 
 
 def _transformer_stage(
-    name: str, models: Outline, grid: LatentShape, lanes: int, card: Card, choices: Choices
+    one: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
 ) -> Stage:
-    model = models.transformer
-    dtype = _compute_dtype(model.dtype, card)
-    work = sample_bytes(
-        model.config,
+    work = stages.sampling(
+        models.transformer,
         tokens=grid.tokens * (2 if choices.follows_reference else 1),
-        lanes=lanes,
-        text_tokens=[choices.text_tokens] * min(lanes, 2),
-        itemsize=dtype.itemsize,
-        unpacking=unpacking(model, dtype, on_cpu=card.is_main_memory),
-        fused_norms=not card.is_main_memory and norms_are_one_kernel(),
+        branches=branches,
+        text_tokens=[choices.text_tokens] * min(branches, 2),
+        on_cpu=card.is_main_memory,
     )
-    return _stack_stage(name, "transformer", models.weights["transformer"], work, card, choices.resident)
+    return _stack_stage(one.stage, "transformer", models.weights["transformer"], work, card, choices.resident)
 
 
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
-    dtype = _compute_dtype(upscaler.initial_conv.weight.dtype, card)
     weights = models.weights["upscaler"]
-    work = upscale_bytes(upscaler.config, grid, dtype.itemsize, on_cpu=card.is_main_memory)
+    work = stages.upscaling(upscaler, grid, on_cpu=card.is_main_memory)
     return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work)
 
 
 def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked: Tiling | None) -> Stage:
     """Decoding or encoding, cut up as `decode_frames` and `encode_posterior` would."""
-    half = models.vae.decoder if name == "decode" else models.vae.encoder
     part = f"VAE {'decoder' if name == 'decode' else 'encoder'}"
-    stored = half.conv_in.conv.weight.dtype
-    dtype = _compute_dtype(stored, card)
-    copies = CPU_COPIES + (dtype != stored) if card.is_main_memory else CARD_COPIES
     weights = models.weights[part].total
-    need: Callable[..., int] = decode_bytes if name == "decode" else encode_bytes
-    need = partial(need, models.vae.config, itemsize=dtype.itemsize, copies=copies)
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
-    tiling = asked or choose_tiling(grid, lambda largest, frames: need(largest, limit=frames), room)
-    keeps_frames = card.is_main_memory and name == "decode"
-    is_cut = len(tiling.tiles(grid.height, grid.width)) > 1
-    if keeps_frames and not is_cut:
-        need = partial(need, holds_frames=True)
-    work = need(tiling.largest(grid), limit=tiling.frames)
-    if keeps_frames and is_cut:
-        work += math.prod(grid.pixels(models.vae.config.scale_factors)) * 3 * 4  # the clip, held until its last tile
+    work_of = stages.decoding if name == "decode" else stages.encoding
+    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory)
     held = _held(models.weights[part], None, card)
     return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid))
 

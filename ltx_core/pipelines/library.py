@@ -3,14 +3,14 @@
     ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
     ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
 
-Sampling follows the recipe of the recognised checkpoint (`presets`). Who wants more than a recipe calls the functions
-that are called here: `text.encode_prompts`, `generate.sample`, `two_stage.generate_two_stage`, `decode`.
+Sampling follows the recipe of the recognised checkpoint (`releases`). Who wants more than a recipe calls the functions
+that are called here: `text.encode_prompts`, `sample.sample`, `two_stage.generate_two_stage`, `decode`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,29 +22,32 @@ from torch import Tensor
 from .. import media
 from ..budget.tiling import Tiling
 from ..errors import ConfigError
+from ..files import whole
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
-from ..placing.placement import DevicePlacement
-from ..presets import PRESETS, Preset
+from ..placing.placement import DevicePlacement, host_on
 from ..progress import Notes, Progress, log_note, silent
-from ..sampling.noise import Noise, SeededNoise
+from ..releases import RELEASES, Preset
+from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
+from ..weights.build import CheckpointInfo, load_upsampler, open_models
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
-from .canvas import crop_chunks, on_canvas
-from .condition import Condition, Reference, fit_frames
+from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
-from .passes import guidance_for, passes_for, recipe_for, sampler_for, sigmas_for, versions_with
-from .sample import EncodedPrompt, sample
+from .passes import Pass
+from .recipe import check_recipe, recipe_for, versions_with
+from .sample import LatentClip, Prompts, sample
+from .settings import NO_OVERRIDES, Decoding, Overrides, Settings, Which
 from .text import encode_prompts
-from .two_stage import PassSettings, first_pass_size, generate_two_stage
+from .two_stage import Upscaling, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
+DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
 DECODE_SEED = 1 << 32  # added to the seed, so that decoding does not mix in the very noise that the clip was made from
 
 Path_ = Path | str
@@ -102,7 +105,7 @@ class Components:
         loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or the
             distilled one of a dev model with the distilled LoRA.
         resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
-            latent cells of a side of the tiles to decode in. None: as `planning.plan` chooses.
+            latent cells of a side of the tiles to decode in. None: as `dry_run.plan` chooses.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is), or a LoRA is for
@@ -112,12 +115,14 @@ class Components:
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
-        if settings is not None and settings not in PRESETS:
-            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(PRESETS)}")
-        transformer, info = load_transformer(
-            model, dtype=dtype, version=version, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
+        if settings is not None and settings not in RELEASES:
+            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}")
+        opened = open_models(model, version=version)
+        transformer, info = opened.transformer(
+            dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
-        loaded_vae = load_vae(vae or model, dtype=dtype, version=version, progress=progress)
+        vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version)
+        loaded_vae = vae_opened.vae(dtype=dtype, progress=progress)
         loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
         encoder = load_text_encoder(
             text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
@@ -127,6 +132,10 @@ class Components:
             f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
             for one in loras
         ]
+        if settings or version:
+            check_recipe(
+                settings or version or "", transformer.config.num_layers, "settings" if settings else "version"
+            )
         versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
         recipe, origin = recipe_for(versions)
         for note in filter(None, (*info.notes, *matched, distilled, origin)):
@@ -157,66 +166,48 @@ class Components:
         fps: Fraction | float | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
-        conditions: Sequence[Condition] = (),
-        crf: int = 29,
+        conditions: Sequence[ConditioningItem] = (),
+        crf: int = DEFAULT_CRF,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        settings: Overrides = NO_OVERRIDES,
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Clip:
         """Make a clip, in two passes where there is an upscaler; decoded only when its frames are asked for.
 
         width, height, frames: of the result, any; what the VAE cannot have is padded and cut off again.
-        fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass.
+        fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass,
+            for short. settings: all that can override the recipe.
         conditions: pictures and clips to show, references to follow. crf: H.264 compression of the pictures and clips
             that say none, see `media.compress`.
 
         Raises:
             ShapeError, ConfigError: a size or setting that cannot work.
         """
-        scale = self.vae.config.scale_factors
+        host = host_on(self.placement, progress, notes)
+        settings = _with_short_forms(settings, steps, guidance_scale)
         asked = PixelShape(frames, height, width)
         rate = _rate(self.recipe.frame_rate if fps is None else fps)
-        two = self.upscaler is not None
-        size = first_pass_size(asked, scale) if two else asked.padded(scale)
-        if not two and size != asked:
-            notes(
-                f"Made with {size.frames} frames of {size.width}x{size.height} pixels, and cut to the size asked for."
-            )
-        entries = passes_for(self.recipe, two=two, steps=steps, guidance_scale=guidance_scale)
-        passes = [
-            PassSettings(
-                self.transformer,
-                sigmas_for(entry, self.info.scheduler, size.latent(scale).tokens * 4**number),
-                guidance_for(entry, self.recipe),
-                sampler_for(self.recipe),
-                self.loras,
-            )
-            for number, entry in enumerate(entries)
-        ]
-        if self.recipe.distilled and guidance_scale is not None and guidance_scale > 1:
-            notes("The checkpoint is distilled: it was made to run at guidance scale 1, and anything above spoils it.")
-        if any(scale > 1 for one in passes for scale in one.guidance.scale):
-            negative_prompt = self.recipe.negative_prompt if negative_prompt is None else negative_prompt
-        elif negative_prompt is not None:
-            notes("The negative prompt has no effect: this recipe does not use guidance.")
-            negative_prompt = None
+        size = self._size(asked, notes)
+        whole = Settings(self.recipe, settings)
+        passes = self._passes(whole, size)
+        negative_prompt = self._negative(passes, negative_prompt, notes)
 
-        prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-        encoded = encode_prompts(self.text_encoder, prompts, placement=self.placement, progress=progress, notes=notes)
-        canvas = PixelShape(size.frames, asked.height, asked.width) if two else size
-        latent = self._sample(
-            passes,
-            encoded[0],
-            encoded[1] if len(encoded) > 1 else None,
-            [on_canvas(_prepared(condition, crf), asked, canvas, notes) for condition in conditions],
-            size=size,
-            fps=float(rate),
-            noise=SeededNoise(seed),
-            progress=progress,
-            notes=notes,
-        )
-        settings = {
+        texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
+        canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
+        shown = Conditions([item.prepared(crf).on_canvas(asked, canvas, notes) for item in conditions], self.vae)
+        clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
+        if self.upscaler is None:
+            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=shown)
+        else:
+            upscaling = Upscaling(self.upscaler, self.vae, whole.adain_factor)
+            latent = generate_two_stage(
+                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=shown
+            )
+        decoding = whole.decoding("one" if self.upscaler is None else "second")
+        record = {
             **self.sources,
             "loras": [{"file": one.lora.path.name, "strength": one.strength} for one in self.loras],
             "versions": list(self.info.versions),
@@ -227,72 +218,68 @@ class Components:
             "frames": frames,
             "fps": str(rate),
             "seed": seed,
-            "conditions": [
-                {
-                    "kind": type(one).__name__.lower(),
-                    "frame": one.frame,
-                    "frames": len(one.frames),
-                    "strength": one.strength,
-                }
-                for one in conditions
-            ],
+            "conditions": [item.prepared(crf).describe() for item in conditions],
             "crf": crf,
+            "settings": settings.to_json(),
             "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
-            "tone_map_compression_ratio": entries[-1].tone_map_compression_ratio,
-            "decode_timestep": self.recipe.decode_timestep,
-            "decode_noise_scale": self.recipe.decode_noise_scale,
+            "tone_map_compression_ratio": decoding.tone_map,
+            "decode_timestep": decoding.timestep,
+            "decode_noise_scale": decoding.noise_scale,
         }
-        return Clip(latent, asked, rate, settings, self, seed)
+        return Clip(latent, asked, rate, record, self._decoder(decoding, asked, seed))
 
-    def _sample(
-        self,
-        passes: Sequence[PassSettings],
-        positive: EncodedPrompt,
-        negative: EncodedPrompt | None,
-        conditions: Sequence[Condition],
-        *,
-        size: PixelShape,
-        fps: float,
-        noise: Noise,
-        progress: Progress,
-        notes: Notes,
-    ) -> Tensor:
-        """One pass at `size`, or two of which the first is."""
-        if self.upscaler is not None:
-            return generate_two_stage(
-                passes[0],
-                passes[1],
-                self.upscaler,
-                self.vae,
-                positive,
-                negative,
-                size=size,
-                fps=fps,
-                noise=(noise, noise),
-                placement=self.placement,
-                conditions=conditions,
-                progress=progress,
-                notes=notes,
-            )
+    def _size(self, asked: PixelShape, notes: Notes) -> PixelShape:
+        """The size of the first pass, or of the only one."""
         scale = self.vae.config.scale_factors
-        return sample(
-            self.transformer,
-            torch.zeros(1, self.vae.config.latent_channels, *size.latent(scale)),
-            positive,
-            negative,
-            sigmas=passes[0].sigmas,
-            noise=noise,
-            fps=fps,
-            scale=scale,
-            placement=self.placement,
-            guidance=passes[0].guidance,
-            settings=passes[0].sampler,
-            loras=passes[0].loras,
-            conditions=conditions,
-            vae=self.vae,
-            progress=progress,
-            notes=notes,
-        )
+        if self.upscaler is not None:
+            return first_pass_size(asked, scale)
+        size = asked.padded(scale)
+        if size != asked:
+            notes(
+                f"Made with {size.frames} frames of {size.width}x{size.height} pixels, and cut to the size asked for."
+            )
+        return size
+
+    def _passes(self, settings: Settings, size: PixelShape) -> list[Pass]:
+        tokens = size.latent(self.vae.config.scale_factors).tokens
+        stages: tuple[tuple[Which, int], ...] = (("first", tokens), ("second", 4 * tokens))
+        if self.upscaler is None:
+            stages = (("one", tokens),)
+        return [
+            Pass.of(self.transformer, settings, which, count, scheduler=self.info.scheduler, loras=self.loras)
+            for which, count in stages
+        ]
+
+    def _negative(self, passes: Sequence[Pass], asked: str | None, notes: Notes) -> str | None:
+        """The negative prompt, where a pass needs one."""
+        guided = any(one.is_guided for one in passes)
+        if self.recipe.distilled and guided:
+            notes("The checkpoint is distilled: it was made to run at guidance scale 1, and anything above spoils it.")
+        if guided:
+            return self.recipe.negative_prompt if asked is None else asked
+        if asked is not None:
+            notes("The negative prompt has no effect: this recipe does not use guidance.")
+        return None
+
+    def _decoder(self, decoding: Decoding, asked: PixelShape, seed: int) -> Decoder:
+        def decoded(latent: Tensor, progress: Progress) -> Iterator[Tensor]:
+            frames = decode_frames(
+                self.vae,
+                latent,
+                decoding,
+                seed=seed + DECODE_SEED,
+                host=host_on(self.placement, progress),
+                tiling=self.tiling,
+            )
+            if self.upscaler is not None:  # the second pass has a size of its own
+                frames = (media.resize(chunk, asked.height, asked.width, "stretch") for chunk in frames)
+            return crop_chunks(frames, asked)
+
+        return decoded
+
+
+Decoder = Callable[[Tensor, Progress], Iterator[Tensor]]
+"""A latent (1 c f h w) -> its frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,27 +295,11 @@ class Clip:
     size: PixelShape
     fps: Fraction
     settings: Mapping[str, Any]
-    components: Components
-    seed: int
+    decoder: Decoder
 
     def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
         """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; the same ones at every call."""
-        made_by = self.components
-        decoded = decode_frames(
-            made_by.vae,
-            self.latent,
-            decode_timestep=made_by.recipe.decode_timestep,
-            decode_noise_scale=made_by.recipe.decode_noise_scale,
-            seed=self.seed + DECODE_SEED,
-            placement=made_by.placement,
-            tone_map_compression_ratio=self.settings["tone_map_compression_ratio"],
-            tiling=made_by.tiling,
-            memory=made_by.placement.spare_memory(made_by.vae.decoder),
-            progress=progress,
-        )
-        if made_by.upscaler is not None:  # the second pass has a size of its own
-            decoded = (fit_frames(frames, self.size.height, self.size.width, "stretch") for frames in decoded)
-        return crop_chunks(decoded, self.size)
+        return self.decoder(self.latent, progress)
 
     def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
         """Decode into an mp4, frame by frame. contact_sheet: also some frames as one picture.
@@ -355,14 +326,17 @@ class Clip:
         from safetensors.torch import save_file
 
         tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
-        with media.replacing(Path(path)) as temporary:
+        with whole(Path(path)) as temporary:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
 
 
-def _prepared(condition: Condition, crf: int) -> Condition:
-    """The condition with three channels, and with a compression: its own if it has one; a reference has none."""
-    crf = 0 if isinstance(condition, Reference) else condition.crf or crf
-    return replace(condition, frames=media.rgb_frames(condition.frames), crf=crf)
+def _with_short_forms(settings: Overrides, steps: int | None, guidance_scale: float | None) -> Overrides:
+    first = settings.first
+    if steps is not None:
+        first = replace(first, steps=steps)
+    if guidance_scale is not None:
+        first = replace(first, guidance_scale=guidance_scale)
+    return replace(settings, first=first)
 
 
 def _rate(fps: Fraction | float) -> Fraction:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..budget.work import norms_are_one_kernel, sample_bytes, unpacking
+from ..budget import stages
 from ..errors import ConfigError, ShapeError, UnsupportedError
+from ..host import Host
 from ..models.transformer import Branch, LTXTransformer, PreparedText
-from ..progress import Notes, Progress, ProgressEvent, log_note, silent
-from ..quant.fp8 import lacks_fp8_matmul
-from ..sampling.conditioning import LatentCondition, LatentReference, add_native_guides, apply_conditions, initial_state
-from ..sampling.guidance import NO_GUIDANCE, Guidance
+from ..placing.lora import applied, device_bytes
+from ..progress import ProgressEvent
+from ..quant.linear import remarks
+from ..sampling.conditioning import apply_conditions, initial_state
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
-from ..sampling.samplers import EULER, SamplerSettings, integrate
-from ..sampling.schedules import check_sigmas
+from ..sampling.samplers import integrate
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
-from ..weights.lora import WeightedLoRA, applied, device_bytes
-from .condition import Condition, Reference, encode_conditions
+from .condition import NOTHING, Conditions
+from .passes import Pass
 
 if TYPE_CHECKING:
     from ..models.video_vae import VideoVAE
-    from ..placing.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,101 +39,97 @@ class EncodedPrompt:
     mask: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What a pass is told. negative: needed by a pass with guidance above 1, and by no other."""
+
+    positive: EncodedPrompt
+    negative: EncodedPrompt | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LatentClip:
+    """What a pass starts from.
+
+    latent: (b c f h w) normalised; zeros for a new clip (covered by noise at level 1), or a clip to go on from.
+    scale: pixels per cell of the VAE that will decode it. fps: frames per second of the result.
+    denoise_mask: (b | 1, 1, f, h, w), 0 to 1; 0 keeps `latent`, None denoises all of it.
+    """
+
+    latent: Tensor
+    scale: ScaleFactors
+    fps: float
+    denoise_mask: Tensor | None = None
+
+    @classmethod
+    def empty(cls, vae: VideoVAE, size: PixelShape, fps: float) -> LatentClip:
+        """A new clip of a size that the VAE can have. Raises ShapeError: it cannot."""
+        scale = vae.config.scale_factors
+        return cls(torch.zeros(1, vae.config.latent_channels, *size.latent(scale)), scale, fps)
+
+    @property
+    def grid(self) -> LatentShape:
+        return LatentShape(*self.latent.shape[2:])
+
+    @property
+    def size(self) -> PixelShape:
+        return self.grid.pixels(self.scale)
+
+
 @torch.no_grad()
 def sample(
-    transformer: LTXTransformer,
-    latent: Tensor,
-    positive: EncodedPrompt,
-    negative: EncodedPrompt | None = None,
-    *,
-    sigmas: Tensor,
-    noise: Noise,
-    fps: float,
-    scale: ScaleFactors,
-    placement: Placement,
-    guidance: Guidance = NO_GUIDANCE,
-    settings: SamplerSettings = EULER,
-    conditions: Sequence[Condition | LatentCondition | LatentReference] = (),
-    vae: VideoVAE | None = None,
-    loras: Sequence[WeightedLoRA] = (),
-    noise_mask: Tensor | None = None,
-    keyframe_idxs: Tensor | None = None,
-    progress: Progress = silent,
-    stage: str = "sample",
-    notes: Notes = log_note,
+    one: Pass, clip: LatentClip, prompts: Prompts, *, noise: Noise, host: Host, conditions: Conditions = NOTHING
 ) -> Tensor:
-    """Denoise a latent from level sigmas[0] to 0.
+    """Denoise a latent from the first level of a pass to 0.
 
-    latent: (b c f h w) normalised; zeros for a new clip (covered by noise at level 1), or a clip to start from.
-    sigmas: (steps + 1) float32, see `sampling.schedules`. noise: `SeededNoise(seed)`.
-    fps: of the result. scale: of the VAE that will decode it.
-    conditions: pictures, clips and references (these need `vae`, which encodes them at the size of `latent`), latents.
-    loras: for the transformer, while this runs.
-    noise_mask: as ComfyUI's nodes leave it, see `latent_mask`; 1 = denoise, 0 = keep `latent`.
-    keyframe_idxs: of guides that ComfyUI's nodes have appended to `latent`, see `add_native_guides`. They come back at
-        the end of the result as they were, for those nodes to crop.
-    progress: called before the first step and after every one, with the current estimate of the clean latent.
-    notes: what was done differently from what was asked.
+    noise: `SeededNoise(seed)`; the initial noise is its first draw. conditions: encoded at the size of the clip.
+    Progress comes before the first step and after every one, with the current estimate of the clean latent.
 
     Returns:
-        (b c f h w) float32 on the CPU, normalised, of the shape of `latent`; inputs are not changed.
+        (b c f h w) float32 on the CPU, normalised, of the shape of `clip.latent`; inputs are not changed.
 
     Raises:
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
         CheckpointError: a LoRA is not for this model. UnsupportedError: the model returned numbers that are not finite.
     """
-    coordinates = Coordinates(scale, fps, transformer.config.causal_temporal_positioning)
-    check_sigmas(sigmas)
-    _check_latent(latent, transformer.config.in_channels)
-    _check_prompts(positive, negative, latent.shape[0], transformer.config.caption_channels)
-    plan = guidance.plan(sigmas, transformer.config.num_layers)
-    if negative is None and any(step.scale > 1 for step in plan):
+    transformer, total = one.transformer, len(one.sigmas) - 1
+    _check_latent(clip.latent, transformer.config.in_channels)
+    _check_prompts(prompts, clip.latent.shape[0], transformer.config.caption_channels)
+    if prompts.negative is None and one.is_guided:
         raise ConfigError(
-            f"got guidance scale {max(step.scale for step in plan)} without a negative prompt; expected one whenever "
-            "the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
+            f"got guidance scale {max(step.scale for step in one.steps)} without a negative prompt; expected one "
+            "whenever the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
         )
+    if conditions.needs_lora and not one.loras:
+        host.say("There is a reference video and no LoRA: only a model with an IC-LoRA knows what to make of it.")
 
-    latent = latent.float().cpu()
-    b, _, frames, h, w = latent.shape
-    own = frames - (0 if keyframe_idxs is None else _guide_frames(keyframe_idxs, latent))
-    size = LatentShape(own, h, w).pixels(scale)
-    mask = torch.ones(1, 1, frames, h, w) if noise_mask is None else latent_mask(noise_mask, latent, scale.frames)
-    drawn, first = noise(latent.shape), float(sigmas[0])
-    state = initial_state(latent[:, :, :own], drawn[:, :, :own], first, coordinates, mask[:, :, :own])
-    if keyframe_idxs is not None:
-        guides = latent[:, :, own:], drawn[:, :, own:], mask[:, :, own:]
-        state = add_native_guides(state, *guides, keyframe_idxs.cpu(), first, fps)
-    state = apply_conditions(
-        state, _latent_conditions(conditions, vae, size, b, fps, noise, placement, progress, notes), coordinates, noise
-    )
-    if not loras and any(isinstance(condition, Reference | LatentReference) for condition in conditions):
-        notes("There is a reference video and no LoRA: only a model with an IC-LoRA knows what to make of it.")
-
-    total = len(sigmas) - 1
-    progress(ProgressEvent(stage, 0, total))
-    lanes = max((len(step.branches) for step in plan), default=1)
-    work = _work(transformer, state, lanes, positive, negative) + device_bytes(loras, transformer.dtype.itemsize)
-    with applied(transformer, loras), placement(transformer, memory_required=work) as device:
-        if lacks_fp8_matmul(transformer, device):
-            notes(f"{device} does not multiply in float8: fp8_matmul is on, and has no effect here.")
+    state = _initial_state(one, clip, conditions, noise, host)
+    host.progress(ProgressEvent(one.stage, 0, total))
+    with (
+        applied(transformer, one.loras),
+        host.place(transformer, memory_required=_work(one, state, prompts)) as device,
+    ):
+        for remark in remarks(transformer, device):
+            host.say(remark)
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
-        texts = {"positive": _prepare_text(transformer, positive, device)}
-        if any(step.scale > 1 for step in plan) and negative is not None:
-            texts["negative"] = _prepare_text(transformer, negative, device)
+        texts = {"positive": _prepare_text(transformer, prompts.positive, device)}
+        if one.is_guided and prompts.negative is not None:
+            texts["negative"] = _prepare_text(transformer, prompts.negative, device)
 
         def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
             branches = tuple(
-                Branch(texts[branch.text], branch.skip_blocks, guidance.stg_mode) for branch in plan[step].branches
+                Branch(texts[branch.text], branch.skip_blocks, one.guidance.stg_mode)
+                for branch in one.steps[step].branches
             )
             velocities = transformer(x, level, rotary, branches)
-            return plan[step].combine([v.float() for v in velocities])
+            return one.steps[step].combine([v.float() for v in velocities])
 
         def report(done: int, denoised: Tensor) -> None:
-            progress(ProgressEvent(stage, done, total, state.grid(denoised)))
+            host.progress(ProgressEvent(one.stage, done, total, state.grid(denoised)))
 
-        state = integrate(velocity, state, sigmas, settings, noise=noise, callback=report)
-        result = torch.cat([state.grid(state.latent).cpu(), latent[:, :, own:]], dim=2)
+        state = integrate(velocity, state, one.sigmas, one.sampler, noise=noise, callback=report)
+        result = state.grid(state.latent).cpu()
     if not bool(result.isfinite().all()):
         raise UnsupportedError(
             "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: "
@@ -145,85 +138,27 @@ def sample(
     return result
 
 
-def _work(transformer: LTXTransformer, state: LatentState, lanes: int, *prompts: EncodedPrompt | None) -> int:
-    """Bytes that the passes through the transformer need beside its weights."""
+def _initial_state(one: Pass, clip: LatentClip, conditions: Conditions, noise: Noise, host: Host) -> LatentState:
+    """The state before the first step, with everything that it is conditioned on."""
+    latent = clip.latent.float().cpu()
+    coordinates = Coordinates(clip.scale, clip.fps, one.transformer.config.causal_temporal_positioning)
+    state = initial_state(latent, noise(latent.shape), float(one.sigmas[0]), coordinates, clip.denoise_mask)
+    items = conditions.encoded(clip.size, latent.shape[0], clip.fps, noise, host)
+    return apply_conditions(state, items, coordinates, noise)
+
+
+def _work(one: Pass, state: LatentState, prompts: Prompts) -> int:
+    """Bytes that the pass takes beside the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
-    return sample_bytes(
-        transformer.config,
+    texts = [prompt for prompt in (prompts.positive, prompts.negative) if prompt is not None]
+    work = stages.sampling(
+        one.transformer,
         samples=samples,
         tokens=tokens,
-        lanes=lanes,
-        text_tokens=[prompt.embeddings.shape[1] for prompt in prompts if prompt is not None],
-        itemsize=transformer.dtype.itemsize,
-        unpacking=unpacking(transformer, transformer.dtype),
-        fused_norms=norms_are_one_kernel(),
+        branches=one.branches,
+        text_tokens=[text.embeddings.shape[1] for text in texts],
     )
-
-
-def latent_mask(noise_mask: Tensor, latent: Tensor, frames_per_latent: int) -> Tensor:
-    """A noise mask as ComfyUI's nodes leave it, for a latent (b c f h w): (b | 1, 1, f, h, w) float32 on the CPU.
-
-    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells; or pictures (n, [1,] any h, any w), scaled as ComfyUI
-    does (bilinear): one for all frames, one per latent frame, or one per frame of the clip, of which a latent frame
-    takes the largest value.
-
-    Raises:
-        ShapeError: another number of pictures or cells.
-    """
-    b, _, f, h, w = latent.shape
-    mask = noise_mask.float().cpu()
-    if mask.ndim == 5 and all(have in (1, want) for have, want in zip(mask.shape, (b, 1, f, h, w), strict=True)):
-        return mask.expand(-1, 1, f, h, w)
-    clip_frames = (f - 1) * frames_per_latent + 1
-    if mask.ndim in (3, 4):
-        pictures = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), size=(h, w), mode="bilinear")
-        pictures = pictures.movedim(0, 1)[None]
-        if pictures.shape[2] in (1, f):
-            return pictures.expand(-1, -1, f, -1, -1)
-        if pictures.shape[2] == clip_frames:
-            later = pictures[:, :, 1:].unflatten(2, (f - 1, frames_per_latent)).amax(dim=3)
-            return torch.cat([pictures[:, :, :1], later], dim=2)
-    raise ShapeError(
-        f"got a noise mask of shape {tuple(noise_mask.shape)} for a latent of {f}x{h}x{w} cells; expected one mask for "
-        f"all frames, one per latent frame ({f}) or one per frame ({clip_frames}); change the length of the mask"
-    )
-
-
-def _guide_frames(keyframe_idxs: Tensor, latent: Tensor) -> int:
-    """How many latent frames at the end of `latent` (b c f h w) are guides."""
-    b, _, f, h, w = latent.shape
-    shape = tuple(keyframe_idxs.shape)
-    fits = len(shape) in (3, 4) and shape[0] in (1, b) and shape[1] == 3 and shape[2] % (h * w) == 0
-    if not fits or not 0 < shape[2] // (h * w) < f:
-        raise ShapeError(
-            f"got guides (keyframe_idxs) of shape {shape} for a latent of {f}x{h}x{w} cells; expected those of this "
-            "latent; crop the guides before the latent is resized"
-        )
-    return shape[2] // (h * w)
-
-
-def _latent_conditions(
-    conditions: Sequence[Condition | LatentCondition | LatentReference],
-    vae: VideoVAE | None,
-    size: PixelShape,
-    batch: int,
-    fps: float,
-    noise: Noise,
-    placement: Placement,
-    progress: Progress,
-    notes: Notes,
-) -> list[LatentCondition | LatentReference]:
-    pictures = [condition for condition in conditions if isinstance(condition, Condition)]
-    if pictures and vae is None:
-        raise ConfigError("got conditions without a VAE; expected the VAE of the model, which encodes them; connect it")
-    encoded = iter(
-        encode_conditions(
-            vae, pictures, size, batch=batch, fps=fps, noise=noise, placement=placement, progress=progress, notes=notes
-        )
-        if vae is not None and pictures
-        else ()
-    )
-    return [next(encoded) if isinstance(condition, Condition) else condition for condition in conditions]
+    return work + device_bytes(one.loras, one.transformer.dtype.itemsize)
 
 
 def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: torch.device) -> PreparedText:
@@ -244,8 +179,8 @@ def _check_latent(latent: Tensor, channels: int) -> None:
         raise ConfigError("got a latent with NaN or infinity; expected finite numbers; look for the step that made it")
 
 
-def _check_prompts(positive: EncodedPrompt, negative: EncodedPrompt | None, batch: int, width: int) -> None:
-    for name, prompt in (("positive", positive), ("negative", negative)):
+def _check_prompts(prompts: Prompts, batch: int, width: int) -> None:
+    for name, prompt in (("positive", prompts.positive), ("negative", prompts.negative)):
         if prompt is None:
             continue
         shape = tuple(prompt.embeddings.shape)

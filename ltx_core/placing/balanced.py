@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..budget.weights import block_stack, weight_bytes
+from ..budget.weights import weight_bytes
 from ..errors import ConfigError
+from ..models.blocks import block_stack
 from .copies import DeviceCopies
 from .placement import DevicePlacement
 
@@ -59,7 +60,7 @@ class BalancedPlacement:
             with self._first(module, memory_required=memory_required) as device:
                 yield device
             return
-        blocks = list(cast(nn.ModuleList, getattr(*found)))
+        blocks = list(found.blocks)
         sizes = [weight_bytes(block) for block in blocks]
         numbers = divide(sizes, weight_bytes(module) - sum(sizes), len(self.devices))
         with ExitStack() as stack:
@@ -67,17 +68,11 @@ class BalancedPlacement:
             for block, number in zip(blocks, numbers, strict=True):
                 device = self.devices[number]
                 stack.callback(DeviceCopies(block, device).drop)
-                for part in _entries(block):
+                for part in found.entries(block):
                     stack.callback(part.register_forward_pre_hook(_Follow(device), with_kwargs=True).remove)
-            last = blocks[-1].register_forward_hook(lambda _module, _given, made: _moved(made, self.device))
-            stack.callback(last.remove)
+            home = found.exit.register_forward_pre_hook(_Follow(self.device), with_kwargs=True)
+            stack.callback(home.remove)
             yield self.device
-
-
-def _entries(block: nn.Module) -> list[nn.Module]:
-    """Where tensors enter a block: itself, and what reads a text for it before it is called (`attn2.prepare`)."""
-    reads = getattr(block, "attn2", None)
-    return [block, *(getattr(reads, name) for name in ("to_k", "to_v") if reads is not None)]
 
 
 class _Follow:

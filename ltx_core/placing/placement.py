@@ -10,19 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..budget.weights import Weights, block_stack, resident_blocks, room_for_weights, room_for_work, weight_bytes
+from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
+from ..host import Host
+from ..models.blocks import block_stack
+from ..progress import Notes, Progress, log_note, silent
 from .copies import DeviceCopies
 from .devices import best_device, memory
 from .streaming import streamed
-
-
-class Placement(Protocol):
-    """`with placement(module) as device:` makes a module usable on `device` inside the block.
-
-    memory_required: bytes that the work inside needs beside the module's weights.
-    """
-
-    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
 
 
 class DevicePlacement:
@@ -83,8 +77,21 @@ class DevicePlacement:
         """How many blocks are to stay on the device; None: the whole module."""
         if self._resident_blocks is not None:
             found = block_stack(module)
-            return self._resident_blocks if found and self._resident_blocks < len(getattr(*found)) else None
+            return self._resident_blocks if found and self._resident_blocks < len(found.blocks) else None
         available = None if self.device.type == "cpu" else memory(self.device)
         if available is None:
             return None
         return resident_blocks(Weights.of(module), room_for_weights(available.free, available.total, memory_required))
+
+
+class SpareMemory(Protocol):
+    """A placement that can tell how much memory work may take."""
+
+    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
+
+    def spare_memory(self, module: nn.Module) -> int | None: ...
+
+
+def host_on(placement: SpareMemory, progress: Progress = silent, say: Notes = log_note) -> Host:
+    """A plain process as the host of a run."""
+    return Host(placement, placement.spare_memory, progress, say)

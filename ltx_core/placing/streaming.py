@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..budget.weights import block_stack, weight_bytes
+from ..budget.weights import weight_bytes
 from ..errors import UnsupportedError
+from ..models.blocks import block_stack
 from .copies import Copies, DeviceCopies
 from .devices import SideStream, memory, side_stream
 
@@ -119,13 +120,12 @@ def streamed(
     Raises:
         UnsupportedError: the model is not a stack of blocks.
     """
-    found = block_stack(model)
-    if found is None:
+    model_stack = block_stack(model)
+    if model_stack is None:
         raise UnsupportedError(
             f"got {type(model).__name__} to stream; expected a transformer or a text encoder; place it as a whole"
         )
-    owner, name = found
-    original = getattr(owner, name)
+    original = model_stack.blocks
     away = list(original)[resident:]
     with ExitStack() as stack:
         stream = side_stream(device)
@@ -137,8 +137,8 @@ def streamed(
         stack.callback(DeviceCopies(model, device, leave=away).drop)
         for block in away:  # after an interrupt two of them may be there
             stack.callback(transfers.drop, block)
-        setattr(owner, name, StreamedBlocks(original, resident, transfers))
-        stack.callback(setattr, owner, name, original)
+        model_stack.replace(StreamedBlocks(original, resident, transfers))
+        stack.callback(model_stack.replace, original)
         yield
 
 

@@ -1,13 +1,13 @@
 """bitsandbytes' formats, int8 (LLM.int8, arXiv 2208.07339) and 4-bit (QLoRA, arXiv 2305.14314), in plain torch.
 
-diffusers and transformers save them so (bitsandbytes nn/modules.py, functional.py `QuantState`):
+What diffusers and transformers save (bitsandbytes nn/modules.py, functional.py `QuantState`):
 * int8: `weight` int8 (out, in), `SCB` float32 (out,), the largest magnitude of each row; sometimes `weight_format`;
-* 4-bit: `weight` uint8 (out * in / 2, 1), two indices per byte, the first one high; `weight.quant_map` float32 (16,);
-  `weight.absmax`, the largest magnitude of each run of 64 weights, float32, or uint8 and then an index into
+* 4-bit: `weight` uint8 (out * in / 2, 1), two indices per byte, the first in the high half; `weight.quant_map` float32
+  (16,); `weight.absmax`, the largest magnitude of each run of 64 weights: float32, or uint8 indices into
   `weight.nested_quant_map` (256,), scaled by `weight.nested_absmax`, plus an offset;
   `weight.quant_state.bitsandbytes__nf4` (or `__fp4`), JSON as bytes.
 
-Reading needs no package, so that these weights run wherever torch does.
+Reading needs no package: these weights run wherever torch does.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError
 from .ggml_blocks import at_a_time
-from .linear import Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
+from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
 
 INT8_LEVELS = 127
 NF4_BLOCK = 64
+_TINY = torch.finfo(torch.float32).tiny
 
 # The 16 quantiles of a normal distribution (QLoRA, appendix E).
 NF4_LEVELS = (
@@ -39,9 +42,10 @@ _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 class FourBitLinear(QuantizedLinear):
-    """packed: uint8 (out_features * in_features / 2,).  absmax: (blocks,) float32, or uint8 where it is nested.
+    """Four-bit indices into a table of 16 levels, with a scale per block of weights.
 
-    block_size: weights per entry of absmax. nested_block_size, offset: the same for absmax's own scales.
+    packed: uint8 (out_features * in_features / 2,).  absmax: (blocks,) float32, or uint8 where it is nested.
+    block_size: weights per entry of absmax.  nested_block_size, offset: the same for the scales of a nested absmax.
     """
 
     absmax: Tensor
@@ -68,7 +72,7 @@ class FourBitLinear(QuantizedLinear):
         pairs = torch.stack((high, low), dim=-1)
         count = self.out_features * self.in_features
         scale = self._block_scales()
-        if count % self.block_size:  # the last block is a short one
+        if count % self.block_size:  # the last block is shorter
             weights = pairs[self.packed.int()].flatten()[:count] * scale.repeat_interleave(self.block_size)[:count]
             return weights.to(dtype).view(self.out_features, self.in_features)
         result = torch.empty(count, dtype=dtype, device=self.packed.device)
@@ -83,7 +87,9 @@ class FourBitLinear(QuantizedLinear):
         return result.view(self.out_features, self.in_features)
 
     def unpacking_bytes(self, *, on_cpu: bool) -> int:
-        """Indices of pairs and float32 weights of a part; where the last block is short, of all, and once more."""
+        """Indices of pairs and float32 weights: those of one part, or twice those of the whole weight where the last
+        block is shorter.
+        """
         count = self.out_features * self.in_features
         return 12 * count if count % self.block_size else 6 * min(count, at_a_time(on_cpu=on_cpu))
 
@@ -94,15 +100,17 @@ class FourBitLinear(QuantizedLinear):
         return self.nested_quant_map[self.absmax.int()] * outer + self.offset
 
     def read_state(self, key: str, stored: Tensor) -> None:
-        """Take over what the JSON says.
+        """Take over block sizes and offset from the JSON.
 
-        Raises CheckpointError: it is not that of this Linear.
+        Raises:
+            CheckpointError: the JSON is damaged, or belongs to a weight of another shape.
         """
         try:
             state = cast("dict[str, Any]", json.loads(bytes(stored.tolist())))
         except ValueError as error:
             raise CheckpointError(
-                f"got 4-bit weights {key} whose quant_state is no JSON ({error}); expected one; download the file again"
+                f"got 4-bit weights {key} whose quant_state is not JSON ({error}); expected JSON; download the file "
+                "again"
             ) from error
         shape = [self.out_features, self.in_features]
         if list(state.get("shape", ())) != shape:
@@ -115,16 +123,49 @@ class FourBitLinear(QuantizedLinear):
         self.offset = float(state.get("nested_offset", 0.0))
 
 
+def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
+    """(out, in) -> int8 of the same shape, and float32 scales (out,), as bitsandbytes' `int8_vectorwise_quant`."""
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1) / INT8_LEVELS).clamp(min=_TINY)
+    return {"packed": (weight / scale.unsqueeze(1)).round().to(torch.int8), "scale_weight": scale}
+
+
+def quantize_nf4(weight: Tensor) -> dict[str, Tensor]:
+    """(out, in) -> indices of the nearest NF4 levels, two per byte, and the largest magnitude of each 64 weights."""
+    flat = weight.float().flatten()
+    levels = torch.tensor(NF4_LEVELS, device=flat.device)
+    padded = F.pad(flat, (0, -flat.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
+    absmax = padded.abs().amax(dim=1)
+    scaled = (padded / absmax.clamp(min=_TINY).unsqueeze(1)).flatten()[: flat.numel() + flat.numel() % 2]
+    indices = torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return {"packed": (indices[0::2] << 4) | indices[1::2], "absmax": absmax, "quant_map": levels}
+
+
 class BitsAndBytes:
     """Files in which diffusers or transformers saved quantized weights."""
 
     name = "bitsandbytes"
+    on_load: Mapping[str, OnLoad] = MappingProxyType(
+        {
+            "int8": OnLoad(lambda linear: ScaledLinear(linear, torch.int8, linear.out_features), quantize_int8),
+            "nf4": OnLoad(lambda linear: FourBitLinear(linear, -(-linear.weight.numel() // NF4_BLOCK)), quantize_nf4),
+        }
+    )
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
-        return any(key.endswith((".SCB", ".absmax")) for key in stored)
+        """int8 weights with `SCB`, or bytes with `absmax`."""
+        return any(
+            (tensor.dtype == "I8" and f"{key.removesuffix('weight')}SCB" in stored)
+            or (tensor.dtype == "U8" and f"{key}.absmax" in stored)
+            for key, tensor in stored.items()
+        )
 
     def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor], compute_dtype: torch.dtype) -> Pack:  # noqa: ARG002
-        """Raises CheckpointError: the scales of a weight are missing."""
+        """Replace the Linears whose weight is int8 or bytes.
+
+        Raises:
+            CheckpointError: the scales of a weight are missing.
+        """
         four_bit: dict[str, FourBitLinear] = {}
         int8: set[str] = set()
         for key, linear in linear_weights(model).items():
@@ -149,7 +190,7 @@ class BitsAndBytes:
             if role == "SCB":
                 return {f"{stem}.scale_weight": tensor.float() / INT8_LEVELS}
             if tensor.is_meta and (role == "weight_format" or _STATE in key):
-                return {}  # only headers are read
+                return {}  # only the header is read
             if role == "weight_format":
                 return _row_major(key, tensor)
             if key in four_bit:

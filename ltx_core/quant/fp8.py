@@ -3,13 +3,13 @@
 Three kinds of file circulate for LTX-Video:
 * the official ones: block Linears cast to float8_e4m3fn, no scales (Lightricks/LTX-Video-Q8-Kernels
   scripts/convert_weights.py);
-* ComfyUI's scaled form: a tensor `scaled_fp8`, and `scale_weight` (sometimes `scale_input`) beside every weight
-  (Comfy-Org/ComfyUI comfy/ops.py);
+* ComfyUI's scaled form of 2025: a tensor `scaled_fp8`, and for every weight a `scale_weight` and sometimes a
+  `scale_input` (Comfy-Org/ComfyUI comfy/ops.py);
 * casts of everything, biases and norms included, to e4m3 or e5m2.
 
-Products are computed in the dtype of the activations, or, where that is switched on and the device can, in float8 with
-a scale for every row of the activations. `scale_input` is a calibrated scale for them, and has a part in those products
-only, as in ComfyUI.
+Products are computed in the dtype of the activations. Where that is switched on and the device can do it, they are
+computed in float8, with a scale for every row of the activations; `scale_input` is a calibrated scale in its place. As
+in ComfyUI, only the float8 products use it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from math import prod
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from .linear import Pack, ScaledLinear, StoredTensor, linear_weights, replace_linear
+from .linear import OnLoad, Pack, ScaledLinear, StoredTensor, linear_weights, replace_linear
 
 FP8_DTYPES: Mapping[str, torch.dtype] = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
-# Present in ComfyUI's scaled files; its dtype says which of the two formats is meant, its value nothing.
+# Present in ComfyUI's scaled files; its dtype says which of the two formats is meant, and its value means nothing.
 SCALED_MARKER = "scaled_fp8"
 
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -40,15 +41,15 @@ _MULTIPLE = 16
 class Float8Linear(ScaledLinear):
     """A ScaledLinear of float8 weights, which can multiply them as they are.
 
-    fp8_matmul: whether it shall, where the device can; for e4m3, since torch multiplies e5m2 by rows nowhere.
-    scale_input: float32 (1,), what the activations are divided by on their way to float8, or None: then every row is
-        divided by what makes it use the whole range.
+    fp8_matmul: whether it does so on devices that can. For e4m3 only: torch has no product of e5m2 with scales by rows.
+    scale_input: float32 (1,), what the activations are divided by on their way to float8; None: every row is divided by
+        the number with which it uses the whole range.
     """
 
     scale_input: Tensor | None
 
     def __init__(self, linear: nn.Linear, stored: torch.dtype, scales: int | None, *, calibrated: bool = False) -> None:
-        """stored, scales: as `ScaledLinear`. calibrated: there is a `scale_input`."""
+        """stored, scales: as `ScaledLinear`. calibrated: whether there is a `scale_input`."""
         super().__init__(linear, stored, scales)
         self.fp8_matmul = False
         self.register_buffer("scale_input", torch.empty(1, dtype=torch.float32, device="meta") if calibrated else None)
@@ -64,20 +65,25 @@ class Float8Linear(ScaledLinear):
         y = _scaled_mm(packed, self.packed.t(), scale, weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
+    def remark(self, device: torch.device) -> str | None:
+        if not self.fp8_matmul or multiplies_fp8(device):
+            return None
+        return f"{device} does not multiply in float8: fp8_matmul is on, and has no effect here."
+
     def _fits(self, x: Tensor) -> bool:
-        """Whether torch takes these sizes, and nobody wants a derivative, which the product has not."""
+        """Whether torch multiplies these sizes, and no derivative is needed: the float8 product has none."""
         whole = self.in_features % _MULTIPLE == self.out_features % _MULTIPLE == 0
         return whole and x.numel() >= _MULTIPLE * self.in_features and not (torch.is_grad_enabled() and x.requires_grad)
 
     @staticmethod
     def _calibrated(rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        # torch turns what is beyond float8 into NaN.
+        # torch turns numbers beyond the range of float8 into NaN.
         packed = (rows / scale).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn)
         return packed, scale.expand(len(rows)).contiguous().unsqueeze(1)
 
 
 def _scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(n, c) @ (c, d), scales (n, 1) and (1, d). bfloat16: what torch gives for scales by rows on every device."""
+    """(n, c) @ (c, d), scales (n, 1) and (1, d). bfloat16: the type that every device gives with scales by rows."""
     multiply: Callable[..., Tensor] = getattr(torch, "_scaled_mm")  # noqa: B009 - private, without a public form yet
     return multiply(a, b, scale_a, scale_b, bias=bias, out_dtype=torch.bfloat16)
 
@@ -91,9 +97,9 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def multiplies_fp8(device: torch.device) -> bool:
-    """Whether torch multiplies float8 matrices with scales by rows on this device. It is tried out, once.
+    """Whether torch multiplies float8 matrices with scales by rows on this device; found out by trying, once.
 
-    NVIDIA cards do from compute capability 8.9 on (RTX 40, H100); what others do depends on the version of torch.
+    NVIDIA cards do from compute capability 8.9 on (RTX 40, H100); for others it depends on the version of torch.
     """
     size = 128
     try:
@@ -108,7 +114,8 @@ def multiplies_fp8(device: torch.device) -> bool:
 def use_fp8_matmul(model: nn.Module) -> None:
     """From now on the e4m3 weights of `model` are multiplied in float8 on devices that can.
 
-    Raises ConfigError: it has none.
+    Raises:
+        ConfigError: the model has no e4m3 weights.
     """
     linears = [
         part for part in model.modules() if isinstance(part, Float8Linear) and part.packed.dtype == torch.float8_e4m3fn
@@ -122,29 +129,42 @@ def use_fp8_matmul(model: nn.Module) -> None:
         linear.fp8_matmul = True
 
 
-def lacks_fp8_matmul(model: nn.Module, device: torch.device) -> bool:
-    """Whether products in float8 are switched on and `device` cannot do them."""
-    wanted = any(isinstance(part, Float8Linear) and part.fp8_matmul for part in model.modules())
-    return wanted and not multiplies_fp8(device)
+def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
+    """(out, in) -> float8_e4m3fn of the same shape, and float32 scales (out,) that use each row's whole range."""
+    packed, scale = quantize_rows(weight)
+    return {"packed": packed, "scale_weight": scale.flatten()}
 
 
 class StoredFP8:
     """A file whose weights are float8 already, scaled or not."""
 
     name = "fp8"
+    on_load: Mapping[str, OnLoad] = MappingProxyType(
+        {"fp8": OnLoad(lambda linear: Float8Linear(linear, torch.float8_e4m3fn, linear.out_features), quantize_fp8)}
+    )
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
-        return SCALED_MARKER in stored or any(tensor.dtype in FP8_DTYPES for tensor in stored.values())
+        """Float8 weights without a scale or with `scale_weight`. Those with `weight_scale` are ComfyUI's later form,
+        where float8 tensors can also be scales of other weights.
+        """
+        return SCALED_MARKER in stored or any(
+            tensor.dtype in FP8_DTYPES and not key.endswith(".weight_scale") and f"{key}_scale" not in stored
+            for key, tensor in stored.items()
+        )
 
     def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor], compute_dtype: torch.dtype) -> Pack:
-        """Raises CheckpointError: the file is marked as scaled and the scale of a weight is missing."""
+        """Replace the Linears whose weight is float8.
+
+        Raises:
+            CheckpointError: the file is marked as scaled and the scale of a weight is missing.
+        """
         linears = linear_weights(model)
         packed = {key: key.removesuffix("weight") for key, info in stored.items() if info.dtype in FP8_DTYPES}
         packed = {key: stem for key, stem in packed.items() if key in linears}
         missing = sorted(f"{stem}scale_weight" for stem in packed.values() if f"{stem}scale_weight" not in stored)
         if SCALED_MARKER in stored and missing:
             raise CheckpointError(
-                f"got a scaled fp8 file without {missing[0]} (and {len(missing) - 1} more); expected a scale beside "
+                f"got a scaled fp8 file without {missing[0]} (and {len(missing) - 1} more); expected a scale for "
                 "every float8 weight; download the file again"
             )
         for key, stem in packed.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from .ggml_blocks import BLOCK_TYPES, BlockType, dequantize, scratch_bytes
-from .linear import Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear
+from .linear import OnLoad, Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear
 
 # ggml types that are torch dtypes: tensors of these are loaded like any other.
 _PLAIN = frozenset({"F32", "F16", "BF16"})
@@ -31,9 +32,13 @@ class GGMLLinear(QuantizedLinear):
 
 
 class GGUF:
-    """Source: ggml-org/ggml docs/gguf.md; tensor naming of LTX-Video files: city96/ComfyUI-GGUF tools/convert.py."""
+    """Tensors in ggml's blocks.
+
+    Source: ggml-org/ggml docs/gguf.md; tensor naming of LTX-Video files: city96/ComfyUI-GGUF tools/convert.py.
+    """
 
     name = "gguf"
+    on_load: Mapping[str, OnLoad] = MappingProxyType({})
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
         return any(tensor.dtype in BLOCK_TYPES and tensor.dtype not in _PLAIN for tensor in stored.values())

@@ -1,13 +1,14 @@
 """The Linear of a quantized checkpoint, and how a model gets it.
 
 A quantization replaces Linears of a model on `meta` before its weights arrive, and then says which buffers a stored
-tensor becomes. It knows `nn.Linear` and the names in a state dict, and no model.
+tensor becomes. It knows `nn.Linear` and the names in a state dict, and no model. `registry` lists all quantizations.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,11 +17,6 @@ from torch import Tensor, nn
 
 # (state-dict key, stored tensor) -> the state-dict entries that it becomes in the prepared model.
 Pack = Callable[[str, Tensor], Mapping[str, Tensor]]
-
-# Buffers that hold stored bytes and their scales: never converted to the compute dtype.
-STORED_BUFFERS = (
-    "packed", "scale_weight", "scale_input", "absmax", "quant_map", "nested_absmax", "nested_quant_map",
-)  # fmt: skip
 
 
 class StoredTensor(Protocol):
@@ -33,21 +29,44 @@ class StoredTensor(Protocol):
     def dtype(self) -> str: ...
 
 
-class Quantization(Protocol):
-    """One way to store weights."""
+class Preparation(Protocol):
+    """What turns the Linears of a model into quantized ones while its weights load."""
 
     @property
     def name(self) -> str:
-        """What `inspect` prints and what a loader's `quantization` option takes."""
-        ...
-
-    def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
-        """Whether a checkpoint, given by its state-dict keys, is stored this way."""
+        """What `inspect` and the loaders' notes call it."""
         ...
 
     def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor], compute_dtype: torch.dtype) -> Pack:
-        """Replace the Linears of `model` (on meta) whose weight is stored this way; say what stored tensors become."""
+        """Replace Linears of `model` (on meta), and say what stored tensors become."""
         ...
+
+
+class Quantization(Preparation, Protocol):
+    """One way to store weights."""
+
+    @property
+    def on_load(self) -> Mapping[str, OnLoad]:
+        """What it can make of plain weights while they load, by the name in a loader's `quantization` option."""
+        ...
+
+    def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
+        """Whether the tensors of a part, by their state-dict keys, are stored this way.
+
+        At most one quantization may claim a part: where two do, loading is refused with both names.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class OnLoad:
+    """How a plain Linear is quantized.
+
+    linear: an empty quantized Linear in place of a plain one. quantize: weight (out, in) -> buffers by name.
+    """
+
+    linear: Callable[[nn.Linear], QuantizedLinear]
+    quantize: Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class QuantizedLinear(nn.Module, ABC):
@@ -55,6 +74,9 @@ class QuantizedLinear(nn.Module, ABC):
 
     `weight` is None on purpose: transformers' T5 casts its activations to `wo.weight.dtype` when that is a tensor, and
     stored bytes under that name would give silent garbage.
+
+    Its buffers are what the file stores, bytes and scales alike, and loading keeps their dtype (`stored_buffers`). What
+    follows the compute dtype is a parameter, as the bias is.
 
     packed: the stored weight, as the subclass says.  bias: (out_features,) or None.
     """
@@ -74,8 +96,12 @@ class QuantizedLinear(nn.Module, ABC):
         """The weight as numbers, (out_features, in_features), on the device of `packed`."""
 
     def unpacking_bytes(self, *, on_cpu: bool) -> int:  # noqa: ARG002 - for those that unpack piece by piece
-        """Bytes that `dequantized` needs beside its result."""
+        """Bytes that `dequantized` needs in addition to its result."""
         return 0
+
+    def remark(self, device: torch.device) -> str | None:  # noqa: ARG002 - for those that depend on the device
+        """A sentence for the user about running this Linear on `device`, or None."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
@@ -95,7 +121,7 @@ class ScaledLinear(QuantizedLinear):
     scale_weight: Tensor | None
 
     def __init__(self, linear: nn.Linear, stored: torch.dtype, scales: int | None) -> None:
-        """stored: of `packed`. scales: how many, or None."""
+        """stored: dtype of `packed`. scales: how many there are, or None."""
         super().__init__(linear)
         shape = (self.out_features, self.in_features)
         self.register_buffer("packed", torch.empty(shape, dtype=stored, device="meta"))
@@ -118,6 +144,22 @@ class ScaledLinear(QuantizedLinear):
             return y if bias is None else y + bias
         y.mul_(scale)
         return y if bias is None else y.add_(bias)
+
+
+def stored_buffers(model: nn.Module) -> frozenset[str]:
+    """State-dict keys of the buffers in which quantized Linears of the model keep what the file stores."""
+    return frozenset(
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+        for buffer, _ in module.named_buffers(recurse=False)
+    )
+
+
+def remarks(model: nn.Module, device: torch.device) -> tuple[str, ...]:
+    """What the quantized Linears of the model say about running on `device`, each sentence once."""
+    linears = (module for module in model.modules() if isinstance(module, QuantizedLinear))
+    return tuple(dict.fromkeys(remark for linear in linears if (remark := linear.remark(device)) is not None))
 
 
 def linear_weights(model: nn.Module) -> dict[str, nn.Linear]:

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..config import STG_MODES, STGMode
 from ..errors import ConfigError, UnsupportedError
 
-STGMode = Literal["attention_values", "attention_skip", "transformer_block"]
+_CHOICES = f"{', '.join(STG_MODES[:-1])} or {STG_MODES[-1]}"
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,11 @@ class Guidance:
     def __post_init__(self) -> None:
         if str(self.stg_mode) == "residual":
             raise UnsupportedError(
-                "got STG mode 'residual'; expected attention_values, attention_skip or transformer_block; the "
-                "official code accepts 'residual' but its attention layers ignore it, so that nothing is perturbed: "
-                "pick another mode"
+                f"got STG mode 'residual'; expected {_CHOICES}; the official code accepts 'residual' but its attention "
+                "layers ignore it, so that nothing is perturbed: pick another mode"
             )
-        if self.stg_mode not in ("attention_values", "attention_skip", "transformer_block"):
-            raise ConfigError(
-                f"got STG mode '{self.stg_mode}'; expected attention_values, attention_skip or transformer_block; "
-                "pick one"
-            )
+        if self.stg_mode not in STG_MODES:
+            raise ConfigError(f"got STG mode '{self.stg_mode}'; expected {_CHOICES}; pick one")
         lists = {
             "guidance_scale": self.scale,
             "stg_scale": self.stg_scale,

@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 
 from ..errors import CheckpointError
-from ..weights.save import unfinished, write_safetensors
+from ..files import whole
+from ..weights.save import write_safetensors
 from .loop import find_export
 
 STATISTICS = "per_channel_statistics"  # of the VAE's latents; a few hundred numbers, kept in full
@@ -31,7 +32,7 @@ def bundle(run: Path, upscaler: Path | None, folder: Path) -> None:
     files = {model: "model.safetensors", text / "model.safetensors": "text_encoder/model.safetensors"}
     if upscaler is not None:
         files[find_export(upscaler, "upscaler.safetensors")] = "upscaler.safetensors"
-    with unfinished(folder) as part:
+    with whole(folder, folder=True) as part:
         for source, name in files.items():
             _write_halved(source, part / name)
         for name in ("config.json", "spiece.model"):

@@ -133,7 +133,7 @@ class VideoFolder:
             frames = read_image(media.path)
         else:
             frames = torch.stack(list(islice(stream_video(media.path, fps=self.fps), size.frames)))
-        frames = resize(frames, size.height, size.width, "crop")
+        frames = resize(frames, size.height, size.width, "crop", kernel="bicubic")
         missing = size.frames - len(frames)
         if missing > 0:
             frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])

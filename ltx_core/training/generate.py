@@ -14,9 +14,12 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..pipelines.sample import EncodedPrompt, sample
-from ..pipelines.two_stage import upscale_latent
-from ..placing.placement import DevicePlacement
+from ..pipelines.condition import Conditions
+from ..pipelines.recipe import UNKNOWN, Pass
+from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ..pipelines.settings import ADAIN, Overrides, PassSettings, Settings
+from ..pipelines.two_stage import Upscaling, upscale_latent
+from ..placing.placement import DevicePlacement, host_on
 from ..progress import Progress, silent
 from ..sampling.conditioning import LatentCondition
 from ..sampling.guidance import Guidance
@@ -124,19 +127,15 @@ class Generator:
             initial, level = start
             sigmas = sigmas * level
         conditions = [] if given is None else [LatentCondition(self.encode(given), 0, 1.0)]
+        said = PassSettings(sigmas=tuple(sigmas.tolist()), guidance=Guidance(scale=(guidance_scale,)))
+        settings = Settings(UNKNOWN, Overrides(first=said))
         return sample(
-            self.models.transformer,
-            initial,
-            self._text(prompts),
-            self._text([""]) if guidance_scale > 1 else None,
-            sigmas=sigmas,
+            Pass.of(self.models.transformer, settings, "one", size.latent(self.scale).tokens),
+            LatentClip(initial, self.scale, self.fps),
+            Prompts(self._text(prompts), self._text([""]) if guidance_scale > 1 else None),
             noise=SeededNoise(seed),
-            fps=self.fps,
-            scale=self.scale,
-            placement=DevicePlacement(self.device),
-            guidance=Guidance(scale=(guidance_scale,)),
-            conditions=conditions,
-            progress=progress,
+            host=host_on(DevicePlacement(self.device), progress),
+            conditions=Conditions(conditions),
         )
 
     def _text(self, prompts: Sequence[str]) -> EncodedPrompt:
@@ -183,9 +182,8 @@ class Generator:
             part = prompts[start : start + self.batch_size]
             latent = self.latents(part, size, steps=steps, guidance_scale=guidance_scale, seed=seed + start)
             small.append(self.decode(latent))
-            up = upscale_latent(
-                self.models.upscaler, self.models.vae, latent, placement=DevicePlacement(self.device), adain_factor=1.0
-            )
+            upscaling = Upscaling(self.models.upscaler, self.models.vae, ADAIN)
+            up = upscale_latent(upscaling, latent, host=host_on(DevicePlacement(self.device)))
             refined = self.latents(
                 part, larger, steps=refine_steps, guidance_scale=1.0, seed=seed + start, start=(up, refine_level)
             )

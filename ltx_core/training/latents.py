@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..media import replacing
+from ..files import whole
 from ..models.video_vae import VideoVAE
 from ..progress import Notes
 from ..shapes import PixelShape
@@ -109,7 +109,6 @@ class Latents:
         parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]
         made = EncodedClips(torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions])
         if self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self._file(size)) as part:
+            with whole(self._file(size)) as part:
                 torch.save({"key": self.key, "latents": made.latents, "captions": made.captions}, part)
         return made

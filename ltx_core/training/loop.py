@@ -6,11 +6,10 @@ the end, final/. A checkpoint appears under its name only when it is complete.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, LTXKitError
+from ..files import TEMPORARY, whole
 from ..progress import Notes, log_note
 from .config import Training, differences, to_tree
 from .distributed import World
@@ -162,6 +162,8 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
     if world.first:
         config.output.mkdir(parents=True, exist_ok=True)
         _write_config(config)
+        for leftover in (config.output / "checkpoints").glob(f"{TEMPORARY}*"):  # of a process that was killed
+            shutil.rmtree(leftover)
     if latest is None:
         world.barrier()  # all have seen that there is no run before the first one saves
         return 0
@@ -180,7 +182,7 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
     saved = {"step": step, "config": to_tree(config), "task": task.state()}
     if world.first:
         folder = config.output / "checkpoints"
-        with _folder(folder / f"step_{step:06d}") as part:
+        with whole(folder / f"step_{step:06d}", folder=True) as part:
             torch.save(saved, part / "state.pt")
             task.export(part)
         for old in sorted(folder.glob("step_*"), key=_step)[: -config.logging.keep]:
@@ -221,23 +223,8 @@ def _export(task: Task, folder: Path, world: World) -> None:
     if not world.first:
         task.export(None)
         return
-    with _folder(folder) as part:
+    with whole(folder, folder=True) as part:
         task.export(part)
-
-
-@contextlib.contextmanager
-def _folder(target: Path) -> Generator[Path]:
-    """A folder beside `target` that takes its place if the block ends well, and is removed if it does not."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(target, ignore_errors=True)
-        part.replace(target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _write_config(config: Training) -> None:

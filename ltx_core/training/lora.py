@@ -32,7 +32,7 @@ class LoRALayers(nn.Module):
         self.names: dict[str, str] = {}  # a name without dots -> the Linear's
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, module in model.named_modules():
-            if not name.startswith("transformer_blocks.") or not name.endswith(tuple(f".{t}" for t in config.targets)):
+            if not name.startswith(model.BLOCK_PREFIX) or not name.endswith(tuple(f".{t}" for t in config.targets)):
                 continue
             inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if inputs is None or outputs is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
-from ..media import replacing
+from ..files import whole
 from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
 from ..progress import Notes
 from ..weights.save import write_safetensors
@@ -51,8 +51,7 @@ class FrozenText:
         notes(f"encoding {len(missing)} captions")
         self.embeddings(missing)
         if writes:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as part:
+            with whole(file) as part:
                 torch.save({"key": key, "captions": list(self._found), "embeddings": list(self._found.values())}, part)
 
     def embeddings(self, captions: Sequence[str]) -> list[Tensor]:

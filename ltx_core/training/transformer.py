@@ -10,14 +10,14 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.text_encoder import TextEncoder
-from ..models.transformer import LTXTransformer, TransformerBlock
+from ..models.transformer import LTXTransformer
 from ..progress import Notes, log_note
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
@@ -181,11 +181,7 @@ class TransformerTask:
             raise ConfigError(
                 "got optimizer muon with sharding fsdp; expected adamw: muon needs whole matrices; change one"
             )
-        blocks = [cast(TransformerBlock, block) for block in self.transformer.transformer_blocks]
-        units: list[tuple[nn.Module, list[str]]] = []
-        for block in blocks:  # a block's text is read before the block runs
-            units += [(block.attn2, ["prepare"]), (block, [])]
-        return self.world.shard(flow, [*units, (self.transformer, ["prepare_text"])])
+        return self.world.shard(flow, self.transformer.called_parts())
 
     # ----------------------------------------------------------------------------------------------------- one step
 

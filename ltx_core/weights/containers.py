@@ -98,6 +98,10 @@ class Checkpoint:
     files: tuple[MappedFile, ...]
     read: Callable[[str], Tensor]
 
+    def stored(self, keys: Mapping[str, str]) -> dict[str, TensorInfo]:
+        """What the header says about these tensors, by names of one's own. keys: own name -> name in the container."""
+        return {ours: self.tensors[theirs] for ours, theirs in keys.items()}
+
     def tensor(self, key: str) -> Tensor:
         """The tensor of this name, as it is stored, memory-mapped; in ggml's blocks: its bytes, 1-D uint8."""
         if key not in self.tensors:

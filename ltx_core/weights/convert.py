@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from ..config import CheckpointConfig
 from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..files import whole
+from ..models.transformer import LTXTransformer
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.fp8 import SCALED_MARKER
-from .build import QUANTIZATIONS
-from .containers import DTYPE_NAMES, Checkpoint, open_checkpoint
+from ..quant.registry import stored_quantization
+from .build import Opened, open_models
+from .containers import DTYPE_NAMES, open_checkpoint
 from .diffusers_config import model_index, scheduler_entries, transformer_entries, vae_entries
-from .infer import Description, describe
-from .layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, Layout, Part, detect_layout, vae_from_diffusers
+from .layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, Part, vae_from_diffusers
 from .metadata import format_config
-from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors, unfinished
+from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors
 
 STAGE = "convert"
 GGUF_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16")
@@ -40,11 +42,8 @@ _GGUF_KEPT = ("adaln_single.", "caption_projection.", "patchify_proj.", "proj_ou
 _GGUF_SMALL = 1024
 
 
-@dataclass(frozen=True)
-class _Source:
-    checkpoint: Checkpoint
-    layout: Layout
-    description: Description
+class _Source(Opened):
+    """A checkpoint or a part of one, with what its copy needs."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -52,14 +51,14 @@ class _Source:
 
     def pending(self, part: Part) -> dict[str, Pending]:
         """The part's tensors by the module's names."""
-        return {ours: self.stored(theirs) for ours, theirs in part.keys.items()}
+        return {ours: self.pending_tensor(theirs) for ours, theirs in part.keys.items()}
 
-    def stored(self, key: str) -> Pending:
+    def pending_tensor(self, key: str) -> Pending:
         info = self.checkpoint.tensors[key]
         return Pending(_DTYPES[info.dtype], info.shape, partial(self.checkpoint.tensor, key))
 
     def config_text(self) -> str:
-        """The metadata value `config`: the file's own, else one with all that is known."""
+        """The metadata value `config`: the file's own, or else all config values of its models."""
         if "config" in self.checkpoint.metadata:
             return self.checkpoint.metadata["config"]
         names = [part.name for part in self.parts]
@@ -88,7 +87,7 @@ def convert(
 
     Raises:
         ConfigError: `to` is none of FORMATS, `target` exists, or the file does not say enough about itself.
-        CheckpointError: `source` is damaged, no LTX-Video model, or quantized already.
+        CheckpointError: `source` is damaged, is not an LTX-Video model, or is quantized already.
         UnsupportedError: GGUF is asked for without the package that writes it.
         OSError: the disk is full.
     """
@@ -113,18 +112,18 @@ def convert(
 
 
 def _open(source: Path, version: str | None) -> _Source:
-    checkpoint = open_checkpoint(source)
-    layout = detect_layout(checkpoint.tensors)
-    opened = _Source(checkpoint, layout, describe(checkpoint, layout, version))
+    models = open_models(source, version=version)
+    opened = _Source(models.checkpoint, models.layout, models.version)
     if not opened.parts:
         raise CheckpointError(
-            f"got {source}, which is {layout.what}; expected an LTX-Video checkpoint, transformer or VAE; use one"
+            f"got {source}, which is {opened.layout.what}; expected an LTX-Video checkpoint, transformer or VAE; use "
+            "such a file"
         )
-    for known in QUANTIZATIONS:
-        if known.claims(checkpoint.tensors):
-            raise CheckpointError(
-                f"got {source}, which is quantized already ({known.name}); expected plain weights; use the bf16 file"
-            )
+    quantization = stored_quantization(opened.checkpoint.tensors, source)
+    if quantization is not None:
+        raise CheckpointError(
+            f"got {source}, which is quantized already ({quantization.name}); expected plain weights; use the bf16 file"
+        )
     return opened
 
 
@@ -144,12 +143,12 @@ def _single_file(opened: _Source) -> Iterator[tuple[str, Pending]]:
                 yield VAE_PREFIX + name, Pending(tensor.dtype, tuple(tensor.shape), lambda t=tensor: t)
     else:
         for key in opened.layout.rest:
-            yield key, opened.stored(key)
+            yield key, opened.pending_tensor(key)
 
 
 def _in_blocks(name: str, entry: Pending) -> bool:
     """What the official conversion casts (Lightricks/LTX-Video-Q8-Kernels scripts/convert_weights.py)."""
-    blocks = name.startswith(f"{TRANSFORMER_PREFIX}transformer_blocks.")
+    blocks = name.startswith(f"{TRANSFORMER_PREFIX}{LTXTransformer.BLOCK_PREFIX}")
     return blocks and len(entry.shape) == 2 and ("attn" in name or "ff." in name)
 
 
@@ -185,10 +184,10 @@ def _divided(entry: Pending) -> Tensor:
 
 
 def _write_folder(opened: _Source, target: Path, progress: Progress) -> tuple[str, ...]:
-    """diffusers never looks at the header's `config`; LTXKit finds what the folder's JSON has no word for there."""
+    """diffusers never looks at the header's `config`, where LTXKit finds what the folder's JSON has no key for."""
     metadata = {"format": "pt", **opened.checkpoint.metadata, "config": opened.config_text()}
     scheduler = opened.description.scheduler()
-    with unfinished(target) as folder:
+    with whole(target, folder=True) as folder:
         for part in opened.parts:
             if part.name == "transformer":
                 names, config = (
@@ -235,7 +234,7 @@ def _write_gguf(opened: _Source, target: Path, kind: str, progress: Progress) ->
     entries = opened.pending(opened.layout.parts["transformer"])
     base = "BF16" if any(entry.dtype == torch.bfloat16 for entry in entries.values()) else "F16"
     kinds = {name: gguf.GGMLQuantizationType[_gguf_type(name, entry, kind, base)] for name, entry in entries.items()}
-    with unfinished(target) as path:
+    with whole(target) as path:
         writer = gguf.GGUFWriter(path, "ltxv")
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

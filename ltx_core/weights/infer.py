@@ -1,6 +1,7 @@
 """The configs of a checkpoint: from its metadata, else from its shapes, else from the version's defaults.
 
-Every value keeps its origin. What none of them gives is never guessed: the error says what to pass.
+Every value keeps its origin. What none of them says is not guessed: the error says what to pass. A scheduler that
+leaves keys out is the exception: it takes the official scheduler's own defaults, and the user is told.
 """
 
 from __future__ import annotations
@@ -19,12 +20,22 @@ from ..config import (
     VideoVAEConfig,
 )
 from ..errors import CheckpointError, ConfigError
-from .containers import Checkpoint, TensorInfo
-from .layouts import Layout, Part, block_groups
+from ..models.transformer import LTXTransformer
+from ..releases import (
+    FAMILY_OF_LAYERS,
+    RELEASES,
+    SCHEDULER_DEFAULTS,
+    UPSCALERS,
+    VAE_DEFAULTS,
+    Release,
+    VAEGeneration,
+)
+from ..releases import release as released
+from .containers import Checkpoint
+from .layouts import CROSS_ATTENTION, Layout, Part, block_groups
 from .metadata import Section, read_file_metadata, read_folder_configs
-from .releases import FAMILY_OF_LAYERS, RELEASES, UPSCALERS, VAE_DEFAULTS, Release, VAEGeneration
 
-Origin = Literal["metadata", "shapes", "version default", "given"]
+Origin = Literal["metadata", "shapes", "version default", "given", "official default"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Description:
 
     versions: released versions that the file can be, most likely first; empty when it is none of them.
     values: config field ("transformer.num_layers") -> value and origin.
-    missing: config fields of the file's parts that are not known.
+    missing: config fields of the file's parts without a value.
     unknown: metadata keys that LTXKit does not read.
     """
 
@@ -59,10 +70,12 @@ class Description:
         return self._build("upscaler", UpsamplerConfig)
 
     def scheduler(self) -> SchedulerConfig | None:
-        """The scheduler, or None where nothing tells it. Keys that a file may leave out are None."""
+        """The scheduler, or None where neither the file nor its version has one.
+
+        Only distilled checkpoints name the steps that they were trained for.
+        """
         known = {name: item.value for name, item in self.values.items() if name.startswith("scheduler.")}
-        for optional in (_STEPS, _TERMINAL):
-            known.setdefault(optional, None)
+        known.setdefault(_STEPS, None)
         return _config(SchedulerConfig, known) if len(known) == len(_fields("scheduler", SchedulerConfig)) else None
 
     def _build(self, part: str, config: type[_C]) -> _C:
@@ -72,15 +85,14 @@ class Description:
             choices = ", ".join(self.versions or tuple(RELEASES))
             advice = f"pass version=, one of {choices}" if of_a_version else "use the original file, with its metadata"
             raise ConfigError(
-                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected one or the "
-                f"other to; {advice}"
+                f"got {self.path}, whose metadata and tensors do not say {', '.join(missing)}; expected one of the "
+                f"two to say it; {advice}"
             )
         return _config(config, {name: self.values[name].value for name in _fields(part, config)})
 
 
 _C = TypeVar("_C")
 _STEPS = "scheduler.allowed_inference_steps"
-_TERMINAL = "scheduler.target_shift_terminal"
 
 
 def _fields(part: str, config: type[Any]) -> list[str]:
@@ -105,8 +117,8 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
         version: a released version ("13b-0.9.8-dev") where the user knows better than the file.
 
     Raises:
-        ConfigError: a known metadata key holds a value that LTXKit does not implement; `version` is not a released one
-            or is one of the other family.
+        ConfigError: a known metadata key holds a value that LTXKit does not implement; `version` was not released or
+            is of the other family.
         CheckpointError: the metadata is damaged, or says other sizes than the tensors have.
     """
     stated = _stated(checkpoint, layout)
@@ -120,6 +132,9 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     candidates = _candidates(version, stated.values, shown, generation)
     defaults = _defaults(candidates)
     values = {name: Value(value, "version default") for name, value in VAE_DEFAULTS.items() if "vae" in layout.parts}
+    # Keys that a file's scheduler leaves out; a file without a scheduler has none by this.
+    if SCHEDULER_DEFAULTS.keys() & stated.values.keys():
+        values |= {name: Value(value, "official default") for name, value in SCHEDULER_DEFAULTS.items()}
     values |= {name: Value(value, "given" if version else "version default") for name, value in defaults.items()}
     values |= {name: Value(value, "shapes") for name, value in shown.items()}
     values |= {name: Value(value, "metadata") for name, value in stated.values.items()}
@@ -145,18 +160,18 @@ def _stated(checkpoint: Checkpoint, layout: Layout) -> Section:
     header = read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
     if checkpoint.container != "folder":
         return header
-    # A folder that LTXKit converted has the single file's config in its headers, which says more than the JSON can.
+    # A folder that LTXKit wrote has the single file's config in its headers, which say more than the JSON can.
     folder = read_folder_configs(checkpoint.configs)
     return Section({**folder.values, **header.values}, (*folder.unknown, *header.unknown))
 
 
 def _check_agreement(checkpoint: Checkpoint, stated: Mapping[str, object], shown: Mapping[str, object]) -> None:
-    """Sizes that the metadata and the tensors both tell must be the same."""
+    """Raises CheckpointError: the metadata and the tensors have different sizes."""
     for name, value in shown.items():
         if isinstance(value, int) and stated.get(name, value) != value:
             raise CheckpointError(
                 f"got {checkpoint.path}, whose metadata says {name} = {stated[name]} and whose tensors have {value}; "
-                "expected them to agree; the file is damaged or its metadata belongs to another one"
+                "expected them to agree; the file is damaged, or its metadata belongs to another file"
             )
 
 
@@ -187,13 +202,14 @@ def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> Non
 def _candidates(
     version: str | None, stated: Mapping[str, object], shown: Mapping[str, object], generation: VAEGeneration | None
 ) -> list[Release]:
-    """Released versions that the file can be, most likely first. Dev and distilled tensors look the same."""
+    """Released versions that the file can be, most likely first. Dev and distilled tensors look the same.
+
+    stated, shown: config fields from the metadata and from the shapes.
+    """
     layers = stated.get("transformer.num_layers", shown.get("transformer.num_layers"))
     family = FAMILY_OF_LAYERS.get(cast(int, layers)) if layers is not None else None
     if version is not None:
-        if version not in RELEASES:
-            raise ConfigError(f"got version {version!r}; expected one of {', '.join(RELEASES)}")
-        release = RELEASES[version]
+        release = released(version)
         if family is not None and release.family != family:
             raise ConfigError(
                 f"got version {version} for a file with {layers} layers; expected a {family} version; leave it out"
@@ -201,18 +217,18 @@ def _candidates(
         return [release]
     if (layers is None and generation is None) or (layers is not None and family is None):
         return []
-    found = [
+    candidates = [
         release
         for release in RELEASES.values()
         if (family is None or release.family == family) and (generation is None or release.vae == generation)
     ]
-    # Evidence from the metadata narrows the list; where it fits no release, the model is one of somebody's own making.
+    # Evidence from the metadata narrows the list. Values that no release has say nothing about which one it is.
     for name in ("transformer.causal_temporal_positioning", "scheduler.shifting", "scheduler.sampler"):
         if name in stated:
-            found = [release for release in found if release.values()[name] == stated[name]] or found
+            candidates = [release for release in candidates if release.values()[name] == stated[name]] or candidates
     if stated.get(_STEPS):
-        return [release for release in found if release.distilled] or found
-    return sorted(found, key=lambda release: release.distilled)
+        return [release for release in candidates if release.distilled] or candidates
+    return sorted(candidates, key=lambda release: release.distilled)
 
 
 def _defaults(candidates: list[Release]) -> dict[str, object]:
@@ -240,8 +256,8 @@ class _Shapes:
 
     def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
         self.keys = tuple(part.keys)
-        infos: dict[str, TensorInfo] = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
-        self._shapes = {name: info.shape for name, info in infos.items() if info.dtype not in ("U8", "I8")}
+        stored = checkpoint.stored(part.keys)
+        self._shapes = {name: info.shape for name, info in stored.items() if info.dtype not in ("U8", "I8")}
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
@@ -266,12 +282,13 @@ def _known(**sizes: object) -> dict[str, object]:
 
 
 def _transformer_shapes(shapes: _Shapes) -> dict[str, object]:
+    text_keys = f"{LTXTransformer.BLOCK_PREFIX}0.{CROSS_ATTENTION}.to_k.weight"
     return _known(
         transformer__in_channels=shapes.size("patchify_proj.weight", 1),
         transformer__out_channels=shapes.size("proj_out.bias", 0),
-        transformer__num_layers=shapes.count("transformer_blocks."),
+        transformer__num_layers=shapes.count(LTXTransformer.BLOCK_PREFIX),
         transformer__hidden_size=shapes.size("patchify_proj.bias", 0),
-        transformer__cross_attention_dim=shapes.size("transformer_blocks.0.attn2.to_k.weight", 1),
+        transformer__cross_attention_dim=shapes.size(text_keys, 1),
         transformer__caption_channels=shapes.size("caption_projection.linear_1.weight", 1),
     )
 

@@ -1,8 +1,7 @@
-"""LoRA files of every key style, applied beside the base weights and never to them.
+"""LoRA files of every key style, and which module of a model each of their targets means.
 
-A LoRA says, for a Linear of the model, W' = W + strength * (alpha / rank) * up @ down. It is kept as these factors:
-while `applied` is active a hook on each Linear adds up(down(x)) to its result, whatever the Linear's weights are stored
-as; afterwards the model is what it was, to the last bit.
+A LoRA says, for a Linear of the model, W' = W + strength * (alpha / rank) * up @ down. It is kept as these factors
+(`placing.lora` applies them).
 
 Key styles: huggingface/diffusers and peft (`transformer.X.lora_A.weight`), Lightricks/LTX-Video-Trainer and ComfyUI
 (`diffusion_model.X.lora_A.weight`), finetrainers (bare or `base_model.model.`), Kohya (`lora_unet_X` with underscores,
@@ -15,16 +14,12 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckpointError
 from ..quant.linear import QuantizedLinear
@@ -70,9 +65,12 @@ class LoRA:
 
     @property
     def is_distilled(self) -> bool:
-        """Whether it makes a distilled model of a dev model, by name and rank; nothing else in the file says so.
+        """Whether it makes a distilled model of a dev model, by its rank and the name of its file.
 
-        The name alone would take in what somebody has trained for a distilled model.
+        The only place where a name decides: the tensors of Lightricks' distilled LoRA look like those of any other of
+        its rank, and its header is empty, so the name breaks the tie. The caller tells the user (`versions_with`) and
+        lets the user overrule it (`settings`). The rank is asked for as well, since LoRAs that were trained for a
+        distilled model often have the word in their names, and are smaller.
         """
         ranks = (len(roles["down"]) for roles in self.targets.values() if "down" in roles)
         return "distill" in self.path.name.lower() and max(ranks, default=0) >= DISTILLED_RANK
@@ -89,11 +87,18 @@ class WeightedLoRA:
 
 @dataclass(frozen=True)
 class LoRAReport:
-    """What of a LoRA fits the model: targets by the file's names."""
+    """What of a LoRA fits the model: targets by the file's names.
 
-    matched: tuple[str, ...]
+    modules: for each target that fits, the path of its module in the model.
+    """
+
+    modules: Mapping[str, str]
     unmatched: tuple[str, ...]
     text_encoder: tuple[str, ...]
+
+    @property
+    def matched(self) -> tuple[str, ...]:
+        return tuple(self.modules)
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} of {len(self.matched) + len(self.unmatched)} transformer targets matched"
@@ -196,15 +201,11 @@ def match_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> 
         CheckpointError: a transformer target is not in the model (unless `allow_partial`), none is, or a shape differs:
             the LoRA was made for another model.
     """
-    return _match(lora, model, _Names(model), allow_partial)[0]
-
-
-def _match(lora: LoRA, model: nn.Module, names: _Names, allow_partial: bool) -> tuple[LoRAReport, dict[str, str]]:
-    """The report, and the module for every matched target; errors as `match_lora`."""
+    names = _Names(model)
     text = tuple(target for target in lora.targets if target.startswith(_TEXT_ENCODER_PREFIXES))
-    found = {target: names.find(target) for target in lora.targets if target not in text}
-    matched = {target: name for target, name in found.items() if name is not None}
-    report = LoRAReport(tuple(matched), tuple(target for target in found if target not in matched), text)
+    modules = {target: names.find(target) for target in lora.targets if target not in text}
+    matched = {target: module for target, module in modules.items() if module is not None}
+    report = LoRAReport(matched, tuple(target for target in modules if target not in matched), text)
     for target, name in matched.items():
         _check_shapes(lora, target, name, model.get_submodule(name))
     if not matched or (report.unmatched and not allow_partial):
@@ -212,7 +213,7 @@ def _match(lora: LoRA, model: nn.Module, names: _Names, allow_partial: bool) -> 
             f"got the LoRA {lora.path}, of which {report}; expected a LoRA for this model; use the right one"
             + (", or set allow_partial to apply the rest" if matched else "")
         )
-    return report, matched
+    return report
 
 
 def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None:
@@ -259,135 +260,3 @@ def _another_size(lora: LoRA, what: str, got: Tensor, expected: Sequence[int] | 
         f"got the LoRA {lora.path} with {what} of shape {list(got.shape)}; this model has {there} there; expected a "
         "LoRA for the same model size (2B or 13B); use the one for this model"
     )
-
-
-# --- application ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[LoRAReport, ...], None, None]:
-    """The model with LoRAs, until the block is left. Strength 0 is the identity.
-
-    Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too.
-
-    Raises:
-        CheckpointError: as `match_lora`; the model is unchanged then.
-    """
-    if not loras:
-        yield ()
-        return
-    names = _Names(model)
-    matches = [_match(one.lora, model, names, one.allow_partial) for one in loras]
-    updates: dict[str, list[_Update]] = defaultdict(list)
-    for one, (_, matched) in zip(loras, matches, strict=True):
-        for target, name in matched.items() if one.strength != 0 else ():
-            updates[name].append(_Update(one.lora.targets[target], one.lora.scales.get(target, 1.0), one.strength))
-    with ExitStack() as stack:
-        for name, of_module in updates.items():
-            module = model.get_submodule(name)
-            if isinstance(module, nn.Linear | QuantizedLinear):
-                handle: RemovableHandle = module.register_forward_hook(_LinearHook(module, of_module))
-                stack.callback(handle.remove)
-            else:
-                stack.enter_context(_replaced_parameters(module, of_module))
-        yield tuple(report for report, _ in matches)
-
-
-def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
-    """What applied LoRAs take on the device, in numbers of `itemsize` bytes: their tensors, brought there once."""
-    return itemsize * sum(
-        tensor.numel()
-        for one in loras
-        if one.strength
-        for tensors in one.lora.targets.values()
-        for tensor in tensors.values()
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Update:
-    """What one LoRA does to one module."""
-
-    tensors: Mapping[str, Tensor]
-    scale: float
-    strength: float
-
-    def added_to(self, weight: Tensor) -> Tensor:
-        """weight: float32 (out, in). Returns it with the change at strength 1, on its device."""
-        tensors = {role: self.tensors[role].to(weight) for role in ("down", "up", "diff") if role in self.tensors}
-        if "down" in tensors:
-            return torch.addmm(weight, tensors["up"], tensors["down"], alpha=self.scale)
-        return weight + tensors["diff"] if "diff" in tensors else weight
-
-
-class _LinearHook:
-    """Adds what the LoRAs say to the result of one Linear. Factors go to the device and dtype of the input, once."""
-
-    def __init__(self, linear: nn.Linear | QuantizedLinear, updates: Sequence[_Update]) -> None:
-        self._linear = linear
-        self._updates = updates
-        self._key: tuple[torch.device, torch.dtype] | None = None
-        self._ready: list[_Ready] = []
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG002
-        x = inputs[0]
-        if self._key != (x.device, x.dtype):
-            self._ready = [_Ready(update, self._linear, x) for update in self._updates]
-            self._key = (x.device, x.dtype)
-        base = output
-        for ready in self._ready:
-            output = output + ready(x, base)
-        return output
-
-
-class _Ready:
-    """One update on the device of the input."""
-
-    def __init__(self, update: _Update, linear: nn.Linear | QuantizedLinear, x: Tensor) -> None:
-        tensors = update.tensors
-        self.strength = update.strength
-        self.factors: tuple[Tensor, ...] = ()
-        if "down" in tensors:
-            self.factors = tensors["down"].to(x), (update.scale * tensors["up"].float()).to(x)
-        elif "diff" in tensors:
-            self.factors = (tensors["diff"].to(x),)
-        self.diff_b = tensors["diff_b"].to(x) if "diff_b" in tensors else None
-        self.linear = linear  # and not its bias: of a streamed block that is another one every time
-        self.row_scale: Tensor | None = None
-        if "magnitude" in tensors:
-            # DoRA (arXiv 2402.09353): rows of W + dW get the stored lengths.
-            weight = linear.dequantized(torch.float32) if isinstance(linear, QuantizedLinear) else linear.weight.float()
-            lengths = update.added_to(weight).norm(dim=1)
-            self.row_scale = (tensors["magnitude"].to(lengths).flatten() / lengths).to(x)
-
-    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        """output: what the Linear gave. Returns the change of it, or what adds like it."""
-        change = x if self.factors else output.new_zeros(())
-        for factor in self.factors:
-            change = F.linear(change, factor)
-        if self.row_scale is not None:
-            bias = self.linear.bias
-            product = output if bias is None else output - bias.to(output)  # x W^T
-            change = (product + change) * self.row_scale - product
-        if self.diff_b is not None:
-            change = change + self.diff_b
-        return self.strength * change
-
-
-@contextmanager
-def _replaced_parameters(module: nn.Module, updates: Sequence[_Update]) -> Generator[None, None, None]:
-    """A norm or table with its differences added, as new parameters; the old ones come back."""
-    originals = dict(module.named_parameters(recurse=False))
-    try:
-        for role, name in (("diff", "weight"), ("diff_b", "bias")):
-            differences = [
-                update.strength * update.tensors[role].float() for update in updates if role in update.tensors
-            ]
-            if differences and name in originals:
-                base = originals[name]
-                changed = base.float() + torch.stack(differences).sum(0).to(base.device)
-                setattr(module, name, nn.Parameter(changed.to(base.dtype), requires_grad=False))
-        yield
-    finally:
-        for name, parameter in originals.items():
-            setattr(module, name, parameter)

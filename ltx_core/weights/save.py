@@ -1,13 +1,10 @@
-"""Writing files whole or not at all, and safetensors files in the official layouts."""
+"""Safetensors files in the official layouts, written tensor by tensor."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ..files import whole
 from ..progress import Progress, ProgressEvent, silent
 from .containers import DTYPE_NAMES
 
@@ -30,20 +28,6 @@ class Pending:
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-
-
-@contextmanager
-def unfinished(path: Path) -> Generator[Path]:
-    """A neighbour of `path` to write to, file or folder: it takes the name when the block ends well, or is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield neighbour
-        neighbour.replace(path)
-    finally:
-        if neighbour.is_dir():
-            shutil.rmtree(neighbour)
-        neighbour.unlink(missing_ok=True)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -71,7 +55,7 @@ def stream_safetensors(
         header[name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with unfinished(path) as neighbour, neighbour.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for step, name in enumerate(order):
             progress(ProgressEvent(stage, step, len(order)))

@@ -1,6 +1,6 @@
 """From a file or folder to a T5 encoder with its tokenizer.
 
-Read are Hugging Face folders (sharded too, or as `text_encoder/` of a pipeline folder), single files such as the
+It reads Hugging Face folders (sharded ones too, or the `text_encoder/` of a pipeline folder), single files such as the
 `t5xxl_fp16.safetensors` of ComfyUI users, and GGUF. The architecture follows from the shapes.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
-from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..models.text_encoder import StackedT5, TextEncoder, Tokenizer, build_t5
 from ..progress import Progress, silent
-from ..quant.linear import QuantizedLinear
-from .build import assign, quantization_of, stored_tensors, without_data
-from .containers import Checkpoint, TensorInfo, open_checkpoint
-from .infer import part_or_error
-from .layouts import Layout, Part, block_groups, detect_layout
+from ..quant.linear import Preparation, QuantizedLinear
+from .assign import assign, preparation_for, stored_tensors
+from .build import Opened, open_models
+from .containers import Checkpoint, TensorInfo
+from .layouts import Part, block_groups
 from .mapping import watch
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 STAGE = "load text encoder"
 
-# T5 has them under both names, and both name one tensor; files hold the first, the second or both.
+# T5 has one embedding under both names; files hold the first, the second or both.
 EMBEDDING = "shared.weight"
 EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
 
-# The same in every T5 that was ever published, and seen in no shape (huggingface/transformers configuration_t5.py).
+# The same in every published T5, and visible in no shape (huggingface/transformers configuration_t5.py).
 MAX_DISTANCE = 128
 LAYER_NORM_EPSILON = 1e-6
 EOS_ID = 1
@@ -61,62 +61,66 @@ def load_text_encoder(
 ) -> TextEncoder:
     """A T5 v1.1 encoder, memory-mapped on the CPU where `dtype` is what is stored.
 
-    dtype: of the weights that are not quantized; None keeps the stored one, or takes bfloat16 where others are. In
-        float16 the last layer of every feed-forward computes in float32: its inputs overflow float16 (transformers'
-        `T5PreTrainedModel._keep_in_fp32_modules`).
-    quantization: "fp8", "int8" or "nf4": what to make of the plain Linears while they load.
+    dtype: of the weights that are not quantized; None keeps the stored one, or takes bfloat16 where others are
+        quantized. In float16 the last layer of every feed-forward computes in float32, because its inputs overflow
+        float16 (transformers' `T5PreTrainedModel._keep_in_fp32_modules`).
+    quantization: what to make of the plain Linears while they load, one of `QUANTIZATION_NAMES`.
     tokenizer: `spiece.model` or `tokenizer.json` of T5 v1.1, or a folder with one of them. None: searched for, see
         `find_tokenizer`.
     host_tokenizers: such files or folders that the host program brings.
 
     Raises:
-        CheckpointError: damaged, incomplete or another kind of file; no tokenizer, or one that does not belong to it.
-        ConfigError: `quantization` is none of these, or the weights are quantized already.
+        CheckpointError: the file is damaged, incomplete or of another kind; there is no tokenizer, or it does not
+            belong to the encoder.
+        ConfigError: `quantization` is unknown, or the weights are quantized already.
         UnsupportedError: weights stored in a way that LTXKit does not read.
     """
     path = Path(path)
-    checkpoint = open_checkpoint(path)
-    part = _text_encoder_part(checkpoint, detect_layout(checkpoint.tensors))
-    config = _config(checkpoint, part)
-    found = find_tokenizer(path, tokenizer, host_tokenizers)
-    loaded_tokenizer = Tokenizer.from_file(found)
+    opened = open_models(path)
+    keys, preparation, config = _prepared(opened, quantization)
+    tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers)
+    loaded_tokenizer = Tokenizer.from_file(tokenizer_file)
     if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
         raise CheckpointError(
-            f"got the tokenizer {found} with {loaded_tokenizer.vocab_size} pieces and end of sequence "
+            f"got the tokenizer {tokenizer_file} with {loaded_tokenizer.vocab_size} pieces and end of sequence "
             f"{loaded_tokenizer.eos_id}; expected at most {config.vocab_size} pieces and {EOS_ID}, as {path} has; "
             "pass the tokenizer that belongs to this text encoder"
         )
-    model = _load(checkpoint, part, config, dtype, quantization, progress)
+    model = _load(opened.checkpoint, keys, preparation, config, dtype, progress)
     return TextEncoder(model, loaded_tokenizer, config)
 
 
 def text_encoder_on_meta(
-    path: Path | str, *, dtype: torch.dtype | None = None, quantization: str | None = None
+    opened: Opened, *, dtype: torch.dtype | None = None, quantization: str | None = None
 ) -> tuple[T5EncoderModel, TextEncoderConfig]:
-    """The encoder without its data, from the header alone; it needs no tokenizer. Otherwise as `load_text_encoder`."""
-    checkpoint = without_data(open_checkpoint(path))
-    part = _text_encoder_part(checkpoint, detect_layout(checkpoint.tensors))
-    config = _config(checkpoint, part)
-    return _load(checkpoint, part, config, dtype, quantization, silent), config
+    """The encoder without its data and its tokenizer. Otherwise as `load_text_encoder`.
+
+    opened: by `open_models` with data=False.
+    """
+    keys, preparation, config = _prepared(opened, quantization)
+    return _load(opened.checkpoint, keys, preparation, config, dtype, silent), config
 
 
-def _config(checkpoint: Checkpoint, part: Part) -> TextEncoderConfig:
-    stored = {name: checkpoint.tensors[key] for name, key in _encoder_keys(part).items()}
-    return text_encoder_config(stored, checkpoint.configs.get(part.prefix.rstrip("/"), {}), checkpoint.path)
+def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str], Preparation | None, TextEncoderConfig]:
+    """Name in the module -> name in the file, what becomes of the Linears, and the architecture."""
+    checkpoint, part = opened.checkpoint, _t5_part(opened)
+    keys = _encoder_keys(part)
+    stored = checkpoint.stored(keys)
+    preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
+    hf_config = checkpoint.configs.get(part.prefix.rstrip("/"), {})
+    return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
 
 
 def _load(
     checkpoint: Checkpoint,
-    part: Part,
+    keys: Mapping[str, str],
+    preparation: Preparation | None,
     config: TextEncoderConfig,
     dtype: torch.dtype | None,
-    quantization: str | None,
     progress: Progress,
 ) -> T5EncoderModel:
-    model, keys = build_t5(config), _encoder_keys(part)
-    stored = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    chosen = quantization_of(checkpoint.path, stored, quantization, only="encoder.block.")
-    tensors = stored_tensors(model, checkpoint, keys, chosen, dtype, stage=STAGE, progress=progress)
+    model = build_t5(config)
+    tensors = stored_tensors(model, checkpoint, keys, preparation, dtype, stage=STAGE, progress=progress)
     tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
     _keep_from_overflow(model, tensors)
     assign(model, tensors, source=checkpoint.path)
@@ -127,26 +131,26 @@ def _load(
 def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequence[Path] = ()) -> Path:
     """The tokenizer file to use. Nothing is downloaded.
 
-    The given one; else one beside the weights (also in `tokenizer/` there or one folder up); else what the host brings;
-    else one in the local cache of the Hugging Face hub.
+    The given file; else one next to the weights (also in `tokenizer/` there or one folder up); else one that the host
+    brings; else one in the local cache of the Hugging Face hub.
 
     Raises:
-        CheckpointError: none of these exists; the message says where to put one.
+        CheckpointError: there is no tokenizer in any of these; the message says where to put one.
     """
     if given is not None:
-        found = _tokenizer_in(Path(given))
-        if found is None:
+        tokenizer = _tokenizer_in(Path(given))
+        if tokenizer is None:
             raise CheckpointError(
                 f"got the tokenizer {given}; expected spiece.model or tokenizer.json of T5 v1.1, or a folder with one "
                 "of them; check the path"
             )
-        return found
+        return tokenizer
     folder = weights if weights.is_dir() else weights.parent
     beside = (folder, folder / "tokenizer", folder.parent / "tokenizer")
     for place in (*beside, *host):
-        found = _tokenizer_in(Path(place))
-        if found is not None:
-            return found
+        tokenizer = _tokenizer_in(Path(place))
+        if tokenizer is not None:
+            return tokenizer
     for cached in _hub_tokenizers():
         return cached
     raise CheckpointError(
@@ -167,7 +171,7 @@ def text_encoder_config(
     Raises:
         CheckpointError: a tensor is missing.
     """
-    block = "encoder.block.0.layer"
+    block = f"{StackedT5.BLOCK_PREFIX}0.layer"
     try:
         vocab_size, d_model = stored[EMBEDDING].shape
         buckets, num_heads = stored[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
@@ -182,7 +186,7 @@ def text_encoder_config(
         d_model=d_model,
         d_kv=inner // num_heads,
         d_ff=d_ff,
-        num_layers=len(block_groups(stored, "encoder.block.")),
+        num_layers=len(block_groups(stored, StackedT5.BLOCK_PREFIX)),
         num_heads=num_heads,
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
@@ -202,15 +206,19 @@ def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
     return otherwise
 
 
-def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
-    """The encoder's tensors, if they are those of a whole T5 v1.1."""
-    path, part = checkpoint.path, part_or_error(checkpoint, layout, "text_encoder")
-    if "encoder.block.0.layer.1.DenseReluDense.wi.weight" in part.keys:
+def _t5_part(opened: Opened) -> Part:
+    """The encoder's tensors.
+
+    Raises:
+        CheckpointError: there are none, or they are those of another T5 than v1.1.
+    """
+    path, part = opened.checkpoint.path, opened.part("text_encoder")
+    if f"{StackedT5.BLOCK_PREFIX}0.layer.1.DenseReluDense.wi.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a T5 1.0; expected T5 v1.1, whose feed-forward layers are gated; "
             "use t5xxl (google/t5-v1_1-xxl)"
         )
-    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
+    if f"{StackedT5.BLOCK_PREFIX}1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
         )
@@ -218,7 +226,7 @@ def _text_encoder_part(checkpoint: Checkpoint, layout: Layout) -> Part:
 
 
 def _encoder_keys(part: Part) -> dict[str, str]:
-    """Name in the module -> name in the file, the embedding under its first name only; a decoder is left aside."""
+    """Name in the module -> name in the file, the embedding under its first name only; a decoder is left out."""
     keys = {name: key for name, key in part.keys.items() if not name.startswith(("decoder.", "lm_head."))}
     again = keys.pop(EMBEDDING_AGAIN, None)
     if again is not None:

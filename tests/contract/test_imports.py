@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,15 @@ def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
         str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
     }
     assert naming == {"ltx_core/placing/devices.py"}
+
+
+def test_only_models_and_key_maps_know_the_names_of_blocks(repository: Path) -> None:
+    """Everything else asks the model (`ltx_core/models/blocks.py`)."""
+    names = re.compile(r"\b(attn2|transformer_blocks|encoder\.block)\b")
+    naming = {str(path.relative_to(repository)) for path in source_files(repository) if names.search(path.read_text())}
+    models = {path for path in naming if path.startswith("ltx_core/models/")}
+    assert {"ltx_core/models/transformer.py", "ltx_core/models/text_encoder.py"} <= models
+    assert naming - models == {"ltx_core/weights/layouts.py"}
 
 
 def test_file_names_and_lengths(repository: Path) -> None:

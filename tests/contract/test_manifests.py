@@ -17,6 +17,7 @@ from ltxkit.ltx_core.models.text_encoder import build_t5
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.releases import RELEASES, UPSCALERS
 from ltxkit.ltx_core.weights.containers import Checkpoint, TensorInfo
 from ltxkit.ltx_core.weights.infer import Description, describe
 from ltxkit.ltx_core.weights.layouts import (
@@ -26,7 +27,6 @@ from ltxkit.ltx_core.weights.layouts import (
     detect_layout,
     vae_from_diffusers,
 )
-from ltxkit.ltx_core.weights.releases import RELEASES, UPSCALERS
 
 DATA = Path(__file__).parents[1] / "data" / "manifests"
 VARIANTS: dict[str, dict[str, Any]] = json.loads((DATA / "variants.json").read_text(encoding="utf-8"))

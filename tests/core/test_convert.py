@@ -19,15 +19,15 @@ from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedErro
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
+from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.convert import FORMATS, convert
 from ltxkit.ltx_core.weights.diffusers_config import scheduler_entries, transformer_entries, vae_entries
 from ltxkit.ltx_core.weights.infer import describe
-from ltxkit.ltx_core.weights.inspect import inspect
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, detect_layout
 from ltxkit.ltx_core.weights.metadata import format_config
-from ltxkit.ltx_core.weights.releases import RELEASES
+from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.save import write_safetensors
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 

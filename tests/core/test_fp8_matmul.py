@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, sample
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant import fp8
 from ltxkit.ltx_core.quant.fp8 import Float8Linear, multiplies_fp8, quantize_rows, use_fp8_matmul
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.shapes import ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT
 
 TinyModels = Callable[..., Path]

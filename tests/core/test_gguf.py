@@ -18,13 +18,14 @@ from torch import Tensor
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGMLLinear
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.containers import open_checkpoint
-from ltxkit.ltx_core.weights.inspect import inspect
 from ltxkit.ltx_core.weights.layouts import T5_FROM_LLAMA_CPP, TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
+from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import TEXT_ENCODER
 

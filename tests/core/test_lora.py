@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGUF
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
-from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantization_by_name
+from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, quantization_by_name
 from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora, match_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 2, 16, 2, 8, 24
 TARGETS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.1.ff.net.0.proj")

@@ -33,7 +33,7 @@ from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
 from ltxkit.ltx_core.placing import devices, placement
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
-from ltxkit.ltx_core.quant.on_load import quantization_by_name
+from ltxkit.ltx_core.quant.registry import quantization_by_name
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors

@@ -28,7 +28,7 @@ from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.samplers import SamplerSettings
 from ltxkit.ltx_core.shapes import LatentShape
-from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae, open_models
 from ltxkit.ltx_core.weights.text_encoder import text_encoder_on_meta
 
 Files = Callable[[str], Path]
@@ -149,7 +149,7 @@ def test_text(true_size: Files, meta_device: Any) -> None:
         def encode(self, prompt: str) -> TokenizedPrompt:
             return TokenizedPrompt(tuple(range(1, 200)), 199, "")
 
-    model, config = text_encoder_on_meta(true_size("t5xxl"))
+    model, config = text_encoder_on_meta(open_models(true_size("t5xxl"), data=False))
     encoder = TextEncoder(model, Words(), config)  # type: ignore[arg-type]
     seen = run(meta_device, lambda: encode_prompts(encoder, ["a", "b"], placement=META), model)
     assert seen.operations > 24 * 20

@@ -18,21 +18,27 @@ from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8Bit
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ltxkit.cli import main
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.copies import Copies
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.placing.placement import DevicePlacement
-from ltxkit.ltx_core.quant.linear import QuantizedLinear
+from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES
+from ltxkit.ltx_core.quant.linear import QuantizedLinear, stored_buffers
 from ltxkit.ltx_core.quant.on_load import QUANTIZATION_NAMES, quantize_int8, quantize_nf4
+from ltxkit.ltx_core.quant.registry import QUANTIZATIONS, UNREAD
 from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.containers import DTYPE_NAMES, TensorInfo
 from ltxkit.ltx_core.weights.convert import convert
-from ltxkit.ltx_core.weights.inspect import inspect
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
+from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
+from ltxkit.nodes.loaders import QUANTIZATION_TOOLTIP
 
 TinyModels = Callable[..., Path]
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
@@ -403,6 +409,141 @@ def test_without_the_packages_of_the_extras(
         convert(tiny_models() / CHECKPOINT, tmp_path / "x.gguf", "gguf-q8_0")
 
 
+# --- who claims what ---
+
+
+def nvfp4(state: State) -> Stored:
+    """As ComfyUI saves it: two weights in a byte, float8 scales of 16, and one scale of all."""
+    stored = dict(state)
+    for key, tensor in state.items():
+        if is_block_linear(key, tensor):
+            stem, (rows, columns) = key.removesuffix(".weight"), tensor.shape
+            stored[key] = torch.zeros(rows, columns // 2, dtype=torch.uint8)
+            stored[f"{stem}.weight_scale"] = torch.ones(rows, columns // 16).to(torch.float8_e4m3fn)
+            stored[f"{stem}.weight_scale_2"] = torch.tensor(0.1)
+            stored[f"{stem}.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    return stored, {}
+
+
+def comfy(dtype: torch.dtype, scale: torch.dtype = torch.float32) -> Callable[[State], Stored]:
+    """ComfyUI's format of one scale per weight or per group, without the tensors that name it."""
+
+    def store(state: State) -> Stored:
+        stored = dict(state)
+        for key, tensor in state.items():
+            if is_block_linear(key, tensor):
+                stored[key] = tensor.to(dtype)
+                stored[f"{key}_scale"] = torch.ones(1).to(scale)
+        return stored, {}
+
+    return store
+
+
+REFUSED: dict[str, Callable[[State], Stored]] = {
+    "nvfp4": nvfp4,
+    "float8_e4m3fn": comfy(torch.float8_e4m3fn),
+    "float8_e5m2": comfy(torch.float8_e5m2),
+    "mxfp8": comfy(torch.float8_e4m3fn, torch.uint8),
+    "int8_tensorwise": comfy(torch.int8),
+}
+
+
+def claiming(tensors: Mapping[str, Tensor]) -> list[str]:
+    stored = {key: TensorInfo(tuple(t.shape), DTYPE_NAMES[t.dtype], t.nbytes, 0) for key, t in tensors.items()}
+    return [known.name for known in (*QUANTIZATIONS, *UNREAD) if known.claims(stored)]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_exactly_one_quantization_claims_each_file(
+    storage: str, transformer: LTXTransformer, t5: transformers.T5EncoderModel
+) -> None:
+    name, store = STORAGES[storage]
+    for model in (transformer, t5):
+        assert claiming(store(model.state_dict())[0]) == ([] if name is None else [name])
+
+
+@pytest.mark.parametrize("kind", [name for name in BLOCK_TYPES if name not in ("F32", "F16", "BF16")])
+def test_gguf_alone_claims_blocks(kind: str, transformer: LTXTransformer) -> None:
+    stored = {
+        key: TensorInfo(tuple(tensor.shape), kind if is_block_linear(key, tensor) else "F32", tensor.nbytes, 0)
+        for key, tensor in transformer.state_dict().items()
+    }
+    assert [known.name for known in (*QUANTIZATIONS, *UNREAD) if known.claims(stored)] == ["gguf"]
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "bare", "component folder"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_format_that_is_not_read_is_refused_by_name(
+    kind: str, place: str, transformer: LTXTransformer, tmp_path: Path
+) -> None:
+    stored, _ = REFUSED[kind](transformer.state_dict())
+    assert claiming(stored) == ["comfy_quant"]
+    path = write_transformer(tmp_path / "model", stored, transformer.config, place)
+    for options in ({}, {"quantization": "fp8"}, {"data": False}):
+        with pytest.raises(UnsupportedError, match=rf"stored as {kind} \(ComfyUI's comfy_quant\).*use the bf16 file"):
+            load_transformer(path, version=VERSION, **options)
+    (problem,) = inspect(path, version=VERSION)["problems"]
+    assert f"stored as {kind} (ComfyUI's comfy_quant)" in problem
+
+
+def test_a_text_encoder_that_is_not_read_is_refused_by_name(
+    t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    path = write_t5(tmp_path / "t5", nvfp4(state)[0], "file")
+    with pytest.raises(UnsupportedError, match="stored as nvfp4"):
+        load_text_encoder(path, tokenizer=tiny_models() / TEXT_ENCODER)
+
+
+def test_two_claims_at_once_are_refused_with_both_names(transformer: LTXTransformer, tmp_path: Path) -> None:
+    state = transformer.state_dict()
+    first = {key: tensor for key, tensor in state.items() if key.startswith("transformer_blocks.0.")}
+    rest = {key: tensor for key, tensor in state.items() if key not in first}
+    mixtures = {
+        "fp8 and as bitsandbytes": (block_cast, bnb_4bit("nf4", nested=False)),
+        "fp8 and as comfy_quant": (comfy_scaled(torch.float8_e4m3fn), nvfp4),
+    }
+    for names, (one, other) in mixtures.items():
+        stored = one(first)[0] | other(rest)[0]
+        path = write_transformer(tmp_path / names, stored, transformer.config, "checkpoint")
+        with pytest.raises(CheckpointError, match=f"stored as {names}; expected one quantization"):
+            load_transformer(path, version=VERSION)
+
+
+def test_integers_that_nobody_explains_are_refused(transformer: LTXTransformer, tmp_path: Path) -> None:
+    stored = {
+        key: tensor.to(torch.int8) if is_block_linear(key, tensor) else tensor
+        for key, tensor in transformer.state_dict().items()
+    }
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
+    with pytest.raises(
+        UnsupportedError, match=r"\(and 19 more\) stored as I8, a quantization that LTXKit does not know"
+    ):
+        load_transformer(path, version=VERSION)
+
+
+@pytest.mark.parametrize("storage", [name for name, (quantization, _) in STORAGES.items() if quantization is not None])
+def test_what_is_stored_keeps_its_type(storage: str, transformer: LTXTransformer, tmp_path: Path) -> None:
+    """Scales too, whatever the buffers are called: a Linear declares them by registering them."""
+    stored, _ = STORAGES[storage][1](transformer.state_dict())
+    path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
+    model, _ = load_transformer(path, dtype=torch.float16, version=VERSION)
+    kept = {key: tensor.dtype for key, tensor in model.state_dict().items() if key in stored_buffers(model)}
+    assert len(kept) >= LAYERS * 10
+    assert torch.float16 not in kept.values()
+
+
+def test_every_choice_is_named_where_users_look_for_it(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    shown = {"generate --help": capsys.readouterr().out, "tooltip": QUANTIZATION_TOOLTIP}
+    shown |= {
+        page: (repository / "web" / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        for page in ("LTXKitLoadModel", "LTXKitLoadTextEncoder")
+    }
+    assert {(place, name) for place, text in shown.items() for name in QUANTIZATION_NAMES if name not in text} == set()
+
+
 # --- quantized while they load ----------------------------------------------------------------------------------------
 
 
@@ -494,7 +635,7 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
     with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
         load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "checkpoint"))
     stored[key] = torch.tensor(list(b"{"), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match="whose quant_state is no JSON"):
+    with pytest.raises(CheckpointError, match="whose quant_state is not JSON"):
         load_transformer(write_transformer(tmp_path / "c", stored, transformer.config, "checkpoint"))
     stored, _ = bnb_int8(transformer.state_dict())
     key = next(key for key in stored if key.endswith("weight_format"))

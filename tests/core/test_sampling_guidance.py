@@ -8,7 +8,7 @@ import torch
 from diffusers.pipelines.ltx.pipeline_ltx_condition import rescale_noise_cfg
 
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
-from ltxkit.ltx_core.presets import PRESETS
+from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance, GuidanceBranch, GuidanceStep, describe_plan
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 
@@ -88,7 +88,7 @@ def test_entries_are_picked_in_float32():
 
 
 def test_official_13b_dev_lists_over_their_schedule():
-    entry = PRESETS["13b-0.9.8-dev"].first_pass
+    entry = RELEASES["13b-0.9.8-dev"].recipe.first_pass
     guidance = Guidance(
         scale=entry.guidance_scale,
         stg_scale=entry.stg_scale,

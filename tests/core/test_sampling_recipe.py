@@ -6,7 +6,7 @@ import pytest
 
 from ltxkit.ltx_core.config import SchedulerConfig
 from ltxkit.ltx_core.pipelines.passes import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
-from ltxkit.ltx_core.presets import PRESETS
+from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 
@@ -19,9 +19,9 @@ SHIFTED = SchedulerConfig(
 )
 
 
-@pytest.mark.parametrize("version", PRESETS)
+@pytest.mark.parametrize("version", RELEASES)
 def test_what_a_preset_says_is_what_its_checkpoint_was_made_for(version):
-    recipe = PRESETS[version]
+    recipe = RELEASES[version].recipe
     layers = 48 if version.startswith("13b") else 28
     for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass):
         if entry is not None:
@@ -42,13 +42,15 @@ def test_what_a_preset_says_is_what_its_checkpoint_was_made_for(version):
 )
 def test_levels_of_the_official_passes(version, entry, steps, first, last):
     scheduler = SHIFTED if version == "2b-0.9.0" else None
-    sigmas = sigmas_for(getattr(PRESETS[version], entry), scheduler, 13376)
+    sigmas = sigmas_for(getattr(RELEASES[version].recipe, entry), scheduler, 13376)
     assert len(sigmas) == steps + 1
     assert [sigmas[0].item(), sigmas[-2].item()] == pytest.approx([first, last], abs=1e-4)
 
 
 def test_only_what_was_trained_stochastically_is_sampled_so():
-    assert [name for name, recipe in PRESETS.items() if sampler_for(recipe).stochastic] == ["2b-0.9.6-distilled"]
+    assert [name for name, release in RELEASES.items() if sampler_for(release.recipe).stochastic] == [
+        "2b-0.9.6-distilled"
+    ]
 
 
 def test_a_distilled_checkpoint_is_told_what_does_not_suit_it():

@@ -9,7 +9,7 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXConditionPipeline, linear_quadratic_schedule
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.presets import DISTILLED_STEPS
+from ltxkit.ltx_core.releases import DISTILLED_STEPS
 from ltxkit.ltx_core.sampling import schedules
 
 EXACT = {"atol": 1e-7, "rtol": 0}

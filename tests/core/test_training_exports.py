@@ -13,6 +13,7 @@ from ltxkit.ltx_core.errors import CheckpointError, ConfigError, ShapeError
 from ltxkit.ltx_core.media import read_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.bundle import bundle
@@ -32,7 +33,7 @@ from ltxkit.ltx_core.training.models import (
 from ltxkit.ltx_core.training.text import make_text_encoder, save_text_encoder
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, vae_from_diffusers
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 
 VAE_MODEL = {
     "in_channels": 3,

@@ -16,6 +16,7 @@ from torch import Tensor
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
@@ -24,7 +25,7 @@ from ltxkit.ltx_core.training.commands import run_training
 from ltxkit.ltx_core.training.loop import StepReport
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, applied, load_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
 GRID = LatentShape(2, 2, 2)

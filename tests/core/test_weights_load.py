@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.progress import ProgressEvent
-from ltxkit.ltx_core.weights.build import assign, load_transformer, load_upsampler, load_vae
+from ltxkit.ltx_core.weights.assign import assign
+from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
 from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, vae_from_diffusers
+from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, UPSCALER
 
@@ -274,25 +277,46 @@ def test_one_key_missing(late: Path, tmp_path: Path, key: str) -> None:
     assert_loads_like(rewritten(late, tmp_path / "poor.safetensors", without(config_of(late), [key])), late)
 
 
-def test_a_scheduler_need_not_say_how_its_shift_ends(late: Path, tmp_path: Path) -> None:
-    """A model that is no released version: nothing but its own metadata tells its scheduler."""
-    layers = 3
+SCHEDULER = {"num_train_timesteps": 1000, "sampler": "Uniform", "shifting": None, "target_shift_terminal": None}
+
+
+def of_no_release(late: Path, layers: int = 3) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and config of a model with fewer layers than any released one: only its metadata say its scheduler."""
     tensors = {
         name: tensor
         for name, tensor in load_file(late).items()
         if not (block := re.search(r"transformer_blocks\.(\d+)\.", name)) or int(block[1]) < layers
     }
-    config = without(config_of(late), ["target_shift_terminal"])
+    config = config_of(late)
     config["transformer"]["num_layers"] = layers
+    return tensors, config
+
+
+@pytest.mark.parametrize("key", SCHEDULER)
+def test_a_key_that_a_scheduler_leaves_out_is_the_official_default(late: Path, tmp_path: Path, key: str) -> None:
+    tensors, config = of_no_release(late)
+    stated = {"num_train_timesteps": 500, "sampler": "LinearQuadratic", "shifting": "SD3", "target_shift_terminal": 0.1}
+    config["scheduler"] = {name: value for name, value in stated.items() if name != key}
     path = tmp_path / "own.safetensors"
     save_file(tensors, path, {"config": json.dumps(config)})
     _, info = load_transformer(path)
     assert info.versions == ()
     assert info.scheduler is not None
-    assert info.scheduler.target_shift_terminal is None
-    del config["scheduler"]["sampler"]
-    save_file(tensors, path, {"config": json.dumps(config)})
-    assert load_transformer(path)[1].scheduler is None
+    assert asdict(info.scheduler) == {**stated, key: SCHEDULER[key], "allowed_inference_steps": None}
+    said = f"scheduler.{key} = {SCHEDULER[key]}"
+    (note,) = info.notes
+    assert note == f"The file does not say these, so they are as in Lightricks' scheduler where nothing is set: {said}."
+    report = inspect(path)
+    assert report["config"][f"scheduler.{key}"] == {"value": SCHEDULER[key], "from": "official default"}
+    assert f"scheduler.{key}" not in report["missing"]
+
+
+def test_a_model_of_no_release_without_a_scheduler_has_none(late: Path, tmp_path: Path) -> None:
+    tensors, config = of_no_release(late)
+    del config["scheduler"]
+    save_file(tensors, tmp_path / "own.safetensors", {"config": json.dumps(config)})
+    _, info = load_transformer(tmp_path / "own.safetensors")
+    assert (info.scheduler, info.notes) == (None, ())
 
 
 def test_where_versions_differ_the_user_is_asked(late: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ltxkit.ltx_core.pipelines.dry_run import outline, plan
 from ltxkit.ltx_core.pipelines.passes import guidance_for
 from ltxkit.ltx_core.placing import placement
 from ltxkit.ltx_core.placing.streaming import streamed
-from ltxkit.ltx_core.presets import PRESETS
+from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 from ltxkit.ltx_core.weights.metadata import format_upscaler_config
@@ -172,7 +172,7 @@ def test_what_a_condition_cannot_be(loaded: Any, prompts: Any, said: list[str]):
 
 def test_lists_as_they_stand_in_the_official_yaml(said: list[str]):
     """The defaults are the first pass of 13B dev, whatever the brackets."""
-    recipe = PRESETS["13b-0.9.8-dev"]
+    recipe = RELEASES["13b-0.9.8-dev"].recipe
     declared = CreateStepGuidance.INPUT_TYPES()["required"]
     values = {name: spec[1].get("default", "attention_values") for name, spec in declared.items()}
     (guidance,) = CreateStepGuidance().run(**values)

@@ -15,31 +15,34 @@ from ..errors import LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from .build import QUANTIZATIONS, differences
-from .containers import DTYPE_NAMES, Checkpoint, TensorInfo, open_checkpoint
-from .infer import Description, describe
-from .layouts import Layout, Part, detect_layout
-from .releases import T5_XXL
+from ..quant.registry import stored_quantization
+from ..releases import T5_XXL
+from .assign import differences
+from .build import Opened, open_models
+from .containers import DTYPE_NAMES, Checkpoint, TensorInfo
+from .infer import Description
+from .layouts import Layout, PartName
 from .text_encoder import text_encoder_config
 
 _DTYPE_WORDS = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPE_NAMES.items()}
 
 
 def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
-    """Everything that the header of a file, or the headers and configs of a folder, tell; no tensor is read.
+    """Everything that the header of a file, or the headers and configs of a folder, say; no tensor is read.
 
     Returns:
         JSON-ready: `path`; `container`; `layout` (how its tensors are named); `kind` and `what` (the same in words);
         `version` (a name of a release, or a list of those that it can be); `quantization`; `dtype` (of most bytes),
         `types` (how many tensors are of each), `parameters` and `bytes` per part; `config`, each value with its origin;
-        `missing` (config values that nothing tells); `unknown_metadata` and `unknown_tensors` (nobody here reads them);
+        `missing` (config values that the file does not show); `unknown_metadata` and `unknown_tensors` (LTXKit does not
+        read them);
         `problems` (why it would not load).
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or of another format.
     """
-    checkpoint = open_checkpoint(path)
-    layout = detect_layout(checkpoint.tensors)
+    opened = open_models(path, version=version)
+    checkpoint, layout = opened.checkpoint, opened.layout
     report: dict[str, Any] = {
         "path": str(path),
         "container": checkpoint.container,
@@ -47,7 +50,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "kind": layout.kind,
         "what": layout.what,
         "version": [],
-        "quantization": _quantization(checkpoint, layout),
+        "quantization": None,
         "dtype": {},
         "types": {},
         "parameters": {},
@@ -64,9 +67,11 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         report["parameters"][name] = sum(info.parameters for info in stored)
         report["bytes"][name] = sum(info.nbytes for info in stored)
     try:
-        description = describe(checkpoint, layout, version)
+        quantizations = {name: stored_quantization(opened.stored(name), path) for name in layout.parts}
+        report["quantization"] = next((known.name for known in quantizations.values() if known is not None), None)
+        description = opened.description
         if "text_encoder" in layout.parts:
-            _add_text_encoder(report, checkpoint, layout.parts["text_encoder"])
+            _add_text_encoder(report, opened)
     except LTXKitError as error:
         report["problems"].append(str(error))
         return report
@@ -77,32 +82,24 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     }
     report["missing"] = list(description.missing)
     report["unknown_metadata"] = list(description.unknown)
-    for part in layout.parts.values():
-        report["problems"] += _problems(checkpoint, part, description)
+    # Packed weights have shapes of their own and are checked when they are loaded.
+    for name in (name for name, quantization in quantizations.items() if quantization is None):
+        report["problems"] += _problems(opened, name)
     return report
 
 
 def _stored_by_part(checkpoint: Checkpoint, layout: Layout) -> dict[str, list[TensorInfo]]:
-    """Tensors of each part, statistics aside; of a file without parts that we know, all of them."""
+    """Tensors of each part, statistics aside; all tensors of a file in which no part is known."""
     if not layout.parts:
         return {layout.kind: list(checkpoint.tensors.values())}
     return {
         part.name: [
-            checkpoint.tensors[theirs]
-            for ours, theirs in part.keys.items()
-            if not ours.startswith("per_channel_statistics.")
+            info
+            for name, info in checkpoint.stored(part.keys).items()
+            if not name.startswith("per_channel_statistics.")
         ]
         for part in layout.parts.values()
     }
-
-
-def _quantization(checkpoint: Checkpoint, layout: Layout) -> str | None:
-    for part in layout.parts.values():
-        stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
-        for known in QUANTIZATIONS:
-            if known.claims(stored):
-                return known.name
-    return None
 
 
 def _dtype(stored: list[TensorInfo]) -> str:
@@ -133,26 +130,27 @@ _MODELS: Mapping[str, Callable[[Description], nn.Module]] = {
 }
 
 
-def _problems(checkpoint: Checkpoint, part: Part, description: Description) -> Iterator[str]:
-    """Why this part would not load. Packed weights have shapes of their own and are checked when they are loaded."""
-    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
-    if part.name not in _MODELS or any(known.claims(stored) for known in QUANTIZATIONS):
+def _problems(opened: Opened, part: PartName) -> Iterator[str]:
+    """Why this part, of plain weights, would not load."""
+    if part not in _MODELS:
         return
     try:
         with torch.device("meta"):
-            model = _MODELS[part.name](description)
+            model = _MODELS[part](opened.description)
     except LTXKitError as error:
         yield str(error)
         return
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = differences(expected, {name: info.shape for name, info in stored.items()})
-    if found:
-        yield f"{part.name}: {found}"
+    differing = differences(expected, {name: info.shape for name, info in opened.stored(part).items()})
+    if differing:
+        yield f"{part}: {differing}"
 
 
-def _add_text_encoder(report: dict[str, Any], checkpoint: Checkpoint, part: Part) -> None:
-    stored = {ours: checkpoint.tensors[theirs] for ours, theirs in part.keys.items()}
-    config = text_encoder_config(stored, checkpoint.configs.get("text_encoder", {}), checkpoint.path)
+def _add_text_encoder(report: dict[str, Any], opened: Opened) -> None:
+    checkpoint = opened.checkpoint
+    config = text_encoder_config(
+        opened.stored("text_encoder"), checkpoint.configs.get("text_encoder", {}), checkpoint.path
+    )
     for name, value in asdict(config).items():
         report["config"][f"text_encoder.{name}"] = {"value": value, "from": "shapes"}
     if (config.d_model, config.d_ff, config.num_layers) == T5_XXL:

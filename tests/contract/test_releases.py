@@ -1,4 +1,4 @@
-"""The presets equal the recorded official configs, value by value."""
+"""The recipes of the table of releases equal the recorded official configs, value by value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.presets import DOWNSCALE_FACTOR, PRESETS, PassPreset, preset
+from ltxkit.ltx_core.releases import DOWNSCALE_FACTOR, RELEASES, PassPreset, release
 
 RECIPES = json.loads((Path(__file__).parent.parent / "data" / "official_recipes.json").read_text(encoding="utf-8"))
 PASS_FIELDS = {field.name for field in fields(PassPreset)}
@@ -42,13 +42,13 @@ def as_lists(entry: PassPreset, official: dict) -> dict:
     return ours
 
 
-def test_every_released_checkpoint_has_a_preset():
-    assert set(PRESETS) == set(RECIPES)
+def test_every_released_checkpoint_has_a_recipe():
+    assert set(RELEASES) == set(RECIPES)
 
 
 @pytest.mark.parametrize("version", RECIPES)
 def test_preset_equals_official_config(version):
-    recipe, ours = RECIPES[version]["settings"], PRESETS[version]
+    recipe, ours = RECIPES[version]["settings"], RELEASES[version].recipe
     if recipe["pipeline_type"] == "base":
         passes = {"one_pass": {name: value for name, value in recipe.items() if name in PASS_FIELDS}}
         assert ours.first_pass is None
@@ -74,7 +74,7 @@ def test_preset_equals_official_config(version):
 
 @pytest.mark.parametrize("version", RECIPES)
 def test_every_preset_makes_a_schedule_that_the_checkpoint_allows(version):
-    ours = PRESETS[version]
+    ours = RELEASES[version].recipe
     for entry in (ours.one_pass, ours.first_pass, ours.second_pass):
         if entry is not None and ours.allowed_inference_steps and entry.timesteps:
             assert set(entry.timesteps) <= set(ours.allowed_inference_steps)
@@ -82,4 +82,4 @@ def test_every_preset_makes_a_schedule_that_the_checkpoint_allows(version):
 
 def test_unknown_version_is_named():
     with pytest.raises(ConfigError, match=r"got version '3b'; expected one of 2b-0\.9\.0"):
-        preset("3b")
+        release("3b")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltxkit.ltx_core.errors import CheckpointError
-from ltxkit.ltx_core.weights.inspect import format_report, inspect
+from ltxkit.ltx_core.weights.report import format_report, inspect
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, UPSCALER
 
 TinyModels = Callable[..., Path]

@@ -1,0 +1,100 @@
+"""Which recipe a checkpoint is used with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..releases import RELEASES, PassPreset, Preset
+from ..sampling.guidance import Guidance
+from ..weights.lora import WeightedLoRA
+
+# For models without a recipe for two passes: where the second one of the 13B dev models starts, without guidance.
+REFINE = PassPreset(
+    guidance_scale=(1,),
+    stg_scale=(0,),
+    rescaling_scale=(1,),
+    skip_block_list=((),),
+    num_inference_steps=30,
+    skip_initial_inference_steps=17,
+)
+# For a model that is no released one, such as one trained from scratch: plain guidance, no perturbed blocks, whose best
+# numbers nobody has looked for.
+UNKNOWN = Preset(
+    one_pass=PassPreset(
+        guidance_scale=(3,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=30
+    ),
+    first_pass=None,
+    second_pass=None,
+    width=704,
+    height=480,
+    frame_rate=25,
+    image_cond_noise_scale=0.0,
+    negative_prompt="",  # what training drops captions for
+)
+
+
+def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
+    """The preset of a checkpoint, and a sentence for the user about where it comes from.
+
+    versions: released versions that the file can be, most likely first.
+    """
+    if not versions:
+        return UNKNOWN, "The model is no released version: sampling with 30 steps, guidance scale 3 and no STG."
+    first, *others = versions
+    recipe = RELEASES[first].recipe
+    if others:
+        also = ", ".join(others)
+        return recipe, f"The file does not say which version it is: sampling as {first}; it may also be {also}."
+    return recipe, f"Sampling as {first}."
+
+
+def check_recipe(version: str, num_layers: int, option: str) -> None:
+    """Refuse a released version whose recipe cannot run on the model.
+
+    num_layers: blocks of the model. option: what the user chose the version with, for the message.
+
+    Raises:
+        ConfigError: its guidance perturbs blocks that the model does not have.
+    """
+    beyond = _blocks_beyond(RELEASES[version].recipe, num_layers)
+    if beyond:
+        fitting = [name for name, release in RELEASES.items() if not _blocks_beyond(release.recipe, num_layers)]
+        raise ConfigError(
+            f"got {option} {version}, whose recipe perturbs the blocks {', '.join(map(str, beyond))}, for a model of "
+            f"{num_layers} blocks; expected one of {', '.join(fitting)}; pass one of these with --{option} ({option}=)"
+        )
+
+
+def _blocks_beyond(recipe: Preset, num_layers: int) -> list[int]:
+    """Blocks that the recipe perturbs in some step and that a model of so many does not have."""
+    passes = [entry for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass) if entry is not None]
+    guidances = [guidance_for(entry, recipe) for entry in passes]
+    steps = [guidance.at(level) for guidance in guidances for level in guidance.guidance_timesteps or (1.0,)]
+    return sorted({block for step in steps if step.stg_scale > 0 for block in step.skip_blocks if block >= num_layers})
+
+
+def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tuple[tuple[str, ...], str]:
+    """What dev versions become with a distilled LoRA among `loras`, and a sentence for the user, or "".
+
+    Versions that have no distilled one stay what they are.
+    """
+    name = next((one.lora.path.name for one in loras if one.strength > 0 and one.lora.is_distilled), "")
+    named = tuple(f"{version.removesuffix('-dev')}-distilled" for version in versions if version.endswith("-dev"))
+    found = tuple(version for version in named if version in RELEASES)
+    if not name or not found:
+        return tuple(versions), ""
+    return found, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."
+
+
+def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
+    """Guidance of a recipe's pass."""
+    return Guidance(
+        scale=entry.guidance_scale,
+        stg_scale=entry.stg_scale,
+        rescaling_scale=entry.rescaling_scale,
+        skip_blocks=entry.skip_block_list,
+        guidance_timesteps=entry.guidance_timesteps,
+        stg_mode=recipe.stg_mode,
+        cfg_star=entry.cfg_star_rescale,
+    )
