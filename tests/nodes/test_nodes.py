@@ -337,7 +337,7 @@ def test_the_two_passes_keep_as_many_blocks_as_their_loaders_asked_for(host: Fak
     name = ("ltxv-tiny.safetensors", "in the model file", "fp32", VERSION)
     (first, vae), (second, _) = (LoadModel().run(*name, resident_blocks=blocks) for blocks in (2, -1))
     (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
-    sizes = {"width": 96, "height": 96, "frames": 1, "seed": 1, "adain": 1.0, "condition_noise": 0.0}
+    sizes = {"width": 96, "height": 96, "frames": 9, "seed": 1, "adain": 1.0, "condition_noise": 0.0}
     GenerateTwoStage().run(first, vae, upscaler, *prompts, **sizes, second_model=second)
     assert [blocks for module, blocks in host.resident if module is first.transformer] == [2]
     assert {blocks for module, blocks in host.resident if module is not first.transformer} == {None}
