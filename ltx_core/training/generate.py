@@ -15,7 +15,8 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..pipelines.condition import Conditions
-from ..pipelines.recipe import UNKNOWN, Pass
+from ..pipelines.passes import Pass
+from ..pipelines.recipe import UNKNOWN
 from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ..pipelines.settings import ADAIN, Overrides, PassSettings, Settings
 from ..pipelines.two_stage import Upscaling, upscale_latent
