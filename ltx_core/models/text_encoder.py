@@ -94,9 +94,9 @@ class TokenizedPrompt:
 class Tokenizer:
     """T5's unigram tokenizer.
 
-    path: the file it came from.
-    vocab_size: number of pieces that the file knows.
-    eos_id: id of the end-of-sequence token.
+    path: its file.
+    vocab_size: number of pieces in the file.
+    eos_id: id of the end-of-sequence token, -1 if the file has none.
     """
 
     path: Path
@@ -107,7 +107,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        """Reads `spiece.model` (sentencepiece) or `tokenizer.json` (tokenizers), told apart by content.
+        """Reads `spiece.model` (sentencepiece) or `tokenizer.json` (tokenizers), distinguished by content.
 
         Raises:
             CheckpointError: the file is neither, or has no end-of-sequence token.
@@ -128,7 +128,7 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, prompt: str) -> TokenizedPrompt:
-        """Tokens of a prompt, surrounding space removed; what goes beyond MAX_TOKENS is cut off and reported."""
+        """Tokens of a prompt, without surrounding space; the part beyond MAX_TOKENS is cut off and reported."""
         ids = list(self.to_ids(prompt.strip()))
         kept = ids[: MAX_TOKENS - 1]
         cut = ids[MAX_TOKENS - 1 :]
@@ -137,7 +137,7 @@ class Tokenizer:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A loaded text encoder: the model, what makes its tokens, and its architecture."""
+    """A loaded text encoder: model, tokenizer and architecture."""
 
     model: T5EncoderModel
     tokenizer: Tokenizer
@@ -165,7 +165,7 @@ def _from_json(path: Path, data: bytes) -> Tokenizer:
 
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises plain Exception; an interrupt is none
+    except Exception as error:  # the library raises plain Exception, which an interrupt is not
         raise CheckpointError(
             f"got {path}, which the tokenizers library cannot read ({error}); expected tokenizer.json of T5 v1.1; "
             "download it again"

@@ -141,7 +141,9 @@ class Decoder(nn.Module):
         """
         if timestep is not None:
             timestep = timestep.float() * self.timestep_scale_multiplier
-        dtype = compute_dtype(self.conv_in.conv.weight)
+        weight = self.conv_in.conv.weight
+        dtype = compute_dtype(weight)
+        noise = tuple(noise_map.to(weight.device, dtype) for noise_map in noise)
         latents = ((rearrange(x.to(dtype), "b c f h w -> b f h w c"), last) for x, last in pieces)
         stages: list[Stage] = [self.conv_in, *self._up_stages(timestep, noise), self._last_stage(timestep)]
         for frames in run_stages(stages, latents, limit):
@@ -161,12 +163,10 @@ class Decoder(nn.Module):
 
     def _up_stages(self, timestep: Tensor | None, noise: tuple[Tensor, ...]) -> list[Stage]:
         """timestep: scaled. noise: the maps of all layers, in the order of use."""
-        weight = self.conv_in.conv.weight
-        maps = [noise_map.to(weight.device, compute_dtype(weight)) for noise_map in noise]
         layers = self._layers()
         ends = accumulate(layer.noise_maps for layer in layers)
         return [
-            layer.stage(timestep, maps[end - layer.noise_maps : end]) for layer, end in zip(layers, ends, strict=True)
+            layer.stage(timestep, noise[end - layer.noise_maps : end]) for layer, end in zip(layers, ends, strict=True)
         ]
 
     def _last_stage(self, timestep: Tensor | None) -> Stage:
