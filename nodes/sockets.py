@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ltx_core.errors import ConfigError, ShapeError, UnsupportedError
+from ..ltx_core.host import Host
 from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.sample import EncodedPrompt
-from ..ltx_core.placing.placement import Placement
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
@@ -180,15 +180,15 @@ def received_model(model: object, wanted_for: str) -> Model:
     return received(MODEL, model, "model")
 
 
-def placement(*handles: Model | Encoder) -> Placement:
-    """The host's `place`, with the `resident_blocks` of each handle for its module."""
+def stage_host(*handles: Model | Encoder) -> Host:
+    """What a stage of the core is given: the host of the running node, with what the handles say of their modules."""
     resident = {handle.module: handle.resident_blocks for handle in handles}
-    place = host().place
+    here = host()
 
-    def placed(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        return place(module, memory_required=memory_required, resident_blocks=resident.get(module))
+    def place(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
+        return here.place(module, memory_required=memory_required, resident_blocks=resident.get(module))
 
-    return placed
+    return Host(place, here.spare_memory, here.progress(), here.say)
 
 
 # ------------------------------------------------------------------------------------------------ LATENT
@@ -222,15 +222,6 @@ def latent_canvas(latent: Mapping[str, Any]) -> Canvas | None:
     """The canvas of a LATENT, if it still belongs to its samples: native nodes copy it whatever they do to those."""
     canvas = latent.get("ltxkit_canvas")
     return canvas if isinstance(canvas, Canvas) and tuple(canvas.grid) == tuple(latent["samples"].shape[2:]) else None
-
-
-def guide_frames(values: Mapping[str, Any], samples: Tensor) -> int:
-    """Latent frames at the end of `samples` (b, c, f, h, w) that native nodes have appended as guides.
-
-    values: of the CONDITIONING. `generate.sample` refuses guides of another latent.
-    """
-    corners = values.get("keyframe_idxs")
-    return 0 if corners is None else min(corners.shape[2] // samples[0, 0, 0].numel(), samples.shape[2] - 1)
 
 
 def refuse_guides(latent: Mapping[str, Any]) -> None:
