@@ -210,7 +210,7 @@ def _pass_settings(
     plan = chosen.plan(sigmas, layers)
     for sentence in (*warnings_for(recipe, sigmas, plan), f"Every window: {describe_plan(plan, layers)}"):
         say(sentence)
-    stepping = SamplerSettings(stochastic=sampler_for(recipe).stochastic, condition_noise=condition_noise)
+    stepping = SamplerSettings(sampler_for(recipe).name, condition_noise)
     return PassSettings(model.transformer, sigmas, chosen, stepping, model.loras)
 
 

@@ -270,5 +270,5 @@ def _recipe(model: sockets.Model, *, say: bool) -> Preset:
 
 
 def _settings(recipe: Preset, sampler: str, condition_noise: float, levels: Any) -> SamplerSettings:
-    stochastic = sampler_for(recipe).stochastic if sampler == "preset" else sampler == "stochastic"
-    return SamplerSettings(stochastic=stochastic, condition_noise=condition_noise, levels=levels)
+    name = sampler_for(recipe).name if sampler == "preset" else sampler
+    return SamplerSettings(name, condition_noise, levels)

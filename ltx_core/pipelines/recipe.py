@@ -110,7 +110,8 @@ def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
 
 def sampler_for(recipe: Preset) -> SamplerSettings:
     """How the steps of any pass are made."""
-    return SamplerSettings(stochastic=recipe.stochastic_sampling, condition_noise=recipe.image_cond_noise_scale)
+    name = "stochastic" if recipe.stochastic_sampling else "euler"
+    return SamplerSettings(name, recipe.image_cond_noise_scale)
 
 
 def warnings_for(recipe: Preset, sigmas: Tensor, steps: Sequence[GuidanceStep]) -> tuple[str, ...]:

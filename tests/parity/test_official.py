@@ -109,7 +109,7 @@ def run(models, settings: dict) -> torch.Tensor:
         sigmas=sigmas(settings),
         guidance=guidance(settings),
         settings=SamplerSettings(
-            stochastic=settings.get("stochastic_sampling", False),
+            name="stochastic" if settings.get("stochastic_sampling") else "euler",
             condition_noise=settings.get("image_cond_noise_scale", 0.0),
             levels="official",
         ),
