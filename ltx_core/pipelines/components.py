@@ -45,7 +45,6 @@ from .tiling import Tiling
 from .two_stage import PassSettings, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
-DECODE_SEED = 1 << 32  # added to the seed, so that decoding does not mix in the very noise that the clip was made from
 
 Path_ = Path | str
 
@@ -319,7 +318,7 @@ class Clip:
             self.latent,
             decode_timestep=made_by.recipe.decode_timestep,
             decode_noise_scale=made_by.recipe.decode_noise_scale,
-            seed=self.seed + DECODE_SEED,
+            seed=self.seed,
             placement=made_by.placement,
             tone_map_compression_ratio=self.settings["tone_map_compression_ratio"],
             tiling=made_by.tiling,

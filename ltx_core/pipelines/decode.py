@@ -16,6 +16,7 @@ from ..models.vae_memory import decode_bytes
 from ..models.video_vae import VideoVAE
 from ..progress import Progress, ProgressEvent, silent
 from ..sampling.filters import tone_map
+from ..sampling.noise import stream
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
 
@@ -85,7 +86,8 @@ def decode_frames(
 
     latent: (1, c, f, h, w), normalised.
     decode_timestep, decode_noise_scale: t and s, 0 to 1; the official recipes have 0.05 and 0.025.
-    seed: of that noise, and of what the decoder of 0.9.1 injects; drawn once for the whole clip.
+    seed: of that noise, and of what the decoder of 0.9.1 injects, drawn once for the whole clip; it may be the clip's,
+        whose own noise is another stream.
     tone_map_compression_ratio: of `filters.tone_map`, which comes after the noise as in the official pipeline; 0: none.
     tiling: how the clip is cut up; None chooses by `memory`, the bytes there are for activations, None for any number.
         A clip cut in space is held whole and leaves while its last tile is made.
@@ -108,7 +110,7 @@ def decode_frames(
         tiling = choose_tiling(shape, lambda largest, frames: need(largest, limit=frames), memory)
     memory_required = need(tiling.largest(shape), limit=tiling.frames)
 
-    generator = torch.Generator("cpu").manual_seed(seed % 2**64)
+    generator = stream(seed, "decode")
     latent, timestep = latent.detach().float().cpu(), None
     if vae.config.timestep_conditioning:
         noise = torch.randn(latent.shape, generator=generator)

@@ -138,6 +138,7 @@ def sample_windows(
     frames they are the latent of the whole.
 
     prompts: one for all windows, or one each. size: of the whole clip, as the VAE can have it.
+    seed: of the first window; the window number i has `seed + i`, counted from 0.
     conditions: their frames count in the whole clip; each goes to the first window that shows its start, and of a
         reference every window gets its part.
 
