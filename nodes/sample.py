@@ -120,13 +120,14 @@ class SampleVideo(sockets.Node):
         for sentence in (*warnings_for(recipe, sigmas, plan), describe_plan(plan, layers)):
             host().say(sentence)
         shown = sockets.received(sockets.CONDITION, conditions, "conditions")
+        noise = sockets.continued_noise(latent, seed)
         result = sample(
             handle.transformer,
             samples,
             prompt,
             sockets.from_conditioning(negative, "negative")[0],
             sigmas=sigmas,
-            noise=SeededNoise(seed),
+            noise=noise,
             fps=sockets.frame_rate(values, canvas),
             scale=handle.scale,
             placement=host().place,
@@ -142,6 +143,7 @@ class SampleVideo(sockets.Node):
         )
         made = {**latent, "samples": result.to(host().output_device)}
         made[sockets.GUIDES], made[sockets.MOTION] = guides, motion_settings(shown, condition_noise)
+        made[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
         return (made,)
 
 
@@ -224,7 +226,10 @@ class GenerateTwoStage(sockets.Node):
             progress=host().progress(),
             notes=host().say,
         )
-        result = {"samples": latent.to(host().output_device)}
+        result = {
+            "samples": latent.to(host().output_device),
+            sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
+        }
         tone = second_pass.tone_map_compression_ratio
         (clip,) = decode_clips(result, vae, refining.decode_timestep, refining.decode_noise_scale, seed, tone)
         clip = fit_frames(clip[:frames], height, width, "stretch")
