@@ -10,7 +10,7 @@ modulo 2**32; so every other draw has a generator whose seed is a hash.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -100,7 +100,7 @@ def stream(seed: int, name: StreamName, index: int = 0, device: torch.device | s
 
 
 @contextmanager
-def initialised(seed: int, name: StreamName) -> Iterator[None]:
+def initialised(seed: int, name: StreamName) -> Generator[None]:
     """New modules on the CPU get their weights from a stream: torch.nn draws them from torch's global generator, which
     afterwards is as it was."""
     with torch.random.fork_rng(devices=()):

@@ -1,9 +1,9 @@
 """Clips and captions by number.
 
 Sample number i of a source is a function of (seed, i) alone, and every other random draw of training is one of its
-step's whole batch (`generator`), of which pieces and processes take their rows. So a run that goes on after an
-interruption, batches cut into pieces, and several processes all see what one uninterrupted process would have seen, and
-a checkpoint needs no random state beside its step.
+step's whole batch (`sampling.noise.stream`), of which pieces and processes take their rows. So a run that goes on after
+an interruption, batches cut into pieces, and several processes all see what one uninterrupted process would have seen,
+and a checkpoint needs no random state beside its step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..progress import Notes, log_note
+from ..sampling.noise import seed_sequence, stream
 from ..shapes import PixelShape
 from .config import Data
 from .digits import WORDS, MovingDigits, Split, mnist_digits, sklearn_digits
@@ -65,14 +66,6 @@ class Source(Protocol):
         ...
 
 
-def generator(seed: int, stream: str, index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for every (seed, purpose, number)."""
-    words = np.random.SeedSequence([seed, int.from_bytes(stream.encode(), "little"), index]).generate_state(
-        2, np.uint32
-    )
-    return torch.Generator(device).manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
 def stacked(samples: Iterable[Sample], device: torch.device) -> Samples:
     """Single samples of one size as a batch on `device`."""
     listed = list(samples)
@@ -105,7 +98,7 @@ class DigitSource:
         self.clips, self.base, self.enlarged, self.seed = clips, base, enlarged, seed
 
     def size(self, batch: int) -> PixelShape:
-        large = np.random.default_rng((self.seed, 2, batch)).random() < self.enlarged
+        large = np.random.default_rng(seed_sequence(self.seed, "enlarged", batch)).random() < self.enlarged
         return PixelShape(self.base.frames, self.base.height * 2, self.base.width * 2) if large else self.base
 
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
@@ -154,7 +147,7 @@ class MovingMNIST:
 
     def _sample(self, index: int, size: PixelShape) -> Sample:
         member = shuffled(self.members, index, self.seed)
-        rng = generator(self.seed, "moving mnist", index)
+        rng = stream(self.seed, "moving mnist", index)
         start = int(torch.randint(self.videos.shape[1] - size.frames + 1, (), generator=rng))
         grey = np.divide(self.videos[member, start : start + size.frames], 255, dtype=np.float32)
         return Sample(to_pixels(torch.from_numpy(grey)), self._caption(member, rng))
@@ -187,7 +180,7 @@ def file_identity(path: Path) -> str:
 def shuffled(members: range, index: int, seed: int) -> int:
     """Member number `index` of an endless reading of `members`, each pass in its own order."""
     epoch, position = divmod(index, len(members))
-    return members[int(np.random.default_rng((seed, 3, epoch)).permutation(len(members))[position])]
+    return members[int(np.random.default_rng(seed_sequence(seed, "order", epoch)).permutation(len(members))[position])]
 
 
 def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:

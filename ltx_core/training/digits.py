@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, UnsupportedError
+from ..sampling.noise import StreamName, seed_sequence
 
 Split = Literal["train", "validation"]
 Glyphs = NDArray[np.float32]  # (n, size, size) in [0, 1], ink is 1
@@ -138,11 +139,11 @@ class MovingDigits:
         if not all(len(group) for group in self.by_label):
             raise ConfigError(f"got digits without all ten labels in the {split} part; expected each at least once")
         self.glyphs: dict[int, Glyphs] = {glyph_size: upscale(images, glyph_size)}
-        self.split_number = 1 if split == "validation" else 0
+        self.stream: StreamName = "validation digits" if split == "validation" else "digits"
 
     def describe(self, index: int) -> DigitClip:
         """The clip number `index` (any non-negative number) in words and numbers."""
-        rng = np.random.default_rng((self.seed, self.split_number, index))
+        rng = np.random.default_rng(seed_sequence(self.seed, self.stream, index))
         label = int(rng.integers(len(WORDS)))
         group, ways = self.by_label[label], tuple(DIRECTIONS)
         glyph = int(group[rng.integers(len(group))])
