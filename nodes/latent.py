@@ -19,6 +19,7 @@ from ..ltx_core.pipelines.encode import encode_frames
 from ..ltx_core.pipelines.settings import Decoding
 from ..ltx_core.pipelines.two_stage import Upscaling, upscale_latent
 from ..ltx_core.sampling import filters
+from ..ltx_core.sampling.noise import stream
 from ..ltx_core.shapes import PixelShape, ScaleFactors
 from . import sockets
 from .host import host
@@ -271,8 +272,10 @@ class DecodeVideo(sockets.Node):
             clips = [crop_to(clip, canvas.size) for clip in clips]
         say_motion(clips, latent.get(sockets.MOTION, ""))
         if film_grain:
-            generator = torch.Generator().manual_seed(seed)
-            clips = [filters.film_grain(clip, film_grain, grain_saturation, generator) for clip in clips]
+            clips = [
+                filters.film_grain(clip, film_grain, grain_saturation, stream(seed + i, "film grain"))
+                for i, clip in enumerate(clips)
+            ]
         return (torch.cat(clips).to(host().output_device),)
 
 

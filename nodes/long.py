@@ -31,7 +31,7 @@ from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .host import host
 from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
-from .passes import LEVELS, SAMPLERS, made_pass, received_pass, sampler_name, settings_of
+from .passes import LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
 from .widgets import decimal, frame_rate, integer, link, seed, text
 
 FOLDER = "ltxkit-long"  # in the output folder, which ComfyUI does not clear
@@ -88,7 +88,7 @@ class GenerateLongVideo(sockets.Node):
                 ),
                 "schedule": link("SIGMAS", "From Schedule, for every window. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
-                "sampler": SAMPLERS,
+                "sampler": SAMPLER,
                 "levels": LEVELS,
                 "tone_map": TONE_MAP,
                 "tile_size": TILE_SIZE,

@@ -10,15 +10,18 @@ from ..ltx_core.errors import ConfigError
 from ..ltx_core.pipelines.passes import Pass
 from ..ltx_core.pipelines.recipe import recipe_for
 from ..ltx_core.pipelines.settings import Overrides, PassSettings, Settings, Which
+from ..ltx_core.sampling.samplers import SAMPLERS
 from ..ltx_core.sampling.schedules import check_sigmas
 from . import sockets
 from .host import host
 from .widgets import choice, decimal
 
 PRESET = "preset"
-SAMPLERS = choice(
-    [PRESET, "euler", "stochastic"],
-    "preset: euler, except for 2B 0.9.6 distilled, which wants fresh noise in every step.",
+SAMPLER = choice(
+    [PRESET, *SAMPLERS],
+    "preset: euler, except for 2B 0.9.6 distilled, which wants fresh noise in every step (stochastic). heun: twice the "
+    "work per step, the most exact for many steps. dpmpp_2m (DPM++ 2M) and gradient_estimation: more exact than euler "
+    "at the same cost. Distilled checkpoints: euler, or what the preset says.",
 )
 LEVELS = choice(
     ["own", "official"],

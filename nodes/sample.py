@@ -26,7 +26,7 @@ from . import sockets
 from .guides import denoise_mask, guide_frames, mask_on_grid, without_guides
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
-from .passes import CONDITION_NOISE, LEVELS, SAMPLERS, made_pass, received_pass, sampler_name, settings_of
+from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
 from .widgets import decimal, integer, link, seed
 
 ADAIN = decimal(
@@ -67,7 +67,7 @@ class SampleVideo(sockets.Node):
                     "LATENT", "The canvas: empty for a new video, or a latent to start from with a schedule below 1."
                 ),
                 "seed": seed("One seed, one video, on every device."),
-                "sampler": SAMPLERS,
+                "sampler": SAMPLER,
                 "condition_noise": CONDITION_NOISE,
             },
             "optional": {
@@ -119,17 +119,19 @@ class SampleVideo(sockets.Node):
             None if mask is None else denoise_mask(mask, samples, handle.scale.frames),
         )
         items = _on_canvas(shown, canvas.size if canvas else size, size)
+        noise = sockets.continued_noise(latent, seed)
         result = _sampled(
             one,
             clip,
             Prompts(prompt, sockets.from_conditioning(negative, "negative")[0]),
-            SeededNoise(seed),
+            noise,
             Conditions(items, None if vae is None else sockets.received(sockets.VAE, vae, "vae")),
             guides=(guides, values.get("keyframe_idxs")),
             host=sockets.stage_host(handle),
         )
         made = {**latent, "samples": result.to(host().output_device)}
         made[sockets.GUIDES], made[sockets.MOTION] = guides, motion_settings(shown, condition_noise)
+        made[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
         return (made,)
 
 
@@ -166,7 +168,7 @@ class GenerateTwoStage(sockets.Node):
                     "Pictures and clips, from Condition; a control video, from Reference; used in both passes.",
                 ),
                 "second_model": link(sockets.MODEL, "Another model for the second pass, of the same VAE."),
-                "sampler": SAMPLERS,
+                "sampler": SAMPLER,
                 "levels": LEVELS,
                 "schedule": link("SIGMAS", "From Schedule, for the first pass. Without it: the checkpoint's own."),
                 "guidance": link(
@@ -243,7 +245,10 @@ class GenerateTwoStage(sockets.Node):
             host=sockets.stage_host(first, second),
             conditions=Conditions(_on_canvas(shown, asked, PixelShape(size.frames, height, width)), vae),
         )
-        result = {"samples": latent.to(host().output_device)}
+        result = {
+            "samples": latent.to(host().output_device),
+            sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
+        }
         (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
         fitted = resize(frames_made[:frames], height, width, "stretch")
         say_motion([fitted], motion_settings(shown, condition_noise))

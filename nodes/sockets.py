@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.sample import EncodedPrompt
 from ..ltx_core.sampling.guidance import Guidance
+from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
@@ -113,9 +114,17 @@ class Canvas:
     grid: LatentShape
 
 
+class NoiseDrawn(NamedTuple):
+    """What the passes that made a LATENT have drawn: their seed, and `SeededNoise.drawn`."""
+
+    seed: int
+    drawn: tuple[int, ...]
+
+
 # What our nodes write into a LATENT beside ComfyUI's own keys and `ltxkit_canvas`.
 GUIDES = "ltxkit_guides"  # latent frames at its end that are guides of native nodes
 MOTION = "ltxkit_motion"  # what governs motion, for the score that Decode shows
+NOISE = "ltxkit_noise_drawn"  # a NoiseDrawn, after which the next Sample goes on
 
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, LTXKIT_LORA a file's path,
 # and LTXKIT_CONDITION a tuple of Condition and Reference, in the order in which they were chained.
@@ -222,6 +231,13 @@ def latent_canvas(latent: Mapping[str, Any]) -> Canvas | None:
     """The canvas of a LATENT, if it still belongs to its samples: native nodes copy it whatever they do to those."""
     canvas = latent.get("ltxkit_canvas")
     return canvas if isinstance(canvas, Canvas) and tuple(canvas.grid) == tuple(latent["samples"].shape[2:]) else None
+
+
+def continued_noise(latent: Mapping[str, Any], seed: int) -> SeededNoise:
+    """The noise of a pass over a LATENT. With the seed of the passes before, it goes on where they stopped, as in the
+    second pass of Two-Stage; with another seed, or where nothing is known of them, it starts."""
+    before = latent.get(NOISE)
+    return SeededNoise(seed, before.drawn if isinstance(before, NoiseDrawn) and before.seed == seed else ())
 
 
 def refuse_guides(latent: Mapping[str, Any]) -> None:

@@ -48,7 +48,6 @@ from .two_stage import Upscaling, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
 DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
-DECODE_SEED = 1 << 32  # added to the seed, so that decoding does not mix in the very noise that the clip was made from
 
 Path_ = Path | str
 
@@ -266,7 +265,7 @@ class Components:
                 self.vae,
                 latent,
                 decoding,
-                seed=seed + DECODE_SEED,
+                seed=seed,
                 host=host_on(self.placement, progress),
                 tiling=self.tiling,
             )

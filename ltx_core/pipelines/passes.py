@@ -13,7 +13,7 @@ from ..config import SchedulerConfig
 from ..models.transformer import LTXTransformer
 from ..releases import PassPreset, Preset
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
-from ..sampling.samplers import SamplerSettings
+from ..sampling.samplers import SAMPLERS, SamplerSettings, check_sampler
 from ..sampling.schedules import check_sigmas, explicit, linear_quadratic, shift, skip, token_shift, truncate, uniform
 from ..weights.lora import WeightedLoRA
 from .recipe import guidance_for
@@ -52,8 +52,10 @@ class Pass:
         checkpoint; None: linear-quadratic, as in all versions from 0.9.5 on.
 
         Raises:
-            ConfigError: levels that cannot be, or an STG block that the model does not have.
+            ConfigError: levels that cannot be, an STG block that the model does not have, or a sampler that does not
+                suit a distilled checkpoint.
         """
+        check_sampler(settings.stepping.name, distilled=settings.recipe.distilled)
         said = settings.of_pass(which)
         if said.sigmas is not None:
             sigmas = explicit(said.sigmas)
@@ -86,7 +88,8 @@ class Pass:
 
     def describe(self) -> str:
         """What the pass costs, in words."""
-        return describe_plan(self.steps, self.transformer.config.num_layers)
+        evaluations = SAMPLERS[self.sampler.name].evaluations
+        return describe_plan(self.steps, self.transformer.config.num_layers, evaluations)
 
     def remarks(self, recipe: Preset) -> Iterator[str]:
         """A sentence for every setting that the checkpoint was not made for, with the right value. None is refused."""

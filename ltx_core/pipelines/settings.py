@@ -147,9 +147,9 @@ class Settings:
     def stepping(self) -> SamplerSettings:
         """How the steps of every pass are made."""
         recipe, said = self.recipe, self.overrides
-        stochastic = recipe.stochastic_sampling if said.sampler is None else said.sampler == "stochastic"
+        own = "stochastic" if recipe.stochastic_sampling else "euler"
         noise = recipe.image_cond_noise_scale if said.condition_noise is None else said.condition_noise
-        return SamplerSettings(stochastic=stochastic, condition_noise=noise, levels=said.levels or "own")
+        return SamplerSettings(said.sampler or own, noise, said.levels or "own")
 
     @property
     def adain_factor(self) -> float:

@@ -20,7 +20,7 @@ from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, g
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
-from ltxkit.ltx_core.sampling.samplers import SamplerSettings
+from ltxkit.ltx_core.sampling.samplers import SAMPLERS, SamplerSettings
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic, truncate, uniform
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 
@@ -92,7 +92,7 @@ def run(transformer, latent=None, seed=5, **settings):
 
 
 def test_one_seed_twice_gives_the_same_bytes(transformer):
-    settings = SamplerSettings(stochastic=True, condition_noise=0.15)
+    settings = SamplerSettings("stochastic", 0.15)
     conditions = [
         LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 0),
         LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9, 0.8),
@@ -103,9 +103,9 @@ def test_one_seed_twice_gives_the_same_bytes(transformer):
     assert not torch.allclose(results[0], run(transformer, seed=6, settings=settings, conditions=conditions), atol=0.1)
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, stochastic):
-    settings = SamplerSettings(stochastic=stochastic, condition_noise=0.1)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, sampler):
+    settings = SamplerSettings(sampler, condition_noise=0.1)
     conditions = [Condition(picture(3), 0), Condition(picture(4), -1, 0.7)]
     common = {"settings": settings, "conditions": conditions, "vae": vae}
     batch = run(transformer, torch.zeros(2, CHANNELS, 3, 2, 3), **common)

@@ -20,7 +20,9 @@ from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.dry_run import outline, plan
-from ltxkit.ltx_core.pipelines.passes import guidance_for
+from ltxkit.ltx_core.pipelines.passes import sigmas_for
+from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for
+from ltxkit.ltx_core.pipelines.settings import Settings
 from ltxkit.ltx_core.placing import placement
 from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.releases import RELEASES
@@ -305,6 +307,36 @@ def test_two_checkpoints_make_the_two_passes(
     assert latent["samples"].shape == (1, 128, 2, 4, 2)
     assert "Sampling as 13b-0.9.8-dev." in "\n".join(said)
     assert "Sampling as 2b-0.9.8-distilled." in "\n".join(said)
+
+
+@pytest.mark.parametrize("condition_noise", [0.0, 0.15])
+def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts: Any, condition_noise: float):
+    """One seed, one clip: the second Sample goes on drawing where the first has stopped."""
+    model, vae = loaded
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    shown = conditions((frames(height=100, width=100), 0))
+    _, expected = GenerateTwoStage().run(
+        model, vae, upscaler, *prompts, 100, 100, 9, 5, 1.0, condition_noise, conditions=shown
+    )
+    recipe, _ = recipe_for(model.info.versions)
+    entries = [Settings(recipe).entry(which) for which in ("first", "second")]
+
+    def one_pass(latent: Any, number: int, seed: int = 5) -> Any:
+        schedule = sigmas_for(entries[number], model.info.scheduler, 0)
+        guidance = guidance_for(entries[number], recipe)
+        more = {"seed": seed, "condition_noise": condition_noise, "conditions": shown}
+        return sampled(loaded, prompts, latent, schedule=schedule, guidance=guidance, **more)
+
+    small = one_pass(canvas(9), 0)
+    large, _ = UpscaleLatent().run(small, upscaler, vae, 1.0)
+    refined = one_pass(large, 1)
+    assert torch.equal(refined["samples"], expected["samples"])
+    assert refined[sockets.NOISE] == expected[sockets.NOISE]  # a third pass goes on after either alike
+
+    other = one_pass(large, 1, seed=6)
+    known_of_nothing = {key: value for key, value in large.items() if key != sockets.NOISE}
+    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # another seed starts
+    assert not torch.equal(one_pass(known_of_nothing, 1)["samples"], refined["samples"])
 
 
 def test_a_temporal_upscaler_cannot_make_two_passes(loaded: Any, prompts: Any):
