@@ -1,4 +1,4 @@
-"""Every released version in one table: what its tensors do not show, and the recipe it was meant to be used with.
+"""Every released version in one table: what its tensors do not show, and the recipe that it was meant to be used with.
 
 Sources: Lightricks/LTX-Video configs/*.yaml (0.9.7: at commit 98a0ce6), the defaults of its inference.py, and its
 published inference files, at 5260738; names are theirs. For 0.9.5 and later `causal_temporal_positioning` and the
@@ -119,8 +119,8 @@ _DISTILLED_FIRST = PassPreset(
 )
 _DISTILLED_SECOND = replace(_DISTILLED_FIRST, timesteps=DISTILLED_STEPS[5:])
 
-# The official configs give the checkpoints with a multi-scale recipe no other. In one pass, which must also reach the
-# low levels, the first pass runs to its end.
+# The official configs have no one-pass recipe for the checkpoints with a multi-scale one. One pass alone has to reach
+# the low levels: it is the first pass, run to its end.
 _DEV_13B = Preset(
     one_pass=replace(_DEV_13B_FIRST, skip_final_inference_steps=0),
     first_pass=_DEV_13B_FIRST,
