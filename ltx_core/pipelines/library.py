@@ -30,7 +30,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.placement import DevicePlacement, host_on
 from ..progress import Notes, Progress, log_note, silent
-from ..releases import RELEASES, Preset
+from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_upsampler, open_models
@@ -65,7 +65,7 @@ class Components:
     text_encoder: TextEncoder
     upscaler: LatentUpsampler | None
     info: CheckpointInfo
-    recipe: Preset
+    recipe: Recipe
     placement: DevicePlacement | BalancedPlacement
     sources: Mapping[str, str]
     tiling: Tiling | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import SchedulerConfig
 from ..models.transformer import LTXTransformer
-from ..releases import PassPreset, Preset
+from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
 from ..sampling.samplers import SAMPLERS, SamplerSettings, check_sampler
 from ..sampling.schedules import check_sigmas, explicit, linear_quadratic, shift, skip, token_shift, truncate, uniform
@@ -91,7 +91,7 @@ class Pass:
         evaluations = SAMPLERS[self.sampler.name].evaluations
         return describe_plan(self.steps, self.transformer.config.num_layers, evaluations)
 
-    def remarks(self, recipe: Preset) -> Iterator[str]:
+    def remarks(self, recipe: Recipe) -> Iterator[str]:
         """A sentence for every setting that the checkpoint was not made for, with the right value. None is refused."""
         if recipe.allowed_inference_steps is None:
             return
@@ -114,7 +114,7 @@ class Pass:
         return replace(self, stage=stage)
 
 
-def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
+def sigmas_for(entry: PassRecipe, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
     """Levels of a recipe's pass, (steps + 1) float32. Arguments as `Pass.of`."""
     if entry.timesteps is not None:
         return skip(explicit(entry.timesteps), entry.skip_initial_inference_steps, entry.skip_final_inference_steps)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..config import STGMode
 from ..errors import ConfigError
-from ..releases import PassPreset, Preset
+from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance
 from ..sampling.samplers import Levels, SamplerSettings
 from .recipe import REFINE
@@ -47,7 +47,7 @@ class PassSettings:
     stg_mode: STGMode | None = None
     cfg_star: bool | None = None
 
-    def over(self, entry: PassPreset) -> PassPreset:
+    def over(self, entry: PassRecipe) -> PassRecipe:
         """The recipe's entry with the schedule that is asked for."""
         if self.steps is not None:
             # The count is of the whole schedule: a recipe's own list, and what it leaves out at the end, do not apply.
@@ -127,10 +127,10 @@ NO_OVERRIDES = Overrides()
 class Settings:
     """A recipe and what overrides it: all that is to be known of a run but its models, size and seed."""
 
-    recipe: Preset
+    recipe: Recipe
     overrides: Overrides = NO_OVERRIDES
 
-    def entry(self, which: Which) -> PassPreset:
+    def entry(self, which: Which) -> PassRecipe:
         """The recipe's entry for a pass, with the schedule that the user asked for."""
         recipe = self.recipe
         entries = {

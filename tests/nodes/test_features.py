@@ -20,8 +20,9 @@ from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.dry_run import outline, plan
-from ltxkit.ltx_core.pipelines.passes import sigmas_for
+from ltxkit.ltx_core.pipelines.passes import Pass, sigmas_for
 from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for
+from ltxkit.ltx_core.pipelines.sample import LatentClip
 from ltxkit.ltx_core.pipelines.settings import Settings
 from ltxkit.ltx_core.placing import placement
 from ltxkit.ltx_core.placing.streaming import streamed
@@ -372,9 +373,9 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
     clip = {"samples": torch.zeros(1, 128, 2, 2, 2)}
     longer = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
 
-    def record(*_: Any, sigmas: Tensor, **__: Any) -> Tensor:
-        levels.append(sigmas)
-        return torch.zeros(1)
+    def record(one: Pass, clip: LatentClip, *_: Any, **__: Any) -> Tensor:
+        levels.append(one.sigmas)
+        return torch.zeros_like(clip.latent)
 
     monkeypatch.setattr("ltxkit.nodes.sample.sample", record)
     for conditioning, latent in ((prompts, clip), (guided, longer)):
