@@ -29,7 +29,10 @@ LIST = "list"
 KINDS = tuple(dict.fromkeys((*WHICH, "linear-quadratic", "shifted", LIST, *SCHEDULES)))
 BARS = "▁▂▃▄▅▆▇█"
 MOST_LEVELS = 40  # that are shown
-STG_MODE_TOOLTIP = "What is disturbed in those blocks; Lightricks use attention_values."
+STG_MODE_TOOLTIP = (
+    "What is disturbed in those blocks. attention_values: self-attention returns its values instead of their weighted "
+    "means, as Lightricks have it. attention_skip: it returns its input. transformer_block: the block is left out."
+)
 CFG_STAR_TOOLTIP = "CFG-zero-star: scale the negative prediction to the positive one first."
 GUIDANCE_RESCALE = decimal(
     0.0, 0.0, 1.0, 0.01, "How far the contrast that CFG adds is taken back. 0: off. diffusers' examples use 0.7."

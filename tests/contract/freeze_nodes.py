@@ -90,15 +90,13 @@ def formatted(nodes: Mapping[str, Node]) -> str:
     return "{\n" + ",\n".join(node(name, described) for name, described in nodes.items()) + "\n}\n"
 
 
-def main() -> int:
+def main() -> None:
     now = nodes_now()
     broken = list(breaks(json.loads(FROZEN.read_text(encoding="utf-8")), now))
     if broken:
-        print("Nothing is written: saved workflows would break.", *broken, sep="\n", file=sys.stderr)
-        return 1
+        sys.exit("\n".join(("Nothing is written, because saved workflows would break:", *broken)))
     FROZEN.write_text(formatted(now), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

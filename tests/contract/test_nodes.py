@@ -81,7 +81,9 @@ BREAKING: dict[str, Callable[[dict[str, Any]], None]] = {
     "another range": change("LTXKitSampleVideo", "inputs", SEED, 3, "max", to=10),
     "a choice removed": lambda nodes: nodes["LTXKitSampleVideo"]["inputs"][SAMPLER][3]["choices"].pop(),
     "a choice in front": lambda nodes: nodes["LTXKitSampleVideo"]["inputs"][SAMPLER][3]["choices"].insert(0, "auto"),
-    "an input in the middle": lambda nodes: nodes["LTXKitSampleVideo"]["inputs"].insert(3, ["n", "INT", "optional", {}]),
+    "an input in the middle": lambda nodes: nodes["LTXKitSampleVideo"]["inputs"].insert(
+        3, ["n", "INT", "optional", {}]
+    ),
     "a new input that is required": lambda nodes: nodes["LTXKitSampleVideo"]["inputs"].append(
         ["n", "INT", "required", {}]
     ),
@@ -142,6 +144,24 @@ def mentions(text: str, choice: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", text) is not None
 
 
+def page_words(repository: Path, name: str, label: str) -> str:
+    """What a help page says about an input and its choices: the row, or the row that it points to, and what the bullets
+    with bold names in the page are about."""
+    page = (repository / f"web/docs/{name}.md").read_text()
+    (row,) = re.findall(rf"^\| `{label}` \|(.*)\|$", page, re.MULTILINE)
+    pointer = re.match(r" As (?:`(\w+)` )?in ([A-Z][\w ]*)\.", row)
+    if pointer is not None:
+        other, title = pointer.groups()
+        names = {title.removesuffix(" (LTXKit)"): each for each, title in NODE_DISPLAY_NAME_MAPPINGS.items()}
+        return page_words(repository, names[title], other or label)
+    bold = [
+        name
+        for line in re.findall(r"^ *- (\*\*.*?):", page, re.MULTILINE)
+        for name in re.findall(r"\*\*(.+?)\*\*", line)
+    ]
+    return "; ".join((row, *bold))
+
+
 def explained(node_class: Any) -> dict[str, Input]:
     """Inputs with choices that need words. Names of files and of releases say what they are."""
     return {
@@ -153,12 +173,11 @@ def explained(node_class: Any) -> dict[str, Input]:
 
 @pytest.mark.parametrize("name", NODES)
 def test_tooltips_and_help_pages_explain_every_choice(repository: Path, name: str):
-    page = (repository / f"web/docs/{name}.md").read_text()
     for label, spec in explained(NODE_CLASS_MAPPINGS[name]).items():
         choices = [choice for choice in spec.choices or () if choice not in RELEASES]
         assert choices
-        (row,) = re.findall(rf"^\| `{label}` \|(.*)\|$", page, re.MULTILINE)
-        for place, text in (("tooltip", spec.options["tooltip"]), ("row of the help page", row)):
+        texts = {"tooltip": spec.options["tooltip"], "help page": page_words(repository, name, label)}
+        for place, text in texts.items():
             silent = [choice for choice in choices if not mentions(text, choice)]
             assert not silent, f"{name}: the {place} of {label} does not say what {', '.join(silent)} does"
 
