@@ -377,7 +377,7 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
         levels.append(one.sigmas)
         return torch.zeros_like(clip.latent)
 
-    monkeypatch.setattr("ltxkit.nodes.sample.sample", record)
+    monkeypatch.setattr("ltxkit.nodes.guides.sample", record)
     for conditioning, latent in ((prompts, clip), (guided, longer)):
         SampleVideo().run(model, *conditioning, latent, 0, "preset", 0.0)
     assert torch.equal(*levels)
