@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from protocol import Row, publish
 
+from ltxkit.headless.runner import run_workflow
 from ltxkit.ltx_core.media import read_video
 from ltxkit.ltx_core.progress import ProgressEvent
-from ltxkit.nodes.headless import run_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2

@@ -21,7 +21,7 @@ from anonymous import Watch, address_space_peak, anonymous_bytes
 from protocol import Row, publish
 from random_files import released, write_gguf, write_safetensors
 
-from ltxkit.ltx_core.memory.plan import sample_bytes, unpacking
+from ltxkit.ltx_core.budget.work import sample_bytes, unpacking
 from ltxkit.ltx_core.models.transformer import Branch
 from ltxkit.ltx_core.weights.build import load_transformer
 

@@ -22,13 +22,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from anonymous import Watch
 from protocol import Row, publish
 from random_files import write_gguf, write_safetensors
 
+from ltxkit.ltx_core.budget.plan import Card
+from ltxkit.ltx_core.budget.tiling import Tiling
 from ltxkit.ltx_core.config import (
     CheckpointConfig,
     TextEncoderConfig,
@@ -37,22 +38,24 @@ from ltxkit.ltx_core.config import (
     VAEBlock,
     VideoVAEConfig,
 )
-from ltxkit.ltx_core.memory.devices import spare_main_memory
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import Card
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.text_encoder import build_t5
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.settings import Decoding
 from ltxkit.ltx_core.pipelines.text import encode_prompts
-from ltxkit.ltx_core.pipelines.tiling import Tiling
-from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
+from ltxkit.ltx_core.placing.devices import spare_main_memory
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.shapes import LatentShape
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
 from ltxkit.ltx_core.weights.metadata import format_config, format_upscaler_config
@@ -275,21 +278,22 @@ def measured(case: Case, files: dict[str, Path]) -> int:
         models = Outline(transformer, load_vae(files["vae"], dtype=dtype), info)
         upscaler = load_upsampler(files["upscaler"], dtype=dtype) if case.mid else None
         encoder = load_text_encoder(files["text_encoder"], dtype=dtype) if case.t5_layers else None
-        place = DevicePlacement("cpu", resident_blocks=case.resident)
+        host = Host(DevicePlacement("cpu", resident_blocks=case.resident), say=lambda _: None)
         if case.stage == "encode text":
             assert encoder is not None
-            encode_prompts(encoder, ["a lighthouse in a storm " * 100], placement=place, notes=lambda _: None)
+            encode_prompts(encoder, ["a lighthouse in a storm " * 100], host=host)
         elif case.stage == "encode":
-            encode_frames(models.vae, given, placement=place)
+            encode_frames(models.vae, given, host=host)
         elif case.stage == "upscale":
             assert upscaler is not None
-            upscale_latent(upscaler, models.vae, given, placement=place, adain_factor=1.0)  # as the official recipe
+            as_the_official_recipe = Upscaling(upscaler, models.vae, adain_factor=1.0)
+            upscale_latent(as_the_official_recipe, given, host=host)
         elif case.stage == "decode":
-            options: dict[str, Any] = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
-            for _ in decode_frames(models.vae, given, placement=place, tiling=tiling_of(case), **options):
+            decoding = Decoding(0.05, 0.025)
+            for _ in decode_frames(models.vae, given, decoding, seed=0, host=host, tiling=tiling_of(case)):
                 pass
         else:
-            denoise(models, case, given, place)
+            denoise(models, case, given, host)
     return watch.peak
 
 
@@ -301,20 +305,16 @@ def inputs(case: Case) -> torch.Tensor:
     return torch.randn(1, CHANNELS, *case.grid)
 
 
-def denoise(models: Outline, case: Case, given: torch.Tensor, place: DevicePlacement) -> None:
-    positive, negative = (EncodedPrompt(torch.randn(1, TEXT, CAPTIONS)) for _ in range(2))
+def denoise(models: Outline, case: Case, given: torch.Tensor, host: Host) -> None:
+    prompts = Prompts(*(EncodedPrompt(torch.randn(1, TEXT, CAPTIONS)) for _ in range(2)))
     stg = 1.0 if case.branches > 2 else 0.0
+    guidance = Guidance(scale=(3.0,), stg_scale=(stg,), skip_blocks=((0,),))
     sample(
-        models.transformer,
-        given,
-        positive,
-        negative,
-        sigmas=torch.tensor([1.0, 0.0]),
+        Pass(models.transformer, torch.tensor([1.0, 0.0]), guidance, EULER),
+        LatentClip(given, models.vae.config.scale_factors, fps=24),
+        prompts,
         noise=SeededNoise(0),
-        fps=24,
-        scale=models.vae.config.scale_factors,
-        placement=place,
-        guidance=Guidance(scale=(3.0,), stg_scale=(stg,), skip_blocks=((0,),)),
+        host=host,
     )
 
 

@@ -29,14 +29,17 @@ import torch
 from protocol import Row, publish
 from random_files import released, write_gguf, write_safetensors
 
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import CONTEXT_BYTES, Card, Stage
+from ltxkit.ltx_core.budget.plan import CONTEXT_BYTES, Card, Stage
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.pipelines.decode import decode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.planning import Choices, Outline, card_here, plan
+from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, card_here, plan
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.settings import Decoding
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 
@@ -47,7 +50,7 @@ TEXT_TOKENS, BRANCHES = 128, 3
 GUIDANCE = Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((14,),))
 SIGMAS = torch.tensor([1.0, 0.7, 0.0])
 TOLERANCE, TOLERATED_BYTES = 0.10, 100e6
-DECODE = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
+DECODING = Decoding(0.05, 0.025)
 VERSIONS = {"2B, bf16": "2b-0.9.8-distilled", "13B, Q4_0": "13b-0.9.8-dev"}
 
 START = time.perf_counter()
@@ -138,32 +141,20 @@ def run(
     stages = {stage.name: stage for stage in planned.stages}
     # On a card the placement decides by itself, which is what the plan has to foresee.
     resident = stages["sample"].resident if device.type == "cpu" else None
-    place = DevicePlacement(device, resident_blocks=resident)
+    host = host_on(DevicePlacement(device, resident_blocks=resident))
     generator = torch.Generator().manual_seed(0)
     width = models.transformer.config.caption_channels
-    prompts = [EncodedPrompt(torch.randn(1, TEXT_TOKENS, width, generator=generator)) for _ in range(2)]
-    scale = models.vae.config.scale_factors
-    latent = torch.zeros(1, models.transformer.config.in_channels, *size.latent(scale))
-    if only_decode:
-        latent.normal_(generator=generator)
+    prompts = Prompts(*(EncodedPrompt(torch.randn(1, TEXT_TOKENS, width, generator=generator)) for _ in range(2)))
+    clip = LatentClip.empty(models.vae, size, fps=24)
+    latent = clip.latent.normal_(generator=generator) if only_decode else clip.latent
 
     def sampled() -> None:
         nonlocal latent
-        latent = sample(
-            models.transformer,
-            latent,
-            *prompts,
-            sigmas=SIGMAS,
-            noise=SeededNoise(0),
-            fps=24,
-            scale=scale,
-            placement=place,
-            guidance=GUIDANCE,
-        )
+        one = Pass(models.transformer, SIGMAS, GUIDANCE, EULER)
+        latent = sample(one, clip, prompts, noise=SeededNoise(0), host=host)
 
     def decoded() -> None:
-        room = place.spare_memory(models.vae.decoder)
-        for _ in decode_frames(models.vae, latent, placement=place, memory=room, **DECODE):
+        for _ in decode_frames(models.vae, latent, DECODING, seed=0, host=host):
             pass
 
     if not only_decode:

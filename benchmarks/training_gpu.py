@@ -26,11 +26,11 @@ import torch
 from memory_2b import VERSION, write_checkpoint
 from protocol import Row, publish
 
-from ltxkit.ltx_core.training.commands import make_task
 from ltxkit.ltx_core.training.config import Text, load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.footprint import Alive, Footprint
 from ltxkit.ltx_core.training.models import tensors_of
+from ltxkit.ltx_core.training.run import make_task
 from ltxkit.ltx_core.training.text import make_text_encoder, save_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, make_tiny
 

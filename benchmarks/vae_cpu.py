@@ -23,7 +23,7 @@ from protocol import Row, compare, publish
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ltxkit.ltx_core.models.convolution import compute_dtype
+from ltxkit.ltx_core.models.dtypes import compute_dtype
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.weights.build import load_vae
 

@@ -1,4 +1,4 @@
-"""The four ways in which an input can be wrong.
+"""The four ways in which an input can be wrong, and training that cannot go on.
 
 Every message says what was given, what is expected and what to do: `got X; expected Y; do Z`.
 """
@@ -22,3 +22,7 @@ class ShapeError(LTXKitError, ValueError):
 
 class UnsupportedError(LTXKitError, RuntimeError):
     """The request is understood, but this installation, device or version cannot do it."""
+
+
+class TrainingError(LTXKitError, RuntimeError):
+    """Training cannot go on from here: the loss is not a number, or the latents collapsed."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 ResizePolicy = Literal["crop", "pad", "fit", "stretch"]
+RESIZE_POLICIES: tuple[ResizePolicy, ...] = get_args(ResizePolicy)
+ResizeKernel = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,54 @@ def rgb_frames(images: Tensor) -> Tensor:
     return images.expand(*images.shape[:3], 3) if images.shape[-1] == 1 else images[..., :3]
 
 
-def resize(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
-    """Frames (f, h, w, 3) at another size; bicubic with antialiasing, as PIL does.
+def resize(
+    frames: Tensor, height: int, width: int, policy: ResizePolicy, *, kernel: ResizeKernel = "bilinear"
+) -> Tensor:
+    """Frames (f h w 3) at another size, exactly height x width.
 
-    crop: fills height x width, what sticks out is cut off evenly (Lightricks/LTX-Video inference.py).
-    pad: fits inside, the rest is mid grey, which is 0 for the VAE. fit: fits inside, without the rest.
-    stretch: fills height x width whatever the aspect ratio.
+    policy: "crop" fills the size, what sticks out is cut off first (`crop_to_shape`); "pad" shows the whole picture on
+    mid grey, which is 0 for the VAE; "fit" shows the whole picture and continues its edges; "stretch" changes the
+    aspect ratio.
+    kernel: "bilinear" without antialiasing, as the official pipeline brings conditions to the size of a pass
+    (Lightricks/LTX-Video pipeline_ltx_video.py, resize_tensor); "bicubic" with antialiasing, as PIL does.
+
+    Raises:
+        ConfigError: no such policy.
     """
-    f, h, w, _ = frames.shape
+    if policy not in RESIZE_POLICIES:
+        raise ConfigError(f"got resize policy {policy!r}; expected one of {', '.join(RESIZE_POLICIES)}; choose one")
     if policy == "crop":
-        crop_h = max(min(h, round(w * height / width)), 1)
-        crop_w = max(min(w, round(h * width / height)), 1)
-        top, left = (h - crop_h) // 2, (w - crop_w) // 2
-        frames = frames[:, top : top + crop_h, left : left + crop_w]
+        frames = crop_to_shape(frames, height, width)
+    h, w = frames.shape[1:3]
+    if (h, w) == (height, width):
+        return frames
     inner_h, inner_w = height, width
     if policy in ("pad", "fit"):
-        scale = min(height / h, width / w)
-        inner_h, inner_w = max(round(h * scale), 1), max(round(w * scale), 1)
-    if frames.shape[1:3] != (inner_h, inner_w):
-        channels_first = rearrange(frames, "f h w c -> f c h w")
-        resized = F.interpolate(channels_first, (inner_h, inner_w), mode="bicubic", antialias=True)
-        frames = rearrange(resized, "f c h w -> f h w c").clamp(0, 1)
-    if policy == "pad" and (inner_h, inner_w) != (height, width):
-        canvas = frames.new_full((f, height, width, 3), 0.5)
+        ratio = min(height / h, width / w)
+        inner_h, inner_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
+    x = rearrange(frames.float(), "f h w c -> f c h w")
+    if kernel == "bicubic":
+        x = F.interpolate(x, (inner_h, inner_w), mode="bicubic", antialias=True).clamp(0, 1)
+    else:
+        x = F.interpolate(x, (inner_h, inner_w), mode="bilinear", align_corners=False)
+    if policy in ("pad", "fit"):
         top, left = (height - inner_h) // 2, (width - inner_w) // 2
-        canvas[:, top : top + inner_h, left : left + inner_w] = frames
-        frames = canvas
-    return frames
+        border = (left, width - inner_w - left, top, height - inner_h - top)
+        x = F.pad(x, border, value=0.5) if policy == "pad" else F.pad(x, border, mode="replicate")
+    return rearrange(x, "f c h w -> f h w c")
+
+
+def crop_to_shape(frames: Tensor, height: int, width: int) -> Tensor:
+    """The middle of frames (f h w 3) that has the aspect ratio of height x width, in the frames' own pixels.
+
+    Source: Lightricks/LTX-Video inference.py, load_image_to_tensor_with_resize_and_crop; a side rounds down there too.
+    """
+    h, w = frames.shape[1:3]
+    aspect = width / height
+    crop_h, crop_w = (h, int(h * aspect)) if w / h > aspect else (int(w / aspect), w)
+    crop_h, crop_w = max(crop_h, 1), max(crop_w, 1)
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    return frames[:, top : top + crop_h, left : left + crop_w]
 
 
 def compress(frames: Tensor, crf: int) -> Tensor:
@@ -103,7 +126,9 @@ def compress(frames: Tensor, crf: int) -> Tensor:
 
 def contact_sheet(frames: Tensor, columns: int = 4, cell: tuple[int, int] = (180, 320)) -> Tensor:
     """All frames in one picture (1, H, W, 3), row by row, each scaled to fit a cell of (height, width)."""
-    small = resize(frames, *cell, policy="fit")
+    scale = min(cell[0] / frames.shape[1], cell[1] / frames.shape[2])
+    height, width = (max(round(side * scale), 1) for side in frames.shape[1:3])
+    small = resize(frames, height, width, "stretch", kernel="bicubic")
     f, h, w, _ = small.shape
     gap = 4
     rows = math.ceil(f / columns)

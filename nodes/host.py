@@ -1,7 +1,7 @@
-"""What the program around the nodes gives them: model folders, progress, a place to run, somewhere to say something.
+"""What the program around the nodes gives them: model folders, progress, a device to run on, a line under the node.
 
-Two implementations of one protocol: `ComfyUIHost`, and `PlainHost` for `ltxkit run`. Nothing else in LTXKit knows
-ComfyUI: its modules are imported inside the methods here and nowhere else.
+`NodeHost` is the protocol, `ComfyUIHost` its implementation here; `ltxkit run` has another (`headless/host.py`). No
+other file of LTXKit knows ComfyUI: its modules are imported inside the functions below and nowhere else.
 """
 
 # What ComfyUI has is not installed where this is checked.
@@ -22,37 +22,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
 from ..ltx_core.errors import UnsupportedError
-from ..ltx_core.memory.copies import DeviceCopies, weight_bytes
-from ..ltx_core.memory.placement import DevicePlacement
-from ..ltx_core.memory.plan import Weights, resident_blocks
-from ..ltx_core.memory.streaming import streamed
+from ..ltx_core.models.text_encoder import StackedT5
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
-from ..ltx_core.progress import Notes, Progress, ProgressEvent, log_note, silent
+from ..ltx_core.placing.copies import DeviceCopies
+from ..ltx_core.placing.streaming import streamed
+from ..ltx_core.progress import Progress, ProgressEvent
+from ..ltx_core.sampling.preview import principal_preview
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger("ltxkit")
 
-MODEL_FOLDERS = (
-    "checkpoints",
-    "diffusion_models",
-    "vae",
-    "text_encoders",
-    "latent_upscale_models",
-    "upscale_models",
-    "loras",
-)
-# Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
-ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
 
-
-class Host(Protocol):
+class NodeHost(Protocol):
     """What a node may ask of the program that runs it."""
 
     def model_folders(self, kind: str) -> list[Path]:
-        """Directories that hold models of a kind (one of MODEL_FOLDERS), the most important first."""
+        """Folders with models of a kind, as ComfyUI names it ("checkpoints", "loras"); the first is searched first."""
         ...
 
     def tokenizers(self) -> list[Path]:
@@ -67,8 +56,15 @@ class Host(Protocol):
         """Show a line on the node that is running."""
         ...
 
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        """Make a module usable on the device that is yielded; `memory_required` bytes beside its weights are needed."""
+    def place(
+        self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
+    ) -> AbstractContextManager[torch.device]:
+        """Make a module usable on the device that is yielded.
+
+        memory_required: bytes that the work needs on top of the module's weights.
+        resident_blocks: how many of its blocks stay on the device while the others are streamed; None: the host
+            chooses. A module without blocks is placed whole.
+        """
         ...
 
     def release(self, module: nn.Module) -> None:
@@ -80,7 +76,7 @@ class Host(Protocol):
         ...
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        """Bytes that work with `module` may take on its device beside the weights; None: nobody counts them there."""
+        """Bytes that work with `module` may take on its device beyond the weights; None: they are not counted there."""
         ...
 
     @property
@@ -94,7 +90,7 @@ class Host(Protocol):
         ...
 
     def video(self, path: Path) -> Any:
-        """A VIDEO that is read from a file when somebody asks for it."""
+        """A VIDEO whose file is read only when its frames are needed."""
         ...
 
     @property
@@ -103,18 +99,10 @@ class Host(Protocol):
         ...
 
 
-_asked: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_chosen: ContextVar[NodeHost | None] = ContextVar("ltxkit_host", default=None)
 
 
-def keep_blocks(module: nn.Module, resident: int) -> None:
-    """From now on so many blocks of a module stay on the device while it works, whatever the host would choose."""
-    _asked[module] = resident
-
-
-_chosen: ContextVar[Host | None] = ContextVar("ltxkit_host", default=None)
-
-
-def host() -> Host:
+def host() -> NodeHost:
     """The host of the node that is running: the chosen one, otherwise the ComfyUI that has loaded this pack."""
     chosen = _chosen.get()
     if chosen is not None:
@@ -130,89 +118,13 @@ def _comfyui() -> ComfyUIHost:
 
 
 @contextmanager
-def use_host(chosen: Host) -> Generator[None]:
+def use_host(chosen: NodeHost) -> Generator[None]:
     """Let the nodes that run inside this block ask `chosen`."""
     token = _chosen.set(chosen)
     try:
         yield
     finally:
         _chosen.reset(token)
-
-
-class PlainHost:
-    """A plain process: folders from the command line, the best device there is.
-
-    Args:
-        models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
-        input_folder, output_folder: where loading nodes look, and where saving nodes write.
-        device: where models run; None picks CUDA, then MPS, then the CPU.
-        progress, notes: who wants to know how far a node is, and what it has to say.
-    """
-
-    def __init__(
-        self,
-        models: Path,
-        input_folder: Path,
-        output_folder: Path,
-        *,
-        device: torch.device | None = None,
-        progress: Progress = silent,
-        notes: Notes = log_note,
-    ) -> None:
-        self.models = models
-        self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
-        self.placement = DevicePlacement(device)
-        self.report = progress
-        self.notes = notes
-        self.running = ""  # title of the node that runs; the runner sets it
-
-    def model_folders(self, kind: str) -> list[Path]:
-        folders = [self.models / name for name in ALIASES.get(kind, (kind,))]
-        return [folder for folder in folders if folder.is_dir()]
-
-    def folder(self, kind: str) -> Path:
-        """Where files of a kind ("input", "output", "temp") are."""
-        return self.folders[kind]
-
-    def tokenizers(self) -> list[Path]:
-        return []
-
-    def progress(self) -> Progress:
-        return self.report
-
-    def say(self, text: str) -> None:
-        self.notes(f"{self.running}: {text}")
-
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        asked = _asked.get(module)
-        placement = self.placement if asked is None else DevicePlacement(self.placement.device, resident_blocks=asked)
-        return placement(module, memory_required=memory_required)
-
-    def release(self, module: nn.Module) -> None:
-        self.placement.release(module)
-
-    def make_room(self) -> None:
-        """Nothing stays on a device between the nodes."""
-
-    def spare_memory(self, module: nn.Module) -> int | None:
-        return self.placement.spare_memory(module)
-
-    @property
-    def input_folder(self) -> Path:
-        return self.folders["input"]
-
-    @property
-    def output_folder(self) -> Path:
-        return self.folders["output"]
-
-    def video(self, path: Path) -> Any:
-        from .headless_nodes import VideoInFile
-
-        return VideoInFile(path)
-
-    @property
-    def output_device(self) -> torch.device:
-        return torch.device("cpu")
 
 
 class ComfyUIHost:
@@ -266,11 +178,13 @@ class ComfyUIHost:
         server.send_progress_text("\n".join(self._said[1]), node)
 
     @contextmanager
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> Generator[torch.device]:
+    def place(
+        self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
+    ) -> Generator[torch.device]:
         from comfy import model_management
 
         device = _comfy_device(module)
-        resident = self._resident_blocks(module, memory_required)
+        resident = _comfy_resident_blocks(module, memory_required, resident_blocks)
         if resident is None:
             model_management.load_models_gpu([_comfy_patcher(module)], memory_required=memory_required)
             yield device
@@ -280,22 +194,6 @@ class ComfyUIHost:
         model_management.free_memory(weight_bytes(module) + memory_required, device)
         with streamed(module, device, resident):
             yield device
-
-    def _resident_blocks(self, module: nn.Module, memory_required: int) -> int | None:
-        """How many blocks are to stay on the device, the others being streamed; None: core loads the whole module."""
-        from comfy import model_management
-
-        weights = Weights.of(module)
-        if module in _asked:
-            return _asked[module] if _asked[module] < len(weights.blocks) else None
-        available = _comfy_memory(_comfy_device(module))
-        if available is None:
-            return None
-        if model_management.vram_state == model_management.VRAMState.NO_VRAM:
-            return 0 if weights.blocks else None
-        reserved = model_management.extra_reserved_memory()  # counted in `available` already
-        work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
-        return resident_blocks(weights, available - work)
 
     def release(self, module: nn.Module) -> None:
         from comfy import model_management
@@ -335,29 +233,6 @@ class ComfyUIHost:
         from comfy import model_management
 
         return model_management.intermediate_device()
-
-
-def principal_preview(denoised: Tensor) -> Tensor:
-    """A picture of a latent that needs no table: its first frame along its three strongest directions of colour.
-
-    Args:
-        denoised: (b, c, f, h, w) float, normalised.
-
-    Returns:
-        (h, w, 3) uint8 on the CPU.
-    """
-    frame = denoised[0, :, 0].float().cpu()
-    pixels = frame.flatten(1).T
-    pixels = pixels - pixels.mean(0)
-    directions = torch.linalg.svd(pixels, full_matrices=False).Vh[:3]
-    # The sign of a principal direction is arbitrary: fix it, or the colours flip from step to step.
-    directions = directions * directions.sum(1, keepdim=True).sign()
-    colours = pixels @ directions.T
-    colours = nn.functional.pad(colours, (0, 3 - colours.shape[1]))
-    low, high = colours.amin(0), colours.amax(0)
-    # One scale for all: a direction in which hardly anything differs is grey, not noise.
-    scaled = (colours - (low + high) / 2) / (high - low).max().clamp_min(1e-6) * 255 + 127.5
-    return scaled.round().to(torch.uint8).reshape(*frame.shape[1:], 3)
 
 
 def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:
@@ -401,7 +276,7 @@ def _comfy_device(module: nn.Module) -> torch.device:
 
     if isinstance(module, VideoVAE | Encoder | Decoder):
         return model_management.vae_device()
-    if type(module).__name__ == "T5EncoderModel":  # transformers' class, not worth importing transformers for
+    if isinstance(module, StackedT5):
         return model_management.text_encoder_device()
     return model_management.get_torch_device()
 
@@ -416,6 +291,23 @@ def _comfy_memory(device: torch.device) -> int | None:
     loaded = [one for one in model_management.current_loaded_models if one.device == device]
     free = model_management.get_free_memory(device) + sum(one.model_loaded_memory() for one in loaded)
     return int(free - model_management.extra_reserved_memory())
+
+
+def _comfy_resident_blocks(module: nn.Module, memory_required: int, wanted: int | None) -> int | None:
+    """How many blocks stay on the device while the others are streamed; None: core loads the whole module."""
+    from comfy import model_management
+
+    weights = Weights.of(module)
+    if wanted is not None:
+        return wanted if wanted < len(weights.blocks) else None
+    available = _comfy_memory(_comfy_device(module))
+    if available is None:
+        return None
+    if model_management.vram_state == model_management.VRAMState.NO_VRAM:
+        return 0 if weights.blocks else None
+    reserved = model_management.extra_reserved_memory()  # counted in `available` already
+    work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
+    return resident_blocks(weights, available - work)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
-from .host import host, keep_blocks
+from .host import host
 from .widgets import choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -116,6 +116,11 @@ def _stamp(*paths: Path) -> str:
     return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in (path.stat() for path in paths))
 
 
+def resident_blocks_of(widget: int) -> int | None:
+    """What the widget `resident_blocks` says; None: the host chooses."""
+    return None if widget < 0 else widget
+
+
 def quantization_of(widget: str) -> str | None:
     """What a quantization widget says, for the core."""
     return None if widget == AS_STORED else widget
@@ -188,13 +193,14 @@ class LoadModel(sockets.Node):
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
-        if resident_blocks >= 0:
-            keep_blocks(transformer, resident_blocks)
         vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
         vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
         for note in info.notes:
             host().say(note)
-        return sockets.Model(transformer, info, vae.config.scale_factors), vae
+        model = sockets.Model(
+            transformer, info, vae.config.scale_factors, resident_blocks=resident_blocks_of(resident_blocks)
+        )
+        return model, vae
 
 
 class LoadTextEncoder(sockets.Node):
@@ -248,9 +254,7 @@ class LoadTextEncoder(sockets.Node):
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
-        if resident_blocks >= 0:
-            keep_blocks(encoder.model, resident_blocks)
-        return (sockets.Encoder(encoder, keep_on_device),)
+        return (sockets.Encoder(encoder, keep_on_device, resident_blocks_of(resident_blocks)),)
 
 
 class LoadUpscaler(sockets.Node):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ltx_core.memory.plan import Card, format_plan
-from ..ltx_core.pipelines.planning import Choices, card_here, outline, plan
+from ..ltx_core.budget.plan import Card, format_plan
+from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import PixelShape
@@ -30,6 +30,7 @@ from .loaders import (
     model_files,
     model_path,
     quantization_of,
+    resident_blocks_of,
 )
 from .widgets import choice, decimal, integer, switch
 
@@ -124,7 +125,7 @@ class PlanMemory(sockets.Node):
         card = Card.of_size(int(card_gib * 2**30)) if card_gib else card_here()
         choices = Choices(
             branches=branches or None,
-            resident=None if resident_blocks < 0 else resident_blocks,
+            resident=resident_blocks_of(resident_blocks),
             tiling=tiles_of(tile_size, models.vae),
             follows_reference=reference,
         )

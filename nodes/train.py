@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..ltx_core.errors import ConfigError
+from ..ltx_core.errors import ConfigError, TrainingError
 from ..ltx_core.files import whole
 from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.releases import RELEASES
-from ..ltx_core.training.loop import TrainingError, latest_checkpoint
+from ..ltx_core.training.checkpoints import latest_checkpoint
 from . import sockets
 from .host import host
 from .loaders import (

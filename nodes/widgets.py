@@ -1,8 +1,12 @@
-"""How an input is declared: one line each, with its tooltip. The tuples are what ComfyUI expects in INPUT_TYPES."""
+"""Inputs of nodes: declared in one line each, and read back from what a class declares.
+
+The tuples are what ComfyUI expects in INPUT_TYPES.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Declared = tuple[Any, dict[str, Any]]
@@ -38,8 +42,46 @@ def choice(options: Iterable[str], tooltip: str) -> Declared:
 
 def seed(tooltip: str) -> Declared:
     """ComfyUI adds a widget to it that says what happens to the seed after each run."""
+    tooltip += " Only the lowest 32 bits count: seeds that differ by a multiple of 4294967296 are the same."
     return "INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": tooltip}
 
 
 def frame_rate(default: float, tooltip: str) -> Declared:
     return decimal(default, 1.0, 240.0, 0.01, tooltip)
+
+
+# ------------------------------------------------------------------------------------------------ reading declarations
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input as INPUT_TYPES declares it; a list of choices has the type COMBO."""
+
+    type: str
+    required: bool
+    choices: Sequence[Any] | None
+    options: Mapping[str, Any]
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether only a link can fill it."""
+        return self.type not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+def declared_inputs(node_class: Any) -> dict[str, Input]:
+    """The inputs that a node class declares, required ones first, by name."""
+    inputs: dict[str, Input] = {}
+    groups = node_class.INPUT_TYPES()
+    for group in ("required", "optional"):
+        for name, spec in groups.get(group, {}).items():
+            kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+            choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
+            inputs[name] = Input("COMBO" if isinstance(kind, list) else kind, group == "required", choices, options)
+    return inputs
+
+
+def types_match(received: str, expected: str) -> bool:
+    """Whether an output may be linked to an input; `*` and comma-separated types as in ComfyUI."""
+    if "*" in (received, expected):
+        return True
+    return set(received.split(",")) <= set(expected.split(","))

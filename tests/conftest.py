@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -47,6 +47,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of this checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def rounding_bound() -> Callable[..., float]:
+    """rounding_bound(run, dtype, weights=0): how far half precision may be from float64, in rms relative to the result.
+
+    run() takes the model on the meta device, in `dtype`: there no kernel decides how much is rounded, so the bound is
+    the same on every machine. It counts the operations that round their result to `dtype`. weights: how many layers
+    have weights that are rounded, where the float64 run has them unrounded.
+
+    With a spacing of `eps` between 1 and 2, one rounding errs by at most eps / 2 of the value, evenly spread: eps / 2 /
+    sqrt(3) rms when every value lies just above a power of two, and two thirds of that over many values. Errors of
+    different roundings are independent, so the squares add up: n roundings in a row give sqrt(n) times as much. Random
+    matrices and norms change a relative error by little (SiLU by 3 %), which those two thirds make up for; residual
+    sums and branches that run side by side make it less. Order of summation and kernel change sums in float32, which
+    are exact to 2^-24.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    moves = {"cat", "clone", "_unsafe_view", "constant_pad_nd", "index", "index_select", "repeat", "stack"}
+
+    class Roundings(TorchDispatchMode):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.dtype, self.count = dtype, 0
+
+        def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            result = operation(*arguments, **(options or {}))
+            first, name = result[0] if isinstance(result, tuple) else result, operation.overloadpacket.__name__
+            rounds = isinstance(first, torch.Tensor) and first.dtype == self.dtype and not operation.is_view
+            if rounds and name not in moves and not (name == "_to_copy" and arguments[0].dtype == self.dtype):
+                self.count += 2 if "attention" in name else 1  # its probabilities are rounded as well
+            return result
+
+    def bound(run: Callable[[], object], dtype: torch.dtype, weights: int = 0) -> float:
+        with torch.no_grad(), Roundings(dtype) as roundings:
+            run()
+        assert roundings.count, "nothing was rounded: the model is not on the meta device, or not in this dtype"
+        return torch.finfo(dtype).eps / 2 * ((roundings.count + weights) / 3) ** 0.5
+
+    return bound
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Self-attention with rotary positions and skipping, cross-attention to prepared text.
 
-Lightricks/LTX-Video attention.py. Tokens are (g b n d): g lanes (see `branches`), b samples. There is no mask anywhere:
+Lightricks/LTX-Video attention.py. Tokens are (g b n d): g lanes (see `branches`), b samples. No attention has a mask:
 text is trimmed to its real length, which gives the same softmax.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .branches import BlockPlan, TextConstant, TextKeysValues, join, take
+from .branches import BlockPlan, BlockText, TextConstant, TextKeysValues, join, take
 from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotate
 
@@ -20,7 +20,7 @@ QK_NORM_EPS = 1e-5  # Lightricks/LTX-Video attention.py, Attention.__init__
 
 
 class Attention(nn.Module):
-    """The weights that both kinds have. Queries and keys are RMS-normed over all heads together."""
+    """The weights of both kinds of attention. Queries and keys are RMS-normed over all heads together."""
 
     def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -46,42 +46,54 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class SelfAttention(Attention):
     def forward(self, x: Tensor, rotary: RotaryTable, plan: BlockPlan) -> Tensor:
         """Lanes before the block (g b n d), normed and modulated -> one (b n d) for each computed lane of the plan."""
-        results: list[Tensor] = []
-        valued = sorted({*plan.plain, *plan.values})
-        values = self.to_v(take(x, valued)) if valued else None
-        if values is not None and plan.plain:
-            plain = take(x, plan.plain)
-            query = rotate(self.q_norm(self.to_q(plain)), rotary)
-            key = rotate(self.k_norm(self.to_k(plain)), rotary)
-            value = take(values, [valued.index(lane) for lane in plan.plain])
-            attended = attend(*(self.split(part.flatten(0, 1)) for part in (query, key, value)))
-            results.append(attended.unflatten(0, plain.shape[:2]))
-        if values is not None and plan.values:
-            results.append(take(values, [valued.index(lane) for lane in plan.values]))
+        if plan.perturbs:
+            return self.to_out(self._perturbed(x, rotary, plan))
+        v = self.to_v(x)
+        q = rotate(self.q_norm(self.to_q(x)), rotary)
+        k = rotate(self.k_norm(self.to_k(x)), rotary)
+        return self.to_out(self._attend(q, k, v))
+
+    def _perturbed(self, x: Tensor, rotary: RotaryTable, plan: BlockPlan) -> Tensor:
+        """What `to_out` receives: weighted means of V, V itself, or x, in the order of the plan."""
+        lanes: list[Tensor] = []
+        if plan.valued:
+            v = self.to_v(take(x, plan.valued))
+            if plan.plain:
+                plain = take(x, plan.plain)
+                q = rotate(self.q_norm(self.to_q(plain)), rotary)
+                k = rotate(self.k_norm(self.to_k(plain)), rotary)
+                lanes.append(self._attend(q, k, take(v, [plan.valued.index(lane) for lane in plan.plain])))
+            if plan.values:
+                lanes.append(take(v, [plan.valued.index(lane) for lane in plan.values]))
         if plan.skipped:
-            results.append(take(x, plan.skipped))
-        return self.to_out(join(results))
+            lanes.append(take(x, plan.skipped))
+        return join(lanes)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Three (g b n inner) -> (g b n inner)"""
+        rows = (self.split(part.flatten(0, 1)) for part in (query, key, value))
+        return attend(*rows).unflatten(0, query.shape[:2])
 
 
 class CrossAttention(Attention):
-    def prepare(self, contexts: Sequence[Tensor]) -> TextKeysValues | TextConstant:
-        """What this block reads from a text (see `PreparedText`): it depends on nothing else."""
+    def prepare(self, contexts: Sequence[Tensor]) -> BlockText:
+        """What this block reads from the contexts of a `PreparedText`; it depends on nothing else."""
         if all(context.shape[1] == 1 for context in contexts):
             return TextConstant(self.to_out(self.to_v(join(contexts))))
         return TextKeysValues(
             tuple((self.split(self.k_norm(self.to_k(context))), self.split(self.to_v(context))) for context in contexts)
         )
 
-    def forward(self, x: Tensor, texts: Sequence[TextKeysValues | TextConstant]) -> Tensor:
-        """Tokens (g b n d) and one text per lane -> (g b n d) read by them, or (g b 1 d), the same for all."""
+    def forward(self, x: Tensor, texts: Sequence[BlockText]) -> Tensor:
+        """Tokens (g b n d) and one text per lane -> (g b n d), or (g b 1 d) where all tokens get the same."""
         reading = [(lane, text) for lane, text in enumerate(texts) if isinstance(text, TextKeysValues)]
         if not reading:
             return torch.stack(
                 [text.vector.expand(x.shape[1], -1, -1) for text in texts if isinstance(text, TextConstant)]
             )
         query = self.q_norm(self.to_q(take(x, [lane for lane, _ in reading])))
-        found = [self._read(lane_query, text) for lane_query, (_, text) in zip(query, reading, strict=True)]
-        read = self.to_out(found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found))
+        means = [self._read(lane_query, text) for lane_query, (_, text) in zip(query, reading, strict=True)]
+        read = self.to_out(means[0].unsqueeze(0) if len(means) == 1 else torch.stack(means))
         if len(reading) == len(texts):
             return read
         rows = iter(read)
@@ -90,7 +102,7 @@ class CrossAttention(Attention):
         )
 
     def _read(self, query: Tensor, text: TextKeysValues) -> Tensor:
-        """One lane's queries (b n inner) -> (b n inner)"""
+        """Queries of one lane (b n inner) -> (b n inner)"""
         if len(text.pairs) == 1:
             key, value = text.pairs[0]
             rows = query.reshape(key.shape[0], -1, query.shape[-1])  # one text for all: one long row of queries

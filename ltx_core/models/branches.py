@@ -1,13 +1,13 @@
-"""The branches of one denoising step, and how much of them is the same work.
+"""The branches of one denoising step, and how much of their work is the same.
 
 Branches that see the same text and have been perturbed alike so far hold the same numbers, so they travel as one
-*lane*. A lane forks where its branches first differ: with spatio-temporal guidance (arXiv 2411.18664) the perturbed
-branch leaves the positive one at its first skipped block. This is exact, whatever the skip lists are.
+*lane*. A lane forks where its branches first differ: under spatio-temporal guidance (arXiv 2411.18664) the perturbed
+branch leaves the positive one at its first skipped block. This is exact for any skip lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -27,9 +27,33 @@ class TextKeysValues:
 
 @dataclass(frozen=True, eq=False)
 class TextConstant:
-    """What one block adds to every token where each text is one token long, so that the softmax is 1: (s, 1, d)."""
+    """What one block adds to every token if each text is a single token, over which the softmax is 1: (s, 1, d)."""
 
     vector: Tensor
+
+
+BlockText = TextKeysValues | TextConstant
+"""What one block reads from a text."""
+
+
+class TextCache:
+    """What each block reads from one text, computed when the block first runs.
+
+    Only then are the weights of a streamed block on the device. The entries are valid as long as the weights do not
+    change.
+    """
+
+    def __init__(self) -> None:
+        self._of_block: dict[int, BlockText] = {}
+
+    def of_block(self, number: int, compute: Callable[[], BlockText]) -> BlockText:
+        """The entry of block `number`, from `compute` if there is none yet."""
+        if number not in self._of_block:
+            self._of_block[number] = compute()
+        return self._of_block[number]
+
+    def __len__(self) -> int:
+        return len(self._of_block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +61,12 @@ class PreparedText:
     """The text of one branch, made by `LTXTransformer.prepare_text` and owned by the caller.
 
     contexts: caption-projected, no padding: one (rows, l, d) per run of neighbouring samples with texts of one length.
-    attention: what block i reads from the text; added when block i first runs, so that streamed blocks need to be there
-        once only. It holds as long as the weights do: prepare the text anew after the weights or a LoRA change, and in
+    cache: filled by the first forward with this text. Prepare the text anew after the weights or a LoRA change, and in
         every training step.
     """
 
     contexts: tuple[Tensor, ...]
-    attention: dict[int, TextKeysValues | TextConstant] = field(
-        default_factory=dict[int, TextKeysValues | TextConstant]
-    )
+    cache: TextCache = field(default_factory=TextCache)
 
     @property
     def samples(self) -> int:
@@ -55,11 +76,11 @@ class PreparedText:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One velocity to compute: with which text, and perturbed in which blocks (counted from 0) and how.
+    """One velocity to compute: with which text, and in which blocks (counted from 0) it is perturbed, and how.
 
-    Branches with the same text share the text object. Modes, of a skipped block (Lightricks/LTX-Video attention.py):
-    attention_values: self-attention gives its values V in place of their weighted means; attention_skip: it gives its
-    input; transformer_block: the block is left out.
+    Branches with the same text share the text object. In a skipped block (Lightricks/LTX-Video attention.py):
+    attention_values: self-attention returns its values V instead of their weighted means; attention_skip: it returns
+    its input; transformer_block: the whole block is left out.
     """
 
     text: PreparedText
@@ -67,14 +88,26 @@ class Branch:
     mode: STGMode = "attention_values"
 
 
+BranchStructure = tuple[tuple[int, frozenset[int], STGMode], ...]
+"""All that a plan depends on: for each branch the number of its text, its skipped blocks, and its mode."""
+
+
+def structure_of(branches: Sequence[Branch]) -> BranchStructure:
+    """Texts are numbered in the order of their first branch."""
+    texts: dict[int, int] = {}
+    return tuple(
+        (texts.setdefault(id(branch.text), len(texts)), branch.skip_blocks, branch.mode) for branch in branches
+    )
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """What one block does with the lanes; lanes are numbered by their place in (g b n d).
 
-    The lanes that come out stand in the order plain, values, skipped, kept. Each tuple names, for the lanes of one
+    The lanes after the block stand in the order plain, values, skipped, kept. Each tuple names, for the lanes of one
     kind, the lane that each continues; a lane that is named twice forks.
 
-    plain: nothing is perturbed. values, skipped: modes attention_values, attention_skip. kept: the block is left out.
+    plain: unperturbed. values, skipped: modes attention_values, attention_skip. kept: the block is left out.
     texts: for plain, values and skipped lanes, the number of a branch whose text the lane sees.
     """
 
@@ -86,7 +119,29 @@ class BlockPlan:
 
     @property
     def computed(self) -> tuple[int, ...]:
+        """Lanes that the block computes."""
         return self.plain + self.values + self.skipped
+
+    @property
+    def perturbs(self) -> bool:
+        return bool(self.values or self.skipped or self.kept)
+
+    @property
+    def valued(self) -> tuple[int, ...]:
+        """Lanes whose values V the self-attention needs, each once."""
+        return tuple(sorted({*self.plain, *self.values}))
+
+    def fork(self, x: Tensor) -> Tensor:
+        """Lanes before the block (g ...) -> one for each computed lane."""
+        return take(x, self.computed)
+
+    def set_aside(self, x: Tensor) -> Tensor | None:
+        """Lanes before the block (g ...) -> those that leave it out, if any."""
+        return take(x, self.kept) if self.kept else None
+
+    def rejoin(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """Computed lanes, and those that were set aside -> lanes after the block."""
+        return x if kept is None else torch.cat([x, kept.to(x.device)])  # the block may be on a device of its own
 
 
 @dataclass(frozen=True)
@@ -98,47 +153,47 @@ class ForwardPlan:
     lane_of: tuple[int, ...]
 
 
-def plan_forward(branches: Sequence[Branch], num_blocks: int) -> ForwardPlan:
+def plan_forward(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
     """How the lanes of a forward fork.
 
     Raises:
         ConfigError: no branch, a mode that does not exist, or a skipped block that the model does not have.
     """
-    if not branches:
+    if not structure:
         raise ConfigError("got no branches; expected at least one; pass Branch(text)")
-    beyond = sorted({block for branch in branches for block in branch.skip_blocks if not 0 <= block < num_blocks})
+    beyond = sorted({block for _, skip_blocks, _ in structure for block in skip_blocks if not 0 <= block < num_blocks})
     if beyond:
         raise ConfigError(
             f"got skip_blocks {beyond}; expected numbers from 0 to {num_blocks - 1}, the model has {num_blocks} "
             "blocks; change the list"
         )
     kinds = {None: 0, "attention_values": 1, "attention_skip": 2, "transformer_block": 3}
-    unknown = sorted({branch.mode for branch in branches} - kinds.keys())
+    unknown = sorted({mode for _, _, mode in structure} - kinds.keys())
     if unknown:
         raise ConfigError(
             f"got skip mode {unknown}; expected one of {[mode for mode in kinds if mode]}; pick one of them"
         )
 
     by_text: dict[int, list[int]] = {}
-    for number, branch in enumerate(branches):
-        by_text.setdefault(id(branch.text), []).append(number)
+    for number, (text, _, _) in enumerate(structure):
+        by_text.setdefault(text, []).append(number)
     lanes = list(by_text.values())
     num_lanes = len(lanes)
     plans: list[BlockPlan] = []
     for block in range(num_blocks):
-        kind_of = [kinds[branch.mode if block in branch.skip_blocks else None] for branch in branches]
+        kind_of = [kinds[mode if block in skip_blocks else None] for _, skip_blocks, mode in structure]
         forks = [
             (kind, lane, list(members))
             for lane, numbers in enumerate(lanes)
             for kind, members in groupby(sorted(numbers, key=kind_of.__getitem__), key=kind_of.__getitem__)
         ]
-        forks.sort(key=lambda fork: fork[0])  # stable: lanes keep their places where they can, so nothing is moved
+        forks.sort(key=lambda fork: fork[0])  # stable: lanes keep their places where they can, and nothing moves
         plain, values, skipped, kept = (tuple(lane for kind, lane, _ in forks if kind == k) for k in range(4))
         texts = tuple(members[0] for kind, _, members in forks if kind < 3)
         plans.append(BlockPlan(plain, values, skipped, kept, texts))
         lanes = [members for _, _, members in forks]
     lane_of = {number: place for place, lane in enumerate(lanes) for number in lane}
-    return ForwardPlan(num_lanes, tuple(plans), tuple(lane_of[number] for number in range(len(branches))))
+    return ForwardPlan(num_lanes, tuple(plans), tuple(lane_of[number] for number in range(len(structure))))
 
 
 def take(x: Tensor, lanes: Sequence[int]) -> Tensor:

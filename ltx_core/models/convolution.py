@@ -1,4 +1,4 @@
-"""Convolutions that take the fast kernel on CPUs as well."""
+"""Convolutions in the dtype of their input, with the fast kernel on CPUs as well."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which to convolve with `weight`: its own, but float32 on CPUs that lack kernels for half precision.
-
-    There PyTorch's own half-precision loops are some hundred times slower than casting each weight when it is used.
-    """
-    if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
-        return weight.dtype
-    name = "_is_mkldnn_bf16_supported" if weight.dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
-    supported = torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, name)()
-    return weight.dtype if supported else torch.float32
-
-
 @cache
 def _has_onednn_kernels() -> bool:
-    """Whether oneDNN has its own 3D kernels here; elsewhere than on x86 it may run a reference loop."""
+    """Whether oneDNN has 3D kernels of its own here; on processors other than x86 it may run a reference loop."""
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
@@ -37,8 +25,8 @@ class Conv3d(nn.Conv3d):
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, (w, w, h, h, t, t), mode=self.padding_mode), (0, 0, 0)
         if input.device.type == "cpu" and input.dtype != torch.float64 and _has_onednn_kernels():
-            # F.conv3d chooses between oneDNN and a plain loop by size, and for one short clip takes the loop, up
-            # to ten times slower (PyTorch, aten/src/ATen/native/Convolution.cpp, use_mkldnn).
+            # F.conv3d chooses between oneDNN and a plain loop by size. For one short clip it takes the loop, which is
+            # up to ten times slower (PyTorch, aten/src/ATen/native/Convolution.cpp, use_mkldnn).
             return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)
         return F.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 

@@ -1,4 +1,4 @@
-"""What turns noise levels and text into the transformer's width: timestep embedding, modulation, caption projection."""
+"""Noise levels and text at the width of the transformer: timestep embedding, modulation, caption projection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sinusoid(timesteps: Tensor, channels: int = SINUSOID_CHANNELS) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """(u) timesteps -> (u d)."""
+    """(u) timesteps -> (u d), computed in `dtype`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -34,34 +34,37 @@ class TimestepEmbedder(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoid(timesteps).to(dtype))))
 
 
-class _TimestepEmbedding(nn.Module):
-    """Holds the embedder under the name that checkpoints give it."""
+class TimeEmbedder(nn.Module):
+    """A `TimestepEmbedder` under the name that checkpoints give it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.timestep_embedder = TimestepEmbedder(width)
 
+    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.timestep_embedder(timesteps, dtype)
+
 
 class AdaLayerNormSingle(nn.Module):
-    """One embedding of the noise level for all blocks (PixArt-alpha, arXiv 2310.00426)."""
+    """One embedding of the noise level, shared by all blocks (PixArt-alpha, arXiv 2310.00426)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.emb = _TimestepEmbedding(width)
+        self.emb = TimeEmbedder(width)
         self.linear = Linear(width, 6 * width)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(u) timesteps -> modulation of the blocks (u 6 d), and of the output (u d)."""
-        embedded = self.emb.timestep_embedder(timesteps, dtype)
+        """(u) timesteps -> modulation of the blocks (u 6 d) and of the output (u d)."""
+        embedded = self.emb(timesteps, dtype)
         return self.linear(F.silu(embedded)).unflatten(-1, (6, -1)), embedded
 
 
 @dataclass(frozen=True, eq=False)
 class Modulation:
-    """The noise levels of a batch, embedded once per distinct value.
+    """The noise levels of a batch, each of the u distinct values embedded once.
 
-    blocks: (u 6 d). output: (u d). index: (b n), which of the u rows a token has; None: row i belongs to sample i,
-        or the only row to all samples.
+    blocks: (u 6 d). output: (u d). index: (b n), the row of each token; None: row i belongs to sample i, or a single
+        row to all samples.
     """
 
     blocks: Tensor
@@ -77,7 +80,7 @@ class Modulation:
         return torch.addcmul(x, self._spread(gate), y)
 
     def _spread(self, rows: Tensor) -> Tensor:
-        """(u d) -> what broadcasts against tokens: (u 1 d), or (b n d) where tokens of a sample differ."""
+        """(u d) -> a form that broadcasts against tokens: (u 1 d), or (b n d) where the tokens of a sample differ."""
         if self.index is None:
             return rows.unsqueeze(1)
         return rows.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)

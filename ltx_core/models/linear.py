@@ -1,7 +1,7 @@
-"""Layers that compute in the dtype of their input, whatever their weights are stored as.
+"""Layers that compute in the dtype of their input, whatever dtype their weights are stored in.
 
-So that weights stay as the file has them, memory-mapped, where the processor is better off with another dtype (see
-`convolution.compute_dtype`), and so that float32 weights train under autocast.
+Weights can then stay memory-mapped as the file stores them where the processor computes better in another dtype (see
+`dtypes.compute_dtype`), and float32 weights train under autocast.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Elements of a weight that are cast at a time: small enough for the allocator to use the same memory again and again
-# (beyond 32 MB each cast would get fresh pages), large enough to multiply at full speed.
+# Elements of a weight that are cast at a time: few enough that the allocator reuses the same memory (beyond 32 MB each
+# cast would get fresh pages), enough to multiply at full speed.
 SLICE = 1 << 20
 
 
 class Linear(nn.Linear):
-    """With a bias, as every Linear of the transformer."""
+    """`nn.Linear` with a bias, like every Linear of the transformer."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.dtype != input.dtype and input.device.type == "cpu" and not torch.is_grad_enabled():
@@ -24,7 +24,7 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
     def _by_slices(self, input: Tensor) -> Tensor:
-        """The same, without ever holding the whole weight in another dtype."""
+        """The same product, without the whole weight ever being in memory in another dtype."""
         rows = input.reshape(-1, self.in_features)
         output = rows.new_empty(rows.shape[0], self.out_features)
         size = max(1, SLICE // self.in_features)
@@ -36,5 +36,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm` with a weight."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)

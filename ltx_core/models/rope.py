@@ -1,7 +1,7 @@
 """Rotary position embedding over (seconds, pixels down, pixels right).
 
-Lightricks/LTX-Video transformer3d.py, `precompute_freqs_cis` with "exp" spacing. Every head sees other frequencies: the
-table spans the full width and is applied before the head split.
+Lightricks/LTX-Video transformer3d.py, `precompute_freqs_cis` with "exp" spacing. The table spans the full width and is
+applied before the split into heads: every head has frequencies of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 class RotaryTable:
     """One rotation per pair of neighbouring channels, as a unit complex number.
 
-    rotation: (b | 1, n, width / 2) complex64. Made once per set of positions, shared by blocks, branches and steps.
+    rotation: (b | 1, n, width / 2) complex64. One table per set of positions serves all blocks, branches and steps.
     """
 
     rotation: Tensor
@@ -26,25 +26,25 @@ class RotaryTable:
 def rotary_table(positions: Tensor, width: int, theta: float, max_positions: tuple[int, int, int]) -> RotaryTable:
     """Rotations for tokens at `positions` (b, 3, n), float32: seconds, pixels, pixels.
 
-    width: hidden size, even. theta: ratio of the highest frequency to the lowest. max_positions: the range on which
-    positions are brought to [-1, 1].
+    width: hidden size, even. theta: ratio of the highest frequency to the lowest. max_positions: the upper end of the
+    range, from 0, that is mapped to [-1, 1].
 
-    The top frequency is 15708 rad per half range, so a rounding of the position shows: the order of operations here is
-    the official one, all float32.
+    The top frequency is 15708 rad per half range, where even the rounding of a position matters: the operations are in
+    the official order, all in float32.
     """
     scale = torch.tensor(max_positions, dtype=torch.float32, device=positions.device)
     centred = (positions.transpose(1, 2) / scale) * 2 - 1  # (b n 3)
     exponents = torch.linspace(0.0, 1.0, width // 6, dtype=torch.float32, device=positions.device)
     frequencies = theta**exponents * math.pi / 2
     angles = (centred.unsqueeze(-2) * frequencies.unsqueeze(-1)).flatten(-2)  # channel = frequency * 3 + axis
-    # The width // 6 frequencies of three axes leave width % 6 channels over; they stand in front and do not turn.
+    # The width // 6 frequencies of three axes leave width % 6 channels; these come first and are not rotated.
     angles = torch.nn.functional.pad(angles, (width // 2 - angles.shape[-1], 0))
     return RotaryTable(torch.complex(angles.cos(), angles.sin()))
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Turn neighbouring channel pairs of x (..., b, n, width) in float32; the result has the dtype of x."""
+    """Rotate neighbouring channel pairs of x (..., b, n, width) in float32; the result has the dtype of x."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     is_copy = x.dtype != torch.float32 and not torch.is_grad_enabled()
-    turned = pairs.mul_(table.rotation) if is_copy else pairs * table.rotation
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    rotated = pairs.mul_(table.rotation) if is_copy else pairs * table.rotation
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)

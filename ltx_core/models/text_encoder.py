@@ -1,21 +1,24 @@
 """The text encoder: T5 v1.1 (arXiv 1910.10683, encoder only) through transformers, and its tokenizer.
 
-LTX-Video takes the last hidden state after `final_layer_norm`, 256 tokens at most, padding masked
-(Lightricks/LTX-Video, pipeline_ltx_video.py `encode_prompt`). Tokens are made by sentencepiece or tokenizers directly:
-transformers' own T5 tokenizer changes between releases.
+LTX-Video reads the last hidden state after `final_layer_norm`, of 256 tokens at most, padding masked
+(Lightricks/LTX-Video, pipeline_ltx_video.py `encode_prompt`). Sentencepiece or tokenizers make the tokens directly,
+because transformers' own T5 tokenizer changes between releases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
+from torch import nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
+from .blocks import BlockStack
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -24,13 +27,34 @@ MAX_TOKENS = 256  # with the end-of-sequence token; Lightricks/LTX-Video since 2
 EOS_TOKEN = "</s>"
 
 
+class StackedT5:
+    """What a T5 encoder says about its blocks (`blocks.Stacked`); every encoder of `build_t5` is one."""
+
+    BLOCK_PREFIX: ClassVar[str] = "encoder.block."
+
+    def blocks(self) -> BlockStack:
+        encoder = cast(nn.Module, getattr(self, "encoder"))  # noqa: B009  # transformers' T5EncoderModel has it
+        return BlockStack(encoder, "block", lambda block: (block,), exit=encoder.get_submodule("final_layer_norm"))
+
+
+@cache
+def _stacked_t5() -> type[T5EncoderModel]:
+    """The class of the encoder, made when transformers is first needed."""
+    from transformers import T5EncoderModel
+
+    class StackedT5EncoderModel(StackedT5, T5EncoderModel):
+        pass
+
+    return StackedT5EncoderModel
+
+
 def build_t5(config: TextEncoderConfig) -> T5EncoderModel:
     """A T5 v1.1 encoder on the meta device: gated tanh-GELU, no dropout, one embedding under both of its key names.
 
     transformers 4 shares the embedding module and transformers 5 only ties the parameters, which loading by assignment
-    undoes; here it is one module in either case. Blocks are `encoder.block`, which block streaming may replace.
+    undoes; here it is one module in either case.
     """
-    from transformers import T5Config, T5EncoderModel
+    from transformers import T5Config
 
     t5_config = T5Config(
         vocab_size=config.vocab_size,
@@ -47,14 +71,14 @@ def build_t5(config: TextEncoderConfig) -> T5EncoderModel:
         use_cache=False,
     )
     with torch.device("meta"):
-        model = T5EncoderModel(t5_config)
+        model = _stacked_t5()(t5_config)
     model.set_input_embeddings(model.get_input_embeddings())
     return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as the encoder reads it.
+    """A prompt in the form that the encoder reads.
 
     ids: token ids, the end-of-sequence token last, no padding; 1 to MAX_TOKENS of them.
     total: how many tokens the whole prompt has, end of sequence included.
@@ -70,9 +94,9 @@ class TokenizedPrompt:
 class Tokenizer:
     """T5's unigram tokenizer.
 
-    path: the file it came from.
-    vocab_size: number of pieces that the file knows.
-    eos_id: id of the end-of-sequence token.
+    path: its file.
+    vocab_size: number of pieces in the file.
+    eos_id: id of the end-of-sequence token, -1 if the file has none.
     """
 
     path: Path
@@ -83,7 +107,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        """Reads `spiece.model` (sentencepiece) or `tokenizer.json` (tokenizers), told apart by content.
+        """Reads `spiece.model` (sentencepiece) or `tokenizer.json` (tokenizers), distinguished by content.
 
         Raises:
             CheckpointError: the file is neither, or has no end-of-sequence token.
@@ -104,7 +128,7 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, prompt: str) -> TokenizedPrompt:
-        """Tokens of a prompt, surrounding space removed; what goes beyond MAX_TOKENS is cut off and reported."""
+        """Tokens of a prompt, without surrounding space; the part beyond MAX_TOKENS is cut off and reported."""
         ids = list(self.to_ids(prompt.strip()))
         kept = ids[: MAX_TOKENS - 1]
         cut = ids[MAX_TOKENS - 1 :]
@@ -113,7 +137,7 @@ class Tokenizer:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A loaded text encoder: the model, what makes its tokens, and its architecture."""
+    """A loaded text encoder: model, tokenizer and architecture."""
 
     model: T5EncoderModel
     tokenizer: Tokenizer
@@ -141,7 +165,7 @@ def _from_json(path: Path, data: bytes) -> Tokenizer:
 
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises plain Exception; an interrupt is none
+    except Exception as error:  # the library raises plain Exception, which an interrupt is not
         raise CheckpointError(
             f"got {path}, which the tokenizers library cannot read ({error}); expected tokenizer.json of T5 v1.1; "
             "download it again"

@@ -1,14 +1,14 @@
 """The LTX-Video transformer, 2B and 13B, versions 0.9.0 to 0.9.8.
 
 arXiv 2501.00103; Lightricks/LTX-Video transformer3d.py, and attention.py for the block. Attribute names are the keys of
-the official single file after its prefix. One forward computes all branches of a denoising step; work that they share
-is done once (see `branches`).
+the official single file after its prefix. One forward computes all branches of a denoising step and does their common
+work once (see `branches`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,23 @@ from torch.utils.checkpoint import checkpoint
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
 from .attention import CrossAttention, SelfAttention
-from .branches import BlockPlan, Branch, PreparedText, TextConstant, TextKeysValues, join, plan_forward, take
-from .convolution import compute_dtype
+from .blocks import BlockStack
+from .branches import (
+    BlockPlan,
+    BlockText,
+    Branch,
+    BranchStructure,
+    ForwardPlan,
+    PreparedText,
+    plan_forward,
+    structure_of,
+)
+from .dtypes import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
 from .linear import Linear
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
-
-# Tensors of (samples, tokens, width) that are alive at the worst moment of a forward without gradients, where the norms
-# of torch are not fused; 8 where they are.
-PEAK_TENSORS = 11
 
 OUTPUT_NORM_EPS = 1e-6  # fixed in Lightricks/LTX-Video transformer3d.py; `norm_eps` of the config is the blocks'
 
@@ -42,13 +48,13 @@ class _ProjectedGELU(nn.Module):
         x = self.proj(x)
         if torch.is_grad_enabled():
             return F.gelu(x, approximate="tanh")
-        return torch.ops.aten.gelu_(x, approximate="tanh")  # in place: this is the largest tensor of a forward
+        return torch.ops.aten.gelu_(x, approximate="tanh")  # in place: the largest tensor of a forward
 
 
 class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The identity stands where training had a dropout, so that the keys are net.0.proj and net.2.
+        # The identity takes the place of training's dropout: the keys are net.0.proj and net.2.
         self.net = nn.Sequential(_ProjectedGELU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,51 +65,45 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
-        self.norm_eps = config.norm_eps
+        self.norm1 = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.attn1 = SelfAttention(d, d, heads, head_dim)
         self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
+        self.norm2 = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.ff = FeedForward(d)
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 
     def forward(
-        self,
-        x: Tensor,
-        modulation: Modulation,
-        rotary: RotaryTable,
-        texts: Sequence[TextKeysValues | TextConstant],
-        plan: BlockPlan,
+        self, x: Tensor, modulation: Modulation, rotary: RotaryTable, texts: Sequence[BlockText], plan: BlockPlan
     ) -> Tensor:
-        """Lanes before the block (g b n d) -> lanes after it; `texts`: one per computed lane."""
-        if not plan.computed:
-            return take(x, plan.kept)
-        kept = [take(x, plan.kept)] if plan.kept else []
+        """Lanes before the block (g b n d) -> its computed lanes; `texts`: one for each of these."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
-        h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+        h = self.norm1(x)
         h = modulation.shift_scale(h, shift_a, scale_a)
         h = self.attn1(h, rotary, plan)
-        x = modulation.gated_sum(take(x, plan.computed), gate_a, h)
+        x = modulation.gated_sum(plan.fork(x), gate_a, h)
         x = add(x, self.attn2(x, texts))
-        h = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+        h = self.norm2(x)
         h = modulation.shift_scale(h, shift_m, scale_m)
-        x = modulation.gated_sum(x, gate_m, self.ff(h))
-        return join([x, *kept])
+        return modulation.gated_sum(x, gate_m, self.ff(h))
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, in the memory of x unless autograd may need it again."""
+    """x + y, in the memory of x unless autograd may need x again."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 class LTXTransformer(nn.Module):
     """Predicts velocity = noise - data for latent tokens.
 
-    Builds under `torch.device("meta")`; holds parameters only, no buffers.
+    Can be built under `torch.device("meta")`: it has parameters only, no buffers.
 
     gradient_checkpointing: recompute blocks in the backward pass instead of keeping their activations.
 
     Raises:
         ConfigError: sizes that do not go together.
     """
+
+    BLOCK_PREFIX: ClassVar[str] = "transformer_blocks."
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -124,30 +124,44 @@ class LTXTransformer(nn.Module):
         self.adaln_single = AdaLayerNormSingle(d)
         self.caption_projection = CaptionProjection(config.caption_channels, d)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        self.norm_out = nn.LayerNorm(d, eps=OUTPUT_NORM_EPS, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
         self.proj_out = Linear(d, config.out_channels)
+        self._planned: tuple[BranchStructure, ForwardPlan] | None = None  # of the last forward: steps repeat it
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantized."""
+        """The dtype of the weights that are not quantized."""
         return self.scale_shift_table.dtype
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """In which the model computes: `dtype`, but float32 on CPUs that lack bfloat16."""
+        """The dtype of the computation: `dtype`, but float32 on CPUs that lack bfloat16."""
         return compute_dtype(self.scale_shift_table)
 
-    def activation_bytes(self, samples: int, tokens: int, branches: int) -> int:
-        """About what a forward without gradients needs on an accelerator beside the weights, rotary table included."""
-        elements = samples * tokens * self.config.hidden_size
-        return elements * (branches * PEAK_TENSORS * self.dtype.itemsize + torch.complex64.itemsize // 2)
+    def blocks(self) -> BlockStack:
+        def entries(block: nn.Module) -> tuple[nn.Module, ...]:
+            text = cast(TransformerBlock, block).attn2
+            return block, text.to_k, text.to_v  # a block's text is prepared before the block runs
+
+        return BlockStack(self, self.BLOCK_PREFIX.rstrip("."), entries, exit=self.norm_out)
+
+    def called_parts(self) -> list[tuple[nn.Module, list[str]]]:
+        """Modules that are called as a whole, inner ones first, each with the methods other than `forward` that compute
+        with its weights: the units in which weights can be gathered."""
+        parts: list[tuple[nn.Module, list[str]]] = []
+        for block in self.transformer_blocks:
+            parts += [(cast(TransformerBlock, block).attn2, ["prepare"]), (block, [])]
+        return [*parts, (self, ["prepare_text"])]
 
     def prepare_text(self, contexts: Sequence[Tensor]) -> PreparedText:
-        """Text embeddings without padding: one (l, caption_channels) per sample, or (s, l, caption_channels) for s
-        neighbours; a single one serves the whole batch.
+        """The text of a branch.
+
+        contexts: embeddings without padding, one (l, caption_channels) per sample, or (s, l, caption_channels) for s
+            neighbours; a single embedding serves the whole batch.
 
         Raises:
-            ShapeError: no text, an empty one, or one of another width.
+            ShapeError: no text, a text without tokens, or of another width.
         """
         expected = self.config.caption_channels
         if not contexts:
@@ -171,7 +185,11 @@ class LTXTransformer(nn.Module):
         return PreparedText(tuple(part.unflatten(0, (-1, length)) for part, length in parts))
 
     def prepare_positions(self, positions: Tensor) -> RotaryTable:
-        """Positions (b | 1, 3, n) float32: seconds, pixels down, pixels right, on the device of the forward."""
+        """Positions (b | 1, 3, n) float32, on the device of the forward: seconds, pixels down, pixels right.
+
+        Raises:
+            ShapeError: any other shape.
+        """
         if positions.ndim != 3 or positions.shape[1] != 3:
             raise ShapeError(
                 f"got positions of shape {tuple(positions.shape)}; expected (batch or 1, 3, tokens); pass seconds, "
@@ -191,30 +209,52 @@ class LTXTransformer(nn.Module):
         x: (b n c) normalised latent tokens.
         sigma: (b n 1), or (b 1 1) for one level per sample; 0 is clean, 1 is noise.
         rotary: from `prepare_positions`.
-        branches: share text objects where they share text; then their common work is done once.
+        branches: branches with the same text share the text object; then their common work is done once.
 
         Returns:
-            one (b n c_out) float32 per branch, in their order; branches that are the same get the same tensor.
+            one (b n c_out) float32 per branch, in their order; equal branches get the same tensor.
 
         Raises:
             ShapeError: channels, tokens or samples do not fit. ConfigError: a skipped block that does not exist.
         """
         self._check(x, sigma, rotary, branches)
-        plan = plan_forward(branches, self.config.num_layers)
+        plan = self._plan(branches)
         modulation = self._modulation(sigma)
         x = self.patchify_proj(x.to(self.compute_dtype))
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
-        for number, (block, block_plan) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
+        for number, (block, lanes) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
-            texts = [_read_once(branches[of].text, number, block) for of in block_plan.texts]
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, modulation, rotary, texts, block_plan, use_reentrant=False))
-            else:
-                x = block(x, modulation, rotary, texts, block_plan)
+            texts = [_read_once(branches[of].text, number, block) for of in lanes.texts]
+            x = self._run(block, x, modulation, rotary, texts, lanes)
         shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
-        x = F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS)
+        x = self.norm_out(x)
         velocities = self.proj_out(modulation.shift_scale(x, shift, scale)).float()
         return tuple(velocities[lane] for lane in plan.lane_of)
+
+    def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
+        structure, planned = structure_of(branches), self._planned
+        if planned is None or planned[0] != structure:
+            planned = self._planned = structure, plan_forward(structure, self.config.num_layers)
+        return planned[1]
+
+    def _run(
+        self,
+        block: TransformerBlock,
+        x: Tensor,
+        modulation: Modulation,
+        rotary: RotaryTable,
+        texts: Sequence[BlockText],
+        plan: BlockPlan,
+    ) -> Tensor:
+        """Lanes before a block (g b n d) -> lanes after it."""
+        kept = plan.set_aside(x)
+        if kept is not None and not plan.computed:
+            return kept
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            x = cast(Tensor, checkpoint(block, x, modulation, rotary, texts, plan, use_reentrant=False))
+        else:
+            x = block(x, modulation, rotary, texts, plan)
+        return plan.rejoin(x, kept)
 
     def _modulation(self, sigma: Tensor) -> Modulation:
         index = None
@@ -254,8 +294,6 @@ class LTXTransformer(nn.Module):
                 )
 
 
-def _read_once(text: PreparedText, number: int, block: TransformerBlock) -> TextKeysValues | TextConstant:
-    """What block `number` reads from a text. Outside the block's forward, so that a checkpoint does not replay it."""
-    if number not in text.attention:
-        text.attention[number] = block.attn2.prepare(text.contexts)
-    return text.attention[number]
+def _read_once(text: PreparedText, number: int, block: TransformerBlock) -> BlockText:
+    """What block `number` reads from a text. Outside the forward of the block, where a checkpoint would replay it."""
+    return text.cache.of_block(number, lambda: block.attn2.prepare(text.contexts))

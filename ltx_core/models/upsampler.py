@@ -1,6 +1,7 @@
 """The latent upsampler: doubles the size or the length of raw latents (Lightricks/LTX-Video, latent_upsampler.py).
 
-Attribute names are the released checkpoint's keys. Zero padding on all sides, in time as well: nothing here is causal.
+Attribute names are the keys of the released checkpoint. Padding is zero on all sides, in time as well: nothing here is
+causal.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from ..config import UpsamplerConfig
 from ..errors import ConfigError, ShapeError
-from .convolution import Conv2d, Conv3d, compute_dtype
+from .convolution import Conv2d, Conv3d
+from .dtypes import compute_dtype
 
 NORM_GROUPS = 32  # latent_upsampler.py
 
 
 class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` in the dtype of its input, as `Conv3d`."""
+    """`nn.GroupNorm` in the dtype of its input, like `Conv3d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input, self.num_groups, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps)
@@ -37,7 +39,11 @@ class ResBlock(nn.Module):
 
 
 class LatentUpsampler(nn.Module):
-    """Works on raw latents: un-normalise before it, normalise after it, with the statistics of the latents' own VAE."""
+    """Works on raw latents: un-normalise its input and normalise its result, with the statistics of the latents' VAE.
+
+    Raises:
+        ConfigError: an upsampler that doubles neither size nor length, or is not 3-D.
+    """
 
     def __init__(self, config: UpsamplerConfig) -> None:
         super().__init__()
@@ -61,9 +67,9 @@ class LatentUpsampler(nn.Module):
         self.final_conv = Conv3d(mid, config.in_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
-        """latent: raw (b, c, f, h, w); returns (b, c, f, 2h, 2w), and / or 2f - 1 frames if it doubles time.
+        """Raw latents (b, c, f, h, w) -> (b, c, f, 2h, 2w), and / or 2f - 1 frames if it doubles time.
 
-        The result comes in the `compute_dtype` of the weights.
+        The result has the `compute_dtype` of the weights.
 
         Raises:
             ShapeError: the latent is not 5-D or has other channels.
@@ -89,4 +95,4 @@ class LatentUpsampler(nn.Module):
             return rearrange(x, "(b f) (c p q) h w -> b c f (h p) (w q)", f=frames, p=2, q=2)
         side = 2 if self.config.spatial_upsample else 1
         x = rearrange(self.upsampler(x), "b (c t p q) f h w -> b c (f t) (h p) (w q)", t=2, p=side, q=side)
-        return x[:, :, 1:]  # the first frame stands alone and is not doubled
+        return x[:, :, 1:]  # the first frame stands for itself and is not doubled

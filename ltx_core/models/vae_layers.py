@@ -1,10 +1,10 @@
 """Layers of the video VAE (Lightricks/LTX-Video, models/autoencoders/causal_video_autoencoder.py, causal_conv3d.py).
 
 Tensors inside the VAE are (b, f, h, w, c): the norms work over channels, time is cut and joined, and convolutions are
-fastest with channels last. Only `CausalConv3d` turns them for a moment.
+fastest with channels last. Only `CausalConv3d` permutes them, for the call of its kernel.
 
-Every layer can be given a clip in pieces, one after the other: what it must remember of earlier pieces lives in a
-`Stream`. The result is exactly that of the whole clip, which is the case of one piece.
+Every layer accepts a clip in pieces, one after the other; what it must remember of earlier pieces lives in a `Stream`.
+The result is exactly that of the whole clip, which is the case of one piece.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,20 +21,21 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ..config import PaddingMode
-from .convolution import Conv3d, compute_dtype
-from .embeddings import TimestepEmbedder
+from .convolution import Conv3d
+from .dtypes import compute_dtype
+from .embeddings import TimeEmbedder
 
 PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
 SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
 
 Stride = tuple[int, int, int]
-Modulation = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
+ScaleShift = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
 
 
 class Stream:
     """What the layers of one stage remember between the pieces of a clip.
 
-    last: whether the piece now being run is the last one; then nothing is kept.
+    last: whether the present piece is the last one; then nothing is kept.
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,7 @@ class Stream:
             self._kept[owner] = frames.clone()  # a view would keep the whole piece alive
 
     def delay(self, owner: nn.Module, x: Tensor, count: int) -> Tensor:
-        """The next `count` frames of everything given so far: holds `x` back for a path whose convolutions lag."""
+        """The next `count` frames of all pieces so far: holds `x` back for a path beside convolutions that lag."""
         earlier = self.recall(owner)
         if earlier is not None:
             x = torch.cat([earlier, x], dim=1)
@@ -67,13 +69,14 @@ class Stream:
 
 
 Stage = Callable[[Tensor, Stream], Tensor]
+"""One step of the way through a half of the VAE: frames (b, f, h, w, c) and what the stage remembers -> frames."""
 
 
 def run_stages(stages: Iterable[Stage], pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[Tensor]:
     """Send a clip through `stages`, piece by piece.
 
-    pieces: (frames (b, f, h, w, c), whether they are the clip's last).
-    limit: no stage works on more than this many frames at once; None for no limit.
+    pieces: (frames (b, f, h, w, c), whether they are the last of the clip).
+    limit: the most frames that one stage works on at once; None for no limit.
     Yields finished frames (b, f, h', w', c'), f >= 1, in order.
     """
     for stage in stages:
@@ -99,7 +102,7 @@ def pixel_norm(x: Tensor) -> Tensor:
     return x * (norm.square() / x.shape[-1] + PIXEL_NORM_EPS).rsqrt().to(x.dtype)
 
 
-def norm_silu(x: Tensor, modulation: Modulation | None) -> Tensor:
+def norm_silu(x: Tensor, modulation: ScaleShift | None) -> Tensor:
     """SiLU(pixel_norm(x) * (1 + scale) + shift). x: (b, f, h, w, c)."""
     x = pixel_norm(x)
     if modulation is not None:
@@ -124,10 +127,27 @@ def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
     return rearrange(x, "b f h w (c p1 p2 p3) -> b (f p1) (h p2) (w p3) c", p1=p1, p2=p2, p3=p3)
 
 
-class CausalConv3d(nn.Module):
-    """3x3x3 convolution; time is padded by repeating frames, two in front (causal) or one at either end.
+class Layer(nn.Module):
+    """A layer of the decoder, some of which take a timestep and noise besides the frames.
 
-    Not causal, it looks one frame ahead: given a clip in pieces, its output lags one frame until the last piece.
+    noise_maps: how many noise maps (h, w) it takes, each at the size of its output.
+    magnification: cells of its output per cell of its input along (height, width).
+    """
+
+    noise_maps: int = 0
+    magnification: tuple[int, int] = (1, 1)
+
+    def stage(self, timestep: Tensor | None, noise: Sequence[Tensor]) -> Stage:
+        """The layer for one clip. timestep (b,), already scaled, or None without timestep conditioning. noise: as many
+        maps (h, w) as it takes."""
+        del timestep, noise
+        return self
+
+
+class CausalConv3d(nn.Module):
+    """3x3x3 convolution; time is padded with copies of frames, two in front (causal) or one at either end.
+
+    Not causal, it looks one frame ahead: on a clip in pieces, its output lags one frame until the last piece.
     """
 
     def __init__(
@@ -148,7 +168,8 @@ class CausalConv3d(nn.Module):
         return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
     def _with_neighbours(self, x: Tensor, stream: Stream) -> Tensor:
-        """Put in front what was kept, or copies of the clip's first frame; behind the clip's end, its last frame."""
+        """x behind the frames kept earlier, or behind copies of the first frame; at the end of the clip, its last frame
+        once more."""
         earlier = stream.recall(self)
         if earlier is None and x.shape[1]:
             earlier = x[:, :1].expand(-1, 2 if self.causal else 1, -1, -1, -1)
@@ -172,7 +193,7 @@ class ChannelLayerNorm(nn.Module):
         return F.layer_norm(x, weight.shape, weight, bias, self.norm.eps)
 
 
-class ResnetBlock3D(nn.Module):
+class ResnetBlock3D(Layer):
     """Two convolutions beside a shortcut, each after PixelNorm, optional modulation by the timestep, and SiLU."""
 
     def __init__(
@@ -188,7 +209,7 @@ class ResnetBlock3D(nn.Module):
         super().__init__()
         self.conv1 = CausalConv3d(in_channels, out_channels, causal=causal, padding=padding)
         self.conv2 = CausalConv3d(out_channels, out_channels, causal=causal, padding=padding)
-        self.inject_noise = inject_noise
+        self.noise_maps = 2 if inject_noise else 0
         if inject_noise:
             self.per_channel_scale1 = nn.Parameter(torch.zeros(out_channels, 1, 1))
             self.per_channel_scale2 = nn.Parameter(torch.zeros(out_channels, 1, 1))
@@ -200,8 +221,13 @@ class ResnetBlock3D(nn.Module):
         else:
             self.norm3 = self.conv_shortcut = None
 
-    def modulation(self, embedding: Tensor) -> tuple[Modulation, Modulation]:
-        """For either half, from the block's timestep embedding (b, 4c)."""
+    def stage(self, timestep: Tensor | None, noise: Sequence[Tensor]) -> Stage:
+        """As in `Layer`, but without a timestep: on its own, the block is never conditioned on one."""
+        del timestep
+        return partial(self, noise=tuple(noise)) if noise else self
+
+    def modulation(self, embedding: Tensor) -> tuple[ScaleShift, ScaleShift]:
+        """Of either half, from the timestep embedding of the block (b, 4c)."""
         shift1, scale1, shift2, scale2 = split_modulation(self.scale_shift_table, embedding)
         return (1 + scale1, shift1), (1 + scale2, shift2)
 
@@ -209,10 +235,10 @@ class ResnetBlock3D(nn.Module):
         self,
         x: Tensor,
         stream: Stream,
-        modulation: tuple[Modulation, Modulation] | tuple[None, None] = (None, None),
+        modulation: tuple[ScaleShift, ScaleShift] | tuple[None, None] = (None, None),
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x (b, f, h, w, c). noise: a map (h, w) for either convolution, if the block injects noise."""
+        """x (b, f, h, w, c). noise: a map (h, w) for either convolution of a block that injects noise."""
         residual = self.conv1(norm_silu(x, modulation[0]), stream)
         if noise is not None:
             residual = residual + _noise_term(noise[0], self.per_channel_scale1)
@@ -231,21 +257,14 @@ def _noise_term(noise: Tensor, per_channel_scale: Tensor) -> Tensor:
     return noise[..., None] * per_channel_scale.flatten()
 
 
-class TimeEmbedder(nn.Module):
-    """Holds the embedder of a timestep under the name that checkpoints give it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.timestep_embedder = TimestepEmbedder(channels)
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        """timestep (b,), already scaled -> (b, channels)."""
-        weight = self.timestep_embedder.linear_1.weight
-        return self.timestep_embedder(timestep, weight.dtype).to(compute_dtype(weight))
+def embed_timestep(embedder: TimeEmbedder, timestep: Tensor) -> Tensor:
+    """timestep (b,), already scaled -> (b, channels), computed in the dtype of the weights."""
+    weight = embedder.timestep_embedder.linear_1.weight
+    return embedder(timestep, weight.dtype).to(compute_dtype(weight))
 
 
-class UNetMidBlock3D(nn.Module):
-    """`res_x`: n residual blocks of one width; with timestep conditioning they share one embedder."""
+class UNetMidBlock3D(Layer):
+    """`res_x`: n residual blocks of one width, which share an embedder of the timestep if conditioned on it."""
 
     def __init__(
         self,
@@ -258,7 +277,7 @@ class UNetMidBlock3D(nn.Module):
         timestep_conditioning: bool = False,
     ) -> None:
         super().__init__()
-        self.inject_noise = inject_noise
+        self.noise_maps = 2 * num_layers if inject_noise else 0
         if timestep_conditioning:
             self.time_embedder = TimeEmbedder(channels * 4)
         self.res_blocks = nn.ModuleList(
@@ -273,18 +292,24 @@ class UNetMidBlock3D(nn.Module):
             for _ in range(num_layers)
         )
 
-    def modulations(self, timestep: Tensor) -> list[tuple[Modulation, Modulation]]:
-        """One entry per residual block. timestep (b,), already scaled."""
-        embedding = self.time_embedder(timestep)
+    def stage(self, timestep: Tensor | None, noise: Sequence[Tensor]) -> Stage:
+        modulations = None if timestep is None else self._modulations(timestep)
+        pairs = list(zip(noise[::2], noise[1::2], strict=True))  # a map for either convolution of each block
+        return partial(self, modulations=modulations, noise=pairs)
+
+    def _modulations(self, timestep: Tensor) -> list[tuple[ScaleShift, ScaleShift]]:
+        """One entry per residual block."""
+        embedding = embed_timestep(self.time_embedder, timestep)
         return [cast(ResnetBlock3D, block).modulation(embedding) for block in self.res_blocks]
 
     def forward(
         self,
         x: Tensor,
         stream: Stream,
-        modulations: Sequence[tuple[Modulation, Modulation]] | None = None,
-        noise: Sequence[tuple[Tensor, Tensor]] | None = None,
+        modulations: Sequence[tuple[ScaleShift, ScaleShift]] | None = None,
+        noise: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> Tensor:
+        """modulations, noise: one entry per residual block, or none at all."""
         for i, block in enumerate(self.res_blocks):
             x = block(x, stream, (None, None) if modulations is None else modulations[i], noise[i] if noise else None)
         return x
@@ -293,7 +318,7 @@ class UNetMidBlock3D(nn.Module):
 class SpaceToDepthDownsample(nn.Module):
     """`compress_*_res`: a convolution with its cells folded into channels, plus means of groups of the folded input.
 
-    Where time is halved, the clip's first frame is doubled, so that 2f - 1 frames become f.
+    Where time is halved, the first frame of the clip is doubled: 2f - 1 frames become f.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: Stride, *, padding: PaddingMode) -> None:
@@ -315,10 +340,10 @@ class SpaceToDepthDownsample(nn.Module):
         return space_to_depth(self.conv(x, stream), self.stride) + means
 
 
-class DepthToSpaceUpsample(nn.Module):
+class DepthToSpaceUpsample(Layer):
     """Decoder `compress_*`: a convolution whose channels are unfolded into cells; if residual, plus the unfolded input.
 
-    Where time is doubled, the clip's first frame is dropped, so that f frames become 2f - 1.
+    Where time is doubled, the first frame of the clip is dropped: f frames become 2f - 1.
     """
 
     def __init__(
@@ -333,6 +358,7 @@ class DepthToSpaceUpsample(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = stride
+        self.magnification = stride[1:]
         self.residual = residual
         self.conv = CausalConv3d(in_channels, out_channels * math.prod(stride), causal=causal, padding=padding)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -18,24 +20,26 @@ from torch import Tensor, nn
 from ..config import VAEBlock, VideoVAEConfig
 from ..errors import ConfigError, ShapeError
 from ..shapes import PixelShape
-from .convolution import compute_dtype
+from .dtypes import compute_dtype
+from .embeddings import TimeEmbedder
 from .vae_layers import (
     CausalConv3d,
     DepthToSpaceUpsample,
-    Modulation,
+    Layer,
     ResnetBlock3D,
+    ScaleShift,
     SpaceToDepthDownsample,
     Stage,
     Stream,
-    TimeEmbedder,
     UNetMidBlock3D,
+    embed_timestep,
     norm_silu,
     run_stages,
     split_modulation,
 )
 
 LOGVAR_RANGE = (-30.0, 20.0)  # DiagonalGaussianDistribution, as the official and the diffusers VAE clamp it
-STREAM_FRAMES = 4  # frames that one stage works on at once; fewer saves little, as layers keep two frames each anyway
+STREAM_FRAMES = 4  # that one stage works on at once; fewer frames save little, as layers keep two each in any case
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class Posterior:
 
 
 class PerChannelStatistics(nn.Module):
-    """What normalises latents. The names are the file's; its three further tensors are not used by anybody."""
+    """Mean and standard deviation that normalise latents, named as in the file; its three other tensors are unused."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,7 +90,7 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(width, config.latent_channels + 1, causal=True, padding=padding)
 
     def forward(self, pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[Posterior]:
-        """pieces: (pixels (b, 3, f, h, w), whether they are the clip's last); see `run_stages`."""
+        """pieces: (pixels (b, 3, f, h, w), whether they are the last of the clip); see `run_stages`."""
         stages: list[Stage] = [self.conv_in, *self.down_blocks, self._finish]
         dtype = compute_dtype(self.conv_in.conv.weight)
         for moments in run_stages(stages, ((self._patchify(x.to(dtype)), last) for x, last in pieces), limit):
@@ -130,55 +134,56 @@ class Decoder(nn.Module):
         noise: tuple[Tensor, ...],
         limit: int | None,
     ) -> Iterator[Tensor]:
-        """pieces: (raw latents (b, c, f, h, w), whether they are the clip's last); see `run_stages`.
+        """pieces: (raw latents (b, c, f, h, w), whether they are the last of the clip); see `run_stages`.
 
         timestep: (b,). noise: a map (h, w) per convolution that injects it, from `VideoVAE.draw_noise`.
         Yields pixels (b, 3, f, h, w).
         """
-        scaled = None if timestep is None else timestep.float() * self.timestep_scale_multiplier
-        dtype = compute_dtype(self.conv_in.conv.weight)
-        maps = iter([noise_map.to(self.conv_in.conv.weight.device, dtype) for noise_map in noise])
-        stages: list[Stage] = [self.conv_in]
-        for block in self.up_blocks:
-            if isinstance(block, UNetMidBlock3D):
-                modulations = None if scaled is None else block.modulations(scaled)
-                pairs = [(next(maps), next(maps)) for _ in block.res_blocks] if block.inject_noise else None
-                stages.append(partial(block, modulations=modulations, noise=pairs))
-            elif isinstance(block, ResnetBlock3D) and block.inject_noise:
-                stages.append(partial(block, noise=(next(maps), next(maps))))
-            else:
-                stages.append(block)
-        modulation = None if scaled is None else self._last_modulation(scaled)
-        stages.append(partial(self._finish, modulation=modulation))
-        inputs = ((rearrange(x.to(dtype), "b c f h w -> b f h w c"), last) for x, last in pieces)
-        for frames in run_stages(stages, inputs, limit):
+        if timestep is not None:
+            timestep = timestep.float() * self.timestep_scale_multiplier
+        weight = self.conv_in.conv.weight
+        dtype = compute_dtype(weight)
+        noise = tuple(noise_map.to(weight.device, dtype) for noise_map in noise)
+        latents = ((rearrange(x.to(dtype), "b c f h w -> b f h w c"), last) for x, last in pieces)
+        stages: list[Stage] = [self.conv_in, *self._up_stages(timestep, noise), self._last_stage(timestep)]
+        for frames in run_stages(stages, latents, limit):
             yield rearrange(frames, "b f h w c -> b c f h w")
 
     def noise_scales(self) -> list[tuple[int, int]]:
-        """For each noise map, in the order in which they are used: its cells per latent cell along (height, width)."""
+        """For each noise map, in the order of use: its cells per latent cell along (height, width)."""
         scales: list[tuple[int, int]] = []
         height = width = 1
-        for block in self.up_blocks:
-            if isinstance(block, DepthToSpaceUpsample):
-                height, width = height * block.stride[1], width * block.stride[2]
-            elif isinstance(block, UNetMidBlock3D) and block.inject_noise:
-                scales += [(height, width)] * 2 * len(block.res_blocks)
-            elif isinstance(block, ResnetBlock3D) and block.inject_noise:
-                scales += [(height, width)] * 2
+        for layer in self._layers():
+            height, width = height * layer.magnification[0], width * layer.magnification[1]
+            scales += [(height, width)] * layer.noise_maps
         return scales
 
-    def _last_modulation(self, scaled_timestep: Tensor) -> Modulation:
-        shift, scale = split_modulation(self.last_scale_shift_table, self.last_time_embedder(scaled_timestep))
-        return 1 + scale, shift
+    def _layers(self) -> list[Layer]:
+        return [cast(Layer, layer) for layer in self.up_blocks]
 
-    def _finish(self, x: Tensor, stream: Stream, modulation: Modulation | None) -> Tensor:
+    def _up_stages(self, timestep: Tensor | None, noise: tuple[Tensor, ...]) -> list[Stage]:
+        """timestep: scaled. noise: the maps of all layers, in the order of use."""
+        layers = self._layers()
+        ends = accumulate(layer.noise_maps for layer in layers)
+        return [
+            layer.stage(timestep, noise[end - layer.noise_maps : end]) for layer, end in zip(layers, ends, strict=True)
+        ]
+
+    def _last_stage(self, timestep: Tensor | None) -> Stage:
+        if timestep is None:
+            return partial(self._finish, modulation=None)
+        embedding = embed_timestep(self.last_time_embedder, timestep)
+        shift, scale = split_modulation(self.last_scale_shift_table, embedding)
+        return partial(self._finish, modulation=(1 + scale, shift))
+
+    def _finish(self, x: Tensor, stream: Stream, modulation: ScaleShift | None) -> Tensor:
         x = self.conv_out(norm_silu(x, modulation), stream)
         p = self.patch_size
         return rearrange(x, "b f h w (c r q) -> b f (h q) (w r) c", q=p, r=p)
 
 
 class VideoVAE(nn.Module):
-    """Pixels in [-1, 1] to raw latents and back; `normalize` makes of these what the transformer works on."""
+    """Pixels in [-1, 1] to raw latents and back; `normalize` turns these into the latents of the transformer."""
 
     def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
@@ -193,7 +198,7 @@ class VideoVAE(nn.Module):
         pixels: (b, 3, f, h, w) in [-1, 1], any float dtype. Returns raw latents in the `compute_dtype` of the weights.
 
         Raises:
-            ShapeError: channels, frames or size that the VAE cannot have.
+            ShapeError: channels, frames or a size that the VAE cannot encode.
         """
         _check_channels(pixels, self.config.in_channels, "pixels")
         PixelShape(*pixels.shape[2:]).latent(self.config.scale_factors)
@@ -203,11 +208,11 @@ class VideoVAE(nn.Module):
     def stream_encode(self, chunks: Iterable[Tensor], *, limit: int = STREAM_FRAMES) -> Iterator[Posterior]:
         """Encode a clip that arrives in pieces (b, 3, any f, h, w): exactly `encode` of their concatenation.
 
-        Yields posteriors of one or more latent frames as soon as they are known. limit: frames that one stage works on
-        at once.
+        Yields posteriors of one or more latent frames as soon as they are known.
+        limit: the most frames that one stage works on at once.
 
         Raises:
-            ShapeError: as `encode`; a wrong number of frames is known only at the end.
+            ShapeError: as `encode`; a wrong number of frames shows only at the end.
         """
         frames = 0
 
@@ -234,8 +239,9 @@ class VideoVAE(nn.Module):
         """Decode a whole clip.
 
         latent: raw (b, c, f, h, w).
-        timestep: (b,) in [0, 1], how much noise the latent holds; given exactly to a VAE with timestep conditioning.
-        generator: needed by a VAE that injects noise (0.9.1).
+        timestep: (b,) in [0, 1], how much noise the latent contains; required by a VAE with timestep conditioning,
+            refused by others.
+        generator: required by a VAE that injects noise (0.9.1).
         Returns pixels (b, 3, f', h', w') of about [-1, 1], in the `compute_dtype` of the weights.
         """
         noise = self.draw_noise(latent.shape[-2], latent.shape[-1], generator)
@@ -250,9 +256,9 @@ class VideoVAE(nn.Module):
         noise: tuple[Tensor, ...] = (),
         limit: int = STREAM_FRAMES,
     ) -> Iterator[Tensor]:
-        """`decode`, exactly, with frames leaving as they are finished and memory that does not grow with the clip.
+        """Exactly `decode`, but frames leave as they are finished, and memory does not grow with the clip.
 
-        noise: from `draw_noise`. limit: frames that one stage works on at once.
+        noise: from `draw_noise`. limit: the most frames that one stage works on at once.
         Yields pixels (b, 3, f, h', w'), f >= 1.
         """
         parts = latent.split(limit, dim=2)
@@ -284,8 +290,11 @@ class VideoVAE(nn.Module):
     def draw_noise(self, height: int, width: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """The noise that the decoder injects into a clip of `height` x `width` latent cells, () if it injects none.
 
-        One float32 map (h, w) per convolution that takes one, in order of use, shared by samples, channels and frames.
-        Drawn once for the whole picture, so that pieces and tiles see the same noise.
+        One float32 map (h, w) per convolution that takes one, in the order of use, shared by samples, channels and
+        frames. Drawn once for the whole picture: pieces and tiles see the same noise.
+
+        Raises:
+            ConfigError: no generator for a VAE that injects noise.
         """
         scales = self.decoder.noise_scales()
         if scales and generator is None:
@@ -296,7 +305,7 @@ class VideoVAE(nn.Module):
         )
 
     def normalize(self, latent: Tensor) -> Tensor:
-        """Raw latents (b, c, f, h, w) -> what the transformer works on, in the dtype of `latent`."""
+        """Raw latents (b, c, f, h, w) -> the latents of the transformer, in the dtype of `latent`."""
         mean, std = (s.to(latent)[:, None, None, None] for s in self._statistics())
         return (latent - mean).div_(std)
 
@@ -318,7 +327,7 @@ def _check_channels(x: Tensor, channels: int, what: str) -> None:
 
 
 def _encoder_block(block: VAEBlock, width: int, config: VideoVAEConfig) -> tuple[nn.Module, int]:
-    """The module of one entry of `encoder_blocks` and the width of what leaves it."""
+    """The module of one entry of `encoder_blocks`, and the width of its output."""
     padding, out = config.spatial_padding_mode, width * block.multiplier
     match block.kind:
         case "res_x":
@@ -331,8 +340,8 @@ def _encoder_block(block: VAEBlock, width: int, config: VideoVAEConfig) -> tuple
             return SpaceToDepthDownsample(width, out, block.stride, padding=padding), out
 
 
-def _decoder_block(block: VAEBlock, width: int, config: VideoVAEConfig) -> tuple[nn.Module, int]:
-    """The module of one entry of `decoder_blocks` and the width of what leaves it."""
+def _decoder_block(block: VAEBlock, width: int, config: VideoVAEConfig) -> tuple[Layer, int]:
+    """The module of one entry of `decoder_blocks`, and the width of its output."""
     padding, causal = config.spatial_padding_mode, config.causal_decoder
     out = width // block.multiplier
     match block.kind:

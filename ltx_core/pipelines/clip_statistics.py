@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .condition import Condition, Reference
+from .condition import Condition, ConditioningItem
 
 
 class ClipStatistics:
@@ -70,14 +70,14 @@ class ClipStatistics:
         return f"{text}."
 
 
-def motion_settings(conditions: Sequence[Condition], condition_noise: float) -> str:
+def motion_settings(conditions: Sequence[ConditioningItem], condition_noise: float) -> str:
     """What governs how much a clip with pictures moves, in words; nothing without pictures."""
-    pictures = [one for one in conditions if not isinstance(one, Reference)]
+    pictures = [item for item in conditions if isinstance(item, Condition)]
     if not pictures:
         return ""
     strengths, crfs = (
         ", ".join(f"{value:g}" for value in sorted(set(values)))
-        for values in ((one.strength for one in pictures), (one.crf for one in pictures))
+        for values in ([item.strength for item in pictures], [item.crf or 0 for item in pictures])
     )
     return f"condition strength {strengths}, CRF {crfs}, condition noise {condition_noise:g}"
 

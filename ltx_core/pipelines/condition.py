@@ -1,207 +1,319 @@
-"""Pictures and clips as a user gives them, turned into latent conditions of the size of a pass."""
+"""Pictures and clips as a user gives them, brought to the size of a clip, and turned into latent conditions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from ..media import compress
+from ..host import Host
+from ..media import ResizePolicy, compress, crop_to_shape, resize, rgb_frames
 from ..models.video_vae import LOGVAR_RANGE
-from ..progress import Notes, Progress, log_note, silent
-from ..sampling.conditioning import LatentCondition, LatentReference
+from ..progress import Notes, log_note
+from ..sampling.conditioning import LatentCondition, LatentItem, LatentReference
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
 from .encode import encode_posterior
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
     from ..models.video_vae import VideoVAE
 
-ResizePolicy = Literal["crop", "stretch", "pad", "fit"]
+
+class ConditioningItem(ABC):
+    """What a clip is conditioned on, as frames: a `Condition` that it shows, or a `Reference` that it follows.
+
+    frames: (f h w 3) float, 0 to 1, of any size. strength: 0 to 1. resize: see `media.resize`.
+    """
+
+    frames: Tensor
+    strength: float
+    resize: ResizePolicy
+
+    needs_lora: ClassVar[bool]
+    """Whether only a model with a LoRA of its kind knows what to make of it."""
+
+    in_one_window: ClassVar[bool]
+    """Whether it belongs to the first window of a long clip that it has a share in, and to no other."""
+
+    @abstractmethod
+    def prepared(self, crf: int) -> ConditioningItem:
+        """With three channels, and with the compression `crf` where the item says none of its own."""
+
+    @abstractmethod
+    def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> ConditioningItem:
+        """Such that `crop_to` gives back what it shows: resized to `asked`, its edges continued to `grid`."""
+
+    @abstractmethod
+    def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> ConditioningItem:
+        """With its frames counted from the start of a clip of that size and rate, cut to a length the VAE can have.
+
+        Raises:
+            ShapeError: not frames of three channels. ConfigError: it cannot stand where it is.
+        """
+
+    @abstractmethod
+    def share(self, first: int, last: int, frames: int) -> ConditioningItem | None:
+        """What of it a window of the frames `first` to `last` sees, of a clip of `frames` in all; None: nothing."""
+
+    @abstractmethod
+    def as_latent(self, latent: Tensor) -> LatentItem:
+        """The item with its frames encoded, (b c f h w)."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, object]:
+        """As JSON values, its frames left out: all that tells it from another item of the same frames."""
+
+    def _check_frames(self) -> None:
+        frames = self.frames
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
+            raise ShapeError(
+                f"got a condition of shape {tuple(frames.shape)}; expected (frames, height, width, 3) with at least "
+                "one frame; drop an alpha channel, or repeat a grey one"
+            )
 
 
 @dataclass(frozen=True, eq=False)
-class Condition:
+class Condition(ConditioningItem):
     """A picture or clip that the result must show.
 
     frames: (f h w 3) float, 0 to 1, of any size.
     frame: where it starts in the result; negative counts from the end, -1 is the last frame.
-    strength: 0 to 1; 1 keeps it as it is. resize: how it gets the size of the result, see `fit_frames`.
-    crf: H.264 compression of every frame before it is resized (`media.compress`); 0: none, the official value is 29.
+    strength: 0 to 1; 1 keeps it as it is. resize: how it gets the size of the result, see `media.resize`.
+    crf: H.264 compression of every frame (`media.compress`), after what sticks out is cut off and before the rest is
+        resized, as officially; 0: none, the official value is 29; None: not said, which is the run's value in the
+        library, and none in a call of `sample`.
     """
 
     frames: Tensor
     frame: int = 0
     strength: float = 1.0
     resize: ResizePolicy = "crop"
-    crf: int = 0
+    crf: int | None = None
 
-    def compressed(self) -> Condition:
-        """The condition as H.264 leaves it, which is done once. Raises ConfigError: crf outside 0 to 63."""
-        return replace(self, frames=compress(self.frames, self.crf), crf=0)
+    needs_lora = False
+    in_one_window = True
+
+    def prepared(self, crf: int) -> Condition:
+        return replace(self, frames=rgb_frames(self.frames), crf=crf if self.crf is None else self.crf)
+
+    def compressed(self, size: PixelShape) -> Condition:
+        """The condition as H.264 leaves it, which is done once; for `size`, the first that it is brought to.
+
+        Raises ConfigError: crf outside 0 to 63.
+        """
+        frames = crop_to_shape(self.frames, size.height, size.width) if self.resize == "crop" else self.frames
+        return replace(self, frames=compress(frames, self.crf or 0), crf=0)
+
+    def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> Condition:  # noqa: ARG002
+        """A frame index that counts from the end counts from the end of `asked`."""
+        frames = _on_canvas(self.compressed(asked), asked, grid)
+        start = self.frame + asked.frames if -asked.frames <= self.frame < 0 else self.frame
+        return replace(self, frames=frames, frame=start, crf=0)
+
+    def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Condition:  # noqa: ARG002
+        """Raises ConfigError also: a clip does not start on a multiple of `frames_per_latent`."""
+        self._check_frames()
+        start = self._start(size.frames)
+        count, t = len(self.frames), frames_per_latent
+        length = (min(count, size.frames - start) - 1) // t * t + 1
+        if length > 1 and start % t:
+            raise ConfigError(
+                f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
+                f"use frame {round(start / t) * t}"
+            )
+        if length != count:
+            say(
+                f"The condition at frame {start} was trimmed from {count} to {length} frames: {t}k+1 that fit in the "
+                "clip."
+            )
+        return replace(self, frames=self.frames[:length], frame=start).compressed(size)
+
+    def _start(self, frames: int) -> int:
+        start = self.frame + frames if self.frame < 0 else self.frame
+        if not 0 <= start < frames:
+            raise ConfigError(
+                f"got a condition at frame {self.frame}; expected {-frames} to {frames - 1} for a clip of "
+                f"{frames} frames; move the condition or make the clip longer"
+            )
+        return start
+
+    def share(self, first: int, last: int, frames: int) -> Condition | None:
+        """A condition belongs to the windows that show its start."""
+        start = self._start(frames)
+        return replace(self, frame=start - first) if first <= start <= last else None
+
+    def as_latent(self, latent: Tensor) -> LatentCondition:
+        return LatentCondition(latent, self.frame, self.strength)
+
+    def describe(self) -> dict[str, object]:
+        count, crf = len(self.frames), self.crf or 0
+        return {
+            "kind": "condition", "frame": self.frame, "frames": count, "strength": self.strength,
+            "resize": self.resize, "crf": crf,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Reference(Condition):
+class Reference(ConditioningItem):
     """The video that an IC-LoRA follows: depth, poses or edges, frame by frame, or a clip to refine.
 
     It starts with the clip. strength: IC-LoRAs are trained at 1.
     fps: of the frames; where the clip has another rate, the frames nearest in time are taken. None: as the clip.
     """
 
+    frames: Tensor
+    strength: float = 1.0
+    resize: ResizePolicy = "crop"
     fps: float | None = None
 
-    def at_rate(self, fps: float, notes: Notes) -> Reference:
+    needs_lora = True
+    in_one_window = False
+
+    def prepared(self, crf: int) -> Reference:  # noqa: ARG002 - a reference is never compressed
+        return replace(self, frames=rgb_frames(self.frames))
+
+    def at_rate(self, fps: float, say: Notes) -> Reference:
         """The same video at the rate of a clip."""
         if self.fps is None or self.fps == fps:
             return self
         count = int((len(self.frames) - 1) * fps / self.fps + 1e-3) + 1  # up to the time of the last frame
         nearest = (torch.arange(count) * (self.fps / fps)).round().long().clamp(max=len(self.frames) - 1)
-        notes(
+        say(
             f"The reference has {self.fps:g} frames per second and the clip {fps:g}: of its {len(self.frames)} frames "
             f"those nearest in time were taken, {count} of them."
         )
         return replace(self, frames=self.frames[nearest], fps=fps)
 
+    def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> Reference:
+        self.say_resizing(asked, say)
+        return replace(self, frames=_on_canvas(self, asked, grid))
 
-def fit_frames(frames: Tensor, height: int, width: int, policy: ResizePolicy) -> Tensor:
-    """Frames (f h w 3) at another size, bilinear without antialiasing as in the official pipeline.
+    def say_resizing(self, size: PixelShape, say: Notes) -> None:
+        """Tell how it gets the size of the clip, where it has another one."""
+        h, w = self.frames.shape[1:3]
+        if (h, w) != (size.height, size.width):
+            say(f"The reference of {w}x{h} pixels was brought to {size.width}x{size.height} ({self.resize}).")
 
-    policy: "stretch" changes the aspect ratio; "crop" fills the size and cuts what stands over, centred; "pad" shows
-    the whole picture on mid grey; "fit" shows the whole picture and continues its edges.
-    """
-    h, w = frames.shape[1:3]
-    x = frames.movedim(-1, 1).float()
-    if (h, w) == (height, width):
-        return frames
-    if policy == "stretch":
-        new_h, new_w = height, width
-    else:
-        ratios = height / h, width / w
-        ratio = max(ratios) if policy == "crop" else min(ratios)
-        new_h, new_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
-    x = F.interpolate(x, size=(new_h, new_w), mode="bilinear", align_corners=False)
-    if policy == "crop":
-        top, left = (new_h - height) // 2, (new_w - width) // 2
-        x = x[..., top : top + height, left : left + width]
-    elif policy in ("pad", "fit"):
-        top, left = (height - new_h) // 2, (width - new_w) // 2
-        border = (left, width - new_w - left, top, height - new_h - top)
-        x = F.pad(x, border, value=0.5) if policy == "pad" else F.pad(x, border, mode="replicate")
-    return x.movedim(1, -1)
+    def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Reference:
+        """At the rate of the clip, and no longer than it; what was changed, and what is missing, is said."""
+        self._check_frames()
+        reference = self.at_rate(fps, say)
+        count, t = len(reference.frames), frames_per_latent
+        length = (min(count, size.frames) - 1) // t * t + 1
+        if length != count:
+            say(f"The reference was trimmed from {count} to {length} frames: {t}k+1 that fit in the clip.")
+        if length < size.frames:
+            say(
+                f"The reference ends before the clip: frames {length} to {size.frames - 1} are made without it; a clip "
+                f"of {length} frames, or a longer reference, has it throughout."
+            )
+        reference.say_resizing(size, say)
+        return replace(reference, frames=reference.frames[:length])
 
+    def share(self, first: int, last: int, frames: int) -> Reference | None:  # noqa: ARG002
+        part = self.frames[first : last + 1]
+        return replace(self, frames=part) if len(part) else None
 
-def place_condition(condition: Condition, size: PixelShape, frames_per_latent: int, notes: Notes) -> Condition:
-    """The condition with the frame index counted from the start and the clip cut to a length the VAE can have.
+    def as_latent(self, latent: Tensor) -> LatentReference:
+        return LatentReference(latent, self.strength)
 
-    Raises:
-        ShapeError: not frames of three channels. ConfigError: it starts outside the clip, or a clip does not start on a
-        multiple of `frames_per_latent`.
-    """
-    frames = condition.frames
-    _check_frames(frames)
-    start = condition.frame + size.frames if condition.frame < 0 else condition.frame
-    if not 0 <= start < size.frames:
-        raise ConfigError(
-            f"got a condition at frame {condition.frame}; expected {-size.frames} to {size.frames - 1} for a clip of "
-            f"{size.frames} frames; move the condition or make the clip longer"
-        )
-    given, t = frames.shape[0], frames_per_latent
-    length = (min(given, size.frames - start) - 1) // t * t + 1
-    if length > 1 and start % t:
-        raise ConfigError(
-            f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
-            f"use frame {round(start / t) * t}"
-        )
-    if length != given:
-        notes(
-            f"The condition at frame {start} was trimmed from {given} to {length} frames: {t}k+1 that fit in the clip."
-        )
-    return replace(condition, frames=frames[:length], frame=start)
+    def describe(self) -> dict[str, object]:
+        count = len(self.frames)
+        return {"kind": "reference", "frame": 0, "frames": count, "strength": self.strength, "resize": self.resize}
 
 
-def place_reference(
-    reference: Reference, size: PixelShape, frames_per_latent: int, fps: float | None, notes: Notes
-) -> Reference:
-    """The reference at the rate of the clip, and no longer than it; what was changed, and what is missing, is said.
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What a pass is conditioned on. vae: encodes the items that are frames; not needed for latents alone."""
 
-    Raises ShapeError: not frames of three channels.
-    """
-    _check_frames(reference.frames)
-    reference = reference if fps is None else reference.at_rate(fps, notes)
-    given, t = len(reference.frames), frames_per_latent
-    length = (min(given, size.frames) - 1) // t * t + 1
-    if length != given:
-        notes(f"The reference was trimmed from {given} to {length} frames: {t}k+1 that fit in the clip.")
-    if length < size.frames:
-        notes(
-            f"The reference ends before the clip: frames {length} to {size.frames - 1} are made without it; a clip of "
-            f"{length} frames, or a longer reference, has it throughout."
-        )
-    return replace(reference, frames=reference.frames[:length])
+    items: Sequence[ConditioningItem | LatentItem] = ()
+    vae: VideoVAE | None = None
 
+    @property
+    def needs_lora(self) -> bool:
+        return any(item.needs_lora for item in self.items)
 
-def say_resizing(condition: Condition, height: int, width: int, notes: Notes) -> None:
-    """Tell how a reference gets the size of the clip, where it has another one."""
-    h, w = condition.frames.shape[1:3]
-    if isinstance(condition, Reference) and (h, w) != (height, width):
-        notes(f"The reference of {w}x{h} pixels was brought to {width}x{height} ({condition.resize}).")
+    def encoded(self, size: PixelShape, batch: int, fps: float, noise: Noise, host: Host) -> list[LatentItem]:
+        """All items as latents at the size of a clip, see `encode_conditions`. Raises ConfigError: there is no VAE."""
+        frames = [item for item in self.items if isinstance(item, ConditioningItem)]
+        if not frames:
+            return [item for item in self.items if not isinstance(item, ConditioningItem)]
+        if self.vae is None:
+            raise ConfigError(
+                "got conditions without a VAE; expected the VAE of the model, which encodes them; connect it"
+            )
+        latents = iter(encode_conditions(self.vae, frames, size, batch=batch, fps=fps, noise=noise, host=host))
+        return [next(latents) if isinstance(item, ConditioningItem) else item for item in self.items]
 
 
-def _check_frames(frames: Tensor) -> None:
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
-        raise ShapeError(
-            f"got a condition of shape {tuple(frames.shape)}; expected (frames, height, width, 3) with at least one "
-            "frame; drop an alpha channel, or repeat a grey one"
-        )
+NOTHING = Conditions()
 
 
 @torch.no_grad()
 def encode_conditions(
     vae: VideoVAE,
-    conditions: Sequence[Condition],
+    items: Sequence[ConditioningItem],
     size: PixelShape,
     *,
     batch: int,
+    fps: float,
     noise: Noise,
-    placement: Placement,
-    fps: float | None = None,
-    progress: Progress = silent,
-    notes: Notes = log_note,
-) -> tuple[LatentCondition | LatentReference, ...]:
+    host: Host,
+) -> tuple[LatentItem, ...]:
     """Conditions at the size of a clip, as latents drawn from the VAE's posterior (official; the mean is not used).
 
-    noise: gives one draw per condition for each of `batch` samples. fps: of the clip; None: references have its rate.
+    noise: gives one draw per item for each of `batch` samples. fps: of the clip.
 
     Returns latents (batch c f h w) float32 on the CPU.
 
     Raises:
-        as `place_condition`.
+        as `ConditioningItem.placed`.
     """
-    t = vae.config.scale_factors.frames
-    placed = [
-        place_reference(one, size, t, fps, notes)
-        if isinstance(one, Reference)
-        else place_condition(one, size, t, notes).compressed()
-        for one in conditions
-    ]
-    encoded: list[LatentCondition | LatentReference] = []
-    for condition in placed:
-        say_resizing(condition, size.height, size.width, notes)
-        frames = fit_frames(condition.frames, size.height, size.width, condition.resize)
-        posterior = encode_posterior(vae, frames, placement=placement, progress=progress)
+    placed = [item.placed(size, vae.config.scale_factors.frames, fps, host.say) for item in items]
+    encoded: list[LatentItem] = []
+    for item in placed:
+        frames = resize(item.frames, size.height, size.width, item.resize)
+        posterior = encode_posterior(vae, frames, host=host)
         deviation = (0.5 * posterior.logvar.clamp(*LOGVAR_RANGE)).exp()
         latent = posterior.mean + deviation * noise((batch, *posterior.mean.shape[1:]))
-        latent = vae.normalize(latent)
-        encoded.append(
-            LatentReference(latent, condition.strength)
-            if isinstance(condition, Reference)
-            else LatentCondition(latent, condition.frame, condition.strength)
-        )
+        encoded.append(item.as_latent(vae.normalize(latent)))
     return tuple(encoded)
+
+
+# --- the canvas: a clip of any size in the middle of a grid that the VAE can have -------------------------------------
+
+
+def _on_canvas(item: ConditioningItem, asked: PixelShape, grid: PixelShape) -> Tensor:
+    frames = resize(item.frames, asked.height, asked.width, item.resize)
+    return pad_to(frames, PixelShape(len(frames), grid.height, grid.width))
+
+
+def crop_to(frames: Tensor, asked: PixelShape) -> Tensor:
+    """The clip (f h w c) out of its grid: the middle of every frame, and the first `asked.frames` of them."""
+    top, left = (frames.shape[1] - asked.height) // 2, (frames.shape[2] - asked.width) // 2
+    return frames[: asked.frames, top : top + asked.height, left : left + asked.width]
+
+
+def crop_chunks(chunks: Iterable[Tensor], asked: PixelShape) -> Iterator[Tensor]:
+    """`crop_to` of a clip that comes in pieces (f h w c)."""
+    left = asked.frames
+    for chunk in chunks:
+        frames = crop_to(chunk, asked)[:left]
+        left -= len(frames)
+        if len(frames):
+            yield frames
+
+
+def pad_to(frames: Tensor, grid: PixelShape) -> Tensor:
+    """The clip (f h w c) in the middle of its grid, its edges and its last frame continued; `crop_to` undoes it."""
+    f, h, w, _ = frames.shape
+    top, left = (grid.height - h) // 2, (grid.width - w) // 2
+    border = (left, grid.width - w - left, top, grid.height - h - top)
+    padded = F.pad(frames.movedim(-1, 1), border, mode="replicate").movedim(1, -1)
+    return padded[torch.arange(grid.frames).clamp(max=f - 1)] if grid.frames > f else padded

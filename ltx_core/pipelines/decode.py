@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..budget import stages
+from ..budget.tiling import Tiling
 from ..errors import ConfigError, ShapeError, UnsupportedError
-from ..memory.placement import Placement
-from ..models.vae_memory import decode_bytes
+from ..host import Host
 from ..models.video_vae import VideoVAE
-from ..progress import Progress, ProgressEvent, silent
+from ..progress import ProgressEvent
 from ..sampling.filters import tone_map
+from ..sampling.noise import stream
 from ..shapes import LatentShape
-from .tiling import Tiling, choose_tiling
+from .settings import Decoding
 
 
 def decode(
     vae: VideoVAE,
     latent: Tensor,
+    decoding: Decoding,
     *,
-    decode_timestep: float,
-    decode_noise_scale: float,
     seed: int,
-    placement: Placement,
-    tone_map_compression_ratio: float = 0.0,
+    host: Host,
     tiling: Tiling | None = None,
-    memory: int | None = None,
-    progress: Progress = silent,
 ) -> Tensor:
     """Decode clips into one array.
 
@@ -41,24 +38,11 @@ def decode(
     Returns:
         (b, f, h, w, 3) float32 in [0, 1], on the CPU.
     """
-    _check(vae, latent, decode_timestep, decode_noise_scale)
+    _check(vae, latent)
     pixels = LatentShape(*latent.shape[2:]).pixels(vae.config.scale_factors)
     clips = torch.empty(len(latent), *pixels, 3)
     for i, sample in enumerate(latent.split(1)):
-        frames = decode_frames(
-            vae,
-            sample,
-            decode_timestep=decode_timestep,
-            decode_noise_scale=decode_noise_scale,
-            seed=seed + i,
-            placement=placement,
-            tone_map_compression_ratio=tone_map_compression_ratio,
-            tiling=tiling,
-            memory=memory,
-            into=clips[i],
-            progress=progress,
-        )
-        for _ in frames:
+        for _ in decode_frames(vae, sample, decoding, seed=seed + i, host=host, tiling=tiling, into=clips[i]):
             pass
     return clips
 
@@ -66,16 +50,12 @@ def decode(
 def decode_frames(
     vae: VideoVAE,
     latent: Tensor,
+    decoding: Decoding,
     *,
-    decode_timestep: float,
-    decode_noise_scale: float,
     seed: int,
-    placement: Placement,
-    tone_map_compression_ratio: float = 0.0,
+    host: Host,
     tiling: Tiling | None = None,
-    memory: int | None = None,
     into: Tensor | None = None,
-    progress: Progress = silent,
 ) -> Iterator[Tensor]:
     """Decode one clip, a few frames at a time.
 
@@ -84,62 +64,67 @@ def decode_frames(
     (0.9.0) takes neither: then both values and the seed have no effect.
 
     latent: (1, c, f, h, w), normalised.
-    decode_timestep, decode_noise_scale: t and s, 0 to 1; the official recipes have 0.05 and 0.025.
-    seed: of that noise, and of what the decoder of 0.9.1 injects; drawn once for the whole clip.
-    tone_map_compression_ratio: of `filters.tone_map`, which comes after the noise as in the official pipeline; 0: none.
-    tiling: how the clip is cut up; None chooses by `memory`, the bytes there are for activations, None for any number.
-        A clip cut in space is held whole and leaves while its last tile is made.
+    decoding: t, s, and the tone map, which comes after the noise as in the official pipeline.
+    seed: of that noise, and of what the decoder of 0.9.1 injects, drawn once for the whole clip; it may be the clip's,
+        whose own noise is another stream.
+    tiling: how the clip is cut up; None chooses by the room that the host has. A clip cut in space is held whole and
+        leaves while its last tile is made.
     into: an array for the whole clip, which the frames are then parts of.
-    progress: stage "decode", counted in frames of tiles.
+    Progress is of stage "decode", counted in frames of tiles.
 
     Yields:
         (f, h, w, 3) float32 in [0, 1], on the CPU.
 
     Raises:
-        ShapeError: not one clip, or other channels. ConfigError: a latent that is not finite, or t or s out of range.
+        ShapeError: not one clip, or other channels. ConfigError: a latent that is not finite.
         UnsupportedError: the VAE made numbers that are not finite.
     """
-    _check(vae, latent, decode_timestep, decode_noise_scale)
+    _check(vae, latent)
     if len(latent) != 1:
         raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
     shape = LatentShape(*latent.shape[2:])
-    need = partial(decode_bytes, vae.config, itemsize=vae.decoder.conv_in.conv.weight.itemsize)
-    if tiling is None:
-        tiling = choose_tiling(shape, lambda largest, frames: need(largest, limit=frames), memory)
-    memory_required = need(tiling.largest(shape), limit=tiling.frames)
+    tiling, work = stages.decoding(vae, shape, tiling, host.room(vae.decoder))
 
-    generator = torch.Generator("cpu").manual_seed(seed % 2**64)
+    generator = stream(seed, "decode")
     latent, timestep = latent.detach().float().cpu(), None
     if vae.config.timestep_conditioning:
         noise = torch.randn(latent.shape, generator=generator)
-        latent = latent * (1 - decode_noise_scale) + noise * decode_noise_scale
-        timestep = torch.tensor([decode_timestep])
-    if tone_map_compression_ratio:
-        latent = tone_map(latent, tone_map_compression_ratio)
+        latent = latent * (1 - decoding.noise_scale) + noise * decoding.noise_scale
+        timestep = torch.tensor([decoding.timestep])
+    if decoding.tone_map:
+        latent = tone_map(latent, decoding.tone_map)
     injected = vae.draw_noise(shape.height, shape.width, generator)
-    located = placement(vae.decoder, memory_required=memory_required)
-    return _decode(vae, vae.un_normalize(latent), timestep, injected, tiling, located, into, progress)
+    noisy = _Noisy(vae.un_normalize(latent), timestep, injected)
+    return _decode(vae, noisy, tiling, work, host, into)
+
+
+@dataclass(frozen=True, eq=False)
+class _Noisy:
+    """raw: (1, c, f, h, w), not normalised. timestep: (1,) or None. injected: from `draw_noise`."""
+
+    raw: Tensor
+    timestep: Tensor | None
+    injected: tuple[Tensor, ...]
 
 
 @torch.no_grad()
 def _decode(
     vae: VideoVAE,
-    raw: Tensor,
-    timestep: Tensor | None,
-    injected: tuple[Tensor, ...],
+    noisy: _Noisy,
     tiling: Tiling,
-    located: AbstractContextManager[torch.device],
+    work: int,
+    host: Host,
     into: Tensor | None,
-    progress: Progress,
 ) -> Iterator[Tensor]:
-    """raw: (1, c, f, h, w), not normalised. injected: from `draw_noise`. The rest is as in `decode_frames`."""
+    """work: bytes beside the decoder's weights. The rest is as in `decode_frames`."""
+    raw, timestep, injected = noisy.raw, noisy.timestep, noisy.injected
     shape, scale = LatentShape(*raw.shape[2:]), vae.config.scale_factors
     pixels, tiles = shape.pixels(scale), tiling.tiles(shape.height, shape.width)
     if into is None and len(tiles) > 1:
         into = torch.empty(*pixels, 3)
     total = pixels.frames * len(tiles)
-    progress(ProgressEvent("decode", 0, total))
-    with located as device:
+    host.progress(ProgressEvent("decode", 0, total))
+    with host.place(vae.decoder, memory_required=work) as device:
         for number, (row, column) in enumerate(tiles):
             pieces = vae.stream_decode(
                 raw[..., row.outer(), column.outer()].to(device),
@@ -159,7 +144,7 @@ def _decode(
                 if into is not None:
                     into[finished, row.inner(scale.height), column.inner(scale.width)] = frames
                     frames = into[finished]
-                progress(ProgressEvent("decode", number * pixels.frames + done, total))
+                host.progress(ProgressEvent("decode", number * pixels.frames + done, total))
                 if number == len(tiles) - 1:
                     yield frames
                 del frames  # it is gone for us before the next piece is made
@@ -176,7 +161,7 @@ def _to_frames(pixels: Tensor) -> Tensor:
     return frames.clamp_(0, 1)
 
 
-def _check(vae: VideoVAE, latent: Tensor, decode_timestep: float, decode_noise_scale: float) -> None:
+def _check(vae: VideoVAE, latent: Tensor) -> None:
     channels = vae.config.latent_channels
     if latent.ndim != 5 or latent.shape[1] != channels or 0 in latent.shape:
         raise ShapeError(
@@ -185,6 +170,3 @@ def _check(vae: VideoVAE, latent: Tensor, decode_timestep: float, decode_noise_s
         )
     if not bool(latent.isfinite().all()):
         raise ConfigError("got a latent with NaN or infinity; expected finite numbers; look for the step that made it")
-    for name, value in (("decode_timestep", decode_timestep), ("decode_noise_scale", decode_noise_scale)):
-        if not 0 <= value <= 1:
-            raise ConfigError(f"got {name}={value}; expected 0 to 1; the official recipes have 0.05 and 0.025")

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..budget import stages
+from ..budget.tiling import Tiling
 from ..errors import ConfigError
+from ..host import Host
 from ..media import rgb_frames
-from ..memory.placement import Placement
-from ..models.vae_memory import encode_bytes
 from ..models.video_vae import Posterior, VideoVAE
-from ..progress import Progress, ProgressEvent, silent
+from ..progress import ProgressEvent
 from ..shapes import PixelShape
-from .tiling import Tiling, choose_tiling
 
 
 def encode_frames(
     vae: VideoVAE,
     frames: Tensor,
     *,
-    placement: Placement,
+    host: Host,
     generator: torch.Generator | None = None,
     tiling: Tiling | None = None,
-    memory: int | None = None,
-    progress: Progress = silent,
 ) -> Tensor:
     """Encode a picture or a clip.
 
@@ -36,7 +32,7 @@ def encode_frames(
     Returns:
         (1, c, f', h', w') float32, normalised, on the CPU.
     """
-    posterior = encode_posterior(vae, frames, placement=placement, tiling=tiling, memory=memory, progress=progress)
+    posterior = encode_posterior(vae, frames, host=host, tiling=tiling)
     return vae.normalize(posterior.mode() if generator is None else posterior.sample(generator))
 
 
@@ -45,16 +41,14 @@ def encode_posterior(
     vae: VideoVAE,
     frames: Tensor,
     *,
-    placement: Placement,
+    host: Host,
     tiling: Tiling | None = None,
-    memory: int | None = None,
-    progress: Progress = silent,
 ) -> Posterior:
     """What the VAE knows of a picture or a clip: a Gaussian over raw latents (1, c, f', h', w'), float32, on the CPU.
 
     frames: (f, h, w, 3) in [0, 1]; an alpha channel is left out, grey is repeated.
-    tiling: how the clip is cut up; None chooses by `memory`, the bytes there are for activations, None for any number.
-    progress: stage "encode", counted in frames of tiles.
+    tiling: how the clip is cut up; None chooses by the room that the host has. Progress is of stage "encode", counted
+        in frames of tiles.
 
     Raises:
         ShapeError: not frames, or a size or number of frames that the VAE cannot have (the message names the next one
@@ -65,15 +59,13 @@ def encode_posterior(
         raise ConfigError("got frames with NaN or infinity; expected 0 to 1; look for the step that made them")
     pixels, scale = PixelShape(*frames.shape[:3]), vae.config.scale_factors
     shape = pixels.latent(scale)
-    need = partial(encode_bytes, vae.config, itemsize=vae.encoder.conv_in.conv.weight.itemsize)
-    if tiling is None:
-        tiling = choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), memory)
+    tiling, work = stages.encoding(vae, shape, tiling, host.room(vae.encoder))
     tiles = tiling.tiles(shape.height, shape.width)
     mean = torch.empty(1, vae.config.latent_channels, *shape)
     logvar = torch.empty(1, 1, *shape)  # one for all channels
     total = pixels.frames * len(tiles)
-    progress(ProgressEvent("encode", 0, total))
-    with placement(vae.encoder, memory_required=need(tiling.largest(shape), limit=tiling.frames)) as device:
+    host.progress(ProgressEvent("encode", 0, total))
+    with host.place(vae.encoder, memory_required=work) as device:
         for number, (row, column) in enumerate(tiles):
             tile = frames[:, row.outer(scale.height), column.outer(scale.width)]
             chunks = (
@@ -85,5 +77,5 @@ def encode_posterior(
                 done = finished.stop
                 for target, source in ((mean, piece.mean), (logvar, piece.logvar[:, :1])):
                     target[:, :, finished, row.inner(), column.inner()] = source[..., row.kept(), column.kept()].cpu()
-                progress(ProgressEvent("encode", number * pixels.frames + (done - 1) * scale.frames + 1, total))
+                host.progress(ProgressEvent("encode", number * pixels.frames + (done - 1) * scale.frames + 1, total))
     return Posterior(mean, logvar.expand_as(mean))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..progress import Notes, Progress, log_note, silent
+from ..host import Host
 from ..sampling.filters import adain
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
 from ..weights.containers import open_checkpoint
 from ..weights.save import write_safetensors
-from .condition import Condition, Reference
-from .generate import EncodedPrompt, sample
-from .two_stage import PassSettings
+from .condition import Condition, ConditioningItem, Conditions, Reference
+from .passes import Pass
+from .sample import EncodedPrompt, LatentClip, Prompts, sample
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
     from ..models.video_vae import VideoVAE
 
 CONTEXT = 2  # latent frames decoded before the overlap and thrown away: a decoder's first frames lack their past
@@ -53,8 +52,10 @@ class Window:
 
 @dataclass(frozen=True)
 class LongSettings:
-    """How a long clip is put together.
+    """A long clip, and how it is put together.
 
+    size: of the whole clip, as the VAE can have it. fps: frames per second. seed: of the first window; each window has
+    the seed after that of the one before it.
     window_frames, overlap_frames: frames of a window, and of the end of each that begins the next; t*k + 1 each.
     strength: of the overlap as a condition.
     adain_factor: how far the channel statistics of every window go to those of the first, against drift.
@@ -62,6 +63,9 @@ class LongSettings:
     fingerprint: names the models, for example a hash of their headers; part of the name of every kept window.
     """
 
+    size: PixelShape
+    fps: float
+    seed: int
     window_frames: int
     overlap_frames: int
     strength: float = 1.0
@@ -70,8 +74,8 @@ class LongSettings:
     fingerprint: str = ""
 
 
-def plan_windows(frames: int, settings: LongSettings, frames_per_latent: int) -> tuple[Window, ...]:
-    """The windows of a clip of that many frames (t*k + 1).
+def plan_windows(settings: LongSettings, frames_per_latent: int) -> tuple[Window, ...]:
+    """The windows of a long clip.
 
     Raises:
         ConfigError: a length that the VAE cannot have, or an overlap as long as a window.
@@ -82,7 +86,7 @@ def plan_windows(frames: int, settings: LongSettings, frames_per_latent: int) ->
             near = max(round((value - 1) / t), 0) * t + 1
             raise ConfigError(f"got {name}s of {value} frames; expected {t}k+1; use {near}")
     length, overlap = ((value - 1) // t + 1 for value in (settings.window_frames, settings.overlap_frames))
-    total = (frames - 1) // t + 1
+    total = (settings.size.frames - 1) // t + 1
     if overlap >= length and total > length:
         raise ConfigError(
             f"got an overlap of {settings.overlap_frames} frames in windows of {settings.window_frames}; expected less "
@@ -119,77 +123,54 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 def sample_windows(
-    entry: PassSettings,
+    one: Pass,
     vae: VideoVAE,
     prompts: Sequence[EncodedPrompt],
-    negative: EncodedPrompt | None = None,
-    *,
-    size: PixelShape,
+    negative: EncodedPrompt | None,
     settings: LongSettings,
-    seed: int,
-    fps: float,
+    *,
     decode: Decode,
-    placement: Placement,
-    conditions: Sequence[Condition] = (),
-    progress: Progress = silent,
-    notes: Notes = log_note,
+    host: Host,
+    items: Sequence[ConditioningItem] = (),
 ) -> Iterator[Tensor]:
     """Latent frames of a long clip, window by window, (1 c n h w) float32 on the CPU, normalised; concatenated along
     frames they are the latent of the whole.
 
-    prompts: one for all windows, or one each. size: of the whole clip, as the VAE can have it.
-    conditions: their frames count in the whole clip; each goes to the first window that shows its start, and of a
+    prompts: one for all windows, or one each.
+    items: their frames count in the whole clip; a condition goes to the first window that shows its start, and of a
         reference every window gets its part.
 
     Raises:
         ConfigError: as `plan_windows`; another number of prompts; a condition outside the clip.
     """
-    t = vae.config.scale_factors.frames
-    windows = plan_windows(size.frames, settings, t)
+    scale = vae.config.scale_factors
+    windows = plan_windows(settings, scale.frames)
     check_prompts(len(prompts), windows, settings)
-    conditions = [one.at_rate(fps, notes) if isinstance(one, Reference) else one for one in conditions]
-    shares = _share_out(conditions, windows, size.frames, t)
+    shares = _share_out(_at_rate(items, settings.fps, host), windows, settings.size.frames, scale.frames)
 
-    grid = size.latent(vae.config.scale_factors)
+    kept = _Kept(settings, one, negative)
     first: Tensor | None = None
     before: Tensor | None = None
-    key, kept = "", 0
     for window, share in zip(windows, shares, strict=True):
         prompt = prompts[window.index if len(prompts) > 1 else 0]
-        key = _key(key, window, prompt, negative, share, size, fps, seed, entry, settings)
-        path = (
-            None if settings.folder is None else settings.folder / f"window-{window.index:03d}-{key[:16]}.safetensors"
-        )
-        latent = None if path is None else _kept(path)
+        latent = kept.find(window, prompt, share)
         if latent is None:
-            if kept == window.index > 0:
-                notes(f"Windows 1 to {kept} of {len(windows)} were kept from an earlier run and are not made again.")
-            overlap = [] if before is None else [_overlap(before, window, settings, decode, t)]
+            if kept.found == window.index > 0:
+                host.say(
+                    f"Windows 1 to {kept.found} of {len(windows)} were kept from an earlier run and are not made again."
+                )
+            overlap = [] if before is None else [_overlap(before, window, settings, decode, scale.frames)]
             latent = sample(
-                entry.transformer,
-                torch.zeros(1, vae.config.latent_channels, window.length, grid.height, grid.width),
-                prompt,
-                negative,
-                sigmas=entry.sigmas,
-                guidance=entry.guidance,
-                settings=entry.sampler,
-                loras=entry.loras,
-                conditions=[*overlap, *share],
-                vae=vae,
-                noise=SeededNoise(seed + window.index),
-                fps=fps,
-                scale=vae.config.scale_factors,
-                placement=placement,
-                progress=progress,
-                stage=f"window {window.index + 1} of {len(windows)}",
-                notes=notes,
+                one.named(f"window {window.index + 1} of {len(windows)}"),
+                LatentClip.empty(vae, _window_size(window, settings.size, scale.frames), settings.fps),
+                Prompts(prompt, negative),
+                noise=SeededNoise(settings.seed + window.index),
+                host=host,
+                conditions=Conditions([*overlap, *share], vae),
             )
             if first is not None and settings.adain_factor:
                 latent = adain(latent, first, settings.adain_factor)
-            if path is not None:
-                write_safetensors(path, {"latent": latent}, {})
-        else:
-            kept += 1
+            kept.keep(latent)
         if first is None:
             first = latent
         before = latent
@@ -207,62 +188,72 @@ def _overlap(before: Tensor, window: Window, settings: LongSettings, decode: Dec
     return Condition(frames[-((window.overlap - 1) * t + 1) :], 0, settings.strength, "stretch")
 
 
+def _window_size(window: Window, size: PixelShape, t: int) -> PixelShape:
+    return PixelShape((window.length - 1) * t + 1, size.height, size.width)
+
+
+def _at_rate(items: Sequence[ConditioningItem], fps: float, host: Host) -> list[ConditioningItem]:
+    """References at the rate of the clip, before they are cut into windows."""
+    return [item.at_rate(fps, host.say) if isinstance(item, Reference) else item for item in items]
+
+
 def _share_out(
-    conditions: Sequence[Condition], windows: Sequence[Window], frames: int, t: int
-) -> list[list[Condition]]:
-    """The conditions of each window, their frames counted in it."""
-    shares: list[list[Condition]] = [[] for _ in windows]
-    for condition in conditions:
-        if isinstance(condition, Reference):
-            for window in windows:
-                part = condition.frames[window.start * t : (window.start + window.length - 1) * t + 1]
-                if len(part):
-                    shares[window.index].append(replace(condition, frames=part))
-            continue
-        frame = condition.frame + frames if condition.frame < 0 else condition.frame
-        if not 0 <= frame < frames:
-            raise ConfigError(
-                f"got a condition at frame {condition.frame}; expected {-frames} to {frames - 1} for a clip of "
-                f"{frames} frames; move the condition or make the clip longer"
-            )
-        window = next(w for w in windows if frame <= (w.start + w.length - 1) * t)
-        shares[window.index].append(replace(condition, frame=frame - window.start * t))
+    items: Sequence[ConditioningItem], windows: Sequence[Window], frames: int, t: int
+) -> list[list[ConditioningItem]]:
+    """The items of each window, their frames counted in it."""
+    shares: list[list[ConditioningItem]] = [[] for _ in windows]
+    for item in items:
+        for window, share in zip(windows, shares, strict=True):
+            part = item.share(window.start * t, (window.start + window.length - 1) * t, frames)
+            if part is not None:
+                share.append(part)
+                if item.in_one_window:
+                    break
     return shares
 
 
-def _key(
-    before: str,
-    window: Window,
-    prompt: EncodedPrompt,
-    negative: EncodedPrompt | None,
-    conditions: Sequence[Condition],
-    size: PixelShape,
-    fps: float,
-    seed: int,
-    entry: PassSettings,
-    settings: LongSettings,
-) -> str:
-    """What a window depends on, the windows before it included."""
-    values = (window, size.height, size.width, fps, seed, entry.guidance, entry.sampler)
-    mix = settings.strength, settings.adain_factor, settings.fingerprint
-    digest = hashlib.sha256(repr((before, values, mix)).encode())
-    tensors = [entry.sigmas, prompt.embeddings, prompt.mask]
-    if negative is not None:
-        tensors += [negative.embeddings, negative.mask]
-    for condition in conditions:
-        kind = type(condition).__name__, condition.frame, condition.strength, condition.resize, condition.crf
-        digest.update(repr(kind).encode())
-        tensors.append(condition.frames)
-    for tensor in tensors:
-        if tensor is not None:
-            digest.update(repr(tensor.shape).encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+class _Kept:
+    """Windows of earlier runs, by a hash of all that they depend on, the windows before them included."""
 
+    def __init__(self, settings: LongSettings, one: Pass, negative: EncodedPrompt | None) -> None:
+        self.found = 0  # windows that were not made again
+        self._settings, self._one, self._negative = settings, one, negative
+        self._key = ""
+        self._path: Path | None = None
 
-def _kept(path: Path) -> Tensor | None:
-    """A window of an earlier run, or None if there is none that can be read."""
-    try:
-        return open_checkpoint(path).tensor("latent").clone() if path.is_file() else None
-    except CheckpointError:
-        return None
+    def find(self, window: Window, prompt: EncodedPrompt, items: Sequence[ConditioningItem]) -> Tensor | None:
+        """The window's latent, where an earlier run made it from the same."""
+        self._key = self._next_key(window, prompt, items)
+        folder = self._settings.folder
+        self._path = None if folder is None else folder / f"window-{window.index:03d}-{self._key[:16]}.safetensors"
+        if self._path is None or not self._path.is_file():
+            return None
+        try:
+            latent = open_checkpoint(self._path).tensor("latent").clone()
+        except CheckpointError:  # it cannot be read: it is made again
+            return None
+        self.found += 1
+        return latent
+
+    def keep(self, latent: Tensor) -> None:
+        """Keep the latent of the window that was looked for last."""
+        if self._path is not None:
+            write_safetensors(self._path, {"latent": latent}, {})
+
+    def _next_key(self, window: Window, prompt: EncodedPrompt, items: Sequence[ConditioningItem]) -> str:
+        settings, one = self._settings, self._one
+        size = settings.size
+        values = (window, size.height, size.width, settings.fps, settings.seed, one.guidance, one.sampler)
+        mix = settings.strength, settings.adain_factor, settings.fingerprint
+        digest = hashlib.sha256(repr((self._key, values, mix)).encode())
+        tensors = [one.sigmas, prompt.embeddings, prompt.mask]
+        if self._negative is not None:
+            tensors += [self._negative.embeddings, self._negative.mask]
+        for item in items:
+            digest.update(repr(item.describe()).encode())
+            tensors.append(item.frames)
+        for tensor in tensors:
+            if tensor is not None:
+                digest.update(repr(tensor.shape).encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

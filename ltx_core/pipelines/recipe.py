@@ -1,23 +1,16 @@
-"""From a checkpoint's preset to what a pass takes: levels, guidance, way of stepping."""
+"""Which recipe a checkpoint is used with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from ..config import SchedulerConfig
 from ..errors import ConfigError
-from ..releases import RELEASES, PassPreset, Preset
-from ..sampling.guidance import Guidance, GuidanceStep
-from ..sampling.samplers import SamplerSettings
-from ..sampling.schedules import explicit, linear_quadratic, shift, skip, token_shift, uniform
+from ..releases import RELEASES, PassRecipe, Recipe
+from ..sampling.guidance import Guidance
 from ..weights.lora import WeightedLoRA
 
 # For models without a recipe for two passes: where the second one of the 13B dev models starts, without guidance.
-REFINE = PassPreset(
+REFINE = PassRecipe(
     guidance_scale=(1,),
     stg_scale=(0,),
     rescaling_scale=(1,),
@@ -27,8 +20,8 @@ REFINE = PassPreset(
 )
 # For a model that is no released one, such as one trained from scratch: plain guidance, no perturbed blocks, whose best
 # numbers nobody has looked for.
-UNKNOWN = Preset(
-    one_pass=PassPreset(
+UNKNOWN = Recipe(
+    one_pass=PassRecipe(
         guidance_scale=(3,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=30
     ),
     first_pass=None,
@@ -41,7 +34,7 @@ UNKNOWN = Preset(
 )
 
 
-def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
+def recipe_for(versions: Sequence[str]) -> tuple[Recipe, str]:
     """The preset of a checkpoint, and a sentence for the user about where it comes from.
 
     versions: released versions that the file can be, most likely first.
@@ -73,7 +66,7 @@ def check_recipe(version: str, num_layers: int, option: str) -> None:
         )
 
 
-def _blocks_beyond(recipe: Preset, num_layers: int) -> list[int]:
+def _blocks_beyond(recipe: Recipe, num_layers: int) -> list[int]:
     """Blocks that the recipe perturbs in some step and that a model of so many does not have."""
     passes = [entry for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass) if entry is not None]
     guidances = [guidance_for(entry, recipe) for entry in passes]
@@ -94,36 +87,8 @@ def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tup
     return found, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."
 
 
-def passes_for(
-    recipe: Preset, *, two: bool, steps: int | None = None, guidance_scale: float | None = None
-) -> tuple[PassPreset, ...]:
-    """The recipe's entries for one or two passes; `steps` and `guidance_scale` change the first."""
-    first = (recipe.first_pass or recipe.one_pass) if two else recipe.one_pass
-    if steps is not None:
-        first = replace(first, num_inference_steps=steps, timesteps=None, skip_final_inference_steps=0)
-    if guidance_scale is not None:
-        first = replace(first, guidance_scale=(guidance_scale,))
-    return (first, recipe.second_pass or REFINE) if two else (first,)
-
-
-def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
-    """Levels of a pass, (steps + 1) float32.
-
-    scheduler: of the checkpoint; None: linear-quadratic, as in all versions from 0.9.5 on.
-    tokens: latent cells of the clip, on which the shift of the first versions depends.
-    """
-    if entry.timesteps is not None:
-        return explicit(entry.timesteps)
-    steps = entry.num_inference_steps or 0
-    even = scheduler is not None and scheduler.sampler == "Uniform"
-    sigmas = uniform(steps) if even else linear_quadratic(steps)
-    if scheduler is not None and scheduler.shifting is not None:
-        sigmas = shift(sigmas, token_shift(tokens), scheduler.target_shift_terminal)
-    return skip(sigmas, entry.skip_initial_inference_steps, entry.skip_final_inference_steps)
-
-
-def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
-    """Guidance of a pass."""
+def guidance_for(entry: PassRecipe, recipe: Recipe) -> Guidance:
+    """Guidance of a recipe's pass."""
     return Guidance(
         scale=entry.guidance_scale,
         stg_scale=entry.stg_scale,
@@ -133,33 +98,3 @@ def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
         stg_mode=recipe.stg_mode,
         cfg_star=entry.cfg_star_rescale,
     )
-
-
-def sampler_for(recipe: Preset) -> SamplerSettings:
-    """How the steps of any pass are made."""
-    return SamplerSettings(stochastic=recipe.stochastic_sampling, condition_noise=recipe.image_cond_noise_scale)
-
-
-def warnings_for(recipe: Preset, sigmas: Tensor, steps: Sequence[GuidanceStep]) -> tuple[str, ...]:
-    """Sentences about settings that the checkpoint was not made for, each with the right value. Nothing is refused.
-
-    steps: of `Guidance.plan`.
-    """
-    if recipe.allowed_inference_steps is None:
-        return ()
-    found: list[str] = []
-    scale = max(step.scale for step in steps)
-    if scale > 1:
-        found.append(f"Guidance scale {scale:g} on a distilled checkpoint, which has guidance built in; use 1.")
-    if any(step.stg_scale > 0 for step in steps):
-        found.append("Spatio-temporal guidance on a distilled checkpoint, which does not need it; use STG scale 0.")
-    allowed = recipe.allowed_inference_steps
-    # Published lists are rounded in different ways (0.993 for 0.9937), and end in a level just above 0.
-    trained = torch.tensor([*allowed, 0.0])
-    other = [level for level in sigmas[:-1].tolist() if (trained - level).abs().min() > 1e-3]
-    if other:
-        found.append(
-            f"Levels {', '.join(f'{level:g}' for level in other)}, for which this distilled checkpoint was not "
-            f"trained; use some of {', '.join(f'{level:g}' for level in allowed)}."
-        )
-    return tuple(found)

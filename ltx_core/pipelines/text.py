@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..budget import stages
 from ..errors import UnsupportedError
-from ..memory.plan import text_bytes, unpacking
+from ..host import Host
 from ..models.text_encoder import MAX_TOKENS, TextEncoder, TokenizedPrompt
-from ..progress import Notes, Progress, ProgressEvent, log_note, silent
-from .generate import EncodedPrompt
-
-if TYPE_CHECKING:
-    from ..memory.placement import Placement
+from ..progress import ProgressEvent
+from .sample import EncodedPrompt
 
 STAGE = "encode text"
 
@@ -24,14 +21,12 @@ def encode_prompts(
     encoder: TextEncoder,
     prompts: Sequence[str],
     *,
-    placement: Placement,
-    progress: Progress = silent,
-    notes: Notes = log_note,
+    host: Host,
 ) -> tuple[EncodedPrompt, ...]:
     """Each prompt as T5 sees it (last hidden state after `final_layer_norm`), the encoder placed once for all of them.
 
     A prompt is encoded without padding, which is exact: T5's positions are relative and padding would be masked. Beyond
-    256 tokens it is cut off, and `notes` says which words were.
+    256 tokens it is cut off, and the host is told which words were.
 
     Returns:
         per prompt embeddings (1, l, d_model) in the encoder's dtype and mask (1, l) int64 of ones, both on the CPU;
@@ -43,18 +38,17 @@ def encode_prompts(
     tokenized = [encoder.tokenizer.encode(prompt) for prompt in prompts]
     for tokens in tokenized:
         if tokens.cut_off:
-            notes(
+            host.say(
                 f"The prompt has {tokens.total} tokens and the text encoder takes {MAX_TOKENS}; "
                 f'it does not see the end: "{tokens.cut_off}"'
             )
-    dtype = next(encoder.model.parameters()).dtype
-    work = text_bytes(encoder.config, MAX_TOKENS, unpacking(encoder.model, dtype))
-    progress(ProgressEvent(STAGE, 0, len(tokenized)))
+    work = stages.encoding_text(encoder.model, encoder.config)
+    host.progress(ProgressEvent(STAGE, 0, len(tokenized)))
     encoded: list[EncodedPrompt] = []
-    with placement(encoder.model, memory_required=work) as device:
+    with host.place(encoder.model, memory_required=work) as device:
         for tokens in tokenized:
             encoded.append(_encode(encoder, tokens, device))
-            progress(ProgressEvent(STAGE, len(encoded), len(tokenized)))
+            host.progress(ProgressEvent(STAGE, len(encoded), len(tokenized)))
     return tuple(encoded)
 
 

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..budget import stages
 from ..errors import ConfigError, ShapeError
-from ..memory.plan import upscale_bytes
-from ..progress import Notes, Progress, ProgressEvent, log_note, silent
+from ..host import Host
+from ..progress import ProgressEvent
 from ..releases import DOWNSCALE_FACTOR
 from ..sampling.filters import adain
-from ..sampling.guidance import Guidance
 from ..sampling.noise import Noise
-from ..sampling.samplers import SamplerSettings
 from ..shapes import LatentShape, PixelShape, ScaleFactors
-from ..weights.lora import WeightedLoRA
-from .condition import Condition
-from .generate import EncodedPrompt, sample
+from .condition import NOTHING, Conditions
+from .passes import Pass
+from .sample import LatentClip, Prompts, sample
 
 if TYPE_CHECKING:
-    from ..memory.placement import Placement
-    from ..models.transformer import LTXTransformer
     from ..models.upsampler import LatentUpsampler
     from ..models.video_vae import VideoVAE
-
-
-@dataclass(frozen=True, eq=False)
-class PassSettings:
-    """One pass: its model, levels (see `sampling.schedules`), guidance, way of stepping, and LoRAs for the model."""
-
-    transformer: LTXTransformer
-    sigmas: Tensor
-    guidance: Guidance = field(default_factory=Guidance)
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    loras: tuple[WeightedLoRA, ...] = ()
 
 
 def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNSCALE_FACTOR) -> PixelShape:
@@ -60,20 +46,24 @@ def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNS
     return PixelShape(size.padded(scale).frames, height, width)
 
 
+@dataclass(frozen=True, eq=False)
+class Upscaling:
+    """What happens to a latent between two passes.
+
+    vae: of the latent, for its statistics. adain_factor: how far each channel's mean and deviation go back to those
+    of the latent that came in; 1 in the official recipe, 0 in diffusers' default.
+    """
+
+    upsampler: LatentUpsampler
+    vae: VideoVAE
+    adain_factor: float = 0.0
+
+
 @torch.no_grad()
-def upscale_latent(
-    upsampler: LatentUpsampler,
-    vae: VideoVAE,
-    latent: Tensor,
-    *,
-    placement: Placement,
-    adain_factor: float = 0.0,
-    progress: Progress = silent,
-) -> Tensor:
+def upscale_latent(upscaling: Upscaling, latent: Tensor, *, host: Host) -> Tensor:
     """A latent at twice the height and width (spatial upscaler), or with 2f - 1 frames (temporal upscaler).
 
-    latent: (b c f h w) normalised. vae: of the latent, for its statistics. adain_factor: how far each channel's mean
-    and deviation go back to those of `latent`; 1 in the official recipe, 0 in diffusers' default.
+    latent: (b c f h w) normalised.
 
     Returns:
         (b c f 2h 2w) or (b c 2f-1 h w) float32 on the CPU, normalised.
@@ -81,48 +71,42 @@ def upscale_latent(
     Raises:
         ShapeError: the latent has other channels than the upscaler.
     """
+    upsampler, vae = upscaling.upsampler, upscaling.vae
     channels = upsampler.config.in_channels
     if latent.ndim != 5 or latent.shape[1] != channels:
         raise ShapeError(
             f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use "
             "the upscaler of this model family"
         )
-    progress(ProgressEvent("upscale", 0, 1))
+    host.progress(ProgressEvent("upscale", 0, 1))
     latent = latent.float().cpu()
     dtype = next(upsampler.parameters()).dtype
-    work = len(latent) * upscale_bytes(upsampler.config, LatentShape(*latent.shape[2:]), dtype.itemsize)
-    with placement(upsampler, memory_required=work) as device:
+    work = stages.upscaling(upsampler, LatentShape(*latent.shape[2:]), samples=len(latent))
+    with host.place(upsampler, memory_required=work) as device:
         raw = upsampler(vae.un_normalize(latent).to(device, dtype)).float().cpu()
     upscaled = vae.normalize(raw)
     del raw
-    if adain_factor:
-        upscaled = adain(upscaled, latent, adain_factor)
-    progress(ProgressEvent("upscale", 1, 1))
+    if upscaling.adain_factor:
+        upscaled = adain(upscaled, latent, upscaling.adain_factor)
+    host.progress(ProgressEvent("upscale", 1, 1))
     return upscaled
 
 
 def generate_two_stage(
-    first: PassSettings,
-    second: PassSettings,
-    upsampler: LatentUpsampler,
-    vae: VideoVAE,
-    positive: EncodedPrompt,
-    negative: EncodedPrompt | None = None,
+    passes: Sequence[Pass],
+    clip: LatentClip,
+    prompts: Prompts,
+    upscaling: Upscaling,
     *,
-    size: PixelShape,
-    fps: float,
     noise: tuple[Noise, Noise],
-    placement: Placement,
-    adain_factor: float = 1.0,
-    conditions: Sequence[Condition] = (),
-    progress: Progress = silent,
-    notes: Notes = log_note,
+    host: Host,
+    conditions: Conditions = NOTHING,
 ) -> Tensor:
     """Both recipes: Lightricks' multi-scale pipeline, and the four parts of the diffusers LTX page.
 
-    second.sigmas: should start below 1, otherwise nothing of the first pass is left.
-    size: of the first pass (`first_pass_size`, or your own rounding); the result has twice its height and width.
-        Resize the decoded frames to what was asked for.
+    passes: two; the second one should start below level 1, otherwise nothing of the first is left.
+    clip: at the size of the first pass (`first_pass_size`, or your own rounding); the result has twice its height and
+        width. Resize the decoded frames to what was asked for.
     noise: of each pass. The same object twice goes on drawing (official), two of one seed start over (diffusers).
     conditions: encoded for each pass at its size.
 
@@ -130,51 +114,14 @@ def generate_two_stage(
         (1 c f h w) float32 on the CPU, normalised.
 
     Raises:
-        ConfigError: the upscaler changes the number of frames. And as `generate.sample`.
+        ConfigError: the upscaler changes the number of frames. And as `sample`.
     """
-    if upsampler.config.temporal_upsample:
+    if upscaling.upsampler.config.temporal_upsample:
         raise ConfigError(
             "got a temporal upscaler; expected a spatial one for two passes; use a file such as "
             "ltxv-spatial-upscaler-0.9.8.safetensors"
         )
-    scale = vae.config.scale_factors
-    grid = size.latent(scale)
-
-    small = sample(
-        first.transformer,
-        torch.zeros(1, vae.config.latent_channels, *grid),
-        positive,
-        negative,
-        sigmas=first.sigmas,
-        guidance=first.guidance,
-        settings=first.sampler,
-        loras=first.loras,
-        conditions=conditions,
-        vae=vae,
-        noise=noise[0],
-        fps=fps,
-        scale=scale,
-        placement=placement,
-        progress=progress,
-        notes=notes,
-    )
-    large = upscale_latent(upsampler, vae, small, adain_factor=adain_factor, placement=placement, progress=progress)
-    return sample(
-        second.transformer,
-        large,
-        positive,
-        negative,
-        sigmas=second.sigmas,
-        guidance=second.guidance,
-        settings=second.sampler,
-        loras=second.loras,
-        conditions=conditions,
-        vae=vae,
-        noise=noise[1],
-        fps=fps,
-        scale=scale,
-        placement=placement,
-        progress=progress,
-        stage="refine",
-        notes=notes,
-    )
+    first, second = passes
+    small = sample(first, clip, prompts, noise=noise[0], host=host, conditions=conditions)
+    large = upscale_latent(upscaling, small, host=host)
+    return sample(second, replace(clip, latent=large), prompts, noise=noise[1], host=host, conditions=conditions)

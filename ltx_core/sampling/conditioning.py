@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,25 @@ from .state import LatentState
 PREFIX_FRAMES = 2  # latent frames of a later clip that become extra tokens
 
 
+class LatentItem(Protocol):
+    """What changes the state before the first step.
+
+    order: the place of its kind in front of the sequence; the lowest is furthest in front. frame: pixel frame that no
+    other item may start on; None: it shares its place. needs_lora: whether only a model with a LoRA of its kind knows
+    what to make of it.
+    """
+
+    order: ClassVar[int]
+    needs_lora: ClassVar[bool]
+
+    @property
+    def frame(self) -> int | None: ...
+
+    def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
+        """The state with this item. Nothing of the given state is changed. noise: for what the item draws."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class LatentCondition:
     """An encoded picture or clip.
@@ -38,6 +58,9 @@ class LatentCondition:
     latent: Tensor
     frame: int
     strength: float = 1.0
+
+    order: ClassVar[int] = 2
+    needs_lora: ClassVar[bool] = False
 
     def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
         """The state that shows this condition. Nothing of the given state is changed.
@@ -71,11 +94,51 @@ class LatentReference:
     latent: Tensor
     strength: float = 1.0
 
+    order: ClassVar[int] = 1
+    needs_lora: ClassVar[bool] = True
+
+    @property
+    def frame(self) -> None:
+        return None
+
     def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
         """As `LatentCondition.apply_to`; noise is drawn only where the strength is below 1."""
         latent = _fitting(self.latent, 0, self.strength, state, coordinates)
         drawn = noise(latent.shape) if self.strength < 1 else torch.zeros_like(latent)
         return _add_tokens(state, latent, drawn, 0, self.strength, coordinates)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentGuide:
+    """Frames that stand at positions of their own, as extra tokens.
+
+    latent, noise: (b c g h w) float32; the noise is what the guide is covered with, drawn together with the clip's.
+    mask: (b | 1, 1, g, h, w), 1 - strength; cells below 0 are left out. positions: (b | 1, 3, g*h*w) seconds, pixels,
+    pixels. sigma: level of the first step, above which nothing is noised.
+    """
+
+    latent: Tensor
+    noise: Tensor
+    mask: Tensor
+    positions: Tensor
+    sigma: float
+
+    order: ClassVar[int] = 0
+    needs_lora: ClassVar[bool] = False
+
+    @property
+    def frame(self) -> None:
+        return None
+
+    def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:  # noqa: ARG002
+        """As `LatentCondition.apply_to`; nothing is drawn."""
+        positions = self.positions.to(state.positions)
+        tokens, drawn = patchify(self.latent).to(state.latent), patchify(self.noise).to(state.latent)
+        mask = patchify(self.mask.expand(self.latent.shape[0], -1, -1, -1, -1)).to(state.latent)
+        used = mask[0, :, 0] >= 0
+        level = mask.clamp(0, self.sigma)
+        noised = level * drawn + (1 - level) * tokens
+        return _insert(state, noised[:, used], mask[:, used], positions[..., used], tokens[:, used])
 
 
 def _fitting(latent: Tensor, frame: int, strength: float, state: LatentState, coordinates: Coordinates) -> Tensor:
@@ -130,44 +193,20 @@ def initial_state(
 
 
 def apply_conditions(
-    state: LatentState,
-    conditions: Sequence[LatentCondition | LatentReference],
-    coordinates: Coordinates,
-    noise: Noise,
+    state: LatentState, items: Sequence[LatentItem], coordinates: Coordinates, noise: Noise
 ) -> LatentState:
-    """References first, which puts them in front, then the conditions; each in their order.
+    """The state with all items: guides and references in front, then the conditions, each kind in its order.
 
     Raises:
         ConfigError: two conditions start on the same frame.
     """
-    conditions = sorted(conditions, key=lambda condition: not isinstance(condition, LatentReference))
-    frames = [condition.frame for condition in conditions if isinstance(condition, LatentCondition)]
+    frames = [item.frame for item in items if item.frame is not None]
     twice = sorted({frame for frame in frames if frames.count(frame) > 1})
     if twice:
         raise ConfigError(f"got two conditions on frame {twice[0]}; expected one; remove one of them or move it")
-    for condition in conditions:
-        state = condition.apply_to(state, coordinates, noise)
+    for item in sorted(items, key=lambda item: item.order):
+        state = item.apply_to(state, coordinates, noise)
     return state
-
-
-def add_native_guides(
-    state: LatentState, clean: Tensor, noise: Tensor, mask: Tensor, keyframe_idxs: Tensor, sigma: float, fps: float
-) -> LatentState:
-    """Guide frames that ComfyUI's nodes have appended to a latent, as extra tokens.
-
-    clean, noise: (b c g h w). mask: (b | 1, 1, g, h, w), 1 - strength; cells below 0 are left out, as ComfyUI does.
-    keyframe_idxs: (b | 1, 3, g*h*w) upper left corners in frames and pixels, without the causal fix but for guides at
-    frame 0; or (b | 1, 3, g*h*w, 2) with the lower right corners behind them, which the 0.9.x models do not use.
-    """
-    corners = keyframe_idxs[..., 0] if keyframe_idxs.ndim == 4 else keyframe_idxs
-    positions = corners.to(state.positions).clone()
-    positions[:, 0] *= 1.0 / fps
-    tokens, noise = patchify(clean).to(state.latent), patchify(noise).to(state.latent)
-    mask = patchify(mask.expand(clean.shape[0], -1, -1, -1, -1)).to(state.latent)
-    used = mask[0, :, 0] >= 0
-    level = mask.clamp(0, sigma)
-    noised = level * noise + (1 - level) * tokens
-    return _insert(state, noised[:, used], mask[:, used], positions[..., used], tokens[:, used])
 
 
 def _mix_in(state: LatentState, latent: Tensor, first: int, strength: float) -> LatentState:

@@ -1,43 +1,32 @@
-"""What a training run is: frozen values, read from YAML without tolerance.
+"""The settings of a training run: frozen values, read strictly from YAML (`settings_file`).
 
-Every section is a dataclass; a key that no section has is an error that names the nearest one. The architecture
-(`model`) is written as in the metadata of released checkpoints and read by the same code.
+Every section is a dataclass. The architecture (`model`) is written as in the metadata of released checkpoints and read
+by the same code.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError
+from .settings_file import AtLeast, build, read_tree
 
-T = TypeVar("T")
-AT_LEAST_ONE = frozenset(
-    {
-        *("data.validation_clips", "validation_samples", "statistics_clips", "crop_frames", "sample_steps"),
-        *("optimization.steps", "optimization.batch_size", "optimization.accumulation", "lora.rank"),
-        *("logging.log_every", "logging.validate_every", "logging.checkpoint_every", "logging.keep"),
-        *("text.width", "text.layers", "text.heads", "text.vocabulary"),
-    }
-)
+Count = Annotated[int, AtLeast(1)]
 PRESETS = Path(__file__).parents[2] / "assets" / "training"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where clips come from and what size they are.
+    """Where clips come from and how large they are.
 
-    kind: "digits" draws scikit-learn's digits, "mnist" those of idx files in `path`, "moving_mnist" takes a published
-        .npy or .npz file, "folder" a folder of videos with captions.
-    sizes: one or more (frames, height, width); a batch has clips of one size only.
-    spread: how much of the free path the axis that does not move may use (digits).
-    enlarged: share of batches with the same clips at twice the size ("digits" and "mnist" only).
+    kind: "digits" draws scikit-learn's digits, "mnist" those of the idx files in `path`, "moving_mnist" reads a
+        published .npy or .npz file, "folder" a folder of videos with captions.
+    sizes: one or more (frames, height, width); all clips of a batch have one size.
+    spread: part of the free path that digits may use across their direction of motion.
+    enlarged: share of batches whose clips are drawn at twice the size ("digits" and "mnist" only).
     """
 
     kind: Literal["digits", "mnist", "moving_mnist", "folder"]
@@ -47,27 +36,28 @@ class Data:
     spread: float = 1.0
     enlarged: float = 0.0
     fps: float = 25.0
-    validation_clips: int = 8
+    validation_clips: Count = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How weights change.
+    """How the weights are updated.
 
-    steps: updates of the weights. batch_size: clips per update, over all processes; each process takes its share, in
-    `accumulation` pieces. schedule: "linear" falls to `final` times the rate over the last `decay_steps`, and is
-    constant before, so that a run can be made longer; "cosine" falls all the way. optimizer: "muon" for weights with
-    two or more axes (AdamW for the others).
-    ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32, where a GPU has it; "bf16"
-    computes in bfloat16 on float32 weights. Small models, whose time is that of launches, are fastest in "tf32".
-    gradient_checkpointing, compile: of transformers.
-    sharding: how several processes train: with "ddp" each holds everything, with "fsdp" weights, gradients and
-    optimizer are split over them (transformers and LoRA; AdamW).
+    steps: updates of the weights. batch_size: clips per update, over all processes; each process computes its share in
+    `accumulation` pieces. schedule: "linear" is constant, then falls to `final` times the rate over the last
+    `decay_steps`, so a run can be extended; "cosine" falls from the first step on. optimizer: "muon" updates weights
+    with two or more axes and leaves the others to AdamW.
+    ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32 on GPUs that have it;
+    "bf16" computes in bfloat16 on float32 weights. Small models spend their time launching kernels and are fastest in
+    "tf32".
+    gradient_checkpointing, compile: for transformers.
+    sharding: how several processes train: "ddp" keeps a whole copy in each; "fsdp" splits weights, gradients and
+    optimizer state over them (transformers and LoRA, AdamW only).
     """
 
-    steps: int
-    batch_size: int
-    accumulation: int = 1
+    steps: Count
+    batch_size: Count
+    accumulation: Count = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.99)
@@ -86,19 +76,19 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class Logging:
-    """What a run writes and how often, in steps. TensorBoard and W&B are used if they are installed."""
+    """What a run writes and how often, in steps. TensorBoard and W&B must be installed to be used."""
 
-    log_every: int = 10
-    validate_every: int = 1000
-    checkpoint_every: int = 500
-    keep: int = 2
+    log_every: Count = 10
+    validate_every: Count = 1000
+    checkpoint_every: Count = 500
+    keep: Count = 2
     tensorboard: bool = False
     wandb: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One loss: its weight, the step at which it begins, and over how many steps it grows to its weight."""
+    """One loss: its weight, the step at which it starts, and the number of steps over which it grows to that weight."""
 
     weight: float
     start: int = 0
@@ -134,11 +124,11 @@ class VAETraining:
 
     model: the `vae` member of a released checkpoint's metadata.
     decoder_noise: largest noise level that the decoder sees, on normalised latents (0.2 in the example).
-    unlock_psnr: decoder noise and KL begin only after a validation reaches this many dB (None: at their `start`),
-        because with either from the first step the latents can collapse.
-    images_until_psnr: train on single frames until a validation of them reaches this many dB, then on clips.
+    unlock_psnr: decoder noise and KL start only once a validation reaches this many dB (None: at their `start`),
+        because the latents can collapse with either from the first step on.
+    images_until_psnr: train on single frames until their validation reaches this many dB, then on clips.
     perceptual_weights: TorchScript file: (b, 3, h, w) pairs in [-1, 1] -> distance per pair.
-    freeze_encoder: train the decoder alone; latents, and a transformer trained on them, stay valid.
+    freeze_encoder: train only the decoder; latents, and any transformer trained on them, stay valid.
     """
 
     task: Literal["vae"] = "vae"
@@ -149,7 +139,7 @@ class VAETraining:
     model: dict[str, Any]
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
-    crop_frames: int | None = None
+    crop_frames: Count | None = None
     l1: Term = Term(weight=0.1)
     l2: Term = Term(weight=1.0)
     wavelet: Term = Term(weight=0.1)
@@ -161,32 +151,32 @@ class VAETraining:
     unlock_psnr: float | None = None
     images_until_psnr: float | None = None
     freeze_encoder: bool = False
-    statistics_clips: int = 512
+    statistics_clips: Count = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """Where text embeddings come from.
 
-    encoder: a file or folder with a pretrained T5 (frozen); tokenizer: of it, where none is beside it. Without: a small
-    T5 of `width` x `layers` is trained along, with a sentencepiece model of at most `vocabulary` pieces made from the
-    captions.
+    encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if none lies beside
+    it. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece model
+    of at most `vocabulary` pieces is built from the captions.
     """
 
     encoder: Path | None = None
     tokenizer: Path | None = None
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    vocabulary: int = 128
+    width: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    vocabulary: Count = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noising:
-    """Which noise levels are trained: logit-normal, shifted towards 1 by the number of tokens.
+    """The distribution of noise levels in training: logit-normal, shifted towards 1 by the number of tokens.
 
     shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples
-    with a uniform level, so that the tails do not starve. stretch: percentile that is stretched to the ends.
+    with a uniformly drawn level, which keeps the tails trained. stretch: percentile that is stretched to the ends.
     """
 
     mean: float = 0.0
@@ -197,10 +187,10 @@ class Noising:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """rank, alpha: the update is alpha / rank * B A. targets: names of Linears inside a transformer block."""
+class LoRASettings:
+    """The low-rank update alpha / rank * B A. targets: names of the Linears inside a transformer block."""
 
-    rank: int = 32
+    rank: Count = 32
     alpha: float = 32.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -209,12 +199,12 @@ class LoRA:
 class TransformerTraining:
     """`ltxkit train`.
 
-    model: the `transformer` member of a released checkpoint's metadata; None: take that of `initial`.
-    initial: checkpoint to start from. version: which release it is, where the file does not say. lora: train this
+    model: the `transformer` member of a released checkpoint's metadata; None: the architecture of `initial`.
+    initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
     beside the frozen weights of `initial`.
-    text_dropout: share of samples with an empty prompt. first_frame: share of samples that are given their first frame.
-    cache_clips: latents are made once, of at most this many clips; 0 encodes every clip when it is needed.
-    validation_samples: how many the validation loss is measured on.
+    text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
+    cache_clips: encode at most this many clips, once; 0 encodes every clip when it is needed.
+    validation_samples: number of samples in the validation loss.
     """
 
     task: Literal["transformer"] = "transformer"
@@ -225,7 +215,7 @@ class TransformerTraining:
     version: str | None = None
     data: Data
     model: dict[str, Any] | None = None
-    lora: LoRA | None = None
+    lora: LoRASettings | None = None
     text: Text = Text()
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
@@ -233,15 +223,15 @@ class TransformerTraining:
     text_dropout: float = 0.2
     first_frame: float = 0.1
     cache_clips: int = 0
-    validation_samples: int = 64
-    sample_steps: int = 20
+    validation_samples: Count = 64
+    sample_steps: Count = 20
     guidance_scale: float = 3.0
     prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalerTraining:
-    """`ltxkit train` with task "upscaler": latents of a clip to latents of the same clip at twice the size."""
+    """`ltxkit train` with task "upscaler": from the latents of a clip to those of the same clip at twice the size."""
 
     task: Literal["upscaler"] = "upscaler"
     output: Path
@@ -263,142 +253,21 @@ TASKS: dict[str, type[Training]] = {
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Training:
-    """A config file, or the name of a preset, with `--set a.b=c` overrides applied; c is YAML, and text if quoted.
+    """A config file, or the name of a preset, with `--set a.b=c` overrides applied; c is YAML, and stays text if it is
+    quoted.
 
     Raises:
-        ConfigError: the file is missing or no YAML, a key is unknown or missing, a value is of the wrong type.
+        ConfigError: the file is missing or not YAML, a key is unknown or missing, a value is of the wrong type.
+        UnsupportedError: PyYAML is not installed.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise UnsupportedError("got no PyYAML; expected it to read a training config; do pip install pyyaml") from error
     file = Path(path)
     if not file.is_file() and (PRESETS / f"{path}.yaml").is_file():
         file = PRESETS / f"{path}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
         raise ConfigError(f"got config {path}; expected a YAML file or one of the presets {known}; check the name")
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator or not key:
-                raise ConfigError(f"got --set {override}; expected a.b=value; name the key and its value")
-            parsed = yaml.safe_load(value)
-            _put(tree, key.split("."), parsed if value.lstrip()[:1] in ("'", '"') else _number(parsed), key)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"got {file}, which is no YAML ({error}); expected a training config; mend it") from error
+    tree = read_tree(file, overrides)
     if not isinstance(tree, dict) or tree.get("task") not in TASKS:
         got = tree.get("task") if isinstance(tree, dict) else tree
         raise ConfigError(f"got task {got!r} in {file}; expected one of {', '.join(TASKS)}; set task")
     return build(TASKS[tree["task"]], tree, "")
-
-
-def to_tree(value: Any) -> Any:
-    """A config as plain dicts, lists and strings, which `build` reads back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: to_tree(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_tree(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Keys (a.b.c) whose values differ between two trees."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in [*old, *(key for key in new if key not in old)]:
-            found |= differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {} if old == new else {prefix: (old, new)}
-
-
-def build(kind: type[T], tree: Any, where: str) -> T:
-    """`tree` as a dataclass of `kind`; `where` is the key it stands under, for messages."""
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"got {where or 'config'}: {tree!r}; expected a section with keys; indent them below it")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    values: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{where}.{key}" if where else str(key)
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)
-            raise ConfigError(f"got unknown key {name}; expected one of {', '.join(fields)}; did you mean {near[0]}?")
-        values[key] = _convert(hints[key], value, name)
-        if name in AT_LEAST_ONE and values[key] is not None and values[key] < 1:
-            raise ConfigError(f"got {name}: {value!r}; expected 1 or more; change the value")
-    missing = [
-        f.name
-        for f in fields.values()
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"got {where or 'a config'} without {', '.join(missing)}; expected a value; add it")
-    return kind(**values)
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, name)
-            except ConfigError:
-                continue
-        return _convert(options[-1], value, name)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"got {name}: {value!r}; expected one of {', '.join(map(str, arguments))}; pick one")
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type[Any], hint), value, name)
-    if origin is tuple:
-        return _tuple(arguments, value, name)
-    if origin is dict and isinstance(value, Mapping):
-        return {str(key): item for key, item in value.items()}
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        value = _number(value)
-        if isinstance(value, (int, float)):
-            return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise ConfigError(f"got {name}: {value!r}; expected {getattr(hint, '__name__', hint)}; change the value")
-
-
-def _tuple(arguments: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    repeated = len(arguments) == 2 and arguments[1] is ...
-    if not isinstance(value, (list, tuple)) or (not repeated and len(value) != len(arguments)):
-        length = "any number of" if repeated else len(arguments)
-        raise ConfigError(f"got {name}: {value!r}; expected a list of {length} values; write [a, b, ...]")
-    kinds = [arguments[0]] * len(value) if repeated else arguments
-    return tuple(_convert(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _put(tree: Any, keys: Sequence[str], value: Any, name: str) -> None:
-    for key in keys[:-1]:
-        if not isinstance(tree, dict):
-            raise ConfigError(f"got --set {name}; expected sections on the way to it; check the key")
-        if tree.get(key) is None:
-            tree[key] = {}
-        tree = tree[key]
-    if not isinstance(tree, dict):
-        raise ConfigError(f"got --set {name}; expected a section to put it into; check the key")
-    tree[keys[-1]] = value

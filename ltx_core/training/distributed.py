@@ -21,12 +21,24 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
-from ..memory.devices import device_of_process
+from ..placing.devices import device_of_process
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a step's batch that one process computes at once.
+
+    indices: numbers of its samples. rows: their places in the batch. last: whether the step's weights are updated next.
+    """
+
+    indices: range
+    rows: slice
+    last: bool
 
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is, of how many, and where it computes."""
+    """This process: its number, the number of processes, and its device."""
 
     rank: int
     size: int
@@ -38,7 +50,7 @@ class World:
         return self.rank == 0
 
     def share(self, batch_size: int, accumulation: int) -> int:
-        """Clips that one process takes at once.
+        """Number of clips that one process computes at once.
 
         Raises:
             ConfigError: the batch does not divide evenly.
@@ -52,19 +64,21 @@ class World:
             )
         return batch_size // parts
 
-    def indices(self, step: int, piece: int, batch_size: int, accumulation: int) -> range:
-        """Numbers of the samples of one piece of the batch of `step`, for this process."""
-        rows = self.rows(piece, batch_size, accumulation)
-        return range(step * batch_size + rows.start, step * batch_size + rows.stop)
+    def pieces(self, step: int, batch_size: int, accumulation: int) -> Iterator[Piece]:
+        """The pieces of the batch of `step` that this process computes, one after the other.
 
-    def rows(self, piece: int, batch_size: int, accumulation: int) -> slice:
-        """Where in the whole batch of a step the samples of one of its pieces stand, for this process."""
-        share = self.share(batch_size, accumulation)
-        start = (piece * self.size + self.rank) * share
-        return slice(start, start + share)
+        Raises:
+            ConfigError: the batch does not divide evenly.
+        """
+        share, first = self.share(batch_size, accumulation), step * batch_size
+        for number in range(accumulation):
+            start = (number * self.size + self.rank) * share
+            yield Piece(
+                range(first + start, first + start + share), slice(start, start + share), number == accumulation - 1
+            )
 
     def portions(self, count: int, batch_size: int, accumulation: int) -> Iterator[range]:
-        """0 to count, as many at once as a process takes in training: what the device has room for."""
+        """0 to count in portions of a training step's size, for which the device has room."""
         at_once = self.share(batch_size, accumulation)
         return (range(start, min(start + at_once, count)) for start in range(0, count, at_once))
 
@@ -86,8 +100,8 @@ class World:
     def shard(self, module: nn.Module, units: Iterable[tuple[nn.Module, Sequence[str]]]) -> nn.Module:
         """`module` with weights, gradients and so the optimizer's numbers split over all processes (FSDP2).
 
-        units: parts whose weights are gathered when they run and let go afterwards, inner ones first, each with the
-        names of its methods beside `forward` that compute with them. The rest of `module` is one more.
+        units: modules whose weights are gathered while they run, inner ones first, each with the names of its methods
+        other than `forward` that use the weights. The rest of `module` is one more unit.
         """
         if self.size == 1:
             return module
@@ -96,7 +110,7 @@ class World:
             fully_shard(unit, mesh=mesh)
             for method in methods:
                 register_fsdp_forward_method(unit, method)
-        fully_shard(module, mesh=mesh)  # in place: the module becomes an FSDPModule, too
+        fully_shard(module, mesh=mesh)  # in place: the module becomes an FSDPModule
         return module
 
     def barrier(self) -> None:
@@ -105,11 +119,8 @@ class World:
 
 
 @contextlib.contextmanager
-def world(*, tf32: bool = False) -> Generator[World]:
+def world() -> Generator[World]:
     """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
-    # Shapes change from step to step, and cuDNN would compile an attention for each of them.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = device_of_process(int(os.environ.get("LOCAL_RANK", 0)))
     if size == 1:
@@ -133,7 +144,7 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def gathered(module: nn.Module) -> Generator[None]:
-    """Inside, parts of a sharded module that are no units of their own can be used without it."""
+    """Inside, the parts of a sharded module that are not units themselves can be used directly."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -145,12 +156,12 @@ def gathered(module: nn.Module) -> Generator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor, or the tensor."""
+    """This process's shard of a tensor, or the whole of an unsharded one."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(value: Any) -> Any:
-    """A nested state with the whole of every sharded tensor, on the CPU. All processes must call it."""
+    """A nested state with every sharded tensor gathered, on the CPU. All processes must call it."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, Mapping):
@@ -161,7 +172,7 @@ def whole(value: Any) -> Any:
 
 
 def split_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, split as `like` is."""
+    """A whole tensor, sharded as `like` is."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

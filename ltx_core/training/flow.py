@@ -1,4 +1,4 @@
-"""Rectified flow: which noise levels are trained, and the loss.
+"""Rectified flow: the noise levels of training, and the loss.
 
 x = (1 - sigma) x0 + sigma noise; the model predicts velocity = noise - x0 (arXiv 2209.03003; SD3, arXiv 2403.03206).
 """
@@ -18,7 +18,7 @@ from ..sampling.schedules import token_shift
 from .config import Noising
 from .text import encode_unique
 
-LOWEST = 1e-3  # noise level of a token to learn from; 0 marks tokens that are given
+LOWEST = 1e-3  # least noise level of a token in the loss; 0 marks conditioning tokens
 
 
 def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
@@ -39,8 +39,8 @@ def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random part of a batch. noise: (b n c) on the device. sigma: (b,). empty_prompt: captions that are dropped.
-    first_frame: (b,) bool, samples whose first latent frame is given, so that its tokens are clean."""
+    """The random numbers of a batch. noise: (b n c) on the device. sigma: (b,). empty_prompt: whether a caption is
+    dropped. first_frame: (b,) bool, samples conditioned on their first latent frame, whose tokens stay clean."""
 
     noise: Tensor
     sigma: Tensor
@@ -60,7 +60,8 @@ def draw(
     text_dropout: float,
     first_frame: float,
 ) -> Draws:
-    """The draws of a whole batch of `shape` (b, tokens, channels). rng: on the CPU; noise_rng: where it is needed."""
+    """The draws of a whole batch of `shape` (b, tokens, channels). rng: on the CPU; noise_rng: on the device of the
+    noise."""
     count, tokens, _ = shape
     uniform, kind, text, frame = torch.rand(4, count, generator=rng)
     normal = sigma_of_normal(torch.randn(count, generator=rng), noising, tokens)
@@ -76,7 +77,7 @@ class Flow(nn.Module):
     """Latent tokens and captions -> loss per sample. One module, so that DistributedDataParallel sees one forward."""
 
     def __init__(self, transformer: LTXTransformer, text: TextEncoder | None, lora: nn.Module | None = None) -> None:
-        """text: trained along, or None where prompts are given as embeddings."""
+        """text: the encoder that is trained too; None if prompts are embeddings."""
         super().__init__()
         self.transformer, self.text, self.lora = transformer, text, lora
         self.text_model: nn.Module | None = None if text is None else text.model
@@ -84,8 +85,8 @@ class Flow(nn.Module):
     def forward(
         self, x0: Tensor, noise: Tensor, sigma: Tensor, positions: Tensor, prompts: list[str] | list[Tensor]
     ) -> Tensor:
-        """x0, noise: (b n c). sigma: (b n 1), 0 for given tokens, which do not count, or (b 1 1). positions: (1 3 n).
-        prompts: captions, or their embeddings. Returns (b,)."""
+        """x0, noise: (b n c). sigma: (b n 1), 0 for conditioning tokens, which the loss leaves out, or (b 1 1).
+        positions: (1 3 n). prompts: captions, or their embeddings. Returns (b,)."""
         order, runs = self._runs(prompts, x0.device)
         x0, noise, sigma = x0[order], noise[order], sigma[order]
         x = (1 - sigma) * x0 + sigma * noise
@@ -98,8 +99,8 @@ class Flow(nn.Module):
         return losses[torch.tensor(order, device=losses.device).argsort()]
 
     def _runs(self, prompts: list[str] | list[Tensor], device: torch.device) -> tuple[list[int], list[Tensor]]:
-        """An order of the samples in which texts of one length are neighbours, so that they share an attention call,
-        and each of these runs as (s, l, d)."""
+        """An order of the samples that puts texts of one length side by side, where they share an attention call, and
+        the texts of each length as (s, l, d)."""
         embeddings = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
         if self.text is None or embeddings:
             hidden = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
@@ -107,8 +108,8 @@ class Flow(nn.Module):
         else:
             hidden, rows, lengths = encode_unique(self.text, [p for p in prompts if isinstance(p, str)], device)
         if max(lengths) == 1:
-            # Two equal tokens read like one, and give queries and keys a gradient of zero, so that all processes have
-            # one for every weight, whatever their prompts are.
+            # Two equal tokens read like a single one, but give queries and keys a gradient (of zero): every process
+            # then has a gradient for every weight, whatever its prompts are.
             hidden, lengths = hidden.repeat(1, 2, 1), [2] * len(lengths)
         order = sorted(range(len(prompts)), key=lengths.__getitem__)
         runs = [

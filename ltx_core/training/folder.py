@@ -21,15 +21,15 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..media import read_image, resize, stream_video, video_fps
 from ..progress import Notes
+from ..sampling.noise import seed_sequence
 from ..shapes import PixelShape
-from .data import Sample, Samples, file_identity, shuffled, stacked
-from .digits import HOLD_OUT, Split
+from .data import HOLD_OUT, Sample, Samples, Split, file_identity, shuffled, stacked
 
 VIDEOS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif"}
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FILE_COLUMNS = ("file", "file_name", "media_path", "video", "path")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
-LISTED = 20  # skipped files that are named
+LISTED = 20  # of the skipped files, this many are named
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Media:
 
 
 class VideoFolder:
-    """All videos below a folder, each at the size (of the config's `sizes`) that fits it best: as many frames as it
-    has, then the nearest aspect ratio. Pictures serve sizes of one frame. Clips are resized, their middle is kept, and
-    they begin at the first frame; other frame rates are resampled.
+    """All videos below a folder, each at the size (of the config's `sizes`) that fits it best: the most frames that it
+    has, then the nearest aspect ratio. Pictures serve sizes of one frame. Clips start at their first frame, are
+    resampled to the frame rate, resized, and cropped around the middle.
 
     Captions: a .csv, .json or .jsonl file in the folder with a column for the file (`file`, `file_name`, `media_path`,
     ...) and one for the text (`caption`, `text`, `prompt`), or a .txt beside each file.
 
     Raises:
-        ConfigError: there is no folder, no video, or none that can be used; the reasons are listed.
+        ConfigError: the folder does not exist or holds no usable video; the reasons are listed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class VideoFolder:
         self.sizes, self.fps, self.seed = list(sizes), Fraction(fps).limit_denominator(1001), seed
         captions = _captions(folder)
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS | IMAGES)
-        skipped = {str(name): "named by the captions, but not there" for name in captions if not name.is_file()}
+        skipped = {str(name): "named by the captions, but missing" for name in captions if not name.is_file()}
         usable: list[Media] = []
         resampled = uncaptioned = 0
         for path in files:
@@ -78,9 +78,9 @@ class VideoFolder:
         if len(skipped) > LISTED:
             listed += f"; and {len(skipped) - LISTED} more"
         if not usable:
-            found = f"none of {len(files)} files can be used" if files else "no video"
+            content = f"none of {len(files)} files can be used" if files else "no video"
             raise ConfigError(
-                f"got {folder}: {found}; expected at least one video with a caption. {listed}".rstrip(". ")
+                f"got {folder}: {content}; expected at least one video with a caption. {listed}".rstrip(". ")
             )
         notes(f"{folder}: {len(usable)} files used, {len(skipped)} skipped{f' ({listed})' if listed else ''}")
         if resampled:
@@ -100,7 +100,7 @@ class VideoFolder:
             longest = max(size.frames for size in self.sizes)
             frames = list(islice(stream_video(path, fps=self.fps), longest))
             if not frames:
-                raise ConfigError(f"got {path} without a frame; expected a video; get it again")
+                raise ConfigError(f"got {path} without a frame; expected a video; replace the file")
             other_rate = abs(float(video_fps(path)) - float(self.fps)) > 0.01 * float(self.fps)
         count, (height, width) = len(frames), frames[0].shape[:2]
         fitting = [size for size in self.sizes if size.frames <= count]
@@ -116,7 +116,7 @@ class VideoFolder:
 
     def size(self, batch: int) -> PixelShape:
         counts = np.array([len(self.groups[size]) for size in self.sizes], dtype=float)
-        rng = np.random.default_rng((self.seed, 4, batch))
+        rng = np.random.default_rng(seed_sequence(self.seed, "size", batch))
         return self.sizes[int(rng.choice(len(self.sizes), p=counts / counts.sum()))]
 
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
@@ -128,12 +128,12 @@ class VideoFolder:
         return Sample(self._pixels(media, size), media.caption)
 
     def _pixels(self, media: Media, size: PixelShape) -> Tensor:
-        """(3, f, h, w) in [-1, 1]; a shorter clip stands still at its end."""
+        """(3, f, h, w) in [-1, 1]; the last frame of a shorter clip is repeated."""
         if media.path.suffix.lower() in IMAGES:
             frames = read_image(media.path)
         else:
             frames = torch.stack(list(islice(stream_video(media.path, fps=self.fps), size.frames)))
-        frames = resize(frames, size.height, size.width, "crop")
+        frames = resize(frames, size.height, size.width, "crop", kernel="bicubic")
         missing = size.frames - len(frames)
         if missing > 0:
             frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
@@ -155,13 +155,13 @@ def _captions(folder: Path) -> dict[Path, str]:
     Raises:
         ConfigError: a table cannot be read, or lacks a column.
     """
-    found: dict[Path, str] = {}
+    captions: dict[Path, str] = {}
     for table in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".json", ".jsonl")):
         try:
             rows = list(_rows(table))
         except (ValueError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
-                f"got {table}, which cannot be read ({error}); expected a table of captions; mend it"
+                f"got {table}, which cannot be read ({error}); expected a table of captions; correct it"
             ) from error
         for number, row in enumerate(rows, start=1):
             file = next((str(row[name]) for name in FILE_COLUMNS if row.get(name)), None)
@@ -171,28 +171,29 @@ def _captions(folder: Path) -> dict[Path, str]:
                     f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file "
                     f"({', '.join(FILE_COLUMNS)}) and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
                 )
-            found[(folder / file).resolve()] = text
-    return found
+            captions[(folder / file).resolve()] = text
+    return captions
 
 
 def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
     text = table.read_text(encoding="utf-8-sig")
     if table.suffix.lower() == ".csv":
-        yield from csv.DictReader(io.StringIO(text, newline=""))  # a quoted caption may have several lines
+        yield from csv.DictReader(io.StringIO(text, newline=""))  # a quoted caption may span lines
         return
-    # Not splitlines(): JSON may hold line separators of Unicode as they are.
+    # Not splitlines(): JSON may contain Unicode's line separators unescaped.
     lines = text.split("\n")
     rows = json.loads(text) if table.suffix.lower() == ".json" else [json.loads(line) for line in lines if line.strip()]
     for row in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"an entry is {row!r} and no object")
+            raise ValueError(f"an entry is {row!r}, not an object")
         yield row
 
 
 def _text_beside(path: Path) -> str | None:
-    """The caption in the .txt file of the same name; with a byte order mark or without.
+    """The caption in the .txt file of the same name, with or without a byte order mark.
 
-    Raises ConfigError: it is not UTF-8.
+    Raises:
+        ConfigError: the file is not UTF-8.
     """
     beside = path.with_suffix(".txt")
     if not beside.is_file():

@@ -1,9 +1,9 @@
-"""What training takes in memory, counted before it starts.
+"""The memory that training takes, counted before it starts.
 
-Weights, gradients and the optimizer's numbers can be looked up. Activations cannot: they are counted by running one
-step, forward and backward, on tensors that have shapes and dtypes but no data (torch's FakeTensorMode), while a
-dispatch mode keeps the sum of the storages that are alive. So autocast, checkpointing and whatever the models keep for
-the backward pass are counted as they are, in about a second and without allocating anything.
+The sizes of weights, gradients and optimizer state are known. Activations are counted by running one step, forward and
+backward, on tensors with shapes and dtypes but no data (torch's FakeTensorMode), while a dispatch mode adds up the
+storages that are alive. This takes about a second, allocates nothing, and counts autocast, checkpointing and whatever
+the models keep for the backward pass as they are.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in one process. trained: number of parameters. activations: at the worst moment of a step; None where they
-    could not be counted."""
+    """Bytes in one process. trained: number of parameters. activations: at the peak of a step; None if they could
+    not be counted."""
 
     trained: int
     weights: int
@@ -54,9 +54,9 @@ class Footprint:
 
 
 class Alive(TorchDispatchMode):
-    """Inside, the bytes of storages that operators allocate and that are still alive: `now`, and the most there were.
+    """Counts the bytes of storages that operators allocate and that are alive: `now`, and at the peak (`most`).
 
-    levels: what `unique` is taken to find; without data nobody can know.
+    levels: the number of values that `unique` is taken to return, which without data cannot be known.
     """
 
     def __init__(self, levels: int | None = None) -> None:
@@ -66,7 +66,7 @@ class Alive(TorchDispatchMode):
         self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What comes in without having been seen was there before; a view or an in-place result of it is no allocation.
+        # An unseen input existed before; neither a view of it nor an in-place result is an allocation.
         tree_map_only(Tensor, lambda tensor: self._note(tensor, 0), (args, kwargs))
         out = self._without_data(func, args) if self.levels is not None else None
         if out is None:
@@ -75,7 +75,7 @@ class Alive(TorchDispatchMode):
         return out
 
     def _without_data(self, func: Any, args: tuple[Any, ...]) -> Any:
-        """Operators that need data, or have no version without."""
+        """The results of operators that need data, or have no fake version; None for the others."""
         if func is torch.ops.aten._unique2.default:
             values = args[0].flatten()
             index = torch.empty_like(args[0], dtype=torch.long)
@@ -102,12 +102,12 @@ class Alive(TorchDispatchMode):
 
 
 def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels: int) -> int | None:
-    """Bytes at the worst moment of the forward and backward pass of `loss`, gradients included, weights not.
+    """Bytes at the peak of the forward and backward pass of `loss`, with gradients, without weights.
 
-    loss: given one function per module, which calls it, it makes its inputs and returns the loss. levels: distinct
-    values that `unique` will find. Nothing is computed, and the modules stay as they are.
+    loss: takes one function per module, which calls that module, makes its inputs and returns the loss. levels: number
+    of distinct values that `unique` will find. Nothing is computed, and the modules stay as they are.
 
-    Returns None where this version of torch has an operator without a version for tensors without data.
+    Returns None if an operator of this version of torch has no fake version.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -116,7 +116,7 @@ def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels
     def stand_in(module: nn.Module) -> Call:
         named = [*module.named_parameters(), *module.named_buffers()]
         tensors: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in named}
-        # tie_weights would put a tensor twice into a submodule that has two names, and leave one behind.
+        # tie_weights would set a tensor twice in a submodule that has two names, and leave one of them behind.
         return lambda *args: functional_call(module, tensors, args, tie_weights=False)
 
     try:
@@ -131,6 +131,6 @@ def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels
 
 
 def local_bytes(tensors: Sequence[Tensor]) -> int:
-    """Of the tensors, or of this process's share of those that are sharded; shared memory counts once."""
+    """Bytes of the tensors, or of this process's shards; shared memory counts once."""
     mine = [local(tensor) for tensor in tensors]
     return sum({t.data_ptr() or id(t): t.numel() * t.element_size() for t in mine}.values())

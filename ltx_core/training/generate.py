@@ -10,32 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ShapeError
-from ..memory.placement import DevicePlacement
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..pipelines.generate import EncodedPrompt, sample
-from ..pipelines.two_stage import upscale_latent
+from ..pipelines.condition import Conditions
+from ..pipelines.passes import Pass
+from ..pipelines.recipe import UNKNOWN
+from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ..pipelines.settings import ADAIN, Overrides, PassSettings, Settings
+from ..pipelines.two_stage import Upscaling, upscale_latent
+from ..placing.placement import DevicePlacement, host_on
 from ..progress import Progress, silent
 from ..sampling.conditioning import LatentCondition
 from ..sampling.guidance import Guidance
-from ..sampling.noise import SeededNoise
+from ..sampling.noise import SeededNoise, stream
 from ..sampling.schedules import uniform
 from ..shapes import PixelShape
 from ..weights.build import load_transformer, load_upsampler, load_vae
 from ..weights.bundled import find_run
 from ..weights.text_encoder import load_text_encoder
-from .loop import find_export
+from .checkpoints import find_export
 from .losses import psnr, ssim
 from .text import FrozenText, encode
 
-DECODE_TIMESTEP = 0.05  # what the decoder is told; it removes noise up to 0.2
+DECODE_TIMESTEP = 0.05  # the noise level that the decoder is told; it removes noise up to 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """What makes a clip. upscaler: for two stages."""
+    """The models that generate a clip. upscaler: for two stages."""
 
     transformer: LTXTransformer
     vae: VideoVAE
@@ -47,7 +51,7 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
     """The models of a training run, or of a folder with model.safetensors and text_encoder/.
 
     Raises:
-        CheckpointError: something is missing or damaged.
+        CheckpointError: a file is missing or damaged.
     """
     run = find_run(run)
     checkpoint = find_export(run, "model.safetensors")
@@ -66,8 +70,8 @@ def load_models(run: Path, upscaler: Path | None = None) -> Models:
     )
 
 
-class Generator:
-    """Makes batches of clips with one set of models. All results are (b 3 f h w) float32 in [-1, 1] on the CPU."""
+class ClipGenerator:
+    """Generates batches of clips with one set of models. All results are (b 3 f h w) float32 in [-1, 1] on the CPU."""
 
     def __init__(self, models: Models, fps: float, batch_size: int = 20) -> None:
         self.models, self.fps, self.batch_size = models, fps, batch_size
@@ -86,8 +90,8 @@ class Generator:
         given: Tensor | None = None,
         progress: Progress = silent,
     ) -> Tensor:
-        """One clip per prompt; clip i is the one of seed + i. given: first frames (b 3 f h w), t*k + 1 of them."""
-        made: list[Tensor] = []
+        """One clip per prompt; clip i has seed + i. given: first frames to keep, (b 3 f h w) with f = t*k + 1."""
+        clips: list[Tensor] = []
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             first = None if given is None else given[part]
@@ -100,8 +104,8 @@ class Generator:
                 given=first,
                 progress=progress,
             )
-            made.append(self.decode(latent))
-        return torch.cat(made)
+            clips.append(self.decode(latent))
+        return torch.cat(clips)
 
     @torch.no_grad()
     def latents(
@@ -116,7 +120,7 @@ class Generator:
         start: tuple[Tensor, float] | None = None,
         progress: Progress = silent,
     ) -> Tensor:
-        """Normalised latents (b c f h w). start: latents to begin from, and their noise level."""
+        """Normalised latents (b c f h w). start: latents to start from, and the noise level they are raised to."""
         shape = (len(prompts), self.models.vae.config.latent_channels, *size.latent(self.scale))
         sigmas = uniform(steps)
         initial = torch.zeros(shape)
@@ -124,27 +128,23 @@ class Generator:
             initial, level = start
             sigmas = sigmas * level
         conditions = [] if given is None else [LatentCondition(self.encode(given), 0, 1.0)]
+        said = PassSettings(sigmas=tuple(sigmas.tolist()), guidance=Guidance(scale=(guidance_scale,)))
+        settings = Settings(UNKNOWN, Overrides(first=said))
         return sample(
-            self.models.transformer,
-            initial,
-            self._text(prompts),
-            self._text([""]) if guidance_scale > 1 else None,
-            sigmas=sigmas,
+            Pass.of(self.models.transformer, settings, "one", size.latent(self.scale).tokens),
+            LatentClip(initial, self.scale, self.fps),
+            Prompts(self._text(prompts), self._text([""]) if guidance_scale > 1 else None),
             noise=SeededNoise(seed),
-            fps=self.fps,
-            scale=self.scale,
-            placement=DevicePlacement(self.device),
-            guidance=Guidance(scale=(guidance_scale,)),
-            conditions=conditions,
-            progress=progress,
+            host=host_on(DevicePlacement(self.device), progress),
+            conditions=Conditions(conditions),
         )
 
     def _text(self, prompts: Sequence[str]) -> EncodedPrompt:
-        found = encode(self.models.text, prompts, self.device)
-        embeddings = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        texts = encode(self.models.text, prompts, self.device)
+        embeddings = nn.utils.rnn.pad_sequence(texts, batch_first=True)
         mask = torch.zeros(embeddings.shape[:2], dtype=torch.long)
-        for row, one in zip(mask, found, strict=True):
-            row[: len(one)] = 1
+        for row, text in zip(mask, texts, strict=True):
+            row[: len(text)] = 1
         return EncodedPrompt(embeddings, mask)
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ class Generator:
         """Normalised latents -> clips."""
         vae = self.models.vae
         level = torch.full((len(latent),), timestep, device=self.device) if vae.config.timestep_conditioning else None
-        rng = torch.Generator().manual_seed(0)  # for a VAE that injects noise
+        rng = stream(0, "decode")  # for a VAE that injects noise
         raw = vae.un_normalize(latent.to(self.device))
         return vae.decode(raw, level, generator=rng).float().clamp(-1, 1).cpu()
 
@@ -174,7 +174,7 @@ class Generator:
         refine_steps: int,
         refine_level: float,
     ) -> tuple[Tensor, Tensor]:
-        """Clips of one stage, and the same after the upscaler and a refining pass, at twice the height and width."""
+        """Clips of the first stage, and those of the second: upscaled to twice the height and width, and refined."""
         if self.models.upscaler is None:
             raise CheckpointError("got no upscaler; expected one for two stages; pass the upscaler's run")
         small, large = [], []
@@ -183,9 +183,8 @@ class Generator:
             part = prompts[start : start + self.batch_size]
             latent = self.latents(part, size, steps=steps, guidance_scale=guidance_scale, seed=seed + start)
             small.append(self.decode(latent))
-            up = upscale_latent(
-                self.models.upscaler, self.models.vae, latent, placement=DevicePlacement(self.device), adain_factor=1.0
-            )
+            upscaling = Upscaling(self.models.upscaler, self.models.vae, ADAIN)
+            up = upscale_latent(upscaling, latent, host=host_on(DevicePlacement(self.device)))
             refined = self.latents(
                 part, larger, steps=refine_steps, guidance_scale=1.0, seed=seed + start, start=(up, refine_level)
             )
@@ -195,7 +194,7 @@ class Generator:
     def extend(
         self, clip: Tensor, prompt: str, frames: int, *, overlap: int, steps: int, guidance_scale: float, seed: int
     ) -> Tensor:
-        """A clip (3 f h w) and `frames` more: each window gets the last `overlap` (t*k + 1) frames of what is there."""
+        """A clip (3 f h w) and `frames` more, in windows that start with the last `overlap` (t*k + 1) frames so far."""
         rate = self.scale.frames
         if (overlap - 1) % rate or not 0 < overlap <= clip.shape[1]:
             raise ShapeError(
@@ -207,7 +206,7 @@ class Generator:
         number = 0
         while clip.shape[1] < wanted:
             size = PixelShape(window, *clip.shape[2:])
-            (made,) = self.clips(
+            (window_clip,) = self.clips(
                 [prompt],
                 size,
                 steps=steps,
@@ -215,14 +214,14 @@ class Generator:
                 seed=seed + number,
                 given=clip[None, :, -overlap:],
             )
-            clip = torch.cat([clip, made[:, overlap:]], dim=1)
+            clip = torch.cat([clip, window_clip[:, overlap:]], dim=1)
             number += 1
         return clip[:, :wanted]
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstructions:
-    """What a VAE, or noise and back, leaves of clips. psnr in dB and ssim, per clip."""
+    """Clips after the VAE, or after noising and denoising. psnr (dB) and ssim: per clip."""
 
     pixels: Tensor
     psnr: Tensor
@@ -231,7 +230,7 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    generator: Generator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
+    generator: ClipGenerator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
 ) -> Reconstructions:
     """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level (SDEdit, arXiv 2108.01073)."""
     latent = generator.encode(pixels)

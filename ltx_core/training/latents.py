@@ -1,4 +1,4 @@
-"""Clips as the transformer sees them: encoded once and kept, or encoded whenever they are needed."""
+"""Clips as the transformer sees them: encoded once and cached, or encoded whenever they are needed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from ..files import whole
 from ..models.video_vae import VideoVAE
 from ..progress import Notes
 from ..shapes import PixelShape
-from .config import Data, to_tree
+from .config import Data
 from .data import Source
 from .models import tensors_of
+from .settings_file import to_tree
 
-ENCODED_PIXELS = 2**24  # of the clips that are encoded at once
+ENCODED_PIXELS = 2**24  # per batch of the encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +40,9 @@ class EncodedClips:
 class Latents:
     """Latents of a source's samples, posterior means.
 
-    count: as many samples, or all where the source has fewer, are encoded once and used again and again, in file
-    `folder`/latents_FxHxW.pt; 0: all are encoded when they are needed. share_sizes: a size keeps as large a share of
-    them as it has of the batches; else all.
+    count: number of samples (all, if the source has fewer) that are encoded once and cached in
+    `folder`/latents_FxHxW.pt; 0: samples are encoded when they are needed. share_sizes: the sizes share `count` as they
+    share the batches; otherwise each size gets all of it.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Latents:
 
     @cached_property
     def key(self) -> str:
-        """Of all that the kept latents depend on; reads every weight of the VAE."""
+        """A hash of everything that the cached latents depend on; reads every weight of the VAE."""
         text = json.dumps([to_tree(self.data), self.seed, self.count, self.source.identity()], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(self.vae).items()):
@@ -72,7 +73,7 @@ class Latents:
         return digest.hexdigest()
 
     def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
-        """The samples with these numbers; with a cache, numbers start again after `count`."""
+        """The samples with these numbers; with a cache, modulo its length."""
         if not self.count:
             return self._encode(indices, size)
         self.prepare(size)
@@ -80,7 +81,7 @@ class Latents:
         return kept.rows([index % len(kept.captions) for index in indices])
 
     def prepare(self, size: PixelShape) -> None:
-        """Encode, or read, what is kept of a size."""
+        """Fill the cache for a size: from its file, or by encoding."""
         if self.count and size not in self._kept:
             self._kept[size] = self._read(size) or self._make(size)
 
@@ -107,8 +108,10 @@ class Latents:
         self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
         at_once = max(1, ENCODED_PIXELS // math.prod(size))
         parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]
-        made = EncodedClips(torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions])
+        encoded = EncodedClips(
+            torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions]
+        )
         if self.writes:
             with whole(self._file(size)) as part:
-                torch.save({"key": self.key, "latents": made.latents, "captions": made.captions}, part)
-        return made
+                torch.save({"key": self.key, "latents": encoded.latents, "captions": encoded.captions}, part)
+        return encoded

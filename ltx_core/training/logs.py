@@ -1,4 +1,4 @@
-"""What a run tells: a JSONL log always, curves as a picture, TensorBoard or W&B if asked for and installed."""
+"""The logs of a run: JSONL always, curves as a picture, TensorBoard or W&B on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .config import Logging
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All lines of a log.jsonl; a last line that was cut off by a crash is left out."""
+    """All lines of a log.jsonl, up to one that a crash cut off."""
     entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -23,8 +23,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """log.jsonl in a run's folder: one line {"step": n, name: value, ...} per call. Lines after `start` are of steps
-    that a resumed run makes again, and are dropped."""
+    """log.jsonl in a run's folder: one line {"step": n, name: value, ...} per call. Lines after `start`
+    belong to steps that a resumed run repeats, and are dropped."""
 
     def __init__(self, folder: Path, config: Logging, start: int) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Log:
         draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
 
 
-Board = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]  # takes a step's values; ends
+Board = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]  # write the values of a step; close
 
 
 def _boards(folder: Path, config: Logging) -> list[Board]:
@@ -79,7 +79,7 @@ def _boards(folder: Path, config: Logging) -> list[Board]:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Every quantity of a log over the steps, one small plot each; nothing without matplotlib or entries."""
+    """Every quantity of a log over the steps, one small plot each. Writes nothing without matplotlib or entries."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

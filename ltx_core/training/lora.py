@@ -1,4 +1,4 @@
-"""Low-rank layers beside frozen Linears: trained here, written in key styles that others read (arXiv 2106.09685)."""
+"""Low-rank layers beside frozen Linears, written in the key styles that other programs read (arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..errors import ConfigError
 from ..models.transformer import LTXTransformer
 from ..weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ..weights.save import write_safetensors
-from .config import LoRA
+from .config import LoRASettings
 
 Style = Literal["diffusers", "comfyui"]
 
 
 class LoRALayers(nn.Module):
-    """Factors for Linears of the blocks; while this lives, each adds alpha / rank * up(down(x)) to its Linear's result.
+    """Factors for Linears of the blocks: a hook adds alpha / rank * up(down(x)) to each Linear's result.
 
-    The base model keeps its weights, quantized ones too.
+    The weights of the base model, which may be quantized, do not change.
     """
 
-    def __init__(self, model: LTXTransformer, config: LoRA) -> None:
+    def __init__(self, model: LTXTransformer, config: LoRASettings) -> None:
         super().__init__()
         self.config = config
         self.scale = config.alpha / config.rank
         self.names: dict[str, str] = {}  # a name without dots -> the Linear's
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, module in model.named_modules():
-            if not name.startswith("transformer_blocks.") or not name.endswith(tuple(f".{t}" for t in config.targets)):
+            if not name.startswith(model.BLOCK_PREFIX) or not name.endswith(tuple(f".{t}" for t in config.targets)):
                 continue
             inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if inputs is None or outputs is None:
@@ -40,14 +40,14 @@ class LoRALayers(nn.Module):
             key = name.replace(".", "_")
             self.names[key] = name
             device = next(chain(module.parameters(), module.buffers())).device  # a quantized weight is a buffer
-            down = torch.empty(config.rank, inputs, device=device)
+            down = torch.empty(config.rank, inputs)  # on the CPU: the same start on every device
             nn.init.kaiming_uniform_(down, a=5**0.5)
-            self.down[key] = nn.Parameter(down)
+            self.down[key] = nn.Parameter(down.to(device))
             self.up[key] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
             module.register_forward_hook(self._hook(key))
         if not self.names:
             raise ConfigError(
-                f"got lora.targets {', '.join(config.targets)}, which no Linear of a block is called; expected to_q, "
+                f"got lora.targets {', '.join(config.targets)}, which name no Linear of a block; expected to_q, "
                 "to_k, to_v, to_out.0, ff.net.0.proj or ff.net.2; change them"
             )
 
@@ -60,7 +60,7 @@ class LoRALayers(nn.Module):
 
 
 def save_lora(path: Path, layers: LoRALayers, factors: Mapping[str, Tensor], style: Style) -> None:
-    """The factors of `layers`, from `tensors_of`, as others read them.
+    """Write the factors of `layers`, from `tensors_of`, as other programs read them.
 
     `transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the
     official ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B: no reader needs to know it.

@@ -1,4 +1,4 @@
-"""What the VAE is trained on: wavelet and KL losses, and the reconstruction GAN.
+"""Losses of the VAE: wavelet, KL, and the reconstruction GAN.
 
 Sources: LTX-Video paper (arXiv 2501.00103, section 2.1: reconstruction GAN, video-DWT loss, uniform log-variance).
 """
@@ -31,13 +31,6 @@ def haar(video: Tensor) -> Tensor:
     return rearrange(bands, "(b c) s f h w -> b c s f h w", b=b, c=c)
 
 
-def inverse_haar(bands: Tensor) -> Tensor:
-    """The exact inverse of `haar` for even sizes."""
-    b, c = bands.shape[:2]
-    video = F.conv_transpose3d(rearrange(bands, "b c s f h w -> (b c) s f h w"), haar_kernels(bands), stride=2)
-    return rearrange(video, "(b c) 1 f h w -> b c f h w", b=b, c=c)
-
-
 def wavelet_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
     """L1 over the seven detail bands, per clip (b,); the low-pass band is left to the pixel losses."""
     difference = haar(reconstruction - original)[:, :, 1:]  # the transform is linear
@@ -52,7 +45,7 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
 class PairDiscriminator(nn.Module):
     """Which of two clips of one scene is the original? A 3-D PatchGAN over both, stacked along channels.
 
-    Group norm instead of the usual batch norm: with few clips per step the statistics of real and fake would leak.
+    Group norm instead of the usual batch norm: with few clips per step, batch statistics would tell real from fake.
     """
 
     def __init__(self, channels: int, width: int, layers: int) -> None:
@@ -60,7 +53,7 @@ class PairDiscriminator(nn.Module):
         stack: list[nn.Module] = [nn.Conv3d(2 * channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, layers):
             wider = width * 2
-            # Short clips would run out of frames: only the first two layers halve the time.
+            # Only the first two layers halve the time: short clips have few frames.
             time = 2 if i < 2 else 1
             stack += [
                 nn.Conv3d(width, wider, (3 if time == 1 else 4, 4, 4), stride=(time, 2, 2), padding=1),
@@ -93,7 +86,7 @@ def discriminator_loss(discriminator: nn.Module, original: Tensor, reconstructio
 def generator_loss(
     discriminator: Callable[[Tensor, Tensor], Tensor], original: Tensor, reconstruction: Tensor, kind: GANLoss
 ) -> Tensor:
-    """Per clip (b,), over both orders. The caller freezes the discriminator, which must not learn from this."""
+    """Per clip (b,), over both orders. The caller freezes the discriminator."""
     real_first, fake_first = discriminator(original, reconstruction), discriminator(reconstruction, original)
     if kind == "hinge":
         return 0.5 * (real_first - fake_first).mean(dim=(1, 2, 3, 4))

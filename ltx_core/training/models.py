@@ -1,4 +1,4 @@
-"""Models to train: made from a config as metadata has it, written back in the official layout."""
+"""Models to train: built from a config in the form of a checkpoint's metadata, written back in the official layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEDULER = SchedulerConfig(
 
 
 def _architecture(kind: type[C], section: str, tree: Mapping[str, Any]) -> C:
-    """`model` of a training config, checked like the metadata of a checkpoint, but with nothing unknown or missing.
+    """`model` of a training config, checked as the metadata of a checkpoint is, with no key unknown or missing.
 
     Raises:
         ConfigError: a key is unknown, missing, or has a value that is not implemented.
@@ -45,9 +45,10 @@ def _architecture(kind: type[C], section: str, tree: Mapping[str, Any]) -> C:
     values = {name.partition(".")[2]: value for name, value in read.values.items()}
     missing = [field.name for field in dataclasses.fields(kind) if field.name not in values]
     if read.unknown or missing:
-        wrong = [*(f"unknown {name}" for name in read.unknown), *(f"no {name}" for name in missing)]
+        faults = [*(f"unknown {name}" for name in read.unknown), *(f"no {name}" for name in missing)]
         raise ConfigError(
-            f"got model with {', '.join(wrong)}; expected the keys of a released checkpoint's {section} config"
+            f"got model with {', '.join(faults)}; expected the keys of a released checkpoint's {section} "
+            "config; correct them"
         )
     return kind(**values)  # pyright: ignore[reportArgumentType]
 
@@ -65,7 +66,7 @@ def upsampler_config(tree: Mapping[str, Any]) -> UpsamplerConfig:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers on the CPU, by the official names; whole, if they are sharded."""
+    """Copies of a module's parameters and buffers on the CPU, under the official names; shards are gathered."""
     return {
         name: whole(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in module.state_dict().items()
@@ -73,7 +74,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `tensors_of` gave back, split as the module is."""
+    """The inverse of `tensors_of`; the tensors are sharded as the module is."""
     own = module.state_dict()
     module.load_state_dict({name: split_like(tensor, own[name]) for name, tensor in tensors.items()})
 
@@ -87,7 +88,7 @@ def save_vae(path: Path, tensors: Mapping[str, Tensor], config: VideoVAEConfig) 
 def save_checkpoint_file(
     path: Path, transformer: Mapping[str, Tensor], config: TransformerConfig, vae: VideoVAE | None
 ) -> None:
-    """A checkpoint as the released ones are: the transformer, and its VAE in the same file."""
+    """A checkpoint in the form of the released ones: the transformer and its VAE in one file."""
     tensors = {TRANSFORMER_PREFIX + name: tensor for name, tensor in transformer.items()}
     if vae is not None:
         tensors |= {VAE_PREFIX + name: tensor for name, tensor in tensors_of(vae).items()}
@@ -100,23 +101,23 @@ def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerC
 
 
 def open_vae(path: Path, version: str | None = None) -> VideoVAE:
-    """A trained VAE, float32, that has measured its statistics.
+    """A trained VAE, float32, with measured statistics.
 
     Raises:
-        CheckpointError: it has none: no transformer can be trained on its latents.
+        CheckpointError: the statistics were never measured, so no transformer can be trained on its latents.
     """
     vae = load_vae(path, dtype=torch.float32, version=version)
     mean, std = vae.per_channel_statistics.mean, vae.per_channel_statistics.std
     if bool((mean == 0).all()) and bool((std == 1).all()):
         raise CheckpointError(
             f"got {path}, whose per-channel statistics were never measured; expected the final/ file of train-vae; "
-            "finish it"
+            "finish that run"
         )
     return vae
 
 
 def restart(model: LTXTransformer) -> None:
-    """Weights of a new transformer: Xavier, and every output that is added to the residual stream starts at zero.
+    """Initial weights of a new transformer: Xavier; outputs into the residual stream start at zero.
 
     Source: DiT, arXiv 2212.09748 section 3.2 (adaLN-zero), for PixArt's single modulation.
     """
@@ -135,7 +136,7 @@ def restart(model: LTXTransformer) -> None:
 
 
 def copied(module: M) -> M:
-    """The module with weights in memory of their own, instead of mapped from a file."""
+    """The module, with its weights copied from the mapped file into memory."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
     return module

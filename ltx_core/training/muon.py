@@ -1,7 +1,7 @@
-"""Muon: momentum whose singular values are all made about one, for weight matrices and convolutions.
+"""Muon: momentum with all singular values brought close to one, for weight matrices and convolutions.
 
 Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the size of the update as in
-arXiv 2502.16982 (0.2 * sqrt(largest side)), so that AdamW's learning rates fit. A VAE with 32-fold compression leaves
+arXiv 2502.16982 (0.2 * sqrt(largest side)), which suits AdamW's learning rates. A VAE with 32-fold compression leaves
 the mean image in about half the time that AdamW needs.
 """
 
@@ -17,7 +17,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; singular v
 
 
 def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of the singular value decompositions of (k, m, n), m <= n for speed."""
+    """Approximates U V^T of the singular value decomposition of each of (k, m, n); fastest with m <= n."""
     a, b, c = COEFFICIENTS
     x = matrices / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
@@ -27,11 +27,11 @@ def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 def orthogonal_updates(updates: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonalized` for weights (out, in, ...); kernels are taken along with the larger of out and in. Those of one
-    shape are done together: on a GPU the time is that of the launches."""
+    """`orthogonalized` for weights (out, in, ...), as matrices of the smaller of out and in by all the rest. Weights of
+    one shape are batched: on a GPU, launching kernels takes most of the time."""
     turned = [update.transpose(0, 1) if update.shape[1] < update.shape[0] else update for update in updates]
     flat = [update.flatten(1) for update in turned]
-    found = list(updates)
+    orthogonal = list(updates)
     by_shape: dict[torch.Size, list[int]] = {}
     for number, matrix in enumerate(flat):
         by_shape.setdefault(matrix.shape, []).append(number)
@@ -39,12 +39,12 @@ def orthogonal_updates(updates: Sequence[Tensor]) -> list[Tensor]:
         results = orthogonalized(torch.stack([flat[n] for n in numbers])) * (0.2 * max(shape) ** 0.5)
         for n, result in zip(numbers, results, strict=True):
             result = result.view(turned[n].shape)
-            found[n] = result if turned[n] is updates[n] else result.transpose(0, 1)
-    return found
+            orthogonal[n] = result if turned[n] is updates[n] else result.transpose(0, 1)
+    return orthogonal
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters with two or more axes. momentum: of Nesterov's kind."""
+    """For parameters with two or more axes, with Nesterov momentum."""
 
     def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})

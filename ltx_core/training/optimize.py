@@ -1,4 +1,4 @@
-"""One step of an optimizer: rate, clipping, averages."""
+"""One step of an optimizer: learning rate, clipping, averages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .muon import Muon
 
 
 def learning_rate(config: Optimization, step: int) -> float:
-    """The rate of update number `step`, counted from 0."""
+    """The learning rate of update number `step`, counted from 0."""
     peak, steps = config.learning_rate, config.steps
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "cosine":
@@ -34,7 +34,7 @@ def learning_rate(config: Optimization, step: int) -> float:
 
 
 def autocast(config: Optimization, device: torch.device) -> torch.autocast:
-    """Inside, what is computed on `device` has the config's precision; weights stay float32."""
+    """Inside, computation on `device` has the config's precision; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
@@ -63,22 +63,22 @@ class Updater:
                     lr=config.learning_rate,
                     betas=config.betas,
                     fused=all(p.is_cuda for p in self.parameters),
-                    foreach=False,  # on a CPU it would take memory for all updates at once, and no less time
+                    foreach=False,  # on a CPU it holds all updates in memory at once, and saves no time
                 )
             )
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
 
     def needs(self, modules: Sequence[nn.Module], step: int | None) -> Footprint:
-        """What training takes.
+        """The memory that training takes.
 
-        modules: everything that is on the device. step: from `footprint.step_bytes`.
+        modules: every module on the device. step: from `footprint.step_bytes`.
         """
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         gradients = local_bytes(self.parameters)
         moments = 2 if self.config.optimizer == "adamw" else 1
         activations = step
         if step is not None and self.config.accumulation == 1:
-            activations = max(0, step - gradients)  # at the worst moment most gradients are still to come
+            activations = max(0, step - gradients)  # at the peak most gradients do not exist yet
         return Footprint(
             trained=sum(p.numel() for p in self.parameters),
             weights=local_bytes(tensors),
@@ -92,7 +92,7 @@ class Updater:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def apply(self, step: int) -> dict[str, float]:
-        """Update the weights from their gradients and forget these. Returns the gradient norm and the rate."""
+        """Update the weights from their gradients and clear these. Returns the gradient norm and the learning rate."""
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         rate = learning_rate(self.config, step) * self.scale
         for optimizer in self.optimizers:
@@ -105,7 +105,7 @@ class Updater:
         return {"gradient_norm": float(norm), "learning_rate": rate}
 
     def state(self) -> dict[str, Any]:
-        """Whole tensors, however they are split."""
+        """The state, with sharded tensors gathered."""
         average = None if self.average is None else self.average.values
         return whole({"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "average": average})
 
@@ -119,7 +119,7 @@ class Updater:
                 }
                 for number, values in saved["state"].items()
             }
-            # Groups of its own: the config says the same, and whether kernels are fused is up to the device.
+            # Its own groups: the config is the same, and whether kernels are fused depends on the device.
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         if self.average is not None and state["average"] is not None:
             for mine, saved in zip(self.average.values, state["average"], strict=True):
@@ -127,8 +127,8 @@ class Updater:
 
 
 class Average:
-    """Exponential moving average: average = d * average + (1 - d) * weights, with d growing from 0 so that the start is
-    forgotten: d = min(decay, (1 + step) / (10 + step))."""
+    """Exponential moving average: average = d * average + (1 - d) * weights, where d grows from 0, to
+    forget the start: d = min(decay, (1 + step) / (10 + step))."""
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay = list(parameters), decay

@@ -1,4 +1,4 @@
-"""What a validation leaves: clips, a contact sheet, prompts."""
+"""What a validation writes: clips, a contact sheet, prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def sheet(clips: Tensor, frames: int = 9) -> Tensor:
 
 
 def enlarged(frames: Tensor, smallest: int = 256) -> Tensor:
-    """Frames (f h w 3), every pixel repeated until the shorter side has `smallest` pixels: players blur tiny clips."""
+    """Frames (f h w 3) with every pixel repeated, up to `smallest` pixels on the shorter side: players blur tiny
+    clips."""
     times = max(1, smallest // min(frames.shape[1:3]))
     return frames.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
 

@@ -1,4 +1,4 @@
-"""Captions to what the transformer reads: a pretrained T5 that stays as it is, or a small one that is trained along."""
+"""Captions as the transformer reads them: from a frozen pretrained T5, or a small T5 that is trained with it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SENTINELS = 100  # T5 keeps a hundred more ids than its tokenizer has pieces
 
 
 class FrozenText:
-    """A pretrained T5 that every caption meets once.
+    """A pretrained T5 that encodes every caption once.
 
-    The encoder is in memory only while captions are encoded: a T5 XXL is larger than the model that is trained. What it
-    said of the captions given to `prepare` is kept in a file and read from there the next time.
+    The encoder is in memory only while it encodes: a T5 XXL is larger than the model in training. The embeddings of the
+    captions passed to `prepare` are cached in a file.
     """
 
     def __init__(self, place: Path, tokenizer: Path | None, channels: int, device: torch.device) -> None:
         self.place, self.tokenizer, self.channels, self.device = place, tokenizer, channels, device
-        self._found: dict[str, Tensor] = {}
+        self._embeddings: dict[str, Tensor] = {}
 
     def prepare(self, captions: Sequence[str], file: Path, notes: Notes, *, writes: bool) -> None:
         """Encode `captions`, or read them from `file`, which is written if `writes`."""
@@ -44,56 +44,59 @@ class FrozenText:
         if file.is_file():
             saved = torch.load(file, map_location="cpu", weights_only=True)
             if saved["key"] == key:
-                self._found = dict(zip(saved["captions"], saved["embeddings"], strict=True))
-        missing = [caption for caption in wanted if caption not in self._found]
+                self._embeddings = dict(zip(saved["captions"], saved["embeddings"], strict=True))
+        missing = [caption for caption in wanted if caption not in self._embeddings]
         if not missing:
             return
         notes(f"encoding {len(missing)} captions")
         self.embeddings(missing)
         if writes:
             with whole(file) as part:
-                torch.save({"key": key, "captions": list(self._found), "embeddings": list(self._found.values())}, part)
+                torch.save(
+                    {"key": key, "captions": list(self._embeddings), "embeddings": list(self._embeddings.values())},
+                    part,
+                )
 
     def embeddings(self, captions: Sequence[str]) -> list[Tensor]:
-        """One (l, d_model) per caption, on the CPU, as the encoder computes them.
+        """One (l, d_model) per caption, on the CPU, in the dtype that the encoder computes in.
 
         Raises:
             ConfigError: the encoder has another width than the transformer reads.
         """
-        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._found]
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._embeddings]
         if missing:
             encoder = self._open()
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 for caption in missing:
-                    (found,) = encode(encoder, [caption], self.device)
-                    self._found[caption] = found.cpu()
-        return [self._found[caption] for caption in captions]
+                    (embedding,) = encode(encoder, [caption], self.device)
+                    self._embeddings[caption] = embedding.cpu()
+        return [self._embeddings[caption] for caption in captions]
 
     def _open(self) -> TextEncoder:
-        # CPUs without bfloat16 are hundred times slower in it, and transformers computes in what is stored.
+        # CPUs without bfloat16 are a hundred times slower in it, and transformers computes in the stored dtype.
         dtype = torch.float32 if self.device.type == "cpu" else None
-        places = [] if self.tokenizer is None else [self.tokenizer]  # looked at if there is none beside the encoder
+        places = [] if self.tokenizer is None else [self.tokenizer]  # searched if none lies beside the encoder
         encoder = load_text_encoder(self.place, dtype=dtype, host_tokenizers=places)
         if encoder.config.d_model != self.channels:
             raise ConfigError(
                 f"got the text encoder {self.place} of width {encoder.config.d_model}; expected {self.channels}, the "
-                "model's caption_channels; give the one that belongs to the model"
+                "model's caption_channels; give the encoder that belongs to the model"
             )
         nn.Module.to(encoder.model, self.device)
         return encoder
 
     def _key(self) -> str:
-        """Of the files: the embeddings of another encoder, or of other tokens, are not these."""
+        """The identity of the files: another encoder or tokenizer gives other embeddings."""
         places = [self.place] if self.tokenizer is None else [self.place, self.tokenizer]
         files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
         return json.dumps([file_identity(file) for file in files if file.is_file()])
 
 
 def make_text_encoder(config: Text, channels: int, captions: Sequence[str], folder: Path) -> TextEncoder:
-    """A new text encoder to be trained, float32, with a tokenizer made from the captions, in `folder`.
+    """A new text encoder to train, float32, with a tokenizer built from the captions in `folder`.
 
     Raises:
-        ConfigError: it has another width than the transformer reads.
+        ConfigError: the encoder has another width than the transformer reads.
     """
     if config.width != channels:
         raise ConfigError(
@@ -121,8 +124,8 @@ def make_text_encoder(config: Text, channels: int, captions: Sequence[str], fold
 
 @torch.no_grad()
 def restart_t5(model: T5EncoderModel, config: TextEncoderConfig) -> None:
-    """Weights of a new T5 (transformers' `T5PreTrainedModel._init_weights`, factor 1): its attention divides by
-    nothing, so queries start small."""
+    """Initial weights of a new T5 (transformers' `T5PreTrainedModel._init_weights`, factor 1). Its attention does not
+    scale the scores, so queries start small."""
     for name, parameter in model.named_parameters():
         if "layer_norm" in name:
             nn.init.ones_(parameter)
@@ -137,7 +140,7 @@ def restart_t5(model: T5EncoderModel, config: TextEncoderConfig) -> None:
 
 
 def encode(encoder: TextEncoder | FrozenText, prompts: Sequence[str], device: torch.device) -> list[Tensor]:
-    """One (l, d_model) per prompt, without padding. Gradients flow if the encoder's weights ask for them."""
+    """One (l, d_model) per prompt, without padding. Gradients flow if the encoder's weights require them."""
     if isinstance(encoder, FrozenText):
         return [embedding.to(device, torch.float32) for embedding in encoder.embeddings(prompts)]
     hidden, rows, lengths = encode_unique(encoder, prompts, device)
@@ -147,11 +150,11 @@ def encode(encoder: TextEncoder | FrozenText, prompts: Sequence[str], device: to
 def encode_unique(
     encoder: TextEncoder, prompts: Sequence[str], device: torch.device
 ) -> tuple[Tensor, list[int], list[int]]:
-    """Every different prompt once: (u, longest, d_model), padded; then each prompt's row in it, and its length."""
+    """Each distinct prompt once, as (u, longest, d_model), padded; then each prompt's row in it, and its length."""
     tokens = {prompt: encoder.tokenizer.encode(prompt).ids for prompt in dict.fromkeys(prompts)}
     row = {prompt: number for number, prompt in enumerate(tokens)}
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in tokens.values()], batch_first=True)
-    lengths = torch.tensor([len(one) for one in tokens.values()])
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row_ids) for row_ids in tokens.values()], batch_first=True)
+    lengths = torch.tensor([len(row_ids) for row_ids in tokens.values()])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     hidden = encoder.model(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
     return hidden, [row[prompt] for prompt in prompts], [len(tokens[prompt]) for prompt in prompts]

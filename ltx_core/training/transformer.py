@@ -1,7 +1,7 @@
-"""The transformer's training: what `ltxkit train` computes in one step, for whole models and for LoRA.
+"""The transformer's training: one step of `ltxkit train`, for whole models and for LoRA.
 
-Sources: LTX-Video paper (arXiv 2501.00103) section 2.2 to 2.4 (rectified flow, shifted logit-normal levels, first
-frames given with their own timestep).
+Source: LTX-Video paper (arXiv 2501.00103), sections 2.2 to 2.4 (rectified flow, shifted logit-normal levels, first
+frames as conditions with their own timestep).
 """
 
 from __future__ import annotations
@@ -10,42 +10,43 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.text_encoder import TextEncoder
-from ..models.transformer import LTXTransformer, TransformerBlock
+from ..models.transformer import LTXTransformer
 from ..progress import Notes, log_note
+from ..sampling.noise import initialised, stream
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
 from ..weights.build import load_transformer
 from ..weights.text_encoder import load_text_encoder
+from .checkpoints import find_export, latest_checkpoint
 from .config import TransformerTraining
-from .data import generator, open_source
 from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
-from .generate import Generator, Models
+from .generate import ClipGenerator, Models
 from .latents import EncodedClips, Latents
-from .loop import find_export, latest_checkpoint, log_values
+from .loop import log_values
 from .lora import LoRALayers, save_lora
 from .models import copied, load_tensors, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
 from .optimize import Updater, autocast
 from .pictures import save_clips
+from .sources import open_source
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
 TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory
 
 
 class TransformerTask:
-    """A transformer, the text encoder trained with it or frozen beside it, or LoRA layers on a frozen transformer."""
+    """A transformer with a text encoder, trained too or frozen; or LoRA layers on a frozen transformer."""
 
     def __init__(self, config: TransformerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        torch.manual_seed(config.seed)
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
@@ -53,7 +54,7 @@ class TransformerTask:
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
                 f"got a transformer of {self.transformer.config.in_channels} channels; expected "
-                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or give its own VAE"
+                f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
         self.source = open_source(config.data, "train", config.seed, notes)
@@ -77,7 +78,8 @@ class TransformerTask:
         self.lora = None
         if config.lora is not None:
             self.transformer.requires_grad_(False)
-            self.lora = LoRALayers(self.transformer, config.lora)
+            with initialised(config.seed, "new lora"):
+                self.lora = LoRALayers(self.transformer, config.lora)
         trained: list[nn.Module] = [self.lora if self.lora is not None else self.transformer]
         if isinstance(self.text, TextEncoder):
             trained.append(self.text.model)
@@ -106,11 +108,10 @@ class TransformerTask:
                 )
             return model if config.lora else copied(model).requires_grad_(True)
         if config.model is None or config.lora is not None:
-            raise ConfigError(
-                "got no initial checkpoint; expected one for a LoRA, or where model is left out; set initial"
-            )
-        model = LTXTransformer(transformer_config(config.model))
-        restart(model)
+            raise ConfigError("got no initial checkpoint; expected one for a LoRA, or without model; set initial")
+        with initialised(config.seed, "new transformer"):
+            model = LTXTransformer(transformer_config(config.model))
+            restart(model)
         return model
 
     def _text(self) -> TextEncoder | FrozenText:
@@ -131,17 +132,20 @@ class TransformerTask:
             copied(text.model).requires_grad_(True)
         else:
             if not self.world.first:
-                self.world.barrier()  # the first process makes the tokenizer, the others read it
-            elif latest_checkpoint(config.output) is None:  # of a run that did not get so far, maybe of other captions
+                self.world.barrier()  # the first process builds the tokenizer, the others read it
+            elif (
+                latest_checkpoint(config.output) is None
+            ):  # left by a run without a checkpoint, perhaps with other captions
                 shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
-            text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
+            with initialised(config.seed, "new text encoder"):
+                text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
             if self.world.first:
                 self.world.barrier()
         nn.Module.to(text.model, self.world.device)
         return text
 
     def _encode_all(self, notes: Notes) -> None:
-        """What is encoded once is encoded before the transformer needs the memory."""
+        """Fill the caches before the transformer needs the memory."""
         config, world = self.config, self.world
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
@@ -156,7 +160,7 @@ class TransformerTask:
             self.vae.to("cpu")
 
     def _step_bytes(self, flow: Flow) -> int | None:
-        """Of the largest batch; see `footprint`."""
+        """The peak of a step with the largest clips; see `footprint`."""
         optimization, device = self.config.optimization, self.world.device
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
         size = max((PixelShape(*size) for size in self.config.data.sizes), key=math.prod)
@@ -173,7 +177,7 @@ class TransformerTask:
         return step_bytes(loss, [flow], levels=clips + 1)
 
     def _spread(self, flow: Flow) -> nn.Module:
-        """Over the processes, if there are several."""
+        """The objective over all processes: copied or sharded."""
         optimization = self.config.optimization
         if optimization.sharding == "ddp":
             return self.world.wrap(flow)
@@ -181,27 +185,23 @@ class TransformerTask:
             raise ConfigError(
                 "got optimizer muon with sharding fsdp; expected adamw: muon needs whole matrices; change one"
             )
-        blocks = [cast(TransformerBlock, block) for block in self.transformer.transformer_blocks]
-        units: list[tuple[nn.Module, list[str]]] = []
-        for block in blocks:  # a block's text is read before the block runs
-            units += [(block.attn2, ["prepare"]), (block, [])]
-        return self.world.shard(flow, [*units, (self.transformer, ["prepare_text"])])
+        return self.world.shard(flow, self.transformer.called_parts())
 
     # ----------------------------------------------------------------------------------------------------- one step
 
     def update(self, step: int) -> dict[str, float]:
         optimization = self.config.optimization
-        size, count = self.source.size(step), optimization.accumulation
+        size = self.source.size(step)
         totals: dict[str, Tensor] = {}
         whole = self._draws("flow", step, optimization.batch_size, size)
-        for piece in range(count):
-            clips = self.latents.clips(self.world.indices(step, piece, optimization.batch_size, count), size)
-            draws = whole.rows(self.world.rows(piece, optimization.batch_size, count))
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            clips = self.latents.clips(piece.indices, size)
+            draws = whole.rows(piece.rows)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
                 losses, sigma = self._losses(clips, draws, size)
                 loss = losses.mean()
-                (loss / count).backward()
-            totals["loss"] = totals.get("loss", 0) + loss.detach() / count
+                (loss / optimization.accumulation).backward()
+            totals["loss"] = totals.get("loss", 0) + loss.detach() / optimization.accumulation
             # Per-level losses are compared with 1, the loss of predicting nothing about the data.
             for name, low, high in (
                 ("loss_low", 0.0, 1 / 3),
@@ -220,11 +220,12 @@ class TransformerTask:
             return numbers  # the weights stay as they are; the loop stops
         return numbers | self.updater.apply(step)
 
-    def _draws(self, stream: str, number: int, count: int, size: PixelShape) -> Draws:
+    def _draws(self, name: Literal["flow", "flow validation"], number: int, count: int, size: PixelShape) -> Draws:
         frames, height, width = size.latent(self.vae.config.scale_factors)
+        noise_name = "flow noise" if name == "flow" else "flow validation noise"
         return draw(
-            generator(self.config.seed, stream, number),
-            generator(self.config.seed, f"{stream} noise", number, self.world.device),
+            stream(self.config.seed, name, number),
+            stream(self.config.seed, noise_name, number, self.world.device),
             (count, frames * height * width, self.vae.config.latent_channels),
             self.config.noising,
             text_dropout=self.config.text_dropout,
@@ -236,7 +237,7 @@ class TransformerTask:
         device = self.world.device
         x0 = patchify(clips.latents).to(device)
         sigma = draws.sigma[:, None, None]
-        if bool(draws.first_frame.any()):  # else one level per sample, which is less work
+        if bool(draws.first_frame.any()):  # otherwise one level per sample is enough, and less work
             height, width = clips.latents.shape[-2:]
             sigma = sigma.repeat(1, x0.shape[1], 1)
             sigma[:, : height * width][draws.first_frame] = 0
@@ -270,10 +271,10 @@ class TransformerTask:
     def _sample(self, folder: Path | None) -> None:
         config = self.config
         self.vae.to(self.world.device)
-        # As many clips at once as training takes, which is what the device has room for.
+        # In batches of a training step's size, for which the device has room.
         at_once = self.world.share(config.optimization.batch_size, config.optimization.accumulation)
-        maker = Generator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
-        pixels = maker.clips(
+        generate = ClipGenerator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
+        pixels = generate.clips(
             config.prompts,
             PixelShape(*config.data.sizes[0]),
             steps=config.sample_steps,

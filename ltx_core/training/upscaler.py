@@ -14,28 +14,29 @@ from ..errors import ConfigError
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Notes, log_note
+from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
+from .checkpoints import find_export
 from .config import UpscalerTraining
-from .data import open_source
 from .distributed import World, synchronised
 from .footprint import step_bytes
 from .latents import Latents
-from .loop import find_export, log_values
+from .loop import log_values
 from .models import open_vae, save_upsampler, tensors_of, upsampler_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
+from .sources import open_source
 
-SHOWN_CLIPS = 4  # of a validation
+SHOWN_CLIPS = 4  # in the pictures of a validation
 
 
 class Upscaling(nn.Module):
-    """Normalised latents (b c f h w) and those at twice the size -> squared error per clip (b,), on normalised
-    latents."""
+    """Normalised latents (b c f h w), and those of the same clips at twice the size -> squared error per clip (b,)."""
 
     def __init__(self, upsampler: LatentUpsampler, vae: VideoVAE) -> None:
         super().__init__()
         self.upsampler = upsampler
-        self._vae = [vae]  # its statistics only; its weights do not belong to what is trained
+        self._vae = [vae]  # for its statistics; in a list, its weights are no part of this module
 
     def upscaled(self, small: Tensor) -> Tensor:
         (vae,) = self._vae
@@ -50,12 +51,11 @@ class UpscalerTask:
 
     def __init__(self, config: UpscalerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        torch.manual_seed(config.seed)
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         if config.data.kind not in ("digits", "mnist"):
             raise ConfigError(
-                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes"
+                f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes; change it"
             )
         self.vae = open_vae(find_export(config.vae, "vae.safetensors")).to(world.device)
         self.small = PixelShape(*config.data.sizes[0])
@@ -63,7 +63,8 @@ class UpscalerTask:
         architecture = upsampler_config(config.model)
         if architecture.temporal_upsample or not architecture.spatial_upsample:
             raise ConfigError("got an upscaler in time; expected spatial_upsample alone; change model")
-        self.upsampler = LatentUpsampler(architecture).to(world.device)
+        with initialised(config.seed, "new upscaler"):
+            self.upsampler = LatentUpsampler(architecture).to(world.device)
         self.plain = Upscaling(self.upsampler, self.vae)
         step = self._step_bytes()
         self.objective = world.wrap(self.plain)
@@ -104,13 +105,11 @@ class UpscalerTask:
 
     def update(self, step: int) -> dict[str, float]:
         optimization = self.config.optimization
-        count = optimization.accumulation
         total = torch.zeros((), device=self.world.device)
-        for piece in range(count):
-            indices = self.world.indices(step, piece, optimization.batch_size, count)
-            pair = self._pair(self.latents, indices)
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
-                loss = self.objective(*pair).mean() / count
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            pair = self._pair(self.latents, piece.indices)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
+                loss = self.objective(*pair).mean() / optimization.accumulation
                 loss.backward()
             total += loss.detach()
         numbers = log_values({"loss": total}, self.world)
@@ -131,12 +130,12 @@ class UpscalerTask:
         return {"validation_loss": float(torch.cat(losses).mean())}
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        """Clip by clip: they are twice as large as those that are trained on."""
+        """Clip by clip: these are twice the size of the training clips."""
         timestep = torch.zeros(1, device=self.world.device) if self.vae.config.timestep_conditioning else None
         return torch.cat(
             [
-                self.vae.decode(one, timestep, generator=torch.Generator().manual_seed(0))
-                for one in self.vae.un_normalize(latents).split(1)
+                self.vae.decode(latent, timestep, generator=stream(self.config.seed, "decode"))
+                for latent in self.vae.un_normalize(latents).split(1)
             ]
         )
 
@@ -149,7 +148,7 @@ class UpscalerTask:
 
     @torch.no_grad()
     def export(self, folder: Path | None) -> None:
-        """upscaler.safetensors, as the released ones are."""
+        """upscaler.safetensors, in the form of the released ones."""
         if folder is None:
             return
         with self.updater.averaged():

@@ -1,8 +1,7 @@
-"""The VAE's training: what `ltxkit train-vae` computes in one step.
+"""The VAE's training: one step of `ltxkit train-vae`.
 
-Sources: LTX-Video paper (arXiv 2501.00103) section 2.1 for the losses and the denoising decoder. What the paper
-leaves open and what keeps the latents from collapsing was found by experiment: a data-dependent start, and ramps
-that wait.
+Source: LTX-Video paper (arXiv 2501.00103), section 2.1, for the losses and the denoising decoder. The rest comes from
+experiments: a data-dependent start, and ramps that wait, keep the latents from collapsing.
 """
 
 from __future__ import annotations
@@ -15,25 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, TrainingError
 from ..models.video_vae import Posterior, VideoVAE
 from ..progress import Notes, log_note
+from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from ..weights.build import load_vae
 from .config import VAETraining
-from .data import Source, crop, generator, open_source
+from .data import Source, crop
 from .distributed import World, synchronised
 from .footprint import step_bytes
-from .loop import TrainingError, log_values
+from .loop import log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
 from .models import copied, save_vae, tensors_of, vae_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
+from .sources import open_source
 
-LOGVAR_START = -5.0  # posterior std 0.08 at first: with the usual 0 the noise drowns what the encoder says
-STATISTICS_RATE = 0.01  # of the running mean and variance that the decoder's noise is measured in
-START_CLIPS = 16  # that the data-dependent start looks at
-COLLAPSE_STD = 0.05  # of latents, against their own posterior noise
+LOGVAR_START = -5.0  # posterior std 0.08 at first: at the usual 0 the noise drowns the encoder's output
+STATISTICS_RATE = 0.01  # of the running mean and variance, the unit of the decoder's noise
+START_CLIPS = 16  # for the data-dependent start
+COLLAPSE_STD = 0.05  # latents with a smaller deviation have collapsed
 
 
 class Reconstruction(nn.Module):
@@ -47,8 +48,8 @@ class Reconstruction(nn.Module):
     def forward(
         self, pixels: Tensor, posterior_noise: Tensor, decoder_noise: Tensor, level: Tensor, injected: torch.Generator
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """pixels (b 3 f h w); noises like the latents; level (b,). Returns losses (b,), reconstruction, latent
-        means."""
+        """pixels (b 3 f h w); noises shaped like the latents; level (b,). Returns losses (b,), the
+        reconstruction and the latent means."""
         vae = self.vae
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             posterior = vae.encode(pixels)
@@ -76,10 +77,9 @@ class VAETask:
 
     def __init__(self, config: VAETraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        torch.manual_seed(config.seed)
         self.source = open_source(config.data, "train", config.seed, notes)
         self.validation = open_source(config.data, "validation", config.seed)
-        # torch's stubs do not know `memory_format` alone.
+        # torch's stubs do not know `memory_format` without another argument.
         self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)  # pyright: ignore[reportCallIssue]
         self.vae.requires_grad_(True)
         if self.vae.config.timestep_conditioning:
@@ -91,9 +91,9 @@ class VAETask:
         self.adversary: PairDiscriminator | None = None
         if config.adversary.weight > 0:
             channels = self.vae.config.out_channels
-            self.adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers).to(
-                world.device
-            )
+            with initialised(config.seed, "new discriminator"):
+                adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers)
+            self.adversary = adversary.to(world.device)
         step = self._step_bytes(objective)
         self.objective = world.wrap(objective)
         self.updater = Updater([self.vae], config.optimization)
@@ -102,7 +102,7 @@ class VAETask:
             self.judge_updater = Updater([self.adversary], config.optimization, config.adversary.learning_rate)
         self.needs = self.updater.needs([objective], step)
         notes(str(self.needs))
-        # Steps at which a validation lifted a restriction; None: not yet.
+        # The step at which a validation lifted each restriction; None: not yet.
         self.unlocked: int | None = None if config.unlock_psnr is not None else 0
         self.clips_from: int | None = None if config.images_until_psnr is not None else 0
 
@@ -117,9 +117,10 @@ class VAETask:
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
             return copied(vae)
-        vae = VideoVAE(vae_config(config.model)).to(self.world.device)
+        with initialised(config.seed, "new vae"):
+            vae = VideoVAE(vae_config(config.model)).to(self.world.device)
         pixels = self._pixels(range(START_CLIPS), self.source, self.source.size(0))
-        pixels = crop(pixels, self._size(0), torch.rand(START_CLIPS, 3, generator=generator(config.seed, "start", 0)))
+        pixels = crop(pixels, self._size(0), torch.rand(START_CLIPS, 3, generator=stream(config.seed, "start")))
         data_dependent_start(vae, pixels)
         return vae
 
@@ -128,8 +129,7 @@ class VAETask:
         if (path is None) != (self.config.perceptual.weight == 0):
             raise ConfigError(
                 f"got perceptual weight {self.config.perceptual.weight} and perceptual_weights {path}; expected "
-                f"both or neither; "
-                "give a TorchScript file that compares two batches of pictures"
+                "both or neither; give a TorchScript file that compares two batches of pictures"
             )
         if path is None:
             return None
@@ -137,14 +137,14 @@ class VAETask:
             judge = torch.jit.load(str(path), map_location=self.world.device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
-                f"got {path}, which is no TorchScript file ({error}); expected one; export it again"
+                f"got {path}, which is not a TorchScript file ({error}); expected one; export it again"
             ) from error
         for parameter in judge.parameters():  # script modules have no requires_grad_
             parameter.requires_grad_(False)
         return judge
 
     def _step_bytes(self, objective: Reconstruction) -> int | None:
-        """Of the largest batch, with the discriminator's answer if there is one; see `footprint`."""
+        """The peak of a step, with the discriminator if there is one; see `footprint`."""
         optimization, device, vae = self.config.optimization, self.world.device, self.vae.config
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
         size = self._size(0)
@@ -162,7 +162,7 @@ class VAETask:
         return step_bytes(loss, modules, levels=clips)
 
     def _size(self, step: int) -> PixelShape:
-        """What is trained on at `step`, cut out of the clips if it is smaller."""
+        """The size of the training clips at `step`; smaller ones are cropped out of the source's."""
         size = self.source.size(step)
         base = PixelShape(*self.config.data.sizes[0])
         frames = self.config.crop_frames or size.frames
@@ -177,7 +177,7 @@ class VAETask:
     def _noise(self, step: int, shape: tuple[int, ...], largest: float) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior noise, decoder noise and its level, for the whole batch of a step."""
         device, count = self.world.device, self.config.optimization.batch_size
-        rng = generator(self.config.seed, "vae", step, device)
+        rng = stream(self.config.seed, "vae", step, device)
         posterior, decoder = torch.randn(2, count, *shape, generator=rng, device=device)
         return posterior, decoder, torch.rand(count, generator=rng, device=device) * largest
 
@@ -192,27 +192,24 @@ class VAETask:
         totals: dict[str, Tensor] = {}
         moments: list[Tensor] = []
         pieces: list[tuple[Tensor, Tensor]] = []
-        count = optimization.accumulation
         if self.adversary is not None:
             self.adversary.requires_grad_(False)
-        places = torch.rand(optimization.batch_size, 3, generator=generator(config.seed, "crop", step))
+        places = torch.rand(optimization.batch_size, 3, generator=stream(config.seed, "crop", step))
         whole = self._noise(step, shape, weights["decoder_noise"])
-        for piece in range(count):
-            indices = self.world.indices(step, piece, optimization.batch_size, count)
-            rows = self.world.rows(piece, optimization.batch_size, count)
-            pixels = crop(self._pixels(indices, self.source, full), size, places[rows])
-            noise = tuple(value[rows] for value in whole)
-            with synchronised(self.objective, piece == count - 1), autocast(optimization, self.world.device):
-                losses, output, mean = self.objective(pixels, *noise, generator(config.seed, "inject", step))
+        for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
+            pixels = crop(self._pixels(piece.indices, self.source, full), size, places[piece.rows])
+            noise = tuple(value[piece.rows] for value in whole)
+            with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
+                losses, output, mean = self.objective(pixels, *noise, stream(config.seed, "inject", step))
                 if gan and self.adversary is not None:
                     losses["gan"] = generator_loss(self.adversary, pixels, output, config.adversary.loss)
                 loss = sum(
                     (weights[name] * value.mean() for name, value in losses.items()),
                     torch.zeros_like(pixels[0, 0, 0, 0, 0]),
                 )
-                (loss / count).backward()
+                (loss / optimization.accumulation).backward()
             for name, value in {"loss": loss, **{f"loss_{k}": v.mean() for k, v in losses.items()}}.items():
-                totals[name] = totals.get(name, 0) + value.detach() / count
+                totals[name] = totals.get(name, 0) + value.detach() / optimization.accumulation
             moments.append(torch.stack([mean.mean(dim=(0, 2, 3, 4)), mean.square().mean(dim=(0, 2, 3, 4))]))
             pieces.append((pixels, output.detach()))
         numbers = log_values(totals, self.world)
@@ -225,7 +222,7 @@ class VAETask:
         return numbers
 
     def _weights(self, step: int) -> dict[str, float]:
-        """The weight of every loss now; KL and decoder noise wait for `unlock_psnr`."""
+        """The weight of every loss at `step`; KL and decoder noise wait for `unlock_psnr`."""
         config = self.config
         since = -1 if self.unlocked is None else step - self.unlocked
         return {
@@ -274,30 +271,29 @@ class VAETask:
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
         with self.updater.averaged():
             pixels, output, posterior = self._reconstruct()
-        found = {"psnr": float(psnr(output, pixels).mean()), "ssim": float(ssim(output, pixels).mean())}
+        numbers = {"psnr": float(psnr(output, pixels).mean()), "ssim": float(ssim(output, pixels).mean())}
         spread = float(posterior.mean.std(dim=(0, 2, 3, 4)).mean())
-        found["posterior_std"] = float((0.5 * posterior.logvar).exp().mean())
+        numbers["posterior_std"] = float((0.5 * posterior.logvar).exp().mean())
         if folder is not None:
             save_pairs(folder, pixels, output, self.config.data.fps)
         if self.clips_from is None:
-            if found["psnr"] >= (self.config.images_until_psnr or 0):
+            if numbers["psnr"] >= (self.config.images_until_psnr or 0):
                 self.clips_from = step
-        elif self.unlocked is None and found["psnr"] >= (self.config.unlock_psnr or 0):
+        elif self.unlocked is None and numbers["psnr"] >= (self.config.unlock_psnr or 0):
             self.unlocked = step
-        if spread < COLLAPSE_STD or found["posterior_std"] > 2 * spread:
+        if spread < COLLAPSE_STD or numbers["posterior_std"] > 2 * spread:
             raise TrainingError(
                 f"got latents with a deviation of {spread:.3f} under posterior noise of "
-                f"{found['posterior_std']:.3f} at step {step}: "
-                "they collapsed; expected latents above their noise; start again with a smaller kl.weight, a "
-                "later kl.start and "
-                "decoder_noise.start, or unlock_psnr a few dB above the mean picture"
+                f"{numbers['posterior_std']:.3f} at step {step}: "
+                "they collapsed; expected latents above their noise; start again with a smaller kl.weight, a later "
+                "kl.start and decoder_noise.start, or unlock_psnr a few dB above the mean picture"
             )
-        return found
+        return numbers
 
     def _reconstruct(self) -> tuple[Tensor, Tensor, Posterior]:
         size = PixelShape(*self.config.data.sizes[0])
-        given: list[Tensor] = []
-        made: list[Tensor] = []
+        originals: list[Tensor] = []
+        reconstructions: list[Tensor] = []
         posteriors: list[Posterior] = []
         for indices in self._portions(self.config.data.validation_clips):
             pixels = self._pixels(indices, self.validation, size)
@@ -305,12 +301,12 @@ class VAETask:
                 pixels = pixels[:, :, :1]
             posterior = self.vae.encode(pixels)
             timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
-            rng = generator(self.config.seed, "validation", 0)  # injected noise is the same for all clips
-            given.append(pixels)
-            made.append(self.vae.decode(posterior.mode(), timestep, generator=rng).float())
+            rng = stream(self.config.seed, "validation")  # the same injected noise for all clips
+            originals.append(pixels)
+            reconstructions.append(self.vae.decode(posterior.mode(), timestep, generator=rng).float())
             posteriors.append(posterior)
-        whole = Posterior(torch.cat([one.mean for one in posteriors]), torch.cat([one.logvar for one in posteriors]))
-        return torch.cat(given), torch.cat(made), whole
+        whole = Posterior(torch.cat([p.mean for p in posteriors]), torch.cat([p.logvar for p in posteriors]))
+        return torch.cat(originals), torch.cat(reconstructions), whole
 
     def _portions(self, count: int) -> Iterator[range]:
         optimization = self.config.optimization
@@ -338,7 +334,7 @@ class VAETask:
 
     @torch.no_grad()
     def export(self, folder: Path | None) -> None:
-        """vae.safetensors, with statistics measured over `statistics_clips` training clips."""
+        """Write vae.safetensors, with statistics measured over `statistics_clips` training clips."""
         if folder is None:
             return
         with self.updater.averaged():
@@ -365,12 +361,14 @@ class VAETask:
 
 @torch.no_grad()
 def data_dependent_start(vae: VideoVAE, pixels: Tensor) -> None:
-    """Scale the encoder's last layer so that every latent channel of `pixels` has mean 0 and deviation 1, and set the
-    posterior's deviation far below it (Salimans and Kingma, arXiv 1602.07868, section 3)."""
+    """Scale the encoder's last layer so that every latent channel of `pixels` has mean 0 and deviation 1, and the
+    posterior a deviation far below it (Salimans and Kingma, arXiv 1602.07868, section 3)."""
     conv = vae.encoder.conv_out.conv
     bias = conv.bias
     if bias is None:
-        raise ConfigError("got an encoder whose last layer has no bias; expected the official one")
+        raise ConfigError(
+            "got an encoder whose last layer has no bias; expected the official architecture; change model"
+        )
     conv.weight[-1].mul_(0.1)
     bias[-1] = LOGVAR_START
     mean = torch.cat([vae.encode(clip).mean for clip in pixels.split(1)])

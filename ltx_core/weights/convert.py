@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import CheckpointConfig
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..files import whole
+from ..models.transformer import LTXTransformer
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.fp8 import SCALED_MARKER
 from ..quant.registry import stored_quantization
@@ -147,7 +148,7 @@ def _single_file(opened: _Source) -> Iterator[tuple[str, Pending]]:
 
 def _in_blocks(name: str, entry: Pending) -> bool:
     """What the official conversion casts (Lightricks/LTX-Video-Q8-Kernels scripts/convert_weights.py)."""
-    blocks = name.startswith(f"{TRANSFORMER_PREFIX}transformer_blocks.")
+    blocks = name.startswith(f"{TRANSFORMER_PREFIX}{LTXTransformer.BLOCK_PREFIX}")
     return blocks and len(entry.shape) == 2 and ("attn" in name or "ff." in name)
 
 

@@ -20,6 +20,7 @@ from ..config import (
     VideoVAEConfig,
 )
 from ..errors import CheckpointError, ConfigError
+from ..models.transformer import LTXTransformer
 from ..releases import (
     FAMILY_OF_LAYERS,
     RELEASES,
@@ -31,7 +32,7 @@ from ..releases import (
 )
 from ..releases import release as released
 from .containers import Checkpoint
-from .layouts import Layout, Part, block_groups
+from .layouts import CROSS_ATTENTION, Layout, Part, block_groups
 from .metadata import Section, read_file_metadata, read_folder_configs
 
 Origin = Literal["metadata", "shapes", "version default", "given", "official default"]
@@ -281,12 +282,13 @@ def _known(**sizes: object) -> dict[str, object]:
 
 
 def _transformer_shapes(shapes: _Shapes) -> dict[str, object]:
+    text_keys = f"{LTXTransformer.BLOCK_PREFIX}0.{CROSS_ATTENTION}.to_k.weight"
     return _known(
         transformer__in_channels=shapes.size("patchify_proj.weight", 1),
         transformer__out_channels=shapes.size("proj_out.bias", 0),
-        transformer__num_layers=shapes.count("transformer_blocks."),
+        transformer__num_layers=shapes.count(LTXTransformer.BLOCK_PREFIX),
         transformer__hidden_size=shapes.size("patchify_proj.bias", 0),
-        transformer__cross_attention_dim=shapes.size("transformer_blocks.0.attn2.to_k.weight", 1),
+        transformer__cross_attention_dim=shapes.size(text_keys, 1),
         transformer__caption_channels=shapes.size("caption_projection.linear_1.weight", 1),
     )
 

@@ -59,6 +59,8 @@ def _format(template: str) -> str:
 
 IDENTITY = KeyMap([("{*}", "{*}")])
 
+CROSS_ATTENTION = "attn2"  # of a transformer block, in every layout
+
 # diffusers -> ours. Source: huggingface/diffusers scripts/convert_ltx_to_diffusers.py (TRANSFORMER_KEYS_RENAME_DICT).
 TRANSFORMER_FROM_DIFFUSERS = KeyMap(
     [
@@ -71,7 +73,7 @@ TRANSFORMER_FROM_DIFFUSERS = KeyMap(
         ("transformer_blocks.{}.ff.{*}", "transformer_blocks.{}.ff.{*}"),
         *(
             (f"transformer_blocks.{{}}.{attention}.{theirs}.{{*}}", f"transformer_blocks.{{}}.{attention}.{ours}.{{*}}")
-            for attention in ("attn1", "attn2")
+            for attention in ("attn1", CROSS_ATTENTION)
             for theirs, ours in (
                 ("norm_q", "q_norm"),
                 ("norm_k", "k_norm"),

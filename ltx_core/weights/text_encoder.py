@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
-from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..models.text_encoder import StackedT5, TextEncoder, Tokenizer, build_t5
 from ..progress import Progress, silent
 from ..quant.linear import Preparation, QuantizedLinear
 from .assign import assign, preparation_for, stored_tensors
@@ -106,7 +106,7 @@ def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str],
     checkpoint, part = opened.checkpoint, _t5_part(opened)
     keys = _encoder_keys(part)
     stored = checkpoint.stored(keys)
-    preparation = preparation_for(stored, checkpoint.path, quantization, only="encoder.block.")
+    preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
     hf_config = checkpoint.configs.get(part.prefix.rstrip("/"), {})
     return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
 
@@ -171,7 +171,7 @@ def text_encoder_config(
     Raises:
         CheckpointError: a tensor is missing.
     """
-    block = "encoder.block.0.layer"
+    block = f"{StackedT5.BLOCK_PREFIX}0.layer"
     try:
         vocab_size, d_model = stored[EMBEDDING].shape
         buckets, num_heads = stored[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
@@ -186,7 +186,7 @@ def text_encoder_config(
         d_model=d_model,
         d_kv=inner // num_heads,
         d_ff=d_ff,
-        num_layers=len(block_groups(stored, "encoder.block.")),
+        num_layers=len(block_groups(stored, StackedT5.BLOCK_PREFIX)),
         num_heads=num_heads,
         relative_attention_num_buckets=buckets,
         relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
@@ -213,12 +213,12 @@ def _t5_part(opened: Opened) -> Part:
         CheckpointError: there are none, or they are those of another T5 than v1.1.
     """
     path, part = opened.checkpoint.path, opened.part("text_encoder")
-    if "encoder.block.0.layer.1.DenseReluDense.wi.weight" in part.keys:
+    if f"{StackedT5.BLOCK_PREFIX}0.layer.1.DenseReluDense.wi.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a T5 1.0; expected T5 v1.1, whose feed-forward layers are gated; "
             "use t5xxl (google/t5-v1_1-xxl)"
         )
-    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
+    if f"{StackedT5.BLOCK_PREFIX}1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
         )

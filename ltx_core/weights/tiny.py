@@ -35,7 +35,7 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..releases import FAMILY_OF_LAYERS, RELEASES, Family, Release, VAEGeneration
-from .layouts import UNUSED_TENSORS
+from .layouts import CROSS_ATTENTION, UNUSED_TENSORS
 from .metadata import format_config, format_upscaler_config
 from .save import TRANSFORMER_PREFIX, VAE_PREFIX, write_safetensors
 from .text_encoder import EMBEDDING, EMBEDDING_AGAIN
@@ -234,7 +234,7 @@ _Spread = Callable[[str, int], tuple[float, float]]
 _GAINS = (
     ("adaln_single.linear", 0.5),
     ("attn1.to_out.0", 1.0),
-    ("attn2.to_out.0", 0.3),
+    (f"{CROSS_ATTENTION}.to_out.0", 0.3),
     ("ff.net.2", 0.5),
     ("time_embedder.timestep_embedder.linear_2", 0.3),
     ("decoder.conv_out.conv", 0.8),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ltxkit
-from ltxkit.cli import COMMANDS
+from ltxkit.cli import COMMANDS, parser
 
 
 def section(text: str, title: str) -> str:
@@ -45,7 +45,6 @@ def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: 
     """Options exist, and presets take the values that are set; nothing is run."""
     import shlex
 
-    from ltxkit.cli import _parser
     from ltxkit.ltx_core.training.config import load_config
 
     text = (repository / "docs/training.md").read_text().replace("\\\n", " ")
@@ -53,9 +52,9 @@ def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: 
     commands = [line.partition("ltxkit ")[2].removesuffix(" ...") for line in lines if "ltxkit " in line]
     assert {command.split()[0] for command in commands} == {"train-vae", "train", "sample", "extend", "reconstruct"}
     for command in commands:
-        options = _parser().parse_args(shlex.split(command))
+        options = parser().parse_args(shlex.split(command))
         if command.startswith("train"):
             load_config(options.config, options.overrides)
     for row in re.findall(r"^\|[^|]*\| `(--set [^`]*)` \|", text, re.MULTILINE):
-        sets = _parser().parse_args(["train-vae", "--config", "moving-mnist-vae", *shlex.split(row)]).overrides
+        sets = parser().parse_args(["train-vae", "--config", "moving-mnist-vae", *shlex.split(row)]).overrides
         load_config("moving-mnist-vae", sets)

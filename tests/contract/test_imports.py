@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import re
+import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,14 +26,19 @@ LINE_LIMIT = 500
 
 def source_files(repository: Path) -> list[Path]:
     """The Python files that are installed."""
-    folders = (repository / "ltx_core", repository / "nodes")
+    folders = (repository / "commands", repository / "headless", repository / "ltx_core", repository / "nodes")
     return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
-def run_python(code: str, *arguments: object, cwd: Path) -> str:
+def run_python(code: str, *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
     """Output of `code` in an interpreter of its own, which is where imports can be counted."""
     ran = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -57,7 +66,7 @@ def test_our_modules_are_imported_relatively(repository: Path) -> None:
             absolute += [
                 f"{path.relative_to(repository)}:{node.lineno} imports {name}"
                 for name in names
-                if name.split(".")[0] in ("ltxkit", "ltx_core", "nodes")
+                if name.split(".")[0] in ("ltxkit", "headless", "ltx_core", "nodes")
             ]
     assert absolute == []
 
@@ -69,12 +78,34 @@ def test_import_ltxkit_imports_nothing(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in loaded} <= {"ltxkit", "__future__"}
 
 
+def test_importing_the_nodes_costs_little(tmp_path: Path) -> None:
+    """At most a quarter of torch's own import, without what only training needs (FSDP alone takes half a second)."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import torch; middle = time.perf_counter()\n"
+        "import ltxkit.nodes\n"
+        "print(middle - start, time.perf_counter() - middle, 'torch.distributed.fsdp' in sys.modules)"
+    )
+    # Compiling is no part of importing: some environments keep Python from storing what it has compiled.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    shares: list[float] = []
+    for _ in range(2):  # once more on a machine that something else kept busy
+        runs = [run_python(code, cwd=tmp_path, environment=environment).split() for _ in range(6)]
+        assert {fsdp for *_, fsdp in runs} == {"False"}
+        torch_takes, nodes_take = (statistics.median(float(run[part]) for run in runs[1:]) for part in (0, 1))
+        shares.append(nodes_take / torch_takes)
+        if shares[-1] <= 0.25:
+            return
+    pytest.fail(f"importing the nodes takes {shares} of torch's own import")
+
+
 def test_no_module_imports_what_is_heavy_or_optional(tmp_path: Path) -> None:
     code = """
 import importlib, pkgutil, sys
 import ltxkit
 for module in pkgutil.walk_packages(ltxkit.__path__, "ltxkit."):
-    if module.name.startswith(("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.cli")):
+    if module.name.startswith(
+        ("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.headless", "ltxkit.commands", "ltxkit.cli")
+    ):
         importlib.import_module(module.name)
 print(*(name for name in sys.argv[1:] if name in sys.modules))
 """
@@ -156,7 +187,16 @@ def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
     naming = {
         str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
     }
-    assert naming == {"ltx_core/memory/devices.py"}
+    assert naming == {"ltx_core/placing/devices.py"}
+
+
+def test_only_models_and_key_maps_know_the_names_of_blocks(repository: Path) -> None:
+    """Everything else asks the model (`ltx_core/models/blocks.py`)."""
+    names = re.compile(r"\b(attn2|transformer_blocks|encoder\.block)\b")
+    naming = {str(path.relative_to(repository)) for path in source_files(repository) if names.search(path.read_text())}
+    models = {path for path in naming if path.startswith("ltx_core/models/")}
+    assert {"ltx_core/models/transformer.py", "ltx_core/models/text_encoder.py"} <= models
+    assert naming - models == {"ltx_core/weights/layouts.py"}
 
 
 def test_file_names_and_lengths(repository: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ltxkit.headless.host import PlainHost
 from ltxkit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from ltxkit.nodes.host import PlainHost, use_host
-from ltxkit.nodes.prompt import declared_inputs
+from ltxkit.nodes.host import use_host
+from ltxkit.nodes.widgets import declared_inputs
 
 # Lightricks/LTX-Video 5260738, InferenceConfig of inference.py
 SCRIPT = re.findall(

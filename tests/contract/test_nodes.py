@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from ltxkit.headless.host import PlainHost
 from ltxkit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from ltxkit.nodes.host import PlainHost, use_host
-from ltxkit.nodes.prompt import declared_inputs
+from ltxkit.nodes.host import use_host
+from ltxkit.nodes.widgets import declared_inputs
 
 FILE_LISTS = ("model_name", "vae_name", "text_encoder_name", "upscaler_name")  # choices depend on the machine
 NODES = sorted(NODE_CLASS_MAPPINGS)

@@ -65,7 +65,7 @@ def test_package_list_equals_the_tree(repository: Path, pyproject: dict) -> None
     with_code = {
         name.parent
         for name in repository_files(repository)
-        if name.suffix == ".py" and name.parts[0] in ("nodes", "ltx_core")
+        if name.suffix == ".py" and name.parts[0] in ("commands", "headless", "nodes", "ltx_core")
     }
     expected = {"ltxkit", *("ltxkit." + ".".join(folder.parts) for folder in with_code)}
     assert set(pyproject["tool"]["setuptools"]["packages"]) == expected
@@ -103,7 +103,10 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
         name
         for name in repository_files(repository)
         if name.parts[0] in data
-        or (name.suffix == ".py" and (len(name.parts) == 1 or name.parts[0] in ("nodes", "ltx_core")))
+        or (
+            name.suffix == ".py"
+            and (len(name.parts) == 1 or name.parts[0] in ("commands", "headless", "nodes", "ltx_core"))
+        )
     }
     assert shipped == expected
 
@@ -120,7 +123,7 @@ def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None
 import importlib.util, pathlib
 import ltxkit
 assert pathlib.Path(ltxkit.__file__).is_relative_to({environment!r}), ltxkit.__file__
-for name in ("nodes", "ltx_core", "tests", "workflows"):
+for name in ("commands", "headless", "nodes", "ltx_core", "tests", "workflows"):
     assert importlib.util.find_spec(name) is None, name
 assert ltxkit.NODE_CLASS_MAPPINGS.keys() == ltxkit.NODE_DISPLAY_NAME_MAPPINGS.keys()
 print(len(ltxkit.NODE_CLASS_MAPPINGS))

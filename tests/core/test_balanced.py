@@ -12,16 +12,20 @@ from torch import Tensor, nn
 
 from ltxkit import cli
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.memory import balanced
-from ltxkit.ltx_core.memory.balanced import BalancedPlacement, divide
-from ltxkit.ltx_core.memory.copies import Copies
-from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.components import Components
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.host import Host, Placement
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.pipelines.condition import Conditions
+from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.pipelines.text import encode_prompts
+from ltxkit.ltx_core.placing import balanced
+from ltxkit.ltx_core.placing.balanced import BalancedPlacement, divide
+from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.shapes import ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
@@ -29,22 +33,19 @@ from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 CPU = torch.device("cpu")
 
 
-def denoise(model: LTXTransformer, placement: Any) -> Tensor:
+def denoise(model: LTXTransformer, place: Placement, **skip: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     channels, captions = model.config.in_channels, model.config.caption_channels
     prompts = [EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3)]
     condition = LatentCondition(torch.randn(1, channels, 1, 2, 3, generator=generator), 0, 0.8)
+    guidance = Guidance(scale=(3.0,), stg_scale=(1.0,), **(skip or {"skip_blocks": ((20,),)}))
     return sample(
-        model,
-        torch.zeros(1, channels, 2, 2, 3),
-        *prompts,
-        sigmas=torch.tensor([1.0, 0.6, 0.0]),
+        Pass(model, torch.tensor([1.0, 0.6, 0.0]), guidance, EULER),
+        LatentClip(torch.zeros(1, channels, 2, 2, 3), ScaleFactors(8, 32, 32), fps=24),
+        Prompts(*prompts),
         noise=SeededNoise(1),
-        fps=24,
-        scale=ScaleFactors(8, 32, 32),
-        placement=placement,
-        guidance=Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((20,),)),
-        conditions=[condition],
+        host=Host(place),
+        conditions=Conditions([condition]),
     )
 
 
@@ -79,10 +80,10 @@ def test_two_devices_give_the_bits_of_one(
 
 def test_text_encoder(tiny_models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_text_encoder(tiny_models() / "text_encoders/t5-tiny")
-    (expected,) = encode_prompts(encoder, ["a red ball"], placement=BalancedPlacement([CPU]))
+    (expected,) = encode_prompts(encoder, ["a red ball"], host=Host(BalancedPlacement([CPU])))
     Second.log = []
     monkeypatch.setattr(balanced, "DeviceCopies", Second)
-    (found,) = encode_prompts(encoder, ["a red ball"], placement=BalancedPlacement(["cpu:0", "cpu:1"]))
+    (found,) = encode_prompts(encoder, ["a red ball"], host=Host(BalancedPlacement(["cpu:0", "cpu:1"])))
     assert torch.equal(found.embeddings, expected.embeddings)
 
 
@@ -99,11 +100,27 @@ def test_nothing_is_computed_across_devices(
         if len({tensor.device for tensor in tensors if tensor.ndim}) > 1 and name not in ("_to_copy", "copy_"):
             mixed.add(name)
 
+    left_out = {"skip_blocks": (tuple(range(model.config.num_layers)),), "stg_mode": "transformer_block"}
     with meta_device(look=look):
-        assert denoise(model, BalancedPlacement(devices)).shape == (1, model.config.in_channels, 2, 2, 3)
+        for skip in ({}, left_out):  # a lane that leaves out a block meets the others on the device of that block
+            assert denoise(model, BalancedPlacement(devices), **skip).shape == (1, model.config.in_channels, 2, 2, 3)
         encoder = load_text_encoder(tiny_models() / "text_encoders/t5-tiny")
-        encode_prompts(encoder, ["a red ball"], placement=BalancedPlacement(devices))
+        encode_prompts(encoder, ["a red ball"], host=Host(BalancedPlacement(devices)))
     assert not mixed
+
+
+def test_the_result_is_on_the_first_device_without_the_last_block(
+    tiny_models: Callable[..., Path], meta_device: Any
+) -> None:
+    model, _ = load_transformer(tiny_models() / "checkpoints/ltxv-tiny.safetensors")
+    channels, captions = model.config.in_channels, model.config.caption_channels
+    last = frozenset({model.config.num_layers - 1})
+    with meta_device(), BalancedPlacement(["cpu", "meta"])(model) as device, torch.no_grad():
+        branch = Branch(model.prepare_text([torch.zeros(3, captions, device=device)]), last, "transformer_block")
+        rotary = model.prepare_positions(torch.zeros(1, 3, 4, device=device))
+        x, sigma = torch.zeros(1, 4, channels, device=device), torch.ones(1, 1, 1, device=device)
+        (velocity,) = model(x, sigma, rotary, (branch,))
+    assert velocity.device == device
 
 
 def test_bytes_are_divided_evenly_and_in_order() -> None:

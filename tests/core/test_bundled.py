@@ -12,21 +12,22 @@ import torch
 from torch import Tensor
 
 from ltxkit.cli import main
+from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
-from ltxkit.ltx_core.pipelines.components import Components
-from ltxkit.ltx_core.pipelines.planning import Card, outline, plan
+from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
+from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.data import to_pixels
-from ltxkit.ltx_core.training.digits import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
-from ltxkit.ltx_core.training.evaluate import Bar, Score, evaluate_digits
-from ltxkit.ltx_core.training.generate import Generator, Models, load_models
+from ltxkit.ltx_core.training.digits.clips import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
+from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits
+from ltxkit.ltx_core.training.generate import ClipGenerator, Models, load_models
 from ltxkit.ltx_core.training.text import encode
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.bundled import BUNDLED, bundled_files, find_model, find_run
 from ltxkit.ltx_core.weights.convert import convert
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 
 SIZE = PixelShape(25, 64, 64)
@@ -210,7 +211,7 @@ def test_diffusers_transformer_gives_the_same_numbers(theirs: Path, models: Mode
 
 def scored(models: Models, steps: int = 8) -> Score:
     """Of one clip for every digit and direction, by fewer steps than the model card's figures."""
-    generator = Generator(replace(models, upscaler=None), 25.0, batch_size=40)
+    generator = ClipGenerator(replace(models, upscaler=None), 25.0, batch_size=40)
     return evaluate_digits(generator, SIZE, GLYPH_SIZE, clips=len(WORDS) * len(DIRECTIONS), steps=steps)[0]
 
 
@@ -221,12 +222,12 @@ def test_it_reaches_the_bar(models: Models) -> None:
 
 
 def test_a_model_that_mistakes_its_prompts_fails(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    understood = Generator._text
+    understood = ClipGenerator._text
 
-    def mistaken(self: Generator, prompts: list[str]) -> object:
+    def mistaken(self: ClipGenerator, prompts: list[str]) -> object:
         return understood(self, [*prompts[5:], *prompts[:5]])  # the next digit, moving the next way
 
-    monkeypatch.setattr(Generator, "_text", mistaken)
+    monkeypatch.setattr(ClipGenerator, "_text", mistaken)
     score = scored(models)
     assert score.digits < 0.2
     assert score.direction < 0.2

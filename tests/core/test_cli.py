@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltxkit import cli
+from ltxkit.commands.arguments import frame_rate
+from ltxkit.commands.console import Console
 from ltxkit.ltx_core import media
-from ltxkit.ltx_core.pipelines.components import Clip, Components
+from ltxkit.ltx_core.pipelines.library import Clip, Components
+from ltxkit.ltx_core.progress import ProgressEvent
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +154,7 @@ def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, caps
 def test_a_clip_to_start_from_is_trimmed_with_a_message(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    media.write_video(tmp_path / "in.mp4", [torch.rand(21, 32, 64, 3)], fps=cli.Fraction(12))
+    media.write_video(tmp_path / "in.mp4", [torch.rand(21, 32, 64, 3)], fps=Fraction(12))
     command = arguments(files, tmp_path / "out.mp4", video=tmp_path / "in.mp4", frames=25, fps=None)
     status, _, err = run(command, capsys)
     assert status == 0, err
@@ -222,6 +227,35 @@ def test_a_mistyped_option_is_named(
     status, _, err = run(arguments(files, tmp_path / "out.mp4", **changes), capsys)
     assert status == 2
     assert message in err
+
+
+@pytest.mark.parametrize("command", ["sample", "reconstruct", "eval-digits", "plan"])
+def test_a_size_is_read_alike_everywhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run([command, "--size", "64"], capsys)
+    assert status == 2
+    assert "argument --size: got '64'; expected width x height in pixels" in err
+
+
+def test_frame_rates_fit_into_a_video_file() -> None:
+    rates = {"24": Fraction(24), "29.97": Fraction(2997, 100), "24000/1001": Fraction(24000, 1001)}
+    rates |= {"23.976023976": Fraction(24000, 1001)}
+    assert {text: frame_rate(text) for text in rates} == rates
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a positive rate"):
+        frame_rate("0.0001")  # nearest to none at all
+
+
+def test_results_and_notes_do_not_break_into_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console() as console:
+        console.progress(ProgressEvent("sample", 1, 2))
+        console.note("a note")
+        console.result("a result")
+        console.progress(ProgressEvent("sample", 2, 2))
+    out, err = capsys.readouterr()
+    assert out == "a result\n"
+    lines = [line.strip() for line in re.split(r"[\r\n]+", err)]
+    assert "ltxkit: a note" in lines
+    assert len([line for line in lines if line.startswith("sample: 100%")]) == 1
+    assert err.endswith("\n")
 
 
 def test_a_text_encoder_of_another_width(
@@ -361,8 +395,9 @@ def test_the_folder_itself_is_a_command(tmp_path: Path, repository: Path) -> Non
     shutil.copytree(repository, folder, ignore=ignored)
     with (folder / "cli.py").open("a") as file:
         file.write(
-            "\n\ndef _where(options):\n    print(__name__, __file__, sys.path)\n"
-            "\nCOMMANDS = (*COMMANDS, Command('where', 'help', lambda parser: None, _where))\n"
+            "\n\nfrom .commands.command import Command\n"
+            "\n\ndef _where(options, console):\n    print(__name__, __file__, sys.path)\n    return 0\n"
+            "\n\nCOMMANDS = (*COMMANDS, Command('where', 'help', lambda parser: None, _where))\n"
         )
     done = subprocess.run([sys.executable, folder, "where"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

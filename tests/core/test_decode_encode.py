@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ltxkit.ltx_core.budget.tiling import HALO, Tiling, choose_tiling
+from ltxkit.ltx_core.budget.vae import CPU_COPIES, decode_bytes, encode_bytes
 from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.models.vae_memory import CPU_COPIES, decode_bytes, encode_bytes
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode, decode_frames
 from ltxkit.ltx_core.pipelines.encode import encode_frames, encode_posterior
-from ltxkit.ltx_core.pipelines.tiling import HALO, Tiling, choose_tiling
+from ltxkit.ltx_core.pipelines.settings import Decoding
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.sampling.filters import tone_map
+from ltxkit.ltx_core.sampling.noise import stream as stream_of
 from ltxkit.ltx_core.shapes import LatentShape
 
 GENERATIONS = ("0.9.0", "0.9.1", "0.9.5", "16x4")
+DECODING = Decoding(0.05, 0.025)  # timestep, noise scale
+CPU = Host(DevicePlacement("cpu"))
 
 
 class Placed:
@@ -72,24 +78,22 @@ def clip(vae: VideoVAE, frames: int, height: int = 2, width: int = 3, channels: 
     return torch.rand(size, generator=torch.Generator().manual_seed(6))
 
 
-def run(vae: VideoVAE, latent: Tensor, **options: object) -> Tensor:
-    settings = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 11, "placement": DevicePlacement("cpu")}
-    return decode(vae, latent, **(settings | options))
+def run(vae: VideoVAE, latent: Tensor, decoding: Decoding = DECODING, **options: object) -> Tensor:
+    return decode(vae, latent, decoding, **({"seed": 11, "host": CPU} | options))
 
 
-def pieces(vae: VideoVAE, latent: Tensor, **options: object) -> Iterator[Tensor]:
-    settings = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 11, "placement": DevicePlacement("cpu")}
-    return decode_frames(vae, latent, **(settings | options))
+def pieces(vae: VideoVAE, latent: Tensor, decoding: Decoding = DECODING, **options: object) -> Iterator[Tensor]:
+    return decode_frames(vae, latent, decoding, **({"seed": 11, "host": CPU} | options))
 
 
-def stream(vae: VideoVAE, latent: Tensor, **options: object) -> list[Tensor]:
-    return list(pieces(vae, latent, **options))
+def stream(vae: VideoVAE, latent: Tensor, decoding: Decoding = DECODING, **options: object) -> list[Tensor]:
+    return list(pieces(vae, latent, decoding, **options))
 
 
 @torch.no_grad()
 def by_hand(vae: VideoVAE, latent: Tensor, t: float, s: float, seed: int) -> Tensor:
     """The same, written down as the official pipeline does it."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream_of(seed, "decode")
     timestep = None
     if vae.config.timestep_conditioning:
         latent = latent * (1 - s) + torch.randn(latent.shape, generator=generator) * s
@@ -119,13 +123,13 @@ def test_decode(vae: VideoVAE) -> None:
 def test_tone_mapping_comes_after_the_noise(vaes: dict[str, VideoVAE]) -> None:
     """Lightricks/LTX-Video maps what it has mixed with decode noise, normalised as it is."""
     vae, latent, noise_scale = vaes["0.9.5"], latents(), 0.5
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(11))
+    noise = torch.randn(latent.shape, generator=stream_of(11, "decode"))
     mapped = tone_map(latent * (1 - noise_scale) + noise * noise_scale, 0.6)
-    expected = run(vae, mapped, decode_noise_scale=0.0)
-    got = run(vae, latent, decode_noise_scale=noise_scale, tone_map_compression_ratio=0.6)
+    expected = run(vae, mapped, Decoding(0.05, 0.0))
+    got = run(vae, latent, Decoding(0.05, noise_scale, tone_map=0.6))
     assert torch.allclose(got, expected, atol=1e-5)
-    assert torch.equal(got[0], torch.cat(stream(vae, latent, decode_noise_scale=0.5, tone_map_compression_ratio=0.6)))
-    assert not torch.allclose(got, run(vae, tone_map(latent, 0.6), decode_noise_scale=noise_scale), atol=1e-3)
+    assert torch.equal(got[0], torch.cat(stream(vae, latent, Decoding(0.05, noise_scale, tone_map=0.6))))
+    assert not torch.allclose(got, run(vae, tone_map(latent, 0.6), Decoding(0.05, noise_scale)), atol=1e-3)
 
 
 def test_same_seed_same_bytes_and_a_batch_is_its_samples(vaes: dict[str, VideoVAE]) -> None:
@@ -140,10 +144,10 @@ def test_same_seed_same_bytes_and_a_batch_is_its_samples(vaes: dict[str, VideoVA
 def test_without_timestep_conditioning_the_values_have_no_effect(vaes: dict[str, VideoVAE]) -> None:
     plain = vaes["0.9.0"]
     expected = run(plain, latents())
-    assert torch.equal(expected, run(plain, latents(), decode_timestep=0.5, decode_noise_scale=0.5, seed=3))
+    assert torch.equal(expected, run(plain, latents(), Decoding(0.5, 0.5), seed=3))
     timed = vaes["0.9.5"]
-    assert not torch.equal(run(timed, latents()), run(timed, latents(), decode_timestep=0.5))
-    assert not torch.equal(run(timed, latents()), run(timed, latents(), decode_noise_scale=0.5))
+    assert not torch.equal(run(timed, latents()), run(timed, latents(), replace(DECODING, timestep=0.5)))
+    assert not torch.equal(run(timed, latents()), run(timed, latents(), replace(DECODING, noise_scale=0.5)))
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -187,12 +191,14 @@ def test_tiling_follows_memory(vae: VideoVAE) -> None:
 
 def test_short_memory_gives_the_same_picture(vaes: dict[str, VideoVAE]) -> None:
     vae, latent, placed = vaes["0.9.5"], latents(2, 2, 60), Placed()
-    whole = run(vae, latent, placement=placed)
-    tiled = run(vae, latent, memory=placed.asked[0][1] // 2, placement=placed)
+    whole = run(vae, latent, host=Host(placed))
+    half = placed.asked[0][1] // 2
+    tiled = run(vae, latent, host=Host(placed, room=lambda module: half))
     assert placed.asked[0][0] is vae.decoder
-    assert placed.asked[1][1] <= placed.asked[0][1] // 2
+    assert placed.asked[1][1] <= half
     assert psnr(tiled, whole) >= 55
-    assert psnr(encode(vae, clip(vae, 1, 2, 30), memory=1), encode(vae, clip(vae, 1, 2, 30))) >= 55
+    hardly_any = replace(CPU, room=lambda module: 1)
+    assert psnr(encode(vae, clip(vae, 1, 2, 30), host=hardly_any), encode(vae, clip(vae, 1, 2, 30))) >= 55
 
 
 @torch.no_grad()
@@ -211,7 +217,7 @@ def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None, peak_bytes:
         if limit is None:
             vae.encode(frames.permute(3, 0, 1, 2)[None])
         else:
-            encode_posterior(vae, frames, placement=DevicePlacement("cpu"), tiling=Tiling(frames=limit))
+            encode_posterior(vae, frames, host=CPU, tiling=Tiling(frames=limit))
 
     for estimate, work in ((decode_bytes, decoding), (encode_bytes, encoding)):
         peak = peak_bytes(work)
@@ -246,7 +252,7 @@ def test_streaming_needs_a_fraction(vaes: dict[str, VideoVAE], peak_bytes: Calla
 
 
 def encode(vae: VideoVAE, frames: Tensor, **options: object) -> Tensor:
-    return encode_frames(vae, frames, **({"placement": DevicePlacement("cpu")} | options))
+    return encode_frames(vae, frames, **({"host": CPU} | options))
 
 
 @torch.no_grad()
@@ -261,7 +267,7 @@ def test_encode(vae: VideoVAE) -> None:
         sampled, vae.normalize(posterior.sample(torch.Generator().manual_seed(1))), rtol=1e-4, atol=1e-4
     )
     assert torch.equal(encode(vae, frames[:1]), encode(vae, frames[:1]))
-    again = encode_posterior(vae, frames, placement=DevicePlacement("cpu"), tiling=Tiling(frames=1))
+    again = encode_posterior(vae, frames, host=CPU, tiling=Tiling(frames=1))
     assert torch.allclose(again.mean, posterior.mean, rtol=1e-4, atol=1e-5)
     assert torch.allclose(again.logvar, posterior.logvar, rtol=1e-4, atol=1e-5)
 
@@ -278,18 +284,18 @@ def test_what_encode_refuses(vaes: dict[str, VideoVAE]) -> None:
     vae, placed = vaes["0.9.5"], Placed()
     frames = clip(vae, 20)
     with pytest.raises(ShapeError, match=r"got 20 frames of 96x64 pixels; expected 8k\+1 frames .*; use 25 frames"):
-        encode(vae, frames, placement=placed)
+        encode(vae, frames, host=Host(placed))
     with pytest.raises(ShapeError, match=r"got 1 frames of 96x63 pixels; .*; use 1 frames of 96x64"):
-        encode(vae, frames[:1, :63], placement=placed)
+        encode(vae, frames[:1, :63], host=Host(placed))
     with pytest.raises(ShapeError, match=r"got images of shape \(0, 64, 96, 3\); expected .* at least one frame"):
-        encode(vae, frames[:0], placement=placed)
+        encode(vae, frames[:0], host=Host(placed))
     with pytest.raises(ShapeError, match=r"got images of shape \(64, 96, 3\); expected \(frames, height, width"):
-        encode(vae, frames[0], placement=placed)
+        encode(vae, frames[0], host=Host(placed))
     with pytest.raises(ShapeError, match=r"got images of shape \(20, 64, 96, 2\); expected .* 1, 3 or 4 channels"):
-        encode(vae, frames[..., :2], placement=placed)
+        encode(vae, frames[..., :2], host=Host(placed))
     frames[0, 3, 3, 0] = torch.nan
     with pytest.raises(ConfigError, match="got frames with NaN or infinity; expected 0 to 1"):
-        encode(vae, frames[:1], placement=placed)
+        encode(vae, frames[:1], host=Host(placed))
     assert not placed.asked  # all before any work
 
 
@@ -299,24 +305,22 @@ def test_what_decode_refuses(vaes: dict[str, VideoVAE]) -> None:
         with pytest.raises(
             ShapeError, match=r"got a latent of shape .*; expected \(batch, 16, frames, height, width\)"
         ):
-            run(vae, bad, placement=placed)
+            run(vae, bad, host=Host(placed))
     with pytest.raises(ShapeError, match="got 2 clips; expected one; use decode"):
-        decode_frames(
-            vae, latents(batch=2), decode_timestep=0.05, decode_noise_scale=0.025, seed=0, placement=placed
-        )  # refused when called, not when the first frame is asked for
+        decode_frames(vae, latents(batch=2), DECODING, seed=0, host=Host(placed))  # when called, not at the first frame
     broken = latents()
     broken[0, 0, 0, 0, 0] = torch.nan
     with pytest.raises(ConfigError, match="got a latent with NaN or infinity; expected finite numbers"):
-        run(vae, broken, placement=placed)
+        run(vae, broken, host=Host(placed))
     with pytest.raises(ConfigError, match=r"got decode_timestep=1\.5; expected 0 to 1"):
-        run(vae, latents(), decode_timestep=1.5, placement=placed)
+        replace(DECODING, timestep=1.5)
     with pytest.raises(ConfigError, match="got decode_noise_scale=-1; expected 0 to 1"):
-        run(vae, latents(), decode_noise_scale=-1, placement=placed)
+        replace(DECODING, noise_scale=-1)
     with pytest.raises(ConfigError, match="got tiles of 0xNone cells"):
         Tiling(width=0)
     assert not placed.asked
     with pytest.raises(UnsupportedError, match="got numbers that are not finite from the VAE"):
-        run(vae, latents() * 1e38, placement=placed)
+        run(vae, latents() * 1e38, host=Host(placed))
     assert placed.open == 0
 
 
@@ -335,20 +339,18 @@ def test_interruption_leaves_nothing_behind(vaes: dict[str, VideoVAE], tiling: T
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(vae, latents(), progress=stop, placement=placed, tiling=tiling)
+        run(vae, latents(), host=Host(placed, progress=stop), tiling=tiling)
     seen.clear()
     with pytest.raises(Interrupted):
-        encode(vae, clip(vae, 49), progress=stop, placement=placed, tiling=tiling)
+        encode(vae, clip(vae, 49), host=Host(placed, progress=stop), tiling=tiling)
     assert placed.open == 0
-    assert torch.equal(run(vae, latents(), placement=placed, tiling=tiling), expected)  # the next run works
+    assert torch.equal(run(vae, latents(), host=Host(placed), tiling=tiling), expected)  # the next run works
     assert torch.is_grad_enabled()
 
 
 def test_frames_abandoned_half_way(vaes: dict[str, VideoVAE]) -> None:
     placed = Placed()
-    frames = decode_frames(
-        vaes["0.9.5"], latents(), decode_timestep=0.05, decode_noise_scale=0.025, seed=0, placement=placed
-    )
+    frames = decode_frames(vaes["0.9.5"], latents(), DECODING, seed=0, host=Host(placed))
     next(frames)
     assert torch.is_grad_enabled()  # no setting leaks to whoever takes the frames
     assert placed.open == 1
@@ -359,8 +361,9 @@ def test_frames_abandoned_half_way(vaes: dict[str, VideoVAE]) -> None:
 @pytest.mark.parametrize("tiling", [None, Tiling(width=2)])
 def test_progress(vaes: dict[str, VideoVAE], tiling: Tiling | None) -> None:
     events: list[ProgressEvent] = []
-    run(vaes["0.9.5"], latents(), progress=events.append, tiling=tiling)
-    encode(vaes["0.9.5"], clip(vaes["0.9.5"], 17), progress=events.append, tiling=tiling)
+    host = replace(CPU, progress=events.append)
+    run(vaes["0.9.5"], latents(), host=host, tiling=tiling)
+    encode(vaes["0.9.5"], clip(vaes["0.9.5"], 17), host=host, tiling=tiling)
     for stage in ("decode", "encode"):
         steps = [event for event in events if event.stage == stage]
         assert steps[0].step == 0

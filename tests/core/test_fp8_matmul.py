@@ -12,13 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.placing.lora import applied
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.quant import fp8
 from ltxkit.ltx_core.quant.fp8 import Float8Linear, multiplies_fp8, quantize_rows, use_fp8_matmul
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE
 from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.shapes import ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
@@ -180,19 +183,15 @@ def fp8_file(source: Path, target: Path, scale_input: float | None) -> Path:
     return target
 
 
-def clip(model: LTXTransformer, notes: Callable[[str], None] = lambda text: None) -> Tensor:
+def clip(model: LTXTransformer, say: Callable[[str], None] = lambda text: None) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     prompt = EncodedPrompt(torch.randn(1, 20, model.config.caption_channels, generator=generator))
     return sample(
-        model,
-        torch.zeros(1, model.config.in_channels, 2, 4, 4),
-        prompt,
-        sigmas=torch.tensor([1.0, 0.6, 0.0]),
+        Pass(model, torch.tensor([1.0, 0.6, 0.0]), NO_GUIDANCE, EULER),
+        LatentClip(torch.zeros(1, model.config.in_channels, 2, 4, 4), ScaleFactors(8, 32, 32), fps=25.0),
+        Prompts(prompt),
         noise=SeededNoise(0),
-        fps=25.0,
-        scale=ScaleFactors(8, 32, 32),
-        placement=DevicePlacement("cpu"),
-        notes=notes,
+        host=host_on(DevicePlacement("cpu"), say=say),
     )
 
 

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from ltxkit.ltx_core import media
-from ltxkit.ltx_core.pipelines.components import Clip, Components
 from ltxkit.ltx_core.pipelines.condition import Condition
+from ltxkit.ltx_core.pipelines.library import Clip, Components
 from ltxkit.ltx_core.weights.bundled import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[2]

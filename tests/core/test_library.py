@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, ShapeError
-from ltxkit.ltx_core.pipelines.components import Components
 from ltxkit.ltx_core.pipelines.condition import Condition
+from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 

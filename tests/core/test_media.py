@@ -281,22 +281,28 @@ def test_contact_sheet_shows_frames_row_by_row() -> None:
 # ----------------------------------------------------------------------------------------------- resize and compress
 
 
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(64, 96), (40, 100), (100, 40), (33, 31)])
-def test_resize_policies(size: tuple[int, int]) -> None:
+def test_resize_policies(size: tuple[int, int], kernel: media.ResizeKernel) -> None:
     h, w = size
     frames = ramp(2, 64, 96)
-    for policy in ("crop", "pad", "stretch"):
-        assert media.resize(frames, h, w, policy).shape == (2, h, w, 3)
-    fitted = media.resize(frames, h, w, "fit")
+    policies = ("crop", "pad", "fit", "stretch")
+    cropped, padded, fitted, stretched = (media.resize(frames, h, w, policy, kernel=kernel) for policy in policies)
+    assert {resized.shape for resized in (cropped, padded, fitted, stretched)} == {(2, h, w, 3)}
+    # Both show the whole picture in the middle: one on grey, one with its edges continued.
     scale = min(h / 64, w / 96)
-    assert fitted.shape[1:3] == (round(64 * scale), round(96 * scale))
-    padded = media.resize(frames, h, w, "pad")
-    top, left = (h - fitted.shape[1]) // 2, (w - fitted.shape[2]) // 2
-    assert torch.equal(padded[:, top : top + fitted.shape[1], left : left + fitted.shape[2]], fitted)
+    inner_h, inner_w = round(64 * scale), round(96 * scale)
+    top, left = (h - inner_h) // 2, (w - inner_w) // 2
+    whole = media.resize(frames, inner_h, inner_w, "stretch", kernel=kernel)
+    for resized in (padded, fitted):
+        assert torch.equal(resized[:, top : top + inner_h, left : left + inner_w], whole)
     if top:
         assert (padded[:, 0] == 0.5).all()
+    assert torch.equal(fitted[:, :, left : left + inner_w][:, 0], whole[:, 0])
+    assert torch.equal(fitted[:, :, left : left + inner_w][:, -1], whole[:, -1])
+    assert torch.equal(fitted[:, top : top + inner_h][:, :, 0], whole[:, :, 0])
+    assert torch.equal(fitted[:, top : top + inner_h][:, :, -1], whole[:, :, -1])
     # A crop keeps the middle and the scale; a stretch keeps the corners.
-    cropped, stretched = media.resize(frames, h, w, "crop"), media.resize(frames, h, w, "stretch")
     assert (cropped[0, h // 2, w // 2, :2] - 0.5).abs().max() < 0.03
     cover = max(h / 64, w / 96)
     assert cropped[0, 0, -1, 0] - cropped[0, 0, 0, 0] == pytest.approx(w / (96 * cover), abs=0.05)
@@ -304,9 +310,30 @@ def test_resize_policies(size: tuple[int, int]) -> None:
     assert stretched[0, -1, -1, :2].min() > 0.97
 
 
+def test_resize_keeps_what_is_in_the_picture() -> None:
+    wide = torch.zeros(1, 10, 40, 3)
+    wide[:, :, 20:] = 1.0
+    for policy in ("stretch", "crop", "pad", "fit"):
+        assert media.resize(wide, 20, 20, policy).shape == (1, 20, 20, 3)
+    assert torch.equal(media.resize(wide, 10, 40, "crop"), wide)
+    assert media.resize(wide, 20, 20, "pad")[0, 0, 0].tolist() == [0.5] * 3  # mid grey above
+    assert media.resize(wide, 20, 20, "fit")[0, 0, [0, -1], 0].tolist() == [0.0, 1.0]  # the edge goes on
+    cropped = media.resize(wide, 20, 20, "crop")[0, :, :, 0]
+    assert cropped[:, :9].max() == 0
+    assert cropped[:, 11:].min() == 1
+
+
+def test_resize_equals_the_official_bilinear() -> None:
+    frames = torch.rand(2, 50, 70, 3, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.interpolate(
+        frames.movedim(-1, 1), size=(64, 96), mode="bilinear", align_corners=False
+    )
+    assert torch.equal(media.resize(frames, 64, 96, "stretch"), expected.movedim(1, -1))
+
+
 def test_stretch_equals_pillow() -> None:
     pixels = np.random.default_rng(1).integers(80, 176, (40, 60, 3), np.uint8)  # Pillow cuts off between its two passes
-    ours = media.resize(torch.from_numpy(pixels)[None] / 255, 24, 32, "stretch")[0] * 255
+    ours = media.resize(torch.from_numpy(pixels)[None] / 255, 24, 32, "stretch", kernel="bicubic")[0] * 255
     theirs = np.asarray(Image.fromarray(pixels).resize((32, 24), Image.Resampling.BICUBIC), np.float32)
     assert np.abs(ours.numpy() - theirs).max() <= 1.5
 

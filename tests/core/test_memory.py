@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ltxkit.ltx_core.budget.weights import weight_bytes
 from ltxkit.ltx_core.config import TextEncoderConfig, TransformerConfig
 from ltxkit.ltx_core.errors import UnsupportedError
-from ltxkit.ltx_core.memory import devices, placement
-from ltxkit.ltx_core.memory.copies import Copies, weight_bytes
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.streaming import streamed
 from ltxkit.ltx_core.models.text_encoder import build_t5
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing import devices, placement
+from ltxkit.ltx_core.placing.copies import Copies
+from ltxkit.ltx_core.placing.placement import DevicePlacement
+from ltxkit.ltx_core.placing.streaming import streamed
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 LAYERS = 5
@@ -305,13 +306,13 @@ def test_accelerators_are_named_in_one_file(repository: Path) -> None:
         for path in folder.rglob("*.py")
         if any(word in path.read_text() for word in ("torch.cuda", "torch.xpu", "torch.mps", ".backends.mps"))
     ]
-    allowed = {"memory/devices.py", "training/distributed.py"}  # the latter: one process per GPU
+    allowed = {"placing/devices.py", "training/distributed.py"}  # the latter: one process per GPU
     assert set(named) <= allowed
 
 
 FREES = """
 import torch
-from ltxkit.ltx_core.memory.devices import spare_main_memory
+from ltxkit.ltx_core.placing.devices import spare_main_memory
 
 if SPARES:
     spare_main_memory()

@@ -12,15 +12,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.memory import streaming
-from ltxkit.ltx_core.memory.copies import Copies
-from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.host import Host, Placement
 from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.components import Components
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.pipelines.text import encode_prompts
+from ltxkit.ltx_core.placing import streaming
+from ltxkit.ltx_core.placing.copies import Copies
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.shapes import ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.convert import convert
@@ -57,20 +60,16 @@ class Spoiling(streaming.DirectTransfers):
             tensor.view(torch.uint8).fill_(255) if tensor.ndim else tensor.zero_()
 
 
-def denoise(model: LTXTransformer, placement: Any, loras: list[WeightedLoRA]) -> Tensor:
+def denoise(model: LTXTransformer, place: Placement, loras: list[WeightedLoRA]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     channels, captions = model.config.in_channels, model.config.caption_channels
+    guidance = Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((20,),))
     return sample(
-        model,
-        torch.zeros(1, channels, 2, 2, 3),
-        *(EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3)),
-        sigmas=torch.tensor([1.0, 0.6, 0.0]),
+        Pass(model, torch.tensor([1.0, 0.6, 0.0]), guidance, EULER, tuple(loras)),
+        LatentClip(torch.zeros(1, channels, 2, 2, 3), ScaleFactors(8, 32, 32), fps=24),
+        Prompts(*(EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3))),
         noise=SeededNoise(1),
-        fps=24,
-        scale=ScaleFactors(8, 32, 32),
-        placement=placement,
-        guidance=Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((20,),)),
-        loras=loras,
+        host=Host(place),
     )
 
 
@@ -104,10 +103,10 @@ def test_text_encoder_streamed_equals_resident(
     tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch, quantization: str | None
 ) -> None:
     encoder = load_text_encoder(tiny_models() / "text_encoders/t5-tiny", quantization=quantization)
-    (expected,) = encode_prompts(encoder, ["a red ball"], placement=DevicePlacement("cpu"))
+    (expected,) = encode_prompts(encoder, ["a red ball"], host=Host(DevicePlacement("cpu")))
     spoiling = Spoiling()
     monkeypatch.setattr(streaming, "DirectTransfers", lambda _device: spoiling)
-    (found,) = encode_prompts(encoder, ["a red ball"], placement=DevicePlacement("cpu", resident_blocks=0))
+    (found,) = encode_prompts(encoder, ["a red ball"], host=Host(DevicePlacement("cpu", resident_blocks=0)))
     assert torch.equal(found.embeddings, expected.embeddings)
     assert spoiling.brought == encoder.config.num_layers
 

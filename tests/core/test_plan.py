@@ -15,26 +15,31 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltxkit import cli
+from ltxkit.ltx_core.budget.plan import Card, format_plan
+from ltxkit.ltx_core.budget.tiling import Tiling
+from ltxkit.ltx_core.budget.vae import LONGEST, decode_bytes, encode_bytes
+from ltxkit.ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
+from ltxkit.ltx_core.budget.work import unpacking, upscale_bytes
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.memory import devices, placement
-from ltxkit.ltx_core.memory.copies import weight_bytes
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.memory.plan import Card, Weights, format_plan, resident_blocks, unpacking, upscale_bytes
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
-from ltxkit.ltx_core.models.vae_memory import LONGEST, decode_bytes, encode_bytes
-from ltxkit.ltx_core.pipelines.condition import Reference
+from ltxkit.ltx_core.pipelines.condition import Conditions, Reference
 from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.planning import Choices, Outline, outline, plan
-from ltxkit.ltx_core.pipelines.tiling import Tiling
-from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.settings import Decoding
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
+from ltxkit.ltx_core.placing import devices, placement
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
 from ltxkit.ltx_core.quant.registry import quantization_by_name
-from ltxkit.ltx_core.sampling.guidance import Guidance
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
 from ltxkit.ltx_core.weights.containers import TensorInfo
@@ -237,16 +242,12 @@ def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., P
     vae = load_vae(checkpoint)
     for conditions, stage in (([], without["sample"]), ([Reference(torch.rand(17, 64, 96, 3))], stages["sample"])):
         sample(
-            transformer,
-            torch.zeros(1, 128, 3, 2, 3),
-            EncodedPrompt(torch.zeros(1, 7, transformer.config.caption_channels)),
-            sigmas=torch.tensor([1.0, 0.0]),
+            Pass(transformer, torch.tensor([1.0, 0.0]), NO_GUIDANCE, EULER),
+            LatentClip.empty(vae, size, 25.0),
+            Prompts(EncodedPrompt(torch.zeros(1, 7, transformer.config.caption_channels))),
             noise=SeededNoise(0),
-            fps=25.0,
-            scale=vae.config.scale_factors,
-            placement=watching,
-            conditions=conditions,
-            vae=vae,
+            host=Host(watching),
+            conditions=Conditions(conditions, vae),
         )
         assert abs(asked[-1] - stage.activations) <= 0.02 * stage.activations + 20_000
 
@@ -271,20 +272,17 @@ def test_work_of_sampling_is_what_its_tensors_take(
         asked.append(memory_required)
         return place(module)
 
-    monkeypatch.setattr("ltxkit.ltx_core.pipelines.generate.norms_are_one_kernel", lambda: fused)
+    monkeypatch.setattr("ltxkit.ltx_core.budget.stages.norms_are_one_kernel", lambda: fused)
     prompts = [EncodedPrompt(torch.zeros(1, 128, 4096)) for _ in range(2)]
     stg = 1.0 if lanes == 3 else 0.0
+    guidance = Guidance(scale=(3.0 if lanes > 1 else 1.0,), stg_scale=(stg,), skip_blocks=((14,),))
     with meta_device(model) as counted:
         sample(
-            model,
-            torch.zeros(1, 128, 7, 16, 24),
-            *prompts[: min(lanes, 2)],
-            sigmas=torch.tensor([1.0, 0.0]),
+            Pass(model, torch.tensor([1.0, 0.0]), guidance, EULER),
+            LatentClip(torch.zeros(1, 128, 7, 16, 24), ScaleFactors(8, 32, 32), fps=24),
+            Prompts(*prompts[: min(lanes, 2)]),
             noise=SeededNoise(0),
-            fps=24,
-            scale=ScaleFactors(8, 32, 32),
-            placement=placement,
-            guidance=Guidance(scale=(3.0 if lanes > 1 else 1.0,), stg_scale=(stg,), skip_blocks=((14,),)),
+            host=Host(placement),
         )
     assert asked[0] == pytest.approx(counted.peak, rel=0.04)
 
@@ -294,14 +292,14 @@ def test_work_of_the_vae_is_what_its_tensors_take(true_size: Files, meta_device:
     vae, shape = load_vae(true_size(name), data=False), LatentShape(3, 16, 24)
     for key in vae.per_channel_statistics._buffers:
         vae.per_channel_statistics._buffers[key] = torch.ones(128)  # these are used on the host
-    place, tiling = DevicePlacement("meta"), Tiling(frames=frames)
+    host, tiling = Host(DevicePlacement("meta")), Tiling(frames=frames)
     with meta_device(vae) as counted:
-        options = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
-        for _ in decode_frames(vae, torch.zeros(1, 128, *shape), placement=place, tiling=tiling, **options):
+        latent = torch.zeros(1, 128, *shape)
+        for _ in decode_frames(vae, latent, Decoding(0.05, 0.025), seed=0, host=host, tiling=tiling):
             pass
     assert decode_bytes(vae.config, shape, itemsize=2, limit=frames) == pytest.approx(counted.peak, rel=0.01)
     with meta_device(vae) as counted:
-        encode_frames(vae, torch.zeros(*shape.pixels(vae.config.scale_factors), 3), placement=place, tiling=tiling)
+        encode_frames(vae, torch.zeros(*shape.pixels(vae.config.scale_factors), 3), host=host, tiling=tiling)
     assert encode_bytes(vae.config, shape, itemsize=2, limit=frames) == pytest.approx(counted.peak, rel=0.01)
 
 
@@ -312,7 +310,7 @@ def test_work_of_the_upscaler_is_what_its_tensors_take(true_size: Files, meta_de
         vae.per_channel_statistics._buffers[key] = torch.ones(128)
     shape = LatentShape(16, 16, 24)
     with meta_device(upscaler) as counted:
-        upscale_latent(upscaler, vae, torch.zeros(1, 128, *shape), placement=DevicePlacement("meta"))
+        upscale_latent(Upscaling(upscaler, vae), torch.zeros(1, 128, *shape), host=Host(DevicePlacement("meta")))
     assert upscale_bytes(upscaler.config, shape, itemsize=2) == pytest.approx(counted.peak, rel=0.04)
 
 
@@ -331,8 +329,8 @@ def test_work_of_the_upscaler_on_the_cpu(
         temporal_upsample=False,
     )
     upscaler, shape = LatentUpsampler(config).requires_grad_(False), LatentShape(9, 16, 24)
-    latent, place = torch.randn(1, config.in_channels, *shape), DevicePlacement("cpu")
-    peak = peak_bytes(lambda: upscale_latent(upscaler, vae, latent, placement=place, adain_factor=1.0))
+    latent, host = torch.randn(1, config.in_channels, *shape), Host(DevicePlacement("cpu"))
+    peak = peak_bytes(lambda: upscale_latent(Upscaling(upscaler, vae, adain_factor=1.0), latent, host=host))
     assert upscale_bytes(config, shape, itemsize=4, on_cpu=True) == pytest.approx(peak, rel=0.06)
 
 

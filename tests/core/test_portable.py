@@ -14,15 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.memory.placement import DevicePlacement
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.text_encoder import TextEncoder, TokenizedPrompt
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.condition import Conditions
 from ltxkit.ltx_core.pipelines.decode import decode_frames
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.settings import Decoding
 from ltxkit.ltx_core.pipelines.text import encode_prompts
-from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
@@ -32,7 +36,7 @@ from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load
 from ltxkit.ltx_core.weights.text_encoder import text_encoder_on_meta
 
 Files = Callable[[str], Path]
-META = DevicePlacement("meta")
+META = Host(DevicePlacement("meta"))
 GRID = LatentShape(3, 22, 38)
 LARGEST = 65536  # "Output channels > 65536 not supported at the MPS device" (pytorch, aten/src/ATen/native/mps)
 RELEASED = ("2b-0.9.0", "2b-0.9.1", "13b-0.9.8-dev")
@@ -89,23 +93,17 @@ def vae_of(path: Path) -> VideoVAE:
 
 
 def denoise(
-    transformer: LTXTransformer, vae: VideoVAE, guidance: Guidance, settings: SamplerSettings, condition: bool
+    transformer: LTXTransformer, vae: VideoVAE, guidance: Guidance, sampler: SamplerSettings, condition: bool
 ) -> None:
     text = torch.zeros(1, 128, transformer.config.caption_channels)
     conditions = [LatentCondition(torch.zeros(1, 128, 1, GRID.height, GRID.width), 0, 0.9)] if condition else []
     sample(
-        transformer,
-        torch.zeros(1, 128, *GRID),
-        EncodedPrompt(text, torch.ones(1, 128, dtype=torch.int64)),
-        EncodedPrompt(text[:, :5]),
-        sigmas=torch.tensor([1.0, 0.0]),
+        Pass(transformer, torch.tensor([1.0, 0.0]), guidance, sampler),
+        LatentClip(torch.zeros(1, 128, *GRID), vae.config.scale_factors, fps=24),
+        Prompts(EncodedPrompt(text, torch.ones(1, 128, dtype=torch.int64)), EncodedPrompt(text[:, :5])),
         noise=SeededNoise(0),
-        fps=24,
-        scale=vae.config.scale_factors,
-        placement=META,
-        guidance=guidance,
-        settings=settings,
-        conditions=conditions,
+        host=META,
+        conditions=Conditions(conditions),
     )
 
 
@@ -113,7 +111,7 @@ def denoise(
 def test_every_kind_of_guidance(true_size: Files, meta_device: Any, kind: str) -> None:
     file = true_size("2b-0.9.8-distilled")
     transformer, vae = load_transformer(file, data=False)[0], vae_of(file)
-    settings = SamplerSettings(stochastic=kind == "cfg", condition_noise=0.15)
+    settings = SamplerSettings("stochastic" if kind == "cfg" else "euler", condition_noise=0.15)
     seen = run(meta_device, lambda: denoise(transformer, vae, KINDS[kind], settings, True), transformer)
     assert seen.operations > 28 * 20
 
@@ -124,13 +122,12 @@ def test_every_released_size(true_size: Files, meta_device: Any, name: str) -> N
     transformer, vae = load_transformer(file, data=False)[0], vae_of(file)
     run(meta_device, lambda: denoise(transformer, vae, KINDS["cfg"], SamplerSettings(), False), transformer)
     pixels = torch.zeros(*LatentShape(2, 22, 38).pixels(vae.config.scale_factors), 3)
-    seen = run(meta_device, lambda: encode_frames(vae, pixels, placement=META), vae)
+    seen = run(meta_device, lambda: encode_frames(vae, pixels, host=META), vae)
     assert seen.convolutions > 10
 
     def decode() -> None:
         latent = torch.zeros(1, 128, *GRID)
-        options = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 0}
-        for _ in decode_frames(vae, latent, placement=META, tone_map_compression_ratio=0.6, **options):
+        for _ in decode_frames(vae, latent, Decoding(0.05, 0.025, tone_map=0.6), seed=0, host=META):
             pass
 
     assert run(meta_device, decode, vae).convolutions > 10
@@ -140,7 +137,7 @@ def test_every_released_size(true_size: Files, meta_device: Any, name: str) -> N
 def test_upscalers(true_size: Files, meta_device: Any, name: str) -> None:
     upscaler, vae = load_upsampler(true_size(name), data=False), vae_of(true_size("2b-0.9.8-distilled"))
     latent = torch.zeros(1, 128, *GRID)
-    work = lambda: upscale_latent(upscaler, vae, latent, placement=META, adain_factor=1.0)  # noqa: E731
+    work = lambda: upscale_latent(Upscaling(upscaler, vae, adain_factor=1.0), latent, host=META)  # noqa: E731
     assert run(meta_device, work, upscaler, vae).convolutions > 5
 
 
@@ -151,7 +148,7 @@ def test_text(true_size: Files, meta_device: Any) -> None:
 
     model, config = text_encoder_on_meta(open_models(true_size("t5xxl"), data=False))
     encoder = TextEncoder(model, Words(), config)  # type: ignore[arg-type]
-    seen = run(meta_device, lambda: encode_prompts(encoder, ["a", "b"], placement=META), model)
+    seen = run(meta_device, lambda: encode_prompts(encoder, ["a", "b"], host=META), model)
     assert seen.operations > 24 * 20
 
 

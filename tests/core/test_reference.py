@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
-from ltxkit.ltx_core.pipelines.canvas import on_canvas
+from ltxkit.ltx_core.media import resize
 from ltxkit.ltx_core.pipelines.clip_statistics import motion_settings
-from ltxkit.ltx_core.pipelines.condition import Condition, Reference, fit_frames, place_reference
+from ltxkit.ltx_core.pipelines.condition import Condition, Reference
 from ltxkit.ltx_core.pipelines.long_video import LongSettings, _share_out, plan_windows
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition, LatentReference, apply_conditions, initial_state
 from ltxkit.ltx_core.sampling.noise import SeededNoise
@@ -117,7 +117,7 @@ def numbers(frames: Tensor) -> list[int]:
 )
 def test_length(given: int, kept: int, said: list[str]) -> None:
     notes: list[str] = []
-    placed = place_reference(Reference(numbered(given)), SIZE, 8, 25.0, notes.append)
+    placed = Reference(numbered(given)).placed(SIZE, 8, 25.0, notes.append)
     assert numbers(placed.frames) == list(range(kept))
     assert len(notes) == len(said)
     assert all(words in note for words, note in zip(said, notes, strict=True))
@@ -134,7 +134,7 @@ def test_length(given: int, kept: int, said: list[str]) -> None:
 )
 def test_another_frame_rate(fps: float, given: int, expected: list[int]) -> None:
     notes: list[str] = []
-    placed = place_reference(Reference(numbered(given), fps=fps), SIZE, 8, 25.0, notes.append)
+    placed = Reference(numbered(given), fps=fps).placed(SIZE, 8, 25.0, notes.append)
     assert numbers(placed.frames) == expected
     assert (notes == []) == (fps == 25.0)
     if notes:
@@ -144,20 +144,20 @@ def test_another_frame_rate(fps: float, given: int, expected: list[int]) -> None
 def test_size() -> None:
     notes: list[str] = []
     reference = Reference(torch.rand(9, 60, 80, 3), resize="pad")
-    placed = on_canvas(reference, PixelShape(17, 60, 120), PixelShape(17, 64, 128), notes.append)
+    placed = reference.on_canvas(PixelShape(17, 60, 120), PixelShape(17, 64, 128), notes.append)
     assert isinstance(placed, Reference)
     assert placed.frames.shape == (9, 64, 128, 3)
     assert notes == ["The reference of 80x60 pixels was brought to 120x60 (pad)."]
-    assert torch.equal(placed.frames[:, 2:62, 4:124], fit_frames(reference.frames, 60, 120, "pad"))
+    assert torch.equal(placed.frames[:, 2:62, 4:124], resize(reference.frames, 60, 120, "pad"))
     notes.clear()
-    on_canvas(Reference(numbered(9)), SIZE, SIZE, notes.append)
-    on_canvas(Condition(torch.rand(1, 9, 9, 3)), SIZE, SIZE, notes.append)
+    Reference(numbered(9)).on_canvas(SIZE, SIZE, notes.append)
+    Condition(torch.rand(1, 9, 9, 3)).on_canvas(SIZE, SIZE, notes.append)
     assert notes == []
 
 
 def test_frames_that_are_none() -> None:
     with pytest.raises(ShapeError, match=r"\(9, 64, 128, 4\); expected \(frames, height, width, 3\)"):
-        place_reference(Reference(torch.rand(9, 64, 128, 4)), SIZE, 8, 25.0, print)
+        Reference(torch.rand(9, 64, 128, 4)).placed(SIZE, 8, 25.0, print)
 
 
 def test_it_says_nothing_about_motion() -> None:
@@ -168,7 +168,8 @@ def test_it_says_nothing_about_motion() -> None:
 
 
 def test_every_window_of_a_long_video_gets_its_part() -> None:
-    windows = plan_windows(41, LongSettings(17, 9), 8)
+    settings = LongSettings(PixelShape(41, 64, 128), 25.0, seed=0, window_frames=17, overlap_frames=9)
+    windows = plan_windows(settings, 8)
     shares = _share_out([Reference(numbered(33)), Condition(numbered(1))], windows, 41, 8)
     starts = [window.start * 8 for window in windows]
     assert starts == [0, 8, 16, 24]

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from ltxkit.ltx_core.config import TransformerConfig, UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
-from ltxkit.ltx_core.pipelines.canvas import on_canvas
-from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions, fit_frames
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage, upscale_latent
+from ltxkit.ltx_core.pipelines.condition import Condition, Conditions, encode_conditions
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, first_pass_size, generate_two_stage, upscale_latent
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
+from ltxkit.ltx_core.progress import silent
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
-from ltxkit.ltx_core.sampling.guidance import Guidance
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
-from ltxkit.ltx_core.sampling.samplers import SamplerSettings
+from ltxkit.ltx_core.sampling.samplers import EULER, SAMPLERS, SamplerSettings
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic, truncate, uniform
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 
 CHANNELS, TEXT, LAYERS = 16, 24, 2
 SCALE = ScaleFactors(8, 32, 32)
 GUIDED = Guidance(scale=(3.0,), stg_scale=(1.0,), rescaling_scale=(0.7,), skip_blocks=((1,),))
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
+CPU = DevicePlacement("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -75,39 +72,37 @@ def picture(seed: int, frames: int = 1, height: int = 64, width: int = 96) -> to
     return torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def run(transformer, latent=None, seed=5, **settings):
+def run(transformer, latent=None, *, seed=5, fps=25.0, conditions=(), vae=None, progress=silent, **settings):
+    """settings: the fields of the pass, and the prompts."""
     latent = torch.zeros(1, CHANNELS, 3, 2, 3) if latent is None else latent
-    settings = {
-        "positive": prompt(1),
-        "negative": prompt(2),
-        "sigmas": linear_quadratic(4),
-        "guidance": GUIDED,
-        "noise": SeededNoise(seed),
-        "fps": 25.0,
-        "scale": SCALE,
-        "placement": on_cpu,
-        **settings,
-    }
-    return sample(transformer, latent, **settings)
+    prompts = Prompts(settings.pop("positive", prompt(1)), settings.pop("negative", prompt(2)))
+    return sample(
+        Pass(transformer, **{"sigmas": linear_quadratic(4), "guidance": GUIDED, "sampler": EULER, **settings}),
+        LatentClip(latent, SCALE, fps),
+        prompts,
+        noise=SeededNoise(seed),
+        host=host_on(CPU, progress),
+        conditions=Conditions(conditions, vae),
+    )
 
 
 def test_one_seed_twice_gives_the_same_bytes(transformer):
-    settings = SamplerSettings(stochastic=True, condition_noise=0.15)
+    sampler = SamplerSettings("stochastic", 0.15)
     conditions = [
         LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 0),
         LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9, 0.8),
     ]
-    results = [run(transformer, settings=settings, conditions=conditions) for _ in range(2)]
+    results = [run(transformer, sampler=sampler, conditions=conditions) for _ in range(2)]
     assert torch.equal(*results)
     assert results[0].dtype == torch.float32
-    assert not torch.allclose(results[0], run(transformer, seed=6, settings=settings, conditions=conditions), atol=0.1)
+    assert not torch.allclose(results[0], run(transformer, seed=6, sampler=sampler, conditions=conditions), atol=0.1)
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, stochastic):
-    settings = SamplerSettings(stochastic=stochastic, condition_noise=0.1)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, name):
+    sampler = SamplerSettings(name, condition_noise=0.1)
     conditions = [Condition(picture(3), 0), Condition(picture(4), -1, 0.7)]
-    common = {"settings": settings, "conditions": conditions, "vae": vae}
+    common = {"sampler": sampler, "conditions": conditions, "vae": vae}
     batch = run(transformer, torch.zeros(2, CHANNELS, 3, 2, 3), **common)
     for i in range(2):
         single = run(transformer, seed=5 + i, **common)
@@ -180,9 +175,8 @@ def test_a_first_frame_is_encoded_and_kept(transformer, vae, strength):
     frames = picture(3)
     noise = SeededNoise(5)
     noise((1, CHANNELS, 3, 2, 3))  # what the clip itself draws first
-    (encoded,) = encode_conditions(
-        vae, [Condition(frames)], PixelShape(17, 64, 96), batch=1, noise=noise, placement=on_cpu
-    )
+    size = PixelShape(17, 64, 96)
+    (encoded,) = encode_conditions(vae, [Condition(frames)], size, batch=1, fps=25.0, noise=noise, host=Host(CPU))
     mean = vae.normalize(vae.encode(frames.movedim(-1, 0)[None] * 2 - 1).mode())
     assert not torch.equal(encoded.latent, mean)  # drawn from the posterior
     result = run(transformer, conditions=[Condition(frames, 0, strength)], vae=vae)
@@ -194,74 +188,42 @@ def test_compression_comes_before_the_size_changes(vae):
 
     def encoded(condition: Condition) -> torch.Tensor:
         noise, size = SeededNoise(0), PixelShape(17, 64, 96)
-        return encode_conditions(vae, [condition], size, batch=1, noise=noise, placement=on_cpu)[0].latent
+        return encode_conditions(vae, [condition], size, batch=1, fps=25.0, noise=noise, host=Host(CPU))[0].latent
 
     frames = picture(3, height=100, width=150)
     expected = encoded(Condition(compress(frames, 40)))
     assert torch.equal(encoded(Condition(frames, crf=40)), expected)
     assert not torch.allclose(encoded(Condition(frames)), expected, atol=1e-3)
     size = PixelShape(17, 64, 96)
-    assert torch.equal(encoded(on_canvas(Condition(frames, crf=40), size, size)), expected)
+    assert torch.equal(encoded(Condition(frames, crf=40).on_canvas(size, size)), expected)
 
 
 def test_a_clip_is_trimmed_with_a_note(vae):
     """21 frames become 17, as the diffusers page's example needs."""
-    notes = []
-    (encoded,) = encode_conditions(
-        vae,
-        [Condition(picture(3, frames=21))],
-        PixelShape(33, 64, 96),
-        batch=1,
-        noise=SeededNoise(0),
-        placement=on_cpu,
-        notes=notes.append,
-    )
-    assert encoded.latent.shape == (1, CHANNELS, 3, 2, 3)
-    assert notes == ["The condition at frame 0 was trimmed from 21 to 17 frames: 8k+1 that fit in the clip."]
+    said = []
+
+    def encoded(*conditions):
+        settings = {"batch": 1, "fps": 25.0, "noise": SeededNoise(0), "host": host_on(CPU, say=said.append)}
+        return encode_conditions(vae, conditions, PixelShape(33, 64, 96), **settings)
+
+    (clip,) = encoded(Condition(picture(3, frames=21)))
+    assert clip.latent.shape == (1, CHANNELS, 3, 2, 3)
+    assert said == ["The condition at frame 0 was trimmed from 21 to 17 frames: 8k+1 that fit in the clip."]
     # What stands over the end goes too; and what is right is not talked about.
-    encode_conditions(
-        vae,
-        [Condition(picture(3, frames=17), 24), Condition(picture(3), -1)],
-        PixelShape(33, 64, 96),
-        batch=1,
-        noise=SeededNoise(0),
-        placement=on_cpu,
-        notes=notes.append,
-    )
-    assert notes[1:] == ["The condition at frame 24 was trimmed from 17 to 9 frames: 8k+1 that fit in the clip."]
-
-
-def test_resize_policies():
-    wide = torch.zeros(1, 10, 40, 3)
-    wide[:, :, 20:] = 1.0
-    for policy in ("stretch", "crop", "pad", "fit"):
-        assert fit_frames(wide, 20, 20, policy).shape == (1, 20, 20, 3)
-    assert torch.equal(fit_frames(wide, 10, 40, "crop"), wide)
-    assert fit_frames(wide, 20, 20, "pad")[0, 0, 0].tolist() == [0.5] * 3  # mid grey above
-    assert fit_frames(wide, 20, 20, "fit")[0, 0, [0, -1], 0].tolist() == [0.0, 1.0]  # the edge goes on
-    cropped = fit_frames(wide, 20, 20, "crop")[0, :, :, 0]
-    assert cropped[:, :9].max() == 0
-    assert cropped[:, 11:].min() == 1
-
-
-def test_resize_equals_the_official_bilinear():
-    frames = picture(1, frames=2, height=50, width=70)
-    expected = torch.nn.functional.interpolate(
-        frames.movedim(-1, 1), size=(64, 96), mode="bilinear", align_corners=False
-    )
-    assert torch.equal(fit_frames(frames, 64, 96, "stretch"), expected.movedim(1, -1))
+    encoded(Condition(picture(3, frames=17), 24), Condition(picture(3), -1))
+    assert said[1:] == ["The condition at frame 24 was trimmed from 17 to 9 frames: 8k+1 that fit in the clip."]
 
 
 def test_upscaling_goes_through_raw_latents(vae, upsampler):
     latent = torch.randn(1, CHANNELS, 3, 2, 3)
     events = []
-    upscaled = upscale_latent(upsampler, vae, latent, placement=on_cpu, progress=events.append)
+    upscaled = upscale_latent(Upscaling(upsampler, vae), latent, host=host_on(CPU, events.append))
     with torch.no_grad():
         expected = vae.normalize(upsampler(vae.un_normalize(latent)))
     assert upscaled.shape == (1, CHANNELS, 3, 4, 6)
     torch.testing.assert_close(upscaled, expected)
     assert [event.step for event in events] == [0, 1]
-    matched = upscale_latent(upsampler, vae, latent, placement=on_cpu, adain_factor=1.0)
+    matched = upscale_latent(Upscaling(upsampler, vae, adain_factor=1.0), latent, host=Host(CPU))
     torch.testing.assert_close(matched.std(dim=(2, 3, 4)), latent.std(dim=(2, 3, 4)), rtol=1e-4, atol=1e-4)
 
 
@@ -277,13 +239,13 @@ def test_the_temporal_upscaler_fills_in_frames(transformer, vae):
         temporal_upsample=True,
     )
     latent = torch.randn(1, CHANNELS, 3, 2, 3)
-    upsampler = LatentUpsampler(config).eval()
-    upscaled = upscale_latent(upsampler, vae, latent, placement=on_cpu)
+    upscaling = Upscaling(LatentUpsampler(config).eval(), vae)
+    upscaled = upscale_latent(upscaling, latent, host=Host(CPU))
     assert upscaled.shape == (1, CHANNELS, 5, 2, 3)
-    one, size = PassSettings(transformer, uniform(1)), PixelShape(9, 64, 96)
+    one, clip = Pass(transformer, uniform(1), NO_GUIDANCE, EULER), LatentClip.empty(vae, PixelShape(9, 64, 96), 25.0)
     noise = (SeededNoise(0), SeededNoise(0))
     with pytest.raises(ConfigError, match="got a temporal upscaler; expected a spatial one"):
-        generate_two_stage(one, one, upsampler, vae, prompt(1), size=size, fps=25.0, noise=noise, placement=on_cpu)
+        generate_two_stage((one, one), clip, Prompts(prompt(1)), upscaling, noise=noise, host=Host(CPU))
     before, after = (LatentShape(*x.shape[2:]).pixels(SCALE).frames for x in (latent, upscaled))
     assert after == 2 * before - 1
 
@@ -317,24 +279,17 @@ def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
             truncate(explicit([1000, 909, 725, 421, 0]), 0.999),
         ]
         conditions, steps = [], [8, 3]  # the page's fourth step of the second pass goes from 0 to 0
-    first, second = (PassSettings(transformer, sigmas, guidance) for sigmas in passes)
+    first, second = (Pass(transformer, sigmas, guidance, EULER) for sigmas in passes)
     events, notes = [], []
     size = first_pass_size(PixelShape(33, 96, 144), SCALE, 2 / 3)
     result = generate_two_stage(
-        first,
-        second,
-        upsampler,
-        vae,
-        prompt(1),
-        prompt(2),
-        size=size,
-        fps=25.0,
+        (first, second.named("refine")),
+        LatentClip.empty(vae, size, 25.0),
+        Prompts(prompt(1), prompt(2)),
+        Upscaling(upsampler, vae, adain_factor=0.0 if kind == "dev" else 1.0),
         noise=(SeededNoise(0), SeededNoise(0)),
-        placement=on_cpu,
-        adain_factor=0.0 if kind == "dev" else 1.0,
-        conditions=conditions,
-        progress=events.append,
-        notes=notes.append,
+        host=host_on(CPU, events.append, notes.append),
+        conditions=Conditions(conditions, vae),
     )
     assert size == PixelShape(33, 64, 96)
     assert result.shape == (1, CHANNELS, 5, 4, 6)
@@ -395,7 +350,7 @@ def test_numbers_that_are_not_finite_are_an_error(transformer):
 
 def test_upscaler_of_another_family_is_refused(vae, upsampler):
     with pytest.raises(ShapeError, match="use the upscaler of this model family"):
-        upscale_latent(upsampler, vae, torch.zeros(1, 4, 1, 2, 2), placement=on_cpu)
+        upscale_latent(Upscaling(upsampler, vae), torch.zeros(1, 4, 1, 2, 2), host=Host(CPU))
     with pytest.raises(ShapeError, match="got 30x30 pixels for two passes"):
         first_pass_size(PixelShape(9, 30, 30), SCALE)
 

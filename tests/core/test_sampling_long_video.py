@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,19 +14,18 @@ from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.clip_statistics import ClipStatistics, motion_settings
 from ltxkit.ltx_core.pipelines.condition import Condition
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt
 from ltxkit.ltx_core.pipelines.long_video import LongSettings, plan_windows, sample_windows, seam_frames
-from ltxkit.ltx_core.pipelines.two_stage import PassSettings
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
+from ltxkit.ltx_core.progress import log_note, silent
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.sampling.schedules import explicit
 from ltxkit.ltx_core.shapes import PixelShape
 
 CHANNELS, TEXT = 16, 24
-SETTINGS = LongSettings(window_frames=25, overlap_frames=9)
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
+SETTINGS = LongSettings(PixelShape(57, 32, 32), 25.0, seed=3, window_frames=25, overlap_frames=9)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,13 @@ def picture(seed: int, frames: int = 1) -> torch.Tensor:
     return torch.rand(frames, 32, 32, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def windows(models, frames: int, settings: LongSettings = SETTINGS, **changed):
+def of_length(frames: int, settings: LongSettings = SETTINGS) -> LongSettings:
+    return replace(settings, size=PixelShape(frames, 32, 32))
+
+
+def windows(
+    models, frames: int, settings: LongSettings = SETTINGS, *, prompts=None, items=(), progress=silent, say=log_note
+):
     transformer, vae = models
 
     def decode(latent: torch.Tensor) -> torch.Tensor:
@@ -54,21 +58,19 @@ def windows(models, frames: int, settings: LongSettings = SETTINGS, **changed):
         return (pixels[0].movedim(0, -1) / 2 + 0.5).clamp(0, 1)
 
     return sample_windows(
-        PassSettings(transformer, explicit([1.0, 0.5])),
+        Pass(transformer, explicit([1.0, 0.5]), NO_GUIDANCE, EULER),
         vae,
-        changed.pop("prompts", [prompt(1)]),
-        size=PixelShape(frames, 32, 32),
-        settings=settings,
-        seed=3,
-        fps=25.0,
+        prompts or [prompt(1)],
+        None,
+        of_length(frames, settings),
         decode=decode,
-        placement=on_cpu,
-        **changed,
+        host=host_on(DevicePlacement("cpu"), progress, say),
+        items=items,
     )
 
 
 def test_the_plan_covers_the_clip_once():
-    plan = plan_windows(73, SETTINGS, 8)  # 10 latent frames: 0-3, 2-5, 4-7, 6-9
+    plan = plan_windows(of_length(73), 8)  # 10 latent frames: 0-3, 2-5, 4-7, 6-9
     assert [(window.start, window.length, window.overlap) for window in plan] == [
         (0, 4, 0),
         (2, 4, 2),
@@ -76,11 +78,11 @@ def test_the_plan_covers_the_clip_once():
         (6, 4, 2),
     ]
     assert seam_frames(plan, 8) == (25, 41, 57)
-    short_end = plan_windows(65, SETTINGS, 8)
+    short_end = plan_windows(of_length(65), 8)
     assert [window.length for window in short_end] == [4, 4, 4, 3]
     assert sum(window.length - window.overlap for window in short_end) == 9
-    assert len(plan_windows(25, SETTINGS, 8)) == 1
-    assert plan_windows(9, SETTINGS, 8)[0].length == 2
+    assert len(plan_windows(of_length(25), 8)) == 1
+    assert plan_windows(of_length(9), 8)[0].length == 2
 
 
 def test_a_window_begins_with_the_end_of_the_one_before(models):
@@ -101,10 +103,10 @@ def test_each_window_has_its_prompt_and_its_conditions(models):
     assert torch.equal(plain[1], other[1])
     assert not torch.allclose(plain[2], other[2], atol=1e-3)
     # Frame 45 lies in the last window (frames 32 to 56) only; -17 is frame 40, which the second (16 to 40) shows too.
-    late = list(windows(models, 57, prompts=prompts, conditions=[Condition(picture(4), 45)]))
+    late = list(windows(models, 57, prompts=prompts, items=[Condition(picture(4), 45)]))
     assert torch.equal(late[1], plain[1])
     assert not torch.allclose(late[2], plain[2], atol=1e-3)
-    middle = list(windows(models, 57, prompts=prompts, conditions=[Condition(picture(4), -17)]))
+    middle = list(windows(models, 57, prompts=prompts, items=[Condition(picture(4), -17)]))
     assert torch.equal(middle[0], plain[0])
     assert not torch.allclose(middle[1], plain[1], atol=1e-3)
 
@@ -133,7 +135,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(models, tmp_path):
     with pytest.raises(StopError):
         list(windows(models, frames, settings, progress=stop))
     assert len(list((tmp_path / "broken").iterdir())) == 5
-    again = windows(models, frames, settings, progress=lambda event: made.append(event.stage), notes=notes.append)
+    again = windows(models, frames, settings, progress=lambda event: made.append(event.stage), say=notes.append)
     assert torch.equal(torch.cat(list(again), dim=2), whole)
     assert {stage for stage in made if stage != "encode"} == {f"window {i} of 10" for i in range(6, 11)}
     assert notes == ["Windows 1 to 5 of 10 were kept from an earlier run and are not made again."]
@@ -191,7 +193,7 @@ def test_memory_does_not_grow_with_the_number_of_windows(models):
         ({"overlap_frames": 8}, {}, "got overlaps of 8 frames; expected 8k\\+1; use 9"),
         ({"overlap_frames": 25}, {}, "got an overlap of 25 frames in windows of 25"),
         ({}, {"prompts": [prompt(1), prompt(2)]}, "got 2 prompts for 3 windows of 25 frames; expected 1 or 3"),
-        ({}, {"conditions": [Condition(picture(1), 57)]}, "got a condition at frame 57; expected -57 to 56"),
+        ({}, {"items": [Condition(picture(1), 57)]}, "got a condition at frame 57; expected -57 to 56"),
     ],
 )
 def test_what_cannot_work_is_refused(models, settings, changed, message):

@@ -10,7 +10,7 @@ import torch
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ShapeError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, latent_mask, sample
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, latent_mask, sample
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 from ltxkit.ltx_core.shapes import ScaleFactors

@@ -1,11 +1,15 @@
-"""From presets to levels and guidance, and what is said about settings that a checkpoint was not made for."""
+"""From a recipe and what overrides it to a pass, and the remarks on settings that a checkpoint was not made for."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from ltxkit.ltx_core.config import SchedulerConfig
-from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
+from ltxkit.ltx_core.config import SchedulerConfig, TransformerConfig
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.recipe import recipe_for
+from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings, Settings
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
@@ -19,45 +23,61 @@ SHIFTED = SchedulerConfig(
 )
 
 
+def model(layers: int) -> LTXTransformer:
+    """With as many blocks as a released one, and no weights."""
+    with torch.device("meta"):
+        return LTXTransformer(TransformerConfig.of_size(layers=layers, heads=2, head_dim=8, channels=4, captions=6))
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[int, LTXTransformer]:
+    return {layers: model(layers) for layers in (28, 48)}
+
+
 @pytest.mark.parametrize("version", RELEASES)
-def test_what_a_preset_says_is_what_its_checkpoint_was_made_for(version):
+def test_what_a_recipe_says_is_what_its_checkpoint_was_made_for(models, version):
     recipe = RELEASES[version].recipe
-    layers = 48 if version.startswith("13b") else 28
-    for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass):
-        if entry is not None:
-            sigmas = sigmas_for(entry, None, 100)
-            assert warnings_for(recipe, sigmas, guidance_for(entry, recipe).plan(sigmas, layers)) == ()
+    transformer = models[48 if version.startswith("13b") else 28]
+    passes = {"one": recipe.one_pass, "first": recipe.first_pass, "second": recipe.second_pass}
+    for which in (which for which, entry in passes.items() if entry is not None):
+        assert list(Pass.of(transformer, Settings(recipe), which, 100).remarks(recipe)) == []
 
 
 @pytest.mark.parametrize(
-    ("version", "entry", "steps", "first", "last"),
+    ("version", "which", "steps", "first", "last"),
     [
-        ("2b-0.9.0", "one_pass", 40, 1.0, 0.1),  # uniform, shifted, stretched to end at 0.1
-        ("13b-0.9.8-dev", "first_pass", 27, 1.0, 0.4458),
-        ("13b-0.9.8-dev", "second_pass", 13, 0.9548, 0.1241),
-        ("13b-0.9.8-distilled", "first_pass", 7, 1.0, 0.725),
-        ("13b-0.9.8-distilled", "second_pass", 3, 0.9094, 0.4219),
-        ("2b-0.9.6-distilled", "one_pass", 8, 1.0, 0.4219),
+        ("2b-0.9.0", "one", 40, 1.0, 0.1),  # uniform, shifted, stretched to end at 0.1
+        ("13b-0.9.8-dev", "first", 27, 1.0, 0.4458),
+        ("13b-0.9.8-dev", "second", 13, 0.9548, 0.1241),
+        ("13b-0.9.8-distilled", "first", 7, 1.0, 0.725),
+        ("13b-0.9.8-distilled", "second", 3, 0.9094, 0.4219),
+        ("2b-0.9.6-distilled", "one", 8, 1.0, 0.4219),
     ],
 )
-def test_levels_of_the_official_passes(version, entry, steps, first, last):
+def test_levels_of_the_official_passes(models, version, which, steps, first, last):
     scheduler = SHIFTED if version == "2b-0.9.0" else None
-    sigmas = sigmas_for(getattr(RELEASES[version].recipe, entry), scheduler, 13376)
+    settings = Settings(RELEASES[version].recipe)
+    sigmas = Pass.of(models[48], settings, which, 13376, scheduler=scheduler).sigmas
     assert len(sigmas) == steps + 1
     assert [sigmas[0].item(), sigmas[-2].item()] == pytest.approx([first, last], abs=1e-4)
 
 
 def test_only_what_was_trained_stochastically_is_sampled_so():
-    assert [name for name, release in RELEASES.items() if sampler_for(release.recipe).stochastic] == [
+    assert [name for name, release in RELEASES.items() if Settings(release.recipe).stepping.stochastic] == [
         "2b-0.9.6-distilled"
     ]
 
 
-def test_a_distilled_checkpoint_is_told_what_does_not_suit_it():
+def test_a_distilled_checkpoint_is_told_what_does_not_suit_it(models):
     recipe, _ = recipe_for(["13b-0.9.8-distilled"])
     guided = Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((19,),))
-    sigmas = explicit([1.0, 0.95, 0.725])
-    found = warnings_for(recipe, sigmas, guided.plan(sigmas, 48))
+
+    def remarks(recipe, **said) -> list[str]:
+        settings = Settings(recipe, Overrides(first=PassSettings(**said)))
+        return list(Pass.of(models[48], settings, "one", 100).remarks(recipe))
+
+    unsuited = {"sigmas": tuple(explicit([1.0, 0.95, 0.725]).tolist()), "guidance": guided}
+    found = remarks(recipe, **unsuited)
     assert len(found) == 3
     assert found[0].startswith("Guidance scale 3 on a distilled checkpoint")
     assert "use STG scale 0" in found[1]
@@ -65,6 +85,6 @@ def test_a_distilled_checkpoint_is_told_what_does_not_suit_it():
         "Levels 0.95, for which this distilled checkpoint was not trained; use some of 1, 0.9937"
     )
     # float32 levels of the schedule itself round to the trained ones
-    assert warnings_for(recipe, linear_quadratic(8), NO_GUIDANCE.plan(linear_quadratic(8), 48)) == ()
+    assert remarks(recipe, sigmas=tuple(linear_quadratic(8).tolist()), guidance=NO_GUIDANCE) == []
     dev, _ = recipe_for(["13b-0.9.8-dev"])
-    assert warnings_for(dev, sigmas, guided.plan(sigmas, 48)) == ()
+    assert remarks(dev, **unsuited) == []

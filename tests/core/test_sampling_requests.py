@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,8 @@ import torch
 from ltxkit.ltx_core.errors import LTXKitError
 from ltxkit.ltx_core.models.video_vae import Posterior
 from ltxkit.ltx_core.pipelines import condition
-from ltxkit.ltx_core.pipelines.canvas import crop_to, on_canvas
-from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions
+from ltxkit.ltx_core.pipelines.condition import Condition, crop_to, encode_conditions
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.sampling.conditioning import apply_conditions, initial_state
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.patchify import Coordinates
@@ -22,11 +21,6 @@ from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 
 CHANNELS = 2
 SCALES = (ScaleFactors(8, 32, 32), ScaleFactors(4, 16, 16))
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
 
 
 @dataclass
@@ -68,10 +62,9 @@ def one_request(rng: random.Random) -> tuple[PixelShape, torch.Tensor]:
     ]
     noise = SeededNoise(0)
     coordinates = Coordinates(scale, rng.choice([0.0, *(rng.uniform(1, 60) for _ in range(10))]), rng.random() < 0.5)
-    shown = [on_canvas(one, asked, grid) for one in conditions]
-    encoded = encode_conditions(
-        NoVAE(scale), shown, grid, batch=1, noise=noise, placement=on_cpu, notes=lambda text: None
-    )
+    shown = [condition.on_canvas(asked, grid) for condition in conditions]
+    host = host_on(DevicePlacement("cpu"), say=lambda text: None)
+    encoded = encode_conditions(NoVAE(scale), shown, grid, batch=1, fps=coordinates.fps, noise=noise, host=host)
     cells = (1, CHANNELS, *grid.latent(scale))
     state = initial_state(torch.zeros(cells), noise(cells), 1.0, coordinates)
     state = apply_conditions(state, encoded, coordinates, noise)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ltxkit.ltx_core.errors import CheckpointError, UnsupportedError
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.text_encoder import MAX_TOKENS, Tokenizer
 from ltxkit.ltx_core.pipelines.text import encode_prompts
 from ltxkit.ltx_core.weights.text_encoder import find_tokenizer, load_text_encoder
@@ -29,9 +31,12 @@ LONG = " ".join(f"word{i}" for i in range(400))
 
 
 @contextmanager
-def on_cpu(module: torch.nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
+def place(module: torch.nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
     assert memory_required > 0
     yield torch.device("cpu")
+
+
+CPU = Host(place)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def single_file(folder: Path, path: Path, *names: str, dtype: torch.dtype = torc
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "unicode", "empty", "long"])
 def test_trimmed_encoding_equals_transformers_padded_and_masked(folder: Path, prompt: str) -> None:
     expected = reference(folder, prompt)
-    (encoded,) = encode_prompts(load_text_encoder(folder), [prompt], placement=on_cpu)
+    (encoded,) = encode_prompts(load_text_encoder(folder), [prompt], host=CPU)
     assert encoded.mask is not None
     assert encoded.mask.tolist() == [[1] * len(expected)]
     assert not encoded.mask.is_floating_point()  # ComfyUI takes a float mask for an additive bias
@@ -108,10 +113,10 @@ def test_several_prompts_place_the_encoder_once(folder: Path) -> None:
         placed.append(module)
         yield torch.device("cpu")
 
-    together = encode_prompts(encoder, PROMPTS, placement=placement)
+    together = encode_prompts(encoder, PROMPTS, host=Host(placement))
     assert placed == [encoder.model]
     for prompt, one in zip(PROMPTS, together, strict=True):
-        assert torch.equal(one.embeddings, encode_prompts(encoder, [prompt], placement=on_cpu)[0].embeddings)
+        assert torch.equal(one.embeddings, encode_prompts(encoder, [prompt], host=CPU)[0].embeddings)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_single_file_equals_folder(folder: Path, tmp_path: Path, names: tuple[st
     encoder = load_text_encoder(path, tokenizer=folder)
     assert encoder.config == load_text_encoder(folder).config
     assert encoder.model.shared is encoder.model.encoder.embed_tokens
-    (encoded,) = encode_prompts(encoder, PROMPTS[:1], placement=on_cpu)
+    (encoded,) = encode_prompts(encoder, PROMPTS[:1], host=CPU)
     assert relative(encoded.embeddings[0], reference(folder, PROMPTS[0])) <= 1e-5
 
 
@@ -134,11 +139,11 @@ def test_sharded_and_pipeline_folders(folder: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "pipe" / "text_encoder").glob("*.safetensors"))) > 1
     (tmp_path / "pipe" / "tokenizer").mkdir()
     shutil.copy(folder / "spiece.model", tmp_path / "pipe" / "tokenizer")
-    expected = encode_prompts(load_text_encoder(folder), PROMPTS[:1], placement=on_cpu)[0].embeddings
+    expected = encode_prompts(load_text_encoder(folder), PROMPTS[:1], host=CPU)[0].embeddings
     for path in (tmp_path / "pipe", tmp_path / "pipe" / "text_encoder"):
         encoder = load_text_encoder(path)
         assert encoder.tokenizer.path.parent.name == "tokenizer"
-        assert torch.equal(encode_prompts(encoder, PROMPTS[:1], placement=on_cpu)[0].embeddings, expected)
+        assert torch.equal(encode_prompts(encoder, PROMPTS[:1], host=CPU)[0].embeddings, expected)
 
 
 def test_a_whole_t5_is_read_without_its_decoder(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +161,7 @@ def test_what_no_shape_shows_comes_from_config_json(folder: Path, tmp_path: Path
     config = json.loads((folder / "config.json").read_text())
     config |= {"layer_norm_epsilon": 1e-3, "relative_attention_max_distance": 20}
     (tmp_path / "t5" / "config.json").write_text(json.dumps(config))
-    encoded = encode_prompts(load_text_encoder(tmp_path / "t5"), PROMPTS[3:], placement=on_cpu)[0]
+    encoded = encode_prompts(load_text_encoder(tmp_path / "t5"), PROMPTS[3:], host=CPU)[0]
     assert relative(encoded.embeddings[0], reference(tmp_path / "t5", PROMPTS[3])) <= 1e-5
     assert relative(encoded.embeddings[0], reference(folder, PROMPTS[3])) > 1e-3
 
@@ -164,14 +169,22 @@ def test_what_no_shape_shows_comes_from_config_json(folder: Path, tmp_path: Path
 # -------------------------------------------------------------------------------------------------------------- dtype
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_half_precision_equals_transformers_in_that_dtype(folder: Path, dtype: torch.dtype, limit: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_equals_transformers(
+    folder: Path, dtype: torch.dtype, rounding_bound: Callable[..., float]
+) -> None:
+    """Computed in float64 from the same rounded weights; errors are 48 % (bfloat16) and 36 % of their bounds."""
     encoder = load_text_encoder(folder, dtype=dtype)
     own = {name: parameter.dtype for name, parameter in encoder.model.named_parameters()}
-    theirs = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype)
+    theirs = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
     assert own == {name: parameter.dtype for name, parameter in theirs.named_parameters()}
-    (encoded,) = encode_prompts(encoder, PROMPTS[:1], placement=on_cpu)
-    assert relative(encoded.embeddings[0], reference(folder, PROMPTS[0], dtype)) <= limit
+    (encoded,) = encode_prompts(encoder, PROMPTS[:1], host=CPU)
+    ids = torch.tensor([encoder.tokenizer.encode(PROMPTS[0]).ids])
+    with torch.no_grad():
+        expected = theirs.double()(input_ids=ids).last_hidden_state
+    error = (encoded.embeddings - expected).norm() / expected.norm()
+    shapes = copy.deepcopy(encoder.model).to("meta")
+    assert error <= rounding_bound(lambda: shapes(input_ids=ids.to("meta")), dtype)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +203,7 @@ def test_stored_dtype_is_kept_and_fp8_widened(
     encoder = load_text_encoder(path, tokenizer=folder)
     assert encoder.model.shared.weight.dtype == expected
     assert torch.equal(encoder.model.shared.weight.float(), load_file(path)["shared.weight"].float())
-    (encoded,) = encode_prompts(encoder, PROMPTS[:1], placement=on_cpu)
+    (encoded,) = encode_prompts(encoder, PROMPTS[:1], host=CPU)
     assert encoded.embeddings.isfinite().all()
 
 
@@ -200,7 +213,7 @@ def test_overflow_is_an_error_that_says_so(folder: Path, tmp_path: Path) -> None
     tensors["encoder.final_layer_norm.weight"][3] = torch.inf
     save_file(tensors, path)
     with pytest.raises(UnsupportedError, match="not finite from the text encoder"):
-        encode_prompts(load_text_encoder(path, tokenizer=folder), PROMPTS, placement=on_cpu)
+        encode_prompts(load_text_encoder(path, tokenizer=folder), PROMPTS, host=CPU)
 
 
 def test_loading_draws_no_random_numbers(folder: Path) -> None:
@@ -237,7 +250,7 @@ def test_truncation_says_which_words_are_cut_off(folder: Path, tokenizer_json: P
         assert Tokenizer.from_file(path).encode(PROMPTS[0]).cut_off == ""
 
     said: list[str] = []
-    encode_prompts(load_text_encoder(folder), [PROMPTS[0], LONG], placement=on_cpu, notes=said.append)
+    encode_prompts(load_text_encoder(folder), [PROMPTS[0], LONG], host=Host(place, say=said.append))
     assert len(said) == 1
     assert f"{tokens.total} tokens" in said[0]
     assert "word398 word399" in said[0]

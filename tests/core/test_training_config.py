@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 import torch
 
+from ltxkit import cli
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
-from ltxkit.ltx_core.training import commands
+from ltxkit.ltx_core.training import run
 from ltxkit.ltx_core.training.config import (
     PRESETS,
     Optimization,
+    Training,
     TransformerTraining,
     UpscalerTraining,
     VAETraining,
-    build,
     load_config,
-    to_tree,
 )
 from ltxkit.ltx_core.training.models import transformer_config, upsampler_config, vae_config
 from ltxkit.ltx_core.training.optimize import learning_rate
+from ltxkit.ltx_core.training.settings_file import build, to_tree
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
@@ -71,7 +71,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_config("no-such-preset")
     broken = tmp_path / "broken.yaml"
     broken.write_text("task: [vae", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"no YAML"):
+    with pytest.raises(ConfigError, match=r"not YAML"):
         load_config(broken)
     broken.write_text("task: vae\noutput: x\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"without data, model, optimization"):
@@ -80,28 +80,15 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["2024", "runs #1", "true", "a: b", "1e3", '\\new "run"', "run \U0001f98a"])
 def test_any_path_can_be_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[str] = []
+    trained: list[Training] = []
 
-    def record(config: str, overrides: list[str], *_: object, **__: object) -> Path:
-        given.extend(overrides)
-        return load_config(config, overrides).output
+    def record(config: Training, **_: object) -> Path:
+        trained.append(config)
+        return config.output
 
-    monkeypatch.setattr(commands, "run_training", record)
-    (command,) = (one for one in commands.TRAINING_COMMANDS if one.name == "train-vae")
-    parser = argparse.ArgumentParser()
-    command.arguments(parser)
-    command.run(parser.parse_args(["--config", "digits-vae", "--output", name]), Console())
-    assert load_config("digits-vae", given).output == Path(name)
-
-
-class Console:
-    def note(self, text: str) -> None: ...
-
-    result = note
-
-    def step(self, report: object) -> None: ...
-
-    progress = step
+    monkeypatch.setattr(run, "run_training", record)
+    assert cli.main(["train-vae", "--config", "digits-vae", "--output", name]) == 0
+    assert [config.output for config in trained] == [Path(name)]
 
 
 def test_overrides_and_numbers_with_an_exponent() -> None:

@@ -16,10 +16,10 @@ from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
-from ltxkit.ltx_core.training.bundle import bundle
-from ltxkit.ltx_core.training.config import LoRA, Text
-from ltxkit.ltx_core.training.evaluate import Bar, Score, evaluate_digits
-from ltxkit.ltx_core.training.generate import Generator, load_models
+from ltxkit.ltx_core.training.config import LoRASettings, Text
+from ltxkit.ltx_core.training.digits.bundle import bundle
+from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits
+from ltxkit.ltx_core.training.generate import ClipGenerator, load_models
 from ltxkit.ltx_core.training.lora import LoRALayers, save_lora
 from ltxkit.ltx_core.training.models import (
     open_vae,
@@ -191,7 +191,7 @@ def test_vae_runs_in_diffusers(tmp_path: Path) -> None:
 
 
 def trained(model: LTXTransformer) -> LoRALayers:
-    layers = LoRALayers(model, LoRA(rank=3, alpha=6.0, targets=("to_q", "to_out.0", "ff.net.0.proj")))
+    layers = LoRALayers(model, LoRASettings(rank=3, alpha=6.0, targets=("to_q", "to_out.0", "ff.net.0.proj")))
     with torch.no_grad():
         for name, parameter in layers.named_parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(len(name))).mul_(0.2)
@@ -245,15 +245,15 @@ def test_a_new_lora_changes_nothing_and_trains_its_factors_alone() -> None:
     model = transformer()
     plain = velocity(model)
     model.requires_grad_(False)
-    layers = LoRALayers(model, LoRA(rank=2))
+    layers = LoRALayers(model, LoRASettings(rank=2))
     assert torch.equal(velocity(model), plain)
     x, sigma, text, positions = inputs()
     (out,) = model(x, sigma, model.prepare_positions(positions), (Branch(model.prepare_text([text])),))
     out.square().mean().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.grad is not None for parameter in layers.up.parameters())
-    with pytest.raises(ConfigError, match="no Linear of a block is called"):
-        LoRALayers(model, LoRA(targets=("to_x",)))
+    with pytest.raises(ConfigError, match="which name no Linear of a block"):
+        LoRALayers(model, LoRASettings(targets=("to_x",)))
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -290,7 +290,7 @@ def test_sample_extend_reconstruct(run: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_given_frames_stay_and_seeds_count_up(run: Path) -> None:
-    generator = Generator(load_models(run), 25.0)
+    generator = ClipGenerator(load_models(run), 25.0)
     settings = {"steps": 2, "guidance_scale": 3.0}
     size = PixelShape(9, 32, 32)
     first = torch.rand(1, 3, 1, 32, 32) * 2 - 1
@@ -303,7 +303,7 @@ def test_given_frames_stay_and_seeds_count_up(run: Path) -> None:
 
 
 def test_eval_digits_measures_and_refuses_noise(run: Path) -> None:
-    generator = Generator(load_models(run), 25.0, batch_size=10)
+    generator = ClipGenerator(load_models(run), 25.0, batch_size=10)
     score, clips = evaluate_digits(generator, PixelShape(9, 32, 32), 20, clips=10, steps=1, guidance_scale=1.0)
     assert clips.shape == (10, 3, 9, 32, 32)
     assert score.reader >= 0.97  # the reader is good whatever the model is
@@ -342,7 +342,7 @@ def test_a_bundle_holds_half_the_bytes_and_loads(run: Path, tmp_path: Path, caps
     torch.testing.assert_close(velocity(loaded.transformer), velocity(trained_.transformer), atol=0.05, rtol=0.05)
     _, info = load_transformer(folder / "model.safetensors")
     assert not info.notes  # the config came along
-    clip = Generator(loaded, 25.0).clips(["left"], PixelShape(9, 32, 32), steps=1, guidance_scale=1.0, seed=0)
+    clip = ClipGenerator(loaded, 25.0).clips(["left"], PixelShape(9, 32, 32), steps=1, guidance_scale=1.0, seed=0)
     assert clip.isfinite().all()
 
 
@@ -350,7 +350,7 @@ def test_a_bundle_is_whole_or_not_there(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shipped/digits"
     bundle(run, None, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match="which is there already; expected a new folder"):
+    with pytest.raises(CheckpointError, match="which exists already; expected a new folder"):
         bundle(run, None, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

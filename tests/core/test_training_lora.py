@@ -17,12 +17,12 @@ from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
-from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
 from ltxkit.ltx_core.training import text
-from ltxkit.ltx_core.training.commands import run_training
+from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.loop import StepReport
+from ltxkit.ltx_core.training.run import run_training as run_config
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
@@ -42,12 +42,13 @@ class Quiet:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    result = note
-
     def step(self, report: StepReport) -> None:
         self.steps.append(report)
 
-    def progress(self, event: ProgressEvent) -> None: ...
+
+def run_training(preset: str, overrides: list[str], console: Quiet, resume: bool = False) -> Path | None:
+    config = load_config(preset, overrides)
+    return run_config(config, resume=resume, report=console.step, notes=console.note)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ import yaml
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.errors import CheckpointError, UnsupportedError
-from ltxkit.ltx_core.training.commands import make_task
 from ltxkit.ltx_core.training.config import Logging, load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.footprint import Alive, Footprint, step_bytes
 from ltxkit.ltx_core.training.logs import Log, read_log
 from ltxkit.ltx_core.training.models import tensors_of
+from ltxkit.ltx_core.training.run import make_task
 from ltxkit.ltx_core.training.vae import VAETask
 
 ONE = World(0, 1, torch.device("cpu"))
@@ -97,7 +97,7 @@ def test_perceptual_loss_from_a_users_torchscript_file(task: Callable[..., VAETa
     assert all(torch.equal(tensor, fixed[name]) for name, tensor in tensors_of(trained.perceptual).items())
 
     path.write_bytes(b"no TorchScript")
-    with pytest.raises(CheckpointError, match="is no TorchScript file"):
+    with pytest.raises(CheckpointError, match="is not a TorchScript file"):
         task(perceptual={"weight": 2.0}, perceptual_weights=str(path))
 
 

@@ -20,18 +20,20 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.commands.training import stopping_on_signals
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, TrainingError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import Posterior, VideoVAE
-from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.training import logs, loop
-from ltxkit.ltx_core.training.commands import make_task, run_training
+from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.logs import read_log
-from ltxkit.ltx_core.training.loop import StepReport, TrainingError, latest_checkpoint
+from ltxkit.ltx_core.training.loop import StepReport
 from ltxkit.ltx_core.training.models import open_vae, save_checkpoint_file, save_vae, tensors_of
 from ltxkit.ltx_core.training.models import transformer_config as architecture
+from ltxkit.ltx_core.training.run import make_task
+from ltxkit.ltx_core.training.run import run_training as run_config
 from ltxkit.ltx_core.training.vae import VAETask
 from ltxkit.ltx_core.weights.build import load_upsampler
 
@@ -78,13 +80,20 @@ class Quiet:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    result = note
-
     def step(self, report: StepReport) -> None:
         self.steps.append(report)
         self.on_step(report)
 
-    def progress(self, event: ProgressEvent) -> None: ...
+
+def run_training(path: Path, overrides: list[str], console: Quiet, resume: bool = False) -> Path | None:
+    """As the commands do it."""
+    return run_config(
+        load_config(path, overrides),
+        resume=resume,
+        report=console.step,
+        stopping=stopping_on_signals(),
+        notes=console.note,
+    )
 
 
 def optimization(**changes: Any) -> dict[str, Any]:
@@ -269,12 +278,11 @@ def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, tra
 # Each run has a port of its own: a process that is quicker to the second run must not find the store of the first.
 ONE_OF_TWO = """
 import json, os, sys
-from ltxkit.ltx_core.training.commands import run_training
-class Quiet:
-    note = result = step = progress = lambda *_: None
+from ltxkit.ltx_core.training.config import load_config
+from ltxkit.ltx_core.training.run import run_training
 for path, overrides, resume, port in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
-    run_training(path, overrides, Quiet(), resume=resume)
+    run_training(load_config(path, overrides), resume=resume)
 """
 
 

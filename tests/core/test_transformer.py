@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.models import transformer
+from ltxkit.ltx_core.models.branches import BranchStructure, ForwardPlan, plan_forward
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer, PreparedText
 
 MODES = ("attention_values", "attention_skip", "transformer_block")
@@ -33,14 +34,14 @@ def model() -> LTXTransformer:
 class Inputs:
     """One set of inputs for any batch; sample i is the same whatever the batch."""
 
-    def __init__(self, batch: int = 1) -> None:
+    def __init__(self, batch: int = 1, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(3)
-        self.x = torch.randn(4, TOKENS, CHANNELS, generator=generator)[:batch]
+        self.x = torch.randn(4, TOKENS, CHANNELS, generator=generator)[:batch].to(device)
         extent = torch.tensor([5.0, 500.0, 760.0])[None, :, None]
-        self.positions = (torch.rand(4, 3, TOKENS, generator=generator) * extent)[:batch]
-        self.sigma = torch.tensor([0.9, 0.6, 0.3, 1.0])[:batch, None, None]
-        self.positive = list(torch.randn(4, 7, CAPTIONS, generator=generator)[:batch])
-        self.negative = list(torch.randn(4, 5, CAPTIONS, generator=generator)[:batch])
+        self.positions = (torch.rand(4, 3, TOKENS, generator=generator) * extent)[:batch].to(device)
+        self.sigma = torch.tensor([0.9, 0.6, 0.3, 1.0])[:batch, None, None].to(device)
+        self.positive = list(torch.randn(4, 7, CAPTIONS, generator=generator)[:batch].to(device))
+        self.negative = list(torch.randn(4, 5, CAPTIONS, generator=generator)[:batch].to(device))
 
 
 def run(model: LTXTransformer, given: Inputs, *branches: Branch, sigma: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -174,15 +175,38 @@ def test_a_second_skipped_block_computes_no_attention(model: LTXTransformer, mod
     assert rows["attn1.to_v"] / TOKENS == values
 
 
+def test_a_run_is_planned_once(model: LTXTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anew only where the branches differ in more than their texts' contents."""
+    planned: list[BranchStructure] = []
+
+    def plan(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
+        planned.append(structure)
+        return plan_forward(structure, num_blocks)
+
+    monkeypatch.setattr(transformer, "plan_forward", plan)
+    monkeypatch.setattr(model, "_planned", None)
+    given = Inputs()
+    for _ in range(3):
+        positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
+        run(model, given, Branch(negative), Branch(positive), Branch(positive, frozenset({2})))
+    assert len(planned) == 1
+    (alone,) = run(model, given, Branch(positive))
+    assert len(planned) == 2
+    shared, other = run(model, given, Branch(positive), Branch(positive, frozenset({1}), "attention_skip"))
+    assert len(planned) == 3
+    assert torch.equal(shared, alone)
+    assert not torch.equal(shared, other)
+
+
 # Text
 
 
 def test_prepared_keys_and_values_equal_fresh_ones(model: LTXTransformer) -> None:
     given = Inputs()
     text = model.prepare_text(given.positive)
-    assert text.attention == {}
+    assert len(text.cache) == 0
     (first,) = run(model, given, Branch(text))
-    assert sorted(text.attention) == list(range(LAYERS))
+    assert len(text.cache) == LAYERS
     with Counted(model) as rows:
         (second,) = run(model, given, Branch(text))
     (fresh,) = run(model, given, Branch(model.prepare_text(given.positive)))
@@ -288,53 +312,7 @@ def test_distinct_levels_are_embedded_once(model: LTXTransformer) -> None:
     assert relative(found, expected) <= 1e-3
 
 
-# Memory
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors made inside, at the worst moment."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {
-            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and storage._cdata not in self.alive | given:
-                self.alive.add(storage._cdata)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _freed(self, storage: int, size: int) -> None:
-        self.alive.discard(storage)
-        self.now -= size
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("branches", [1, 3])
-def test_activation_bytes_are_about_what_a_forward_takes(
-    monkeypatch: pytest.MonkeyPatch, branches: int, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: weight.dtype)
-    tokens, config = 600, replace(CONFIG, attention_head_dim=64, cross_attention_dim=128)
-    model = LTXTransformer(config).to(dtype).eval().requires_grad_(False)
-    text, other = (model.prepare_text([torch.randn(n, CAPTIONS)]) for n in (3, 2))
-    asked = (Branch(text), Branch(other), Branch(text, frozenset({1})))[:branches]
-    x, sigma = torch.randn(2, tokens, CHANNELS), torch.where(torch.arange(tokens) < 9, 0.0, 0.5)[None, :, None]
-    with torch.no_grad(), PeakMemory() as memory:
-        rotary = model.prepare_positions(torch.rand(2, 3, tokens))
-        model(x, sigma.expand(2, -1, -1), rotary, asked)
-    estimate = model.activation_bytes(2, tokens, branches)
-    assert memory.peak <= 1.05 * estimate
-    assert estimate <= 1.6 * memory.peak
+# Dtypes
 
 
 @torch.no_grad()
@@ -367,14 +345,18 @@ def test_gradient_reaches_every_parameter_through_every_branch() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_autocast_trains_float32_weights() -> None:
+def test_autocast_trains_float32_weights(rounding_bound: Callable[..., float]) -> None:
+    """Its result is as near to float32 as bfloat16 allows: at 14 % of the bound of 3.1 %."""
     torch.manual_seed(1)
-    model = LTXTransformer(CONFIG)
-    given = Inputs()
+    model, given = LTXTransformer(CONFIG), Inputs()
     with torch.autocast("cpu", torch.bfloat16):
         (found,) = run(model, given, Branch(model.prepare_text(given.positive)))
     (expected,) = run(model, given, Branch(model.prepare_text(given.positive)))
-    assert relative(found, expected) <= 3e-2
+    shapes, meta = copy.deepcopy(model).to("meta", torch.bfloat16), Inputs(device="meta")
+    layers = sum(isinstance(module, nn.Linear) for module in model.modules())
+    forward = partial(run, shapes, meta)
+    bound = rounding_bound(lambda: forward(Branch(shapes.prepare_text(meta.positive))), torch.bfloat16, weights=layers)
+    assert (found - expected).norm() <= bound * expected.norm()
     found.square().sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ltxkit.cli import main
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.pipelines.components import Components
+from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.pipelines.planning import outline
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.weights import containers

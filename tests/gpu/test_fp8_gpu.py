@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
-from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.fp8 import Float8Linear, multiplies_fp8, quantize_rows, use_fp8_matmul
 from ltxkit.ltx_core.quant.registry import quantization_by_name
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
-from ltxkit.ltx_core.memory.placement import DevicePlacement
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
 from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, quantization_by_name

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxkit.ltx_core.budget.tiling import Tiling
+from ltxkit.ltx_core.budget.vae import decode_bytes
 from ltxkit.ltx_core.config import VideoVAEConfig
-from ltxkit.ltx_core.memory.placement import DevicePlacement
-from ltxkit.ltx_core.models.vae_memory import decode_bytes
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode
 from ltxkit.ltx_core.pipelines.encode import encode_frames
-from ltxkit.ltx_core.pipelines.tiling import Tiling
+from ltxkit.ltx_core.pipelines.settings import Decoding
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.shapes import LatentShape
 
 pytestmark = pytest.mark.gpu
@@ -38,10 +40,9 @@ def _exact_float32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def frames_of(vae: VideoVAE, device: str, **options: object) -> Tensor:
+def frames_of(vae: VideoVAE, device: str, tiling: Tiling | None = None) -> Tensor:
     latent = torch.randn(1, 16, 3, 4, 24, generator=torch.Generator().manual_seed(1))
-    settings = {"decode_timestep": 0.05, "decode_noise_scale": 0.025, "seed": 3, "placement": DevicePlacement(device)}
-    return decode(vae, latent, **(settings | options))
+    return decode(vae, latent, Decoding(0.05, 0.025), seed=3, host=Host(DevicePlacement(device)), tiling=tiling)
 
 
 def rms(got: Tensor, expected: Tensor) -> float:
@@ -62,10 +63,10 @@ def test_decode(vae: VideoVAE) -> None:
 def test_encode(vae: VideoVAE) -> None:
     scale = vae.config.scale_factors
     clip = torch.rand(17, 2 * scale.height, 3 * scale.width, 3, generator=torch.Generator().manual_seed(2))
-    on_cpu = encode_frames(vae, clip, placement=DevicePlacement("cpu"))
-    assert rms(encode_frames(vae, clip, placement=DevicePlacement("cuda")), on_cpu) <= 1e-4
+    on_cpu = encode_frames(vae, clip, host=Host(DevicePlacement("cpu")))
+    assert rms(encode_frames(vae, clip, host=Host(DevicePlacement("cuda"))), on_cpu) <= 1e-4
     vae.to(torch.bfloat16)
-    assert rms(encode_frames(vae, clip, placement=DevicePlacement("cuda")), on_cpu) <= 3e-2
+    assert rms(encode_frames(vae, clip, host=Host(DevicePlacement("cuda"))), on_cpu) <= 3e-2
 
 
 @torch.no_grad()

@@ -21,10 +21,12 @@ from playwright.sync_api import sync_playwright
 
 sys.path.append(str(Path(__file__).parent))
 
+from object_info import object_info
 from stub_server import stub_server
 
-from ltxkit.nodes.headless import all_nodes, object_info
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.headless.host import PlainHost
+from ltxkit.headless.runner import all_nodes
+from ltxkit.nodes.host import use_host
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

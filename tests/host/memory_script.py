@@ -34,7 +34,7 @@ module = importlib.util.module_from_spec(spec)
 sys.modules["ltxkit"] = module
 spec.loader.exec_module(module)
 nodes = module.NODE_CLASS_MAPPINGS
-from ltxkit.ltx_core.memory.copies import weight_bytes
+from ltxkit.ltx_core.budget.weights import weight_bytes
 from ltxkit.nodes.host import ComfyUIHost
 
 ComfyUIHost.say = lambda self, text: None  # there is no server here

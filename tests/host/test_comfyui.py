@@ -60,8 +60,11 @@ def test_its_requirements_move_nothing(comfyui: ComfyUI, repository: Path):
 def test_the_server_describes_our_nodes_as_we_do(
     server: Server, repository: Path, models_folder: Path, fill_inputs: Callable[[Path], None]
 ):
-    from ltxkit.nodes.headless import all_nodes, object_info
-    from ltxkit.nodes.host import PlainHost, use_host
+    from object_info import object_info
+
+    from ltxkit.headless.host import PlainHost
+    from ltxkit.headless.runner import all_nodes
+    from ltxkit.nodes.host import use_host
 
     only_there = r', "from-elsewhere\.safetensors"'  # in the server's extra folder
     theirs = json.loads(re.sub(only_there, "", json.dumps(server.get("/object_info"))))
@@ -147,8 +150,8 @@ def test_a_demo_graph_makes_what_it_says(server: Server, repository: Path, name:
     import torch
 
     from ltxkit.ltx_core import media
-    from ltxkit.ltx_core.training.digits import sklearn_digits
-    from ltxkit.ltx_core.training.evaluate import Reader, centres, direction, grey
+    from ltxkit.ltx_core.training.digits.clips import sklearn_digits
+    from ltxkit.ltx_core.training.digits.evaluate import Reader, centres, direction, grey
 
     shutil.copyfile(repository / "assets/examples/three.png", server.base / "input/three.png")
     events = server.run(json.loads((repository / f"workflows/api/{name}.json").read_text()))
@@ -331,8 +334,8 @@ def test_the_stand_ins_do_what_the_core_does(server: Server):
     # Grey, alpha, a palette with a transparent colour, and a side that does not divide.
     from PIL import Image
 
-    from ltxkit.nodes.headless import Runner, all_nodes
-    from ltxkit.nodes.host import PlainHost
+    from ltxkit.headless.host import PlainHost
+    from ltxkit.headless.runner import Runner, all_nodes
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 52, 4), dtype=np.uint8))
     picture.save(server.base / "input/alpha.png")

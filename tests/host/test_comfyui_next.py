@@ -17,9 +17,11 @@ pytestmark = pytest.mark.comfy_next
 def test_it_loads_and_describes_our_nodes_as_we_do(
     server_next: Server, models_folder: Path, fill_inputs: Callable[[Path], None]
 ):
+    from object_info import object_info
+
+    from ltxkit.headless.host import PlainHost
     from ltxkit.nodes import NODE_CLASS_MAPPINGS
-    from ltxkit.nodes.headless import object_info
-    from ltxkit.nodes.host import PlainHost, use_host
+    from ltxkit.nodes.host import use_host
 
     log = server_next.log.read_text().split("Starting server")[0]
     ours = [line for line in log.splitlines() if re.search("ltxkit", line, re.IGNORECASE)]

@@ -39,10 +39,12 @@ def page(
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     pytest.importorskip("comfyui_frontend_package", reason="the extra `test` is not installed")
+    from object_info import object_info
     from playwright.sync_api import sync_playwright
 
-    from ltxkit.nodes.headless import all_nodes, object_info
-    from ltxkit.nodes.host import PlainHost, use_host
+    from ltxkit.headless.host import PlainHost
+    from ltxkit.headless.runner import all_nodes
+    from ltxkit.nodes.host import use_host
 
     inputs = tmp_path_factory.mktemp("input")
     fill_inputs(inputs)
@@ -90,7 +92,7 @@ def test_nothing_overlaps(page: Page, repository: Path, name: str):
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_graph_is_small_explained_and_needs_no_other_pack(repository: Path, name: str):
-    from ltxkit.nodes.headless import all_nodes
+    from ltxkit.headless.runner import all_nodes
 
     nodes = graph(repository, name)["nodes"]
     working = [node for node in nodes if node["type"] not in NOTES]

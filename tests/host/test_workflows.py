@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from ltxkit.headless.host import PlainHost
+from ltxkit.headless.runner import Runner, all_nodes
 from ltxkit.ltx_core import media
-from ltxkit.nodes.headless import Runner, all_nodes
-from ltxkit.nodes.host import PlainHost
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows/api").glob("*.json"))
 

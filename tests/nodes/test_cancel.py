@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.nodes.condition import AddCondition
-from ltxkit.nodes.host import PlainHost, use_host
 from ltxkit.nodes.latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 from ltxkit.nodes.sample import SampleVideo
@@ -23,14 +22,6 @@ UPSCALER = ("ltxv-tiny-spatial-upscaler.safetensors", "auto")
 
 class Cancelled(Exception):  # noqa: N818
     """Like ComfyUI's InterruptProcessingException, which is an ordinary Exception."""
-
-
-@pytest.fixture(scope="module")
-def host(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainHost]:
-    folder = tmp_path_factory.mktemp("files")
-    chosen = PlainHost(tiny_models(), folder, folder)
-    with use_host(chosen), torch.inference_mode():
-        yield chosen
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxkit.headless.host import PlainHost
+from ltxkit.ltx_core.budget.plan import Card, format_plan
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
 from ltxkit.ltx_core.media import compress
-from ltxkit.ltx_core.memory import placement
-from ltxkit.ltx_core.memory.plan import Card, format_plan
-from ltxkit.ltx_core.memory.streaming import streamed
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
-from ltxkit.ltx_core.pipelines.planning import outline, plan
-from ltxkit.ltx_core.pipelines.recipe import guidance_for
+from ltxkit.ltx_core.pipelines.dry_run import outline, plan
+from ltxkit.ltx_core.pipelines.passes import Pass, sigmas_for
+from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for
+from ltxkit.ltx_core.pipelines.sample import LatentClip
+from ltxkit.ltx_core.pipelines.settings import Settings
+from ltxkit.ltx_core.placing import placement
+from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
@@ -29,7 +33,7 @@ from ltxkit.ltx_core.weights.metadata import format_upscaler_config
 from ltxkit.ltx_core.weights.save import write_safetensors
 from ltxkit.nodes import sockets
 from ltxkit.nodes.condition import AddCondition, AddReference
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.latent import SLOW_MOTION, DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 from ltxkit.nodes.plan import PlanMemory
@@ -38,17 +42,12 @@ from ltxkit.nodes.steps import CreateGuidance, CreateSchedule, CreateStepGuidanc
 from ltxkit.nodes.text import EncodePrompt
 
 SHORT = torch.tensor([1.0, 0.5, 0.0])
-said: list[str] = []
+pytestmark = pytest.mark.usefixtures("host")
 
 
 @pytest.fixture(scope="module")
-def models(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(models: Path) -> Path:
     """The tiny set and a temporal upscaler of the same family."""
-    folder = tmp_path_factory.mktemp("models")
-    for part in tiny_models().iterdir():
-        (folder / part.name).mkdir()
-        for path in part.iterdir():
-            (folder / part.name / path.name).symlink_to(path)
     config = UpsamplerConfig(
         in_channels=128,
         mid_channels=32,
@@ -58,37 +57,9 @@ def models(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         temporal_upsample=True,
     )
     torch.manual_seed(0)
-    path = folder / "latent_upscale_models/temporal.safetensors"
+    path = models / "latent_upscale_models/temporal.safetensors"
     write_safetensors(path, LatentUpsampler(config).state_dict(), {"config": format_upscaler_config(config)})
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainHost]:
-    folder = tmp_path_factory.mktemp("folders")
-    plain = PlainHost(models, folder, folder, device=torch.device("cpu"), notes=said.append)
-    with use_host(plain), torch.inference_mode():
-        yield plain
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[sockets.Model, Any]:
-    return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
-
-
-@pytest.fixture(scope="module")
-def prompts() -> tuple[Any, Any]:
-    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
-    return EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
-
-
-@pytest.fixture(autouse=True)
-def forget() -> None:
-    said.clear()
-
-
-def everything() -> str:
-    return "\n".join(said)
+    return models
 
 
 def frames(count: int = 1, height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
@@ -182,7 +153,7 @@ def test_levels_of_the_official_script_are_an_option(loaded: Any, prompts: Any):
     assert not torch.allclose(own[:, :, 0], official[:, :, 0], atol=1e-2)  # noise is left there officially
 
 
-def test_what_a_condition_cannot_be(loaded: Any, prompts: Any):
+def test_what_a_condition_cannot_be(loaded: Any, prompts: Any, said: list[str]):
     for entries, message in (
         ([(frames(), 33)], "got a condition at frame 33; expected -33 to 32"),
         ([(frames(), 8), (frames(seed=1), 8)], "got two conditions on frame 8"),
@@ -192,7 +163,7 @@ def test_what_a_condition_cannot_be(loaded: Any, prompts: Any):
         with pytest.raises(ConfigError, match=message):
             sampled(loaded, prompts, canvas(), conditions=conditions(*entries))
     sampled(loaded, prompts, canvas(), conditions=conditions((frames(21), 0)))
-    assert "trimmed from 21 to 17 frames" in everything()
+    assert "trimmed from 21 to 17 frames" in "\n".join(said)
     with pytest.raises(ShapeError, match="expected one mask for all frames, one per latent frame"):
         sampled(loaded, prompts, {**canvas(), "noise_mask": torch.ones(3, 64, 64)})
     with pytest.raises(ConfigError, match="got crf 64"):
@@ -202,7 +173,7 @@ def test_what_a_condition_cannot_be(loaded: Any, prompts: Any):
 # ------------------------------------------------------------------------------------------------ steps
 
 
-def test_lists_as_they_stand_in_the_official_yaml():
+def test_lists_as_they_stand_in_the_official_yaml(said: list[str]):
     """The defaults are the first pass of 13B dev, whatever the brackets."""
     recipe = RELEASES["13b-0.9.8-dev"].recipe
     declared = CreateStepGuidance.INPUT_TYPES()["required"]
@@ -213,8 +184,8 @@ def test_lists_as_they_stand_in_the_official_yaml():
         name: f"[{value}]" if isinstance(value, str) and "," in value else value for name, value in values.items()
     }
     assert CreateStepGuidance().run(**bracketed) == (guidance,)
-    assert "positive down to level 0.996; then negative + positive + perturbed" in everything()
-    assert "positive + perturbed." in everything()
+    assert "positive down to level 0.996; then negative + positive + perturbed" in "\n".join(said)
+    assert "positive + perturbed." in "\n".join(said)
 
 
 def lists(**changed: str) -> Any:
@@ -244,7 +215,7 @@ def test_what_lists_cannot_be(loaded: Any, prompts: Any):
         sampled(loaded, prompts, canvas(9), guidance=lists(stg_blocks="28"))
 
 
-def test_what_will_run_is_said(loaded: Any, prompts: Any):
+def test_what_will_run_is_said(loaded: Any, prompts: Any, said: list[str]):
     guidance = lists()
     assert said[-1].endswith("Forwards of a step: positive down to level 1; then negative + positive + perturbed.")
     lists_shown = {"model": loaded[0], "schedule": torch.tensor([1.0, 0.9, 0.5, 0.0])}
@@ -252,11 +223,11 @@ def test_what_will_run_is_said(loaded: Any, prompts: Any):
     assert "3 steps (steps x branches: 3 x 3), 9 forwards, of which sharing saves 1.5." in said[-1]
     said.clear()
     sampled(loaded, prompts, canvas(9), guidance=guidance)
-    assert "2 steps (steps x branches: 1 x 1, 1 x 3), 4 forwards, of which sharing saves 0.7." in everything()
-    assert "use STG scale 0" in everything()  # the checkpoint is a distilled one
+    assert "2 steps (steps x branches: 1 x 1, 1 x 3), 4 forwards, of which sharing saves 0.7." in "\n".join(said)
+    assert "use STG scale 0" in "\n".join(said)  # the checkpoint is a distilled one
 
 
-def test_a_schedule_without_its_ends_is_drawn():
+def test_a_schedule_without_its_ends_is_drawn(said: list[str]):
     (sigmas,) = CreateSchedule().run("linear-quadratic", 30, "", 1.0, skip_initial_steps=17)
     assert len(sigmas) == 14
     assert sigmas[0].item() == pytest.approx(0.9548, abs=1e-4)  # the second pass of 13B dev
@@ -272,13 +243,13 @@ def test_a_schedule_without_its_ends_is_drawn():
 # ------------------------------------------------------------------------------------------------ results
 
 
-def test_motion_is_shown_with_what_governs_it(loaded: Any, prompts: Any):
+def test_motion_is_shown_with_what_governs_it(loaded: Any, prompts: Any, said: list[str]):
     result = sampled(loaded, prompts, canvas(9), conditions=conditions((frames(), 0), crf=29), condition_noise=0.15)
     said.clear()
     (images,) = DecodeVideo().run(result, loaded[1], 0.05, 0.025, 0)
     difference = (images[1:] - images[:-1]).abs().mean() / images.std(dim=(1, 2, 3)).mean()
-    assert float(re.findall(r"Motion (\d+\.\d+)", everything())[-1]) == pytest.approx(float(difference), rel=0.02)
-    assert "with condition strength 1, CRF 29, condition noise 0.15" in everything()
+    assert float(re.findall(r"Motion (\d+\.\d+)", "\n".join(said))[-1]) == pytest.approx(float(difference), rel=0.02)
+    assert "with condition strength 1, CRF 29, condition noise 0.15" in "\n".join(said)
 
 
 def test_grain_and_tone_mapping_are_options_of_decoding(loaded: Any, prompts: Any):
@@ -306,7 +277,7 @@ def test_random_sizes_come_out_as_asked(loaded: Any):
 # ------------------------------------------------------------------------------------------------ upscaling
 
 
-def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any):
+def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any, said: list[str]):
     (upscaler,) = LoadUpscaler().run("temporal.safetensors", "auto")
     latent = canvas(15, width=60)
     latent = {**latent, "samples": torch.randn(latent["samples"].shape)}
@@ -323,7 +294,9 @@ def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any):
     assert images.shape == (29, 64, 60, 3)
 
 
-def test_two_checkpoints_make_the_two_passes(loaded: Any, prompts: Any, tiny_models: Callable[..., Path]):
+def test_two_checkpoints_make_the_two_passes(
+    loaded: Any, prompts: Any, tiny_models: Callable[..., Path], said: list[str]
+):
     """13B dev for the small pass, 2B distilled for the refining one, each with its own recipe."""
     with use_host(PlainHost(tiny_models("13b"), Path(), Path())):
         large, _ = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "13b-0.9.8-dev")
@@ -333,8 +306,38 @@ def test_two_checkpoints_make_the_two_passes(loaded: Any, prompts: Any, tiny_mod
     )
     assert images.shape == (2, 100, 70, 3)
     assert latent["samples"].shape == (1, 128, 2, 4, 2)
-    assert "Sampling as 13b-0.9.8-dev." in everything()
-    assert "Sampling as 2b-0.9.8-distilled." in everything()
+    assert "Sampling as 13b-0.9.8-dev." in "\n".join(said)
+    assert "Sampling as 2b-0.9.8-distilled." in "\n".join(said)
+
+
+@pytest.mark.parametrize("condition_noise", [0.0, 0.15])
+def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts: Any, condition_noise: float):
+    """One seed, one clip: the second Sample goes on drawing where the first has stopped."""
+    model, vae = loaded
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    shown = conditions((frames(height=100, width=100), 0))
+    _, expected = GenerateTwoStage().run(
+        model, vae, upscaler, *prompts, 100, 100, 9, 5, 1.0, condition_noise, conditions=shown
+    )
+    recipe, _ = recipe_for(model.info.versions)
+    entries = [Settings(recipe).entry(which) for which in ("first", "second")]
+
+    def one_pass(latent: Any, number: int, seed: int = 5) -> Any:
+        schedule = sigmas_for(entries[number], model.info.scheduler, 0)
+        guidance = guidance_for(entries[number], recipe)
+        more = {"seed": seed, "condition_noise": condition_noise, "conditions": shown}
+        return sampled(loaded, prompts, latent, schedule=schedule, guidance=guidance, **more)
+
+    small = one_pass(canvas(9), 0)
+    large, _ = UpscaleLatent().run(small, upscaler, vae, 1.0)
+    refined = one_pass(large, 1)
+    assert torch.equal(refined["samples"], expected["samples"])
+    assert refined[sockets.NOISE] == expected[sockets.NOISE]  # a third pass goes on after either alike
+
+    other = one_pass(large, 1, seed=6)
+    known_of_nothing = {key: value for key, value in large.items() if key != sockets.NOISE}
+    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # another seed starts
+    assert not torch.equal(one_pass(known_of_nothing, 1)["samples"], refined["samples"])
 
 
 def test_a_temporal_upscaler_cannot_make_two_passes(loaded: Any, prompts: Any):
@@ -343,7 +346,7 @@ def test_a_temporal_upscaler_cannot_make_two_passes(loaded: Any, prompts: Any):
         GenerateTwoStage().run(*loaded, upscaler, *prompts, 64, 96, 2, 1, 1.0, 0.0)
 
 
-def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any):
+def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any, said: list[str]):
     latent = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
     corners = torch.tensor([[0, 0, 0, 0], [0, 0, 32, 32], [0, 32, 0, 32]])[None]
     guided = tuple([[one[0][0], {**one[0][1], "keyframe_idxs": corners}]] for one in prompts)
@@ -358,7 +361,7 @@ def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any):
 
 
 def test_shifted_presets_count_the_tokens_of_the_clip_alone(
-    tiny_models: Callable[..., Path], prompts: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_models: Callable[..., Path], prompts: Any, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ):
     """0.9.0: the same levels with guides of native nodes behind the clip as without."""
     folder = tiny_models(vae="0.9.0")
@@ -370,9 +373,9 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
     clip = {"samples": torch.zeros(1, 128, 2, 2, 2)}
     longer = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
 
-    def record(*_: Any, sigmas: Tensor, **__: Any) -> Tensor:
-        levels.append(sigmas)
-        return torch.zeros(1)
+    def record(one: Pass, clip: LatentClip, *_: Any, **__: Any) -> Tensor:
+        levels.append(one.sigmas)
+        return torch.zeros_like(clip.latent)
 
     monkeypatch.setattr("ltxkit.nodes.sample.sample", record)
     for conditioning, latent in ((prompts, clip), (guided, longer)):
@@ -383,7 +386,7 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
 # ------------------------------------------------------------------------------------------------ references
 
 
-def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, prompts: Any):
+def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, prompts: Any, said: list[str]):
     """A wide clip at 48 frames per second, one frame short of what is wanted, for a canvas of 33 frames at 24."""
     clip = frames(64, 64, 96)
     (chain,) = AddReference().run(clip, 48.0, 1.0, "crop")
@@ -398,7 +401,7 @@ def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, promp
         "The reference ends before the clip: frames 25 to 32 are made without it",
         "There is a reference video and no LoRA",
     ):
-        assert sentence in everything()
+        assert sentence in "\n".join(said)
     assert made[sockets.MOTION] == ""
     # A clip that fits is used as it is: the same frames, taken by hand, give the same video, and nothing is said.
     said.clear()
@@ -438,11 +441,11 @@ def test_a_reference_is_encoded_for_both_passes(loaded: Any, prompts: Any, monke
 # ------------------------------------------------------------------------------------------------ memory
 
 
-def test_the_plan_says_what_will_be_where(models: Path):
+def test_the_plan_says_what_will_be_where(models: Path, said: list[str]):
     files = ("ltxv-tiny.safetensors", "in the model file", "t5-tiny", "ltxv-tiny-spatial-upscaler.safetensors")
     size = ("auto", "2b-0.9.8-distilled", 192, 192, 9, 0)
     (text,) = PlanMemory().run(*files, *size, 8.0)
-    assert everything().endswith(text)
+    assert "\n".join(said).endswith(text)
     found = outline(
         models / "checkpoints/ltxv-tiny.safetensors",
         models / "text_encoders/t5-tiny",

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.pipelines.long_video import fingerprint
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.nodes.condition import AddCondition
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.latent import DecodeVideo
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder
 from ltxkit.nodes.long import FOLDER, GenerateLongVideo
@@ -34,10 +36,9 @@ def parts(tiny_models: Callable[..., Path]) -> tuple[Any, ...]:
 
 
 @pytest.fixture
-def host(tiny_models: Callable[..., Path], tmp_path: Path) -> Iterator[PlainHost]:
-    said: list[str] = []
-    plain = PlainHost(tiny_models(), tmp_path, tmp_path / "out", device=torch.device("cpu"), notes=said.append)
-    plain.said = said  # type: ignore[attr-defined]
+def host(models: Path, said: list[str], tmp_path: Path) -> Iterator[PlainHost]:
+    """With an output folder that is empty at the start of each test."""
+    plain = PlainHost(models, tmp_path, tmp_path / "out", device=torch.device("cpu"), notes=said.append)
     with use_host(plain), torch.inference_mode():
         yield plain
 
@@ -65,7 +66,9 @@ def long(parts: tuple[Any, ...], prompts: str = "a dune\na storm\nthe sea", **ch
 FOUR = "a dune\na storm\n\nthe sea\nan island\n"  # an empty line does not count
 
 
-def test_the_clip_has_the_length_that_was_asked_for_and_stands_in_a_file(host: PlainHost, parts: Any, tmp_path: Path):
+def test_the_clip_has_the_length_that_was_asked_for_and_stands_in_a_file(
+    host: PlainHost, parts: Any, tmp_path: Path, said: list[str]
+):
     video, latent = long(parts, FOUR)
     assert video.path.parent == host.folder("output") / FOLDER
     clip = media.read_video(video.path)
@@ -76,11 +79,11 @@ def test_the_clip_has_the_length_that_was_asked_for_and_stands_in_a_file(host: P
     (images,) = DecodeVideo().run(latent, parts[1], 0.05, 0.025, 5)
     media.write_video(tmp_path / "same.mp4", [images], fps=clip.fps)
     assert torch.equal(media.read_video(tmp_path / "same.mp4").frames, clip.frames)
-    said = "\n".join(host.said)  # type: ignore[attr-defined]
-    assert "4 windows of 17 frames, 4 prompts" in said
-    assert "seams change" in said
-    assert "mean colour drifts by" in said
-    assert "Every window: 2 steps" in said
+    text = "\n".join(said)
+    assert "4 windows of 17 frames, 4 prompts" in text
+    assert "seams change" in text
+    assert "mean colour drifts by" in text
+    assert "Every window: 2 steps" in text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -127,6 +130,23 @@ def test_conditions_count_in_the_whole_clip(host: PlainHost, parts: Any):
     _, late = long(parts, FOUR, conditions=shown)
     assert torch.equal(free["samples"][:, :, :3], late["samples"][:, :, :3])
     assert not torch.allclose(free["samples"][:, :, 4:], late["samples"][:, :, 4:], atol=1e-2)
+
+
+def test_windows_keep_as_many_blocks_as_the_loaders_asked_for(
+    host: PlainHost, parts: Any, monkeypatch: pytest.MonkeyPatch
+):
+    resident: dict[Any, int | None] = {}
+    place = host.place
+
+    def watched(module: Any, *, memory_required: int = 0, resident_blocks: int | None = None) -> Any:
+        resident[module] = resident_blocks
+        return place(module, memory_required=memory_required, resident_blocks=resident_blocks)
+
+    monkeypatch.setattr(host, "place", watched)
+    model, vae, encoder = parts
+    chosen = (replace(model, resident_blocks=1), vae, replace(encoder, resident_blocks=0))
+    long(chosen, "a dune", frames=17)
+    assert (resident[model.transformer], resident[encoder.encoder.model], resident[vae.decoder]) == (1, 0, None)
 
 
 @pytest.mark.parametrize(

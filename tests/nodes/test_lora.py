@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.nodes import sockets
-from ltxkit.nodes.host import PlainHost, use_host
 from ltxkit.nodes.latent import EmptyLatent
 from ltxkit.nodes.loaders import ApplyLoRA, LoadModel, LoadTextEncoder
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
@@ -22,47 +20,29 @@ from ltxkit.nodes.text import EncodePrompt
 
 SHORT = torch.tensor([1.0, 0.5, 0.0])
 WIDTH = 64  # of the tiny transformer
-said: list[str] = []
+pytestmark = pytest.mark.usefixtures("host")
 
 
 @pytest.fixture(scope="module")
-def models(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(models: Path) -> Path:
     """The tiny set with LoRAs: for it, with one block too many, and for a wider model."""
-    folder = tmp_path_factory.mktemp("models")
-    for part in tiny_models().iterdir():
-        (folder / part.name).symlink_to(part)
-    (folder / "loras").mkdir()
     torch.manual_seed(0)
 
     def pair(block: int, width: int = WIDTH, rank: int = 4) -> dict[str, Tensor]:
         stem = f"diffusion_model.transformer_blocks.{block}.attn1.to_v"
         return {f"{stem}.lora_A.weight": torch.randn(rank, width), f"{stem}.lora_B.weight": torch.randn(width, rank)}
 
-    save_file(pair(3), folder / "loras/fits.safetensors")
-    save_file(pair(3) | pair(90), folder / "loras/deeper.safetensors")
-    save_file(pair(3, 128), folder / "loras/wider.safetensors")
-    save_file(pair(3), folder / "loras/style-for-distilled.safetensors")
-    save_file(pair(3, rank=128), folder / "loras/ltxv-distilled-lora128.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainHost]:
-    folder = tmp_path_factory.mktemp("folders")
-    plain = PlainHost(models, folder, folder, device=torch.device("cpu"), notes=said.append)
-    with use_host(plain), torch.inference_mode():
-        yield plain
+    save_file(pair(3), models / "loras/fits.safetensors")
+    save_file(pair(3) | pair(90), models / "loras/deeper.safetensors")
+    save_file(pair(3, 128), models / "loras/wider.safetensors")
+    save_file(pair(3), models / "loras/style-for-distilled.safetensors")
+    save_file(pair(3, rank=128), models / "loras/ltxv-distilled-lora128.safetensors")
+    return models
 
 
 @pytest.fixture(scope="module")
-def model() -> sockets.Model:
+def model(host: Any) -> sockets.Model:
     return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.5")[0]
-
-
-@pytest.fixture(scope="module")
-def prompts() -> tuple[Any, Any]:
-    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
-    return EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
 
 
 def sampled(model: sockets.Model, prompts: tuple[Any, Any]) -> Tensor:
@@ -71,7 +51,7 @@ def sampled(model: sockets.Model, prompts: tuple[Any, Any]) -> Tensor:
 
 
 def test_a_lora_changes_what_is_sampled_and_leaves_the_model_alone(
-    model: sockets.Model, prompts: tuple[Any, Any]
+    model: sockets.Model, prompts: tuple[Any, Any], said: list[str]
 ) -> None:
     base = sampled(model, prompts)
     said.clear()
@@ -101,7 +81,7 @@ def test_a_lora_is_in_both_passes_of_two_stage(model: sockets.Model, prompts: tu
     assert not torch.equal(latent(vae[0], changed), base)
 
 
-def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tuple[Any, Any]) -> None:
+def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tuple[Any, Any], said: list[str]) -> None:
     """Steps and guidance of the release that is chosen, and another LoRA behind it changes nothing about them."""
     (distilled,) = ApplyLoRA().run(model, "fits.safetensors", 1.0, False, "13b-0.9.7-distilled")
     assert distilled.info.version == "13b-0.9.7-distilled"
@@ -114,7 +94,7 @@ def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tup
     assert said == [": Sampling as 13b-0.9.7-distilled.", ": 8 steps (steps x branches: 8 x 1), 8 forwards."]
 
 
-def test_the_distilled_lora_brings_them_by_itself(model: sockets.Model) -> None:
+def test_the_distilled_lora_brings_them_by_itself(model: sockets.Model, said: list[str]) -> None:
     dev = replace(model, info=replace(model.info, versions=("13b-0.9.8-dev", "13b-0.9.7-dev")))
     for settings, strength, versions in (
         ("automatic", 1.0, ("13b-0.9.8-distilled", "13b-0.9.7-distilled")),

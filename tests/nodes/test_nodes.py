@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError, ShapeError, UnsupportedError
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt
 from ltxkit.ltx_core.progress import Progress, ProgressEvent
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
@@ -38,6 +38,7 @@ class FakeHost:
         self.said: list[str] = []
         self.events: list[ProgressEvent] = []
         self.placed: list[nn.Module] = []
+        self.resident: list[tuple[nn.Module, int | None]] = []
         self.released: list[nn.Module] = []
 
     def model_folders(self, kind: str) -> list[Path]:
@@ -53,8 +54,11 @@ class FakeHost:
         self.said.append(text)
 
     @contextmanager
-    def place(self, module: nn.Module, *, memory_required: int = 0) -> Iterator[torch.device]:
+    def place(
+        self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
+    ) -> Iterator[torch.device]:
         self.placed.append(module)
+        self.resident.append((module, resident_blocks))
         yield torch.device("cpu")
 
     def release(self, module: nn.Module) -> None:
@@ -71,20 +75,9 @@ def host(tiny_models: Callable[..., Path]) -> Iterator[FakeHost]:
         yield fake
 
 
-@pytest.fixture(scope="module")
-def loaded(host: FakeHost) -> tuple[sockets.Model, Any]:
-    return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", VERSION)
-
-
-@pytest.fixture(scope="module")
-def prompts(host: FakeHost) -> tuple[Any, Any]:
-    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
-    return EncodePrompt().run(encoder, "a temple", "blurry", 24.0)
-
-
 @pytest.fixture(autouse=True)
 def forget(host: FakeHost) -> None:
-    for remembered in (host.said, host.events, host.placed, host.released):
+    for remembered in (host.said, host.events, host.placed, host.resident, host.released):
         remembered.clear()
 
 
@@ -338,6 +331,16 @@ def test_two_stage_makes_exactly_what_was_asked_for(host: FakeHost, loaded: Any,
     assert latent["samples"].shape == (1, 128, 2, 2, 4)  # 64x32, twice
     stages = {event.stage for event in host.events}
     assert {"sample", "upscale", "refine", "decode"} <= stages
+
+
+def test_the_two_passes_keep_as_many_blocks_as_their_loaders_asked_for(host: FakeHost, prompts: Any):
+    name = ("ltxv-tiny.safetensors", "in the model file", "fp32", VERSION)
+    (first, vae), (second, _) = (LoadModel().run(*name, resident_blocks=blocks) for blocks in (2, -1))
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    sizes = {"width": 96, "height": 96, "frames": 9, "seed": 1, "adain": 1.0, "condition_noise": 0.0}
+    GenerateTwoStage().run(first, vae, upscaler, *prompts, **sizes, second_model=second)
+    assert [blocks for module, blocks in host.resident if module is first.transformer] == [2]
+    assert {blocks for module, blocks in host.resident if module is not first.transformer} == {None}
 
 
 # ------------------------------------------------------------------------------------------------ bad input

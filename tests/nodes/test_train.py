@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.headless.host import PlainHost
+from ltxkit.ltx_core.errors import ConfigError, TrainingError
 from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.logs import read_log
-from ltxkit.ltx_core.training.loop import TrainingError, latest_checkpoint
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import ApplyLoRA, LoadModel
 from ltxkit.nodes.train import RUNS, TrainLoRA
-
-said: list[str] = []
 
 
 class CancelledError(Exception):
@@ -27,13 +26,8 @@ class CancelledError(Exception):
 
 
 @pytest.fixture
-def host(tiny_models: Callable[..., Path], tmp_path: Path) -> Iterator[PlainHost]:
-    models = tmp_path / "models"
-    models.mkdir()
-    for part in tiny_models().iterdir():
-        (models / part.name).symlink_to(part)
-    (models / "loras").mkdir()
-    said.clear()
+def host(link_models: Callable[[Path], Path], said: list[str], tmp_path: Path) -> Iterator[PlainHost]:
+    models = link_models(tmp_path / "models")
     plain = PlainHost(models, tmp_path, tmp_path / "output", device=torch.device("cpu"), notes=said.append)
     with use_host(plain):
         yield plain
@@ -58,7 +52,7 @@ def settings(videos: Path, **changes: Any) -> dict[str, Any]:
     return {**names, "version": "from the file", "folder": str(videos), **size, **run, "settings": lines} | changes
 
 
-def test_cancelled_resumed_and_used(host: PlainHost, videos: Path) -> None:
+def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[str]) -> None:
     def cancel(event: ProgressEvent) -> None:
         if event.step >= 2:
             raise CancelledError

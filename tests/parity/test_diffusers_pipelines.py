@@ -25,13 +25,16 @@ from diffusers.pipelines.ltx import pipeline_ltx, pipeline_ltx_condition, pipeli
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
-from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.two_stage import upscale_latent
+from ltxkit.ltx_core.host import Host
+from ltxkit.ltx_core.pipelines.condition import Condition, Conditions, encode_conditions
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling import schedules
 from ltxkit.ltx_core.sampling.filters import tone_map
-from ltxkit.ltx_core.sampling.guidance import Guidance
-from ltxkit.ltx_core.sampling.samplers import SamplerSettings
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
+from ltxkit.ltx_core.sampling.samplers import EULER, SamplerSettings
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
 
@@ -39,6 +42,8 @@ CHANNELS, TEXT = 16, 24
 SIZE = PixelShape(33, 64, 96)
 GRID = (5, 2, 3)
 CLOSE = 1e-3
+FPS = 25.0
+CPU = Host(DevicePlacement("cpu"))
 VERSIONS = {False: "2b-0.9.0", True: "2b-0.9.5"}
 
 
@@ -66,11 +71,6 @@ def taped():
         mock.patch("diffusers.models.autoencoders.vae.randn_tensor", posterior),
     ):
         yield
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -164,20 +164,23 @@ def unpacked(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.unflatten(1, GRID).movedim(-1, 1)
 
 
-def ours(models, texts, latent=None, *, causal: bool, conditions=(), **settings) -> torch.Tensor:
+def ours(
+    models, texts, latent=None, *, causal: bool, sigmas, guidance=NO_GUIDANCE, sampler=EULER, conditions=()
+) -> torch.Tensor:
     transformers, vae, _ = models
-    posterior = Tape(12)
+    latent = torch.zeros(1, CHANNELS, *GRID) if latent is None else latent
+    positive, negative = (
+        EncodedPrompt(texts[f"{name}prompt_embeds"], texts[f"{name}prompt_attention_mask"])
+        for name in ("", "negative_")
+    )
+    encoded = encode_conditions(vae, conditions, SIZE, batch=1, fps=FPS, noise=Tape(12), host=CPU)
     return sample(
-        transformers[causal],
-        torch.zeros(1, CHANNELS, *GRID) if latent is None else latent,
-        EncodedPrompt(texts["prompt_embeds"], texts["prompt_attention_mask"]),
-        EncodedPrompt(texts["negative_prompt_embeds"], texts["negative_prompt_attention_mask"]),
+        Pass(transformers[causal], sigmas, guidance, sampler),
+        LatentClip(latent, vae.config.scale_factors, FPS),
+        Prompts(positive, negative),
         noise=Tape(11),
-        fps=25.0,
-        scale=vae.config.scale_factors,
-        placement=on_cpu,
-        conditions=encode_conditions(vae, conditions, SIZE, batch=1, noise=posterior, placement=on_cpu),
-        **settings,
+        host=CPU,
+        conditions=Conditions(encoded),
     )
 
 
@@ -285,7 +288,7 @@ def test_ltx_condition_pipeline(theirs, models, texts, kind, condition_noise):
         causal=True,
         sigmas=schedules.linear_quadratic(4),
         guidance=Guidance(scale=(5.0,), guidance_rescale=0.7),
-        settings=SamplerSettings(condition_noise=condition_noise, levels="official"),
+        sampler=SamplerSettings(condition_noise=condition_noise, levels="official"),
         conditions=[Condition(as_frames(images), frame, strength) for images, frame, strength in media],
     )
     assert relative(found, expected) <= CLOSE
@@ -372,7 +375,7 @@ def test_ltx_latent_upsample_pipeline(theirs, models, adain, tone):
         latents=latent, adain_factor=adain, tone_map_compression_ratio=tone, output_type="latent", height=64, width=96
     ).frames
     vae = models[1]
-    found = upscale_latent(models[2], vae, latent, adain_factor=adain, placement=on_cpu)
+    found = upscale_latent(Upscaling(models[2], vae, adain_factor=adain), latent, host=CPU)
     if tone:
         found = vae.normalize(tone_map(vae.un_normalize(found), tone))
     assert relative(found, expected) <= CLOSE

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltxkit.ltx_core.pipelines.condition import Condition, Reference, encode_conditions
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
+from ltxkit.ltx_core.host import Host
+from ltxkit.ltx_core.pipelines.condition import Condition, Conditions, Reference, encode_conditions
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling import schedules
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.samplers import SamplerSettings
@@ -25,6 +27,7 @@ shared = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(shared)
 RECORDED = load_file(HERE / "ic_lora/latents.safetensors")
 SIZE = PixelShape(shared.FRAMES, shared.HEIGHT, shared.WIDTH)
+CPU = Host(DevicePlacement("cpu"))
 # (kind of the reference, conditions, condition noise), as recorded.
 RUNS = {
     "reference": ("clip33", "none", 0.0),
@@ -34,11 +37,6 @@ RUNS = {
     "first_frame": ("clip33", "first_frame", 0.15),
     "keyframe_and_clip": ("clip33", "two", 0.0),
 }
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +56,16 @@ def made(models, kind: str | None, conditions: str, condition_noise: float) -> t
     if kind is not None:
         items.append(Reference(frames(kind)))
     posterior = shared.Tape(shared.POSTERIOR_SEED)
+    encoded = encode_conditions(vae, items, SIZE, batch=1, fps=shared.FPS, noise=posterior, host=CPU)
     texts = shared.prompts()
+    sampler = SamplerSettings(condition_noise=condition_noise, levels="official")
     return sample(
-        transformer,
-        torch.zeros(1, shared.CHANNELS, *SIZE.latent(vae.config.scale_factors)),
-        EncodedPrompt(*texts["positive"]),
-        EncodedPrompt(*texts["negative"]),
-        sigmas=schedules.linear_quadratic(4),
-        guidance=Guidance(scale=(3.0,)),
-        settings=SamplerSettings(condition_noise=condition_noise, levels="official"),
-        conditions=encode_conditions(vae, items, SIZE, batch=1, noise=posterior, placement=on_cpu),
+        Pass(transformer, schedules.linear_quadratic(4), Guidance(scale=(3.0,)), sampler),
+        LatentClip.empty(vae, SIZE, shared.FPS),
+        Prompts(EncodedPrompt(*texts["positive"]), EncodedPrompt(*texts["negative"])),
         noise=shared.Tape(shared.NOISE_SEED),
-        fps=shared.FPS,
-        scale=vae.config.scale_factors,
-        placement=on_cpu,
+        host=CPU,
+        conditions=Conditions(encoded),
     )
 
 

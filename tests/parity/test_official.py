@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,11 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltxkit.ltx_core.pipelines import generate
-from ltxkit.ltx_core.pipelines.condition import Condition, encode_conditions
+from ltxkit.ltx_core.host import Host
+from ltxkit.ltx_core.pipelines import decode as decode_module
+from ltxkit.ltx_core.pipelines import sample as one_pass
+from ltxkit.ltx_core.pipelines.condition import Condition, Conditions, encode_conditions
 from ltxkit.ltx_core.pipelines.decode import decode
-from ltxkit.ltx_core.pipelines.generate import EncodedPrompt, sample
-from ltxkit.ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
+from ltxkit.ltx_core.pipelines.settings import Decoding
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, first_pass_size, generate_two_stage
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling import schedules
 from ltxkit.ltx_core.sampling.filters import tone_map
 from ltxkit.ltx_core.sampling.guidance import Guidance
@@ -30,11 +35,7 @@ shared = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(shared)
 
 SIZE = PixelShape(shared.FRAMES, shared.HEIGHT, shared.WIDTH)
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
+CPU = Host(DevicePlacement("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -87,37 +88,32 @@ def encoded(vae, items, size=SIZE):
     """Conditions with the posterior draws of the recording, which come from a tape of their own."""
     conditions = [Condition(picture(kind), frame, strength, "stretch") for kind, frame, strength in items]
     tape = shared.Tape(shared.POSTERIOR_SEED)
-    return encode_conditions(vae, conditions, size, batch=1, noise=tape, placement=on_cpu)
+    return encode_conditions(vae, conditions, size, batch=1, fps=shared.FPS, noise=tape, host=CPU)
 
 
-def prompts() -> tuple[EncodedPrompt, EncodedPrompt]:
+def prompts() -> Prompts:
     texts = shared.prompts()
-    return EncodedPrompt(*texts["positive"]), EncodedPrompt(*texts["negative"])
+    return Prompts(EncodedPrompt(*texts["positive"]), EncodedPrompt(*texts["negative"]))
 
 
 def run(models, settings: dict) -> torch.Tensor:
     transformer, vae, _ = models
     settings = {**shared.STANDARD, **settings}
-    grid = SIZE.latent(vae.config.scale_factors)
-    latent = torch.zeros(1, shared.CHANNELS, *grid)
+    clip = LatentClip.empty(vae, SIZE, shared.FPS)
     if "media" in settings:
-        latent = encoded(vae, [(settings["media"], 0, 1.0)])[0].latent
+        clip = replace(clip, latent=encoded(vae, [(settings["media"], 0, 1.0)])[0].latent)
+    sampler = SamplerSettings(
+        name="stochastic" if settings.get("stochastic_sampling") else "euler",
+        condition_noise=settings.get("image_cond_noise_scale", 0.0),
+        levels="official",
+    )
     return sample(
-        transformer,
-        latent,
-        *prompts(),
-        sigmas=sigmas(settings),
-        guidance=guidance(settings),
-        settings=SamplerSettings(
-            stochastic=settings.get("stochastic_sampling", False),
-            condition_noise=settings.get("image_cond_noise_scale", 0.0),
-            levels="official",
-        ),
-        conditions=encoded(vae, shared.CONDITIONS[settings.get("conditions", "none")]),
+        Pass(transformer, sigmas(settings), guidance(settings), sampler),
+        clip,
+        prompts(),
         noise=shared.Tape(shared.NOISE_SEED),
-        fps=shared.FPS,
-        scale=vae.config.scale_factors,
-        placement=on_cpu,
+        host=CPU,
+        conditions=Conditions(encoded(vae, shared.CONDITIONS[settings.get("conditions", "none")])),
     )
 
 
@@ -125,7 +121,7 @@ def run(models, settings: dict) -> torch.Tensor:
 def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions):
     """Every kind of guidance with every kind of condition: the guided velocity of all tokens at level 0.9."""
     seen = []
-    integrate = generate.integrate
+    integrate = one_pass.integrate
 
     def spying(velocity, *args, **kwargs):
         def recording(step, x, level):
@@ -134,7 +130,7 @@ def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions):
 
         return integrate(recording, *args, **kwargs)
 
-    monkeypatch.setattr(generate, "integrate", spying)
+    monkeypatch.setattr(one_pass, "integrate", spying)
     run(models, {**shared.GUIDANCE[kind], "conditions": conditions, "timesteps": [1.0, 0.9]})
     assert relative(seen[1], recorded["velocities"][f"{kind}/{conditions}"]) <= 1e-4
 
@@ -158,14 +154,15 @@ def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", shared.RUNS)
-def test_decoded_video(models, recorded, name):
+def test_decoded_video(models, recorded, name, monkeypatch):
+    # Theirs draws decode noise from the seed itself, ours from a stream of it.
+    monkeypatch.setattr(decode_module, "stream", lambda seed, _: torch.Generator().manual_seed(seed))
     frames = decode(
         models[1],
         run(models, shared.RUNS[name]),
-        decode_timestep=shared.DECODE_TIMESTEP,
-        decode_noise_scale=shared.DECODE_NOISE_SCALE,
+        Decoding(shared.DECODE_TIMESTEP, shared.DECODE_NOISE_SCALE),
         seed=shared.DECODE_SEED,
-        placement=on_cpu,
+        host=CPU,
     )
     assert psnr(frames.movedim(-1, 1)[:, :, list(shared.SHOWN_FRAMES)], recorded["frames"][name]) >= 50
 
@@ -180,22 +177,18 @@ def test_two_stage(models, recorded):
     posterior = shared.Tape(shared.POSTERIOR_SEED)
     draws = iter([noise, posterior, noise, posterior])  # each pass draws for the clip, then for its one condition
     tape = lambda shape: next(draws)(shape)  # noqa: E731
-    first, second = (
-        PassSettings(transformer, sigmas(entry), guidance(entry), SamplerSettings(levels="official"))
+    passes = [
+        Pass(transformer, sigmas(entry), guidance(entry), SamplerSettings(levels="official"))
         for entry in (recipe["first_pass"], recipe["second_pass"])
-    )
+    ]
     latent = generate_two_stage(
-        first,
-        second,
-        upsampler,
-        vae,
-        *prompts(),
-        size=size,
-        fps=shared.FPS,
+        passes,
+        LatentClip.empty(vae, size, shared.FPS),
+        prompts(),
+        Upscaling(upsampler, vae, adain_factor=1.0),
         noise=(tape, tape),
-        placement=on_cpu,
-        adain_factor=1.0,
-        conditions=[Condition(picture("image"), 0, 1.0, "stretch")],
+        host=CPU,
+        conditions=Conditions([Condition(picture("image"), 0, 1.0, "stretch")], vae),
     )
     assert relative(latent, recorded["latents"]["two_stage"]) <= 1e-3
     frames = decoded(vae, latent, shared.SHOWN_FRAMES[:2], recipe["second_pass"]["tone_map_compression_ratio"])

@@ -1,0 +1,132 @@
+"""Commands about weights files: what a file holds, what memory a run takes, other formats, a small random set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from . import arguments
+from .command import DONE, Command
+from .console import Console
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a weights file, or a diffusers or transformers folder")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.weights.bundled import find_model
+    from ..ltx_core.weights.report import format_report, inspect
+
+    report = inspect(find_model(options.file, "checkpoints"))
+    console.result(json.dumps(report, indent=2) if options.json else format_report(report))
+    return DONE
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="FILE", help="checkpoint, or transformer with --vae")
+    parser.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if the checkpoint has none")
+    parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")
+    parser.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
+    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    parser.add_argument(
+        "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
+    )
+    parser.add_argument("--quantization", metavar="KIND", help="as in `generate`")
+    parser.add_argument("--text-quantization", metavar="KIND", help="as in `generate`")
+    parser.add_argument(
+        "--size", type=arguments.size, default=(768, 512), metavar="WxH", help="in pixels (default 768x512)"
+    )
+    parser.add_argument("--frames", type=int, default=121, help="of the clip (default 121)")
+    parser.add_argument("--branches", type=int, help="of a step: 2 with guidance, 3 with STG (default: the recipe's)")
+    parser.add_argument("--image", action="store_true", help="the clip starts from a picture")
+    parser.add_argument("--reference", action="store_true", help="the clip follows the reference video of an IC-LoRA")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--card", type=float, metavar="GiB", help="memory of a card (default: the one here)")
+    where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
+    parser.add_argument("--resident-blocks", type=int, metavar="N", help="as in `generate`")
+    parser.add_argument("--tile", type=int, metavar="CELLS", help="as in `generate`")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.budget.plan import Card, format_plan
+    from ..ltx_core.budget.tiling import Tiling
+    from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
+    from ..ltx_core.shapes import PixelShape
+
+    models = outline(
+        options.model,
+        options.text_encoder,
+        vae=options.vae,
+        upscaler=options.upscaler,
+        version=options.version,
+        dtype=arguments.torch_dtype(options.dtype),
+        quantization=options.quantization,
+        text_quantization=options.text_quantization,
+    )
+    width, height = options.size
+    choices = Choices(
+        branches=options.branches,
+        resident=options.resident_blocks,
+        tiling=Tiling.square(options.tile),
+        shows_picture=options.image,
+        follows_reference=options.reference,
+    )
+    card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
+    memory_plan = plan(models, PixelShape(options.frames, height, width), card, choices)
+    console.result(json.dumps(memory_plan.to_json(), indent=2) if options.json else format_plan(memory_plan))
+    return DONE
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="FILE", help="a checkpoint or diffusers folder with plain weights")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="what to write; must not exist yet")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="single-file, diffusers, fp8, fp8-scaled, or gguf- with q8_0, q5_1, q5_0, q4_1, q4_0 or bf16",
+    )
+    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+
+
+def _convert(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.weights.convert import convert
+
+    left = convert(options.source, options.target, options.to, version=options.version, progress=console.progress)
+    if left:
+        named = f"{', '.join(left[:5])}{' ...' if left[5:] else ''}"
+        console.note(f"{len(left)} tensors have no place in this format: {named}")
+    console.result(str(options.target))
+    return DONE
+
+
+def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for checkpoints/, text_encoders/ and so on")
+    parser.add_argument("--family", choices=("2b", "13b"), default="2b")
+    parser.add_argument("--vae", choices=("0.9.0", "0.9.1", "0.9.5"), default="0.9.5")
+    parser.add_argument("--compression", choices=("32x8", "16x4"), default="32x8", help="space x time, per latent cell")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _make_tiny(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.weights.tiny import make_tiny
+
+    make_tiny(
+        options.folder, family=options.family, vae=options.vae, compression=options.compression, seed=options.seed
+    )
+    for path in sorted(path for path in options.folder.rglob("*") if path.is_file()):
+        console.result(str(path))
+    console.result("These weights are random: what they make is noise.")
+    return DONE
+
+
+COMMANDS = (
+    Command("inspect", "Say what a weights file is; reads only its header.", _inspect_arguments, _inspect),
+    Command("plan", "Say how much memory a run takes, and where; reads only headers.", _plan_arguments, _plan),
+    Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
+    Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
+)

@@ -1,0 +1,171 @@
+"""Commands that use a model trained here: `ltxkit sample`, `extend` and `reconstruct`."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..ltx_core.errors import ConfigError
+from ..ltx_core.weights.bundled import BUNDLED
+from . import arguments
+from .command import DONE, Command
+from .console import Console
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..ltx_core.shapes import PixelShape
+    from ..ltx_core.training.generate import ClipGenerator
+
+
+def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
+    """Which model, and how it samples."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=default,
+        required=default is None,
+        metavar="DIR",
+        help=f"run of train, a folder with its files, or {BUNDLED}, the model that comes with the pack",
+    )
+    parser.add_argument("--fps", type=arguments.frame_rate, default=Fraction(25), help="frames per second (default 25)")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def size_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", type=arguments.size, default=(64, 64), metavar="WxH", help="in pixels (default 64x64)"
+    )
+    parser.add_argument("--frames", type=int, default=25, help="(default 25)")
+
+
+def clip_size(options: argparse.Namespace) -> PixelShape:
+    """The size that the options of `size_arguments` ask for."""
+    from ..ltx_core.shapes import PixelShape
+
+    width, height = options.size
+    return PixelShape(options.frames, height, width)
+
+
+def clip_generator(options: argparse.Namespace) -> ClipGenerator:
+    """The models that the options of `model_arguments` name, and --upscaler where the command has it."""
+    from ..ltx_core.training.generate import ClipGenerator, load_models
+
+    return ClipGenerator(load_models(options.model, getattr(options, "upscaler", None)), float(options.fps))
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    model_arguments(parser)
+    size_arguments(parser)
+    parser.add_argument("--prompt", action="append", default=[], help="may be repeated; clip i gets seed + i")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+
+
+def _sample(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.training.pictures import save_samples
+
+    prompts: list[str] = list(options.prompt)
+    if options.prompts is not None:
+        prompts += [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ConfigError("got no prompt; expected --prompt or --prompts; add one")
+    clips = clip_generator(options).clips(
+        prompts,
+        clip_size(options),
+        steps=options.steps,
+        guidance_scale=options.guidance,
+        seed=options.seed,
+        progress=console.progress,
+    )
+    for path in save_samples(options.output, clips, prompts, float(options.fps)):
+        console.result(str(path))
+    return DONE
+
+
+def _extend_arguments(parser: argparse.ArgumentParser) -> None:
+    model_arguments(parser)
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue")
+    parser.add_argument("--prompt", default="", help="what the clip shows")
+    parser.add_argument("--frames", type=int, required=True, help="how many frames to add")
+    parser.add_argument(
+        "--overlap", type=int, default=9, help="frames that each window repeats from the last, k*t+1 (default 9)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4")
+
+
+def _extend(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.media import write_video
+    from ..ltx_core.training.pictures import to_frames
+
+    longer = clip_generator(options).extend(
+        _read_clip(options.video, options.fps, None),
+        options.prompt,
+        options.frames,
+        overlap=options.overlap,
+        steps=options.steps,
+        guidance_scale=options.guidance,
+        seed=options.seed,
+    )
+    write_video(options.output, [to_frames(longer)], fps=options.fps)
+    console.result(str(options.output))
+    return DONE
+
+
+def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
+    model_arguments(parser)
+    size_arguments(parser)
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct")
+    parser.add_argument(
+        "--sigma", type=float, default=0.0, help="0: the VAE alone; up to 1: add noise of this level and remove it"
+    )
+    parser.add_argument("--prompt", default="", help="what the clip shows, for --sigma above 0")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4")
+
+
+def _reconstruct(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.media import write_video
+    from ..ltx_core.training.generate import reconstruct
+    from ..ltx_core.training.pictures import to_frames
+
+    if not 0 <= options.sigma <= 1:
+        raise ConfigError(f"got --sigma {options.sigma}; expected 0 to 1; pass 0 for the VAE alone")
+    pixels = _read_clip(options.video, options.fps, clip_size(options))[None]
+    restored = reconstruct(
+        clip_generator(options),
+        pixels,
+        sigma=options.sigma,
+        steps=options.steps,
+        prompts=[options.prompt],
+        seed=options.seed,
+    )
+    write_video(options.output, [to_frames(restored.pixels[0])], fps=options.fps)
+    console.result(f"{options.output}: PSNR {float(restored.psnr[0]):.2f} dB, SSIM {float(restored.ssim[0]):.4f}")
+    return DONE
+
+
+def _read_clip(path: Path, fps: Fraction, size: PixelShape | None) -> Tensor:
+    """A video as (3 f h w) in [-1, 1]; with a size, its first frames, resized to it."""
+    from einops import rearrange
+
+    from ..ltx_core.media import read_video, resize
+
+    frames = read_video(path, fps=fps).frames
+    if size is not None:
+        if len(frames) < size.frames:
+            raise ConfigError(f"got {path} with {len(frames)} frames; expected {size.frames} or more; lower --frames")
+        frames = resize(frames[: size.frames], size.height, size.width, "crop")
+    return rearrange(frames * 2 - 1, "f h w c -> c f h w")
+
+
+COMMANDS = (
+    Command("sample", "Make clips with a model trained here.", _sample_arguments, _sample),
+    Command("extend", "Make a clip longer.", _extend_arguments, _extend),
+    Command(
+        "reconstruct", "Measure what survives the VAE, or noising and denoising.", _reconstruct_arguments, _reconstruct
+    ),
+)

@@ -1,0 +1,121 @@
+"""`ltxkit train-vae` and `ltxkit train`: a run that a YAML file or a preset describes, in this process or as one of
+torchrun's.
+
+SIGINT and SIGTERM save a checkpoint and stop; a second one stops at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..ltx_core.errors import ConfigError
+from .command import DONE, INTERRUPTED, Command
+from .console import Console
+
+if TYPE_CHECKING:
+    from ..ltx_core.training.config import Training
+
+
+def _vae_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, or the name of a preset")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        dest="overrides",
+        help="change one value; may be repeated",
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: the config's)")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
+
+
+def _transformer_arguments(parser: argparse.ArgumentParser) -> None:
+    _vae_arguments(parser)
+    parser.add_argument(
+        "--vae", metavar="DIR", help="run of train-vae, or a checkpoint with a VAE (default: the config's)"
+    )
+
+
+def _train_vae(options: argparse.Namespace, console: Console) -> int:
+    return _train(_read_config(options, ["vae"]), options.resume, console)
+
+
+def _train_transformer(options: argparse.Namespace, console: Console) -> int:
+    return _train(_read_config(options, ["transformer", "upscaler"], vae=options.vae), options.resume, console)
+
+
+def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides: str | None) -> Training:
+    """The config of one of `tasks`, with the values that have options of their own last."""
+    from ..ltx_core.training.config import load_config
+
+    overrides = {"output": options.output, **overrides}
+    # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
+    quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in overrides.items() if value}
+    config = load_config(options.config, [*options.overrides, *(f"{key}={value}" for key, value in quoted.items())])
+    if config.task not in tasks:
+        raise ConfigError(
+            f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
+        )
+    return config
+
+
+def _train(config: Training, resume: bool, console: Console) -> int:
+    from ..ltx_core.training.run import run_training
+
+    _set_backends(config.optimization.precision)
+    final = run_training(config, resume=resume, report=console.step, stopping=stopping_on_signals(), notes=console.note)
+    if final is None:
+        console.note("stopped; the checkpoint is complete, --resume continues from it")
+        return INTERRUPTED
+    console.result(str(final))
+    return DONE
+
+
+def _set_backends(precision: str) -> None:
+    """Switches that torch has for whole processes alone, which is why no function of the core touches them."""
+    import torch
+
+    # cuDNN compiles its attention anew for every shape, and shapes change from step to step.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+@contextmanager
+def stopping_on_signals() -> Generator[Callable[[], bool]]:
+    """Inside, the function given says whether SIGINT, SIGTERM or Windows' SIGBREAK has come.
+
+    The first one restores the usual handlers, so a second one interrupts.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    before = {
+        number: signal.getsignal(number) or signal.SIG_DFL for number in (getattr(signal, name) for name in names)
+    }
+
+    def ask(number: int, _: object) -> None:
+        asked.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+COMMANDS = (
+    Command("train-vae", "Train a video VAE from scratch.", _vae_arguments, _train_vae),
+    Command("train", "Train a transformer, a LoRA or a latent upscaler.", _transformer_arguments, _train_transformer),
+)

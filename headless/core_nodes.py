@@ -1,0 +1,348 @@
+"""Stand-ins for the few ComfyUI core nodes that our workflows use, for running them without ComfyUI.
+
+Ids, inputs, outputs and meaning are the core's (Comfy-Org/ComfyUI 0.3.64: nodes.py, comfy_extras/nodes_video.py,
+comfy_extras/nodes_images.py); the code is ours. Sound is not carried: `GetVideoComponents` gives None for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ltx_core import media
+from ..ltx_core.files import whole
+from .folders import NumberedFiles, check_file, file_digest, input_files, named_file
+from .video import VideoComponents, VideoInFile, VideoInMemory
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
+MAX_RESOLUTION = 16384  # nodes.py
+
+SaveHidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+
+
+def _metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
+    return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+class LoadImage:
+    CATEGORY = "image"
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "load_image"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": (input_files(IMAGE_SUFFIXES), {"image_upload": True})}}
+
+    @classmethod
+    def IS_CHANGED(cls, image: str) -> str:
+        return file_digest(image)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image: str) -> bool | str:
+        return check_file(image)
+
+    def load_image(self, image: str) -> tuple[Tensor, Tensor]:
+        """Frames (f, h, w, 3) of the size of the first, others left out; mask (f, h, w), 1 where it is transparent."""
+        import numpy as np
+        from PIL import Image, ImageOps, ImageSequence
+
+        images: list[Tensor] = []
+        masks: list[Tensor] = []
+        with Image.open(named_file(image)) as file:
+            for frame in ImageSequence.Iterator(file):
+                picture = ImageOps.exif_transpose(frame)
+                if picture.mode == "I":
+                    picture = picture.point(lambda value: value * (1 / 255))
+                pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)
+                if images and pixels.shape != images[0].shape:
+                    continue
+                mask = torch.zeros(64, 64)
+                if "A" in picture.getbands() or (picture.mode == "P" and "transparency" in picture.info):
+                    mask = 1 - torch.from_numpy(np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255)
+                images.append(pixels)
+                masks.append(mask)
+                if file.format == "MPO":  # a photograph with a second view in it
+                    break
+        return torch.stack(images), torch.stack(masks)
+
+
+class SaveImage:
+    CATEGORY = "image"
+    RETURN_TYPES = ()
+    FUNCTION = "save_images"
+    OUTPUT_NODE = True
+    KIND = "output"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        prefix = ("STRING", {"default": "ComfyUI"})
+        return {"required": {"images": ("IMAGE",), "filename_prefix": prefix}, "hidden": SaveHidden}
+
+    def save_images(
+        self, images: Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
+    ) -> dict[str, Any]:
+        names = NumberedFiles.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
+        entries = []
+        for index, image in enumerate(images):
+            path = names.path(".png", index)
+            media.write_image(path, image, _metadata(prompt, extra_pnginfo))
+            entries.append(names.entry(path))
+        return {"ui": {"images": entries}}
+
+
+class PreviewImage(SaveImage):
+    KIND = "temp"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"images": ("IMAGE",)}, "hidden": SaveHidden}
+
+
+class ImageScale:
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = ("INT", {"default": 512, "min": 0, "max": MAX_RESOLUTION, "step": 1})
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "upscale_method": (["nearest-exact", "bilinear", "area", "bicubic", "lanczos"],),
+                "width": side,
+                "height": side,
+                "crop": (["disabled", "center"],),
+            }
+        }
+
+    def upscale(self, image: Tensor, upscale_method: str, width: int, height: int, crop: str) -> tuple[Tensor]:
+        """A side of 0 follows from the other side; two zeros leave the image unchanged."""
+        if width == 0 and height == 0:
+            return (image,)
+        _, old_height, old_width, _ = image.shape
+        width = width or max(1, round(old_width * height / old_height))
+        height = height or max(1, round(old_height * width / old_width))
+        if crop == "center":
+            cut_x = round(max(old_width - old_height * width / height, 0) / 2)
+            cut_y = round(max(old_height - old_width * height / width, 0) / 2)
+            image = image[:, cut_y : old_height - cut_y, cut_x : old_width - cut_x]
+        if upscale_method == "lanczos":
+            return (_lanczos(image, width, height),)
+        scaled = F.interpolate(image.movedim(-1, 1), (height, width), mode=upscale_method)
+        return (scaled.movedim(1, -1),)
+
+
+def _lanczos(images: Tensor, width: int, height: int) -> Tensor:
+    import numpy as np
+    from PIL import Image
+
+    scaled = []
+    for image in images:
+        pixels = (image.clamp(0, 1) * 255).byte().cpu().numpy()  # the core cuts here, and does not round
+        picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+        scaled.append(torch.from_numpy(np.asarray(picture, np.float32) / 255))
+    return torch.stack(scaled).to(images)
+
+
+class ImageFromBatch:
+    CATEGORY = "image/batch"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "frombatch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "batch_index": ("INT", {"default": 0, "min": 0, "max": 4095}),
+                "length": ("INT", {"default": 1, "min": 1, "max": 4096}),
+            }
+        }
+
+    def frombatch(self, image: Tensor, batch_index: int, length: int) -> tuple[Tensor]:
+        start = min(batch_index, image.shape[0] - 1)
+        return (image[start : start + length].clone(),)
+
+
+# ------------------------------------------------------------------------------------------------ clips
+
+
+class LoadVideo:
+    CATEGORY = "image/video"
+    RETURN_TYPES = ("VIDEO",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"file": ("COMBO", {"options": input_files(VIDEO_SUFFIXES), "video_upload": True})}}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str) -> float:
+        return named_file(file).stat().st_mtime
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str) -> bool | str:
+        return check_file(file)
+
+    def load(self, file: str) -> tuple[VideoInFile]:
+        return (VideoInFile(named_file(file)),)
+
+
+class GetVideoComponents:
+    CATEGORY = "image/video"
+    RETURN_TYPES = ("IMAGE", "AUDIO", "FLOAT")
+    RETURN_NAMES = ("images", "audio", "fps")
+    FUNCTION = "split"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"video": ("VIDEO",)}}
+
+    def split(self, video: VideoInFile | VideoInMemory) -> tuple[Tensor, None, float]:
+        parts = video.get_components()
+        return parts.images, None, float(parts.frame_rate)
+
+
+class CreateVideo:
+    CATEGORY = "image/video"
+    RETURN_TYPES = ("VIDEO",)
+    FUNCTION = "create"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        fps = ("FLOAT", {"default": 30.0, "min": 1.0, "max": 120.0, "step": 1.0})
+        return {"required": {"images": ("IMAGE",), "fps": fps}, "optional": {"audio": ("AUDIO",)}}
+
+    def create(self, images: Tensor, fps: float, audio: None = None) -> tuple[VideoInMemory]:
+        return (VideoInMemory(VideoComponents(images, Fraction(fps), audio)),)
+
+
+class SaveVideo:
+    CATEGORY = "image/video"
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "video": ("VIDEO",),
+                "filename_prefix": ("STRING", {"default": "video/ComfyUI"}),
+                "format": ("COMBO", {"options": ["auto", "mp4"], "default": "auto"}),
+                "codec": ("COMBO", {"options": ["auto", "h264"], "default": "auto"}),
+            },
+            "hidden": SaveHidden,
+        }
+
+    def save(
+        self,
+        video: VideoInFile | VideoInMemory,
+        filename_prefix: str,
+        format: str,  # noqa: ARG002
+        codec: str,  # noqa: ARG002
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        frames = video.frames()
+        first = next(frames)
+        names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
+        path = names.path(".mp4")
+        rate = Fraction(round(video.rate * 1000), 1000)
+        pieces = itertools.chain([first], frames)
+        media.write_video(path, pieces, fps=rate, metadata=_metadata(prompt, extra_pnginfo))
+        return {"ui": {"images": [names.entry(path)], "animated": [True]}}
+
+
+# ------------------------------------------------------------------------------------------------ latents
+
+
+class SaveLatent:
+    CATEGORY = "_for_testing"
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        prefix = ("STRING", {"default": "latents/ComfyUI"})
+        return {"required": {"samples": ("LATENT",), "filename_prefix": prefix}, "hidden": SaveHidden}
+
+    def save(
+        self, samples: dict[str, Any], filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
+    ) -> dict[str, Any]:
+        import json
+
+        from safetensors.torch import save_file
+
+        names = NumberedFiles.under("output", filename_prefix)
+        path = names.path(".latent")
+        tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
+        metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
+        with whole(path) as temporary:
+            save_file(tensors, temporary, metadata)
+        return {"ui": {"latents": [names.entry(path)]}}
+
+
+class LoadLatent:
+    CATEGORY = "_for_testing"
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"latent": (input_files(frozenset({".latent"})),)}}
+
+    @classmethod
+    def IS_CHANGED(cls, latent: str) -> str:
+        return file_digest(latent)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, latent: str) -> bool | str:
+        return check_file(latent)
+
+    def load(self, latent: str) -> tuple[dict[str, Tensor]]:
+        from safetensors.torch import load_file
+
+        tensors = load_file(named_file(latent))
+        scale = 1.0 if "latent_format_version_0" in tensors else 1 / 0.18215  # files older than the version mark
+        return ({"samples": tensors["latent_tensor"].float() * scale},)
+
+
+class SetLatentNoiseMask:
+    CATEGORY = "latent/inpaint"
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "set_mask"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"samples": ("LATENT",), "mask": ("MASK",)}}
+
+    def set_mask(self, samples: dict[str, Any], mask: Tensor) -> tuple[dict[str, Any]]:
+        return ({**samples, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
+
+
+CORE_NODES: dict[str, type] = {
+    "CreateVideo": CreateVideo,
+    "GetVideoComponents": GetVideoComponents,
+    "ImageFromBatch": ImageFromBatch,
+    "ImageScale": ImageScale,
+    "LoadImage": LoadImage,
+    "LoadLatent": LoadLatent,
+    "LoadVideo": LoadVideo,
+    "PreviewImage": PreviewImage,
+    "SaveImage": SaveImage,
+    "SaveLatent": SaveLatent,
+    "SaveVideo": SaveVideo,
+    "SetLatentNoiseMask": SetLatentNoiseMask,
+}

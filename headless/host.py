@@ -1,0 +1,93 @@
+"""A plain process as the host of the nodes: folders from the command line, the best device there is."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..ltx_core.placing.placement import DevicePlacement
+from ..ltx_core.progress import Notes, Progress, log_note, silent
+from .video import VideoInFile
+
+# Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
+ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("text_encoders", "clip")}
+
+
+class PlainHost:
+    """The host of `ltxkit run`: what `nodes.host.NodeHost` asks for, without ComfyUI.
+
+    Args:
+        models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
+        input_folder, output_folder: where loading nodes look, and where saving nodes write.
+        device: where models run; None picks CUDA, then MPS, then the CPU.
+        progress, notes: called with how far a node has come, and with what it says.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        input_folder: Path,
+        output_folder: Path,
+        *,
+        device: torch.device | None = None,
+        progress: Progress = silent,
+        notes: Notes = log_note,
+    ) -> None:
+        self.models = models
+        self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
+        self.placement = DevicePlacement(device)
+        self.report = progress
+        self.notes = notes
+        self.running = ""  # title of the node that runs; the runner sets it
+
+    def model_folders(self, kind: str) -> list[Path]:
+        folders = [self.models / name for name in ALIASES.get(kind, (kind,))]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def folder(self, kind: str) -> Path:
+        """Where files of a kind ("input", "output", "temp") are."""
+        return self.folders[kind]
+
+    def tokenizers(self) -> list[Path]:
+        return []
+
+    def progress(self) -> Progress:
+        return self.report
+
+    def say(self, text: str) -> None:
+        self.notes(f"{self.running}: {text}")
+
+    def place(
+        self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
+    ) -> AbstractContextManager[torch.device]:
+        placement = self.placement
+        if resident_blocks is not None:
+            placement = DevicePlacement(placement.device, resident_blocks=resident_blocks)
+        return placement(module, memory_required=memory_required)
+
+    def release(self, module: nn.Module) -> None:
+        self.placement.release(module)
+
+    def make_room(self) -> None:
+        """Nothing stays on a device between the nodes."""
+
+    def spare_memory(self, module: nn.Module) -> int | None:
+        return self.placement.spare_memory(module)
+
+    @property
+    def input_folder(self) -> Path:
+        return self.folders["input"]
+
+    @property
+    def output_folder(self) -> Path:
+        return self.folders["output"]
+
+    def video(self, path: Path) -> VideoInFile:
+        return VideoInFile(path)
+
+    @property
+    def output_device(self) -> torch.device:
+        return torch.device("cpu")

@@ -1,0 +1,279 @@
+"""ComfyUI's API-format prompts: reading them, changing inputs, finding everything that is wrong with them.
+
+A prompt is `{id: {"class_type": name, "inputs": {name: constant or [id, output]}, "_meta": {"title": text}}}`. It is
+checked by ComfyUI's rules (Comfy-Org/ComfyUI, execution.py `validate_inputs`), with two differences: every problem is
+reported, and a constant on an input that only a link can fill counts as a problem.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ltx_core.errors import ConfigError
+from ..nodes.widgets import Input, declared_inputs, types_match
+
+Prompt = dict[str, Any]  # of nodes, once it is validated
+Classes = Mapping[str, type]
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_prompt(path: Path) -> Prompt:
+    """The prompt in a JSON file.
+
+    Raises:
+        ConfigError: no JSON, not a prompt, or a graph in the editor's own format.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"got {path}, which cannot be read as JSON ({error}); expected an API-format workflow"
+        ) from error
+    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
+        raise ConfigError(
+            f"got {path} in the editor's format; expected API format; export it in ComfyUI with Workflow > Export "
+            "(API), or take the file of the same name from workflows/api/"
+        )
+    if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
+        data = data["prompt"]  # the body of POST /prompt
+    if not isinstance(data, dict) or not data:
+        raise ConfigError(f"got {path}, which holds no nodes; expected {{id: {{class_type, inputs}}}}; export it again")
+    return data
+
+
+def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> Prompt:
+    """A copy of `prompt` with some inputs replaced.
+
+    Args:
+        assignments: each `TITLE.input=value`; an id may stand for the title. A value for a text input is taken as it
+            is, any other is read as JSON if it can be (so 25, 0.5, true and "quoted" mean what they say).
+
+    Raises:
+        ConfigError: no such node or input, or several nodes of that title; all such problems at once.
+    """
+    changed: Prompt = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in prompt.items()}
+    problems: list[str] = []
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        title, dot, name = target.rpartition(".")
+        if not equals or not dot:
+            problems.append(f"got {assignment!r}; expected TITLE.input=value")
+            continue
+        matches = [node_id for node_id in changed if title in (node_id, node_title(changed, node_id))]
+        if len(matches) != 1:
+            titles = ", ".join(sorted({repr(node_title(changed, node_id)) for node_id in changed}))
+            several = f"the nodes {', '.join(matches)}; use one of these ids"
+            problems.append(f"{assignment!r}: {title!r} names {several if matches else f'no node; there are {titles}'}")
+            continue
+        node = changed[matches[0]]
+        declared = declared_inputs(classes[node["class_type"]]) if node.get("class_type") in classes else {}
+        if name not in declared and name not in node["inputs"]:
+            problems.append(f"{assignment!r}: {title!r} has no input {name!r}; it has {', '.join(declared)}")
+            continue
+        node["inputs"][name] = text if name in declared and declared[name].type == "STRING" else _json_or_text(text)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return changed
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+# ------------------------------------------------------------------------------------------------ checking
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one node, or (node_id "") with the whole prompt."""
+
+    node_id: str
+    text: str
+
+
+class PromptError(ConfigError):
+    """A prompt that cannot run, with everything that is wrong with it."""
+
+    def __init__(self, prompt: Prompt, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the prompt:"]
+        for node_id in dict.fromkeys(problem.node_id for problem in problems):
+            if node_id:
+                lines.append(f"  {node_label(prompt, node_id)}")
+            lines += [f"    - {problem.text}" for problem in problems if problem.node_id == node_id]
+        super().__init__("\n".join(lines))
+
+
+def check(prompt: Prompt, classes: Classes) -> None:
+    """Check a prompt by ComfyUI's rules, without running anything; constants are converted in place, as there.
+
+    Every node must have a known class. Of the others only those are looked at that an output node needs.
+
+    Raises:
+        PromptError: with all problems at once.
+    """
+    problems: list[Problem] = []
+    for node_id, node in prompt.items():
+        name = node.get("class_type") if isinstance(node, dict) else None
+        if name not in classes:
+            text = f"the node class {name!r} does not exist here" if name else "class_type is missing"
+            problems.append(Problem(node_id, text))
+        elif not isinstance(node.get("inputs", {}), dict):
+            problems.append(Problem(node_id, f"inputs is {node['inputs']!r}; expected {{name: value}}"))
+    broken = {problem.node_id for problem in problems}
+    outputs = output_nodes(prompt, classes, broken)
+    if not outputs and not broken:
+        problems.append(Problem("", "no node saves or shows anything; add one, such as SaveVideo"))
+    for node_id in needed_nodes(prompt, outputs, problems):
+        if node_id not in broken:
+            problems += [Problem(node_id, text) for text in _input_problems(prompt, node_id, classes)]
+    if problems:
+        raise PromptError(prompt, problems)
+
+
+def output_nodes(prompt: Prompt, classes: Classes, broken: set[str]) -> list[str]:
+    return [
+        node_id
+        for node_id, node in prompt.items()
+        if node_id not in broken and getattr(classes[node["class_type"]], "OUTPUT_NODE", False)
+    ]
+
+
+def needed_nodes(prompt: Prompt, outputs: Sequence[str], problems: list[Problem] | None = None) -> list[str]:
+    """Nodes that the outputs need, each after everything that it needs itself. A cycle becomes a problem."""
+    done: dict[str, None] = {}
+    path: list[str] = []
+
+    for output in outputs:
+        stack: list[tuple[str, Iterator[str]]] = [(output, _sources(prompt, output))] if output not in done else []
+        path[:] = [output]
+        while stack:
+            node_id, sources = stack[-1]
+            source = next((candidate for candidate in sources if candidate not in done), None)
+            if source is None:
+                stack.pop()
+                path.pop()
+                done[node_id] = None
+            elif source in path:
+                if problems is not None:
+                    loop = [*path[path.index(source) :], source]
+                    problems.append(Problem("", "cycle: " + " -> ".join(node_label(prompt, member) for member in loop)))
+            else:
+                stack.append((source, _sources(prompt, source)))
+                path.append(source)
+    return list(done)
+
+
+def _sources(prompt: Prompt, node_id: str) -> Iterator[str]:
+    """Nodes that a node is linked to, as far as the links can be read."""
+    inputs = prompt[node_id].get("inputs", {}) if isinstance(prompt[node_id], dict) else {}
+    values = inputs.values() if isinstance(inputs, dict) else ()
+    return iter([value[0] for value in values if is_link(value) and value[0] in prompt])
+
+
+def is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+def _input_problems(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[str]:
+    node = prompt[node_id]
+    node_class: Any = classes[node["class_type"]]
+    inputs = node.setdefault("inputs", {})
+    validate = getattr(node_class, "VALIDATE_INPUTS", None)
+    checked_by_node = set(inspect.getfullargspec(validate).args) if validate else set()
+    received: dict[str, str] = {}
+    declared = declared_inputs(node_class)
+    clean = True
+    for name, spec in declared.items():
+        if name not in inputs:
+            text = f"{name}: required, but missing" if spec.required else None
+        elif isinstance(inputs[name], list):
+            text, received_type = _link_problem(prompt, name, inputs[name], spec, classes)
+            if received_type is not None:
+                received[name] = received_type
+                if "input_types" in checked_by_node:
+                    text = None
+        else:
+            text = _constant_problem(inputs, name, spec, ranges=name not in checked_by_node)
+        if text:
+            clean = False
+            yield text
+    if validate and clean:
+        known = {name: value for name, value in inputs.items() if name in checked_by_node and not is_link(value)}
+        if "input_types" in checked_by_node:
+            known["input_types"] = received
+        verdict = validate(**known) if known else True
+        if verdict is not True:
+            yield str(verdict)
+
+
+def _link_problem(prompt: Prompt, name: str, link: Any, spec: Input, classes: Classes) -> tuple[str | None, str | None]:
+    """What is wrong with a link, and the type that arrives through it (None where that cannot be known)."""
+    if not is_link(link):
+        return f"{name}: got {link!r}; expected a link [node id, output number]", None
+    source, slot = link
+    if source not in prompt:
+        return f"{name}: linked to node {source!r}, which is not in the prompt", None
+    source_class: Any = classes.get(prompt[source].get("class_type", "") if isinstance(prompt[source], dict) else "")
+    if source_class is None:
+        return None, None  # reported at the source
+    outputs = source_class.RETURN_TYPES
+    if not 0 <= slot < len(outputs):
+        return f"{name}: linked to output {slot} of {node_label(prompt, source)}, which has {len(outputs)}", None
+    if not types_match(outputs[slot], spec.type):
+        return f"{name}: got {outputs[slot]} from {node_label(prompt, source)}; expected {spec.type}", outputs[slot]
+    return None, outputs[slot]
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+
+
+def _constant_problem(inputs: dict[str, Any], name: str, spec: Input, *, ranges: bool) -> str | None:
+    value = inputs[name]
+    if isinstance(value, dict) and "__value__" in value:  # a list that is not a link
+        value = inputs[name] = value["__value__"]
+    if spec.type in _CONVERT:
+        try:
+            value = inputs[name] = _CONVERT[spec.type](value)
+        except (TypeError, ValueError, OverflowError):
+            return f"{name}: got {value!r}; expected {spec.type}"
+    elif spec.is_socket:
+        return f"{name}: got the constant {value!r}; expected a link to a node that gives {spec.type}"
+    if not ranges:
+        return None
+    low, high = spec.options.get("min"), spec.options.get("max")
+    if low is not None and value < low:
+        return f"{name}: got {value}; expected at least {low}"
+    if high is not None and value > high:
+        return f"{name}: got {value}; expected at most {high}"
+    if spec.choices is not None and value not in spec.choices:
+        choices = ", ".join(repr(choice) for choice in spec.choices) if len(spec.choices) <= 20 else ""
+        return f"{name}: got {value!r}; expected one of {choices or f'{len(spec.choices)} choices'}"
+    return None
+
+
+def node_title(prompt: Prompt, node_id: str) -> str:
+    """The title that the user sees on a node, otherwise its class."""
+    node = prompt[node_id] if isinstance(prompt[node_id], dict) else {}
+    meta = node.get("_meta")
+    return (meta.get("title") if isinstance(meta, dict) else None) or _class_name(prompt, node_id)
+
+
+def node_label(prompt: Prompt, node_id: str) -> str:
+    """How messages name a node: title, class, id."""
+    title, name = node_title(prompt, node_id), _class_name(prompt, node_id)
+    return f'"{title}" ({node_id})' if name == title else f'"{title}" ({name}, {node_id})'
+
+
+def _class_name(prompt: Prompt, node_id: str) -> str:
+    node = prompt[node_id]
+    return (node.get("class_type") if isinstance(node, dict) else None) or "?"

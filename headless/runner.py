@@ -1,0 +1,155 @@
+"""Runs prompts in ComfyUI's API format without ComfyUI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ltx_core.errors import LTXKitError
+from ..ltx_core.progress import Notes, Progress, log_note, silent
+from ..nodes import NODE_CLASS_MAPPINGS
+from ..nodes.host import use_host
+from ..nodes.widgets import declared_inputs
+from .core_nodes import CORE_NODES
+from .host import PlainHost
+from .prompt import (
+    Classes,
+    Prompt,
+    check,
+    is_link,
+    needed_nodes,
+    node_label,
+    node_title,
+    output_nodes,
+    read_prompt,
+    set_inputs,
+)
+
+log = logging.getLogger("ltxkit")
+
+UI = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a prompt did: `ui` of its output nodes, and which nodes ran or were taken from an earlier prompt."""
+
+    ui: dict[str, UI]
+    executed: tuple[str, ...]
+    cached: tuple[str, ...]
+
+
+class Runner:
+    """Executes prompts in turn; a node whose inputs have not changed since the previous prompt does not run again."""
+
+    def __init__(self, host: PlainHost, classes: Classes) -> None:
+        self.host = host
+        self.classes = classes
+        self._results: dict[str, tuple[tuple[Any, ...], UI]] = {}  # by input signature
+
+    def run(self, prompt: Prompt) -> RunResult:
+        """Check a prompt and execute what its output nodes need.
+
+        Raises:
+            PromptError: it cannot run.
+            LTXKitError: a node refused its input; the message names the node.
+        """
+        with use_host(self.host), torch.inference_mode():
+            check(prompt, self.classes)
+            order = needed_nodes(prompt, output_nodes(prompt, self.classes, set()))
+            signatures = self._signatures(prompt, order)
+            # As in ComfyUI: what this prompt does not use is forgotten, before anything new needs the memory.
+            self._results = {key: value for key, value in self._results.items() if key in signatures.values()}
+            cached = tuple(node_id for node_id in order if signatures[node_id] in self._results)
+            executed = tuple(node_id for node_id in order if node_id not in cached)
+            for node_id in executed:
+                self._results[signatures[node_id]] = self._execute(prompt, node_id, signatures)
+        ui = {node_id: self._results[signatures[node_id]][1] for node_id in order}
+        return RunResult({node_id: shown for node_id, shown in ui.items() if shown}, executed, cached)
+
+    def _signatures(self, prompt: Prompt, order: Sequence[str]) -> dict[str, str]:
+        """For every node a hash of its class, its constants and, through its links, of all that stands before it."""
+        signatures: dict[str, str] = {}
+        for node_id in order:
+            node = prompt[node_id]
+            inputs = {
+                name: [signatures[value[0]], value[1]] if is_link(value) else {"constant": value}
+                for name, value in sorted(node["inputs"].items())
+            }
+            text = json.dumps([node["class_type"], inputs, self._changed(node)], sort_keys=True)
+            signatures[node_id] = hashlib.sha256(text.encode()).hexdigest()
+        return signatures
+
+    def _changed(self, node: dict[str, Any]) -> Any:
+        """IS_CHANGED of a node; a NaN, which asks for a run every time, becomes a value that never comes again."""
+        is_changed = getattr(self.classes[node["class_type"]], "IS_CHANGED", None)
+        if is_changed is None:
+            return None
+        value = is_changed(**{name: None if is_link(value) else value for name, value in node["inputs"].items()})
+        return uuid.uuid4().hex if value != value else value
+
+    def _execute(self, prompt: Prompt, node_id: str, signatures: dict[str, str]) -> tuple[tuple[Any, ...], UI]:
+        node = prompt[node_id]
+        node_class: Any = self.classes[node["class_type"]]
+        declared = declared_inputs(node_class)
+        inputs = {
+            name: self._results[signatures[value[0]]][0][value[1]] if is_link(value) else value
+            for name, value in node["inputs"].items()
+            if name in declared
+        }
+        hidden = {"PROMPT": prompt, "UNIQUE_ID": node_id, "EXTRA_PNGINFO": None}
+        inputs.update({name: hidden.get(kind) for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()})
+        self.host.running = node_title(prompt, node_id)
+        try:
+            returned = getattr(node_class(), node_class.FUNCTION)(**inputs)
+        except LTXKitError as error:
+            raise type(error)(f"{node_label(prompt, node_id)}: {error}") from error
+        except Exception:
+            log.error("%s failed", node_label(prompt, node_id))
+            raise
+        if isinstance(returned, dict):
+            return tuple(returned.get("result", ())), returned.get("ui", {})
+        return tuple(returned), {}
+
+
+def run_workflow(
+    workflow: Path,
+    *,
+    models: Path,
+    input_folder: Path,
+    output_folder: Path,
+    assignments: Sequence[str] = (),
+    progress: Progress = silent,
+    notes: Notes = log_note,
+) -> list[Path]:
+    """Execute an API-format workflow file and return the files that it saved.
+
+    Args:
+        models: a folder laid out like ComfyUI's `models`.
+        input_folder, output_folder: where loading nodes look and saving nodes write; neither is ever left.
+        assignments: see `set_inputs`.
+
+    Raises:
+        LTXKitError: the file is no prompt, has problems (all are named), or a node refused its input.
+    """
+    host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
+    classes = all_nodes()
+    with use_host(host):
+        prompt = set_inputs(read_prompt(workflow), assignments, classes)
+    result = Runner(host, classes).run(prompt)
+    entries = [entry for shown in result.ui.values() for listed in shown.values() for entry in listed]
+    files = [entry for entry in entries if isinstance(entry, dict)]
+    return [host.folder(entry["type"]) / entry["subfolder"] / entry["filename"] for entry in files]
+
+
+def all_nodes() -> dict[str, type]:
+    """Every class that a prompt may name here: the stand-ins for core nodes, and ours."""
+    return {**CORE_NODES, **NODE_CLASS_MAPPINGS}

@@ -1,0 +1,63 @@
+"""VIDEO values: frames in memory, or a file that is read when its frames are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from ..ltx_core import media
+
+
+@dataclass(frozen=True, eq=False)
+class VideoComponents:
+    """The parts of a VIDEO, named as in ComfyUI's class of this name."""
+
+    images: Tensor
+    frame_rate: Fraction
+    audio: None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VideoInMemory:
+    """A VIDEO whose frames are in memory."""
+
+    components: VideoComponents
+
+    def get_components(self) -> VideoComponents:
+        return self.components
+
+    @property
+    def rate(self) -> Fraction:
+        return self.components.frame_rate
+
+    def frames(self) -> Iterator[Tensor]:
+        """The frames (f, h, w, 3), in one piece."""
+        yield self.components.images
+
+
+class VideoInFile:
+    """A VIDEO whose file is read when its frames are needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def get_components(self) -> VideoComponents:
+        return self._components
+
+    @property
+    def rate(self) -> Fraction:
+        return media.video_fps(self.path)
+
+    def frames(self) -> Iterator[Tensor]:
+        """The frames (1, h, w, 3), one at a time: a long clip is never in memory as a whole."""
+        return (frame[None] for frame in media.stream_video(self.path))
+
+    @cached_property
+    def _components(self) -> VideoComponents:
+        clip = media.read_video(self.path)
+        return VideoComponents(clip.frames, clip.fps)

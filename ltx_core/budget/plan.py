@@ -1,0 +1,145 @@
+"""The memory plan as values: what each stage of a run needs, what is where meanwhile, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..shapes import PixelShape
+
+CONTEXT_BYTES = 600 * 2**20
+"""What a driver, its context and the kernels take of a card before any tensor: an estimate, not measured here, as
+large as what Comfy-Org/ComfyUI keeps free on Windows (model_management.py EXTRA_RESERVED_VRAM; 400 MiB elsewhere). Only
+for a card that is not there: of one that is, the free memory is asked."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where the models run. available: bytes that a run may take; total: what is in it."""
+
+    name: str
+    available: int
+    total: int
+    is_main_memory: bool = False
+
+    @classmethod
+    def of_size(cls, total: int, name: str = "") -> Card:
+        """A card that is not there, of `total` bytes."""
+        return cls(name or f"{total / 2**30:g} GiB card", total - CONTEXT_BYTES, total)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run, with one model on the device.
+
+    weights: bytes of the model. held: bytes of them on the device at once. resident: how many of `blocks` stay there,
+    None for all. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    """
+
+    name: str
+    model: str
+    weights: int
+    held: int
+    blocks: int
+    resident: int | None
+    activations: int
+    tiling: str = ""
+
+    @property
+    def peak(self) -> int:
+        return self.held + self.activations
+
+    @property
+    def placing(self) -> str:
+        """What happens to the weights, in words."""
+        if self.resident is None:
+            return "whole" if self.held else "in the file"
+        return f"{self.resident} of {self.blocks} blocks stay, {self.blocks - self.resident} are streamed"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    weights: bytes per model, and of the transformer per block. stages: in the order of the run; every model leaves the
+    device when its stage ends. converted: bytes of weights in main memory because they are not as the file has them.
+    smaller: the largest size that fits at this length; shorter: the longest clip of this size; None if it fits, or if
+    none does.
+    """
+
+    card: Card
+    size: PixelShape
+    branches: int
+    weights: Mapping[str, int]
+    converted: int
+    stages: tuple[Stage, ...]
+    smaller: PixelShape | None = None
+    shorter: PixelShape | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment."""
+        return max(stage.peak for stage in self.stages) + (self.converted if self.card.is_main_memory else 0)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.card.available
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values: all fields, and what follows from them."""
+        stages = [{**asdict(stage), "peak": stage.peak, "placing": stage.placing} for stage in self.stages]
+        return {**asdict(self), "stages": stages, "peak": self.peak, "fits": self.fits}
+
+
+def format_plan(plan: Plan) -> str:
+    """A plan as lines of text."""
+    card = plan.card
+    lines = [
+        f"{_size(plan.size)}, {plan.branches} {'branch' if plan.branches == 1 else 'branches'} per step, on "
+        f"{card.name}: {_gigabytes(card.available)} of {_gigabytes(card.total)} to use",
+        "",
+        *_table(("weights", "size"), [(name, _gigabytes(count)) for name, count in plan.weights.items()]),
+        "",
+        *_table(
+            ("stage", "weights there", "work", "peak", "how"),
+            [
+                (
+                    stage.name,
+                    _gigabytes(stage.held),
+                    _gigabytes(stage.activations),
+                    _gigabytes(stage.peak),
+                    "; ".join(word for word in (f"{stage.model} {stage.placing}", stage.tiling) if word),
+                )
+                for stage in plan.stages
+            ],
+        ),
+        "",
+    ]
+    if card.is_main_memory:
+        lines.append(f"Weights stay in their files, but for {_gigabytes(plan.converted)} that are converted.")
+    else:
+        lines.append("Each model is evicted when its stage ends.")
+    lines.append(f"Peak {_gigabytes(plan.peak)}: {'it fits' if plan.fits else 'it does not fit'}.")
+    if plan.smaller is not None:
+        lines.append(f"The largest size that fits: {_size(plan.smaller)}.")
+    if plan.shorter is not None:
+        lines.append(f"The longest clip of this size that fits: {_size(plan.shorter)}.")
+    return "\n".join(lines)
+
+
+def _size(size: PixelShape) -> str:
+    return f"{size.width}x{size.height}, {size.frames} frames"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rows = (header, *rows)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

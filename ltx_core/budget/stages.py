@@ -1,0 +1,98 @@
+"""What each stage of a run takes beside the weights of its model: added up here for the run, and for the plan.
+
+Models may be on meta: configs, shapes and dtypes are all that is looked at. on_cpu: for main memory, where a model may
+compute in another dtype than its weights have, and where finished frames stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..config import TextEncoderConfig
+from ..models.dtypes import compute_dtype
+from ..models.text_encoder import MAX_TOKENS
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
+from ..shapes import LatentShape
+from .tiling import Tiling, choose_tiling
+from .vae import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
+from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
+
+
+def encoding_text(
+    model: nn.Module, config: TextEncoderConfig, tokens: int = MAX_TOKENS, *, on_cpu: bool = False
+) -> int:
+    """Bytes that encoding a prompt of so many tokens takes."""
+    dtype = next(model.parameters()).dtype
+    return text_bytes(config, tokens, unpacking(model, dtype, on_cpu=on_cpu))
+
+
+def sampling(
+    transformer: LTXTransformer,
+    *,
+    tokens: int,
+    branches: int,
+    text_tokens: Sequence[int],
+    samples: int = 1,
+    on_cpu: bool = False,
+) -> int:
+    """Bytes that a pass takes. tokens: of one sample, guides included. branches: most forwards in one step."""
+    dtype = _compute_dtype(transformer.dtype, on_cpu)
+    return sample_bytes(
+        transformer.config,
+        samples=samples,
+        tokens=tokens,
+        lanes=branches,
+        text_tokens=text_tokens,
+        itemsize=dtype.itemsize,
+        unpacking=unpacking(transformer, dtype, on_cpu=on_cpu),
+        fused_norms=not on_cpu and norms_are_one_kernel(),
+    )
+
+
+def upscaling(upsampler: LatentUpsampler, shape: LatentShape, *, samples: int = 1, on_cpu: bool = False) -> int:
+    """Bytes that upscaling latents of this shape takes."""
+    dtype = _compute_dtype(next(upsampler.parameters()).dtype, on_cpu)
+    return samples * upscale_bytes(upsampler.config, shape, dtype.itemsize, on_cpu=on_cpu)
+
+
+def decoding(
+    vae: VideoVAE, shape: LatentShape, tiling: Tiling | None = None, room: int | None = None, *, on_cpu: bool = False
+) -> tuple[Tiling, int]:
+    """How a latent of this shape is cut up for decoding, and the bytes that this takes.
+
+    tiling: None: chosen by `room`, the bytes that the work may take; None for any number.
+    """
+    need = _vae_need(decode_bytes, vae, vae.decoder.conv_in.conv.weight.dtype, on_cpu)
+    tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
+    if not on_cpu:
+        return tiling, need(tiling.largest(shape), limit=tiling.frames)
+    if len(tiling.tiles(shape.height, shape.width)) == 1:
+        return tiling, need(tiling.largest(shape), limit=tiling.frames, holds_frames=True)
+    clip = math.prod(shape.pixels(vae.config.scale_factors)) * 3 * 4  # held until its last tile
+    return tiling, need(tiling.largest(shape), limit=tiling.frames) + clip
+
+
+def encoding(
+    vae: VideoVAE, shape: LatentShape, tiling: Tiling | None = None, room: int | None = None, *, on_cpu: bool = False
+) -> tuple[Tiling, int]:
+    """The same for encoding frames to a latent of this shape."""
+    need = _vae_need(encode_bytes, vae, vae.encoder.conv_in.conv.weight.dtype, on_cpu)
+    tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
+    return tiling, need(tiling.largest(shape), limit=tiling.frames)
+
+
+def _vae_need(count: Callable[..., int], vae: VideoVAE, stored: torch.dtype, on_cpu: bool) -> Callable[..., int]:
+    dtype = _compute_dtype(stored, on_cpu)
+    copies = CPU_COPIES + (dtype != stored) if on_cpu else CARD_COPIES
+    return partial(count, vae.config, itemsize=dtype.itemsize, copies=copies)
+
+
+def _compute_dtype(stored: torch.dtype, on_cpu: bool) -> torch.dtype:
+    return compute_dtype(torch.empty(0, dtype=stored)) if on_cpu else stored

@@ -1,0 +1,46 @@
+"""Where a stage of a run works, and who hears about it: the one value that every stage is given.
+
+A plain process makes a host from a device (`placing.placement.host_on`); under ComfyUI the nodes make one from the
+server's memory management, progress bar and node texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from .progress import Notes, Progress, log_note, silent
+
+
+class Placement(Protocol):
+    """`with place(module) as device:` makes a module usable on `device` inside the block.
+
+    memory_required: bytes that the work inside needs in addition to the module's weights.
+    """
+
+    def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
+
+
+def unlimited(module: nn.Module) -> int | None:  # noqa: ARG001
+    """The room of main memory, which the operating system hands out."""
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """The surroundings of a run.
+
+    place: puts a module on a device. room: bytes that work with a module may take there in addition to its weights;
+    None where nothing limits it. progress: hears of every step, and stops the work by raising. say: takes finished
+    sentences for the user.
+    """
+
+    place: Placement
+    room: Callable[[nn.Module], int | None] = unlimited
+    progress: Progress = silent
+    say: Notes = log_note

@@ -1,0 +1,303 @@
+"""The memory plan of a run, from the headers of its files: which stages it has, at which sizes, in which tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..budget import stages
+from ..budget.plan import Card, Plan, Stage
+from ..budget.tiling import Tiling
+from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
+from ..config import TextEncoderConfig
+from ..errors import ConfigError
+from ..models.text_encoder import MAX_TOKENS
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
+from ..placing.devices import best_device, memory
+from ..shapes import LatentShape, PixelShape
+from ..weights.build import CheckpointInfo, Opened, open_models
+from ..weights.bundled import find_model
+from ..weights.containers import DTYPE_NAMES
+from ..weights.layouts import PartName
+from ..weights.text_encoder import text_encoder_on_meta
+from .passes import Pass
+from .recipe import check_recipe, recipe_for
+from .settings import Settings, Which
+from .two_stage import first_pass_size
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """The models of a run, on meta or loaded: what the plan looks at is configs, shapes and dtypes.
+
+    text_encoder: the model and its config. converted: bytes that loading makes anew, beside the mapped files.
+    """
+
+    transformer: LTXTransformer
+    vae: VideoVAE
+    info: CheckpointInfo
+    text_encoder: tuple[nn.Module, TextEncoderConfig] | None = None
+    upscaler: LatentUpsampler | None = None
+    converted: int = 0
+
+    @cached_property
+    def weights(self) -> Mapping[str, Weights]:
+        """Bytes of every model, by its name in a plan."""
+        parts: dict[str, nn.Module | None] = {
+            "text encoder": self.text_encoder[0] if self.text_encoder else None,
+            "transformer": self.transformer,
+            "VAE encoder": self.vae.encoder,
+            "VAE decoder": self.vae.decoder,
+            "upscaler": self.upscaler,
+        }
+        return {name: Weights.of(part) for name, part in parts.items() if part is not None}
+
+
+def outline(
+    model: Path | str,
+    text_encoder: Path | str | None = None,
+    *,
+    vae: Path | str | None = None,
+    upscaler: Path | str | None = None,
+    version: str | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+    text_quantization: str | None = None,
+) -> Outline:
+    """The models in these files, from their headers; no weight is read. Arguments and errors as `Components.load`."""
+    model = find_model(model, "checkpoints")
+    text_encoder = find_model(text_encoder, "text_encoders") if text_encoder else None
+    upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
+    vae = find_model(vae, "checkpoints") if vae else None
+    opened = open_models(model, version=version, data=False)
+    vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version, data=False)
+    upscaler_opened = open_models(upscaler, data=False) if upscaler else None
+    text_opened = open_models(text_encoder, data=False) if text_encoder else None
+    transformer, info = opened.transformer(dtype=dtype, quantization=quantization)
+    if version is not None:
+        check_recipe(version, transformer.config.num_layers, "version")
+    loaded_vae = vae_opened.vae(dtype=dtype)
+    loaded_upscaler = upscaler_opened.upscaler(dtype=dtype) if upscaler_opened else None
+    encoder = text_encoder_on_meta(text_opened, dtype=dtype, quantization=text_quantization) if text_opened else None
+    parts: list[tuple[Opened | None, PartName, nn.Module | None]] = [
+        (opened, "transformer", transformer),
+        (vae_opened, "vae", loaded_vae),
+        (upscaler_opened, "upscaler", loaded_upscaler),
+        (text_opened, "text_encoder", encoder[0] if encoder else None),
+    ]
+    converted = sum(_converted_bytes(file, name, part) for file, name, part in parts if file and part is not None)
+    return Outline(transformer, loaded_vae, info, encoder, loaded_upscaler, converted)
+
+
+def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
+    """Bytes of a model (on meta) that are not as its file has them, so that loading takes memory for them."""
+    stored = opened.stored(name)
+    converted = 0
+    seen: set[int] = set()
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        origin = stored.get(key) or stored.get(f"{key.removesuffix('packed')}weight")
+        packed = origin is not None and origin.dtype not in DTYPE_NAMES.values()
+        same = origin is not None and origin.nbytes == tensor.nbytes
+        is_as_stored = same and (packed or origin is None or DTYPE_NAMES[tensor.dtype] == origin.dtype)
+        if not is_as_stored and id(tensor) not in seen:
+            seen.add(id(tensor))
+            converted += tensor.nbytes
+    return converted
+
+
+# --- cards ------------------------------------------------------------------------------------------------------------
+
+
+def card_here(device: str | torch.device | None = None) -> Card:
+    """The device that a run would take: `device`, or the best there is, with what is free on it now.
+
+    Raises:
+        ConfigError: nobody can say how much memory it has.
+    """
+    chosen = best_device() if device is None else torch.device(device)
+    found = memory(chosen)
+    if found is None:
+        raise ConfigError(
+            f"got {chosen}, whose memory this system does not tell; expected a size; say how many GiB there are"
+        )
+    is_cpu = chosen.type == "cpu"
+    return Card("main memory" if is_cpu else str(chosen), found.free, found.total, is_main_memory=is_cpu)
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the planner would choose by itself.
+
+    branches: of a step of the (first) pass; None: as the recipe. resident: blocks of the transformer that stay.
+    tiling: of the decoder. text_tokens: length of a prompt. shows_picture: a picture is given as condition.
+    follows_reference: an IC-LoRA's reference video is given, whose tokens are as many as the clip's.
+    """
+
+    branches: int | None = None
+    resident: int | None = None
+    tiling: Tiling | None = None
+    text_tokens: int = MAX_TOKENS
+    shows_picture: bool = False
+    follows_reference: bool = False
+
+
+AUTO = Choices()
+
+
+def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO) -> Plan:
+    """What a run at `size` (of the result, any) takes on `card`, in two passes where there is an upscaler.
+
+    Where it does not fit, the plan names the nearest sizes that do: the same length and shape but smaller, and the same
+    size but shorter.
+
+    Raises:
+        ConfigError: not even the smallest clip fits. ShapeError: a size that two passes cannot have.
+    """
+    found = _plan(models, size, card, choices)
+    if found.fits:
+        return found
+
+    def first(sizes: Iterator[PixelShape]) -> PixelShape | None:
+        return next((one for one in sizes if _plan(models, one, card, choices).fits), None)
+
+    smaller, shorter = first(_smaller(models, size)), first(_shorter(models, size))
+    if smaller is None and shorter is None:
+        least = _least(models, card, choices)
+        if not least.fits:
+            stage = max(least.stages, key=lambda stage: stage.peak)
+            raise ConfigError(
+                f"got {card.name}, {card.available / 1e9:.2f} GB of it to use; expected at least "
+                f"{least.peak / 1e9:.2f} GB, which the stage '{stage.name}' takes for the smallest clip; use a "
+                "quantized file (GGUF, fp8) or another device"
+            )
+    return replace(found, smaller=smaller, shorter=shorter)
+
+
+def _least(models: Outline, card: Card, choices: Choices) -> Plan:
+    """The plan of the smallest clip there is."""
+    scale = models.vae.config.scale_factors
+    side = 2 if models.upscaler is not None else 1
+    return _plan(models, PixelShape(1, side * scale.height, side * scale.width), card, choices)
+
+
+def _smaller(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
+    """Sizes of about the same shape, one row or column of cells less at a time."""
+    scale = models.vae.config.scale_factors
+    rows, columns = math.ceil(size.height / scale.height), math.ceil(size.width / scale.width)
+    least = 2 if models.upscaler is not None else 1  # of which two thirds are a cell
+    longer = max(rows, columns)
+    for cells in range(longer - 1, 0, -1):
+        height, width = (max(round(side * cells / longer), 1) for side in (rows, columns))
+        if min(height, width) >= least:
+            yield PixelShape(size.frames, height * scale.height, width * scale.width)
+
+
+def _shorter(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
+    step = models.vae.config.scale_factors.frames
+    for frames in range((size.frames - 2) // step * step + 1, 0, -step):
+        yield PixelShape(frames, size.height, size.width)
+
+
+def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Plan:
+    scale = models.vae.config.scale_factors
+    two = models.upscaler is not None
+    small = (first_pass_size(size, scale) if two else size.padded(scale)).latent(scale)
+    large = LatentShape(small.frames, 2 * small.height, 2 * small.width)
+    grids: dict[Which, LatentShape] = {"first": small, "second": large} if two else {"one": small}
+    passes = {which: _pass(models, which, grid) for which, grid in grids.items()}
+    branches = {which: one.branches for which, one in passes.items()}
+    first, last = next(iter(grids)), next(reversed(grids))
+    if choices.branches is not None:
+        branches[first] = choices.branches
+
+    found: list[Stage] = []
+    if models.text_encoder is not None:
+        found.append(_text_stage(models, models.text_encoder, card, choices))
+    if choices.shows_picture or choices.follows_reference:
+        frames = grids[last].frames if choices.follows_reference else 1
+        shown = LatentShape(frames, grids[last].height, grids[last].width)
+        found.append(_vae_stage("encode", models, shown, card, None))
+    for which, grid in grids.items():
+        if which == "second" and models.upscaler is not None:
+            found.append(_upscale_stage(models, models.upscaler, small, card))
+        found.append(_transformer_stage(passes[which], models, grid, branches[which], card, choices))
+    found.append(_vae_stage("decode", models, grids[last], card, choices.tiling))
+    weights = {name: part.total for name, part in models.weights.items()}
+    blocks = models.weights["transformer"].blocks
+    weights |= {
+        "transformer, outside the blocks": models.weights["transformer"].outside,
+        f"transformer, each of {len(blocks)} blocks": max(blocks, default=0),
+    }
+    most = max(branches.values())
+    return Plan(card, size, most, dict(sorted(weights.items())), models.converted, tuple(found))
+
+
+def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
+    """A pass as the recipe of the model has it."""
+    recipe, _ = recipe_for(models.info.versions)
+    return Pass.of(models.transformer, Settings(recipe), which, grid.tokens, scheduler=models.info.scheduler)
+
+
+def _held(weights: Weights, resident: int | None, card: Card) -> int:
+    return 0 if card.is_main_memory else weights.on_device(resident)
+
+
+def _stack_stage(name: str, model: str, weights: Weights, work: int, card: Card, asked: int | None) -> Stage:
+    """A stage whose model can be streamed."""
+    resident = asked if asked is not None and asked < len(weights.blocks) else None
+    if asked is None and not card.is_main_memory:
+        resident = resident_blocks(weights, room_for_weights(card.available, card.total, work))
+    held = _held(weights, resident, card)
+    return Stage(name, model, weights.total, held, len(weights.blocks), resident, work)
+
+
+def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
+    work = stages.encoding_text(*encoder, choices.text_tokens, on_cpu=card.is_main_memory)
+    return _stack_stage("encode text", "text encoder", models.weights["text encoder"], work, card, None)
+
+
+def _transformer_stage(
+    one: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
+) -> Stage:
+    work = stages.sampling(
+        models.transformer,
+        tokens=grid.tokens * (2 if choices.follows_reference else 1),
+        branches=branches,
+        text_tokens=[choices.text_tokens] * min(branches, 2),
+        on_cpu=card.is_main_memory,
+    )
+    return _stack_stage(one.stage, "transformer", models.weights["transformer"], work, card, choices.resident)
+
+
+def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
+    weights = models.weights["upscaler"]
+    work = stages.upscaling(upscaler, grid, on_cpu=card.is_main_memory)
+    return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work)
+
+
+def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked: Tiling | None) -> Stage:
+    """Decoding or encoding, cut up as `decode_frames` and `encode_posterior` would."""
+    part = f"VAE {'decoder' if name == 'decode' else 'encoder'}"
+    weights = models.weights[part].total
+    room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
+    work_of = stages.decoding if name == "decode" else stages.encoding
+    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory)
+    held = _held(models.weights[part], None, card)
+    return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid))
+
+
+def _in_words(tiling: Tiling, grid: LatentShape) -> str:
+    count = len(tiling.tiles(grid.height, grid.width))
+    frames = f"{tiling.frames} {'frame' if tiling.frames == 1 else 'frames'} at once"
+    return frames if count == 1 else f"{count} tiles, {frames}"

@@ -1,0 +1,370 @@
+"""All of LTX-Video in one object: files in, clips out.
+
+    ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
+    ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
+
+Sampling follows the recipe of the recognised checkpoint (`releases`). Who wants more than a recipe calls the functions
+that are called here: `text.encode_prompts`, `sample.sample`, `two_stage.generate_two_stage`, `decode`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import media
+from ..budget.tiling import Tiling
+from ..errors import ConfigError
+from ..files import whole
+from ..models.text_encoder import TextEncoder
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
+from ..placing.balanced import BalancedPlacement
+from ..placing.placement import DevicePlacement, host_on
+from ..progress import Notes, Progress, log_note, silent
+from ..releases import RELEASES, Recipe
+from ..sampling.noise import SeededNoise
+from ..shapes import PixelShape
+from ..weights.build import CheckpointInfo, load_upsampler, open_models
+from ..weights.bundled import find_model
+from ..weights.lora import WeightedLoRA, match_lora
+from ..weights.text_encoder import load_text_encoder
+from .condition import ConditioningItem, Conditions, crop_chunks
+from .decode import decode_frames
+from .passes import Pass
+from .recipe import check_recipe, recipe_for, versions_with
+from .sample import LatentClip, Prompts, sample
+from .settings import NO_OVERRIDES, Decoding, Overrides, Settings, Which
+from .text import encode_prompts
+from .two_stage import Upscaling, first_pass_size, generate_two_stage
+
+SHEET_FRAMES = 8
+DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
+
+Path_ = Path | str
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The models of one checkpoint, loaded and checked to belong together.
+
+    recipe: the settings it was meant to be used with. sources: what each part was loaded from, by name.
+    tiling: how clips are decoded; None: as the memory asks for. loras: applied to the transformer while it samples.
+    """
+
+    transformer: LTXTransformer
+    vae: VideoVAE
+    text_encoder: TextEncoder
+    upscaler: LatentUpsampler | None
+    info: CheckpointInfo
+    recipe: Recipe
+    placement: DevicePlacement | BalancedPlacement
+    sources: Mapping[str, str]
+    tiling: Tiling | None = None
+    loras: tuple[WeightedLoRA, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        model: Path_,
+        text_encoder: Path_,
+        *,
+        vae: Path_ | None = None,
+        upscaler: Path_ | None = None,
+        tokenizer: Path_ | None = None,
+        version: str | None = None,
+        dtype: torch.dtype | None = None,
+        quantization: str | None = None,
+        text_quantization: str | None = None,
+        fp8_matmul: bool = False,
+        loras: Sequence[WeightedLoRA] = (),
+        settings: str | None = None,
+        device: str | torch.device | Sequence[str | torch.device] | None = None,
+        resident_blocks: int | None = None,
+        tile: int | None = None,
+        progress: Progress = silent,
+        notes: Notes = log_note,
+    ) -> Components:
+        """Load from files or folders, or by its name the model that comes with the pack, "ltxkit-digits".
+
+        model: transformer and VAE, or the transformer alone with `vae`. upscaler: makes two passes.
+        tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
+        version: the released version, such as "13b-0.9.8-dev", where the file does not say.
+        dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is;
+            several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
+        quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
+        loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or the
+            distilled one of a dev model with the distilled LoRA.
+        resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
+            latent cells of a side of the tiles to decode in. None: as `dry_run.plan` chooses.
+
+        Raises:
+            CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is), or a LoRA is for
+                another model.
+            ConfigError: `version` has to be given, the parts do not belong together, or an argument cannot be.
+        """
+        model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
+        upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
+        vae = find_model(vae, "checkpoints") if vae else None
+        if settings is not None and settings not in RELEASES:
+            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}")
+        opened = open_models(model, version=version)
+        transformer, info = opened.transformer(
+            dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
+        )
+        vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version)
+        loaded_vae = vae_opened.vae(dtype=dtype, progress=progress)
+        loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
+        encoder = load_text_encoder(
+            text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
+        )
+        _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
+        matched = [
+            f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
+            for one in loras
+        ]
+        chosen, option = (version, "version") if settings is None else (settings, "settings")
+        if chosen is not None:
+            check_recipe(chosen, transformer.config.num_layers, option)
+        versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
+        recipe, origin = recipe_for(versions)
+        for note in filter(None, (*info.notes, *matched, distilled, origin)):
+            notes(note)
+        files = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
+        return cls(
+            transformer,
+            loaded_vae,
+            encoder,
+            loaded_upscaler,
+            info,
+            recipe,
+            BalancedPlacement(device)
+            if isinstance(device, Sequence) and not isinstance(device, str)
+            else DevicePlacement(device, resident_blocks=resident_blocks),
+            {name: Path(path).name for name, path in files.items() if path},
+            Tiling.square(tile),
+            tuple(loras),
+        )
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        width: int,
+        height: int,
+        frames: int,
+        fps: Fraction | float | None = None,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        conditions: Sequence[ConditioningItem] = (),
+        crf: int = DEFAULT_CRF,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        settings: Overrides = NO_OVERRIDES,
+        progress: Progress = silent,
+        notes: Notes = log_note,
+    ) -> Clip:
+        """Make a clip, in two passes where there is an upscaler; decoded only when its frames are asked for.
+
+        width, height, frames: of the result, any; what the VAE cannot have is padded and cut off again.
+        fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass,
+            for short. settings: all that can override the recipe.
+        conditions: pictures and clips to show, references to follow. crf: H.264 compression of the pictures and clips
+            that say none, see `media.compress`.
+
+        Raises:
+            ShapeError, ConfigError: a size or setting that cannot work.
+        """
+        host = host_on(self.placement, progress, notes)
+        settings = _with_short_forms(settings, steps, guidance_scale)
+        asked = PixelShape(frames, height, width)
+        rate = _rate(self.recipe.frame_rate if fps is None else fps)
+        size = self._size(asked, notes)
+        whole = Settings(self.recipe, settings)
+        passes = self._passes(whole, size)
+        negative_prompt = self._negative(passes, negative_prompt, notes)
+
+        texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
+        canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
+        shown = Conditions([item.prepared(crf).on_canvas(asked, canvas, notes) for item in conditions], self.vae)
+        clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
+        if self.upscaler is None:
+            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=shown)
+        else:
+            upscaling = Upscaling(self.upscaler, self.vae, whole.adain_factor)
+            latent = generate_two_stage(
+                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=shown
+            )
+        decoding = whole.decoding("one" if self.upscaler is None else "second")
+        record = {
+            **self.sources,
+            "loras": [{"file": one.lora.path.name, "strength": one.strength} for one in self.loras],
+            "versions": list(self.info.versions),
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "frames": frames,
+            "fps": str(rate),
+            "seed": seed,
+            "conditions": [item.prepared(crf).describe() for item in conditions],
+            "crf": crf,
+            "settings": settings.to_json(),
+            "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
+            "tone_map_compression_ratio": decoding.tone_map,
+            "decode_timestep": decoding.timestep,
+            "decode_noise_scale": decoding.noise_scale,
+        }
+        return Clip(latent, asked, rate, record, self._decoder(decoding, asked, seed))
+
+    def _size(self, asked: PixelShape, notes: Notes) -> PixelShape:
+        """The size of the first pass, or of the only one."""
+        scale = self.vae.config.scale_factors
+        if self.upscaler is not None:
+            return first_pass_size(asked, scale)
+        size = asked.padded(scale)
+        if size != asked:
+            notes(
+                f"Made with {size.frames} frames of {size.width}x{size.height} pixels, and cut to the size asked for."
+            )
+        return size
+
+    def _passes(self, settings: Settings, size: PixelShape) -> list[Pass]:
+        tokens = size.latent(self.vae.config.scale_factors).tokens
+        stages: tuple[tuple[Which, int], ...] = (("first", tokens), ("second", 4 * tokens))
+        if self.upscaler is None:
+            stages = (("one", tokens),)
+        return [
+            Pass.of(self.transformer, settings, which, count, scheduler=self.info.scheduler, loras=self.loras)
+            for which, count in stages
+        ]
+
+    def _negative(self, passes: Sequence[Pass], asked: str | None, notes: Notes) -> str | None:
+        """The negative prompt, where a pass needs one."""
+        guided = any(one.is_guided for one in passes)
+        if self.recipe.distilled and guided:
+            notes("The checkpoint is distilled: it was made to run at guidance scale 1, and anything above spoils it.")
+        if guided:
+            return self.recipe.negative_prompt if asked is None else asked
+        if asked is not None:
+            notes("The negative prompt has no effect: this recipe does not use guidance.")
+        return None
+
+    def _decoder(self, decoding: Decoding, asked: PixelShape, seed: int) -> Decoder:
+        def decoded(latent: Tensor, progress: Progress) -> Iterator[Tensor]:
+            frames = decode_frames(
+                self.vae,
+                latent,
+                decoding,
+                seed=seed,
+                host=host_on(self.placement, progress),
+                tiling=self.tiling,
+            )
+            if self.upscaler is not None:  # the second pass has a size of its own
+                frames = (media.resize(chunk, asked.height, asked.width, "stretch") for chunk in frames)
+            return crop_chunks(frames, asked)
+
+        return decoded
+
+
+Decoder = Callable[[Tensor, Progress], Iterator[Tensor]]
+"""A latent (1 c f h w) -> its frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A finished latent, and how to make frames of it.
+
+    latent: (1 c f h w) float32 on the CPU, normalised.
+    size, fps: what was asked for; frames come out in exactly this size.
+    settings: everything that the clip was made with, as JSON values; goes into the metadata of the file.
+    """
+
+    latent: Tensor
+    size: PixelShape
+    fps: Fraction
+    settings: Mapping[str, Any]
+    decoder: Decoder
+
+    def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
+        """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; the same ones at every call."""
+        return self.decoder(self.latent, progress)
+
+    def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
+        """Decode into an mp4, frame by frame. contact_sheet: also some frames as one picture.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; nothing is left then.
+        """
+        shown = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
+        kept: list[Tensor] = []
+
+        def chunks() -> Iterator[Tensor]:
+            count = 0
+            for chunk in self.frames(progress):
+                kept.extend(frame for index, frame in enumerate(chunk, count) if index in shown)
+                count += len(chunk)
+                yield chunk
+
+        media.write_video(Path(path), chunks(), fps=self.fps, metadata={"ltxkit": self.settings})
+        if contact_sheet is not None:
+            media.write_image(Path(contact_sheet), media.contact_sheet(torch.stack(kept)), {"ltxkit": self.settings})
+
+    def save_latent(self, path: Path_) -> None:
+        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises OSError as `save`."""
+        from safetensors.torch import save_file
+
+        tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
+        with whole(Path(path)) as temporary:
+            save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
+
+
+def _with_short_forms(settings: Overrides, steps: int | None, guidance_scale: float | None) -> Overrides:
+    first = settings.first
+    if steps is not None:
+        first = replace(first, steps=steps)
+    if guidance_scale is not None:
+        first = replace(first, guidance_scale=guidance_scale)
+    return replace(settings, first=first)
+
+
+def _rate(fps: Fraction | float) -> Fraction:
+    rate = Fraction(fps).limit_denominator(1001)
+    if rate <= 0:
+        raise ConfigError(f"got {fps} frames per second; expected a positive rate; 24, 25 and 30 are usual")
+    return rate
+
+
+def _check_widths(
+    transformer: LTXTransformer, vae: VideoVAE, encoder: TextEncoder, upscaler: LatentUpsampler | None
+) -> None:
+    caption, latent = transformer.config.caption_channels, transformer.config.in_channels
+    if encoder.config.d_model != caption:
+        raise ConfigError(
+            f"got a text encoder of width {encoder.config.d_model}; expected {caption}, which the transformer reads; "
+            "use T5 v1.1 XXL, the text encoder of LTX-Video"
+        )
+    if vae.config.latent_channels != latent:
+        raise ConfigError(
+            f"got a VAE with {vae.config.latent_channels} latent channels; expected {latent}, as the transformer has; "
+            "use the VAE of the same checkpoint"
+        )
+    if upscaler is not None and upscaler.config.in_channels != latent:
+        raise ConfigError(
+            f"got an upscaler for {upscaler.config.in_channels} latent channels; expected {latent}; "
+            "use the upscaler of this model family"
+        )
+    if upscaler is not None and not upscaler.config.spatial_upsample:
+        raise ConfigError(
+            "got a temporal upscaler; expected a spatial one for two passes; "
+            "use a file such as ltxv-spatial-upscaler-0.9.8.safetensors"
+        )

@@ -1,0 +1,168 @@
+"""Everything that a user may say about how a clip is made, in one value: a recipe, and what overrides it.
+
+None means that the user has not said it, and the recipe decides; 0 is a value like any other. Nodes, library, command
+line and trainer fill in the same fields, and `passes.Pass` is made from nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ..config import STGMode
+from ..errors import ConfigError
+from ..releases import PassRecipe, Recipe
+from ..sampling.guidance import Guidance
+from ..sampling.samplers import Levels, SamplerSettings
+from .recipe import REFINE
+
+Which = Literal["one", "first", "second"]
+"""The only pass of a run, or the first or the second of two."""
+
+ADAIN = 1.0  # between the passes of every release (Lightricks/LTX-Video, LTXMultiScalePipeline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSettings:
+    """What overrides the recipe in one pass.
+
+    sigmas: the levels themselves, 1 to 0, the last one 0; they take the place of any schedule. steps: of the
+    checkpoint's own schedule, all of it. skip_initial_steps, skip_final_steps: left out of it. denoise_strength: the
+    share of the steps that run, for a pass that starts from a latent.
+    guidance: all of it; the fields behind it override single values, for every step alike.
+    """
+
+    sigmas: tuple[float, ...] | None = None
+    steps: int | None = None
+    skip_initial_steps: int | None = None
+    skip_final_steps: int | None = None
+    denoise_strength: float | None = None
+    guidance: Guidance | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    stg_scale: float | None = None
+    stg_blocks: tuple[int, ...] | None = None
+    stg_rescale: float | None = None
+    stg_mode: STGMode | None = None
+    cfg_star: bool | None = None
+
+    def over(self, entry: PassRecipe) -> PassRecipe:
+        """The recipe's entry with the schedule that is asked for."""
+        if self.steps is not None:
+            # The count is of the whole schedule: a recipe's own list, and what it leaves out at the end, do not apply.
+            entry = replace(entry, num_inference_steps=self.steps, timesteps=None, skip_final_inference_steps=0)
+        skips = {
+            "skip_initial_inference_steps": self.skip_initial_steps,
+            "skip_final_inference_steps": self.skip_final_steps,
+        }
+        return replace(entry, **_said(skips))
+
+    def over_guidance(self, guidance: Guidance) -> Guidance:
+        """The recipe's guidance with the values that are asked for."""
+        values = {
+            "scale": None if self.guidance_scale is None else (self.guidance_scale,),
+            "guidance_rescale": self.guidance_rescale,
+            "stg_scale": None if self.stg_scale is None else (self.stg_scale,),
+            "skip_blocks": None if self.stg_blocks is None else (self.stg_blocks,),
+            "rescaling_scale": None if self.stg_rescale is None else (self.stg_rescale,),
+            "stg_mode": self.stg_mode,
+            "cfg_star": self.cfg_star,
+        }
+        return replace(self.guidance or guidance, **_said(values))
+
+
+AS_RECIPE = PassSettings()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a latent is decoded (Lightricks/LTX-Video, pipeline_ltx_video.py).
+
+    timestep, noise_scale: the noise level that the decoder is told, and the share of noise that is mixed into the
+    latent, 0 to 1; without effect on a VAE without timestep conditioning (0.9.0). tone_map: `filters.tone_map`, 0 to 1.
+    """
+
+    timestep: float
+    noise_scale: float
+    tone_map: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("decode_timestep", self.timestep), ("decode_noise_scale", self.noise_scale)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"got {name}={value}; expected 0 to 1; the official recipes have 0.05 and 0.025")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What a user says about a run; None leaves it to the recipe.
+
+    first: of the only pass, or of the first of two. second: of the second.
+    sampler: a name of `samplers.SAMPLERS`. condition_noise, levels: see `SamplerSettings`.
+    adain: how far the channel statistics go back to those of the first pass when its result is upscaled, 0 to 1.
+    decode_timestep, decode_noise_scale, tone_map: see `Decoding`.
+    """
+
+    first: PassSettings = AS_RECIPE
+    second: PassSettings = AS_RECIPE
+    sampler: str | None = None
+    condition_noise: float | None = None
+    levels: Levels | None = None
+    adain: float | None = None
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
+    tone_map: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What is said, as JSON values."""
+        values = asdict(self)
+        passes = {name: _said(values.pop(name)) for name in ("first", "second")}
+        return {**{name: said for name, said in passes.items() if said}, **_said(values)}
+
+
+NO_OVERRIDES = Overrides()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A recipe and what overrides it: all that is to be known of a run but its models, size and seed."""
+
+    recipe: Recipe
+    overrides: Overrides = NO_OVERRIDES
+
+    def entry(self, which: Which) -> PassRecipe:
+        """The recipe's entry for a pass, with the schedule that the user asked for."""
+        recipe = self.recipe
+        entries = {
+            "one": recipe.one_pass,
+            "first": recipe.first_pass or recipe.one_pass,
+            "second": recipe.second_pass or REFINE,
+        }
+        return self.of_pass(which).over(entries[which])
+
+    def of_pass(self, which: Which) -> PassSettings:
+        return self.overrides.second if which == "second" else self.overrides.first
+
+    @property
+    def stepping(self) -> SamplerSettings:
+        """How the steps of every pass are made."""
+        recipe, said = self.recipe, self.overrides
+        own = "stochastic" if recipe.stochastic_sampling else "euler"
+        noise = recipe.image_cond_noise_scale if said.condition_noise is None else said.condition_noise
+        return SamplerSettings(said.sampler or own, noise, said.levels or "own")
+
+    @property
+    def adain_factor(self) -> float:
+        return ADAIN if self.overrides.adain is None else self.overrides.adain
+
+    def decoding(self, last: Which) -> Decoding:
+        """How the result of the last pass is decoded."""
+        recipe, said = self.recipe, self.overrides
+        values = {"timestep": said.decode_timestep, "noise_scale": said.decode_noise_scale, "tone_map": said.tone_map}
+        tone_map = self.entry(last).tone_map_compression_ratio
+        return replace(Decoding(recipe.decode_timestep, recipe.decode_noise_scale, tone_map), **_said(values))
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,147 @@
+"""Models that are larger than the device: blocks come one after the other, while their predecessor computes.
+
+The blocks stand in an `nn.ModuleList` that the model iterates in its forward; streaming puts a list in its place whose
+iteration brings a block, yields it and drops it. The same modules compute with copies of the same weights, so results
+are the same to the last bit. For inference only: a backward pass would not find the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..budget.weights import weight_bytes
+from ..errors import UnsupportedError
+from ..models.blocks import block_stack
+from .copies import Copies, DeviceCopies
+from .devices import SideStream, memory, side_stream
+
+PINNED_SHARE = 0.5  # of the main memory that is free; pinned memory cannot be swapped out
+
+
+class Transfers(Protocol):
+    """How the weights of blocks come to the device and go.
+
+    A block that is there or on its way may be started again, and one that is not there may be dropped.
+    """
+
+    def start(self, block: nn.Module) -> None:
+        """Begin to bring a block, beside the computation where the device can."""
+        ...
+
+    def finish(self, block: nn.Module) -> None:
+        """What is computed from now on finds the started block complete."""
+        ...
+
+    def drop(self, block: nn.Module) -> None:
+        """Free the block's copies, as soon as what has been asked of it is computed."""
+        ...
+
+
+class StreamedBlocks(nn.ModuleList):
+    """Blocks of which the first `resident` stay on the device; at most two others are there at a time."""
+
+    def __init__(self, blocks: Iterable[nn.Module], resident: int, transfers: Transfers) -> None:
+        super().__init__(blocks)
+        self._resident = resident
+        self._transfers = transfers
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        blocks = list(super().__iter__())
+        for number, block in enumerate(blocks):
+            is_away = number >= self._resident
+            if is_away:
+                self._transfers.start(block)  # the first one; the others are on their way
+                self._transfers.finish(block)
+            yield block
+            # Only now: the device has been given this block to compute, and copying may keep the processor busy.
+            following = max(number + 1, self._resident)
+            if following < len(blocks):
+                self._transfers.start(blocks[following])
+            if is_away:
+                self._transfers.drop(block)
+
+
+class DirectTransfers:
+    """Copies a block when it is needed; for devices without side streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies: dict[nn.Module, Copies] = {}
+
+    def start(self, block: nn.Module) -> None:
+        """Nothing yet: a second block in memory would gain no time."""
+
+    def finish(self, block: nn.Module) -> None:
+        if block not in self._copies:
+            self._copies[block] = DeviceCopies(block, self._device)
+
+    def drop(self, block: nn.Module) -> None:
+        if block in self._copies:
+            self._copies.pop(block).drop()
+
+
+class SideStreamTransfers:
+    """Copies the next block while the present one computes."""
+
+    def __init__(self, device: torch.device, stream: SideStream) -> None:
+        self._device = device
+        self._stream = stream
+        self._copies: dict[nn.Module, tuple[Copies, Any]] = {}
+
+    def start(self, block: nn.Module) -> None:
+        if block not in self._copies:
+            with self._stream.copying():
+                copies = DeviceCopies(block, self._device, non_blocking=True)
+            self._copies[block] = copies, self._stream.mark()
+
+    def finish(self, block: nn.Module) -> None:
+        self._stream.compute_after(self._copies[block][1])
+
+    def drop(self, block: nn.Module) -> None:
+        if block in self._copies:
+            self._stream.after_compute()  # the memory goes to the copies that come next
+            self._copies.pop(block)[0].drop()
+
+
+@contextmanager
+def streamed(
+    model: nn.Module, device: torch.device, resident: int, *, transfers: Transfers | None = None
+) -> Generator[None]:
+    """Inside, `model` runs on `device` with its first `resident` blocks there and the others streamed.
+
+    transfers: how blocks come and go; None: as the device does it best. With a side stream, and where main memory
+        allows it, the streamed blocks are first copied to pinned memory, from which a device reads at full speed.
+
+    Raises:
+        UnsupportedError: the model is not a stack of blocks.
+    """
+    model_stack = block_stack(model)
+    if model_stack is None:
+        raise UnsupportedError(
+            f"got {type(model).__name__} to stream; expected a transformer or a text encoder; place it as a whole"
+        )
+    original = model_stack.blocks
+    away = list(original)[resident:]
+    with ExitStack() as stack:
+        stream = side_stream(device)
+        if transfers is None:
+            transfers = DirectTransfers(device) if stream is None else SideStreamTransfers(device, stream)
+        if stream is not None and _may_pin(away):
+            for block in away:
+                stack.callback(Copies(block, Tensor.pin_memory).drop)
+        stack.callback(DeviceCopies(model, device, leave=away).drop)
+        for block in away:  # after an interrupt two of them may be there
+            stack.callback(transfers.drop, block)
+        model_stack.replace(StreamedBlocks(original, resident, transfers))
+        stack.callback(model_stack.replace, original)
+        yield
+
+
+def _may_pin(blocks: Iterable[nn.Module]) -> bool:
+    available = memory(torch.device("cpu"))
+    return available is not None and sum(map(weight_bytes, blocks)) <= PINNED_SHARE * available.free

@@ -1,0 +1,68 @@
+"""A whole run of training: processes, models, data, steps and the final weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..progress import Notes, log_note
+from .config import Training, TransformerTraining, VAETraining
+from .distributed import World, world
+from .loop import Report, Task, checkpoint_to_resume, train
+from .transformer import TransformerTask
+from .upscaler import UpscalerTask
+from .vae import VAETask
+
+
+def run_training(
+    config: Training,
+    *,
+    resume: bool = False,
+    report: Report = lambda _: None,
+    stopping: AbstractContextManager[Callable[[], bool]] | None = None,
+    notes: Notes = log_note,
+) -> Path | None:
+    """Train what a config describes, in this process or as one of torchrun's.
+
+    report, notes: called in the first process only.
+    stopping: entered before the first step; what it gives is asked after each step whether to save and stop.
+
+    Precision "tf32" counts on `torch.backends.cuda.matmul.allow_tf32`, which belongs to the process and is the
+    caller's to set; the commands do.
+
+    Returns the folder of the final weights, or None if the run was stopped before the last step.
+
+    Raises:
+        ConfigError: the config cannot be trained here, or does not fit the run to resume.
+        TrainingError: the loss is not a number, or the latents collapsed.
+    """
+    checkpoint_to_resume(
+        config, resume
+    )  # before models are built and clips encoded, which writes into the run's folder
+    with world() as here:
+        if not here.first:
+            report, notes = lambda _: None, lambda _: None
+        task = make_task(config, here, notes)
+        with stopping or nullcontext(lambda: False) as stop:
+            finished = train(task, config, here, resume=resume, report=report, stop=stop, notes=notes)
+    return config.output / "final" if finished else None
+
+
+def make_task(config: Training, here: World, notes: Notes) -> Task:
+    """The models, data and optimizers of a run.
+
+    Raises:
+        ConfigError: the config cannot be trained, or its files do not belong together.
+        CheckpointError: a file is missing or damaged.
+    """
+    if config.optimization.sharding == "fsdp" and not isinstance(config, TransformerTraining):
+        raise ConfigError(
+            f"got sharding fsdp for task {config.task}; expected ddp: only transformers outgrow a device; change it"
+        )
+    if isinstance(config, VAETraining):
+        return VAETask(config, here, notes)
+    if isinstance(config, TransformerTraining):
+        return TransformerTask(config, here, notes)
+    return UpscalerTask(config, here, notes)
