@@ -61,9 +61,11 @@ class CreateSchedule(sockets.Node):
             "required": {
                 "kind": choice(
                     KINDS,
-                    "preset: what the checkpoint was made for (connect the model); preset, first pass and preset, "
-                    "second pass: the same for two passes. linear-quadratic: as 0.9.5 and later. shifted: by the "
-                    "number of latent cells, as 0.9.0 and 0.9.1. list: the levels that you write.",
+                    "preset: what the checkpoint was made for (connect the model). "
+                    "preset, first pass and preset, second pass: the same for two passes. "
+                    "linear-quadratic: as 0.9.5 and later. "
+                    "shifted: by the number of latent cells, as 0.9.0 and 0.9.1. "
+                    "list: the levels that you write.",
                 ),
                 "steps": integer(30, 1, 1000, "Number of steps; a preset and a list have their own."),
                 "levels": text(

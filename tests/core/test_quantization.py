@@ -19,7 +19,6 @@ from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8Bit
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ltxkit.cli import main
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
@@ -542,14 +541,6 @@ def test_what_is_stored_keeps_its_type(storage: str, transformer: LTXTransformer
     kept = {key: tensor.dtype for key, tensor in model.state_dict().items() if key in stored_buffers(model)}
     assert len(kept) >= LAYERS * 10
     assert torch.float16 not in kept.values()
-
-
-def test_the_command_names_every_quantization(capsys: pytest.CaptureFixture[str]) -> None:
-    """Tooltips and help pages: tests/contract/test_nodes.py."""
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
-    shown = capsys.readouterr().out
-    assert [name for name in QUANTIZATION_NAMES if name not in shown] == []
 
 
 # --- quantized while they load ----------------------------------------------------------------------------------------
