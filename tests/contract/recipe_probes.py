@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,17 @@ from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.report import inspect
-from ltxkit.ltx_core.weights.tiny import CHECKPOINT
+from ltxkit.ltx_core.weights.tiny import CHECKPOINT, make_tiny
+from ltxkit.nodes.host import use_host
 
-TinyModels = Callable[..., Path]
+
+@pytest.fixture
+def checkpoint(repository: Path) -> Path:
+    """A tiny one, next to the copy and shared by every run in it."""
+    folder = repository.parent / "tiny"
+    if not folder.exists():
+        make_tiny(folder)
+    return folder / CHECKPOINT
 
 
 class Show:
@@ -49,15 +57,15 @@ def run(prompt: dict[str, Any], folder: Path) -> Any:
     return Show.shown
 
 
-def test_version(tiny_models: TinyModels):
+def test_version(checkpoint: Path):
     name = "2b-0.9.9-dev"
-    _, info = load_transformer(tiny_models() / CHECKPOINT, version=name)
+    _, info = load_transformer(checkpoint, version=name)
     assert info.versions == (name,)
     recipe, sentence = recipe_for(info.versions)
     assert recipe.frame_rate == 24
     assert recipe.one_pass == RELEASES["2b-0.9.5"].recipe.one_pass
     assert sentence == f"Sampling as {name}."
-    assert name in load_transformer(tiny_models() / CHECKPOINT, data=False)[1].versions
+    assert name in load_transformer(checkpoint, data=False)[1].versions
 
 
 def test_schedule(tmp_path: Path):
@@ -71,9 +79,9 @@ def test_schedule(tmp_path: Path):
 
 
 @pytest.fixture
-def int8_file(tiny_models: TinyModels, tmp_path: Path) -> Path:
+def int8_file(checkpoint: Path, tmp_path: Path) -> Path:
     """The tiny transformer, with the Linears of its blocks stored by the new quantization."""
-    tensors = load_file(tiny_models() / CHECKPOINT)
+    tensors = load_file(checkpoint)
     stored = dict(tensors)
     for key, tensor in tensors.items():
         if "transformer_blocks" in key and key.endswith(".weight") and tensor.ndim == 2:
@@ -81,27 +89,27 @@ def int8_file(tiny_models: TinyModels, tmp_path: Path) -> Path:
             stored[key] = (tensor.float() / scale).round().to(torch.int8)
             stored[f"{key}_scalar"] = scale
     path = tmp_path / "int8.safetensors"
-    metadata = open_checkpoint(tiny_models() / CHECKPOINT).metadata
+    metadata = open_checkpoint(checkpoint).metadata
     save_file(stored, path, metadata=dict(metadata))
     return path
 
 
-def test_quantization(tiny_models: TinyModels, int8_file: Path):
+def test_quantization(checkpoint: Path, int8_file: Path):
     def claiming(path: Path) -> list[str]:
         tensors = {
             key.removeprefix("model.diffusion_model."): info for key, info in open_checkpoint(path).tensors.items()
         }
         return [known.name for known in (*QUANTIZATIONS, *UNREAD) if known.claims(tensors)]
 
-    assert claiming(tiny_models() / CHECKPOINT) == []
+    assert claiming(checkpoint) == []
     assert claiming(int8_file) == ["int8_tensor"]
     assert inspect(int8_file)["quantization"] == "int8_tensor"
 
-    plain, _ = load_transformer(tiny_models() / CHECKPOINT, dtype=torch.bfloat16)
+    plain, _ = load_transformer(checkpoint, dtype=torch.float32)
     stored = load_file(int8_file)
     model, info = load_transformer(int8_file, dtype=torch.bfloat16)
     assert info.quantization == "int8_tensor"
-    on_load, info = load_transformer(tiny_models() / CHECKPOINT, dtype=torch.bfloat16, quantization="int8_tensor")
+    on_load, info = load_transformer(checkpoint, dtype=torch.bfloat16, quantization="int8_tensor")
     assert info.quantization == "int8_tensor"
     linears = {name: part for name, part in model.named_modules() if isinstance(part, ScaledLinear)}
     assert len(linears) == 10 * model.config.num_layers
@@ -113,9 +121,9 @@ def test_quantization(tiny_models: TinyModels, int8_file: Path):
         assert isinstance(other, ScaledLinear)
         assert torch.equal(linear.packed, other.packed)
         assert torch.equal(linear.scale_weight, other.scale_weight)
-        # Half a level from rounding, and a bfloat16 in the result: 2^-9 of a weight of at most 127 levels.
-        error = (linear.dequantized(torch.bfloat16) - plain.get_submodule(name).weight).abs().max()
-        assert error <= (0.5 + 127 * 2**-9 + 2**-9) * scale
+        # Half a level from rounding; float32 rounds the scale, the quotient and the product of at most 127 levels.
+        error = (linear.dequantized(torch.float32) - plain.get_submodule(name).weight).abs().max()
+        assert error <= (0.5 + 3 * 127 * 2**-24) * scale
 
 
 def test_node(repository: Path, tmp_path: Path):
@@ -137,11 +145,11 @@ def test_node(repository: Path, tmp_path: Path):
     assert bool((mixed["samples"] == 0.25).all())
 
 
-def test_node_is_listed(repository: Path):
+def test_node_is_listed(repository: Path, tmp_path: Path):
     """As a server lists it, which is what the front end shows."""
-    import runpy
-
-    described = runpy.run_path(str(repository / "tests/host/object_info.py"))["object_info"](all_nodes())
+    object_info = runpy.run_path(str(repository / "tests/host/object_info.py"))["object_info"]
+    with use_host(PlainHost(tmp_path, tmp_path, tmp_path)):
+        described = object_info(all_nodes())
     listed = described["LTXKitMixLatents"]
     assert listed["display_name"] == "Mix Latents (LTXKit)"
     assert listed["input_order"] == {"required": ["latent", "other", "share"]}

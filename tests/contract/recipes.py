@@ -78,6 +78,7 @@ def edited(text: str, diff: str) -> str:
         before = "".join(line for mark, line in lines if mark != "+")
         after = "".join(line for mark, line in lines if mark != "-")
         assert before, f"nothing says where this goes:\n{hunk}"
-        assert f"\n{text}".count(f"\n{before}") == 1, f"expected once in the file:\n{before}"
-        text = f"\n{text}".replace(f"\n{before}", f"\n{after}")[1:]
+        places = [match.start() for match in re.finditer(rf"^(?={re.escape(before)})", text, re.MULTILINE)]
+        assert len(places) == 1, f"expected once in the file:\n{before}"
+        text = text[: places[0]] + after + text[places[0] + len(before) :]
     return text
