@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from ltxkit.cli import main
 from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.pipelines.dry_run import outline
 from ltxkit.ltx_core.pipelines.library import Components
-from ltxkit.ltx_core.pipelines.planning import outline
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.weights import containers
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae, open_models
