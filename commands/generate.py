@@ -12,7 +12,7 @@ from .command import DONE, Command
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..ltx_core.pipelines.condition import Condition
+    from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.library import Clip, Components
 
 
@@ -117,13 +117,13 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-def _conditions(options: argparse.Namespace) -> tuple[list[Condition], Fraction | None]:
+def _conditions(options: argparse.Namespace) -> tuple[list[ConditioningItem], Fraction | None]:
     """What the clip starts from and follows, and its frame rate: --fps, else that of the videos."""
     from ..ltx_core import media
     from ..ltx_core.pipelines.condition import Condition, Reference
 
     fps: Fraction | None = options.fps
-    conditions: list[Condition] = []
+    conditions: list[ConditioningItem] = []
     if options.image:
         conditions.append(Condition(media.read_image(options.image), strength=options.strength))
     if options.video:
@@ -167,7 +167,7 @@ def _clip(
     components: Components,
     options: argparse.Namespace,
     console: Console,
-    conditions: list[Condition],
+    conditions: list[ConditioningItem],
     fps: Fraction | None,
 ) -> Clip:
     width, height = options.size

@@ -51,7 +51,7 @@ class LoadImage:
         return check_file(image)
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
-        """(f, h, w, 3), the frames that have the first one's size; mask (f, h, w), 1 where it is transparent."""
+        """Frames (f, h, w, 3) of the size of the first, others left out; mask (f, h, w), 1 where it is transparent."""
         import numpy as np
         from PIL import Image, ImageOps, ImageSequence
 
@@ -126,7 +126,7 @@ class ImageScale:
         }
 
     def upscale(self, image: Tensor, upscale_method: str, width: int, height: int, crop: str) -> tuple[Tensor]:
-        """A side of 0 follows from the other one; both 0 leave the image as it is."""
+        """A side of 0 follows from the other side; two zeros leave the image unchanged."""
         if width == 0 and height == 0:
             return (image,)
         _, old_height, old_width, _ = image.shape

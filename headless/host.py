@@ -17,7 +17,7 @@ ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("
 
 
 class PlainHost:
-    """The host of `ltxkit run`: what `nodes.host.Host` asks for, without ComfyUI.
+    """The host of `ltxkit run`: what `nodes.host.NodeHost` asks for, without ComfyUI.
 
     Args:
         models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).

@@ -2,7 +2,7 @@
 
 A prompt is `{id: {"class_type": name, "inputs": {name: constant or [id, output]}, "_meta": {"title": text}}}`. It is
 checked by ComfyUI's rules (Comfy-Org/ComfyUI, execution.py `validate_inputs`), with two differences: every problem is
-reported, and a constant on an input that only a link can fill is one.
+reported, and a constant on an input that only a link can fill counts as a problem.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def needed_nodes(prompt: Prompt, outputs: Sequence[str], problems: list[Problem]
             elif source in path:
                 if problems is not None:
                     loop = [*path[path.index(source) :], source]
-                    problems.append(Problem("", "cycle: " + " -> ".join(node_label(prompt, one) for one in loop)))
+                    problems.append(Problem("", "cycle: " + " -> ".join(node_label(prompt, member) for member in loop)))
             else:
                 stack.append((source, _sources(prompt, source)))
                 path.append(source)

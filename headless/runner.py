@@ -48,7 +48,7 @@ class RunResult:
 
 
 class Runner:
-    """Executes prompts one after another; a node whose inputs are those of the last prompt does not run again."""
+    """Executes prompts in turn; a node whose inputs have not changed since the previous prompt does not run again."""
 
     def __init__(self, host: PlainHost, classes: Classes) -> None:
         self.host = host
@@ -130,7 +130,7 @@ def run_workflow(
     progress: Progress = silent,
     notes: Notes = log_note,
 ) -> list[Path]:
-    """Execute an API-format workflow file and give back the files it saved.
+    """Execute an API-format workflow file and return the files that it saved.
 
     Args:
         models: a folder laid out like ComfyUI's `models`.

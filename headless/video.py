@@ -24,7 +24,7 @@ class VideoComponents:
 
 @dataclass(frozen=True, eq=False)
 class VideoInMemory:
-    """A VIDEO made of frames."""
+    """A VIDEO whose frames are in memory."""
 
     components: VideoComponents
 
@@ -36,7 +36,7 @@ class VideoInMemory:
         return self.components.frame_rate
 
     def frames(self) -> Iterator[Tensor]:
-        """The frames (f, h, w, 3), a few at a time."""
+        """The frames (f, h, w, 3), in one piece."""
         yield self.components.images
 
 
@@ -54,7 +54,7 @@ class VideoInFile:
         return media.video_fps(self.path)
 
     def frames(self) -> Iterator[Tensor]:
-        """As VideoInMemory, one by one: a long clip is never in memory as a whole."""
+        """The frames (1, h, w, 3), one at a time: a long clip is never in memory as a whole."""
         return (frame[None] for frame in media.stream_video(self.path))
 
     @cached_property

@@ -13,7 +13,7 @@ TEMPORARY = ".ltxkit-"  # start of the names that are written to
 
 @contextmanager
 def whole(path: Path, *, folder: bool = False) -> Generator[Path, None, None]:
-    """A temporary name beside `path` to write to. It becomes `path` when the block ends without an exception.
+    """A temporary name next to `path` to write to. It becomes `path` when the block ends without an exception.
 
     A file that is already at `path` stays until the new one is complete, and is then replaced; so does a folder.
     Missing parent folders are made. The temporary name has the suffix of `path`, which tells some libraries what to
@@ -41,7 +41,7 @@ def whole(path: Path, *, folder: bool = False) -> Generator[Path, None, None]:
             for leftover in (part, old):
                 _remove(leftover)
     except OSError as error:
-        # Of a file in a folder that is written whole, too, the user is told what happened, and not where it lay.
+        # For a file in a folder that is itself written whole, `error` names a temporary path: its cause says enough.
         reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise OSError(error.errno, f"cannot write {path} ({reason}); nothing is left of it") from reason
 

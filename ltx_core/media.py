@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 ResizePolicy = Literal["crop", "pad", "fit", "stretch"]
+RESIZE_POLICIES: tuple[ResizePolicy, ...] = get_args(ResizePolicy)
 ResizeKernel = Literal["bilinear", "bicubic"]
 
 
@@ -63,32 +64,49 @@ def resize(
 ) -> Tensor:
     """Frames (f h w 3) at another size, exactly height x width.
 
-    policy: "crop" fills the size, what sticks out is cut off evenly; "pad" shows the whole picture on mid grey, which
-    is 0 for the VAE; "fit" shows the whole picture and continues its edges; "stretch" changes the aspect ratio.
+    policy: "crop" fills the size, what sticks out is cut off first (`crop_to_shape`); "pad" shows the whole picture on
+    mid grey, which is 0 for the VAE; "fit" shows the whole picture and continues its edges; "stretch" changes the
+    aspect ratio.
     kernel: "bilinear" without antialiasing, as the official pipeline brings conditions to the size of a pass
     (Lightricks/LTX-Video pipeline_ltx_video.py, resize_tensor); "bicubic" with antialiasing, as PIL does.
+
+    Raises:
+        ConfigError: no such policy.
     """
+    if policy not in RESIZE_POLICIES:
+        raise ConfigError(f"got resize policy {policy!r}; expected one of {', '.join(RESIZE_POLICIES)}; choose one")
+    if policy == "crop":
+        frames = crop_to_shape(frames, height, width)
     h, w = frames.shape[1:3]
     if (h, w) == (height, width):
         return frames
-    ratios = height / h, width / w
     inner_h, inner_w = height, width
-    if policy != "stretch":
-        ratio = max(ratios) if policy == "crop" else min(ratios)
+    if policy in ("pad", "fit"):
+        ratio = min(height / h, width / w)
         inner_h, inner_w = max(round(h * ratio), 1), max(round(w * ratio), 1)
     x = rearrange(frames.float(), "f h w c -> f c h w")
     if kernel == "bicubic":
         x = F.interpolate(x, (inner_h, inner_w), mode="bicubic", antialias=True).clamp(0, 1)
     else:
         x = F.interpolate(x, (inner_h, inner_w), mode="bilinear", align_corners=False)
-    if policy == "crop":
-        top, left = (inner_h - height) // 2, (inner_w - width) // 2
-        x = x[..., top : top + height, left : left + width]
-    elif policy in ("pad", "fit"):
+    if policy in ("pad", "fit"):
         top, left = (height - inner_h) // 2, (width - inner_w) // 2
         border = (left, width - inner_w - left, top, height - inner_h - top)
         x = F.pad(x, border, value=0.5) if policy == "pad" else F.pad(x, border, mode="replicate")
     return rearrange(x, "f c h w -> f h w c")
+
+
+def crop_to_shape(frames: Tensor, height: int, width: int) -> Tensor:
+    """The middle of frames (f h w 3) that has the aspect ratio of height x width, in the frames' own pixels.
+
+    Source: Lightricks/LTX-Video inference.py, load_image_to_tensor_with_resize_and_crop; a side rounds down there too.
+    """
+    h, w = frames.shape[1:3]
+    aspect = width / height
+    crop_h, crop_w = (h, int(h * aspect)) if w / h > aspect else (int(w / aspect), w)
+    crop_h, crop_w = max(crop_h, 1), max(crop_w, 1)
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    return frames[:, top : top + crop_h, left : left + crop_w]
 
 
 def compress(frames: Tensor, crf: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every released version in one table: what its tensors do not show, and the recipe it was meant to be used with.
+"""Every released version in one table: what its tensors do not show, and the recipe that it was meant to be used with.
 
 Sources: Lightricks/LTX-Video configs/*.yaml (0.9.7: at commit 98a0ce6), the defaults of its inference.py, and its
 published inference files, at 5260738; names are theirs. For 0.9.5 and later `causal_temporal_positioning` and the
@@ -30,7 +30,7 @@ DISTILLED_STEPS = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassPreset:
+class PassRecipe:
     """One pass of the transformer.
 
     Levels come from `timesteps`, or from `num_inference_steps` of the checkpoint's own schedule without
@@ -53,16 +53,16 @@ class PassPreset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
+class Recipe:
     """How a checkpoint was meant to be used.
 
     one_pass: at the full size. first_pass, second_pass: the multi-scale recipe, where there is one.
     allowed_inference_steps: levels a distilled checkpoint was trained for, to four decimals.
     """
 
-    one_pass: PassPreset
-    first_pass: PassPreset | None
-    second_pass: PassPreset | None
+    one_pass: PassRecipe
+    first_pass: PassRecipe | None
+    second_pass: PassRecipe | None
     width: int
     height: int
     frame_rate: int
@@ -80,17 +80,17 @@ class Preset:
         return self.allowed_inference_steps is not None
 
 
-_DEV_2B = PassPreset(
+_DEV_2B = PassRecipe(
     guidance_scale=(3,),
     stg_scale=(1,),
     rescaling_scale=(0.7,),
     skip_block_list=((19,),),
     num_inference_steps=40,
 )
-_DISTILLED_2B_096 = PassPreset(
+_DISTILLED_2B_096 = PassRecipe(
     guidance_scale=(1,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=8
 )
-_DEV_13B_FIRST = PassPreset(
+_DEV_13B_FIRST = PassRecipe(
     guidance_scale=(1, 1, 6, 8, 6, 1, 1),
     stg_scale=(0, 0, 4, 4, 4, 2, 1),
     rescaling_scale=(1, 1, 0.5, 0.5, 1, 1, 1),
@@ -100,7 +100,7 @@ _DEV_13B_FIRST = PassPreset(
     skip_final_inference_steps=3,
     cfg_star_rescale=True,
 )
-_DEV_13B_SECOND = PassPreset(
+_DEV_13B_SECOND = PassRecipe(
     guidance_scale=(1,),
     stg_scale=(1,),
     rescaling_scale=(1,),
@@ -110,7 +110,7 @@ _DEV_13B_SECOND = PassPreset(
     skip_initial_inference_steps=17,
     cfg_star_rescale=True,
 )
-_DISTILLED_FIRST = PassPreset(
+_DISTILLED_FIRST = PassRecipe(
     timesteps=DISTILLED_STEPS[:7],
     guidance_scale=(1,),
     stg_scale=(0,),
@@ -119,9 +119,9 @@ _DISTILLED_FIRST = PassPreset(
 )
 _DISTILLED_SECOND = replace(_DISTILLED_FIRST, timesteps=DISTILLED_STEPS[5:])
 
-# The official configs give the checkpoints with a multi-scale recipe no other. In one pass, which must also reach the
-# low levels, the first pass runs to its end.
-_DEV_13B = Preset(
+# The official configs have no one-pass recipe for the checkpoints with a multi-scale one. One pass alone has to reach
+# the low levels: it is the first pass, run to its end.
+_DEV_13B = Recipe(
     one_pass=replace(_DEV_13B_FIRST, skip_final_inference_steps=0),
     first_pass=_DEV_13B_FIRST,
     second_pass=_DEV_13B_SECOND,
@@ -129,7 +129,7 @@ _DEV_13B = Preset(
     height=704,
     frame_rate=30,
 )
-_DISTILLED = Preset(
+_DISTILLED = Recipe(
     one_pass=replace(_DISTILLED_FIRST, timesteps=DISTILLED_STEPS),
     first_pass=_DISTILLED_FIRST,
     second_pass=_DISTILLED_SECOND,
@@ -138,7 +138,7 @@ _DISTILLED = Preset(
     frame_rate=30,
     allowed_inference_steps=DISTILLED_STEPS,
 )
-_OLD_2B = Preset(one_pass=_DEV_2B, first_pass=None, second_pass=None, width=704, height=480, frame_rate=25)
+_OLD_2B = Recipe(one_pass=_DEV_2B, first_pass=None, second_pass=None, width=704, height=480, frame_rate=25)
 
 
 # --- releases ---------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Release:
     name: str
     family: Family
     vae: VAEGeneration
-    recipe: Preset
+    recipe: Recipe
 
     @property
     def distilled(self) -> bool:

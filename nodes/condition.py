@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ltx_core.media import rgb_frames
-from ..ltx_core.pipelines.condition import Condition, Reference
+from ..ltx_core.pipelines.condition import Condition, ConditioningItem, Reference
 from . import sockets
 from .widgets import choice, decimal, integer, link
 
@@ -82,10 +82,10 @@ class AddCondition(sockets.Node):
         frame: int,
         strength: float,
         resize: Any,
-        conditions: tuple[Condition, ...] = (),
+        conditions: tuple[ConditioningItem, ...] = (),
         crf: int = 29,
         take: int = 0,
-    ) -> tuple[tuple[Condition, ...]]:
+    ) -> tuple[tuple[ConditioningItem, ...]]:
         before = sockets.received(sockets.CONDITION, conditions, "conditions")
         frames = rgb_frames(image).cpu()
         frames = frames[:take] if take > 0 else frames[take:]
@@ -145,8 +145,8 @@ class AddReference(sockets.Node):
         frame_rate: float,
         strength: float,
         resize: Any,
-        conditions: tuple[Condition, ...] = (),
-    ) -> tuple[tuple[Condition, ...]]:
+        conditions: tuple[ConditioningItem, ...] = (),
+    ) -> tuple[tuple[ConditioningItem, ...]]:
         before = sockets.received(sockets.CONDITION, conditions, "conditions")
         frames = rgb_frames(image).cpu()
         return ((*before, Reference(frames, strength=strength, resize=resize, fps=frame_rate or None)),)

@@ -1,7 +1,7 @@
 """What the program around the nodes gives them: model folders, progress, a device to run on, a line under the node.
 
-`Host` is the protocol, `ComfyUIHost` its implementation here; `ltxkit run` has another (`headless/host.py`). No other
-file of LTXKit knows ComfyUI: its modules are imported inside the functions below and nowhere else.
+`NodeHost` is the protocol, `ComfyUIHost` its implementation here; `ltxkit run` has another (`headless/host.py`). No
+other file of LTXKit knows ComfyUI: its modules are imported inside the functions below and nowhere else.
 """
 
 # What ComfyUI has is not installed where this is checked.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ltxkit")
 
 
-class Host(Protocol):
+class NodeHost(Protocol):
     """What a node may ask of the program that runs it."""
 
     def model_folders(self, kind: str) -> list[Path]:
@@ -99,10 +99,10 @@ class Host(Protocol):
         ...
 
 
-_chosen: ContextVar[Host | None] = ContextVar("ltxkit_host", default=None)
+_chosen: ContextVar[NodeHost | None] = ContextVar("ltxkit_host", default=None)
 
 
-def host() -> Host:
+def host() -> NodeHost:
     """The host of the node that is running: the chosen one, otherwise the ComfyUI that has loaded this pack."""
     chosen = _chosen.get()
     if chosen is not None:
@@ -118,7 +118,7 @@ def _comfyui() -> ComfyUIHost:
 
 
 @contextmanager
-def use_host(chosen: Host) -> Generator[None]:
+def use_host(chosen: NodeHost) -> Generator[None]:
     """Let the nodes that run inside this block ask `chosen`."""
     token = _chosen.set(chosen)
     try:

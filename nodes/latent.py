@@ -12,12 +12,14 @@ from ..ltx_core.budget.tiling import Tiling
 from ..ltx_core.media import rgb_frames
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.canvas import crop_to, pad_to
 from ..ltx_core.pipelines.clip_statistics import ClipStatistics
+from ..ltx_core.pipelines.condition import crop_to, pad_to
 from ..ltx_core.pipelines.decode import decode
 from ..ltx_core.pipelines.encode import encode_frames
-from ..ltx_core.pipelines.two_stage import upscale_latent
+from ..ltx_core.pipelines.settings import Decoding
+from ..ltx_core.pipelines.two_stage import Upscaling, upscale_latent
 from ..ltx_core.sampling import filters
+from ..ltx_core.sampling.noise import stream
 from ..ltx_core.shapes import PixelShape, ScaleFactors
 from . import sockets
 from .host import host
@@ -31,6 +33,13 @@ TILE_SIZE = integer(
     16384,
     "Side of the tiles in which pictures are decoded, in pixels. Ten latent cells more on every side are computed and "
     "thrown away, so that no seam shows. 0: in one piece, or as memory asks.",
+)
+TONE_MAP = decimal(
+    0.0,
+    0.0,
+    1.0,
+    0.01,
+    "Takes back extreme values of the latent. Lightricks use 0.6 after the second pass of 13B 0.9.8 distilled. 0: off.",
 )
 DOUBLE_RATE, SLOW_MOTION = "double the frame rate", "slow motion"
 
@@ -158,14 +167,8 @@ class UpscaleLatent(sockets.Node):
         if sockets.seems_guided(latent):
             host().say("If the last frames of this latent are guides of native nodes, crop them first: LTXVCropGuides.")
         vae = sockets.received(sockets.VAE, vae, "vae")
-        result = upscale_latent(
-            sockets.received(sockets.UPSCALER, upscaler, "upscaler"),
-            vae,
-            samples,
-            placement=host().place,
-            adain_factor=adain,
-            progress=host().progress(),
-        )
+        upscaling = Upscaling(sockets.received(sockets.UPSCALER, upscaler, "upscaler"), vae, adain)
+        result = upscale_latent(upscaling, samples, host=sockets.stage_host())
         slower = more_frames == SLOW_MOTION
         made = sockets.upscaled(latent, result.to(host().output_device), slower=slower)
         return made, _say_rate(latent, made, vae.config.scale_factors, slower=slower)
@@ -212,13 +215,7 @@ class EncodeVideo(sockets.Node):
         asked = PixelShape(*frames.shape[:3])
         grid = asked.padded(vae.config.scale_factors)
         say_padding(asked, vae.config.scale_factors)
-        samples = encode_frames(
-            vae,
-            pad_to(frames.cpu(), grid),
-            placement=host().place,
-            memory=host().spare_memory(vae.encoder),
-            progress=host().progress(),
-        )
+        samples = encode_frames(vae, pad_to(frames.cpu(), grid), host=sockets.stage_host())
         canvas = sockets.Canvas(asked, frame_rate, grid.latent(vae.config.scale_factors))
         return ({"samples": samples.to(host().output_device), "ltxkit_canvas": canvas},)
 
@@ -249,14 +246,7 @@ class DecodeVideo(sockets.Node):
                 "seed": seed("Seed of that noise, and of the grain."),
             },
             "optional": {
-                "tone_map": decimal(
-                    0.0,
-                    0.0,
-                    1.0,
-                    0.01,
-                    "Takes back extreme values of the latent. Lightricks use 0.6 after the second pass of 13B 0.9.8 "
-                    "distilled. 0: off.",
-                ),
+                "tone_map": TONE_MAP,
                 "film_grain": decimal(0.0, 0.0, 1.0, 0.01, "Strength of film grain. 0: off; 0.05 is visible."),
                 "grain_saturation": decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey."),
                 "tile_size": TILE_SIZE,
@@ -275,14 +265,17 @@ class DecodeVideo(sockets.Node):
         grain_saturation: float = 0.5,
         tile_size: int = 0,
     ) -> tuple[Tensor]:
-        clips = decode_clips(latent, vae, decode_timestep, decode_noise_scale, seed, tone_map, tile_size)
+        decoding = Decoding(decode_timestep, decode_noise_scale, tone_map)
+        clips = decode_clips(latent, vae, decoding, seed, tile_size)
         canvas = sockets.latent_canvas(latent)
         if canvas is not None:
             clips = [crop_to(clip, canvas.size) for clip in clips]
         say_motion(clips, latent.get(sockets.MOTION, ""))
         if film_grain:
-            generator = torch.Generator().manual_seed(seed)
-            clips = [filters.film_grain(clip, film_grain, grain_saturation, generator) for clip in clips]
+            clips = [
+                filters.film_grain(clip, film_grain, grain_saturation, stream(seed + i, "film grain"))
+                for i, clip in enumerate(clips)
+            ]
         return (torch.cat(clips).to(host().output_device),)
 
 
@@ -301,26 +294,9 @@ def tiles_of(size: int, vae: VideoVAE) -> Tiling | None:
 
 
 def decode_clips(
-    latent: dict[str, Any],
-    vae: VideoVAE,
-    decode_timestep: float,
-    decode_noise_scale: float,
-    seed: int,
-    tone_map: float = 0.0,
-    tile_size: int = 0,
+    latent: dict[str, Any], vae: VideoVAE, decoding: Decoding, seed: int, tile_size: int = 0
 ) -> list[Tensor]:
     """The frames (f, h, w, 3) of every clip of a LATENT, as large as its grid."""
     vae = sockets.received(sockets.VAE, vae, "vae")
-    clips = decode(
-        vae,
-        sockets.latent_samples(latent),
-        decode_timestep=decode_timestep,
-        decode_noise_scale=decode_noise_scale,
-        seed=seed,
-        placement=host().place,
-        tone_map_compression_ratio=tone_map,
-        tiling=tiles_of(tile_size, vae),
-        memory=host().spare_memory(vae.decoder),
-        progress=host().progress(),
-    )
-    return list(clips)
+    samples = sockets.latent_samples(latent)
+    return list(decode(vae, samples, decoding, seed=seed, host=sockets.stage_host(), tiling=tiles_of(tile_size, vae)))

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..ltx_core.media import write_video
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.canvas import crop_chunks, on_canvas
 from ..ltx_core.pipelines.clip_statistics import ClipStatistics, motion_settings
-from ..ltx_core.pipelines.condition import Condition
+from ..ltx_core.pipelines.condition import ConditioningItem, crop_chunks
 from ..ltx_core.pipelines.decode import decode_frames
 from ..ltx_core.pipelines.long_video import (
     LongSettings,
@@ -24,17 +23,15 @@ from ..ltx_core.pipelines.long_video import (
     sample_windows,
     seam_frames,
 )
-from ..ltx_core.pipelines.passes import guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
+from ..ltx_core.pipelines.settings import Overrides
 from ..ltx_core.pipelines.text import encode_prompts
-from ..ltx_core.pipelines.two_stage import PassSettings
 from ..ltx_core.releases import NEGATIVE_PROMPT
-from ..ltx_core.sampling.guidance import Guidance, describe_plan
-from ..ltx_core.sampling.samplers import SamplerSettings
+from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .host import host
-from .latent import say_padding
-from .steps import received_sigmas
+from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
+from .passes import LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
 from .widgets import decimal, frame_rate, integer, link, seed, text
 
 FOLDER = "ltxkit-long"  # in the output folder, which ComfyUI does not clear
@@ -91,6 +88,10 @@ class GenerateLongVideo(sockets.Node):
                 ),
                 "schedule": link("SIGMAS", "From Schedule, for every window. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
+                "sampler": SAMPLER,
+                "levels": LEVELS,
+                "tone_map": TONE_MAP,
+                "tile_size": TILE_SIZE,
             },
         }
 
@@ -113,21 +114,28 @@ class GenerateLongVideo(sockets.Node):
         condition_noise: float,
         decode_timestep: float,
         decode_noise_scale: float,
-        conditions: Sequence[Condition] = (),
+        conditions: Sequence[ConditioningItem] = (),
         schedule: Tensor | None = None,
         guidance: Guidance | None = None,
+        sampler: str = "preset",
+        levels: Any = "own",
+        tone_map: float = 0.0,
+        tile_size: int = 0,
     ) -> tuple[Any, dict[str, Any]]:
         here = host()
         handle = sockets.received_model(model, "Long Video")
         vae = sockets.received(sockets.VAE, vae, "vae")
         encoder: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
-        shown = sockets.received(sockets.CONDITION, conditions, "conditions")
+        shown: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         scale = vae.config.scale_factors
         asked = PixelShape(frames, height, width)
         size = asked.padded(scale)
         grid = size.latent(scale)
         say_padding(asked, scale)
         settings = LongSettings(
+            size,
+            frame_rate,
+            seed,
             window_frames,
             overlap_frames,
             overlap_strength,
@@ -137,48 +145,40 @@ class GenerateLongVideo(sockets.Node):
                 (fingerprint(handle.transformer, vae), handle.lora_names, decode_timestep, decode_noise_scale)
             ),
         )
-        windows = plan_windows(size.frames, settings, scale.frames)
+        windows = plan_windows(settings, scale.frames)
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
         here.say(f"{len(windows)} windows of {window_frames} frames, {len(lines)} prompt{'s' * (len(lines) > 1)}.")
         check_prompts(len(lines), windows, settings)
-        entry = _pass_settings(handle, windows[0].length, grid, schedule, guidance, condition_noise)
-
-        *positive, unwanted = encode_prompts(
-            encoder.encoder,
-            [*lines, negative],
-            placement=sockets.placement(encoder),
-            progress=here.progress(),
-            notes=here.say,
+        overrides = Overrides(
+            first=received_pass(schedule, guidance),
+            sampler=sampler_name(sampler),
+            condition_noise=condition_noise,
+            levels=levels,
+            decode_timestep=decode_timestep,
+            decode_noise_scale=decode_noise_scale,
+            tone_map=tone_map,
         )
+        whole = settings_of(handle, overrides)
+        tokens = LatentShape(windows[0].length, grid.height, grid.width).tokens
+        one = made_pass(handle, whole, "one", tokens, label="Every window: ")
+
+        *positive, unwanted = encode_prompts(encoder.encoder, [*lines, negative], host=sockets.stage_host(encoder))
         if not encoder.keep:
             here.release(encoder.module)
+        decoding, tiling = whole.decoding("one"), tiles_of(tile_size, vae)
 
         def decoded(latent: Tensor) -> Iterator[Tensor]:
-            return decode_frames(
-                vae,
-                latent,
-                decode_timestep=decode_timestep,
-                decode_noise_scale=decode_noise_scale,
-                seed=seed,
-                placement=here.place,
-                memory=here.spare_memory(vae.decoder),
-                progress=here.progress(),
-            )
+            return decode_frames(vae, latent, decoding, seed=seed, host=sockets.stage_host(), tiling=tiling)
 
         parts = sample_windows(
-            entry,
+            one,
             vae,
             positive,
             unwanted,
-            size=size,
-            settings=settings,
-            seed=seed,
-            fps=frame_rate,
+            settings,
             decode=lambda latent: torch.cat(list(decoded(latent))),
-            placement=sockets.placement(handle),
-            conditions=[on_canvas(one, asked, size, here.say) for one in shown],
-            progress=here.progress(),
-            notes=here.say,
+            host=sockets.stage_host(handle),
+            items=[item.on_canvas(asked, size, here.say) for item in shown],
         )
         latent = torch.cat(list(parts), dim=2)
         path = here.output_folder / FOLDER / f"video-{_digest(latent, asked, frame_rate, settings)}.mp4"
@@ -188,34 +188,6 @@ class GenerateLongVideo(sockets.Node):
         here.say(statistics.describe(motion_settings(shown, condition_noise)))
         canvas = sockets.Canvas(asked, frame_rate, grid)
         return here.video(path), {"samples": latent.to(here.output_device), "ltxkit_canvas": canvas}
-
-
-def _pass_settings(
-    model: sockets.Model,
-    window_length: int,
-    grid: LatentShape,
-    schedule: Any,
-    guidance: Any,
-    condition_noise: float,
-) -> PassSettings:
-    """What every window is made with; said, with what the checkpoint was not made for."""
-    recipe, sentence = recipe_for(model.info.versions)
-    say = host().say
-    if schedule is None or guidance is None:
-        say(sentence)
-    if schedule is None:
-        tokens = LatentShape(window_length, grid.height, grid.width).tokens
-        schedule = sigmas_for(recipe.one_pass, model.info.scheduler, tokens)
-    sigmas = received_sigmas(schedule)
-    if guidance is None:
-        guidance = guidance_for(recipe.one_pass, recipe)
-    chosen: Guidance = sockets.received(sockets.GUIDANCE, guidance, "guidance")
-    layers = model.transformer.config.num_layers
-    plan = chosen.plan(sigmas, layers)
-    for sentence in (*warnings_for(recipe, sigmas, plan), f"Every window: {describe_plan(plan, layers)}"):
-        say(sentence)
-    stepping = SamplerSettings(stochastic=sampler_for(recipe).stochastic, condition_noise=condition_noise)
-    return PassSettings(model.transformer, sigmas, chosen, stepping, model.loras)
 
 
 def _digest(latent: Tensor, *values: object) -> str:

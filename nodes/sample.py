@@ -7,30 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
+from ..ltx_core.media import resize
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.canvas import on_canvas, pad_to
 from ..ltx_core.pipelines.clip_statistics import motion_settings
-from ..ltx_core.pipelines.condition import Condition, fit_frames
-from ..ltx_core.pipelines.passes import REFINE, guidance_for, recipe_for, sampler_for, sigmas_for, warnings_for
-from ..ltx_core.pipelines.sample import sample
-from ..ltx_core.pipelines.two_stage import PassSettings, first_pass_size, generate_two_stage
-from ..ltx_core.releases import PassPreset, Preset
-from ..ltx_core.sampling.guidance import Guidance, describe_plan
+from ..ltx_core.pipelines.condition import ConditioningItem, Conditions
+from ..ltx_core.pipelines.sample import LatentClip, Prompts
+from ..ltx_core.pipelines.settings import Overrides
+from ..ltx_core.pipelines.two_stage import Upscaling, first_pass_size, generate_two_stage
+from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.sampling.noise import SeededNoise
-from ..ltx_core.sampling.samplers import SamplerSettings
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
+from .guides import denoise_mask, guide_frames, mask_on_grid, sample_guided
 from .host import host
-from .latent import decode_clips, say_motion
-from .steps import received_sigmas
-from .widgets import choice, decimal, integer, link, seed
+from .latent import TILE_SIZE, decode_clips, say_motion
+from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
+from .widgets import decimal, integer, link, seed
 
 ADAIN = decimal(
     1.0, 0.0, 1.0, 0.01, "How far the colours go back to those of the first pass. Lightricks use 1, diffusers 0."
-)
-CONDITION_NOISE = decimal(
-    0.15, 0.0, 1.0, 0.01, "Noise on conditions of strength 1 while sampling, for more motion. It is not in the result."
 )
 
 
@@ -67,10 +63,7 @@ class SampleVideo(sockets.Node):
                     "LATENT", "The canvas: empty for a new video, or a latent to start from with a schedule below 1."
                 ),
                 "seed": seed("One seed, one video, on every device."),
-                "sampler": choice(
-                    ["preset", "euler", "stochastic"],
-                    "preset: euler, except for 2B 0.9.6 distilled, which wants fresh noise in every step.",
-                ),
+                "sampler": SAMPLER,
                 "condition_noise": CONDITION_NOISE,
             },
             "optional": {
@@ -80,11 +73,7 @@ class SampleVideo(sockets.Node):
                 ),
                 "schedule": link("SIGMAS", "From Schedule. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
-                "levels": choice(
-                    ["own", "official"],
-                    "Conditions below strength 1. own: each is denoised from its own level. official: as Lightricks' "
-                    "script, which can leave noise on them.",
-                ),
+                "levels": LEVELS,
             },
         }
 
@@ -98,7 +87,7 @@ class SampleVideo(sockets.Node):
         sampler: str,
         condition_noise: float,
         vae: VideoVAE | None = None,
-        conditions: Sequence[Condition] = (),
+        conditions: Sequence[ConditioningItem] = (),
         schedule: Tensor | None = None,
         guidance: Guidance | None = None,
         levels: Any = "own",
@@ -106,42 +95,39 @@ class SampleVideo(sockets.Node):
         handle = sockets.received_model(model, "Sample")
         samples = sockets.latent_samples(latent)
         prompt, values = sockets.from_conditioning(positive, "positive")
-        guides = sockets.guide_frames(values, samples)
+        guides = guide_frames(values, samples)
         grid = LatentShape(samples.shape[2] - guides, *samples.shape[3:])
         canvas = sockets.latent_canvas(latent)
         size = grid.pixels(handle.scale)
-        recipe = _recipe(handle, say=schedule is None or guidance is None)
-        if schedule is None:
-            schedule = sigmas_for(recipe.one_pass, handle.info.scheduler, grid.tokens)
-        sigmas = received_sigmas(schedule)
-        guidance = guidance_for(recipe.one_pass, recipe) if guidance is None else _guidance(guidance)
-        layers = handle.transformer.config.num_layers
-        plan = guidance.plan(sigmas, layers)
-        for sentence in (*warnings_for(recipe, sigmas, plan), describe_plan(plan, layers)):
-            host().say(sentence)
-        shown = sockets.received(sockets.CONDITION, conditions, "conditions")
-        result = sample(
-            handle.transformer,
+        overrides = Overrides(
+            first=received_pass(schedule, guidance),
+            sampler=sampler_name(sampler),
+            condition_noise=condition_noise,
+            levels=levels,
+        )
+        one = made_pass(handle, settings_of(handle, overrides), "one", grid.tokens)
+        shown: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
+        mask = mask_on_grid(latent.get("noise_mask"), canvas, size)
+        clip = LatentClip(
             samples,
-            prompt,
-            sockets.from_conditioning(negative, "negative")[0],
-            sigmas=sigmas,
-            noise=SeededNoise(seed),
-            fps=sockets.frame_rate(values, canvas),
-            scale=handle.scale,
-            placement=sockets.placement(handle),
-            guidance=guidance,
-            settings=_settings(recipe, sampler, condition_noise, levels),
-            conditions=_placed(shown, canvas.size if canvas else size, size),
-            vae=None if vae is None else sockets.received(sockets.VAE, vae, "vae"),
-            loras=handle.loras,
-            noise_mask=_mask_on_grid(latent.get("noise_mask"), canvas, size),
-            keyframe_idxs=values.get("keyframe_idxs"),
-            progress=host().progress(),
-            notes=host().say,
+            handle.scale,
+            sockets.frame_rate(values, canvas),
+            None if mask is None else denoise_mask(mask, samples, handle.scale.frames),
+        )
+        items = _on_canvas(shown, canvas.size if canvas else size, size)
+        noise = sockets.continued_noise(latent, seed)
+        result = sample_guided(
+            one,
+            clip,
+            Prompts(prompt, sockets.from_conditioning(negative, "negative")[0]),
+            noise,
+            Conditions(items, None if vae is None else sockets.received(sockets.VAE, vae, "vae")),
+            guides=(guides, values.get("keyframe_idxs")),
+            host=sockets.stage_host(handle),
         )
         made = {**latent, "samples": result.to(host().output_device)}
         made[sockets.GUIDES], made[sockets.MOTION] = guides, motion_settings(shown, condition_noise)
+        made[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
         return (made,)
 
 
@@ -178,6 +164,17 @@ class GenerateTwoStage(sockets.Node):
                     "Pictures and clips, from Condition; a control video, from Reference; used in both passes.",
                 ),
                 "second_model": link(sockets.MODEL, "Another model for the second pass, of the same VAE."),
+                "sampler": SAMPLER,
+                "levels": LEVELS,
+                "schedule": link("SIGMAS", "From Schedule, for the first pass. Without it: the checkpoint's own."),
+                "guidance": link(
+                    sockets.GUIDANCE, "From Guidance, for the first pass. Without it: the checkpoint's own."
+                ),
+                "second_schedule": link(
+                    "SIGMAS", "For the second pass, starting below 1. Without it: the checkpoint's own."
+                ),
+                "second_guidance": link(sockets.GUIDANCE, "For the second pass. Without it: the checkpoint's own."),
+                "tile_size": TILE_SIZE,
             },
         }
 
@@ -194,81 +191,65 @@ class GenerateTwoStage(sockets.Node):
         seed: int,
         adain: float,
         condition_noise: float,
-        conditions: Sequence[Condition] = (),
+        conditions: Sequence[ConditioningItem] = (),
         second_model: sockets.Model | None = None,
+        sampler: str = "preset",
+        levels: Any = "own",
+        schedule: Tensor | None = None,
+        guidance: Guidance | None = None,
+        second_schedule: Tensor | None = None,
+        second_guidance: Guidance | None = None,
+        tile_size: int = 0,
     ) -> tuple[Tensor, dict[str, Any]]:
         first = sockets.received_model(model, "Two-Stage")
         second = first if second_model is None else sockets.received_model(second_model, "the second pass")
         vae = sockets.received(sockets.VAE, vae, "vae")
+        shown: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         prompt, values = sockets.from_conditioning(positive, "positive")
+        prompts = Prompts(prompt, sockets.from_conditioning(negative, "negative")[0])
         asked = PixelShape(frames, height, width)
         size = first_pass_size(asked, vae.config.scale_factors)
-        tokens = size.latent(vae.config.scale_factors).tokens
-        fps = sockets.frame_rate(values, None)
-        noise = SeededNoise(seed)
-        recipe, refining = _recipe(first, say=True), _recipe(second, say=second is not first)
-        second_pass = refining.second_pass or REFINE
-        latent = generate_two_stage(
-            _pass_settings(first, recipe.first_pass or recipe.one_pass, recipe, tokens, condition_noise),
-            _pass_settings(second, second_pass, refining, 4 * tokens, condition_noise),
-            sockets.received(sockets.UPSCALER, upscaler, "upscaler"),
-            vae,
-            prompt,
-            sockets.from_conditioning(negative, "negative")[0],
-            size=size,
-            fps=fps,
-            noise=(noise, noise),
-            placement=sockets.placement(first, second),
-            adain_factor=adain,
-            conditions=_placed(conditions, asked, PixelShape(size.frames, height, width)),
-            progress=host().progress(),
-            notes=host().say,
+        clip = LatentClip.empty(vae, size, sockets.frame_rate(values, None))
+        overrides = Overrides(
+            first=received_pass(schedule, guidance),
+            second=received_pass(second_schedule, second_guidance, "second_guidance"),
+            sampler=sampler_name(sampler),
+            condition_noise=condition_noise,
+            levels=levels,
+            adain=adain,
         )
-        result = {"samples": latent.to(host().output_device)}
-        tone = second_pass.tone_map_compression_ratio
-        (clip,) = decode_clips(result, vae, refining.decode_timestep, refining.decode_noise_scale, seed, tone)
-        clip = fit_frames(clip[:frames], height, width, "stretch")
-        say_motion([clip], motion_settings(conditions, condition_noise))
-        return clip.to(host().output_device), result
+        refining = settings_of(second, overrides)
+        passes = (
+            made_pass(first, settings_of(first, overrides), "first", clip.grid.tokens, label="First pass: "),
+            made_pass(
+                second,
+                refining,
+                "second",
+                4 * clip.grid.tokens,
+                label="Second pass: ",
+                names_recipe=second is not first,
+            ),
+        )
+        upscaling = Upscaling(sockets.received(sockets.UPSCALER, upscaler, "upscaler"), vae, refining.adain_factor)
+        noise = SeededNoise(seed)
+        latent = generate_two_stage(
+            passes,
+            clip,
+            prompts,
+            upscaling,
+            noise=(noise, noise),
+            host=sockets.stage_host(first, second),
+            conditions=Conditions(_on_canvas(shown, asked, PixelShape(size.frames, height, width)), vae),
+        )
+        result = {
+            "samples": latent.to(host().output_device),
+            sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
+        }
+        (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
+        fitted = resize(frames_made[:frames], height, width, "stretch")
+        say_motion([fitted], motion_settings(shown, condition_noise))
+        return fitted.to(host().output_device), result
 
 
-def _pass_settings(
-    model: sockets.Model, entry: PassPreset, recipe: Preset, tokens: int, condition_noise: float
-) -> PassSettings:
-    sigmas = sigmas_for(entry, model.info.scheduler, tokens)
-    settings = _settings(recipe, "preset", condition_noise, "own")
-    return PassSettings(model.transformer, sigmas, guidance_for(entry, recipe), settings, model.loras)
-
-
-def _guidance(guidance: Any) -> Guidance:
-    return sockets.received(sockets.GUIDANCE, guidance, "guidance")
-
-
-def _placed(conditions: Any, asked: PixelShape, grid: PixelShape) -> list[Condition]:
-    given = sockets.received(sockets.CONDITION, conditions, "conditions")
-    return [on_canvas(one, asked, grid, host().say) for one in given]
-
-
-def _mask_on_grid(mask: Tensor | None, canvas: sockets.Canvas | None, size: PixelShape) -> Tensor | None:
-    """A noise mask of pictures (f, [1,] h, w) that was made for the canvas, continued to its grid as the clip is."""
-    if mask is None or canvas is None or mask.ndim not in (3, 4):
-        return mask
-    pictures = mask.reshape(-1, *mask.shape[-2:], 1)
-    frames, height, width, _ = pictures.shape
-    if frames == canvas.size.frames:
-        frames = size.frames
-    if (height, width) == (canvas.size.height, canvas.size.width):
-        height, width = size.height, size.width
-    return pad_to(pictures, PixelShape(frames, height, width))[..., 0]
-
-
-def _recipe(model: sockets.Model, *, say: bool) -> Preset:
-    recipe, sentence = recipe_for(model.info.versions)
-    if say:
-        host().say(sentence)
-    return recipe
-
-
-def _settings(recipe: Preset, sampler: str, condition_noise: float, levels: Any) -> SamplerSettings:
-    stochastic = sampler_for(recipe).stochastic if sampler == "preset" else sampler == "stochastic"
-    return SamplerSettings(stochastic=stochastic, condition_noise=condition_noise, levels=levels)
+def _on_canvas(items: Sequence[ConditioningItem], asked: PixelShape, grid: PixelShape) -> tuple[ConditioningItem, ...]:
+    return tuple(item.on_canvas(asked, grid, host().say) for item in items)

@@ -10,20 +10,21 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ltx_core.errors import ConfigError, ShapeError, UnsupportedError
+from ..ltx_core.host import Host
 from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.sample import EncodedPrompt
-from ..ltx_core.placing.placement import Placement
 from ..ltx_core.sampling.guidance import Guidance
+from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
@@ -113,9 +114,17 @@ class Canvas:
     grid: LatentShape
 
 
+class NoiseDrawn(NamedTuple):
+    """What the passes that made a LATENT have drawn: their seed, and `SeededNoise.drawn`."""
+
+    seed: int
+    drawn: tuple[int, ...]
+
+
 # What our nodes write into a LATENT beside ComfyUI's own keys and `ltxkit_canvas`.
 GUIDES = "ltxkit_guides"  # latent frames at its end that are guides of native nodes
 MOTION = "ltxkit_motion"  # what governs motion, for the score that Decode shows
+NOISE = "ltxkit_noise_drawn"  # a NoiseDrawn, after which the next Sample goes on
 
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, LTXKIT_LORA a file's path,
 # and LTXKIT_CONDITION a tuple of Condition and Reference, in the order in which they were chained.
@@ -180,15 +189,15 @@ def received_model(model: object, wanted_for: str) -> Model:
     return received(MODEL, model, "model")
 
 
-def placement(*handles: Model | Encoder) -> Placement:
-    """The host's `place`, with the `resident_blocks` of each handle for its module."""
+def stage_host(*handles: Model | Encoder) -> Host:
+    """What a stage of the core is given: the host of the running node, with what the handles say of their modules."""
     resident = {handle.module: handle.resident_blocks for handle in handles}
-    place = host().place
+    here = host()
 
-    def placed(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
-        return place(module, memory_required=memory_required, resident_blocks=resident.get(module))
+    def place(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
+        return here.place(module, memory_required=memory_required, resident_blocks=resident.get(module))
 
-    return placed
+    return Host(place, here.spare_memory, here.progress(), here.say)
 
 
 # ------------------------------------------------------------------------------------------------ LATENT
@@ -224,13 +233,11 @@ def latent_canvas(latent: Mapping[str, Any]) -> Canvas | None:
     return canvas if isinstance(canvas, Canvas) and tuple(canvas.grid) == tuple(latent["samples"].shape[2:]) else None
 
 
-def guide_frames(values: Mapping[str, Any], samples: Tensor) -> int:
-    """Latent frames at the end of `samples` (b, c, f, h, w) that native nodes have appended as guides.
-
-    values: of the CONDITIONING. `generate.sample` refuses guides of another latent.
-    """
-    corners = values.get("keyframe_idxs")
-    return 0 if corners is None else min(corners.shape[2] // samples[0, 0, 0].numel(), samples.shape[2] - 1)
+def continued_noise(latent: Mapping[str, Any], seed: int) -> SeededNoise:
+    """The noise of a pass over a LATENT. With the seed of the passes before, it goes on where they stopped, as in the
+    second pass of Two-Stage; with another seed, or where nothing is known of them, it starts."""
+    before = latent.get(NOISE)
+    return SeededNoise(seed, before.drawn if isinstance(before, NoiseDrawn) and before.seed == seed else ())
 
 
 def refuse_guides(latent: Mapping[str, Any]) -> None:

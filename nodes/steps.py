@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +12,10 @@ from ..ltx_core.config import STG_MODES
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.pipelines.passes import sigmas_for
 from ..ltx_core.pipelines.recipe import recipe_for
-from ..ltx_core.releases import RELEASES, PassPreset
+from ..ltx_core.pipelines.settings import Settings, Which
+from ..ltx_core.releases import RELEASES
 from ..ltx_core.sampling.guidance import Guidance, describe_guidance, describe_plan
 from ..ltx_core.sampling.schedules import (
-    check_sigmas,
     explicit,
     linear_quadratic,
     shift,
@@ -26,9 +27,11 @@ from ..ltx_core.sampling.schedules import (
 from ..ltx_core.shapes import LatentShape
 from . import sockets
 from .host import host
+from .passes import received_sigmas
 from .widgets import choice, decimal, integer, link, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
+WHICH: Mapping[str, Which] = {PRESET: "one", FIRST_PASS: "first", SECOND_PASS: "second"}
 LINEAR_QUADRATIC, SHIFTED, LIST = "linear-quadratic", "shifted", "list"
 BARS = "▁▂▃▄▅▆▇█"
 MOST_LEVELS = 40  # that are shown
@@ -114,7 +117,7 @@ class CreateSchedule(sockets.Node):
             sigmas = shift(uniform(steps), token_shift(grid.tokens))
         else:
             handle = sockets.received_model(model, f"the schedule {kind!r}")
-            sigmas = _preset_sigmas(handle, _pass_of(handle, kind), grid)
+            sigmas = _preset_sigmas(handle, kind, grid)
         if skip_initial_steps or skip_final_steps:
             sigmas = skip(sigmas, skip_initial_steps, skip_final_steps)
         if denoise_strength < 1:
@@ -276,37 +279,20 @@ def _say_guidance(guidance: Guidance, model: Any, schedule: Any) -> None:
     host().say(describe_plan(guidance.plan(received_sigmas(schedule), layers), layers))
 
 
-def _pass_of(model: sockets.Model, kind: str) -> PassPreset:
+def _preset_sigmas(model: sockets.Model, kind: str, grid: LatentShape | None) -> Tensor:
     recipe, _ = recipe_for(model.info.versions)
-    entry = {PRESET: recipe.one_pass, FIRST_PASS: recipe.first_pass, SECOND_PASS: recipe.second_pass}[kind]
-    if entry is None:
+    scheduler = model.info.scheduler
+    which = WHICH[kind]
+    if (which == "first" and recipe.first_pass is None) or (which == "second" and recipe.second_pass is None):
         raise ConfigError(
             f"got the schedule {kind!r} for a model whose release has no recipe in two passes; expected {PRESET!r} or "
             "your own steps; choose linear-quadratic with a denoise strength for a second pass"
         )
-    return entry
-
-
-def _preset_sigmas(model: sockets.Model, entry: PassPreset, grid: LatentShape | None) -> Tensor:
-    scheduler = model.info.scheduler
     if grid is None and scheduler is not None and scheduler.shifting is not None:
         raise ConfigError(
             "got the preset of 0.9.0 or 0.9.1 without a latent; expected one, for its size; connect the latent"
         )
-    return sigmas_for(entry, scheduler, 0 if grid is None else grid.tokens)
-
-
-def received_sigmas(schedule: Any) -> Tensor:
-    """What arrives on `schedule`: (steps + 1) float32 on the CPU.
-
-    Raises:
-        ConfigError: no SIGMAS, or none that go down from at most 1 to 0.
-    """
-    if not isinstance(schedule, Tensor):
-        raise ConfigError(f"got {type(schedule).__name__} on `schedule`; expected SIGMAS; connect Schedule (LTXKit)")
-    sigmas = schedule.float().cpu()
-    check_sigmas(sigmas)
-    return sigmas
+    return sigmas_for(Settings(recipe).entry(which), scheduler, 0 if grid is None else grid.tokens)
 
 
 def describe_schedule(sigmas: Tensor) -> str:

@@ -47,13 +47,7 @@ class EncodePrompt(sockets.Node):
     def run(self, text_encoder: sockets.Encoder, positive: str, negative: str, frame_rate: float) -> tuple[Any, Any]:
         handle: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
         here = host()
-        encoded = encode_prompts(
-            handle.encoder,
-            (positive, negative),
-            placement=sockets.placement(handle),
-            progress=here.progress(),
-            notes=here.say,
-        )
+        encoded = encode_prompts(handle.encoder, (positive, negative), host=sockets.stage_host(handle))
         if not handle.keep:
             here.release(handle.module)
         conditionings = [sockets.to_conditioning(prompt, frame_rate, here.output_device) for prompt in encoded]

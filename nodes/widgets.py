@@ -42,6 +42,7 @@ def choice(options: Iterable[str], tooltip: str) -> Declared:
 
 def seed(tooltip: str) -> Declared:
     """ComfyUI adds a widget to it that says what happens to the seed after each run."""
+    tooltip += " Only the lowest 32 bits count: seeds that differ by a multiple of 4294967296 are the same."
     return "INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": tooltip}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from ..host import Host
-from ..media import ResizePolicy, compress, resize, rgb_frames
+from ..media import ResizePolicy, compress, crop_to_shape, resize, rgb_frames
 from ..models.video_vae import LOGVAR_RANGE
 from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition, LatentItem, LatentReference
@@ -85,8 +85,9 @@ class Condition(ConditioningItem):
     frames: (f h w 3) float, 0 to 1, of any size.
     frame: where it starts in the result; negative counts from the end, -1 is the last frame.
     strength: 0 to 1; 1 keeps it as it is. resize: how it gets the size of the result, see `media.resize`.
-    crf: H.264 compression of every frame before it is resized (`media.compress`); 0: none, the official value is 29;
-        None: not said, which is the run's value in the library, and none in a call of `sample`.
+    crf: H.264 compression of every frame (`media.compress`), after what sticks out is cut off and before the rest is
+        resized, as officially; 0: none, the official value is 29; None: not said, which is the run's value in the
+        library, and none in a call of `sample`.
     """
 
     frames: Tensor
@@ -101,13 +102,17 @@ class Condition(ConditioningItem):
     def prepared(self, crf: int) -> Condition:
         return replace(self, frames=rgb_frames(self.frames), crf=crf if self.crf is None else self.crf)
 
-    def compressed(self) -> Condition:
-        """The condition as H.264 leaves it, which is done once. Raises ConfigError: crf outside 0 to 63."""
-        return replace(self, frames=compress(self.frames, self.crf or 0), crf=0)
+    def compressed(self, size: PixelShape) -> Condition:
+        """The condition as H.264 leaves it, which is done once; for `size`, the first that it is brought to.
+
+        Raises ConfigError: crf outside 0 to 63.
+        """
+        frames = crop_to_shape(self.frames, size.height, size.width) if self.resize == "crop" else self.frames
+        return replace(self, frames=compress(frames, self.crf or 0), crf=0)
 
     def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> Condition:  # noqa: ARG002
         """A frame index that counts from the end counts from the end of `asked`."""
-        frames = _on_canvas(self.compressed(), asked, grid)
+        frames = _on_canvas(self.compressed(asked), asked, grid)
         start = self.frame + asked.frames if -asked.frames <= self.frame < 0 else self.frame
         return replace(self, frames=frames, frame=start, crf=0)
 
@@ -127,7 +132,7 @@ class Condition(ConditioningItem):
                 f"The condition at frame {start} was trimmed from {count} to {length} frames: {t}k+1 that fit in the "
                 "clip."
             )
-        return replace(self, frames=self.frames[:length], frame=start).compressed()
+        return replace(self, frames=self.frames[:length], frame=start).compressed(size)
 
     def _start(self, frames: int) -> int:
         start = self.frame + frames if self.frame < 0 else self.frame

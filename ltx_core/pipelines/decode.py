@@ -16,6 +16,7 @@ from ..host import Host
 from ..models.video_vae import VideoVAE
 from ..progress import ProgressEvent
 from ..sampling.filters import tone_map
+from ..sampling.noise import stream
 from ..shapes import LatentShape
 from .settings import Decoding
 
@@ -64,7 +65,8 @@ def decode_frames(
 
     latent: (1, c, f, h, w), normalised.
     decoding: t, s, and the tone map, which comes after the noise as in the official pipeline.
-    seed: of that noise, and of what the decoder of 0.9.1 injects; drawn once for the whole clip.
+    seed: of that noise, and of what the decoder of 0.9.1 injects, drawn once for the whole clip; it may be the clip's,
+        whose own noise is another stream.
     tiling: how the clip is cut up; None chooses by the room that the host has. A clip cut in space is held whole and
         leaves while its last tile is made.
     into: an array for the whole clip, which the frames are then parts of.
@@ -83,7 +85,7 @@ def decode_frames(
     shape = LatentShape(*latent.shape[2:])
     tiling, work = stages.decoding(vae, shape, tiling, host.room(vae.decoder))
 
-    generator = torch.Generator("cpu").manual_seed(seed % 2**64)
+    generator = stream(seed, "decode")
     latent, timestep = latent.detach().float().cpu(), None
     if vae.config.timestep_conditioning:
         noise = torch.randn(latent.shape, generator=generator)

@@ -30,7 +30,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.placement import DevicePlacement, host_on
 from ..progress import Notes, Progress, log_note, silent
-from ..releases import RELEASES, Preset
+from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
 from ..weights.build import CheckpointInfo, load_upsampler, open_models
@@ -48,7 +48,6 @@ from .two_stage import Upscaling, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
 DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
-DECODE_SEED = 1 << 32  # added to the seed, so that decoding does not mix in the very noise that the clip was made from
 
 Path_ = Path | str
 
@@ -66,7 +65,7 @@ class Components:
     text_encoder: TextEncoder
     upscaler: LatentUpsampler | None
     info: CheckpointInfo
-    recipe: Preset
+    recipe: Recipe
     placement: DevicePlacement | BalancedPlacement
     sources: Mapping[str, str]
     tiling: Tiling | None = None
@@ -266,7 +265,7 @@ class Components:
                 self.vae,
                 latent,
                 decoding,
-                seed=seed + DECODE_SEED,
+                seed=seed,
                 host=host_on(self.placement, progress),
                 tiling=self.tiling,
             )

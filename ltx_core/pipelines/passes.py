@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..config import SchedulerConfig
 from ..models.transformer import LTXTransformer
-from ..releases import PassPreset, Preset
+from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
-from ..sampling.samplers import SamplerSettings
+from ..sampling.samplers import SAMPLERS, SamplerSettings, check_sampler
 from ..sampling.schedules import check_sigmas, explicit, linear_quadratic, shift, skip, token_shift, truncate, uniform
 from ..weights.lora import WeightedLoRA
 from .recipe import guidance_for
@@ -52,8 +52,10 @@ class Pass:
         checkpoint; None: linear-quadratic, as in all versions from 0.9.5 on.
 
         Raises:
-            ConfigError: levels that cannot be, or an STG block that the model does not have.
+            ConfigError: levels that cannot be, an STG block that the model does not have, or a sampler that does not
+                suit a distilled checkpoint.
         """
+        check_sampler(settings.stepping.name, distilled=settings.recipe.distilled)
         said = settings.of_pass(which)
         if said.sigmas is not None:
             sigmas = explicit(said.sigmas)
@@ -86,9 +88,10 @@ class Pass:
 
     def describe(self) -> str:
         """What the pass costs, in words."""
-        return describe_plan(self.steps, self.transformer.config.num_layers)
+        evaluations = SAMPLERS[self.sampler.name].evaluations
+        return describe_plan(self.steps, self.transformer.config.num_layers, evaluations)
 
-    def remarks(self, recipe: Preset) -> Iterator[str]:
+    def remarks(self, recipe: Recipe) -> Iterator[str]:
         """A sentence for every setting that the checkpoint was not made for, with the right value. None is refused."""
         if recipe.allowed_inference_steps is None:
             return
@@ -111,7 +114,7 @@ class Pass:
         return replace(self, stage=stage)
 
 
-def sigmas_for(entry: PassPreset, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
+def sigmas_for(entry: PassRecipe, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
     """Levels of a recipe's pass, (steps + 1) float32. Arguments as `Pass.of`."""
     if entry.timesteps is not None:
         return skip(explicit(entry.timesteps), entry.skip_initial_inference_steps, entry.skip_final_inference_steps)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConfigError
-from ..releases import RELEASES, PassPreset, Preset
+from ..releases import RELEASES, PassRecipe, Recipe
 from ..sampling.guidance import Guidance
 from ..weights.lora import WeightedLoRA
 
 # For models without a recipe for two passes: where the second one of the 13B dev models starts, without guidance.
-REFINE = PassPreset(
+REFINE = PassRecipe(
     guidance_scale=(1,),
     stg_scale=(0,),
     rescaling_scale=(1,),
@@ -20,8 +20,8 @@ REFINE = PassPreset(
 )
 # For a model that is no released one, such as one trained from scratch: plain guidance, no perturbed blocks, whose best
 # numbers nobody has looked for.
-UNKNOWN = Preset(
-    one_pass=PassPreset(
+UNKNOWN = Recipe(
+    one_pass=PassRecipe(
         guidance_scale=(3,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=30
     ),
     first_pass=None,
@@ -34,7 +34,7 @@ UNKNOWN = Preset(
 )
 
 
-def recipe_for(versions: Sequence[str]) -> tuple[Preset, str]:
+def recipe_for(versions: Sequence[str]) -> tuple[Recipe, str]:
     """The preset of a checkpoint, and a sentence for the user about where it comes from.
 
     versions: released versions that the file can be, most likely first.
@@ -66,7 +66,7 @@ def check_recipe(version: str, num_layers: int, option: str) -> None:
         )
 
 
-def _blocks_beyond(recipe: Preset, num_layers: int) -> list[int]:
+def _blocks_beyond(recipe: Recipe, num_layers: int) -> list[int]:
     """Blocks that the recipe perturbs in some step and that a model of so many does not have."""
     passes = [entry for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass) if entry is not None]
     guidances = [guidance_for(entry, recipe) for entry in passes]
@@ -87,7 +87,7 @@ def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tup
     return found, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."
 
 
-def guidance_for(entry: PassPreset, recipe: Preset) -> Guidance:
+def guidance_for(entry: PassRecipe, recipe: Recipe) -> Guidance:
     """Guidance of a recipe's pass."""
     return Guidance(
         scale=entry.guidance_scale,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..config import STGMode
 from ..errors import ConfigError
-from ..releases import PassPreset, Preset
+from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance
 from ..sampling.samplers import Levels, SamplerSettings
 from .recipe import REFINE
@@ -47,7 +47,7 @@ class PassSettings:
     stg_mode: STGMode | None = None
     cfg_star: bool | None = None
 
-    def over(self, entry: PassPreset) -> PassPreset:
+    def over(self, entry: PassRecipe) -> PassRecipe:
         """The recipe's entry with the schedule that is asked for."""
         if self.steps is not None:
             # The count is of the whole schedule: a recipe's own list, and what it leaves out at the end, do not apply.
@@ -127,10 +127,10 @@ NO_OVERRIDES = Overrides()
 class Settings:
     """A recipe and what overrides it: all that is to be known of a run but its models, size and seed."""
 
-    recipe: Preset
+    recipe: Recipe
     overrides: Overrides = NO_OVERRIDES
 
-    def entry(self, which: Which) -> PassPreset:
+    def entry(self, which: Which) -> PassRecipe:
         """The recipe's entry for a pass, with the schedule that the user asked for."""
         recipe = self.recipe
         entries = {
@@ -147,9 +147,9 @@ class Settings:
     def stepping(self) -> SamplerSettings:
         """How the steps of every pass are made."""
         recipe, said = self.recipe, self.overrides
-        stochastic = recipe.stochastic_sampling if said.sampler is None else said.sampler == "stochastic"
+        own = "stochastic" if recipe.stochastic_sampling else "euler"
         noise = recipe.image_cond_noise_scale if said.condition_noise is None else said.condition_noise
-        return SamplerSettings(stochastic=stochastic, condition_noise=noise, levels=said.levels or "own")
+        return SamplerSettings(said.sampler or own, noise, said.levels or "own")
 
     @property
     def adain_factor(self) -> float:

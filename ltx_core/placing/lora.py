@@ -1,4 +1,4 @@
-"""LoRAs while a model runs: beside its weights, never in them.
+"""LoRAs while a model runs: added to the results of its Linears, never to its weights.
 
 While `applied` is active a hook on each Linear adds up(down(x)) to its result, whatever the Linear's weights are stored
 as; afterwards the model is what it was, to the last bit.
@@ -76,7 +76,7 @@ class _Change:
 
 
 class _LinearHook:
-    """Adds what the LoRAs say to the result of one Linear. Factors go to the device and dtype of the input, once."""
+    """Adds the changes to the result of one Linear. Factors go to the device and dtype of the input, once."""
 
     def __init__(self, linear: nn.Linear | QuantizedLinear, changes: Sequence[_Change]) -> None:
         self._linear = linear
@@ -116,7 +116,7 @@ class _ChangeOnDevice:
             self.row_scale = (tensors["magnitude"].to(lengths).flatten() / lengths).to(x)
 
     def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        """output: what the Linear gave. Returns the change of it, or what adds like it."""
+        """The change of `output`, the result of the Linear without LoRAs."""
         change = x if self.factors else output.new_zeros(())
         for factor in self.factors:
             change = F.linear(change, factor)

@@ -34,7 +34,7 @@ _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _TINY = torch.finfo(torch.float32).tiny
 
 # Both sizes of a weight are multiples of this for torch._scaled_mm (aten/src/ATen/native/cuda/ScaledBlas.cpp).
-# A product of fewer rows takes as long as reading the weight, so that float8 gains nothing.
+# A product of fewer rows takes as long as reading the weight, and float8 gains nothing.
 _MULTIPLE = 16
 
 

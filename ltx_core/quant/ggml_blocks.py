@@ -2,7 +2,7 @@
 
 A row of a quantized tensor is a run of blocks; each block holds 32 or 256 weights with their scales. The layouts are
 those of `block_q*` in ggml-org/ggml, src/ggml-common.h; the float32 operations have the order that the `gguf` Python
-package gives them (gguf/quants.py), so that the results equal it to the last bit.
+package gives them (gguf/quants.py): the results equal it to the last bit.
 
 Shapes: `blocks` is (n, bytes per block) uint8; results are (n, weights per block) float32.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 
-# Weights that are unpacked together: what the float32 arithmetic needs on the side stays a few times this number. On
-# the CPU so few that it gets the same memory again and again: in ComfyUI's process twice as fast as with fresh pages.
+# Weights that are unpacked together: the scratch memory of the float32 arithmetic is a few times this number. On the
+# CPU they are few enough to reuse the same pages: twice as fast in ComfyUI's process as with fresh ones.
 AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 20
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
@@ -29,7 +29,7 @@ _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 
 class BlockType:
     """One ggml tensor type: its number in a GGUF header, block geometry, and how to unpack a block.
 
-    scratch: bytes per weight that are there while it is unpacked, beside the result, as a test counts them.
+    scratch: bytes per weight that unpacking takes in addition to the result, as counted by a test.
     """
 
     name: str
@@ -61,7 +61,7 @@ def at_a_time(*, on_cpu: bool) -> int:
 
 
 def scratch_bytes(block_type: BlockType, weights: int, *, on_cpu: bool) -> int:
-    """Bytes that `dequantize` needs for so many weights beside its result."""
+    """Bytes that `dequantize` needs for so many weights, in addition to its result."""
     return int(block_type.scratch * min(weights, at_a_time(on_cpu=on_cpu)))
 
 
@@ -232,7 +232,7 @@ BLOCK_TYPES = {
 }
 
 
-# Types that exist and that LTXKit does not read, for messages (`enum ggml_type`, ggml.h).
+# Types that LTXKit does not read, for messages (`enum ggml_type`, ggml.h).
 _OTHER_TYPES = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
     24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",

@@ -158,14 +158,17 @@ class Guidance:
 NO_GUIDANCE = Guidance()
 
 
-def describe_plan(steps: Sequence[GuidanceStep], num_layers: int) -> str:
+def describe_plan(steps: Sequence[GuidanceStep], num_layers: int, evaluations: int = 1) -> str:
     """What a plan costs, in words: branches of the steps, forwards in all, and what sharing saves.
 
     The perturbed branch shares the positive one's work up to its first skipped block.
+
+    evaluations: of the model per step, the sampler's; the last step needs one.
     """
     runs = [f"{len(list(same))} x {count}" for count, same in groupby(len(step.branches) for step in steps)]
-    forwards = sum(len(step.branches) for step in steps)
-    perturbed = [branch for step in steps for branch in step.branches if branch.skip_blocks]
+    evaluated = [step for step in steps[:-1] for _ in range(evaluations)] + [*steps[-1:]]
+    forwards = sum(len(step.branches) for step in evaluated)
+    perturbed = [branch for step in evaluated for branch in step.branches if branch.skip_blocks]
     shared = sum(min(branch.skip_blocks) for branch in perturbed) / num_layers
     text = f"{len(steps)} steps (steps x branches: {', '.join(runs)}), {forwards} forwards"
     return f"{text}, of which sharing saves {shared:.1f}." if shared else f"{text}."

@@ -1,35 +1,83 @@
-"""Where randomness comes from: CPU generators, one per sample, drawn in [b, c, f, h, w] order.
+"""Where randomness comes from: one clip's noise, and a named stream for every other draw.
 
-So one seed means one clip on every device, and sample i of a batch is the clip of `seed + i` on its own.
+The clip's noise comes from CPU generators, one per sample, drawn in [b, c, f, h, w] order. So one seed means one clip
+on every device, and sample i of a batch is the clip of `seed + i` on its own.
+
+torch's CPU generator keeps 32 bits of a seed. Adding high bits to it gives the same noise again, and seeds are the same
+modulo 2**32; so every other draw has a generator whose seed is a hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+SEEDS = 2**32  # so many seeds differ in torch's CPU generator
+
+StreamName = Literal[
+    "decode",  # noise mixed into the latent, and what the decoder of 0.9.1 injects
+    "film grain",
+    # The trainer's. The weights of new modules:
+    "new vae",
+    "new discriminator",
+    "new upscaler",
+    "new transformer",
+    "new text encoder",
+    "new lora",
+    # its samples:
+    "digits",
+    "validation digits",
+    "enlarged",
+    "order",
+    "size",
+    "moving mnist",
+    "crop",
+    # and its noise:
+    "start",
+    "vae",
+    "inject",
+    "validation",
+    "flow",
+    "flow noise",
+    "flow validation",
+    "flow validation noise",
+]
+# Streams that had numbers before they had names: with these, a run gets the samples that it always got.
+_NUMBERS: dict[StreamName, int] = {"digits": 0, "validation digits": 1, "enlarged": 2, "order": 3, "size": 4}
 
 Noise = Callable[[Sequence[int]], Tensor]
 """Draws standard normal noise of the given shape, batch first, float32 on the CPU. Every call goes on from the last."""
 
 
 class SeededNoise:
-    """`Noise` from a seed. Sample i has its own generator, seeded with `seed + i` (modulo 2**64).
+    """`Noise` of a clip. Sample i has its own generator, seeded with `seed + i` (modulo 2**32).
 
     The initial noise of sample 0 equals ComfyUI's for the same seed (`torch.randn` of a CPU generator).
+
+    drawn: how many numbers per sample each call has drawn so far. With those of an earlier pass at the start, noise
+        goes on after them: a second pass gets the same noise in a node of its own as in one node with the first. Their
+        sum is not enough: torch draws in blocks, and where its generator stands depends on the portions.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, drawn: Sequence[int] = ()) -> None:
         self.seed = seed
+        self.drawn = tuple(drawn)
         self._generators: list[torch.Generator] = []
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
         batch, *rest = shape
         while len(self._generators) < batch:
-            generator = torch.Generator("cpu")
-            generator.manual_seed((self.seed + len(self._generators)) % 2**64)
+            generator = torch.Generator("cpu").manual_seed((self.seed + len(self._generators)) % SEEDS)
+            for count in self.drawn:
+                torch.randn(count, generator=generator)
             self._generators.append(generator)
+        self.drawn = (*self.drawn, math.prod(rest))
         return torch.stack([torch.randn(rest, generator=generator) for generator in self._generators[:batch]])
 
 
@@ -37,3 +85,24 @@ def token_noise(noise: Noise, like: Tensor) -> Tensor:
     """Noise for tokens `like` (b n c), drawn channels first, float32 on the device of `like`."""
     b, n, c = like.shape
     return noise((b, c, n)).transpose(1, 2).to(like.device)
+
+
+def seed_sequence(seed: int, name: StreamName, index: int = 0) -> np.random.SeedSequence:
+    """What numpy's generators take for `stream`."""
+    number = _NUMBERS.get(name, int.from_bytes(name.encode(), "little"))
+    return np.random.SeedSequence([seed % SEEDS, number, index])
+
+
+def stream(seed: int, name: StreamName, index: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for every seed (modulo 2**32), purpose and number (0 or more)."""
+    high, low = seed_sequence(seed, name, index).generate_state(2, np.uint32)
+    return torch.Generator(device).manual_seed(int(high) << 32 | int(low))
+
+
+@contextmanager
+def initialised(seed: int, name: StreamName) -> Generator[None]:
+    """New modules on the CPU get their weights from a stream: torch.nn draws them from torch's global generator, which
+    afterwards is as it was."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(stream(seed, name).initial_seed())
+        yield

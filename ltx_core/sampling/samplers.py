@@ -1,12 +1,14 @@
 """From noise to clip: steps along the velocity, each token at its own level.
 
-velocity = noise - x0, so x0 = x - sigma * velocity: this is the one place where x0 is derived.
+velocity = noise - x0, so x0 = x - sigma * velocity: this is the one place where x0 is derived. Along the flow
+dx/dsigma = velocity = (x - x0) / sigma. k-diffusion's samplers solve the same equation for another x (Karras et al.,
+arXiv 2206.00364), and their formulas hold here as they are.
 Source: Lightricks/LTX-Video schedulers/rf.py and pipeline_ltx_video.py (denoising_step).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -27,24 +29,196 @@ StepCallback = Callable[[int, Tensor], None]
 
 Levels = Literal["own", "official"]
 
+GRADIENT_ESTIMATION_GAMMA = 2.0  # ComfyUI comfy/k_diffusion/sampling.py sample_gradient_estimation, ge_gamma
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A place on the schedule. step: the step that asks, counted from 0. sigma: of the schedule there.
+    level: of each token (b n 1), or of each sample (b 1 1), float32; below sigma for conditions."""
+
+    step: int
+    sigma: float
+    level: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """From one point to a lower one. A token whose level does not change is at rest."""
+
+    start: Point
+    end: Point
+
+    @property
+    def last(self) -> bool:
+        return self.end.sigma == 0
+
+    @property
+    def length(self) -> Tensor:
+        """How far each token comes down, as `Point.level`."""
+        return self.start.level - self.end.level
+
+    @property
+    def moving(self) -> Tensor:
+        return self.end.level < self.start.level
+
+    def move(self, x: Tensor, stepped: Tensor) -> Tensor:
+        """`stepped` (b n c) where tokens move, and `x` where they rest."""
+        return torch.where(self.moving, stepped, x)
+
+
+Flow = Callable[[Tensor, Point], Tensor]
+"""(x (b n c), where) -> velocity (b n c), float32: one evaluation of the model, with that step's guidance."""
+
+Integrator = Callable[[Flow, Tensor, Iterable[Step], Noise, StepCallback], Tensor]
+"""(flow, x (b n c) at the first level, steps, noise for fresh draws, callback after every step) -> x at level 0."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """integrate: all steps. evaluations: of the model per step; the last step, to level 0, needs one."""
+
+    integrate: Integrator
+    evaluations: int = 1
+
+
+def denoised(x: Tensor, level: Tensor, velocity: Tensor) -> Tensor:
+    """The estimate of x0."""
+    return x - level * velocity
+
+
+def euler(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: StepCallback) -> Tensor:
+    """Order 1: straight along the velocity."""
+    for step in steps:
+        v = flow(x, step.start)
+        x0 = denoised(x, step.start.level, v)
+        x = step.move(x, x - step.length * v)
+        callback(step.start.step + 1, x0)
+    return x
+
+
+def stochastic(flow: Flow, x: Tensor, steps: Iterable[Step], noise: Noise, callback: StepCallback) -> Tensor:
+    """Fresh noise on x0 after every step, which 2B 0.9.6 distilled was trained for (ComfyUI: lcm). It solves no
+    equation: for models whose x0 is a clip at every level."""
+    for step in steps:
+        v = flow(x, step.start)
+        x0 = denoised(x, step.start.level, v)
+        fresh = x0 if step.last else (1 - step.end.level) * x0 + step.end.level * token_noise(noise, x)
+        x = step.move(x, fresh)
+        callback(step.start.step + 1, x0)
+    return x
+
+
+def heun(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: StepCallback) -> Tensor:
+    """Order 2: the mean of the velocities at both ends of a step (Karras et al., algorithm 1)."""
+    for step in steps:
+        v = flow(x, step.start)
+        x0 = denoised(x, step.start.level, v)
+        if not step.last:
+            ahead = step.move(x, x - step.length * v)
+            v = (v + flow(ahead, step.end)) / 2
+        x = step.move(x, x - step.length * v)
+        callback(step.start.step + 1, x0)
+    return x
+
+
+def dpmpp_2m(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: StepCallback) -> Tensor:
+    """Order 2 from one evaluation per step: x0 is extrapolated from the last one (DPM-Solver++ 2M, arXiv 2211.01095).
+
+    In t = -log(sigma), as k-diffusion and ComfyUI have it for flow models too, and not in half the log of the
+    signal-to-noise ratio, -log(sigma / (1 - sigma)), which has no number at sigma 1. The first and the last step take
+    x0 as it is; so does the first step of a token that was at rest.
+    """
+    before: tuple[Step, Tensor] | None = None
+    for step in steps:
+        v = flow(x, step.start)
+        x0 = denoised(x, step.start.level, v)
+        aim = x0
+        # Tokens at rest have steps of length 0 in t, and get nan or inf here, which `where` and `move` leave out.
+        if before is not None and not step.last:
+            step_before, x0_before = before
+            level = step.start.level
+            ratio = (step_before.start.level / level).log() / (level / step.end.level).log()
+            aim = torch.where(step_before.moving, x0 + (x0 - x0_before) / (2 * ratio), x0)
+        kept = step.end.level / step.start.level
+        x = step.move(x, kept * x + (1 - kept) * aim)
+        before = step, x0
+        callback(step.start.step + 1, x0)
+    return x
+
+
+def gradient_estimation(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: StepCallback) -> Tensor:
+    """Order 1, with a smaller error where the velocity turns: v + (gamma - 1) * (v - the velocity of the step before)
+    (Permenter & Yuan, arXiv 2306.04848). The first and the last step are Euler's; so is the first step of
+    a token that was at rest."""
+    before: tuple[Step, Tensor] | None = None
+    for step in steps:
+        v = flow(x, step.start)
+        x0 = denoised(x, step.start.level, v)
+        slope = v
+        if before is not None and not step.last:
+            step_before, v_before = before
+            turned = v + (GRADIENT_ESTIMATION_GAMMA - 1) * (v - v_before)
+            slope = torch.where(step_before.moving, turned, v)
+        x = step.move(x, x - step.length * slope)
+        before = step, v
+        callback(step.start.step + 1, x0)
+    return x
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "euler": Sampler(euler),
+    "stochastic": Sampler(stochastic),
+    "heun": Sampler(heun, evaluations=2),
+    "dpmpp_2m": Sampler(dpmpp_2m),
+    "gradient_estimation": Sampler(gradient_estimation),
+}
+"""By the names that the nodes show, in their order; new entries go last."""
+
+
+def check_sampler(name: str, *, distilled: bool = False) -> None:
+    """Refuse a sampler that cannot work.
+
+    distilled: the levels are the explicit list of a distilled checkpoint. Each of them is one jump that the model was
+    trained for, and a mean of two such jumps is none.
+
+    Raises:
+        ConfigError: no sampler of that name, or one of several evaluations per step on such a list; those that can work
+            are named.
+    """
+    able = [key for key, sampler in SAMPLERS.items() if not distilled or sampler.evaluations == 1]
+    if name in able:
+        return
+    expected = f"expected one of {', '.join(able)}"
+    if name in SAMPLERS:
+        raise ConfigError(
+            f"got the sampler {name}, which evaluates the model {SAMPLERS[name].evaluations} times per step, on the "
+            f"levels of a distilled checkpoint, which was trained for one; {expected}; choose one of them"
+        )
+    raise ConfigError(f"got the sampler {name!r}; {expected}; check the name")
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
     """How the steps are made.
 
-    stochastic: put fresh noise on x0 after every step (what 2B 0.9.6 distilled was trained for), not an Euler step.
+    name: of `SAMPLERS`.
     condition_noise: noise on hard conditions (strength 1) before every model call, times level squared; the model is
         still told level 0 (official name image_cond_noise_scale, 0.15 there).
     levels: "own": a condition of strength s is stepped from its own level 1 - s once the schedule passes it, and hard
         conditions come out clean. "official": it is stepped from the schedule's level if a level at or below 1 - s
         exists, so that noise can stay in the result, and the last condition noise stays on hard conditions.
+
+    Raises:
+        ConfigError: no sampler of that name, or negative noise.
     """
 
-    stochastic: bool = False
+    name: str = "euler"
     condition_noise: float = 0.0
     levels: Levels = "own"
 
     def __post_init__(self) -> None:
+        check_sampler(self.name)
         if self.condition_noise < 0:
             raise ConfigError(f"got condition noise {self.condition_noise}; expected 0 or more; 0 turns it off")
 
@@ -64,39 +238,50 @@ def integrate(
     """Carry a state from level sigmas[0] to 0.
 
     sigmas: (steps + 1) float32, see `schedules`. noise: for the draws of `settings`.
-    callback: after every step; what it raises passes through.
+    callback: after every step; what it raises passes through. It gets hard conditions without their noise.
 
     Raises:
         ConfigError: the sigmas do not descend to 0.
     """
     check_sigmas(sigmas)
-    x, mask, clean = state.latent, state.denoise_mask, state.clean_latent
+    mask = state.denoise_mask
     if bool((mask == 1).all()):
         mask = mask[:, :1]  # one level per sample: the model embeds it once
-    hard = mask == 0
-    noised_conditions = settings.condition_noise > 0 and bool(hard.any())
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
-        if noised_conditions:
-            noised = clean + settings.condition_noise * sigma**2 * token_noise(noise, x)
-            x = torch.where(hard, noised, x)
-        level = mask.clamp(max=sigma)
-        level_next = _next_level(level, sigma, sigma_next, mask, settings.levels)
-        v = velocity(step, x, level)
-        x0 = x - level * v
-        if settings.stochastic and sigma_next > 0:
-            stepped = (1 - level_next) * x0 + level_next * token_noise(noise, x)
-        else:
-            stepped = x - (level - level_next) * v
-        x = torch.where(level_next < level, stepped, x)
-        callback(step + 1, x0)
+    flow = _NoisedConditions(velocity, state.clean_latent, mask == 0, settings.condition_noise, noise)
+    sampler = SAMPLERS[settings.name]
+    x = sampler.integrate(flow, state.latent, _steps(sigmas.tolist(), mask, settings.levels), noise, callback)
     if settings.levels == "own":
-        x = torch.where(hard, clean, x)
+        x = torch.where(flow.hard, state.clean_latent, x)
+    elif flow.shown is not None:
+        x = torch.where(flow.hard, flow.shown, x)
     return state.with_latent(x)
 
 
-def _next_level(level: Tensor, sigma: float, sigma_next: float, mask: Tensor, levels: Levels) -> Tensor:
-    """The level of each token after the step from `sigma` to `sigma_next`."""
-    if levels == "own":
-        return mask.clamp(max=sigma_next)
-    moves = sigma - 1e-6 < mask  # denoising_step: a token joins once the schedule has come down to its level
-    return torch.where(moves, sigma_next, level)
+class _NoisedConditions:
+    """A `Flow` that shows the model hard conditions with fresh noise at every evaluation.
+
+    hard: (b n 1) or (b 1 1) bool, where they are. shown: (b n c), the noised conditions of the last evaluation.
+    """
+
+    def __init__(self, velocity: GuidedVelocity, clean: Tensor, hard: Tensor, scale: float, noise: Noise) -> None:
+        self.hard = hard
+        self.shown: Tensor | None = None
+        self._velocity, self._clean, self._noise = velocity, clean, noise
+        self._scale = scale if bool(hard.any()) else 0.0
+
+    def __call__(self, x: Tensor, point: Point) -> Tensor:
+        if self._scale > 0:
+            self.shown = self._clean + self._scale * point.sigma**2 * token_noise(self._noise, x)
+            x = torch.where(self.hard, self.shown, x)
+        return self._velocity(point.step, x, point.level)
+
+
+def _steps(sigmas: list[float], mask: Tensor, levels: Levels) -> Iterator[Step]:
+    for number, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        level = mask.clamp(max=sigma)
+        if levels == "own":
+            level_next = mask.clamp(max=sigma_next)
+        else:
+            joined = sigma - 1e-6 < mask  # denoising_step: a token joins once the schedule has come down to its level
+            level_next = torch.where(joined, sigma_next, level)
+        yield Step(Point(number, sigma, level), Point(number, sigma_next, level_next))

@@ -1,7 +1,7 @@
 """Clips and captions by number.
 
-Sample number i of a source is a function of (seed, i) alone. Every other random number of training is drawn for the
-whole batch of a step (`generator`), and pieces and processes take their rows of it. A resumed run, a batch in pieces
+Sample number i of a source is a function of (seed, i) alone. Every other random draw of training is one of its step's
+whole batch (`sampling.noise.stream`), of which pieces and processes take their rows. A resumed run, a batch in pieces
 and several processes therefore see what one uninterrupted process would have seen, and a checkpoint needs no random
 state.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..sampling.noise import seed_sequence
 from ..shapes import PixelShape
 
 Split = Literal["train", "validation"]
@@ -63,14 +64,6 @@ class Source(Protocol):
         ...
 
 
-def generator(seed: int, stream: str, index: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A separate generator for every (seed, stream, index). stream: the purpose, in words."""
-    words = np.random.SeedSequence([seed, int.from_bytes(stream.encode(), "little"), index]).generate_state(
-        2, np.uint32
-    )
-    return torch.Generator(device).manual_seed(int(words[0]) << 32 | int(words[1]))
-
-
 def stacked(samples: Iterable[Sample], device: torch.device) -> Samples:
     """Single samples of one size as a batch on `device`."""
     listed = list(samples)
@@ -106,4 +99,4 @@ def file_identity(path: Path) -> str:
 def shuffled(members: range, index: int, seed: int) -> int:
     """Member number `index` of an endless reading of `members`, each pass in its own order."""
     epoch, position = divmod(index, len(members))
-    return members[int(np.random.default_rng((seed, 3, epoch)).permutation(len(members))[position])]
+    return members[int(np.random.default_rng(seed_sequence(seed, "order", epoch)).permutation(len(members))[position])]

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..media import read_image, resize, stream_video, video_fps
 from ..progress import Notes
+from ..sampling.noise import seed_sequence
 from ..shapes import PixelShape
 from .data import HOLD_OUT, Sample, Samples, Split, file_identity, shuffled, stacked
 
@@ -115,7 +116,7 @@ class VideoFolder:
 
     def size(self, batch: int) -> PixelShape:
         counts = np.array([len(self.groups[size]) for size in self.sizes], dtype=float)
-        rng = np.random.default_rng((self.seed, 4, batch))
+        rng = np.random.default_rng(seed_sequence(self.seed, "size", batch))
         return self.sizes[int(rng.choice(len(self.sizes), p=counts / counts.sum()))]
 
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:

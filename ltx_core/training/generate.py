@@ -24,7 +24,7 @@ from ..placing.placement import DevicePlacement, host_on
 from ..progress import Progress, silent
 from ..sampling.conditioning import LatentCondition
 from ..sampling.guidance import Guidance
-from ..sampling.noise import SeededNoise
+from ..sampling.noise import SeededNoise, stream
 from ..sampling.schedules import uniform
 from ..shapes import PixelShape
 from ..weights.build import load_transformer, load_upsampler, load_vae
@@ -158,7 +158,7 @@ class ClipGenerator:
         """Normalised latents -> clips."""
         vae = self.models.vae
         level = torch.full((len(latent),), timestep, device=self.device) if vae.config.timestep_conditioning else None
-        rng = torch.Generator().manual_seed(0)  # for a VAE that injects noise
+        rng = stream(0, "decode")  # for a VAE that injects noise
         raw = vae.un_normalize(latent.to(self.device))
         return vae.decode(raw, level, generator=rng).float().clamp(-1, 1).cpu()
 

@@ -40,9 +40,9 @@ class LoRALayers(nn.Module):
             key = name.replace(".", "_")
             self.names[key] = name
             device = next(chain(module.parameters(), module.buffers())).device  # a quantized weight is a buffer
-            down = torch.empty(config.rank, inputs, device=device)
+            down = torch.empty(config.rank, inputs)  # on the CPU: the same start on every device
             nn.init.kaiming_uniform_(down, a=5**0.5)
-            self.down[key] = nn.Parameter(down)
+            self.down[key] = nn.Parameter(down.to(device))
             self.up[key] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
             module.register_forward_hook(self._hook(key))
         if not self.names:

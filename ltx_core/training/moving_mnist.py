@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..sampling.noise import stream
 from ..shapes import PixelShape
-from .data import Sample, Samples, Split, file_identity, generator, shuffled, stacked, to_pixels
+from .data import Sample, Samples, Split, file_identity, shuffled, stacked, to_pixels
 from .digits.clips import WORDS
 
 
@@ -46,7 +47,7 @@ class MovingMNIST:
 
     def _sample(self, index: int, size: PixelShape) -> Sample:
         member = shuffled(self.members, index, self.seed)
-        rng = generator(self.seed, "moving mnist", index)
+        rng = stream(self.seed, "moving mnist", index)
         start = int(torch.randint(self.videos.shape[1] - size.frames + 1, (), generator=rng))
         grey = np.divide(self.videos[member, start : start + size.frames], 255, dtype=np.float32)
         return Sample(to_pixels(torch.from_numpy(grey)), self._caption(member, rng))

@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from ..errors import ConfigError
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..progress import Notes, log_note
+from ..sampling.noise import initialised, stream
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
 from ..weights.build import load_transformer
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
 from .config import TransformerTraining
-from .data import generator
 from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
@@ -47,7 +47,6 @@ class TransformerTask:
 
     def __init__(self, config: TransformerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        torch.manual_seed(config.seed)
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
@@ -79,7 +78,8 @@ class TransformerTask:
         self.lora = None
         if config.lora is not None:
             self.transformer.requires_grad_(False)
-            self.lora = LoRALayers(self.transformer, config.lora)
+            with initialised(config.seed, "new lora"):
+                self.lora = LoRALayers(self.transformer, config.lora)
         trained: list[nn.Module] = [self.lora if self.lora is not None else self.transformer]
         if isinstance(self.text, TextEncoder):
             trained.append(self.text.model)
@@ -109,8 +109,9 @@ class TransformerTask:
             return model if config.lora else copied(model).requires_grad_(True)
         if config.model is None or config.lora is not None:
             raise ConfigError("got no initial checkpoint; expected one for a LoRA, or without model; set initial")
-        model = LTXTransformer(transformer_config(config.model))
-        restart(model)
+        with initialised(config.seed, "new transformer"):
+            model = LTXTransformer(transformer_config(config.model))
+            restart(model)
         return model
 
     def _text(self) -> TextEncoder | FrozenText:
@@ -136,7 +137,8 @@ class TransformerTask:
                 latest_checkpoint(config.output) is None
             ):  # left by a run without a checkpoint, perhaps with other captions
                 shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
-            text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
+            with initialised(config.seed, "new text encoder"):
+                text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
             if self.world.first:
                 self.world.barrier()
         nn.Module.to(text.model, self.world.device)
@@ -218,11 +220,12 @@ class TransformerTask:
             return numbers  # the weights stay as they are; the loop stops
         return numbers | self.updater.apply(step)
 
-    def _draws(self, stream: str, number: int, count: int, size: PixelShape) -> Draws:
+    def _draws(self, name: Literal["flow", "flow validation"], number: int, count: int, size: PixelShape) -> Draws:
         frames, height, width = size.latent(self.vae.config.scale_factors)
+        noise_name = "flow noise" if name == "flow" else "flow validation noise"
         return draw(
-            generator(self.config.seed, stream, number),
-            generator(self.config.seed, f"{stream} noise", number, self.world.device),
+            stream(self.config.seed, name, number),
+            stream(self.config.seed, noise_name, number, self.world.device),
             (count, frames * height * width, self.vae.config.latent_channels),
             self.config.noising,
             text_dropout=self.config.text_dropout,

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Notes, log_note
+from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from .checkpoints import find_export
 from .config import UpscalerTraining
@@ -50,7 +51,6 @@ class UpscalerTask:
 
     def __init__(self, config: UpscalerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        torch.manual_seed(config.seed)
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         if config.data.kind not in ("digits", "mnist"):
@@ -63,7 +63,8 @@ class UpscalerTask:
         architecture = upsampler_config(config.model)
         if architecture.temporal_upsample or not architecture.spatial_upsample:
             raise ConfigError("got an upscaler in time; expected spatial_upsample alone; change model")
-        self.upsampler = LatentUpsampler(architecture).to(world.device)
+        with initialised(config.seed, "new upscaler"):
+            self.upsampler = LatentUpsampler(architecture).to(world.device)
         self.plain = Upscaling(self.upsampler, self.vae)
         step = self._step_bytes()
         self.objective = world.wrap(self.plain)
@@ -133,7 +134,7 @@ class UpscalerTask:
         timestep = torch.zeros(1, device=self.world.device) if self.vae.config.timestep_conditioning else None
         return torch.cat(
             [
-                self.vae.decode(latent, timestep, generator=torch.Generator().manual_seed(0))
+                self.vae.decode(latent, timestep, generator=stream(self.config.seed, "decode"))
                 for latent in self.vae.un_normalize(latents).split(1)
             ]
         )

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..models.video_vae import Posterior, VideoVAE
 from ..progress import Notes, log_note
+from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from ..weights.build import load_vae
 from .config import VAETraining
-from .data import Source, crop, generator
+from .data import Source, crop
 from .distributed import World, synchronised
 from .footprint import step_bytes
 from .loop import log_values
@@ -76,7 +77,6 @@ class VAETask:
 
     def __init__(self, config: VAETraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        torch.manual_seed(config.seed)
         self.source = open_source(config.data, "train", config.seed, notes)
         self.validation = open_source(config.data, "validation", config.seed)
         # torch's stubs do not know `memory_format` without another argument.
@@ -91,9 +91,9 @@ class VAETask:
         self.adversary: PairDiscriminator | None = None
         if config.adversary.weight > 0:
             channels = self.vae.config.out_channels
-            self.adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers).to(
-                world.device
-            )
+            with initialised(config.seed, "new discriminator"):
+                adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers)
+            self.adversary = adversary.to(world.device)
         step = self._step_bytes(objective)
         self.objective = world.wrap(objective)
         self.updater = Updater([self.vae], config.optimization)
@@ -117,9 +117,10 @@ class VAETask:
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
             return copied(vae)
-        vae = VideoVAE(vae_config(config.model)).to(self.world.device)
+        with initialised(config.seed, "new vae"):
+            vae = VideoVAE(vae_config(config.model)).to(self.world.device)
         pixels = self._pixels(range(START_CLIPS), self.source, self.source.size(0))
-        pixels = crop(pixels, self._size(0), torch.rand(START_CLIPS, 3, generator=generator(config.seed, "start", 0)))
+        pixels = crop(pixels, self._size(0), torch.rand(START_CLIPS, 3, generator=stream(config.seed, "start")))
         data_dependent_start(vae, pixels)
         return vae
 
@@ -176,7 +177,7 @@ class VAETask:
     def _noise(self, step: int, shape: tuple[int, ...], largest: float) -> tuple[Tensor, Tensor, Tensor]:
         """Posterior noise, decoder noise and its level, for the whole batch of a step."""
         device, count = self.world.device, self.config.optimization.batch_size
-        rng = generator(self.config.seed, "vae", step, device)
+        rng = stream(self.config.seed, "vae", step, device)
         posterior, decoder = torch.randn(2, count, *shape, generator=rng, device=device)
         return posterior, decoder, torch.rand(count, generator=rng, device=device) * largest
 
@@ -193,13 +194,13 @@ class VAETask:
         pieces: list[tuple[Tensor, Tensor]] = []
         if self.adversary is not None:
             self.adversary.requires_grad_(False)
-        places = torch.rand(optimization.batch_size, 3, generator=generator(config.seed, "crop", step))
+        places = torch.rand(optimization.batch_size, 3, generator=stream(config.seed, "crop", step))
         whole = self._noise(step, shape, weights["decoder_noise"])
         for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
             pixels = crop(self._pixels(piece.indices, self.source, full), size, places[piece.rows])
             noise = tuple(value[piece.rows] for value in whole)
             with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
-                losses, output, mean = self.objective(pixels, *noise, generator(config.seed, "inject", step))
+                losses, output, mean = self.objective(pixels, *noise, stream(config.seed, "inject", step))
                 if gan and self.adversary is not None:
                     losses["gan"] = generator_loss(self.adversary, pixels, output, config.adversary.loss)
                 loss = sum(
@@ -300,7 +301,7 @@ class VAETask:
                 pixels = pixels[:, :, :1]
             posterior = self.vae.encode(pixels)
             timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
-            rng = generator(self.config.seed, "validation", 0)  # the same injected noise for all clips
+            rng = stream(self.config.seed, "validation")  # the same injected noise for all clips
             originals.append(pixels)
             reconstructions.append(self.vae.decode(posterior.mode(), timestep, generator=rng).float())
             posteriors.append(posterior)

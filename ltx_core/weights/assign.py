@@ -33,7 +33,7 @@ _INTEGERS = frozenset(name for dtype, name in DTYPE_NAMES.items() if not dtype.i
 def preparation_for(
     stored: Mapping[str, StoredTensor], source: Path, asked: str | None, only: str
 ) -> Preparation | None:
-    """What makes quantized Linears of a model's own: the quantization of its weights, or the one that is asked for.
+    """The quantization of the stored weights, or the one that is asked for, or None: it swaps the model's Linears.
 
     stored: by the module's names. asked: a name as `quantization_by_name` takes, or None; only: likewise.
 

@@ -134,7 +134,7 @@ class Opened:
         """The module, and the name of its quantization."""
         part, path = self.part(name), self.checkpoint.path
         # First of all: the sizes of weights in a format that is not read would only give a misleading message.
-        preparation = preparation_for(self.stored(name), path, quantization, only="transformer_blocks.")
+        preparation = preparation_for(self.stored(name), path, quantization, only=LTXTransformer.BLOCK_PREFIX)
         self._log_unknown(name)
         with torch.device("meta"):
             model = build(self.description)

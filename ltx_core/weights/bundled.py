@@ -1,7 +1,7 @@
 """The small model that comes with the pack: a name in place of a path.
 
-`ltxkit-digits` is a folder as training leaves one: model.safetensors (transformer and VAE), upscaler.safetensors and
-text_encoder/. What it is, and how it was made, stands in its model card beside it.
+`ltxkit-digits` is a folder like those that training writes: model.safetensors (transformer and VAE),
+upscaler.safetensors and text_encoder/. The model card in it says what it is and how it was trained.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ _FILES = {  # by the name of ComfyUI's folder for models of that kind
 
 
 def bundled_files(kind: str) -> dict[str, Path]:
-    """The bundled model as a folder of models has it: path by name. kind: of models, as ComfyUI names its folders."""
+    """The bundled model's file of this kind, as a listing of models: path by name; empty where there is none.
+
+    kind: the name of ComfyUI's folder for such models.
+    """
     path = _FOLDER / _FILES.get(kind, "")
     return {BUNDLED: path} if kind in _FILES and path.exists() else {}
 
 
 def find_model(path: Path | str, kind: str) -> Path:
-    """`path`, or the bundled model's file of that kind where `path` is its name and there is nothing of that name."""
+    """`path`, or the bundled model's file of that kind where `path` is its name and does not exist as a path."""
     path = Path(path)
     return path if path.exists() else bundled_files(kind).get(str(path), path)
 
 
 def find_run(path: Path | str) -> Path:
-    """Likewise a folder that training left."""
+    """`path`, or the bundled model's folder, likewise, in place of the folder of a training run."""
     path = Path(path)
     return _FOLDER if str(path) == BUNDLED and not path.exists() else path

@@ -45,7 +45,7 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
-# A header longer than this is not one that anybody writes; the first 8 bytes of other formats decode to far more.
+# No program writes a longer header; the first 8 bytes of other formats decode to far more.
 _MAX_HEADER_BYTES = 100_000_000
 
 # Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it
@@ -84,7 +84,7 @@ class Checkpoint:
     """An opened container.
 
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
-        of a folder only `config`, where the headers of its files have one (those that LTXKit converted).
+        of a folder only `config`, where the headers of its files have it (those that LTXKit wrote).
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
         "text_encoder", "scheduler"); empty for a file.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
@@ -99,7 +99,7 @@ class Checkpoint:
     read: Callable[[str], Tensor]
 
     def stored(self, keys: Mapping[str, str]) -> dict[str, TensorInfo]:
-        """What the header says about these tensors, by names of one's own. keys: own name -> name in the container."""
+        """What the header says about some tensors, by other names. keys: the other name -> the container's."""
         return {ours: self.tensors[theirs] for ours, theirs in keys.items()}
 
     def tensor(self, key: str) -> Tensor:
@@ -252,10 +252,10 @@ def _refusal(what: str, instead: str, path: Path) -> CheckpointError:
 
 
 def _open_folder(path: Path) -> Checkpoint:
-    found = {name: path / name for name in _COMPONENTS if (path / name).is_dir()}
-    if not found:
-        found = {_component_of(path): path}
-    configs = {name: config for name, folder in found.items() if (config := _read_config(folder)) is not None}
+    components = {name: path / name for name in _COMPONENTS if (path / name).is_dir()}
+    if not components:
+        components = {_component_of(path): path}
+    configs = {name: config for name, folder in components.items() if (config := _read_config(folder)) is not None}
     scheduler = path / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         configs["scheduler"] = _read_json(scheduler)
@@ -263,7 +263,7 @@ def _open_folder(path: Path) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, MappedFile] = {}
     metadata: dict[str, str] = {}
-    for component, folder in found.items():
+    for component, folder in components.items():
         for file, keys in _weight_files(folder).items():
             stored, header = read_header(file)
             metadata |= {name: text for name, text in header.items() if name == "config"}
@@ -348,7 +348,7 @@ def _shards(index: Path) -> dict[Path, list[str] | None]:
         file = index.parent / name
         if not file.is_file():
             raise CheckpointError(
-                f"got {index.parent} without the shard {name}; expected it beside {index.name}; download it"
+                f"got {index.parent} without the shard {name}; expected it next to {index.name}; download it"
             )
         shards.setdefault(file, []).append(key)
     return dict(shards.items())

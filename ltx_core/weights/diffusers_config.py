@@ -46,7 +46,7 @@ def transformer_entries(config: TransformerConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Residual blocks, and the change of resolution beside them, if there is one. width: of the residual blocks."""
+    """Residual blocks, and the change of resolution that goes with them, if any. width: of the residual blocks."""
 
     width: int
     blocks: VAEBlock
@@ -54,7 +54,7 @@ class _Stage:
 
 
 def _stages(blocks: tuple[VAEBlock, ...], width: int) -> list[_Stage]:
-    """What diffusers makes of a block list, in the order of the encoder; the last one is its `mid_block`."""
+    """diffusers' stages of a block list, in the order of the encoder; the last is its `mid_block`."""
     stages: list[_Stage] = []
     for block in blocks:
         if block.kind == "res_x":
@@ -103,7 +103,7 @@ def vae_entries(config: VideoVAEConfig) -> dict[str, Any]:
 
 
 def scheduler_entries(config: SchedulerConfig) -> dict[str, Any]:
-    """diffusers has no linear-quadratic schedule: its pipelines are given the steps."""
+    """diffusers has no linear-quadratic schedule: its users pass the steps to the pipelines."""
     entries: dict[str, Any] = {
         "_class_name": _CLASSES["scheduler"],
         "num_train_timesteps": config.num_train_timesteps,
@@ -117,7 +117,7 @@ def scheduler_entries(config: SchedulerConfig) -> dict[str, Any]:
 
 
 def model_index(components: Collection[str]) -> dict[str, Any]:
-    """A pipeline without a text encoder, which is given to `from_pretrained`."""
+    """A pipeline without a text encoder, which its users pass to `from_pretrained`."""
     absent = [None, None]
     return {
         "_class_name": "LTXPipeline",

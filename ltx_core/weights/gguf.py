@@ -30,7 +30,10 @@ _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """shape: as torch has it, which is ggml's reversed. offset: from the start of the file."""
+    """One tensor of the header.
+
+    shape: in torch's order, the reverse of ggml's. offset: from the start of the file.
+    """
 
     shape: tuple[int, ...]
     block_type: BlockType
@@ -45,9 +48,12 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Raises:
-    CheckpointError: truncated, damaged, or one part of a split file.
-    UnsupportedError: big-endian, an older version, a tensor type or an architecture that LTXKit does not read.
+    """Texts, numbers and tensors of a GGUF file; only its header is read.
+
+    Raises:
+        CheckpointError: the file is truncated or damaged, or one part of a split file.
+        UnsupportedError: it is big-endian, of an older version, or has a tensor type or an architecture that LTXKit
+            does not read.
     """
     with path.open("rb") as file:
         reader = _Reader(path, file)
@@ -122,14 +128,14 @@ def _placed(
     original = tuple(int(size) for size in cast("list[int]", values.get(_ORIGINAL_SHAPE + name, shape)))
     if prod(original) != prod(shape):
         raise CheckpointError(
-            f"got {path} with {_ORIGINAL_SHAPE}{name} = {list(original)} for {prod(shape)} weights; expected as many; "
-            "the header is damaged, download it again"
+            f"got {path} with {_ORIGINAL_SHAPE}{name} = {list(original)} for {prod(shape)} weights; expected the same "
+            "number; the header is damaged, download it again"
         )
     return GGUFTensor(original, block_type, offset, nbytes)
 
 
 class _Reader:
-    """Values one after the other, and what is wrong with the file when they end."""
+    """Reads values in their order, and says what is wrong with the file where they end too early."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -141,7 +147,7 @@ class _Reader:
         return self._file.tell()
 
     def take(self, count: int) -> bytes:
-        # A length that the file cannot hold is not read: a damaged one may say any number.
+        # A damaged header may say any length: more than the file has is not even tried.
         data = self._file.read(count) if count <= self.size else b""
         if len(data) < count:
             raise self.truncated("a complete header")

@@ -46,7 +46,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Description:
-    """Everything that is known about the models in one file (a text encoder aside, see `text_encoder`).
+    """Everything that is known about the models in one file (for text encoders see `text_encoder`).
 
     versions: released versions that the file can be, most likely first; empty when it is none of them.
     values: config field ("transformer.num_layers") -> value and origin.
@@ -132,7 +132,7 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     candidates = _candidates(version, stated.values, shown, generation)
     defaults = _defaults(candidates)
     values = {name: Value(value, "version default") for name, value in VAE_DEFAULTS.items() if "vae" in layout.parts}
-    # Keys that a file's scheduler leaves out; a file without a scheduler has none by this.
+    # For keys that the file's scheduler leaves out. A file without a scheduler does not get one.
     if SCHEDULER_DEFAULTS.keys() & stated.values.keys():
         values |= {name: Value(value, "official default") for name, value in SCHEDULER_DEFAULTS.items()}
     values |= {name: Value(value, "given" if version else "version default") for name, value in defaults.items()}
@@ -273,7 +273,7 @@ class _Shapes:
         return size
 
     def count(self, prefix: str) -> int:
-        """Length of a list of modules: one more than its last index, so that a gap shows as missing tensors."""
+        """Length of a list of modules by its last index: a gap then shows as missing tensors."""
         return max(block_groups(self.keys, prefix), default=-1) + 1
 
 

@@ -106,13 +106,13 @@ T5_FROM_LLAMA_CPP = KeyMap(
                 ("ffn_down", "1.DenseReluDense.wo"),
             )
         ),
-        # Files of whole models have a decoder too; these names say that it is one.
+        # Files of whole models have a decoder too; these names mark its tensors.
         ("dec.{*}", "decoder.{*}"),
         ("output.weight", "lm_head.weight"),
     ]
 )
 
-# What a VAE block's tensors show: residual blocks, a change of resolution, or one residual block that changes the width
+# What a VAE block's tensors show: residual blocks, a change of resolution, or a residual block that changes the width
 _BlockRole = Literal["res", "compress", "widen"]
 
 
@@ -327,7 +327,7 @@ def _part(name: PartName, naming: Naming, prefix: str, keys: list[str]) -> Part:
         key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
     else:
         key_map = T5_FROM_LLAMA_CPP if naming == "llama.cpp" else IDENTITY
-    # A key without a rule keeps its name, so that the strict check after loading reports it as unexpected.
+    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected.
     return Part(name, naming, prefix, {key_map.rename(key) or key: prefix + key for key in inner})
 
 

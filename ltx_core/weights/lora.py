@@ -5,8 +5,8 @@ A LoRA says, for a Linear of the model, W' = W + strength * (alpha / rank) * up 
 
 Key styles: huggingface/diffusers and peft (`transformer.X.lora_A.weight`), Lightricks/LTX-Video-Trainer and ComfyUI
 (`diffusion_model.X.lora_A.weight`), finetrainers (bare or `base_model.model.`), Kohya (`lora_unet_X` with underscores,
-`lora_down`); alpha beside a target or in the header; DoRA as `dora_scale` or `lora_magnitude_vector`; full differences
-as `diff` and `diff_b`.
+`lora_down`); alpha as a tensor of a target or in the header; DoRA as `dora_scale` or `lora_magnitude_vector`; full
+differences as `diff` and `diff_b`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROLES = (
 )
 _ROLE_PATTERN = re.compile("|".join(f"(?P<{role}>{pattern})$" for role, pattern in _ROLES))
 
-# Prefixes before the module's path; what stands under one of these is meant for the transformer.
+# Prefixes before the module's path; keys that start with one of these are meant for the transformer.
 _PREFIXES = (
     "base_model.model.",
     "model.diffusion_model.",
@@ -141,7 +141,8 @@ def load_lora(path: Path | str) -> LoRA:
 def _peft_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """peft's `LoraConfig`, which diffusers and finetrainers store in the header; empty where there is none.
 
-    Raises CheckpointError: it is no JSON.
+    Raises:
+        CheckpointError: they are not JSON.
     """
     text = checkpoint.metadata.get("lora_adapter_metadata") or checkpoint.metadata.get("lora_config") or "{}"
     try:
@@ -199,7 +200,7 @@ def match_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> 
 
     Raises:
         CheckpointError: a transformer target is not in the model (unless `allow_partial`), none is, or a shape differs:
-            the LoRA was made for another model.
+            the LoRA is for another model.
     """
     names = _Names(model)
     text = tuple(target for target in lora.targets if target.startswith(_TEXT_ENCODER_PREFIXES))
@@ -221,7 +222,8 @@ def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None
     if not isinstance(module, nn.Linear | QuantizedLinear):
         if "down" in tensors:
             raise CheckpointError(
-                f"got the LoRA {lora.path} with factors for {name}, which is no Linear; use another file"
+                f"got the LoRA {lora.path} with factors for {name}, which is not a Linear; expected factors for "
+                "Linears only; use another file"
             )
         parameters = dict(module.named_parameters(recurse=False))
         for role, parameter in (("diff", "weight"), ("diff_b", "bias")):

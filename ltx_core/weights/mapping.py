@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 # private and could, as far as it knows, be written to as a whole. Python names the flag from 3.12 on only.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
-HEADER_BYTES = 4096  # of a file's start that are compared: who writes with the old size and time rarely keeps these
+HEADER_BYTES = 4096  # of a file's start that are compared: a new file of the same size and time rarely has the same
 
 
 class MappedFile:
@@ -38,11 +38,15 @@ class MappedFile:
         count = prod(shape)
         if not count:
             return torch.empty(shape, dtype=dtype)
-        # A start that is no multiple of the item size is allowed in a file, and read in place as safetensors does.
+        # A tensor may start at any byte, not only at a multiple of the item size; safetensors reads it in place, too.
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).reshape(shape)
 
     def check_unchanged(self) -> None:
-        """Raises CheckpointError: somebody wrote into the mapped file. One that took its name is no matter."""
+        """Make sure that the mapped file is as it was. Another file under its name does not matter.
+
+        Raises:
+            CheckpointError: the mapped file was written to.
+        """
         if self._descriptor >= 0 and self._state != _state(self._descriptor):
             raise CheckpointError(
                 f"got {self.path}, which was overwritten after it was opened; expected it to stay as it was while its "
@@ -68,10 +72,10 @@ class MappedFile:
 
 
 def _state(descriptor: int) -> tuple[int, int, bytes]:
-    """Size, time of the last change, and the file's start where that can be read at a place (not on Windows)."""
-    found = os.fstat(descriptor)
+    """Size, time of the last change, and the file's start, where a file can be read at an offset (not on Windows)."""
+    status = os.fstat(descriptor)
     header = os.pread(descriptor, HEADER_BYTES, 0) if hasattr(os, "pread") else b""
-    return found.st_size, found.st_mtime_ns, header
+    return status.st_size, status.st_mtime_ns, header
 
 
 def _map_privately(descriptor: int) -> mmap.mmap:
@@ -81,7 +85,7 @@ def _map_privately(descriptor: int) -> mmap.mmap:
 
 
 def watch(model: nn.Module, files: tuple[MappedFile, ...]) -> None:
-    """From now on every forward of `model` first looks whether the files that it is mapped from are as they were."""
+    """From now on every forward of `model` first checks that the files that it is mapped from are as they were."""
 
     def check(*_: Any) -> None:
         for file in files:

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class Section:
-    """What one section of the metadata says: config values by field name, and the keys that nobody here knows."""
+    """What one section of the metadata says: config values by field name, and the keys that LTXKit does not know."""
 
     values: Mapping[str, object]
     unknown: tuple[str, ...]
@@ -133,8 +133,8 @@ def _blocks(kinds: tuple[str, ...]) -> Callable[[Any, str], tuple[VAEBlock, ...]
 def _block(entry: Any, name: str, kinds: tuple[str, ...]) -> VAEBlock:
     """One `[kind, number of layers | parameters]`; defaults: Lightricks/LTX-Video causal_video_autoencoder.py."""
     try:
-        kind, given = entry
-        params: dict[str, Any] = {"num_layers": given} if isinstance(given, int) else dict(given)
+        kind, detail = entry
+        params: dict[str, Any] = {"num_layers": detail} if isinstance(detail, int) else dict(detail)
     except (TypeError, ValueError) as error:
         raise _wrong(entry, name, "[kind, parameters]") from error
     if kind not in kinds:
@@ -374,7 +374,7 @@ def _model_sections(config: Mapping[str, Any], unknown: list[str]) -> Iterator[S
 
 
 def _shared_blocks(entries: dict[str, Any]) -> dict[str, Any]:
-    """0.9.0 has one list `blocks` for encoder and decoder."""
+    """0.9.0 has a single list `blocks` for encoder and decoder."""
     if "blocks" not in entries:
         return entries
     rest = {key: value for key, value in entries.items() if key != "blocks"}

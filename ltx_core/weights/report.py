@@ -86,8 +86,8 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     report["missing"] = list(description.missing)
     report["unknown_metadata"] = list(description.unknown)
     # Packed weights have shapes of their own and are checked when they are loaded.
-    for name in (name for name, quantization in quantizations.items() if quantization is None):
-        report["problems"] += _problems(opened, name)
+    for part in (part for part, quantization in quantizations.items() if quantization is None):
+        report["problems"] += _problems(opened, part)
     return report
 
 

@@ -23,7 +23,7 @@ VAE_PREFIX = "vae."
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor that is made when it is written."""
+    """A tensor that is computed only when it is written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ def stream_safetensors(
     stage: str = "",
     progress: Progress = silent,
 ) -> None:
-    """Write tensors one after the other, so that only one is in memory; the file is whole or not there."""
+    """Write tensors one after the other, holding only one in memory; the file is there whole or not at all."""
     # Wide numbers first: every tensor then starts at a multiple of its item size.
     order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}

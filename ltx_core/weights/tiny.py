@@ -1,7 +1,7 @@
 """Complete random model sets of a few megabytes, in the official layouts: for tests, and to try an installation.
 
-The transformer has the released numbers of layers and heads and narrow ones of them, so that version detection, skipped
-blocks and presets work as with the released files. Weights come from numpy, tensor by tensor, and never from a forward
+The transformer has as many layers and heads as the released ones, and narrow ones: version detection, skipped blocks
+and recipes work as with the released files. Weights come from numpy, tensor by tensor, and never from a forward
 pass: a seed means the same bytes everywhere. They are scaled so that activations, latents and pixels are of order one.
 """
 
@@ -68,15 +68,15 @@ def make_tiny(
         seed: the same seed gives the same bytes.
 
     Raises:
-        ConfigError: an argument is none of these.
+        ConfigError: an argument is not among the choices.
     """
-    for name, given, choices in (
+    for name, value, choices in (
         ("family", family, get_args(Family)),
         ("vae", vae, get_args(VAEGeneration)),
         ("compression", compression, get_args(Compression)),
     ):
-        if given not in choices:
-            raise ConfigError(f"got {name} {given!r}; expected one of {', '.join(choices)}")
+        if value not in choices:
+            raise ConfigError(f"got {name} {value!r}; expected one of {', '.join(choices)}")
     folder = Path(folder)
     latent_channels = 128 if compression == "32x8" else 16
     _write_checkpoint(
@@ -273,7 +273,7 @@ def _t5_spread(name: str, fan_in: int) -> tuple[float, float]:
 def _draw(shapes: Mapping[str, Tensor], spread: _Spread, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, like in shapes.items():
-        # A stream of its own for each tensor, so that its values depend on nothing but its name and the seed.
+        # Each tensor has its own stream: its values depend on nothing but its name and the seed.
         generator = np.random.default_rng([seed, crc32(name.encode())])
         mean, deviation = spread(name, prod(like.shape[1:]))
         values = mean + deviation * generator.standard_normal(like.shape, dtype=np.float32)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.releases import DOWNSCALE_FACTOR, RELEASES, PassPreset, release
+from ltxkit.ltx_core.releases import DOWNSCALE_FACTOR, RELEASES, PassRecipe, release
 
 RECIPES = json.loads((Path(__file__).parent.parent / "data" / "official_recipes.json").read_text(encoding="utf-8"))
-PASS_FIELDS = {field.name for field in fields(PassPreset)}
+PASS_FIELDS = {field.name for field in fields(PassRecipe)}
 # Not about sampling: file names, the text encoder's home, the number format of the official loader.
 ELSEWHERE = {
     "checkpoint_path",
@@ -26,7 +26,7 @@ ELSEWHERE = {
 }
 
 
-def as_lists(entry: PassPreset, official: dict) -> dict:
+def as_lists(entry: PassRecipe, official: dict) -> dict:
     """Our tuples in the form in which the official config writes the same thing."""
     ours = {}
     for name in official:

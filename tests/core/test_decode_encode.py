@@ -22,6 +22,7 @@ from ltxkit.ltx_core.pipelines.settings import Decoding
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.sampling.filters import tone_map
+from ltxkit.ltx_core.sampling.noise import stream as stream_of
 from ltxkit.ltx_core.shapes import LatentShape
 
 GENERATIONS = ("0.9.0", "0.9.1", "0.9.5", "16x4")
@@ -92,7 +93,7 @@ def stream(vae: VideoVAE, latent: Tensor, decoding: Decoding = DECODING, **optio
 @torch.no_grad()
 def by_hand(vae: VideoVAE, latent: Tensor, t: float, s: float, seed: int) -> Tensor:
     """The same, written down as the official pipeline does it."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream_of(seed, "decode")
     timestep = None
     if vae.config.timestep_conditioning:
         latent = latent * (1 - s) + torch.randn(latent.shape, generator=generator) * s
@@ -122,7 +123,7 @@ def test_decode(vae: VideoVAE) -> None:
 def test_tone_mapping_comes_after_the_noise(vaes: dict[str, VideoVAE]) -> None:
     """Lightricks/LTX-Video maps what it has mixed with decode noise, normalised as it is."""
     vae, latent, noise_scale = vaes["0.9.5"], latents(), 0.5
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(11))
+    noise = torch.randn(latent.shape, generator=stream_of(11, "decode"))
     mapped = tone_map(latent * (1 - noise_scale) + noise * noise_scale, 0.6)
     expected = run(vae, mapped, Decoding(0.05, 0.0))
     got = run(vae, latent, Decoding(0.05, noise_scale, tone_map=0.6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import struct
 from collections.abc import Callable
@@ -250,6 +251,7 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     tiny_models: Callable[..., Path],
     random_blocks: Callable[..., Any],
     write_gguf: Callable[..., Path],
+    rounding_bound: Callable[..., float],
 ) -> None:
     import transformers
 
@@ -261,9 +263,11 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
         )
     ).eval()  # fmt: skip
     state = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items() if "embed_tokens" not in name}
-    tensors = packed(
-        random_weights(state), lambda name: kind, random_blocks, kept=("relative_attention_bias",), base="F32"
-    )
+    weights = random_weights(state)
+    for name in weights:
+        if name.endswith("SelfAttention.q.weight"):  # as T5's own initialisation: its attention divides by no root
+            weights[name] /= 64**0.5
+    tensors = packed(weights, lambda name: kind, random_blocks, kept=("relative_attention_bias",), base="F32")
     reference = unpacked(tensors)
     theirs.load_state_dict(reference | {"encoder.embed_tokens.weight": reference["shared.weight"]})
 
@@ -278,8 +282,13 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     expected = theirs(input_ids=ids).last_hidden_state
     assert (ours.model(input_ids=ids).last_hidden_state - expected).abs().max() <= 1e-5 * expected.abs().max()
     # In float16 the layers that overflow it compute in float32, whatever their weights are stored as.
-    half = load_text_encoder(path, dtype=torch.float16, tokenizer=tokenizer).model(input_ids=ids).last_hidden_state
-    assert (half.float() - expected).norm() < 0.02 * expected.norm()
+    # Errors are 30 to 84 % of the bound of 0.27 %.
+    half = load_text_encoder(path, dtype=torch.float16, tokenizer=tokenizer).model
+    shapes, layers = copy.deepcopy(half).to("meta"), sum(name.endswith("weight") for name in reference)
+    bound = rounding_bound(lambda: shapes(input_ids=ids.to("meta")), torch.float16, weights=layers)
+    exact = theirs.double()(input_ids=ids).last_hidden_state
+    error = (half(input_ids=ids).last_hidden_state - exact).norm() / exact.norm()
+    assert error <= bound
 
 
 def test_t5_names_are_llama_cpps() -> None:

@@ -21,7 +21,7 @@ from ltxkit.ltx_core.progress import silent
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
-from ltxkit.ltx_core.sampling.samplers import EULER, SamplerSettings
+from ltxkit.ltx_core.sampling.samplers import EULER, SAMPLERS, SamplerSettings
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic, truncate, uniform
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 
@@ -87,7 +87,7 @@ def run(transformer, latent=None, *, seed=5, fps=25.0, conditions=(), vae=None, 
 
 
 def test_one_seed_twice_gives_the_same_bytes(transformer):
-    sampler = SamplerSettings(stochastic=True, condition_noise=0.15)
+    sampler = SamplerSettings("stochastic", 0.15)
     conditions = [
         LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 0),
         LatentCondition(torch.randn(1, CHANNELS, 1, 2, 3), 9, 0.8),
@@ -98,9 +98,9 @@ def test_one_seed_twice_gives_the_same_bytes(transformer):
     assert not torch.allclose(results[0], run(transformer, seed=6, sampler=sampler, conditions=conditions), atol=0.1)
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, stochastic):
-    sampler = SamplerSettings(stochastic=stochastic, condition_noise=0.1)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, name):
+    sampler = SamplerSettings(name, condition_noise=0.1)
     conditions = [Condition(picture(3), 0), Condition(picture(4), -1, 0.7)]
     common = {"sampler": sampler, "conditions": conditions, "vae": vae}
     batch = run(transformer, torch.zeros(2, CHANNELS, 3, 2, 3), **common)

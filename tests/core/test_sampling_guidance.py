@@ -10,6 +10,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import rescale_noise_cfg
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance, GuidanceBranch, GuidanceStep, describe_plan
+from ltxkit.ltx_core.sampling.samplers import SAMPLERS
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 
 BLOCKS = frozenset({3})
@@ -116,6 +117,8 @@ def test_a_plan_says_what_it_costs():
     assert (
         describe_plan(NO_GUIDANCE.plan(linear_quadratic(4), 28), 28) == "4 steps (steps x branches: 4 x 1), 4 forwards."
     )
+    twice = describe_plan(NO_GUIDANCE.plan(linear_quadratic(4), 28), 28, SAMPLERS["heun"].evaluations)
+    assert twice == "4 steps (steps x branches: 4 x 1), 7 forwards."  # the last step needs one
 
 
 @pytest.mark.parametrize(

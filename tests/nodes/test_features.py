@@ -20,7 +20,10 @@ from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.dry_run import outline, plan
-from ltxkit.ltx_core.pipelines.passes import guidance_for
+from ltxkit.ltx_core.pipelines.passes import Pass, sigmas_for
+from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for
+from ltxkit.ltx_core.pipelines.sample import LatentClip
+from ltxkit.ltx_core.pipelines.settings import Settings
 from ltxkit.ltx_core.placing import placement
 from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.releases import RELEASES
@@ -307,6 +310,36 @@ def test_two_checkpoints_make_the_two_passes(
     assert "Sampling as 2b-0.9.8-distilled." in "\n".join(said)
 
 
+@pytest.mark.parametrize("condition_noise", [0.0, 0.15])
+def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts: Any, condition_noise: float):
+    """One seed, one clip: the second Sample goes on drawing where the first has stopped."""
+    model, vae = loaded
+    (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
+    shown = conditions((frames(height=100, width=100), 0))
+    _, expected = GenerateTwoStage().run(
+        model, vae, upscaler, *prompts, 100, 100, 9, 5, 1.0, condition_noise, conditions=shown
+    )
+    recipe, _ = recipe_for(model.info.versions)
+    entries = [Settings(recipe).entry(which) for which in ("first", "second")]
+
+    def one_pass(latent: Any, number: int, seed: int = 5) -> Any:
+        schedule = sigmas_for(entries[number], model.info.scheduler, 0)
+        guidance = guidance_for(entries[number], recipe)
+        more = {"seed": seed, "condition_noise": condition_noise, "conditions": shown}
+        return sampled(loaded, prompts, latent, schedule=schedule, guidance=guidance, **more)
+
+    small = one_pass(canvas(9), 0)
+    large, _ = UpscaleLatent().run(small, upscaler, vae, 1.0)
+    refined = one_pass(large, 1)
+    assert torch.equal(refined["samples"], expected["samples"])
+    assert refined[sockets.NOISE] == expected[sockets.NOISE]  # a third pass goes on after either alike
+
+    other = one_pass(large, 1, seed=6)
+    known_of_nothing = {key: value for key, value in large.items() if key != sockets.NOISE}
+    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # another seed starts
+    assert not torch.equal(one_pass(known_of_nothing, 1)["samples"], refined["samples"])
+
+
 def test_a_temporal_upscaler_cannot_make_two_passes(loaded: Any, prompts: Any):
     (upscaler,) = LoadUpscaler().run("temporal.safetensors", "auto")
     with pytest.raises(ConfigError, match="got a temporal upscaler; expected a spatial one"):
@@ -340,11 +373,11 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
     clip = {"samples": torch.zeros(1, 128, 2, 2, 2)}
     longer = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
 
-    def record(*_: Any, sigmas: Tensor, **__: Any) -> Tensor:
-        levels.append(sigmas)
-        return torch.zeros(1)
+    def record(one: Pass, clip: LatentClip, *_: Any, **__: Any) -> Tensor:
+        levels.append(one.sigmas)
+        return torch.zeros_like(clip.latent)
 
-    monkeypatch.setattr("ltxkit.nodes.sample.sample", record)
+    monkeypatch.setattr("ltxkit.nodes.guides.sample", record)
     for conditioning, latent in ((prompts, clip), (guided, longer)):
         SampleVideo().run(model, *conditioning, latent, 0, "preset", 0.0)
     assert torch.equal(*levels)

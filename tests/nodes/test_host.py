@@ -32,6 +32,8 @@ def test_each_handle_brings_its_own_number_of_resident_blocks():
     placed: list[tuple[nn.Module, int, int | None]] = []
 
     class Host:
+        say = spare_memory = progress = staticmethod(lambda *_: None)
+
         def place(self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None) -> Any:
             placed.append((module, memory_required, resident_blocks))
             return nullcontext(torch.device("cpu"))
@@ -40,7 +42,7 @@ def test_each_handle_brings_its_own_number_of_resident_blocks():
     wanted = ((first, 2), (second, None))
     handles = [sockets.Encoder(SimpleNamespace(model=module), False, blocks) for module, blocks in wanted]
     with use_host(Host()):
-        place = sockets.placement(*handles)
+        place = sockets.stage_host(*handles).place
         for module in (first, second, vae):
             with place(module, memory_required=5):
                 pass

@@ -5,6 +5,9 @@ Same random weights on both sides. They get padded text with a mask, ours gets i
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,16 +132,31 @@ def test_equals_diffusers_for_every_kind_of_noise_level(size: str, kind: str) ->
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_equals_diffusers_in_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, size: str, kind: str, computed_in: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    rounding_bound: Callable[..., float],
+    size: str,
+    kind: str,
+    computed_in: torch.dtype,
 ) -> None:
-    """Whether or not the processor has bfloat16 (otherwise ours computes in float32)."""
+    """Whether or not the processor has bfloat16 (otherwise ours computes in float32); against diffusers in float64.
+
+    Errors are 20 to 28 % of the bounds of 2.1 to 3.2 %, or in float32 below 0.1 %.
+    """
     monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: computed_in)
     ours, theirs = pair(size, torch.bfloat16)
     x, positions = inputs(2)
     sigma, contexts = levels(kind, 2), texts(5, 9)
     found = run_ours(ours, x, sigma, positions, contexts)
     assert found.dtype == torch.float32
-    assert relative(found, run_theirs(theirs, x, sigma, positions, contexts)) <= 2e-2
+    expected = run_theirs(theirs.double(), x, sigma, positions, contexts)
+    error = ((found - expected).norm() / expected.norm()).item()
+    if computed_in == torch.float32:
+        assert error <= 1e-5
+        return
+    shapes, on_meta = copy.deepcopy(ours).to("meta"), [context.to("meta") for context in contexts]
+    level = sigma[:, :1].to("meta")  # which levels are distinct, the meta device cannot know
+    run = partial(run_ours, shapes, x.to("meta"), level, positions.to("meta"), on_meta)
+    assert error <= rounding_bound(run, torch.bfloat16)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

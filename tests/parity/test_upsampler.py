@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
@@ -25,18 +29,23 @@ def config(*, spatial: bool, temporal: bool, dims: int = 3) -> UpsamplerConfig:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("spatial", "temporal"), [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_upsampler(*, spatial: bool, temporal: bool, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_upsampler(*, spatial: bool, temporal: bool, dtype: torch.dtype, rounding_bound: Callable[..., float]) -> None:
+    """Against diffusers in float64. In bfloat16 errors are 75 to 86 % of the bound of 0.98 %."""
     from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 
     torch.manual_seed(0)
-    ours = LatentUpsampler(config(spatial=spatial, temporal=temporal)).eval()
+    ours = LatentUpsampler(config(spatial=spatial, temporal=temporal)).eval().to(dtype)
     theirs = LTXLatentUpsamplerModel(16, 64, 1, 3, spatial, temporal).eval()
     theirs.load_state_dict(ours.state_dict())
     latent = torch.randn(2, 16, 3, 2, 3).to(dtype)
-    got, expected = ours.to(dtype)(latent), theirs.to(dtype)(latent)
+    got, expected = ours(latent), theirs.double()(latent.double())
     assert got.shape == expected.shape == (2, 16, 5 if temporal else 3, 4 if spatial else 2, 6 if spatial else 3)
-    assert ((got - expected).float().abs().max() / expected.float().abs().max()).item() <= tolerance
+    error = ((got - expected).norm() / expected.norm()).item()
+    if dtype == torch.float32:
+        assert error <= 1e-5
+    else:
+        assert error <= rounding_bound(partial(copy.deepcopy(ours).to("meta"), latent.to("meta")), dtype)
 
 
 def test_what_it_refuses() -> None:

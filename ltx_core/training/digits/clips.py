@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import ConfigError, UnsupportedError
+from ...sampling.noise import StreamName, seed_sequence
 from ...shapes import PixelShape
 from ..data import HOLD_OUT, Samples, Split, to_pixels
 
@@ -141,11 +142,11 @@ class MovingDigits:
                 f"got digits without all ten labels in the {split} part; expected each at least once; use the whole set"
             )
         self.glyphs: dict[int, Glyphs] = {glyph_size: upscale(images, glyph_size)}
-        self.split_number = 1 if split == "validation" else 0
+        self.stream: StreamName = "validation digits" if split == "validation" else "digits"
 
     def describe(self, index: int) -> DigitClip:
         """Clip number `index` (>= 0) in words and numbers."""
-        rng = np.random.default_rng((self.seed, self.split_number, index))
+        rng = np.random.default_rng(seed_sequence(self.seed, self.stream, index))
         label = int(rng.integers(len(WORDS)))
         group, ways = self.by_label[label], tuple(DIRECTIONS)
         glyph = int(group[rng.integers(len(group))])
@@ -193,7 +194,7 @@ class DigitSource:
         self.clips, self.base, self.enlarged, self.seed = clips, base, enlarged, seed
 
     def size(self, batch: int) -> PixelShape:
-        large = np.random.default_rng((self.seed, 2, batch)).random() < self.enlarged
+        large = np.random.default_rng(seed_sequence(self.seed, "enlarged", batch)).random() < self.enlarged
         return PixelShape(self.base.frames, self.base.height * 2, self.base.width * 2) if large else self.base
 
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:

@@ -1,0 +1,89 @@
+"""What the code as a whole keeps to: short parameter lists, and one place where a pass is made."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MOST_PARAMETERS = 8
+
+# Functions with more, each with its reason. `run` of a node takes one per widget: that is ComfyUI's form.
+LONGER = {
+    "ltx_core/pipelines/library.py:load": "the front door: files and options by name, as diffusers' from_pretrained",
+    "ltx_core/pipelines/library.py:generate": "the front door: a clip's values by name, as diffusers' pipelines",
+}
+
+
+@pytest.fixture(scope="module")
+def sources(repository: Path) -> dict[str, ast.Module]:
+    folders = ("ltx_core", "nodes", "headless", "commands")
+    paths = [*repository.glob("*.py"), *(path for folder in folders for path in (repository / folder).rglob("*.py"))]
+    return {path.relative_to(repository).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def count(function: ast.FunctionDef) -> int:
+    """Parameters that a caller gives."""
+    listed = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return len([argument for argument in listed if argument.arg not in ("self", "cls")])
+
+
+def test_no_function_has_more_parameters_than_a_reader_can_hold(sources: dict[str, ast.Module]):
+    longer = {
+        f"{path}:{function.name}"
+        for path, tree in sources.items()
+        for function in functions(tree)
+        if count(function) > MOST_PARAMETERS and not (path.startswith("nodes/") and function.name == "run")
+    }
+    assert longer == set(LONGER)
+    assert len(LONGER) <= 2
+
+
+def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
+    """`**options` would hide what a function takes; what ComfyUI asks for in that form is named."""
+    bags = {
+        f"{path}:{function.name}"
+        for path, tree in sources.items()
+        for function in functions(tree)
+        if function.args.kwarg is not None and function.name not in ("IS_CHANGED", "VALIDATE_INPUTS")
+    }
+    assert bags == {
+        "commands/training.py:_read_config",  # values of a config by their dotted names
+        "ltx_core/weights/infer.py:_known",  # config fields by their names
+        "nodes/host.py:partially_load",  # what ComfyUI's ModelPatcher gives and ours does not look at
+        "nodes/host.py:partially_unload",
+    }
+
+
+def test_a_pass_is_made_in_one_place(sources: dict[str, ast.Module]):
+    """Library, nodes, trainer and plan: from settings by `Pass.of`, whose `cls(...)` is the only construction."""
+    made = [
+        path
+        for path, tree in sources.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Pass"
+    ]
+    assert made == []
+    users = {
+        path
+        for path, tree in sources.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "of" and ast.unparse(node.value) == "Pass"
+    }
+    assert {
+        "ltx_core/pipelines/library.py",
+        "ltx_core/pipelines/dry_run.py",
+        "nodes/passes.py",
+    } <= users
+    assert users <= {
+        "ltx_core/pipelines/library.py",
+        "ltx_core/pipelines/dry_run.py",
+        "ltx_core/training/generate.py",
+        "nodes/passes.py",
+    }
