@@ -26,9 +26,10 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.placing.placement import DevicePlacement
+from ltxkit.ltx_core.quant.bitsandbytes import quantize_int8, quantize_nf4
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, stored_buffers
-from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, QUANTIZATIONS, UNREAD, quantize_int8, quantize_nf4
+from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, QUANTIZATIONS, UNREAD
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.containers import DTYPE_NAMES, TensorInfo
 from ltxkit.ltx_core.weights.convert import convert
