@@ -195,14 +195,10 @@ def clip(model: LTXTransformer, say: Callable[[str], None] = lambda text: None) 
     )
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
 @needs_products
 @pytest.mark.parametrize("scale_input", [None, 8.0 / 448])
 def test_a_model_stays_within_what_its_quantization_costs(
-    scale_input: float | None, tiny_models: TinyModels, tmp_path: Path
+    scale_input: float | None, tiny_models: TinyModels, tmp_path: Path, rms: Callable[..., float]
 ) -> None:
     source = tiny_models() / CHECKPOINT
     path = fp8_file(source, tmp_path / "fp8.safetensors", scale_input)
@@ -212,13 +208,13 @@ def test_a_model_stays_within_what_its_quantization_costs(
     assert all(part.fp8_matmul for part in model.modules() if isinstance(part, Float8Linear))
     notes: list[str] = []
     got = clip(model, notes.append)
-    assert 0 < distance(got, plain) <= 2 * distance(plain, exact)
+    assert 0 < rms(got, plain) <= 2 * rms(plain, exact)
     assert torch.cosine_similarity(got.flatten(), exact.flatten(), dim=0) >= 0.99
     assert not notes
 
 
 @needs_products
-def test_quantized_on_load_and_with_a_lora(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_quantized_on_load_and_with_a_lora(tiny_models: TinyModels, tmp_path: Path, rms: Callable[..., float]) -> None:
     source = tiny_models() / CHECKPOINT
     exact, _ = load_transformer(source, dtype=torch.float32)
     model, _ = load_transformer(source, dtype=torch.float32, quantization="fp8", fp8_matmul=True)
@@ -232,7 +228,7 @@ def test_quantized_on_load_and_with_a_lora(tiny_models: TinyModels, tmp_path: Pa
         changed = clip(model)
     with applied(exact, lora):
         expected = clip(exact)
-    assert distance(expected, clip(exact)) > 2 * distance(changed, expected)  # the LoRA is there
+    assert rms(expected, clip(exact)) > 2 * rms(changed, expected)  # the LoRA is there
     assert torch.equal(clip(model), base)
 
 

@@ -45,11 +45,7 @@ def frames_of(vae: VideoVAE, device: str, tiling: Tiling | None = None) -> Tenso
     return decode(vae, latent, Decoding(0.05, 0.025), seed=3, host=Host(DevicePlacement(device)), tiling=tiling)
 
 
-def rms(got: Tensor, expected: Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
-
-
-def test_decode(vae: VideoVAE) -> None:
+def test_decode(vae: VideoVAE, rms: Callable[..., float]) -> None:
     on_cpu = frames_of(vae, "cpu")
     assert rms(frames_of(vae, "cuda"), on_cpu) <= 1e-4
     assert all(parameter.device.type == "cpu" for parameter in vae.parameters())
@@ -60,7 +56,7 @@ def test_decode(vae: VideoVAE) -> None:
     assert rms(frames_of(vae, "cuda", tiling=Tiling(width=12)), whole) <= 2e-2
 
 
-def test_encode(vae: VideoVAE) -> None:
+def test_encode(vae: VideoVAE, rms: Callable[..., float]) -> None:
     scale = vae.config.scale_factors
     clip = torch.rand(17, 2 * scale.height, 3 * scale.width, 3, generator=torch.Generator().manual_seed(2))
     on_cpu = encode_frames(vae, clip, host=Host(DevicePlacement("cpu")))
