@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dtypes import compute_dtype
+
 
 @cache
 def _has_onednn_kernels() -> bool:
