@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.models import convolution
 from ltxkit.ltx_core.models.convolution import Conv3d
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 
@@ -178,6 +179,16 @@ def test_convolution_is_torchs(padding_mode: str, stride: tuple[int, int, int], 
     assert relative(x.grad, y.grad) <= 1e-5
     assert relative(ours.weight.grad, theirs.weight.grad) <= 1e-5
     assert relative(ours.bias.grad, theirs.bias.grad) <= 1e-5
+
+
+def test_convolution_under_autocast_on_cpus_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN refuses bfloat16 there; PyTorch's own loop does not."""
+    monkeypatch.setattr(convolution, "compute_dtype", lambda weight: torch.float32)
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *_: pytest.fail("oneDNN was given bfloat16"))
+    ours, x = Conv3d(8, 12, 3), torch.randn(1, 8, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ours(x.bfloat16())
+    assert got.dtype == torch.bfloat16
 
 
 def test_gradients_reach_every_weight(vae: VideoVAE) -> None:
