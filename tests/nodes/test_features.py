@@ -93,7 +93,8 @@ def test_compression_and_a_part_of_the_clip_are_taken_by_the_condition():
     assert torch.equal(one.frames, clip[-9:])
     ((one,),) = AddCondition().run(clip[:1], 0, 1.0, "crop")
     assert one.crf == 29  # the official value
-    assert torch.equal(one.compressed().frames, compress(clip[:1], 29))
+    _, height, width, _ = clip.shape
+    assert torch.equal(one.compressed(PixelShape(1, height, width)).frames, compress(clip[:1], 29))
 
 
 @pytest.mark.parametrize(
