@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def test_paths_in_documents_exist(repository: Path, document: str) -> None:
     base = (repository / document).parent
     assert [link for link in links if not (base / link).exists()] == []
     assert [path for path in quoted if not (repository / path).exists()] == []
+
+
+def test_the_table_of_moved_names_points_to_names_that_exist(repository: Path) -> None:
+    table = (repository / "CHANGELOG.md").read_text().partition("### Moved\n")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    now = {
+        path
+        for row in rows
+        for path in re.findall(r"`((?:nodes|headless|commands|ltx_core)[\w.]*)`", row.split("|")[2])
+    }
+    assert len(now) > 30
+    for path in sorted(now):
+        try:
+            importlib.import_module(f"ltxkit.{path}")
+        except ModuleNotFoundError:
+            module, _, name = path.rpartition(".")
+            assert hasattr(importlib.import_module(f"ltxkit.{module}"), name), path
 
 
 def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,10 +49,10 @@ def frozen() -> dict[str, Any]:
 
 
 def test_the_nodes_are_the_frozen_ones(frozen: dict[str, Any]):
-    assert formatted(nodes_now()) == FROZEN.read_text(encoding="utf-8"), (
-        "\n".join(breaks(frozen, nodes_now()))
-        or "an input or a node was added: freeze it with .venv/bin/python tests/contract/freeze_nodes.py"
-    )
+    if formatted(nodes_now()) != FROZEN.read_text(encoding="utf-8"):
+        broken = "\n".join(breaks(frozen, nodes_now()))
+        added = "a node, an input or a choice was added; freeze it: .venv/bin/python tests/contract/freeze_nodes.py"
+        pytest.fail(f"saved workflows would break:\n{broken}" if broken else added)
 
 
 def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:

@@ -88,7 +88,7 @@ class Copy:
         return self.log.read()
 
     def passes(self, *tests: str) -> bool:
-        return self.run("pytest", "-qx", "-p", "no:cacheprovider", *tests)
+        return self.run("pytest", "-qx", "--tb=short", "--assert=plain", "-p", "no:cacheprovider", *tests)
 
     def files(self) -> dict[str, bytes]:
         paths = (path for path in self.root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

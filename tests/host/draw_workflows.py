@@ -64,7 +64,8 @@ GRAPH_ALONE = """
 """
 
 
-def draw(page: Page, name: str) -> None:
+def draw(page: Page, name: str, target: Path = ROOT) -> None:
+    """Write what follows from a graph into `target`, where the checkout's folders are."""
     graph: dict[str, Any] = json.loads((ROOT / f"workflows/{name}.json").read_text())
     found = page.evaluate(LOAD, [graph, SCALE, MARGIN, TITLE])
     width, height = found["size"]
@@ -73,11 +74,19 @@ def draw(page: Page, name: str) -> None:
     page.evaluate(SHOW, [SCALE, found["offset"]])
     page.wait_for_timeout(700)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    _write_prompt(ROOT / f"workflows/api/{name}.json", found["api"])
+    _write_prompt(target / f"workflows/api/{name}.json", found["api"])
+    shown = target / f"docs/workflows/{name}.png"
     few_colours = picture.quantize(64)
-    if not _shows(ROOT / f"docs/workflows/{name}.png", few_colours):
-        few_colours.save(ROOT / f"docs/workflows/{name}.png", optimize=True)
-        _thumbnail(picture).save(ROOT / f"workflows/{name}.jpg", quality=85)
+    if not _shows(shown, few_colours):
+        few_colours.save(shown, optimize=True)
+        _thumbnail(picture).save(target / f"workflows/{name}.jpg", quality=85)
+
+
+def show_graphs_alone(page: Page) -> None:
+    """Hide everything of the front end but the canvas."""
+    page.add_style_tag(content=GRAPH_ALONE)
+    page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
+    page.wait_for_timeout(1000)
 
 
 def _write_prompt(path: Path, prompt: dict[str, Any]) -> None:
@@ -115,9 +124,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1600, "height": 900})
             page.goto(address, wait_until="domcontentloaded")
             page.wait_for_function("() => window.app?.graph && LiteGraph?.registered_node_types['LTXKitSampleVideo']")
-            page.add_style_tag(content=GRAPH_ALONE)
-            page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
-            page.wait_for_timeout(1000)
+            show_graphs_alone(page)
             for name in names:
                 draw(page, name)
             browser.close()
