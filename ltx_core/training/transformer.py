@@ -77,6 +77,9 @@ class TransformerTask:
         if world.first:
             config.output.mkdir(parents=True, exist_ok=True)
         self.text = self._text()
+        if config.prompts:  # what cannot work is refused before training, not at the first validation
+            models, settings = self._sampling()
+            models.passes(settings.overrides, settings.size)
         folder, first = config.output, world.first
         cache = LatentCache(folder, config.cache_clips, first)
         held_out = LatentCache(folder / "validation", config.validation_samples, first, share_sizes=False)
@@ -163,7 +166,7 @@ class TransformerTask:
         config, world = self.config, self.world
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
-            known.append(self.recipe.negative_prompt)
+            known += [self.recipe.negative_prompt] if config.prompts else []
             self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
         self.vae.to(world.device)
         self.validation.prepare(PixelShape(*config.data.sizes[0]))
@@ -283,19 +286,23 @@ class TransformerTask:
                     self._sample(folder)
         return {"validation_loss": float(total) / count}
 
+    def _sampling(self) -> tuple[Models, ClipSettings]:
+        """What clips of the configured prompts are made with."""
+        config, optimization = self.config, self.config.optimization
+        said = PassSettings(steps=config.sample_steps, guidance_scale=config.guidance_scale)
+        # In batches of a training step's size, for which the device has room.
+        at_once = self.world.share(optimization.batch_size, optimization.accumulation)
+        size, overrides = PixelShape(*config.data.sizes[0]), Overrides(first=said)
+        return (
+            Models(self.transformer, self.vae, self.text, recipe=self.recipe, scheduler=self.scheduler),
+            ClipSettings(size, config.data.fps, config.seed, overrides, at_once),
+        )
+
     def _sample(self, folder: Path | None) -> None:
         config = self.config
         self.vae.to(self.world.device)
-        # In batches of a training step's size, for which the device has room.
-        at_once = self.world.share(config.optimization.batch_size, config.optimization.accumulation)
-        said = PassSettings(steps=config.sample_steps, guidance_scale=config.guidance_scale)
-        size, overrides = PixelShape(*config.data.sizes[0]), Overrides(first=said)
-        pixels = generate_clips(
-            Models(self.transformer, self.vae, self.text, recipe=self.recipe, scheduler=self.scheduler),
-            config.prompts,
-            ClipSettings(size, config.data.fps, config.seed, overrides, at_once),
-            host=host_on(DevicePlacement(self.world.device)),
-        )
+        models, settings = self._sampling()
+        pixels = generate_clips(models, config.prompts, settings, host=host_on(DevicePlacement(self.world.device)))
         if config.cache_clips:
             self.vae.to("cpu")
         if folder is not None:
