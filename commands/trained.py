@@ -154,7 +154,7 @@ def _read_clip(path: Path, fps: Fraction, size: PixelShape) -> Tensor:
     frames = read_video(path, fps=fps).frames
     if len(frames) < size.frames:
         raise ConfigError(f"got {path} with {len(frames)} frames; expected {size.frames} or more; lower --frames")
-    frames = resize(frames[: size.frames], size.height, size.width, "crop")
+    frames = resize(frames[: size.frames], size.height, size.width, "crop", kernel="bicubic")
     return rearrange(frames * 2 - 1, "f h w c -> c f h w")
 
 

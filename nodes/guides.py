@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core.errors import ShapeError
-from ..ltx_core.pipelines.condition import pad_to
-from ..ltx_core.pipelines.sample import LatentClip
+from ..ltx_core.host import Host
+from ..ltx_core.pipelines.condition import Conditions, pad_to
+from ..ltx_core.pipelines.passes import Pass
+from ..ltx_core.pipelines.sample import LatentClip, Prompts, sample
 from ..ltx_core.sampling.conditioning import LatentGuide
 from ..ltx_core.sampling.noise import Noise
 from ..ltx_core.shapes import PixelShape
@@ -82,7 +85,29 @@ def guide_frames(values: Mapping[str, Any], samples: Tensor) -> int:
     return shape[2] // (h * w)
 
 
-def without_guides(
+def sample_guided(
+    one: Pass,
+    clip: LatentClip,
+    prompts: Prompts,
+    noise: Noise,
+    conditions: Conditions,
+    *,
+    guides: tuple[int, Tensor | None],
+    host: Host,
+) -> Tensor:
+    """The clip after a pass. guides: latent frames at its end that native nodes appended, and their corners; they come
+    back at the end of the result as they were, for those nodes to crop.
+    """
+    count, corners = guides
+    if corners is None:
+        return sample(one, clip, prompts, noise=noise, host=host, conditions=conditions)
+    alone, guide, noise = _without_guides(clip, corners, count, float(one.sigmas[0]), noise)
+    conditions = replace(conditions, items=(guide, *conditions.items))
+    result = sample(one, alone, prompts, noise=noise, host=host, conditions=conditions)
+    return torch.cat([result, clip.latent[:, :, -count:].float().cpu()], dim=2)
+
+
+def _without_guides(
     clip: LatentClip, corners: Tensor, count: int, sigma: float, noise: Noise
 ) -> tuple[LatentClip, LatentGuide, Noise]:
     """A clip with guides at its end as a clip and its guides, and the noise that continues what both of them drew.

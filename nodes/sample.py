@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..ltx_core.host import Host
 from ..ltx_core.media import resize
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.clip_statistics import motion_settings
 from ..ltx_core.pipelines.condition import ConditioningItem, Conditions
-from ..ltx_core.pipelines.passes import Pass
-from ..ltx_core.pipelines.sample import LatentClip, Prompts, sample
+from ..ltx_core.pipelines.sample import LatentClip, Prompts
 from ..ltx_core.pipelines.settings import Overrides
 from ..ltx_core.pipelines.two_stage import Upscaling, first_pass_size, generate_two_stage
 from ..ltx_core.sampling.guidance import Guidance
-from ..ltx_core.sampling.noise import Noise, SeededNoise
+from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
-from .guides import denoise_mask, guide_frames, mask_on_grid, without_guides
+from .guides import denoise_mask, guide_frames, mask_on_grid, sample_guided
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
@@ -120,7 +116,7 @@ class SampleVideo(sockets.Node):
         )
         items = _on_canvas(shown, canvas.size if canvas else size, size)
         noise = sockets.continued_noise(latent, seed)
-        result = _sampled(
+        result = sample_guided(
             one,
             clip,
             Prompts(prompt, sockets.from_conditioning(negative, "negative")[0]),
@@ -257,25 +253,3 @@ class GenerateTwoStage(sockets.Node):
 
 def _on_canvas(items: Sequence[ConditioningItem], asked: PixelShape, grid: PixelShape) -> tuple[ConditioningItem, ...]:
     return tuple(item.on_canvas(asked, grid, host().say) for item in items)
-
-
-def _sampled(
-    one: Pass,
-    clip: LatentClip,
-    prompts: Prompts,
-    noise: Noise,
-    conditions: Conditions,
-    *,
-    guides: tuple[int, Tensor | None],
-    host: Host,
-) -> Tensor:
-    """The clip after a pass. guides: latent frames at its end that native nodes appended, and their corners; they come
-    back at the end of the result as they were, for those nodes to crop.
-    """
-    count, corners = guides
-    if corners is None:
-        return sample(one, clip, prompts, noise=noise, host=host, conditions=conditions)
-    alone, guide, noise = without_guides(clip, corners, count, float(one.sigmas[0]), noise)
-    conditions = replace(conditions, items=(guide, *conditions.items))
-    result = sample(one, alone, prompts, noise=noise, host=host, conditions=conditions)
-    return torch.cat([result, clip.latent[:, :, -count:].float().cpu()], dim=2)

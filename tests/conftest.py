@@ -21,6 +21,8 @@ import pytest
 import ltxkit
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ltxkit.ltx_core.config import VideoVAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +49,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The root of this checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def relative() -> Callable[[Tensor, Tensor], float]:
+    """relative(ours, expected): the largest difference, as a share of the largest value that is expected."""
+
+    def difference(ours: Tensor, expected: Tensor) -> float:
+        assert ours.shape == expected.shape
+        ours, expected = ours.double(), expected.double()
+        return float((ours - expected).abs().max() / expected.abs().max())
+
+    return difference
+
+
+@pytest.fixture(scope="session")
+def rms() -> Callable[[Tensor, Tensor], float]:
+    """rms(ours, expected): the root mean square of the difference, as a share of that of what is expected."""
+
+    def difference(ours: Tensor, expected: Tensor) -> float:
+        assert ours.shape == expected.shape
+        ours, expected = ours.double(), expected.double()
+        return float((ours - expected).norm() / expected.norm())
+
+    return difference
 
 
 @pytest.fixture(scope="session")

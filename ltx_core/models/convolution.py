@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dtypes import compute_dtype
+
 
 @cache
 def _has_onednn_kernels() -> bool:
@@ -24,7 +26,9 @@ class Conv3d(nn.Conv3d):
         t, h, w = padding = tuple(int(side) for side in self.padding)
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, (w, w, h, h, t, t), mode=self.padding_mode), (0, 0, 0)
-        if input.device.type == "cpu" and input.dtype != torch.float64 and _has_onednn_kernels():
+        # Autocast hands over bfloat16 even where oneDNN refuses it.
+        in_onednn = input.dtype != torch.float64 and compute_dtype(input) == input.dtype
+        if input.device.type == "cpu" and in_onednn and _has_onednn_kernels():
             # F.conv3d chooses between oneDNN and a plain loop by size. For one short clip it takes the loop, which is
             # up to ten times slower (PyTorch, aten/src/ATen/native/Convolution.cpp, use_mkldnn).
             return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)

@@ -68,9 +68,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         report["parameters"][name] = sum(info.parameters for info in stored)
         report["bytes"][name] = sum(info.nbytes for info in stored)
     try:
-        quantizations: dict[PartName, Quantization | None] = {
-            name: stored_quantization(opened.stored(name), path) for name in layout.parts
-        }
+        quantizations = _quantizations(opened)
         report["quantization"] = next((known.name for known in quantizations.values() if known is not None), None)
         description = opened.description
         if "text_encoder" in layout.parts:
@@ -86,9 +84,15 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     report["missing"] = list(description.missing)
     report["unknown_metadata"] = list(description.unknown)
     # Packed weights have shapes of their own and are checked when they are loaded.
-    for part in (part for part, quantization in quantizations.items() if quantization is None):
-        report["problems"] += _problems(opened, part)
+    for part, quantization in quantizations.items():
+        report["problems"] += _problems(opened, part) if quantization is None else ()
     return report
+
+
+def _quantizations(opened: Opened) -> dict[PartName, Quantization | None]:
+    """How each part is stored. Raises as `stored_quantization`."""
+    path = opened.checkpoint.path
+    return {name: stored_quantization(opened.stored(name), path) for name in opened.layout.parts}
 
 
 def _stored_by_part(checkpoint: Checkpoint, layout: Layout) -> dict[str, list[TensorInfo]]:

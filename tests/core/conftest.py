@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+
 # Where the float16 scales lie in a block of each type; all other bytes may have any value.
 HALF_OFFSETS = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
@@ -74,6 +76,22 @@ def write_gguf() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def velocity() -> Callable[[LTXTransformer], Tensor]:
+    """velocity(transformer): what a model of any width makes of six tokens and a prompt, always the same: (1 6 c)."""
+
+    @torch.no_grad()
+    def run(model: LTXTransformer) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(1, 6, model.config.in_channels, generator=generator)
+        positions = torch.rand(1, 3, 6, generator=generator) * 10
+        text = torch.randn(5, model.config.caption_channels, generator=generator)
+        branch = Branch(model.prepare_text([text]))
+        return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0].float()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
-from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGMLLinear
 from ltxkit.ltx_core.weights.build import load_transformer
@@ -100,16 +100,6 @@ def reference(settings: TransformerConfig, tensors: Weights) -> LTXTransformer:
     return model
 
 
-@torch.no_grad()
-def velocity(model: LTXTransformer) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 6, model.config.in_channels, generator=generator)
-    positions = torch.rand(1, 3, 6, generator=generator) * 10
-    text = torch.randn(5, model.config.caption_channels, generator=generator)
-    branch = Branch(model.prepare_text([text]))
-    return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0]
-
-
 def config_text(settings: TransformerConfig) -> dict[str, str]:
     return {"config": format_config(CheckpointConfig(transformer=settings, vae=None, scheduler=None))}
 
@@ -119,7 +109,11 @@ def config_text(settings: TransformerConfig) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", BLOCKS + PLAIN)
 def test_transformer_equals_the_unpacked_one(
-    kind: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+    kind: str,
+    tmp_path: Path,
+    random_blocks: Callable[..., Any],
+    write_gguf: Callable[..., Path],
+    velocity: Callable[..., Tensor],
 ) -> None:
     settings = config()
     tensors = packed(transformer_weights(settings), lambda name: kind, random_blocks)
@@ -136,7 +130,12 @@ def test_transformer_equals_the_unpacked_one(
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusers"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_in_every_layout(
-    kind: str, prefix: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+    kind: str,
+    prefix: str,
+    tmp_path: Path,
+    random_blocks: Callable[..., Any],
+    write_gguf: Callable[..., Path],
+    velocity: Callable[..., Tensor],
 ) -> None:
     settings = config(layers=1)
     tensors = packed(transformer_weights(settings), lambda name: kind, random_blocks)
@@ -157,6 +156,7 @@ def test_lora(
     random_blocks: Callable[..., Any],
     write_gguf: Callable[..., Path],
     lora_and_merged: Callable[..., tuple[Any, Any]],
+    velocity: Callable[..., Tensor],
 ) -> None:
     """Against the same LoRA added to the weights that the gguf package unpacks."""
     settings = config()
@@ -177,7 +177,11 @@ def test_lora(
 
 @pytest.mark.parametrize("family", ["2b", "13b"])
 def test_what_gguf_loses_comes_from_the_version(
-    family: str, tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path]
+    family: str,
+    tmp_path: Path,
+    random_blocks: Callable[..., Any],
+    write_gguf: Callable[..., Path],
+    velocity: Callable[..., Tensor],
 ) -> None:
     """As the files that circulate: no config, mixed types."""
     layers = {"2b": 28, "13b": 48}[family]
@@ -378,7 +382,11 @@ def test_a_missing_tensor_is_named(
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_file_that_is_overwritten_while_in_use_is_noticed(
-    tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: Callable[..., Path], hidden: bool
+    tmp_path: Path,
+    random_blocks: Callable[..., Any],
+    write_gguf: Callable[..., Path],
+    hidden: bool,
+    velocity: Callable[..., Tensor],
 ) -> None:
     """hidden: with the old size and time, as copying tools can leave them."""
     settings = config()

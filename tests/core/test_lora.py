@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError
-from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGUF
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
@@ -35,15 +35,6 @@ def model() -> LTXTransformer:
         layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, channels=CHANNELS, captions=CAPTION, causal=False
     )
     return LTXTransformer(config).eval().requires_grad_(False)
-
-
-def velocity(model: LTXTransformer) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 6, CHANNELS, generator=generator)
-    positions = torch.rand(1, 3, 6, generator=generator) * 10
-    text = torch.randn(5, CAPTION, generator=generator)
-    branch = Branch(model.prepare_text([text]))
-    return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0]
 
 
 def factors(model: LTXTransformer, names: tuple[str, ...] = TARGETS, rank: int = 4) -> dict[str, dict[str, Tensor]]:
@@ -97,18 +88,20 @@ def write(path: Path, tensors: dict[str, dict[str, Tensor]], style: str = "comfy
     return path
 
 
-def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> Tensor:
-    """The velocity of a model whose weights had the differences added."""
+def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> LTXTransformer:
+    """A model whose weights had the differences added."""
     changed = LTXTransformer(model.config).eval().requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     for name, delta in deltas.items():
         state[f"{name}.weight"] += delta
     changed.load_state_dict(state)
-    return velocity(changed)
+    return changed
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_everything_a_file_can_hold_in_every_key_style(style: str, model: LTXTransformer, tmp_path: Path) -> None:
+def test_everything_a_file_can_hold_in_every_key_style(
+    style: str, model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
     """alpha, DoRA, diff and diff_b, and ranks that differ, in one file."""
     rename, down, up = STYLES[style]
     torch.manual_seed(6)
@@ -143,14 +136,16 @@ def test_everything_a_file_can_hold_in_every_key_style(style: str, model: LTXTra
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_key_style_gives_what_added_weights_give(style: str, model: LTXTransformer, tmp_path: Path) -> None:
+def test_every_key_style_gives_what_added_weights_give(
+    style: str, model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
     names = TARGETS + OUTSIDE
     tensors = factors(model, names)
     lora = load_lora(write(tmp_path / "lora.safetensors", tensors, style))
     base = velocity(model)
     with applied(model, [WeightedLoRA(lora, 0.8)]) as (report,):
         got = velocity(model)
-    expected = with_added(model, {name: 0.8 * pair["up"] @ pair["down"] for name, pair in tensors.items()})
+    expected = velocity(with_added(model, {name: 0.8 * pair["up"] @ pair["down"] for name, pair in tensors.items()}))
     assert len(report.matched) == len(names)
     assert not report.unmatched
     assert (expected - base).abs().max() > 1e-3  # the LoRA does something
@@ -158,7 +153,7 @@ def test_every_key_style_gives_what_added_weights_give(style: str, model: LTXTra
     assert torch.equal(velocity(model), base)  # and leaves nothing behind
 
 
-def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path) -> None:
+def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]) -> None:
     from diffusers import LTXVideoTransformer3DModel
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
@@ -192,7 +187,7 @@ def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path) -> None
     assert len(deltas) == LAYERS * 8
     with applied(model, [WeightedLoRA(lora, 1.0)]):
         got = velocity(model)
-    torch.testing.assert_close(got, with_added(model, deltas), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, velocity(with_added(model, deltas)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -243,7 +238,7 @@ def test_alpha_of_finetrainers(model: LTXTransformer, tmp_path: Path) -> None:
         load_lora(path)
 
 
-def test_alpha_stack_and_strength_zero(model: LTXTransformer, tmp_path: Path) -> None:
+def test_alpha_stack_and_strength_zero(model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]) -> None:
     tensors = factors(model)
     rename = STYLES["comfyui"][0]
     alphas = {f"{rename(name)}.alpha": torch.tensor(2.0) for name in tensors}
@@ -257,10 +252,12 @@ def test_alpha_stack_and_strength_zero(model: LTXTransformer, tmp_path: Path) ->
     deltas = {name: 0.5 * 2.0 / pair["down"].shape[0] * pair["up"] @ pair["down"] for name, pair in tensors.items()}
     other = factors(model, TARGETS[:1], rank=2)[TARGETS[0]]
     deltas[TARGETS[0]] = deltas[TARGETS[0]] - 1.5 * other["up"] @ other["down"]
-    torch.testing.assert_close(got, with_added(model, deltas), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, velocity(with_added(model, deltas)), rtol=1e-4, atol=1e-5)
 
 
-def test_dora_gives_rows_their_stored_length(model: LTXTransformer, tmp_path: Path) -> None:
+def test_dora_gives_rows_their_stored_length(
+    model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
     name = TARGETS[0]
     pair = factors(model, (name,))[name]
     weight = model.get_submodule(name).weight
@@ -271,10 +268,12 @@ def test_dora_gives_rows_their_stored_length(model: LTXTransformer, tmp_path: Pa
     delta = changed * magnitude / changed.norm(dim=1, keepdim=True) - weight
     with applied(model, [WeightedLoRA(load_lora(path), 1.0)]):
         got = velocity(model)
-    torch.testing.assert_close(got, with_added(model, {name: delta}), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, velocity(with_added(model, {name: delta})), rtol=1e-4, atol=1e-5)
 
 
-def test_full_differences_of_weights_biases_and_norms(model: LTXTransformer, tmp_path: Path) -> None:
+def test_full_differences_of_weights_biases_and_norms(
+    model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
     torch.manual_seed(4)
     linear, norm = "transformer_blocks.0.attn1.to_k", "transformer_blocks.0.attn1.q_norm"
     changes = {
@@ -314,7 +313,9 @@ def with_quantized_blocks(model: LTXTransformer, quantization: str) -> LTXTransf
 
 
 @pytest.mark.parametrize("quantization", [*QUANTIZATION_NAMES, "Q8_0", "Q4_0", "Q5_1"])
-def test_on_quantized_weights(quantization: str, model: LTXTransformer, tmp_path: Path) -> None:
+def test_on_quantized_weights(
+    quantization: str, model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
     quantized = with_quantized_blocks(model, quantization)
     dequantized = LTXTransformer(model.config).eval().requires_grad_(False)
     plain = {key: value.clone() for key, value in model.state_dict().items()}
@@ -328,7 +329,7 @@ def test_on_quantized_weights(quantization: str, model: LTXTransformer, tmp_path
     assert (base - velocity(model)).abs().max() > 1e-4  # it is quantized
     with applied(quantized, [WeightedLoRA(lora, 1.0)]):
         got = velocity(quantized)
-    expected = with_added(dequantized, {name: pair["up"] @ pair["down"] for name, pair in tensors.items()})
+    expected = velocity(with_added(dequantized, {name: pair["up"] @ pair["down"] for name, pair in tensors.items()}))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(velocity(quantized), base)
 

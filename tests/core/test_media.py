@@ -373,3 +373,31 @@ def test_compress_edges() -> None:
     assert weak < strong
     with pytest.raises(ConfigError, match="got crf 64"):
         media.compress(frames, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (80, 48), (63, 100)])
+def test_a_crop_comes_first_in_the_pictures_own_pixels(height: int, width: int):
+    """What Lightricks/LTX-Video inference.py does before blur and compression: no place lands elsewhere.
+
+    A ramp whose value is the column (row) of the picture: after cropping and resizing, every pixel shows the centre of
+    the source cell that it stands for, to the rounding of a crop to whole pixels.
+    """
+    h, w = 90, 130
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    ramp = torch.stack([columns / w, rows / h, columns * 0], dim=-1).float()[None]
+    shown = media.resize(ramp, height, width, "crop")[0]
+    aspect = width / height
+    crop_h, crop_w = (h, int(h * aspect)) if w / h > aspect else (int(w / aspect), w)
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    for size, crop, start, whole, values in (
+        (width, crop_w, left, w, shown[height // 2, :, 0]),
+        (height, crop_h, top, h, shown[:, width // 2, 1]),
+    ):
+        centres = (torch.arange(size) + 0.5) * crop / size - 0.5 + start
+        inside = slice(2, -2)  # bilinear clamps at the borders
+        assert (values[inside] * whole - centres[inside]).abs().max() < 1e-3
+
+
+def test_an_unknown_policy_is_refused_by_name():
+    with pytest.raises(ConfigError, match="got resize policy 'squash'; expected one of crop, pad, fit, stretch"):
+        media.resize(torch.zeros(1, 4, 4, 3), 2, 2, "squash")  # type: ignore[arg-type]

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from ltxkit.cli import main
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
-from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.placing.placement import DevicePlacement
+from ltxkit.ltx_core.quant.bitsandbytes import quantize_int8, quantize_nf4
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, stored_buffers
-from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, QUANTIZATIONS, UNREAD, quantize_int8, quantize_nf4
+from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, QUANTIZATIONS, UNREAD
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.containers import DTYPE_NAMES, TensorInfo
 from ltxkit.ltx_core.weights.convert import convert
@@ -69,16 +70,6 @@ def transformer() -> LTXTransformer:
 def t5() -> transformers.T5EncoderModel:
     torch.manual_seed(0)
     return transformers.T5EncoderModel(transformers.T5Config(**T5)).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def velocity(model: LTXTransformer) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, 6, CHANNELS, generator=generator)
-    positions = torch.rand(1, 3, 6, generator=generator) * 10
-    text = torch.randn(5, CAPTION, generator=generator)
-    branch = Branch(model.prepare_text([text]))
-    return model(x, torch.full((1, 1, 1), 0.7), model.prepare_positions(positions), (branch,))[0].float()
 
 
 @torch.no_grad()
@@ -242,7 +233,9 @@ def write_t5(path: Path, tensors: Mapping[str, Tensor], place: str) -> Path:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_transformer(storage: str, place: str, transformer: LTXTransformer, tmp_path: Path) -> None:
+def test_transformer(
+    storage: str, place: str, transformer: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
     name, store = STORAGES[storage]
     stored, weights = store(transformer.state_dict())
     path = write_transformer(tmp_path / "model", stored, transformer.config, place)
@@ -303,7 +296,11 @@ def test_t5(
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_lora(
-    storage: str, transformer: LTXTransformer, tmp_path: Path, lora_and_merged: Callable[..., tuple[Any, Any]]
+    storage: str,
+    transformer: LTXTransformer,
+    tmp_path: Path,
+    lora_and_merged: Callable[..., tuple[Any, Any]],
+    velocity: Callable[..., Tensor],
 ) -> None:
     """Factors, DoRA and differences, against the same added to the weights that the library unpacks."""
     stored, weights = STORAGES[storage][1](transformer.state_dict())
@@ -375,7 +372,11 @@ def test_what_transformers_saves(
 
 @pytest.mark.parametrize("kind", LIBRARY_OPTIONS)
 def test_what_diffusers_saves(
-    kind: str, transformer: LTXTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    transformer: LTXTransformer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    velocity: Callable[..., Tensor],
 ) -> None:
     for quantizer in (
         BnB4BitDiffusersQuantizer,
@@ -567,6 +568,7 @@ def test_quantized_on_load(
     t5: transformers.T5EncoderModel,
     tiny_models: TinyModels,
     tmp_path: Path,
+    velocity: Callable[..., Tensor],
 ) -> None:
     stored = {key: tensor.to(torch.bfloat16) for key, tensor in transformer.state_dict().items()}
     path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")

@@ -77,11 +77,6 @@ def reference(folder: Path, prompt: str, dtype: torch.dtype = torch.float32) -> 
     return hidden[0][inputs.attention_mask[0].bool()]
 
 
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    assert actual.shape == expected.shape
-    return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max())
-
-
 def single_file(folder: Path, path: Path, *names: str, dtype: torch.dtype = torch.float32) -> Path:
     """One safetensors file as ComfyUI users have, the embedding under the given names."""
     tensors = load_file(folder / "model.safetensors")
@@ -95,7 +90,9 @@ def single_file(folder: Path, path: Path, *names: str, dtype: torch.dtype = torc
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "unicode", "empty", "long"])
-def test_trimmed_encoding_equals_transformers_padded_and_masked(folder: Path, prompt: str) -> None:
+def test_trimmed_encoding_equals_transformers_padded_and_masked(
+    folder: Path, prompt: str, relative: Callable[..., float]
+) -> None:
     expected = reference(folder, prompt)
     (encoded,) = encode_prompts(load_text_encoder(folder), [prompt], host=CPU)
     assert encoded.mask is not None
@@ -124,7 +121,9 @@ def test_several_prompts_place_the_encoder_once(folder: Path) -> None:
     [("shared.weight",), ("encoder.embed_tokens.weight",), ("shared.weight", "encoder.embed_tokens.weight")],
     ids=["first", "second", "both"],
 )
-def test_single_file_equals_folder(folder: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_single_file_equals_folder(
+    folder: Path, tmp_path: Path, names: tuple[str, ...], relative: Callable[..., float]
+) -> None:
     path = single_file(folder, tmp_path / "t5xxl.safetensors", *names)
     encoder = load_text_encoder(path, tokenizer=folder)
     assert encoder.config == load_text_encoder(folder).config
@@ -156,7 +155,9 @@ def test_a_whole_t5_is_read_without_its_decoder(folder: Path, tmp_path: Path) ->
     assert load_text_encoder(path, tokenizer=folder).config.num_layers == 3
 
 
-def test_what_no_shape_shows_comes_from_config_json(folder: Path, tmp_path: Path) -> None:
+def test_what_no_shape_shows_comes_from_config_json(
+    folder: Path, tmp_path: Path, relative: Callable[..., float]
+) -> None:
     shutil.copytree(folder, tmp_path / "t5")
     config = json.loads((folder / "config.json").read_text())
     config |= {"layer_norm_epsilon": 1e-3, "relative_attention_max_distance": 20}

@@ -396,7 +396,10 @@ def test_a_bundle_holds_half_the_bytes_and_loads(run: Path, tmp_path: Path, caps
     assert size < 0.55 * before
 
     loaded, trained_ = (load_models(path, host=HOST) for path in (folder, run))
-    torch.testing.assert_close(velocity(loaded.transformer), velocity(trained_.transformer), atol=0.05, rtol=0.05)
+    # Both compute in float32; each layer's weights were rounded once, by 2^-8 / sqrt(3) rms, independently.
+    layers = sum(isinstance(module, torch.nn.Linear) for module in loaded.transformer.modules())
+    got, wanted = velocity(loaded.transformer), velocity(trained_.transformer)
+    assert (got - wanted).norm() <= 2**-8 * (layers / 3) ** 0.5 * wanted.norm()
     _, info = load_transformer(folder / "model.safetensors")
     assert not info.notes  # the config came along
     assert generate_clips(loaded, ["left"], SETTINGS, host=HOST).isfinite().all()

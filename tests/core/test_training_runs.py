@@ -379,7 +379,9 @@ def test_upscaler_learns_in_either_precision(vae: Path, tmp_path: Path) -> None:
         seen[precision] = losses(console)
         assert sum(seen[precision][-5:]) < 0.9 * sum(seen[precision][:5])
     assert seen["bf16"] != seen["fp32"]
-    assert seen["bf16"] == pytest.approx(seen["fp32"], rel=0.05)
+    # One rounding errs by 2^-8 / sqrt(3) rms, some 80 in a row by 2 %; a squared distance changes by twice that. Of the
+    # first step, as later ones go on from different weights.
+    assert seen["bf16"][0] == pytest.approx(seen["fp32"][0], rel=0.04)
 
 
 def test_gan_gradient_reaches_the_decoder_and_leaves_the_discriminator_alone(tmp_path: Path) -> None:

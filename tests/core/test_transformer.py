@@ -50,10 +50,6 @@ def run(model: LTXTransformer, given: Inputs, *branches: Branch, sigma: Tensor |
         return model(given.x, sigma, model.prepare_positions(given.positions), branches)
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
-
-
 class Counted:
     """Tokens that went through each kind of Linear while it was open."""
 
@@ -86,7 +82,12 @@ class Counted:
 @pytest.mark.parametrize("skip", SKIP_LISTS, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_forked_branch_equals_its_own_forward(
-    model: LTXTransformer, mode: str, skip: tuple[int, ...], with_negative: bool, batch: int
+    model: LTXTransformer,
+    mode: str,
+    skip: tuple[int, ...],
+    with_negative: bool,
+    batch: int,
+    relative: Callable[..., float],
 ) -> None:
     given = Inputs(batch)
     positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
@@ -99,7 +100,7 @@ def test_forked_branch_equals_its_own_forward(
         assert relative(velocity, alone) <= 1e-5
 
 
-def test_any_number_of_branches_in_any_order(model: LTXTransformer) -> None:
+def test_any_number_of_branches_in_any_order(model: LTXTransformer, relative: Callable[..., float]) -> None:
     given = Inputs(2)
     positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
     branches = (
@@ -215,7 +216,9 @@ def test_prepared_keys_and_values_equal_fresh_ones(model: LTXTransformer) -> Non
     assert rows["attn2.to_k"] == rows["attn2.to_v"] == rows["caption_projection.linear_1"] == 0
 
 
-def test_trimmed_text_equals_masked_text(model: LTXTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trimmed_text_equals_masked_text(
+    model: LTXTransformer, monkeypatch: pytest.MonkeyPatch, relative: Callable[..., float]
+) -> None:
     """Against our own model with padded text and the official -10000 bias on its padding."""
     given = Inputs()
     (trimmed,) = run(model, given, Branch(model.prepare_text(given.positive)))
@@ -232,7 +235,7 @@ def test_trimmed_text_equals_masked_text(model: LTXTransformer, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_one_token_text_needs_no_queries(model: LTXTransformer, mode: str) -> None:
+def test_one_token_text_needs_no_queries(model: LTXTransformer, mode: str, relative: Callable[..., float]) -> None:
     """The same numbers as the token said twice, which goes the long way (two equal keys share the weight)."""
     given = Inputs(2)
     positive = model.prepare_text(given.positive)
@@ -250,7 +253,7 @@ def test_one_token_text_needs_no_queries(model: LTXTransformer, mode: str) -> No
     assert rows["attn2.to_q"] == rows["attn2.to_out"] == 0
 
 
-def test_a_single_text_serves_the_batch(model: LTXTransformer) -> None:
+def test_a_single_text_serves_the_batch(model: LTXTransformer, relative: Callable[..., float]) -> None:
     given = Inputs(3)
     for lengths in (7, 1):
         text = given.positive[0][:lengths]
@@ -259,7 +262,7 @@ def test_a_single_text_serves_the_batch(model: LTXTransformer) -> None:
         assert relative(shared, repeated) <= 1e-5
 
 
-def test_one_shared_and_one_per_sample_text_of_one_token(model: LTXTransformer) -> None:
+def test_one_shared_and_one_per_sample_text_of_one_token(model: LTXTransformer, relative: Callable[..., float]) -> None:
     given = Inputs(3)
     shared = model.prepare_text([given.negative[0][:1]])
     own = model.prepare_text([text[:1] for text in given.positive])
@@ -273,7 +276,9 @@ def test_one_shared_and_one_per_sample_text_of_one_token(model: LTXTransformer) 
 
 @pytest.mark.parametrize("lengths", [(7, 7, 7), (3, 7, 1), (1, 1, 1)], ids=str)
 @pytest.mark.parametrize("per_token", [False, True])
-def test_samples_do_not_see_each_other(model: LTXTransformer, per_token: bool, lengths: tuple[int, ...]) -> None:
+def test_samples_do_not_see_each_other(
+    model: LTXTransformer, per_token: bool, lengths: tuple[int, ...], relative: Callable[..., float]
+) -> None:
     given = Inputs(3)
     pattern = (torch.arange(TOKENS) % 3 / 2)[None, :, None] if per_token else 1.0
     sigma = given.sigma * pattern
@@ -287,7 +292,9 @@ def test_samples_do_not_see_each_other(model: LTXTransformer, per_token: bool, l
         assert relative(batched[i : i + 1], alone) <= 1e-4
 
 
-def test_one_level_per_sample_equals_the_same_level_at_every_token(model: LTXTransformer) -> None:
+def test_one_level_per_sample_equals_the_same_level_at_every_token(
+    model: LTXTransformer, relative: Callable[..., float]
+) -> None:
     for batch in (1, 3):
         given = Inputs(batch)
         text = model.prepare_text(given.positive)
@@ -296,7 +303,7 @@ def test_one_level_per_sample_equals_the_same_level_at_every_token(model: LTXTra
         assert relative(per_token, scalar) <= 1e-5
 
 
-def test_distinct_levels_are_embedded_once(model: LTXTransformer) -> None:
+def test_distinct_levels_are_embedded_once(model: LTXTransformer, relative: Callable[..., float]) -> None:
     given = Inputs(3)
     text = model.prepare_text(given.positive)
     sigma = torch.where(torch.arange(TOKENS) < 4, 0.0, 0.75)[None, :, None].repeat(3, 1, 1)
@@ -316,7 +323,9 @@ def test_distinct_levels_are_embedded_once(model: LTXTransformer) -> None:
 
 
 @torch.no_grad()
-def test_bfloat16_weights_compute_in_float32_on_cpus_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_weights_compute_in_float32_on_cpus_without_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, relative: Callable[..., float]
+) -> None:
     """The numbers are those of a float32 model, and the weights stay as they are stored."""
     monkeypatch.setattr("ltxkit.ltx_core.models.linear.SLICE", 300)
     monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: torch.float32)

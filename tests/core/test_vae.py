@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.models import convolution
 from ltxkit.ltx_core.models.convolution import Conv3d
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 
@@ -62,13 +63,8 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def relative(got: Tensor, expected: Tensor) -> float:
-    assert got.shape == expected.shape
-    return ((got - expected).abs().max() / expected.abs().max()).item()
-
-
 @pytest.mark.parametrize("frames", CLIPS)
-def test_streamed_decode_is_the_whole_decode(vae: VideoVAE, frames: int) -> None:
+def test_streamed_decode_is_the_whole_decode(vae: VideoVAE, frames: int, relative: Callable[..., float]) -> None:
     latent = latents(vae, (frames - 1) // vae.config.scale_factors.frames + 1)
     whole = vae.decode(latent, timestep(vae), generator=seeded())
     assert whole.shape[2] == frames
@@ -82,7 +78,7 @@ def test_streamed_decode_is_the_whole_decode(vae: VideoVAE, frames: int) -> None
 
 
 @pytest.mark.parametrize("frames", CLIPS)
-def test_streamed_encode_is_the_whole_encode(vae: VideoVAE, frames: int) -> None:
+def test_streamed_encode_is_the_whole_encode(vae: VideoVAE, frames: int, relative: Callable[..., float]) -> None:
     clip = pixels(vae, frames)
     whole = vae.encode(clip)
     for size, limit in ((1, 4), (5, 2), (64, 4)):
@@ -118,12 +114,12 @@ def test_nothing_waits_for_the_end(vae: VideoVAE) -> None:
     assert calls < 30
 
 
-def test_encoder_is_causal(vae: VideoVAE) -> None:
+def test_encoder_is_causal(vae: VideoVAE, relative: Callable[..., float]) -> None:
     clip = pixels(vae, 17)
     assert relative(vae.encode(clip[:, :, :1]).mean, vae.encode(clip).mean[:, :, :1]) <= 1e-5
 
 
-def test_a_batch_is_its_samples(vae: VideoVAE) -> None:
+def test_a_batch_is_its_samples(vae: VideoVAE, relative: Callable[..., float]) -> None:
     latent = latents(vae, 2, batch=2)
     steps = None if timestep(vae) is None else torch.tensor([0.05, 0.4])
     both = vae.decode(latent, steps, generator=seeded())
@@ -134,7 +130,7 @@ def test_a_batch_is_its_samples(vae: VideoVAE) -> None:
     assert relative(vae.encode(clip).mean[:1], vae.encode(clip[:1]).mean) <= 1e-4
 
 
-def test_normalize_round_trip(vae: VideoVAE) -> None:
+def test_normalize_round_trip(vae: VideoVAE, relative: Callable[..., float]) -> None:
     latent = latents(vae, 2)
     mean, std = vae.per_channel_statistics.mean, vae.per_channel_statistics.std
     assert torch.allclose(vae.normalize(latent)[0, 3], (latent[0, 3] - mean[3]) / std[3])
@@ -167,7 +163,7 @@ def test_built_on_meta_only_the_file_is_missing(vae_config: Callable[..., VideoV
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate"])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
-def test_convolution_is_torchs(padding_mode: str, stride: tuple[int, int, int]) -> None:
+def test_convolution_is_torchs(padding_mode: str, stride: tuple[int, int, int], relative: Callable[..., float]) -> None:
     torch.manual_seed(0)
     ours = Conv3d(8, 12, 3, stride, padding=(0, 1, 1), padding_mode=padding_mode)
     theirs = nn.Conv3d(8, 12, 3, stride, padding=(0, 1, 1), padding_mode=padding_mode)
@@ -183,6 +179,16 @@ def test_convolution_is_torchs(padding_mode: str, stride: tuple[int, int, int]) 
     assert relative(x.grad, y.grad) <= 1e-5
     assert relative(ours.weight.grad, theirs.weight.grad) <= 1e-5
     assert relative(ours.bias.grad, theirs.bias.grad) <= 1e-5
+
+
+def test_convolution_under_autocast_on_cpus_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN refuses bfloat16 there; PyTorch's own loop does not."""
+    monkeypatch.setattr(convolution, "compute_dtype", lambda weight: torch.float32)
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *_: pytest.fail("oneDNN was given bfloat16"))
+    ours, x = Conv3d(8, 12, 3), torch.randn(1, 8, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = ours(x.bfloat16())
+    assert got.dtype == torch.bfloat16
 
 
 def test_gradients_reach_every_weight(vae: VideoVAE) -> None:

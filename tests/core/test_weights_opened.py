@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ltxkit.cli import main
+from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.pipelines.dry_run import outline
 from ltxkit.ltx_core.pipelines.library import Components
-from ltxkit.ltx_core.pipelines.planning import outline
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.weights import containers
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae, open_models
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, UPSCALER
-from ltxkit.nodes.host import PlainHost, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import LoadModel
 
 TinyModels = Callable[..., Path]

@@ -68,7 +68,7 @@ def test_a_product_is_what_the_formula_says(kind: str, rows: int) -> None:
     assert (got.dtype, got.device) == (torch.bfloat16, CUDA)
     error = (got.cpu().double() - expected).abs()
     assert error.max() <= 1e-2 * expected.abs().max()
-    assert error.norm() <= 4e-3 * expected.norm()  # bfloat16 has 2**-9
+    assert error.norm() <= 4e-3 * expected.norm()  # two roundings to bfloat16 of 2^-8 / sqrt(3) rms are 3.2e-3
     made.fp8_matmul = False
     plain = made(x.to(CUDA)).cpu().double()
     assert 1e-3 < (plain - expected).norm() / expected.norm() < 0.05

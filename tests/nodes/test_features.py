@@ -93,7 +93,8 @@ def test_compression_and_a_part_of_the_clip_are_taken_by_the_condition():
     assert torch.equal(one.frames, clip[-9:])
     ((one,),) = AddCondition().run(clip[:1], 0, 1.0, "crop")
     assert one.crf == 29  # the official value
-    assert torch.equal(one.compressed().frames, compress(clip[:1], 29))
+    _, height, width, _ = clip.shape
+    assert torch.equal(one.compressed(PixelShape(1, height, width)).frames, compress(clip[:1], 29))
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
         levels.append(one.sigmas)
         return torch.zeros_like(clip.latent)
 
-    monkeypatch.setattr("ltxkit.nodes.sample.sample", record)
+    monkeypatch.setattr("ltxkit.nodes.guides.sample", record)
     for conditioning, latent in ((prompts, clip), (guided, longer)):
         SampleVideo().run(model, *conditioning, latent, 0, "preset", 0.0)
     assert torch.equal(*levels)

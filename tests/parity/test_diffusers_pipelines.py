@@ -184,11 +184,6 @@ def ours(
     )
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).norm() / expected.norm())
-
-
 def shifted_scheduler():
     """As the diffusers conversion of 0.9.0 and 0.9.1 configures it."""
     return diffusers.FlowMatchEulerDiscreteScheduler(
@@ -207,7 +202,7 @@ SHIFTED = schedules.shift(schedules.uniform(4), schedules.token_shift(30))
 
 
 @pytest.mark.parametrize(("scale", "rescale"), [(1.0, 0.0), (3.0, 0.0), (3.0, 0.7)])
-def test_ltx_pipeline(theirs, models, texts, scale, rescale):
+def test_ltx_pipeline(theirs, models, texts, scale, rescale, rms):
     """Uniform levels with the token-count shift; coordinates without the causal fix."""
     expected = call(
         diffusers.LTXPipeline,
@@ -220,10 +215,10 @@ def test_ltx_pipeline(theirs, models, texts, scale, rescale):
     )
     guidance = Guidance(scale=(scale,), guidance_rescale=rescale)
     found = ours(models, texts, causal=False, sigmas=SHIFTED, guidance=guidance)
-    assert relative(found, unpacked(expected)) <= CLOSE
+    assert rms(found, unpacked(expected)) <= CLOSE
 
 
-def test_ltx_image_to_video_pipeline(theirs, models, texts):
+def test_ltx_image_to_video_pipeline(theirs, models, texts, rms):
     """The first frame stands at level 0 and is not stepped; no condition noise."""
     image = picture(5, 1)
     expected = call(
@@ -243,7 +238,7 @@ def test_ltx_image_to_video_pipeline(theirs, models, texts):
         guidance=Guidance(scale=(3.0,)),
         conditions=[Condition(as_frames(image), 0)],
     )
-    assert relative(found, unpacked(expected)) <= CLOSE
+    assert rms(found, unpacked(expected)) <= CLOSE
 
 
 CONDITIONS = {
@@ -259,7 +254,7 @@ CONDITIONS = {
 
 @pytest.mark.parametrize("kind", CONDITIONS)
 @pytest.mark.parametrize("condition_noise", [0.0, 0.15])
-def test_ltx_condition_pipeline(theirs, models, texts, kind, condition_noise):
+def test_ltx_condition_pipeline(theirs, models, texts, kind, condition_noise, rms):
     """Linear-quadratic levels, causal coordinates, conditions at levels as in the official code."""
     media = [(picture(frames, frames), frame, strength) for frames, frame, strength in CONDITIONS[kind]]
     expected = call(
@@ -291,7 +286,7 @@ def test_ltx_condition_pipeline(theirs, models, texts, kind, condition_noise):
         sampler=SamplerSettings(condition_noise=condition_noise, levels="official"),
         conditions=[Condition(as_frames(images), frame, strength) for images, frame, strength in media],
     )
-    assert relative(found, expected) <= CLOSE
+    assert rms(found, expected) <= CLOSE
 
 
 @pytest.mark.parametrize(
@@ -308,7 +303,7 @@ def test_ltx_condition_pipeline(theirs, models, texts, kind, condition_noise):
     ],
     ids=["dev", "distilled"],
 )
-def test_ltx_condition_pipeline_from_a_latent(theirs, models, texts, arguments, sigmas):
+def test_ltx_condition_pipeline_from_a_latent(theirs, models, texts, arguments, sigmas, rms):
     """The refining passes of both recipes of the LTX page."""
     latent = torch.randn(1, CHANNELS, *GRID, generator=torch.Generator().manual_seed(9))
     expected = call(
@@ -323,10 +318,10 @@ def test_ltx_condition_pipeline_from_a_latent(theirs, models, texts, arguments, 
         **arguments,
     )
     guidance = Guidance(scale=(5.0,), guidance_rescale=0.7)
-    assert relative(ours(models, texts, latent, causal=True, sigmas=sigmas, guidance=guidance), expected) <= CLOSE
+    assert rms(ours(models, texts, latent, causal=True, sigmas=sigmas, guidance=guidance), expected) <= CLOSE
 
 
-def test_first_pass_of_the_distilled_recipe(theirs, models, texts):
+def test_first_pass_of_the_distilled_recipe(theirs, models, texts, rms):
     timesteps = [1000, 993, 987, 981, 975, 909, 725, 0.03]
     expected = call(
         diffusers.LTXConditionPipeline,
@@ -339,7 +334,7 @@ def test_first_pass_of_the_distilled_recipe(theirs, models, texts):
         image_cond_noise_scale=0.0,
     )
     found = ours(models, texts, causal=True, sigmas=schedules.explicit(timesteps))
-    assert relative(found, expected) <= CLOSE
+    assert rms(found, expected) <= CLOSE
 
 
 def test_decoded_video(theirs, models, texts):
@@ -368,7 +363,7 @@ def test_decoded_video(theirs, models, texts):
 
 
 @pytest.mark.parametrize(("adain", "tone"), [(0.0, 0.0), (1.0, 0.0), (0.5, 0.6)])
-def test_ltx_latent_upsample_pipeline(theirs, models, adain, tone):
+def test_ltx_latent_upsample_pipeline(theirs, models, adain, tone, rms):
     latent = torch.randn(1, CHANNELS, *GRID, generator=torch.Generator().manual_seed(9))
     pipeline = diffusers.LTXLatentUpsamplePipeline(vae=theirs[1], latent_upsampler=theirs[2])
     expected = pipeline(
@@ -378,4 +373,4 @@ def test_ltx_latent_upsample_pipeline(theirs, models, adain, tone):
     found = upscale_latent(Upscaling(models[2], vae, adain_factor=adain), latent, host=CPU)
     if tone:
         found = vae.normalize(tone_map(vae.un_normalize(found), tone))
-    assert relative(found, expected) <= CLOSE
+    assert rms(found, expected) <= CLOSE

@@ -25,11 +25,6 @@ TinyModels = Callable[..., Path]
 CLOSE = 1e-5
 
 
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
-
-
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
@@ -50,7 +45,7 @@ def run_ours(model: LTXTransformer, x: torch.Tensor, text: torch.Tensor, positio
 
 
 @torch.no_grad()
-def test_transformer(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_transformer(tiny_models: TinyModels, tmp_path: Path, relative: Callable[..., float]) -> None:
     checkpoint = tiny_models(family="2b", vae="0.9.5") / CHECKPOINT
     ours = load_transformer(checkpoint, dtype=torch.float32)[0]
     config = ours.config
@@ -136,7 +131,7 @@ def their_vae(checkpoint: Path, ours: VideoVAE, generation: str, folder: Path) -
 
 @pytest.mark.parametrize("generation", ["0.9.0", "0.9.1", "0.9.5"])
 @torch.no_grad()
-def test_vae(tiny_models: TinyModels, tmp_path: Path, generation: str) -> None:
+def test_vae(tiny_models: TinyModels, tmp_path: Path, generation: str, relative: Callable[..., float]) -> None:
     checkpoint = tiny_models(vae=generation) / CHECKPOINT
     ours = load_vae(checkpoint, dtype=torch.float32)
     theirs = their_vae(checkpoint, ours, generation, tmp_path / "config")
@@ -161,7 +156,7 @@ def test_vae(tiny_models: TinyModels, tmp_path: Path, generation: str) -> None:
 
 
 @torch.no_grad()
-def test_upscaler(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_upscaler(tiny_models: TinyModels, tmp_path: Path, relative: Callable[..., float]) -> None:
     from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 
     ours = load_upsampler(tiny_models() / UPSCALER)

@@ -50,10 +50,6 @@ def recorded():
     return {name: load_file(RECORDED / f"{name}.safetensors") for name in ("velocities", "latents", "frames")}
 
 
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
 def as_tuple(value) -> tuple:
     return tuple(value) if isinstance(value, list) else (value,)
 
@@ -118,7 +114,7 @@ def run(models, settings: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "conditions"), list(product(shared.GUIDANCE, shared.CONDITIONS)))
-def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions):
+def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions, rms):
     """Every kind of guidance with every kind of condition: the guided velocity of all tokens at level 0.9."""
     seen = []
     integrate = one_pass.integrate
@@ -132,12 +128,12 @@ def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions):
 
     monkeypatch.setattr(one_pass, "integrate", spying)
     run(models, {**shared.GUIDANCE[kind], "conditions": conditions, "timesteps": [1.0, 0.9]})
-    assert relative(seen[1], recorded["velocities"][f"{kind}/{conditions}"]) <= 1e-4
+    assert rms(seen[1], recorded["velocities"][f"{kind}/{conditions}"]) <= 1e-4
 
 
 @pytest.mark.parametrize("name", shared.RUNS)
-def test_final_latent(models, recorded, name):
-    assert relative(run(models, shared.RUNS[name]), recorded["latents"][name]) <= 1e-3
+def test_final_latent(models, recorded, name, rms):
+    assert rms(run(models, shared.RUNS[name]), recorded["latents"][name]) <= 1e-3
 
 
 def decoded(vae, latent: torch.Tensor, frames, compression: float = 0.0) -> torch.Tensor:
@@ -167,7 +163,7 @@ def test_decoded_video(models, recorded, name, monkeypatch):
     assert psnr(frames.movedim(-1, 1)[:, :, list(shared.SHOWN_FRAMES)], recorded["frames"][name]) >= 50
 
 
-def test_two_stage(models, recorded):
+def test_two_stage(models, recorded, rms):
     """Lightricks' multi-scale recipe: rounded sizes, the condition in both passes, AdaIN, tone map, final resize."""
     transformer, vae, upsampler = models
     recipe = shared.TWO_STAGE
@@ -190,7 +186,7 @@ def test_two_stage(models, recorded):
         host=CPU,
         conditions=Conditions([Condition(picture("image"), 0, 1.0, "stretch")], vae),
     )
-    assert relative(latent, recorded["latents"]["two_stage"]) <= 1e-3
+    assert rms(latent, recorded["latents"]["two_stage"]) <= 1e-3
     frames = decoded(vae, latent, shared.SHOWN_FRAMES[:2], recipe["second_pass"]["tone_map_compression_ratio"])
     resized = torch.nn.functional.interpolate(
         frames[0].movedim(1, 0), size=(asked.height, asked.width), mode="bilinear"

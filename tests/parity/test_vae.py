@@ -102,15 +102,6 @@ def pair(request: pytest.FixtureRequest, vae_config: Callable[..., VideoVAEConfi
     return ours, theirs
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return ((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max()).item()
-
-
-def rms(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
-
-
 def latent_and_timestep(vae: VideoVAE) -> tuple[Tensor, Tensor | None]:
     timestep = torch.tensor([0.05, 0.3]) if vae.config.timestep_conditioning else None  # a batch of two levels
     return torch.randn(2, 16, 3, 3, 2, generator=torch.Generator().manual_seed(1)), timestep
@@ -135,7 +126,7 @@ def clip(frames: int = 17) -> Tensor:
 
 
 @torch.no_grad()
-def test_encoder(pair: Pair) -> None:
+def test_encoder(pair: Pair, relative: Callable[..., float]) -> None:
     ours, theirs = pair
     mine, other = ours.encode(clip()), theirs.encode(clip()).latent_dist
     assert relative(mine.mean, other.mean) <= 1e-5
@@ -143,7 +134,7 @@ def test_encoder(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_decoder(pair: Pair, their_decode: Callable[..., Tensor]) -> None:
+def test_decoder(pair: Pair, their_decode: Callable[..., Tensor], relative: Callable[..., float]) -> None:
     ours, theirs = pair
     latent, timestep = latent_and_timestep(ours)
     expected = their_decode(theirs, latent, timestep, seed=2)
@@ -157,6 +148,7 @@ def test_bfloat16(
     their_decode: Callable[..., Tensor],
     rounding_bound: Callable[..., float],
     monkeypatch: pytest.MonkeyPatch,
+    rms: Callable[..., float],
 ) -> None:
     """As near to diffusers in float64, with the same weights, as bfloat16 allows; two faults would show.
 
@@ -189,11 +181,15 @@ def test_bfloat16(
         patch.setattr(vae_layers, "pixel_norm", lambda x: norm(x).to(torch.float8_e4m3fn).to(x.dtype))
         assert min(errors()) > 1
     if timestep is not None:  # rounded before it is scaled by 1000 and goes into cosines
-        monkeypatch.setattr(TimeEmbedder, "forward", lambda self, t: embed(self, (t / 1000).bfloat16().float() * 1000))
+
+        def rounding(self: TimeEmbedder, t: Tensor, dtype: torch.dtype) -> Tensor:
+            return embed(self, (t / 1000).bfloat16().float() * 1000, dtype)
+
+        monkeypatch.setattr(TimeEmbedder, "forward", rounding)
         assert errors()[0] > 1
 
 
-def test_gradients(pair: Pair, their_decode: Callable[..., Tensor]) -> None:
+def test_gradients(pair: Pair, their_decode: Callable[..., Tensor], rms: Callable[..., float]) -> None:
     """Training rests on them, and on in-place steps and a convolution that autograd must know."""
     ours, theirs = pair
     _, timestep = latent_and_timestep(ours)
@@ -209,7 +205,7 @@ def test_gradients(pair: Pair, their_decode: Callable[..., Tensor]) -> None:
             assert rms(gradient, expected[name]) <= 1e-3, name
 
 
-def test_injected_noise_matters(vae_config: Callable[..., VideoVAEConfig]) -> None:
+def test_injected_noise_matters(vae_config: Callable[..., VideoVAEConfig], relative: Callable[..., float]) -> None:
     """Otherwise the comparison above would not show that it is added in the right place."""
     vae = VideoVAE(vae_config("0.9.1"))
     for name, parameter in vae.named_parameters():
@@ -222,7 +218,7 @@ def test_injected_noise_matters(vae_config: Callable[..., VideoVAEConfig]) -> No
 
 
 @torch.no_grad()
-def test_posterior_sample(pair: Pair) -> None:
+def test_posterior_sample(pair: Pair, relative: Callable[..., float]) -> None:
     ours, theirs = pair
     pixels = clip(9)
     mine = ours.encode(pixels).sample(torch.Generator().manual_seed(3))

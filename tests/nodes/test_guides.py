@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ShapeError
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.transformer import LTXTransformer
-from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, latent_mask, sample
+from ltxkit.ltx_core.pipelines.condition import Conditions
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts
+from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition
+from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE
+from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 from ltxkit.ltx_core.shapes import ScaleFactors
+from ltxkit.nodes.guides import denoise_mask, guide_frames, sample_guided
 
 CHANNELS, TEXT, FRAMES, HEIGHT, WIDTH = 16, 24, 4, 2, 3
 CELLS = HEIGHT * WIDTH
 SCALE = ScaleFactors(8, 32, 32)
-
-
-@contextmanager
-def on_cpu(module, *, memory_required=0):
-    yield torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,19 @@ def own_noise(shape) -> torch.Tensor:
     return random(4, 1, CHANNELS, 9, HEIGHT, WIDTH)[:, :, : shape[2]]
 
 
-def run(transformer, latent, **settings):
-    return sample(
-        transformer,
-        latent,
-        EncodedPrompt(random(1, 1, 3, TEXT)),
-        **{
-            "sigmas": linear_quadratic(4),
-            "noise": own_noise,
-            "fps": 25.0,
-            "scale": SCALE,
-            "placement": on_cpu,
-            **settings,
-        },
+def run(transformer, latent, *, sigmas=None, noise=own_noise, noise_mask=None, keyframe_idxs=None, conditions=()):
+    """What Sample does with a LATENT and a CONDITIONING of these."""
+    count = guide_frames({"keyframe_idxs": keyframe_idxs}, latent)
+    mask = None if noise_mask is None else denoise_mask(noise_mask, latent, SCALE.frames)
+    one = Pass(transformer, linear_quadratic(4) if sigmas is None else sigmas, NO_GUIDANCE, EULER)
+    return sample_guided(
+        one,
+        LatentClip(latent, SCALE, 25.0, mask),
+        Prompts(EncodedPrompt(random(1, 1, 3, TEXT))),
+        noise,
+        Conditions(conditions),
+        guides=(count, keyframe_idxs),
+        host=Host(DevicePlacement("cpu")),
     )
 
 
@@ -158,11 +158,11 @@ def test_covered_places_stay(transformer):
 
 def test_masks_per_frame():
     latent = torch.zeros(1, CHANNELS, 3, HEIGHT, WIDTH)
-    per_latent_frame = latent_mask(torch.arange(3.0)[:, None, None].expand(3, 8, 8), latent, 8)
+    per_latent_frame = denoise_mask(torch.arange(3.0)[:, None, None].expand(3, 8, 8), latent, 8)
     assert per_latent_frame[0, 0, :, 0, 0].tolist() == [0, 1, 2]
     clip = torch.zeros(17, 64, 96)
     clip[5] = 1  # one of the eight frames of the second latent frame
-    assert latent_mask(clip, latent, 8)[0, 0, :, 0, 0].tolist() == [0, 1, 0]
+    assert denoise_mask(clip, latent, 8)[0, 0, :, 0, 0].tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
