@@ -188,27 +188,29 @@ class Components:
         asked = PixelShape(frames, height, width)
         rate = _rate(self.recipe.frame_rate if fps is None else fps)
         size = self._size(asked, notes)
-        whole = Settings(self.recipe, settings)
-        passes = self._passes(whole, size)
+        all_settings = Settings(self.recipe, settings)
+        passes = self._passes(all_settings, size)
+        for one in passes:
+            for remark in one.remarks(self.recipe):
+                notes(remark)
         negative_prompt = self._negative(passes, negative_prompt, notes)
 
         texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
+        prepared = [item.prepared(crf) for item in conditions]
         canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
-        shown = Conditions([item.prepared(crf).on_canvas(asked, canvas, notes) for item in conditions], self.vae)
+        shown = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
         clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
         if self.upscaler is None:
             latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=shown)
         else:
-            upscaling = Upscaling(self.upscaler, self.vae, whole.adain_factor)
+            upscaling = Upscaling(self.upscaler, self.vae, all_settings.adain_factor)
             latent = generate_two_stage(
                 passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=shown
             )
-        decoding = whole.decoding("one" if self.upscaler is None else "second")
+        decoding = all_settings.decoding("one" if self.upscaler is None else "second")
         record = {
-            **self.sources,
-            "loras": [{"file": one.lora.path.name, "strength": one.strength} for one in self.loras],
-            "versions": list(self.info.versions),
+            **self._record(passes, decoding),
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "width": width,
@@ -216,15 +218,23 @@ class Components:
             "frames": frames,
             "fps": str(rate),
             "seed": seed,
-            "conditions": [item.prepared(crf).describe() for item in conditions],
+            "conditions": [item.describe() for item in prepared],
             "crf": crf,
             "settings": settings.to_json(),
+        }
+        return Clip(latent, asked, rate, record, self._decoder(decoding, asked, seed))
+
+    def _record(self, passes: Sequence[Pass], decoding: Decoding) -> dict[str, Any]:
+        """The models and the passes of a run, as JSON values."""
+        return {
+            **self.sources,
+            "loras": [{"file": one.lora.path.name, "strength": one.strength} for one in self.loras],
+            "versions": list(self.info.versions),
             "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
             "tone_map_compression_ratio": decoding.tone_map,
             "decode_timestep": decoding.timestep,
             "decode_noise_scale": decoding.noise_scale,
         }
-        return Clip(latent, asked, rate, record, self._decoder(decoding, asked, seed))
 
     def _size(self, asked: PixelShape, notes: Notes) -> PixelShape:
         """The size of the first pass, or of the only one."""
@@ -250,10 +260,7 @@ class Components:
 
     def _negative(self, passes: Sequence[Pass], asked: str | None, notes: Notes) -> str | None:
         """The negative prompt, where a pass needs one."""
-        guided = any(one.is_guided for one in passes)
-        if self.recipe.distilled and guided:
-            notes("The checkpoint is distilled: it was made to run at guidance scale 1, and anything above spoils it.")
-        if guided:
+        if any(one.is_guided for one in passes):
             return self.recipe.negative_prompt if asked is None else asked
         if asked is not None:
             notes("The negative prompt has no effect: this recipe does not use guidance.")
