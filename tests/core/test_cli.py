@@ -180,7 +180,7 @@ def test_words_that_do_not_fit_are_shown(
     [
         ({"model": "nowhere.safetensors"}, "expected a file or a folder that exists"),
         ({"text_encoder": "{model}"}, r"expected a T5 v1.1 text encoder"),
-        ({"image": "{model}"}, "which is no picture"),
+        ({"image": "{model}"}, "which is not a picture"),
         ({"video": "{model}"}, "which cannot be read"),
         ({"size": "0x32"}, "positive width, height and length"),
         ({"frames": 0}, "positive width, height and length"),
