@@ -312,7 +312,7 @@ def test_ctrl_c_in_any_stage_leaves_nothing(
     monkeypatch.setattr(tqdm, "tqdm", Interrupted)
     status, out, err = run(arguments(files, tmp_path / "out.mp4"), capsys)
     assert (status, out) == (130, "")
-    assert err.strip().splitlines()[-1] == "ltxkit: interrupted; nothing half-written is left"
+    assert err.strip().splitlines()[-1] == "ltxkit: interrupted; no partial file remains"
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     assert run(arguments(files, tmp_path / "out.mp4"), capsys)[0] == 0
@@ -339,7 +339,7 @@ def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
     said += rest
     assert process.returncode == 130, said
     assert out == b""
-    assert said.decode().strip().splitlines()[-1] == "ltxkit: interrupted; nothing half-written is left"
+    assert said.decode().strip().splitlines()[-1] == "ltxkit: interrupted; no partial file remains"
     assert b"Traceback" not in said
     assert not list(tmp_path.rglob("*.mp4"))
 
