@@ -147,48 +147,48 @@ class _Convolution:
         self.ledger, self.width, self.out, self.cells = ledger, width, out, cells
         self.causal, self.pads = causal, pads
         self.time, self.space = stride[0], math.prod(stride[1:])
-        self.kept: int | None = None
+        self.carried: int | None = None
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger, unit = self.ledger, self.width * self.cells
-        earlier = self.kept
+        earlier = self.carried
         if earlier is None:
             earlier = (2 if self.causal else 1) if frames else 0
         total = frames + earlier + (1 if last and not self.causal else 0)
         joined = ledger.take(total * unit)
-        ledger.drop((self.kept or 0) * unit)
+        ledger.drop((self.carried or 0) * unit)
         count = max((total - 3) // self.time + 1, 0)
-        self.kept = None if last or total == 0 else total - count * self.time
-        ledger.take((self.kept or 0) * unit)
+        self.carried = None if last or total == 0 else total - count * self.time
+        ledger.take((self.carried or 0) * unit)
         padded = ledger.take(joined) if self.pads else 0.0
-        made = ledger.take(count * self.out * self.cells / self.space, KERNEL * self.width * self.out)
+        output = ledger.take(count * self.out * self.cells / self.space, KERNEL * self.width * self.out)
         ledger.drop(joined + padded)
-        return count, made
+        return count, output
 
 
 class _Delay:
     """`Stream.delay`. Returns the number of elements that it allocates."""
 
     def __init__(self, ledger: _Ledger, unit: float) -> None:
-        self.ledger, self.unit, self.kept = ledger, unit, 0
+        self.ledger, self.unit, self.carried = ledger, unit, 0
 
     def __call__(self, frames: int, count: int, last: bool) -> float:
-        joined = self.ledger.take((self.kept + frames) * self.unit) if self.kept else 0.0
-        self.ledger.drop(self.kept * self.unit)
-        self.kept = 0 if last else self.kept + frames - count
-        self.ledger.take(self.kept * self.unit)
+        joined = self.ledger.take((self.carried + frames) * self.unit) if self.carried else 0.0
+        self.ledger.drop(self.carried * self.unit)
+        self.carried = 0 if last else self.carried + frames - count
+        self.ledger.take(self.carried * self.unit)
         return joined
 
 
 def _normed(ledger: _Ledger, elements: float, width: int, modulated: bool) -> float:
     """`norm_silu`"""
     norms = ledger.take(2 * elements / width)
-    made = ledger.take(elements)
+    output = ledger.take(elements)
     ledger.drop(norms)
     if modulated:
         ledger.take(elements)
         ledger.drop(elements)
-    return made
+    return output
 
 
 class _Residual:
@@ -199,34 +199,34 @@ class _Residual:
     ) -> None:
         self.first, self.second = make(width, out, cells), make(out, out, cells)
         self.ledger = self.first.ledger
-        self.unit, self.made = width * cells, out * cells
+        self.unit, self.output = width * cells, out * cells
         self.modulated, self.noisy, self.projects = modulated, noisy, width != out
         self.delay = _Delay(self.ledger, self.unit)
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger = self.ledger
         normed = _normed(ledger, frames * self.unit, self.first.width, self.modulated)
-        count, made = self._convolved(self.first, frames, last, normed)
-        normed = _normed(ledger, made, self.second.width, self.modulated)
-        before, (count, made) = made, self._convolved(self.second, count, last, normed)
+        count, output = self._convolved(self.first, frames, last, normed)
+        normed = _normed(ledger, output, self.second.width, self.modulated)
+        before, (count, output) = output, self._convolved(self.second, count, last, normed)
         ledger.drop(before)
         joined = self.delay(frames, count, last)
         shortcut = 0.0
         if self.projects:
             norm = ledger.take(count * self.unit)
-            shortcut = ledger.take(count * self.made)
+            shortcut = ledger.take(count * self.output)
             ledger.drop(norm)
-        result = ledger.take(count * self.made)
-        ledger.drop(made + joined + shortcut)
+        result = ledger.take(count * self.output)
+        ledger.drop(output + joined + shortcut)
         return count, result
 
     def _convolved(self, convolution: _Convolution, frames: int, last: bool, normed: float) -> tuple[int, float]:
-        count, made = convolution(frames, last)
+        count, output = convolution(frames, last)
         self.ledger.drop(normed)
         if self.noisy:
-            self.ledger.take(made)
-            self.ledger.drop(made)
-        return count, made
+            self.ledger.take(output)
+            self.ledger.drop(output)
+        return count, output
 
 
 class _Chain:
@@ -236,11 +236,11 @@ class _Chain:
         self.blocks = blocks
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
-        made = 0.0
+        output = 0.0
         for block in self.blocks:
-            before, (frames, made) = made, block(frames, last)
+            before, (frames, output) = output, block(frames, last)
             block.ledger.drop(before)
-        return frames, made
+        return frames, output
 
 
 class _Unfold:
@@ -253,16 +253,16 @@ class _Unfold:
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger = self.ledger
-        count, made = self.convolution(frames, last)
+        count, output = self.convolution(frames, last)
         joined = 0.0
         if self.delay is not None:
             joined = self.delay(frames, count, last)
-            ledger.drop(made - ledger.take(made) + made)
-        made = ledger.take(made)
-        ledger.drop(made + joined)
+            ledger.drop(output - ledger.take(output) + output)
+        output = ledger.take(output)
+        ledger.drop(output + joined)
         dropped = self.time > 1 and count > 0 and not self.started
         self.started = self.started or count > 0
-        return count * self.time - dropped, made
+        return count * self.time - dropped, output
 
 
 class _Fold:
@@ -270,27 +270,27 @@ class _Fold:
 
     def __init__(self, convolution: _Convolution, stride: tuple[int, ...], out: int) -> None:
         self.convolution, self.ledger = convolution, convolution.ledger
-        self.time, self.made = stride[0], out * convolution.cells / math.prod(stride[1:])
+        self.time, self.output = stride[0], out * convolution.cells / math.prod(stride[1:])
         self.unit = convolution.width * convolution.cells
-        self.kept: int | None = None
+        self.carried: int | None = None
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger, joined = self.ledger, 0.0
         if self.time > 1:
-            earlier = 1 if self.kept is None else self.kept
+            earlier = 1 if self.carried is None else self.carried
             total = earlier + frames
             joined = ledger.take(total * self.unit) if earlier else 0.0
-            ledger.drop((self.kept or 0) * self.unit)
+            ledger.drop((self.carried or 0) * self.unit)
             frames = total // self.time * self.time
-            self.kept = 0 if last else total - frames
-            ledger.take(self.kept * self.unit)
+            self.carried = 0 if last else total - frames
+            ledger.take(self.carried * self.unit)
         folded = ledger.take(frames * self.unit)
-        means = ledger.take(frames // self.time * self.made)
+        means = ledger.take(frames // self.time * self.output)
         ledger.drop(folded)
-        count, made = self.convolution(frames, last)
-        folded = ledger.take(made)
-        ledger.drop(made)
-        result = ledger.take(count // self.time * self.made)
+        count, output = self.convolution(frames, last)
+        folded = ledger.take(output)
+        ledger.drop(output)
+        result = ledger.take(count // self.time * self.output)
         ledger.drop(folded + means + joined)
         return count // self.time, result
 
@@ -305,12 +305,12 @@ class _Finish:
         ledger = self.convolution.ledger
         width = self.convolution.width
         normed = _normed(ledger, frames * width * self.convolution.cells, width, self.modulated)
-        count, made = self.convolution(frames, last)
+        count, output = self.convolution(frames, last)
         ledger.drop(normed)
         if self.rearranges:
-            ledger.take(made)
-            ledger.drop(made)
-        return count, made
+            ledger.take(output)
+            ledger.drop(output)
+        return count, output
 
 
 # --- the two halves ---------------------------------------------------------------------------------------------------

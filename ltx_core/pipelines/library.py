@@ -199,14 +199,14 @@ class Components:
         prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
         prepared = [item.prepared(crf) for item in conditions]
         canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
-        shown = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
+        placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
         clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
         if self.upscaler is None:
-            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=shown)
+            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=placed)
         else:
             upscaling = Upscaling(self.upscaler, self.vae, all_settings.adain_factor)
             latent = generate_two_stage(
-                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=shown
+                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=placed
             )
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
         record = {
@@ -230,7 +230,7 @@ class Components:
             **self.sources,
             "loras": [{"file": item.lora.path.name, "strength": item.strength} for item in self.loras],
             "versions": list(self.info.versions),
-            "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
+            "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,
             "decode_timestep": decoding.timestep,
             "decode_noise_scale": decoding.noise_scale,
@@ -258,7 +258,7 @@ class Components:
 
     def _negative(self, passes: Sequence[Pass], asked: str | None, notes: Notes) -> str | None:
         """The negative prompt, if a pass needs one."""
-        if any(one.is_guided for one in passes):
+        if any(each.is_guided for each in passes):
             return self.recipe.negative_prompt if asked is None else asked
         if asked is not None:
             notes("The negative prompt has no effect: this recipe does not use guidance.")

@@ -147,15 +147,15 @@ def sample_windows(
     check_prompts(len(prompts), windows, settings)
     shares = _share_out(_at_rate(items, settings.fps, host), windows, settings.size.frames, scale.frames)
 
-    kept = _Kept(settings, one, negative)
+    store = _KeptWindows(settings, one, negative)
     first: Tensor | None = None
     before: Tensor | None = None
     for window, share in zip(windows, shares, strict=True):
         prompt = prompts[window.index if len(prompts) > 1 else 0]
-        latent = kept.find(window, prompt, share)
+        latent = store.find(window, prompt, share)
         if latent is None:
-            if kept.reused == window.index > 0:
-                host.say(f"Windows 1 to {kept.reused} of {len(windows)} are reused from an earlier run.")
+            if store.reused == window.index > 0:
+                host.say(f"Windows 1 to {store.reused} of {len(windows)} are reused from an earlier run.")
             overlap = [] if before is None else [_overlap(before, window, settings, decode, scale.frames)]
             latent = sample(
                 one.named(f"window {window.index + 1} of {len(windows)}"),
@@ -167,7 +167,7 @@ def sample_windows(
             )
             if first is not None and settings.adain_factor:
                 latent = adain(latent, first, settings.adain_factor)
-            kept.keep(latent)
+            store.keep(latent)
         if first is None:
             first = latent
         before = latent
@@ -209,7 +209,7 @@ def _share_out(
     return shares
 
 
-class _Kept:
+class _KeptWindows:
     """Windows of earlier runs, by a hash of everything they depend on, which includes the windows before them."""
 
     def __init__(self, settings: LongSettings, one: Pass, negative: EncodedPrompt | None) -> None:

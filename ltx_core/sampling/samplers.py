@@ -140,8 +140,8 @@ def dpmpp_2m(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callba
             level = step.start.level
             ratio = (step_before.start.level / level).log() / (level / step.end.level).log()
             aim = torch.where(step_before.moving, x0 + (x0 - x0_before) / (2 * ratio), x0)
-        kept = step.end.level / step.start.level
-        x = step.move(x, kept * x + (1 - kept) * aim)
+        ratio_of_levels = step.end.level / step.start.level
+        x = step.move(x, ratio_of_levels * x + (1 - ratio_of_levels) * aim)
         before = step, x0
         callback(step.start.step + 1, x0)
     return x
@@ -252,27 +252,27 @@ def integrate(
     x = sampler.integrate(flow, state.latent, _steps(sigmas.tolist(), mask, settings.levels), noise, callback)
     if settings.levels == "own":
         x = torch.where(flow.hard, state.clean_latent, x)
-    elif flow.shown is not None:
-        x = torch.where(flow.hard, flow.shown, x)
+    elif flow.noised is not None:
+        x = torch.where(flow.hard, flow.noised, x)
     return state.with_latent(x)
 
 
 class _NoisedConditions:
     """A `Flow` that puts fresh noise on hard conditions at every evaluation.
 
-    hard: (b n 1) or (b 1 1) bool, where they are. shown: (b n c), the noised conditions of the last evaluation.
+    hard: (b n 1) or (b 1 1) bool, where they are. noised: (b n c), the noised conditions of the last evaluation.
     """
 
     def __init__(self, velocity: GuidedVelocity, clean: Tensor, hard: Tensor, scale: float, noise: Noise) -> None:
         self.hard = hard
-        self.shown: Tensor | None = None
+        self.noised: Tensor | None = None
         self._velocity, self._clean, self._noise = velocity, clean, noise
         self._scale = scale if bool(hard.any()) else 0.0
 
     def __call__(self, x: Tensor, point: Point) -> Tensor:
         if self._scale > 0:
-            self.shown = self._clean + self._scale * point.sigma**2 * token_noise(self._noise, x)
-            x = torch.where(self.hard, self.shown, x)
+            self.noised = self._clean + self._scale * point.sigma**2 * token_noise(self._noise, x)
+            x = torch.where(self.hard, self.noised, x)
         return self._velocity(point.step, x, point.level)
 
 

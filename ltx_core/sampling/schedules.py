@@ -126,16 +126,16 @@ def truncate(sigmas: Tensor, denoise_strength: float) -> Tensor:
 
 def check_sigmas(sigmas: Tensor) -> None:
     """Raises ConfigError unless sigmas (steps + 1) descend strictly from at most 1 to exactly 0."""
-    shown = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
+    levels = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ConfigError(
-            f"got sigmas [{shown}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0"
+            f"got sigmas [{levels}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0"
         )
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
-        raise ConfigError(f"got sigmas [{shown}]; expected every level to be lower than the one before; sort the list")
+        raise ConfigError(f"got sigmas [{levels}]; expected every level to be lower than the one before; sort the list")
     if sigmas[0] > 1 or sigmas[-1] != 0:
         raise ConfigError(
-            f"got sigmas [{shown}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)"
+            f"got sigmas [{levels}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)"
         )
 
 
