@@ -9,7 +9,7 @@ from ltxkit.ltx_core.config import SchedulerConfig, TransformerConfig
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.pipelines.passes import Pass
 from ltxkit.ltx_core.pipelines.recipe import recipe_for
-from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings, Settings
+from ltxkit.ltx_core.pipelines.settings import Decoding, Overrides, PassSettings, Settings
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
@@ -63,9 +63,28 @@ def test_levels_of_the_official_passes(models, version, which, steps, first, las
 
 
 def test_only_what_was_trained_stochastically_is_sampled_so():
-    assert [name for name, release in RELEASES.items() if Settings(release.recipe).stepping.stochastic] == [
-        "2b-0.9.6-distilled"
-    ]
+    stepping = {name: Settings(release.recipe).stepping.name for name, release in RELEASES.items()}
+    assert {name for name, sampler in stepping.items() if sampler == "stochastic"} == {"2b-0.9.6-distilled"}
+    assert set(stepping.values()) == {"stochastic", "euler"}
+
+
+def test_nothing_said_is_the_recipes_value_and_zero_is_a_value(models):
+    distilled, _ = recipe_for(["13b-0.9.8-distilled"])
+    plain, zero = (Settings(distilled, said) for said in (Overrides(), Overrides(decode_noise_scale=0.0, tone_map=0.0)))
+    assert plain.decoding("second") == Decoding(distilled.decode_timestep, distilled.decode_noise_scale, 0.6)
+    assert zero.decoding("second") == Decoding(distilled.decode_timestep, 0.0, 0.0)
+
+    dev, _ = recipe_for(["13b-0.9.8-dev"])
+    nothing = PassSettings(stg_scale=0.0, skip_initial_steps=0)
+    plain = Settings(dev)
+    zero = Settings(dev, Overrides(first=nothing, second=nothing, condition_noise=0.0, adain=0.0))
+    assert (plain.stepping.condition_noise, plain.adain_factor) == (0.15, 1.0)
+    assert (zero.stepping.condition_noise, zero.adain_factor) == (0.0, 0.0)
+    for which in ("one", "first"):
+        assert max(step.stg_scale for step in Pass.of(models[48], plain, which, 100).steps) > 0
+        assert max(step.stg_scale for step in Pass.of(models[48], zero, which, 100).steps) == 0
+    assert Pass.of(models[48], plain, "second", 100).sigmas[0] < 1  # the recipe leaves out the first steps
+    assert Pass.of(models[48], zero, "second", 100).sigmas[0] == 1
 
 
 def test_a_distilled_checkpoint_is_told_what_does_not_suit_it(models):
