@@ -1,6 +1,6 @@
-"""Everything that a user may say about how a clip is made, in one value: a recipe, and what overrides it.
+"""Everything that a user may choose about how a clip is made, in one value: a recipe, and its overrides.
 
-None means that the user has not said it, and the recipe decides; 0 is a value like any other. Nodes, library, command
+None means that the user has not chosen, and the recipe decides; 0 is a value like any other. Nodes, library, command
 line and trainer fill in the same fields, and `passes.Pass` is made from nothing else.
 """
 
@@ -42,12 +42,12 @@ def _check_range(values: Mapping[str, float | None], most: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PassSettings:
-    """What overrides the recipe in one pass.
+    """Overrides of the recipe in one pass.
 
-    sigmas: the levels themselves, 1 to 0, the last one 0; they take the place of any schedule. steps: of the
-    checkpoint's own schedule, all of it. skip_initial_steps, skip_final_steps: left out of it. denoise_strength: the
+    sigmas: the levels themselves, 1 to 0, the last one 0; they replace any schedule. steps: of the checkpoint's own
+    schedule as a whole. skip_initial_steps, skip_final_steps: numbers of steps to omit from it. denoise_strength: the
     share of the steps that run, for a pass that starts from a latent.
-    guidance: all of it; the fields behind it override single values, for every step alike.
+    guidance: as a whole; the fields below it override single values, equally for every step.
 
     Raises:
         ConfigError: a value that no model can use, or sigmas and a schedule at once. UnsupportedError: see `Guidance`.
@@ -88,9 +88,9 @@ class PassSettings:
         self.over_guidance(Guidance())  # which refuses what it cannot be
 
     def over(self, entry: PassRecipe) -> PassRecipe:
-        """The recipe's entry with the schedule that is asked for."""
+        """The recipe's entry with the overrides of its schedule."""
         if self.steps is not None:
-            # The count is of the whole schedule: a recipe's own list, and what it leaves out at the end, do not apply.
+            # `steps` counts the whole schedule: a recipe's own list, and the steps it omits at the end, do not apply.
             entry = replace(entry, num_inference_steps=self.steps, timesteps=None, skip_final_inference_steps=0)
         skips = {
             "skip_initial_inference_steps": self.skip_initial_steps,
@@ -99,7 +99,7 @@ class PassSettings:
         return replace(entry, **_said(skips))
 
     def over_guidance(self, guidance: Guidance) -> Guidance:
-        """The recipe's guidance with the values that are asked for."""
+        """The recipe's guidance with the overrides."""
         values = {
             "scale": None if self.guidance_scale is None else (self.guidance_scale,),
             "guidance_rescale": self.guidance_rescale,
@@ -119,8 +119,8 @@ AS_RECIPE = PassSettings()
 class Decoding:
     """How a latent is decoded (Lightricks/LTX-Video, pipeline_ltx_video.py).
 
-    timestep, noise_scale: the noise level that the decoder is told, and the share of noise that is mixed into the
-    latent, 0 to 1; without effect on a VAE without timestep conditioning (0.9.0). tone_map: `filters.tone_map`, 0 to 1.
+    timestep, noise_scale: the noise level that the decoder receives, and the share of noise mixed into the latent, 0 to
+    1; both have no effect on a VAE without timestep conditioning (0.9.0). tone_map: `filters.tone_map`, 0 to 1.
     """
 
     timestep: float
@@ -135,11 +135,11 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """What a user says about a run; None leaves it to the recipe.
+    """A user's choices for a run; None leaves one to the recipe.
 
-    first: of the only pass, or of the first of two. second: of the second.
+    first: for the only pass, or the first of two. second: for the second.
     sampler: a name of `samplers.SAMPLERS`. condition_noise, levels: see `SamplerSettings`.
-    adain: how far the channel statistics go back to those of the first pass when its result is upscaled, 0 to 1.
+    adain: how far the channel statistics of the upscaled latent return to those of the first pass, 0 to 1.
     decode_timestep, decode_noise_scale, tone_map: see `Decoding`.
 
     Raises:
@@ -162,7 +162,7 @@ class Overrides:
         _check_range({name: getattr(self, name) for name in names}, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """What is said, as JSON values."""
+        """The choices other than None, as JSON values."""
         values = asdict(self)
         passes = {name: _said(values.pop(name)) for name in ("first", "second")}
         return {**{name: said for name, said in passes.items() if said}, **_said(values)}
@@ -173,13 +173,13 @@ NO_OVERRIDES = Overrides()
 
 @dataclass(frozen=True)
 class Settings:
-    """A recipe and what overrides it: all that is to be known of a run but its models, size and seed."""
+    """A recipe and its overrides: the whole description of a run but for its models, size and seed."""
 
     recipe: Recipe
     overrides: Overrides = NO_OVERRIDES
 
     def entry(self, which: Which) -> PassRecipe:
-        """The recipe's entry for a pass, with the schedule that the user asked for."""
+        """The recipe's entry for a pass, with the user's schedule."""
         recipe = self.recipe
         entries = {
             "one": recipe.one_pass,
@@ -193,7 +193,7 @@ class Settings:
 
     @property
     def stepping(self) -> SamplerSettings:
-        """How the steps of every pass are made."""
+        """How the steps of every pass are taken."""
         recipe, said = self.recipe, self.overrides
         own = "stochastic" if recipe.stochastic_sampling else "euler"
         noise = recipe.image_cond_noise_scale if said.condition_noise is None else said.condition_noise

@@ -341,7 +341,7 @@ def test_help_shows_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"model": "nowhere.safetensors"}, "expected a file or a folder that exists"),
         ({"text_encoder": "{model}"}, r"expected a T5 v1.1 text encoder"),
-        ({"image": "{model}"}, "which is no picture"),
+        ({"image": "{model}"}, "which is not a picture"),
         ({"video": "{model}"}, "which cannot be read"),
         ({"size": "0x32"}, "positive width, height and length"),
         ({"frames": 0}, "positive width, height and length"),
@@ -473,7 +473,7 @@ def test_ctrl_c_in_any_stage_leaves_nothing(
     monkeypatch.setattr(tqdm, "tqdm", Interrupted)
     status, out, err = run(arguments(files, tmp_path / "out.mp4"), capsys)
     assert (status, out) == (130, "")
-    assert err.strip().splitlines()[-1] == "ltxkit: interrupted; nothing half-written is left"
+    assert err.strip().splitlines()[-1] == "ltxkit: interrupted; no partial file remains"
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     assert run(arguments(files, tmp_path / "out.mp4"), capsys)[0] == 0
@@ -500,7 +500,7 @@ def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
     said += rest
     assert process.returncode == 130, said
     assert out == b""
-    assert said.decode().strip().splitlines()[-1] == "ltxkit: interrupted; nothing half-written is left"
+    assert said.decode().strip().splitlines()[-1] == "ltxkit: interrupted; no partial file remains"
     assert b"Traceback" not in said
     assert not list(tmp_path.rglob("*.mp4"))
 

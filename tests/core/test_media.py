@@ -251,9 +251,9 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(ConfigError, match=r"a\.png, which is no picture"):
+    with pytest.raises(ConfigError, match=r"a\.png, which is not a picture"):
         media.read_image(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"missing\.png, which cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"missing\.png, which cannot be read \(No such file"):
         media.read_image(tmp_path / "missing.png")
 
 

@@ -396,7 +396,7 @@ def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, promp
     assert made["samples"].shape == without.shape
     assert not torch.equal(made["samples"], without)
     for sentence in (
-        "The reference of 96x64 pixels was brought to 64x64 (crop).",
+        "The reference of 96x64 pixels was resized to 64x64 (crop).",
         "The reference has 48 frames per second and the clip 24: of its 64 frames",
         "The reference was trimmed from 32 to 25 frames: 8k+1",
         "The reference ends before the clip: frames 25 to 32 are made without it",
