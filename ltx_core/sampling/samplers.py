@@ -171,7 +171,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpmpp_2m": Sampler(dpmpp_2m),
     "gradient_estimation": Sampler(gradient_estimation),
 }
-"""Samplers by the names that the nodes show, in their order, which `config.SAMPLER_NAMES` repeats; new entries go last."""
+"""Samplers by the names that the nodes show, in their order, which `config.SAMPLER_NAMES` repeats; new ones go last."""
 
 
 def check_sampler(name: str, *, distilled: bool = False) -> None:
