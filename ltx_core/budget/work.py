@@ -16,7 +16,7 @@ from ..models.linear import SLICE, Linear
 from ..quant.linear import QuantizedLinear
 from ..shapes import LatentShape
 
-# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/core/test_plan.py counts them.
+# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/budget/test_plan.py counts them.
 # At the second layer of the feed-forward: what the block was given, the residual stream, its norm, four times the width
 # hidden, and the result. In half precision as many where keys are turned, in float32: what the block was given, its
 # norm, values, queries, keys, twice the width turned, and the result.
