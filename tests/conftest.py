@@ -19,6 +19,8 @@ import pytest
 import ltxkit
 
 ROOT = Path(__file__).resolve().parents[1]
+HOST = ROOT / "tests" / "host"
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,7 +40,14 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"got ltxkit from {installed}; expected this checkout, {ROOT}; use its own .venv (make test)", 2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = list(items)  # before -m and -k leave out any
+    if config.pluginmanager.hasplugin("xdist"):
+        # A file's fixtures are made once: one worker takes the file. `host` shares a server and a browser.
+        for item in items:
+            group = "host" if item.path.parent == HOST else item.path.relative_to(ROOT).as_posix()
+            item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -47,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def collected(pytestconfig: pytest.Config) -> list[pytest.Item]:
+    """All tests of the files that this session looks at, those that -m and -k leave out included."""
+    return pytestconfig.stash[COLLECTED]
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 def test_ten_runs_are_one(tiny_models: TinyModels, resident_bytes: Callable[[], int]) -> None:
     """The same bytes come out, no tensor stays, and the process is within 2 % of what it was after the second run."""
     folder = tiny_models()
