@@ -28,6 +28,8 @@ from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
+pytestmark = pytest.mark.slow  # they share a trained LoRA of a model with 28 blocks
+
 GRID = LatentShape(2, 2, 2)
 TOLERANCE = 1e-3
 

@@ -479,6 +479,7 @@ def test_ctrl_c_in_any_stage_leaves_nothing(
     assert run(arguments(files, tmp_path / "out.mp4"), capsys)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ltxkit", *arguments(files, tmp_path / "out" / "a.mp4", steps=1000)]
