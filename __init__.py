@@ -1,7 +1,7 @@
 """LTXKit: LTX-Video for ComfyUI and for Python.
 
-Nothing is imported here. pytest, ComfyUI and `import ltxkit` all execute this file, each under another module name, so
-the node classes are looked up only when somebody asks for them (PEP 562).
+Nothing is imported here. pytest, ComfyUI and `import ltxkit` all execute this file, each under another module name:
+therefore the node classes are imported on first access (PEP 562).
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def __getattr__(name: str) -> object:
 
         return getattr(nodes, name)
     except AttributeError as error:
-        # ComfyUI reads an AttributeError here as "this pack has no nodes" and drops the traceback with it.
+        # ComfyUI takes an AttributeError here for "this pack has no nodes", and drops the traceback.
         raise ImportError(f"LTXKit's nodes could not be imported: {error}") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def _load_as_ltxkit(folder: Path) -> None:
-    """Give the folder its one name, `ltxkit`, whatever it is called on disk and whether or not it is installed."""
-    # Python puts the folder itself in front: there our `nodes` would hide ComfyUI's, and `benchmarks` anybody's.
+    """Import the folder under its one name, `ltxkit`, whatever its name on disk, installed or not."""
+    # Python puts the folder itself in front of `sys.path`, where our `nodes` and `benchmarks` would hide others.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != folder]
     spec = importlib.util.spec_from_file_location(
         "ltxkit", folder / "__init__.py", submodule_search_locations=[str(folder)]

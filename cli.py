@@ -22,15 +22,15 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. The exit status is 0, 1 for a failing disk or a measurement below its bar, 2 for what the user
-    can correct, 130 after Ctrl-C."""
+    """Run one command. The exit status is 0; 1 for a failing disk or a measurement below its bar; 2 for an error that
+    the user can correct; 130 after Ctrl-C."""
     options = parser().parse_args(argv)
     try:
         with Console() as console:
             return options.run(options, console)
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the terminal has written ^C, or half a progress bar
-        say("interrupted; nothing half-written is left")
+        say("interrupted; no partial file remains")
         return INTERRUPTED
     except LTXKitError as error:
         say(str(error))
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of all commands."""
+    """The parser of all commands and their options."""
     top = argparse.ArgumentParser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -1,7 +1,7 @@
-"""Stand-ins for the few ComfyUI core nodes that our workflows use, for running them without ComfyUI.
+"""Stand-ins for the few ComfyUI core nodes that our workflows use without ComfyUI.
 
 Ids, inputs, outputs and meaning are the core's (Comfy-Org/ComfyUI 0.3.64: nodes.py, comfy_extras/nodes_video.py,
-comfy_extras/nodes_images.py); the code is ours. Sound is not carried: `GetVideoComponents` gives None for it.
+comfy_extras/nodes_images.py); the code is ours. There is no sound: `GetVideoComponents` returns None for it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LoadImage:
         return check_file(image)
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
-        """Frames (f, h, w, 3) of the size of the first, others left out; mask (f, h, w), 1 where it is transparent."""
+        """Frames (f, h, w, 3) of the size of the first, others dropped; mask (f, h, w), 1 for transparent pixels."""
         import numpy as np
         from PIL import Image, ImageOps, ImageSequence
 
@@ -148,7 +148,7 @@ def _lanczos(images: Tensor, width: int, height: int) -> Tensor:
 
     scaled = []
     for image in images:
-        pixels = (image.clamp(0, 1) * 255).byte().cpu().numpy()  # the core cuts here, and does not round
+        pixels = (image.clamp(0, 1) * 255).byte().cpu().numpy()  # the core truncates here, and does not round
         picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
         scaled.append(torch.from_numpy(np.asarray(picture, np.float32) / 255))
     return torch.stack(scaled).to(images)

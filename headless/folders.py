@@ -31,21 +31,21 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def named_file(name: str) -> Path:
-    """The file that a loading node names: in the input folder, or where `name [output]` or `name [temp]` says."""
+    """The file that a loading node names: in the input folder, or for `name [output]` and `name [temp]` in that one."""
     match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
     name, kind = match.groups() if match else (name, "input")
     return _inside(_host().folder(kind), name)
 
 
 def check_file(name: str) -> bool | str:
-    """For VALIDATE_INPUTS: whether the file is there."""
+    """For VALIDATE_INPUTS: whether the file exists."""
     try:
         path = named_file(name)
     except ConfigError as error:
         return str(error)
     if path.is_file():
         return True
-    return f"got {name!r}; expected a file in {path.parent}; put it there, or point --input to where it is"
+    return f"got {name!r}; expected a file in {path.parent}; put it there, or point --input to its folder"
 
 
 def file_digest(name: str) -> str:
@@ -59,7 +59,7 @@ def input_files(suffixes: frozenset[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class NumberedFiles:
-    """Names that no file has yet: `<prefix>_00001_.mp4` and so on, counted as the core counts them."""
+    """Unused names, numbered as ComfyUI's core numbers them: `<prefix>_00001_.mp4` and so on."""
 
     folder: Path
     subfolder: str
@@ -87,5 +87,5 @@ class NumberedFiles:
         return self.folder / f"{self.stem}_{self.first + offset:05}_{suffix}"
 
     def entry(self, path: Path) -> dict[str, str]:
-        """How a node's `ui` names a file."""
+        """The file in the form of a node's `ui`."""
         return {"filename": path.name, "subfolder": self.subfolder, "type": self.kind}

@@ -1,4 +1,4 @@
-"""A plain process as the host of the nodes: folders from the command line, the best device there is."""
+"""A plain process as the host of the nodes: folders from the command line, the best available device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ALIASES = {"diffusion_models": ("unet", "diffusion_models"), "text_encoders": ("
 
 
 class PlainHost:
-    """The host of `ltxkit run`: what `nodes.host.NodeHost` asks for, without ComfyUI.
+    """The host of `ltxkit run`: an implementation of `nodes.host.NodeHost` without ComfyUI.
 
     Args:
         models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
-        input_folder, output_folder: where loading nodes look, and where saving nodes write.
+        input_folder, output_folder: where loading nodes read, and saving nodes write.
         device: where models run; None picks CUDA, then MPS, then the CPU.
-        progress, notes: called with how far a node has come, and with what it says.
+        progress, notes: receive the progress of a node, and its sentences.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PlainHost:
         return [folder for folder in folders if folder.is_dir()]
 
     def folder(self, kind: str) -> Path:
-        """Where files of a kind ("input", "output", "temp") are."""
+        """The folder for a kind of files: "input", "output" or "temp"."""
         return self.folders[kind]
 
     def tokenizers(self) -> list[Path]:
@@ -72,7 +72,7 @@ class PlainHost:
         self.placement.release(module)
 
     def make_room(self) -> None:
-        """Nothing stays on a device between the nodes."""
+        """Has nothing to do: between nodes, devices are empty."""
 
     def spare_memory(self, module: nn.Module) -> int | None:
         return self.placement.spare_memory(module)

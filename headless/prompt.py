@@ -1,4 +1,4 @@
-"""ComfyUI's API-format prompts: reading them, changing inputs, finding everything that is wrong with them.
+"""ComfyUI's API-format prompts: reading them, changing inputs, finding all of their problems.
 
 A prompt is `{id: {"class_type": name, "inputs": {name: constant or [id, output]}, "_meta": {"title": text}}}`. It is
 checked by ComfyUI's rules (Comfy-Org/ComfyUI, execution.py `validate_inputs`), with two differences: every problem is
@@ -27,13 +27,13 @@ def read_prompt(path: Path) -> Prompt:
     """The prompt in a JSON file.
 
     Raises:
-        ConfigError: no JSON, not a prompt, or a graph in the editor's own format.
+        ConfigError: not JSON, not a prompt, or a graph in the editor's own format.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(
-            f"got {path}, which cannot be read as JSON ({error}); expected an API-format workflow"
+            f"got {path}, which cannot be read as JSON ({error}); expected an API-format workflow; export it again"
         ) from error
     if isinstance(data, dict) and isinstance(data.get("nodes"), list):
         raise ConfigError(
@@ -43,7 +43,9 @@ def read_prompt(path: Path) -> Prompt:
     if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
         data = data["prompt"]  # the body of POST /prompt
     if not isinstance(data, dict) or not data:
-        raise ConfigError(f"got {path}, which holds no nodes; expected {{id: {{class_type, inputs}}}}; export it again")
+        raise ConfigError(
+            f"got {path}, which contains no nodes; expected {{id: {{class_type, inputs}}}}; export it again"
+        )
     return data
 
 
@@ -51,11 +53,11 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
     """A copy of `prompt` with some inputs replaced.
 
     Args:
-        assignments: each `TITLE.input=value`; an id may stand for the title. A value for a text input is taken as it
-            is, any other is read as JSON if it can be (so 25, 0.5, true and "quoted" mean what they say).
+        assignments: each `TITLE.input=value`, or with the id for the title. The value of a text input is used verbatim,
+            any other is read as JSON if it is valid JSON (25, 0.5, true, "quoted").
 
     Raises:
-        ConfigError: no such node or input, or several nodes of that title; all such problems at once.
+        ConfigError: a node or input that does not exist, or a title of several nodes; all problems in one message.
     """
     changed: Prompt = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in prompt.items()}
     problems: list[str] = []
@@ -101,7 +103,7 @@ class Problem:
 
 
 class PromptError(ConfigError):
-    """A prompt that cannot run, with everything that is wrong with it."""
+    """A prompt that cannot run, with all of its problems."""
 
     def __init__(self, prompt: Prompt, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -114,9 +116,9 @@ class PromptError(ConfigError):
 
 
 def check(prompt: Prompt, classes: Classes) -> None:
-    """Check a prompt by ComfyUI's rules, without running anything; constants are converted in place, as there.
+    """Check a prompt by ComfyUI's rules, without running anything; constants are converted in place, as in ComfyUI.
 
-    Every node must have a known class. Of the others only those are looked at that an output node needs.
+    Every node must have a known class. Inputs are checked only of nodes that an output node needs.
 
     Raises:
         PromptError: with all problems at once.
@@ -149,7 +151,7 @@ def output_nodes(prompt: Prompt, classes: Classes, broken: set[str]) -> list[str
 
 
 def needed_nodes(prompt: Prompt, outputs: Sequence[str], problems: list[Problem] | None = None) -> list[str]:
-    """Nodes that the outputs need, each after everything that it needs itself. A cycle becomes a problem."""
+    """Nodes that the outputs need, each after its own sources. A cycle becomes a problem."""
     done: dict[str, None] = {}
     path: list[str] = []
 
@@ -217,7 +219,7 @@ def _input_problems(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[
 
 
 def _link_problem(prompt: Prompt, name: str, link: Any, spec: Input, classes: Classes) -> tuple[str | None, str | None]:
-    """What is wrong with a link, and the type that arrives through it (None where that cannot be known)."""
+    """The problem of a link, and the type that arrives through it (None if that is unknown)."""
     if not is_link(link):
         return f"{name}: got {link!r}; expected a link [node id, output number]", None
     source, slot = link
@@ -247,7 +249,7 @@ def _constant_problem(inputs: dict[str, Any], name: str, spec: Input, *, ranges:
         except (TypeError, ValueError, OverflowError):
             return f"{name}: got {value!r}; expected {spec.type}"
     elif spec.is_socket:
-        return f"{name}: got the constant {value!r}; expected a link to a node that gives {spec.type}"
+        return f"{name}: got the constant {value!r}; expected a link to a node that outputs {spec.type}"
     if not ranges:
         return None
     low, high = spec.options.get("min"), spec.options.get("max")
@@ -269,7 +271,7 @@ def node_title(prompt: Prompt, node_id: str) -> str:
 
 
 def node_label(prompt: Prompt, node_id: str) -> str:
-    """How messages name a node: title, class, id."""
+    """A node's name in messages: title, class, id."""
     title, name = node_title(prompt, node_id), _class_name(prompt, node_id)
     return f'"{title}" ({node_id})' if name == title else f'"{title}" ({name}, {node_id})'
 

@@ -40,7 +40,7 @@ UI = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a prompt did: `ui` of its output nodes, and which nodes ran or were taken from an earlier prompt."""
+    """The outcome of a prompt: `ui` of its output nodes, and the nodes that ran or were reused from the last prompt."""
 
     ui: dict[str, UI]
     executed: tuple[str, ...]
@@ -66,17 +66,17 @@ class Runner:
             check(prompt, self.classes)
             order = needed_nodes(prompt, output_nodes(prompt, self.classes, set()))
             signatures = self._signatures(prompt, order)
-            # As in ComfyUI: what this prompt does not use is forgotten, before anything new needs the memory.
+            # As in ComfyUI, results that this prompt does not use are dropped before new ones need the memory.
             self._results = {key: value for key, value in self._results.items() if key in signatures.values()}
             cached = tuple(node_id for node_id in order if signatures[node_id] in self._results)
             executed = tuple(node_id for node_id in order if node_id not in cached)
             for node_id in executed:
                 self._results[signatures[node_id]] = self._execute(prompt, node_id, signatures)
         ui = {node_id: self._results[signatures[node_id]][1] for node_id in order}
-        return RunResult({node_id: shown for node_id, shown in ui.items() if shown}, executed, cached)
+        return RunResult({node_id: outcome for node_id, outcome in ui.items() if outcome}, executed, cached)
 
     def _signatures(self, prompt: Prompt, order: Sequence[str]) -> dict[str, str]:
-        """For every node a hash of its class, its constants and, through its links, of all that stands before it."""
+        """For every node, a hash of its class, its constants and, through its links, everything upstream."""
         signatures: dict[str, str] = {}
         for node_id in order:
             node = prompt[node_id]
@@ -89,7 +89,7 @@ class Runner:
         return signatures
 
     def _changed(self, node: dict[str, Any]) -> Any:
-        """IS_CHANGED of a node; a NaN, which asks for a run every time, becomes a value that never comes again."""
+        """IS_CHANGED of a node; a NaN, which requests a run every time, becomes a value that never recurs."""
         is_changed = getattr(self.classes[node["class_type"]], "IS_CHANGED", None)
         if is_changed is None:
             return None
@@ -134,18 +134,18 @@ def run_workflow(
 
     Args:
         models: a folder laid out like ComfyUI's `models`.
-        input_folder, output_folder: where loading nodes look and saving nodes write; neither is ever left.
+        input_folder, output_folder: where loading nodes read, and saving nodes write; paths outside are refused.
         assignments: see `set_inputs`.
 
     Raises:
-        LTXKitError: the file is no prompt, has problems (all are named), or a node refused its input.
+        LTXKitError: the file is not a prompt, has problems (the message names all), or a node refused its input.
     """
     host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
         prompt = set_inputs(read_prompt(workflow), assignments, classes)
     result = Runner(host, classes).run(prompt)
-    entries = [entry for shown in result.ui.values() for listed in shown.values() for entry in listed]
+    entries = [entry for ui in result.ui.values() for files_of_kind in ui.values() for entry in files_of_kind]
     files = [entry for entry in entries if isinstance(entry, dict)]
     return [host.folder(entry["type"]) / entry["subfolder"] / entry["filename"] for entry in files]
 

@@ -25,15 +25,21 @@ BlockKind = Literal[
 ]
 
 
-# What spatio-temporal guidance does to a block of the perturbed branch (arXiv 2411.18664): self-attention gives its
-# values V, self-attention gives its input, or the whole block is left out.
+# What spatio-temporal guidance does to a block of the perturbed branch (arXiv 2411.18664): self-attention returns its
+# values V, self-attention returns its input, or the whole block is skipped.
 STGMode = Literal["attention_values", "attention_skip", "transformer_block"]
 STG_MODES: tuple[STGMode, ...] = get_args(STGMode)
+
+# Names of `sampling.samplers.SAMPLERS`, and of `SamplerSettings.levels`. They stand here for the command line, which
+# lists them without importing torch.
+SAMPLER_NAMES = ("euler", "stochastic", "heun", "dpmpp_2m", "gradient_estimation")
+Levels = Literal["own", "official"]
+LEVELS: tuple[Levels, ...] = get_args(Levels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Lightricks/LTX-Video `Transformer3DModel`, as far as released checkpoints differ or could."""
+    """Lightricks/LTX-Video `Transformer3DModel`: the fields in which released checkpoints differ, or could."""
 
     in_channels: int
     out_channels: int
@@ -52,7 +58,10 @@ class TransformerConfig:
     def of_size(
         cls, *, layers: int, heads: int, head_dim: int, channels: int, captions: int, causal: bool = True
     ) -> TransformerConfig:
-        """With what all released versions share. channels: of a latent; captions: width of the text embeddings."""
+        """A transformer of this size, with all other values as every released version has them.
+
+        channels: of a latent. captions: width of the text embeddings.
+        """
         return cls(
             in_channels=channels,
             out_channels=channels,
@@ -160,7 +169,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What one file describes; a part that the file does not hold is None."""
+    """The parts that one file describes; a part that the file does not contain is None."""
 
     transformer: TransformerConfig | None
     vae: VideoVAEConfig | None

@@ -1,6 +1,6 @@
 """The four ways in which an input can be wrong, and training that cannot go on.
 
-Every message says what was given, what is expected and what to do: `got X; expected Y; do Z`.
+Every message says what LTXKit got, what it expected and what to do: `got X; expected Y; do Z`.
 """
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their name whole or not at all."""
+"""Files and folders that appear under their final name complete or not at all."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = ".ltxkit-"  # start of the names that are written to
+TEMPORARY = ".ltxkit-"  # prefix of every temporary name
 
 
 @contextmanager
 def whole(path: Path, *, folder: bool = False) -> Generator[Path, None, None]:
     """A temporary name next to `path` to write to. It becomes `path` when the block ends without an exception.
 
-    A file that is already at `path` stays until the new one is complete, and is then replaced; so does a folder.
-    Missing parent folders are made. The temporary name has the suffix of `path`, which tells some libraries what to
-    write.
+    A file or folder that is already at `path` stays until the new one is complete, and is then replaced. Missing parent
+    folders are created. The temporary name has the suffix of `path`, from which some libraries choose the format.
 
-    folder: what is written is a folder, and is there, empty, when the block starts.
+    folder: the block writes a folder, which exists, empty, when the block starts.
 
     Raises:
         OSError: `path` cannot be written, or the disk is full; the message names `path`. After this and any other
-            exception, KeyboardInterrupt included, nothing of what was written is left.
+            exception, KeyboardInterrupt included, nothing that the block wrote remains.
     """
     part, old = (path.parent / f"{TEMPORARY}{secrets.token_hex(4)}{path.suffix}" for _ in range(2))
     try:
         (part if folder else path.parent).mkdir(parents=True, exist_ok=True)
         try:
             yield part
-            if folder and path.is_dir():  # a folder takes the place of an empty one only
+            if folder and path.is_dir():  # `replace` puts a folder only in the place of an empty one
                 path.replace(old)
             part.replace(path)
         except BaseException:

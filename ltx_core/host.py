@@ -1,4 +1,4 @@
-"""Where a stage of a run works, and who hears about it: the one value that every stage is given.
+"""Where a stage of a run works, and who hears about it: the one value that every stage takes.
 
 A plain process makes a host from a device (`placing.placement.host_on`); under ComfyUI the nodes make one from the
 server's memory management, progress bar and node texts.
@@ -18,7 +18,7 @@ from .progress import Notes, Progress, log_note, silent
 
 
 class Placement(Protocol):
-    """`with place(module) as device:` makes a module usable on `device` inside the block.
+    """`with place(module) as device:` makes the module usable on `device` inside the block.
 
     memory_required: bytes that the work inside needs in addition to the module's weights.
     """
@@ -27,7 +27,7 @@ class Placement(Protocol):
 
 
 def unlimited(module: nn.Module) -> int | None:  # noqa: ARG001
-    """The room of main memory, which the operating system hands out."""
+    """Room in main memory: no limit of ours, the operating system decides."""
     return None
 
 
@@ -36,8 +36,8 @@ class Host:
     """The surroundings of a run.
 
     place: puts a module on a device. room: bytes that work with a module may take there in addition to its weights;
-    None where nothing limits it. progress: hears of every step, and stops the work by raising. say: takes finished
-    sentences for the user.
+    None for no limit. progress: receives every step, and stops the work by raising. say: receives complete sentences
+    for the user.
     """
 
     place: Placement

@@ -1,6 +1,6 @@
 """Pictures and clips in and out. Frames are (f, h, w, 3) float32 RGB in [0, 1], as a ComfyUI IMAGE.
 
-What is written appears under its name only when it is complete: an interrupt or a full disk leaves nothing behind.
+A file appears under its name only when it is complete: an interrupt or a full disk leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ResizeKernel = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Clip:
-    """A video that was read: frames (f, h, w, 3) float32 in [0, 1], and how many of them make a second."""
+    """A video in memory: frames (f, h, w, 3) float32 in [0, 1], and their rate per second."""
 
     frames: Tensor
     fps: Fraction
@@ -45,7 +45,7 @@ class Clip:
 
 
 def rgb_frames(images: Tensor) -> Tensor:
-    """Any IMAGE as (f, h, w, 3) float32: grey is repeated, an alpha channel is left out (as ComfyUI's Load Image does).
+    """Any IMAGE as (f, h, w, 3) float32: grey is repeated, an alpha channel is dropped (as in ComfyUI's Load Image).
 
     Raises:
         ShapeError: not (f, h, w, 1 | 3 | 4), or no frames, or no pixels.
@@ -64,14 +64,14 @@ def resize(
 ) -> Tensor:
     """Frames (f h w 3) at another size, exactly height x width.
 
-    policy: "crop" fills the size, what sticks out is cut off first (`crop_to_shape`); "pad" shows the whole picture on
-    mid grey, which is 0 for the VAE; "fit" shows the whole picture and continues its edges; "stretch" changes the
-    aspect ratio.
-    kernel: "bilinear" without antialiasing, as the official pipeline brings conditions to the size of a pass
-    (Lightricks/LTX-Video pipeline_ltx_video.py, resize_tensor); "bicubic" with antialiasing, as PIL does.
+    policy: "crop" fills the size after cutting off what exceeds its aspect ratio (`crop_to_shape`); "pad" shows the
+    whole picture on mid grey, which is 0 for the VAE; "fit" shows the whole picture and continues its edges; "stretch"
+    changes the aspect ratio.
+    kernel: "bilinear" without antialiasing, with which the official pipeline resizes conditions to the size of a pass
+    (Lightricks/LTX-Video pipeline_ltx_video.py, resize_tensor); "bicubic" with antialiasing, as in PIL.
 
     Raises:
-        ConfigError: no such policy.
+        ConfigError: the policy is not one of these.
     """
     if policy not in RESIZE_POLICIES:
         raise ConfigError(f"got resize policy {policy!r}; expected one of {', '.join(RESIZE_POLICIES)}; choose one")
@@ -97,7 +97,7 @@ def resize(
 
 
 def crop_to_shape(frames: Tensor, height: int, width: int) -> Tensor:
-    """The middle of frames (f h w 3) that has the aspect ratio of height x width, in the frames' own pixels.
+    """The middle part of frames (f h w 3) with the aspect ratio of height x width, in the frames' own pixels.
 
     Source: Lightricks/LTX-Video inference.py, load_image_to_tensor_with_resize_and_crop; a side rounds down there too.
     """
@@ -110,14 +110,15 @@ def crop_to_shape(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def compress(frames: Tensor, crf: int) -> Tensor:
-    """Frames as they look after H.264, each for itself: pictures that a video model would take for a still otherwise.
+    """Each frame as H.264 leaves it: a video model tends to continue a flawless picture as a still.
 
-    Lightricks/LTX-Video inference.py and crf_compressor.py: 3x3 Gaussian blur (sigma 1), then one frame through libx264
-    (veryfast, yuv420p). crf 0 leaves the frames as they are; the official value is 29; libx264 takes what is above 51
-    for 51. Odd sizes are coded with their last row or column repeated and cut back, where the official code drops it.
+    As in Lightricks/LTX-Video inference.py and crf_compressor.py: a 3x3 Gaussian blur (sigma 1), then one frame through
+    libx264 (veryfast, yuv420p). crf 0 leaves the frames as they are; the official value is 29; libx264 treats values
+    above 51 as 51. For an odd side the last row or column is repeated, and cut off again after decoding; the official
+    code drops it instead.
     """
     if not 0 <= crf <= 63:
-        raise ConfigError(f"got crf {crf}; expected 0 (off) to 63; 29 is what LTX-Video was run with")
+        raise ConfigError(f"got crf {crf}; expected 0 (off) to 63; 29 is the official value of LTX-Video")
     if crf == 0:
         return frames
     blurred = _blur(frames)
@@ -152,7 +153,7 @@ def _h264_round_trip(frame: Tensor, crf: int) -> Tensor:
     import av
 
     h, w, _ = frame.shape
-    pixels = _even((frame * 255).byte())  # cut, not rounded, as the official code does
+    pixels = _even((frame * 255).byte())  # truncated, not rounded, as in the official code
     with io.BytesIO() as file:
         with av.open(file, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})
@@ -167,7 +168,7 @@ def _h264_round_trip(frame: Tensor, crf: int) -> Tensor:
 
 
 def _even(pixels: Tensor) -> Tensor:
-    """(h, w, 3) with the last row and column repeated where a side is odd: yuv420p has no odd sizes."""
+    """(h, w, 3) with the last row or column repeated where a side is odd: yuv420p needs even sizes."""
     h, w, _ = pixels.shape
     rows = torch.arange(h + h % 2).clamp(max=h - 1)
     columns = torch.arange(w + w % 2).clamp(max=w - 1)
@@ -182,10 +183,10 @@ def _bytes(frames: Tensor) -> Tensor:
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture as (1, h, w, 3) float32 in [0, 1]: turned as EXIF says, grey repeated, alpha left out.
+    """A picture as (1, h, w, 3) float32 in [0, 1]: rotated as EXIF says, grey repeated, alpha dropped.
 
     Raises:
-        ConfigError: the file is missing, or is no picture.
+        ConfigError: the file is missing, or is not a picture.
     """
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -201,15 +202,19 @@ def read_image(path: Path) -> Tensor:
                 else np.asarray(picture.convert("RGB"), np.float32) / 255
             )
     except UnidentifiedImageError as error:
-        raise ConfigError(f"got {path}, which is no picture; expected PNG, JPEG, WebP or the like") from error
+        raise ConfigError(
+            f"got {path}, which is not a picture; expected PNG, JPEG, WebP or a similar format; choose another file"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"got picture {path}, which cannot be read: {error.strerror or error}") from error
+        raise ConfigError(
+            f"got picture {path}, which cannot be read ({error.strerror or error}); expected a readable file; check it"
+        ) from error
     images = torch.from_numpy(pixels)[None]
     return rgb_frames(images[..., None] if wide else images)
 
 
 def read_video(path: Path, *, start: int = 0, limit: int | None = None, fps: Fraction | None = None) -> Clip:
-    """A clip in memory: `stream_video` gathered. Its fps is the one asked for, or the file's own."""
+    """A clip in memory: all frames of `stream_video`. Its rate is `fps`, or the file's own."""
     own_fps = video_fps(path) if fps is None else fps
     frames = list(stream_video(path, start=start, limit=limit, fps=fps))
     if not frames:
@@ -218,13 +223,13 @@ def read_video(path: Path, *, start: int = 0, limit: int | None = None, fps: Fra
 
 
 def video_fps(path: Path) -> Fraction:
-    """Frames per second that the file claims."""
+    """Frames per second that the file states."""
     with _open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise ConfigError(
-            f"got {path}, which does not say its frame rate; expected a video; give the frame rate yourself"
+            f"got {path}, which does not state its frame rate; expected a video; set the frame rate yourself"
         )
     return Fraction(rate)
 
@@ -232,20 +237,20 @@ def video_fps(path: Path) -> Fraction:
 def stream_video(
     path: Path, *, start: int = 0, limit: int | None = None, fps: Fraction | None = None
 ) -> Iterator[Tensor]:
-    """Frames (h, w, 3) float32 in [0, 1] one by one, turned as the file says, the rest of the file left unread.
+    """Frames (h, w, 3) float32 in [0, 1] one by one, rotated as the file says; what follows the last one is not read.
 
     start, limit: first frame and number of frames, counted after resampling.
-    fps: resample to this rate; every output frame is the one nearest in time. None: each stored frame once.
+    fps: resample to this rate; every output frame is the stored one nearest in time. None: each stored frame once.
 
     Raises:
-        ConfigError: the file is missing, or is no video.
+        ConfigError: the file is missing, or is not a video.
     """
     stop = None if limit is None else start + limit
     with _open_video(path) as container:
         frames = container.decode(video=0)
         for frame in itertools.islice(frames if fps is None else _resample(frames, fps), start, stop):
             pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-            quarter_turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise; av before 14 does not tell
+            quarter_turns = round(getattr(frame, "rotation", 0) / 90)  # counter-clockwise; not in av before 14
             yield torch.rot90(pixels, quarter_turns).float() / 255
 
 
@@ -264,23 +269,23 @@ def _from_json(text: str) -> Any:
 
 
 def _resample(frames: Iterable[VideoFrame], fps: Fraction) -> Iterator[VideoFrame]:
-    """For every tick of the new rate the frame that is nearest in time."""
+    """For every tick of the new rate, the frame that is nearest in time."""
     count = 0
-    origin = shown_at = duration = 0.0
-    shown = None
+    origin = previous_time = duration = 0.0
+    previous = None
     for frame in frames:
-        at = frame.time or 0.0
-        if shown is None:
-            origin = at
+        time = frame.time or 0.0
+        if previous is None:
+            origin = time
         else:
-            duration = at - shown_at
-            while count / fps < (shown_at + at) / 2 - origin:
-                yield shown
+            duration = time - previous_time
+            while count / fps < (previous_time + time) / 2 - origin:
+                yield previous
                 count += 1
-        shown, shown_at = frame, at
-    if shown is not None:
-        total = max(round((shown_at + duration - origin) * fps), 1)
-        yield from itertools.repeat(shown, total - count)
+        previous, previous_time = frame, time
+    if previous is not None:
+        total = max(round((previous_time + duration - origin) * fps), 1)
+        yield from itertools.repeat(previous, total - count)
 
 
 @contextlib.contextmanager
@@ -291,10 +296,12 @@ def _open_video(path: Path):
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ConfigError(f"got {path}, which has no video in it; expected a file such as mp4")
+                raise ConfigError(f"got {path}, which contains no video; expected a file such as mp4; choose another")
             yield container
     except (OSError, FFmpegError) as error:
-        raise ConfigError(f"got video {path}, which cannot be read ({error}); expected a file such as mp4") from error
+        raise ConfigError(
+            f"got video {path}, which cannot be read ({error}); expected a file such as mp4; choose another"
+        ) from error
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -314,7 +321,7 @@ def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None
 
 
 def write_gif(path: Path, frames: Tensor, fps: Fraction) -> None:
-    """An animated GIF that repeats for ever, at the nearest rate that GIF has (it counts in hundredths of a second)."""
+    """An animated GIF that repeats for ever, at the nearest rate that GIF allows (it counts in 1/100 s)."""
     from PIL import Image
 
     pictures = [Image.fromarray(frame.numpy()) for frame in _bytes(rgb_frames(frames))]
@@ -330,10 +337,10 @@ def write_video(
     metadata: Mapping[str, object] | None = None,
     crf: int = 18,
 ) -> PixelShape:
-    """An mp4 (H.264, yuv420p, BT.709), written as the frames come.
+    """An mp4 (H.264, yuv420p, BT.709), written as the frames arrive.
 
-    chunks: (f, h, w, 3) in [0, 1], any number of frames each, all of one size. An odd side gets its last row or column
-        repeated, for yuv420p has even sizes only.
+    chunks: (f, h, w, 3) in [0, 1], any number of frames each, all of one size. The last row or column of an odd
+        side is repeated, because yuv420p needs even sizes.
     metadata: container tags, each value as JSON; ComfyUI reads `prompt` and `workflow`.
     Returns: the size of the written clip.
 
@@ -352,12 +359,12 @@ def write_video(
         raise ShapeError("got no frames; expected at least one; decode a latent that is not empty")
     height, width = first.shape[:2]
     count = 0
-    # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play before it has everything.
+    # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play an incomplete file.
     options = {"movflags": "use_metadata_tags+faststart"}
     with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         for key, value in (metadata or {}).items():
             container.metadata[key] = json.dumps(value)
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **_repeatable()})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
@@ -376,3 +383,13 @@ def write_video(
             count += 1
         container.mux(stream.encode())
     return PixelShape(count, height, width)
+
+
+def _repeatable() -> dict[str, str]:
+    """Options with which libx264 makes the same file of the same frames, every time and with every instruction set.
+
+    Its macroblock tree (`mbtree_propagate_list`) reads uninitialised memory with AVX-512 unless the frame is a multiple
+    of 256 pixels wide: seven different files in 60 runs, on one thread, at 96x64. With AVX2 it does not.
+    """
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return {"x264-params": "asm=avx2"} if avx512 else {}

@@ -1,4 +1,4 @@
-"""How long work tells the outside where it is, and how the outside stops it.
+"""How long work reports where it is, and how a host stops it.
 
 Core code never prints and never looks for a cancel button: it calls `progress(event)` at every step. A host that wants
 to stop raises its own exception from the callback; core code lets it pass and leaves nothing half-done behind.
@@ -32,15 +32,15 @@ Progress = Callable[[ProgressEvent], None]
 
 
 def silent(event: ProgressEvent) -> None:
-    """The progress callback of somebody who does not want to know."""
+    """A progress callback that ignores every event."""
 
 
 Notes = Callable[[str], None]
-"""Where a finished sentence for the user goes ("the clip was trimmed from 21 to 17 frames ..."): what was done
-differently from what was asked, and why. Functions that may have something to say take `notes`; hosts show it beside
-the node."""
+"""Receives a complete sentence for the user ("the clip was trimmed from 21 to 17 frames ..."): what was done
+differently from the request, and why. Functions that may have something to say take `notes`; hosts show it at the
+node."""
 
 
 def log_note(text: str) -> None:
-    """The notes callback of somebody who reads the log."""
+    """A notes callback that writes to the log."""
     logging.getLogger("ltxkit").info(text)

@@ -1,4 +1,4 @@
-"""Every released version in one table: what its tensors do not show, and the recipe that it was meant to be used with.
+"""Every released version in one table: what its tensors do not show, and the recipe that it was made for.
 
 Sources: Lightricks/LTX-Video configs/*.yaml (0.9.7: at commit 98a0ce6), the defaults of its inference.py, and its
 published inference files, at 5260738; names are theirs. For 0.9.5 and later `causal_temporal_positioning` and the
@@ -19,10 +19,10 @@ from .errors import ConfigError
 Family = Literal["2b", "13b"]
 VAEGeneration = Literal["0.9.0", "0.9.1", "0.9.5"]
 
-DOWNSCALE_FACTOR = 0.6666666  # of both sides, for the first of two passes; this many sixes, it matters for rounding
+DOWNSCALE_FACTOR = 0.6666666  # of both sides, for the first of two passes; the number of sixes matters for rounding
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
-# `allowed_inference_steps`, for which distilled checkpoints were trained: linear_quadratic(8) to four decimals.
+# `allowed_inference_steps`, which distilled checkpoints were trained for: linear_quadratic(8) to four decimals.
 DISTILLED_STEPS = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
 
 
@@ -33,10 +33,10 @@ DISTILLED_STEPS = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
 class PassRecipe:
     """One pass of the transformer.
 
-    Levels come from `timesteps`, or from `num_inference_steps` of the checkpoint's own schedule without
+    Levels come from `timesteps`, or are `num_inference_steps` of the checkpoint's own schedule less
     `skip_initial_inference_steps` and `skip_final_inference_steps`. Guidance is one value for all steps, or one per
-    entry of `guidance_timesteps` (a step at level t uses the first entry <= t, else the last). An STG scale of 0
-    leaves the skip blocks unused: some official lists name a block that the model does not have.
+    entry of `guidance_timesteps` (a step at level t uses the first entry <= t, else the last). With an STG scale of 0
+    the skip blocks are not used: some official lists name a block that the model does not have.
     """
 
     guidance_scale: tuple[float, ...]
@@ -54,10 +54,10 @@ class PassRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a checkpoint was meant to be used.
+    """The settings that a checkpoint was made for.
 
-    one_pass: at the full size. first_pass, second_pass: the multi-scale recipe, where there is one.
-    allowed_inference_steps: levels a distilled checkpoint was trained for, to four decimals.
+    one_pass: at the full size. first_pass, second_pass: the multi-scale recipe, if there is one.
+    allowed_inference_steps: levels that a distilled checkpoint was trained for, to four decimals.
     """
 
     one_pass: PassRecipe
@@ -119,8 +119,8 @@ _DISTILLED_FIRST = PassRecipe(
 )
 _DISTILLED_SECOND = replace(_DISTILLED_FIRST, timesteps=DISTILLED_STEPS[5:])
 
-# The official configs have no one-pass recipe for the checkpoints with a multi-scale one. One pass alone has to reach
-# the low levels: it is the first pass, run to its end.
+# Checkpoints with a multi-scale recipe have no one-pass recipe in the official configs. A single pass has to reach the
+# low levels, therefore it is the first pass, run to its end.
 _DEV_13B = Recipe(
     one_pass=replace(_DEV_13B_FIRST, skip_final_inference_steps=0),
     first_pass=_DEV_13B_FIRST,
@@ -148,8 +148,8 @@ _OLD_2B = Recipe(one_pass=_DEV_2B, first_pass=None, second_pass=None, width=704,
 class Release:
     """One released version.
 
-    name: what `inspect` and every `version` option call it. vae: the generation of its VAE; each is a latent space of
-    its own. recipe: how the checkpoint was meant to be used.
+    name: what `inspect` and every `version` option call it. vae: the generation of its VAE; each has a latent space of
+    its own. recipe: the settings that the checkpoint was made for.
     """
 
     name: str
@@ -166,7 +166,7 @@ class Release:
         return self.vae == "0.9.5"
 
     def values(self) -> Mapping[str, object]:
-        """What this version has where a file does not say, by config field."""
+        """The values of this version that a file may not state, by config field."""
         first_two = self.vae != "0.9.5"
         return {
             "transformer.num_attention_heads": 32,
@@ -217,13 +217,13 @@ def release(name: str) -> Release:
         ConfigError: no such version was released.
     """
     if name not in RELEASES:
-        raise ConfigError(f"got version {name!r}; expected one of {', '.join(RELEASES)}; name the model's version")
+        raise ConfigError(f"got version {name!r}; expected one of {', '.join(RELEASES)}; choose the model's version")
     return RELEASES[name]
 
 
 FAMILY_OF_LAYERS: Mapping[int, Family] = {28: "2b", 48: "13b"}
 
-# Latent upscalers by what they double, (space, time). Files of one kind look the same.
+# Latent upscalers by what they double, (space, time). The files of one kind cannot be told apart.
 UPSCALERS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
     (True, False): ("spatial-0.9.7", "spatial-0.9.8"),
     (False, True): ("temporal-0.9.7",),
@@ -231,10 +231,10 @@ UPSCALERS: Mapping[tuple[bool, bool], tuple[str, ...]] = {
 
 T5_XXL = (4096, 10240, 24)  # width, feed-forward width and layers of the encoder that all releases use
 
-# The same in every released version, so known without knowing the version.
+# The same in every released version, therefore known without the version.
 VAE_DEFAULTS: Mapping[str, object] = {"vae.causal_decoder": False, "vae.spatial_padding_mode": "zeros"}
 
-# Lightricks/LTX-Video schedulers/rf.py, `RectifiedFlowScheduler.__init__`: what its scheduler takes for a missing key.
+# Lightricks/LTX-Video schedulers/rf.py, `RectifiedFlowScheduler.__init__`: the value that it takes for a missing key.
 SCHEDULER_DEFAULTS: Mapping[str, object] = {
     "scheduler.num_train_timesteps": 1000,
     "scheduler.sampler": "Uniform",

@@ -63,7 +63,7 @@ class PixelShape:
         return iter((self.frames, self.height, self.width))
 
     def padded(self, scale: ScaleFactors) -> PixelShape:
-        """The smallest size the VAE can have that holds this one: t*k + 1 frames, multiples of s pixels."""
+        """The smallest size that the VAE can have and that contains this one: t*k + 1 frames, multiples of s pixels."""
         return PixelShape(
             -(-(self.frames - 1) // scale.frames) * scale.frames + 1,
             -(-self.height // scale.height) * scale.height,
@@ -74,7 +74,7 @@ class PixelShape:
         """The latent grid of this size.
 
         Raises:
-            ShapeError: the VAE cannot have this size; `padded` gives the next one that it can.
+            ShapeError: the VAE cannot have this size; `padded` is the next one that it can have.
         """
         fit = self.padded(scale)
         if fit != self:

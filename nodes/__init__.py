@@ -1,4 +1,4 @@
-"""The nodes. `NODE_CLASS_MAPPINGS` is a literal: ComfyUI-Manager reads it without running it."""
+"""The nodes. `NODE_CLASS_MAPPINGS` is a literal, because ComfyUI-Manager parses it without importing."""
 
 from __future__ import annotations
 

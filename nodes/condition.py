@@ -1,4 +1,4 @@
-"""Nodes that say which pictures and clips the result must show, and which video it follows."""
+"""Nodes for the pictures and clips that the result must show, and for the video that it follows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AddCondition(sockets.Node):
     ]
     RETURN_TYPES = (sockets.CONDITION,)
     RETURN_NAMES = ("conditions",)
-    OUTPUT_TOOLTIPS = ("This condition behind the given ones, for Sample, Two-Stage or the next Condition.",)
+    OUTPUT_TOOLTIPS = ("The connected conditions and this one, for Sample, Two-Stage or the next Condition.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class AddReference(sockets.Node):
     DESCRIPTION = (
         "The video that an IC-LoRA follows from the first frame on: a depth map, poses or edges made from a clip, or a "
         "clip to add detail to. The model needs the LoRA of that kind. Nothing is encoded here: Sample does that, at "
-        "the size of each pass, and says what had to be changed."
+        "the size of each pass, and reports every change."
     )
     SEARCH_ALIASES = [
         "ltx",
@@ -114,7 +114,7 @@ class AddReference(sockets.Node):
     ]
     RETURN_TYPES = (sockets.CONDITION,)
     RETURN_NAMES = ("conditions",)
-    OUTPUT_TOOLTIPS = ("This reference behind the given conditions, for Sample, Two-Stage, Long Video or a Condition.",)
+    OUTPUT_TOOLTIPS = ("The connected conditions and this reference, for Sample, Two-Stage, Long Video or Condition.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

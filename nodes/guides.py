@@ -1,4 +1,4 @@
-"""Masks and guides as ComfyUI's nodes leave them in LATENT and CONDITIONING, as the core's own forms."""
+"""The masks and guides of ComfyUI's nodes, from LATENT and CONDITIONING to the core's own forms."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from .sockets import Canvas
 def denoise_mask(noise_mask: Tensor, latent: Tensor, frames_per_latent: int) -> Tensor:
     """A noise mask for a latent (b c f h w): (b | 1, 1, f, h, w) float32 on the CPU, 1 = denoise.
 
-    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells; or pictures (n, [1,] any h, any w), scaled as ComfyUI
-    does (bilinear): one for all frames, one per latent frame, or one per frame of the clip, of which a latent frame
-    takes the largest value.
+    noise_mask: (1 | b, 1, 1 | f, 1 | h, 1 | w) in latent cells; or pictures (n, [1,] any h, any w), scaled bilinearly
+    as in ComfyUI: one for all frames, one per latent frame, or one per frame of the clip, whose maximum over the frames
+    of a latent frame applies.
 
     Raises:
-        ShapeError: another number of pictures or cells.
+        ShapeError: any other number of pictures or cells.
     """
     b, _, f, h, w = latent.shape
     mask = noise_mask.float().cpu()
-    if mask.ndim == 5 and all(have in (1, want) for have, want in zip(mask.shape, (b, 1, f, h, w), strict=True)):
+    if mask.ndim == 5 and all(size in (1, full) for size, full in zip(mask.shape, (b, 1, f, h, w), strict=True)):
         return mask.expand(-1, 1, f, h, w)
     clip_frames = (f - 1) * frames_per_latent + 1
     if mask.ndim in (3, 4):
@@ -51,7 +51,7 @@ def denoise_mask(noise_mask: Tensor, latent: Tensor, frames_per_latent: int) -> 
 
 
 def mask_on_grid(mask: Tensor | None, canvas: Canvas | None, size: PixelShape) -> Tensor | None:
-    """A noise mask of pictures (f, [1,] h, w) that was made for the canvas, continued to its grid as the clip is."""
+    """A noise mask of pictures (f, [1,] h, w) for the canvas, continued to its grid as the clip is."""
     if mask is None or canvas is None or mask.ndim not in (3, 4):
         return mask
     pictures = mask.reshape(-1, *mask.shape[-2:], 1)
@@ -64,12 +64,12 @@ def mask_on_grid(mask: Tensor | None, canvas: Canvas | None, size: PixelShape) -
 
 
 def guide_frames(values: Mapping[str, Any], samples: Tensor) -> int:
-    """Latent frames at the end of `samples` (b, c, f, h, w) that native nodes have appended as guides.
+    """The number of latent frames at the end of `samples` (b, c, f, h, w) that native nodes have appended as guides.
 
     values: of the CONDITIONING.
 
     Raises:
-        ShapeError: guides of another latent.
+        ShapeError: guides for another latent.
     """
     corners = values.get("keyframe_idxs")
     if corners is None:
@@ -95,8 +95,10 @@ def sample_guided(
     guides: tuple[int, Tensor | None],
     host: Host,
 ) -> Tensor:
-    """The clip after a pass. guides: latent frames at its end that native nodes appended, and their corners; they come
-    back at the end of the result as they were, for those nodes to crop.
+    """The clip after a pass.
+
+    guides: the number of latent frames at its end that native nodes appended, and their corners. They are at the end of
+    the result again, unchanged, for those nodes to crop.
     """
     count, corners = guides
     if corners is None:
@@ -110,13 +112,13 @@ def sample_guided(
 def _without_guides(
     clip: LatentClip, corners: Tensor, count: int, sigma: float, noise: Noise
 ) -> tuple[LatentClip, LatentGuide, Noise]:
-    """A clip with guides at its end as a clip and its guides, and the noise that continues what both of them drew.
+    """Splits a clip with guides at its end into the clip and the guides; the noise continues after a draw for both.
 
-    corners: (b | 1, 3, n) upper left corners in frames and pixels, without the causal fix but for guides at frame 0;
-    or (b | 1, 3, n, 2) with the lower right corners behind them, which the 0.9.x models do not use. count: latent
-    frames of the guides. sigma: the first level of the pass.
+    corners: (b | 1, 3, n) upper left corners in frames and pixels, with the causal fix only for guides at frame 0; or
+    (b | 1, 3, n, 2) with the lower right corners too, which the 0.9.x models do not use. count: latent frames of the
+    guides. sigma: the first level of the pass.
 
-    ComfyUI draws the noise of clip and guides at once, which the clip's seed therefore means here too.
+    ComfyUI draws the noise of clip and guides in one call. Doing the same keeps the meaning of a seed.
     """
     own = clip.latent.shape[2] - count
     drawn = noise(clip.latent.shape)
@@ -130,7 +132,7 @@ def _without_guides(
 
 
 def _after(drawn: Tensor, noise: Noise) -> Noise:
-    """Noise whose first draw has been made."""
+    """Noise whose first draw is `drawn`."""
     waiting = [drawn]
 
     def draw(shape: Sequence[int]) -> Tensor:

@@ -1,10 +1,10 @@
-"""What the program around the nodes gives them: model folders, progress, a device to run on, a line under the node.
+"""What nodes need from the program around them: model folders, progress, a device to run on, text on the node.
 
-`NodeHost` is the protocol, `ComfyUIHost` its implementation here; `ltxkit run` has another (`headless/host.py`). No
-other file of LTXKit knows ComfyUI: its modules are imported inside the functions below and nowhere else.
+`NodeHost` is the protocol and `ComfyUIHost` its implementation for ComfyUI; `ltxkit run` has its own
+(`headless/host.py`). No other file of LTXKit knows ComfyUI, whose modules are imported only in the functions below.
 """
 
-# What ComfyUI has is not installed where this is checked.
+# Type checks run where ComfyUI's modules are not installed.
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ log = logging.getLogger("ltxkit")
 
 
 class NodeHost(Protocol):
-    """What a node may ask of the program that runs it."""
+    """The services that a node may request from the program that runs it."""
 
     def model_folders(self, kind: str) -> list[Path]:
-        """Folders with models of a kind, as ComfyUI names it ("checkpoints", "loras"); the first is searched first."""
+        """Folders with models of a kind, by ComfyUI's names ("checkpoints", "loras"), in search order."""
         ...
 
     def tokenizers(self) -> list[Path]:
@@ -59,34 +59,34 @@ class NodeHost(Protocol):
     def place(
         self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
     ) -> AbstractContextManager[torch.device]:
-        """Make a module usable on the device that is yielded.
+        """Make a module usable on the yielded device.
 
-        memory_required: bytes that the work needs on top of the module's weights.
+        memory_required: bytes that the work needs in addition to the module's weights.
         resident_blocks: how many of its blocks stay on the device while the others are streamed; None: the host
             chooses. A module without blocks is placed whole.
         """
         ...
 
     def release(self, module: nn.Module) -> None:
-        """Take a module's weights off the device now, without waiting until the memory is needed."""
+        """Take a module's weights off the device now, even if nothing else needs the memory."""
         ...
 
     def make_room(self) -> None:
-        """Take everything off the devices: another process needs them."""
+        """Take everything off the devices, for another process."""
         ...
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        """Bytes that work with `module` may take on its device beyond the weights; None: they are not counted there."""
+        """Bytes that work with `module` may take on its device in addition to the weights; None: not limited."""
         ...
 
     @property
     def input_folder(self) -> Path:
-        """Where the user puts what nodes load."""
+        """The folder of files that nodes load."""
         ...
 
     @property
     def output_folder(self) -> Path:
-        """Where results belong, and what must survive a restart."""
+        """The folder of results, and of files that must survive a restart."""
         ...
 
     def video(self, path: Path) -> Any:
@@ -95,7 +95,7 @@ class NodeHost(Protocol):
 
     @property
     def output_device(self) -> torch.device:
-        """Where tensors that leave a node belong."""
+        """The device for tensors that leave a node."""
         ...
 
 
@@ -119,7 +119,7 @@ def _comfyui() -> ComfyUIHost:
 
 @contextmanager
 def use_host(chosen: NodeHost) -> Generator[None]:
-    """Let the nodes that run inside this block ask `chosen`."""
+    """Inside, `chosen` is the host of the nodes."""
     token = _chosen.set(chosen)
     try:
         yield
@@ -131,14 +131,14 @@ class ComfyUIHost:
     """The ComfyUI process that has loaded this pack."""
 
     def __init__(self) -> None:
-        self._said: tuple[object, list[str]] = (None, [])  # by whom, and what
+        self._said: tuple[object, list[str]] = (None, [])  # (prompt and node, its lines)
 
     def model_folders(self, kind: str) -> list[Path]:
         import folder_paths
 
         if kind in folder_paths.folder_names_and_paths:
             folders = [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
-        else:  # `latent_upscale_models` is younger than some ComfyUI that we support
+        else:  # some supported versions of ComfyUI do not have `latent_upscale_models`
             folders = [Path(folder_paths.models_dir) / kind]
         return [folder for folder in folders if folder.is_dir()]
 
@@ -172,7 +172,7 @@ class ComfyUIHost:
         node = getattr(server, "last_node_id", None)
         if server is None or node is None or not hasattr(server, "send_progress_text"):
             return
-        # A node shows one text: what it is told replaces what it showed.
+        # A node shows one text: a new one replaces the last.
         run = (getattr(server, "last_prompt_id", None), node)
         self._said = (run, [*self._said[1], text] if self._said[0] == run else [text])
         server.send_progress_text("\n".join(self._said[1]), node)
@@ -189,7 +189,7 @@ class ComfyUIHost:
             model_management.load_models_gpu([_comfy_patcher(module)], memory_required=memory_required)
             yield device
             return
-        # What is streamed is ours, and gone when the block ends; core only makes room for it.
+        # Streamed weights are ours, and gone when the `with` block ends; core only frees memory for them.
         self.release(module)
         model_management.free_memory(weight_bytes(module) + memory_required, device)
         with streamed(module, device, resident):
@@ -236,7 +236,7 @@ class ComfyUIHost:
 
 
 def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:
-    """The first frame as ComfyUI's ProgressBar takes it; None where the user has switched previews off."""
+    """The first frame in the form of ComfyUI's ProgressBar; None if the user has switched previews off."""
     import latent_preview
     from comfy import latent_formats
     from comfy.cli_args import LatentPreviewMethod, args
@@ -253,13 +253,13 @@ def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:
 
 
 class _Handle(nn.Module):
-    """What ComfyUI sees as "the model": it takes core's bookkeeping, and has no tensors that core could move."""
+    """ComfyUI's "model": it carries core's bookkeeping, and has no tensors that core could move."""
 
 
 def _comfy_patcher(module: nn.Module) -> Any:
-    """The ModelPatcher through which ComfyUI counts, loads and unloads `module`; made once, kept on the module.
+    """The ModelPatcher through which ComfyUI counts, loads and unloads `module`; created once and stored on the module.
 
-    The patcher knows the module weakly: both go as soon as the graph lets go of the model.
+    The patcher has a weak reference to the module: both are freed when the graph drops the model.
     """
     patcher = module.__dict__.get("_ltxkit_patcher")
     if patcher is None:
@@ -282,40 +282,40 @@ def _comfy_device(module: nn.Module) -> torch.device:
 
 
 def _comfy_memory(device: torch.device) -> int | None:
-    """Bytes that one model and its work may take on a device; None for main memory, which nobody counts."""
+    """Bytes that one model and its work may take on a device; None for main memory, which is not counted."""
     from comfy import model_management
 
     if device == torch.device("cpu"):
         return None
-    # Core unloads what it has loaded when somebody asks for the memory.
-    loaded = [one for one in model_management.current_loaded_models if one.device == device]
-    free = model_management.get_free_memory(device) + sum(one.model_loaded_memory() for one in loaded)
+    # Core unloads its models when the memory is requested.
+    models = [model for model in model_management.current_loaded_models if model.device == device]
+    free = model_management.get_free_memory(device) + sum(model.model_loaded_memory() for model in models)
     return int(free - model_management.extra_reserved_memory())
 
 
-def _comfy_resident_blocks(module: nn.Module, memory_required: int, wanted: int | None) -> int | None:
+def _comfy_resident_blocks(module: nn.Module, memory_required: int, chosen: int | None) -> int | None:
     """How many blocks stay on the device while the others are streamed; None: core loads the whole module."""
     from comfy import model_management
 
     weights = Weights.of(module)
-    if wanted is not None:
-        return wanted if wanted < len(weights.blocks) else None
+    if chosen is not None:
+        return chosen if chosen < len(weights.blocks) else None
     available = _comfy_memory(_comfy_device(module))
     if available is None:
         return None
     if model_management.vram_state == model_management.VRAMState.NO_VRAM:
         return 0 if weights.blocks else None
-    reserved = model_management.extra_reserved_memory()  # counted in `available` already
+    reserved = model_management.extra_reserved_memory()  # already subtracted from `available`
     work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
     return resident_blocks(weights, available - work)
 
 
 @functools.cache
 def _whole_model_patcher() -> type:
-    """ComfyUI's ModelPatcher, loading all of a module or nothing.
+    """A ModelPatcher that loads all of a module or nothing.
 
-    Core's own loads layer by layer and expects layers of `comfy.ops`, which fetch what is missing; on plain modules it
-    would leave part of the weights behind. Asked to free a part we free nothing, upon which core detaches the whole.
+    Core's own loads layer by layer and relies on layers of `comfy.ops`, which fetch missing weights; with plain modules
+    it would leave part of the weights behind. A request to free a part frees nothing, and core then detaches the whole.
     """
     from comfy.model_patcher import ModelPatcher
 

@@ -31,15 +31,15 @@ TILE_SIZE = integer(
     0,
     0,
     16384,
-    "Side of the tiles in which pictures are decoded, in pixels. Ten latent cells more on every side are computed and "
-    "thrown away, so that no seam shows. 0: in one piece, or as memory asks.",
+    "Side of the tiles in which pictures are decoded, in pixels. Ten more latent cells on every side are computed and "
+    "discarded, to hide the seams. 0: in one piece, or in tiles that fit the memory.",
 )
 TONE_MAP = decimal(
     0.0,
     0.0,
     1.0,
     0.01,
-    "Takes back extreme values of the latent. Lightricks use 0.6 after the second pass of 13B 0.9.8 distilled. 0: off.",
+    "Reduces extreme values of the latent. Lightricks use 0.6 after the second pass of 13B 0.9.8 distilled. 0: off.",
 )
 DOUBLE_RATE, SLOW_MOTION = "double the frame rate", "slow motion"
 
@@ -47,8 +47,8 @@ DOUBLE_RATE, SLOW_MOTION = "double the frame rate", "slow motion"
 class EmptyLatent(sockets.Node):
     CATEGORY = "LTXKit/latent"
     DESCRIPTION = (
-        "The canvas of a new video, of any size and length. Where the model needs a larger grid it gets one, the "
-        "node says so, and Decode Video crops the result to what you asked for."
+        "The canvas of a new video, of any size and length. If the model needs a larger grid, it gets one, the node "
+        "says so, and Decode Video crops the result to the size you asked for."
     )
     SEARCH_ALIASES = [
         "ltx",
@@ -70,8 +70,8 @@ class EmptyLatent(sockets.Node):
             "required": {
                 "width": integer(768, 16, 16384, "Width in pixels; any number."),
                 "height": integer(512, 16, 16384, "Height in pixels; any number."),
-                "frames": integer(121, 1, 100000, "Length in frames; any number. Does not count where seconds is set."),
-                "seconds": decimal(0.0, 0.0, 3600.0, 0.01, "Length in seconds, instead of frames. 0: frames counts."),
+                "frames": integer(121, 1, 100000, "Length in frames; any number. Ignored if seconds is set."),
+                "seconds": decimal(0.0, 0.0, 3600.0, 0.01, "Length in seconds, instead of frames. 0: use frames."),
                 "frame_rate": frame_rate(sockets.DEFAULT_FRAME_RATE, "Frames per second of the result."),
                 "batch_size": integer(1, 1, 64, "Number of videos; each has a seed of its own."),
             },
@@ -104,13 +104,13 @@ class EmptyLatent(sockets.Node):
 
 
 def say_padding(asked: PixelShape, scale: ScaleFactors) -> None:
-    """Tell the user the grid, and when it has to be larger than the clip."""
+    """Tell the user the grid, and whether it is larger than the clip."""
     grid = asked.padded(scale)
     text = f"{asked.width}x{asked.height}, {asked.frames} frames"
     if grid != asked:
         text += (
-            f": made as {grid.width}x{grid.height}, {grid.frames} frames, which the model can have, and cropped by "
-            "Decode Video"
+            f": made as {grid.width}x{grid.height}, {grid.frames} frames, a size that the model can have, and cropped "
+            "by Decode Video"
         )
     cells = grid.latent(scale)
     host().say(f"{text}. Latent grid: {cells.width}x{cells.height}, {cells.frames} frames.")
@@ -142,7 +142,7 @@ class UpscaleLatent(sockets.Node):
                     0.0,
                     1.0,
                     0.01,
-                    "How far the colours go back to those of the first pass. Lightricks use 1, diffusers 0.",
+                    "How far the colours return to those of the first pass. Lightricks use 1, diffusers 0.",
                 ),
             },
             "optional": {
@@ -170,22 +170,26 @@ class UpscaleLatent(sockets.Node):
         upscaling = Upscaling(sockets.received(sockets.UPSCALER, upscaler, "upscaler"), vae, adain)
         result = upscale_latent(upscaling, samples, host=sockets.stage_host())
         slower = more_frames == SLOW_MOTION
-        made = sockets.upscaled(latent, result.to(host().output_device), slower=slower)
-        return made, _say_rate(latent, made, vae.config.scale_factors, slower=slower)
+        larger = sockets.upscaled(latent, result.to(host().output_device), slower=slower)
+        return larger, _say_rate(latent, larger, vae.config.scale_factors, slower=slower)
 
 
 def _say_rate(before: dict[str, Any], after: dict[str, Any], scale: ScaleFactors, *, slower: bool) -> float:
-    """The frame rate of an upscaled latent; said, where it has got more frames."""
+    """The frame rate of an upscaled latent; the user is told of additional frames."""
     canvas = sockets.latent_canvas(before)
     rate = canvas.fps if canvas else sockets.DEFAULT_FRAME_RATE
     cells = [latent["samples"].shape[2] for latent in (before, after)]
     if cells[0] == cells[1]:
         return rate
     old, new = ((count - 1) * scale.frames + 1 for count in cells)
-    made = rate if slower else 2 * rate
-    how = "at the same rate: half the speed" if slower else f"at {made:g} a second instead of {rate:g}: the same speed"
+    new_rate = rate if slower else 2 * rate
+    how = (
+        "at the same rate: half the speed"
+        if slower
+        else f"at {new_rate:g} a second instead of {rate:g}: the same speed"
+    )
     host().say(f"{new} frames instead of {old}, {how}.")
-    return made
+    return new_rate
 
 
 class EncodeVideo(sockets.Node):
@@ -223,8 +227,8 @@ class EncodeVideo(sockets.Node):
 class DecodeVideo(sockets.Node):
     CATEGORY = "LTXKit/latent"
     DESCRIPTION = (
-        "Decodes a latent into pictures, piece by piece, so that memory does not grow with the length of the clip. "
-        "What was padded is cropped off: the result has exactly the size and length that were asked for."
+        "Decodes a latent into pictures, piece by piece: memory does not grow with the length of the clip. Padding is "
+        "cropped off: the result has exactly the size and length you asked for."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "vae decode", "vae decode tiled", "decode noise", "decode timestep"]
     RETURN_TYPES = ("IMAGE",)
@@ -238,7 +242,7 @@ class DecodeVideo(sockets.Node):
                 "latent": link("LATENT", "The sampled latent."),
                 "vae": link(sockets.VAE, "From Load Model."),
                 "decode_timestep": decimal(
-                    0.05, 0.0, 1.0, 0.001, "How noisy the decoder takes the latent to be; not for 0.9.0."
+                    0.05, 0.0, 1.0, 0.001, "Noise level that the decoder assumes in the latent; not for 0.9.0."
                 ),
                 "decode_noise_scale": decimal(
                     0.025, 0.0, 1.0, 0.001, "Noise that is mixed in for the decoder to remove; not for 0.9.0."
@@ -280,7 +284,7 @@ class DecodeVideo(sockets.Node):
 
 
 def say_motion(clips: Sequence[Tensor], settings: str) -> None:
-    """Tell the user how much each clip (f, h, w, 3) moves, and what governs it."""
+    """Tell the user how much each clip (f, h, w, 3) moves, and which settings govern that."""
     for clip in clips:
         if len(clip) > 1:
             statistics = ClipStatistics()
@@ -289,14 +293,14 @@ def say_motion(clips: Sequence[Tensor], settings: str) -> None:
 
 
 def tiles_of(size: int, vae: VideoVAE) -> Tiling | None:
-    """Tiles of about so many pixels a side; None, where the planner is to choose, for 0."""
+    """Tiles with sides of about `size` pixels; for 0 None: the planner chooses."""
     return Tiling.square(-(-size // vae.config.scale_factors.height)) if size else None
 
 
 def decode_clips(
     latent: dict[str, Any], vae: VideoVAE, decoding: Decoding, seed: int, tile_size: int = 0
 ) -> list[Tensor]:
-    """The frames (f, h, w, 3) of every clip of a LATENT, as large as its grid."""
+    """The frames (f, h, w, 3) of every clip of a LATENT, at the size of its grid."""
     vae = sockets.received(sockets.VAE, vae, "vae")
     samples = sockets.latent_samples(latent)
     return list(decode(vae, samples, decoding, seed=seed, host=sockets.stage_host(), tiling=tiles_of(tile_size, vae)))

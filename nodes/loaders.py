@@ -74,22 +74,22 @@ QUANTIZATION = choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)
 
 
 def model_files(kinds: Sequence[str]) -> dict[str, Path]:
-    """What a loader offers: weights files, folders in the Hugging Face layout as one entry each, and the model that
+    """The choices of a loader: weights files, folders in the Hugging Face layout as one entry each, and the model that
     comes with the pack.
 
     Returns:
-        path by name, which is relative to its folder; where two folders have the same one, the later's says which.
+        path by name, which is relative to its folder; of equal names, the later one contains its folder's name.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for kind in kinds:
         for folder in host().model_folders(kind):
             for path in sorted(_weights_under(folder)):
                 name = path.relative_to(folder).as_posix()
-                found.setdefault(name if name not in found else f"{name} [{folder.name}]", path)
+                paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
     for kind in kinds:
         for name, path in bundled_files(kind).items():
-            found.setdefault(name, path)
-    return found
+            paths.setdefault(name, path)
+    return paths
 
 
 def _weights_under(folder: Path) -> Iterator[Path]:
@@ -103,7 +103,7 @@ def _weights_under(folder: Path) -> Iterator[Path]:
 
 
 def model_path(name: str, kinds: Sequence[str]) -> Path:
-    """The file that a loader's widget names (ConfigError with what there is, and where)."""
+    """The file that a loader's widget names. Raises ConfigError, with the available files and their folders."""
     problem = missing_file(name, kinds)
     if problem:
         raise ConfigError(problem)
@@ -111,29 +111,30 @@ def model_path(name: str, kinds: Sequence[str]) -> Path:
 
 
 def missing_file(name: str, kinds: Sequence[str]) -> str | None:
-    """Why there is no such file; None if there is one, or if the name comes through a link and is not known yet."""
+    """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
     files = model_files(kinds)
     if name in files or not name:
         return None
     bundled = [path for kind in kinds for path in bundled_files(kind).values()]
     folders = [str(folder) for kind in kinds for folder in host().model_folders(kind)] or [f"models/{kinds[0]}"]
     own = (file for file, path in files.items() if path not in bundled)
-    there = ", ".join(own) or "no model"
-    return f"got {name!r}, which is not there; found {there} in {', '.join(folders)}; put it into one of these folders"
+    available = ", ".join(own) or "no model"
+    expected = f"{available} in {', '.join(folders)}"
+    return f"got {name!r}, which does not exist; expected {expected}; put it into one of these folders"
 
 
 def _stamp(*paths: Path) -> str:
-    """Changes when a file is replaced."""
+    """A text that changes when a file is replaced."""
     return " ".join(f"{stat.st_mtime_ns}:{stat.st_size}" for stat in (path.stat() for path in paths))
 
 
 def resident_blocks_of(widget: int) -> int | None:
-    """What the widget `resident_blocks` says; None: the host chooses."""
+    """The value of the widget `resident_blocks`; None: the host chooses."""
     return None if widget < 0 else widget
 
 
 def quantization_of(widget: str) -> str | None:
-    """What a quantization widget says, for the core."""
+    """The core's name for the choice of a quantization widget; None: as stored."""
     return None if widget == AS_STORED else widget
 
 
@@ -304,8 +305,8 @@ class LoadUpscaler(sockets.Node):
 class ApplyLoRA(sockets.Node):
     CATEGORY = "LTXKit/loaders"
     DESCRIPTION = (
-        "Adds a LoRA to a model, beside its weights and never into them; chain nodes for several. Key styles of "
-        "diffusers, Lightricks' trainer, ComfyUI, Kohya and finetrainers are understood, DoRA and full differences too."
+        "Adds a LoRA to a model, next to its weights and never into them; chain nodes for several. Reads the key "
+        "styles of diffusers, Lightricks' trainer, ComfyUI, Kohya and finetrainers, DoRA and full differences too."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "distilled lora", "LoraLoaderModelOnly"]
     RETURN_TYPES = (sockets.MODEL,)
@@ -330,7 +331,7 @@ class ApplyLoRA(sockets.Node):
                 ),
             },
             "optional": {
-                "lora": link(sockets.LORA, "From Train LoRA: what it has trained, in place of lora_name."),
+                "lora": link(sockets.LORA, "From Train LoRA: the LoRA that it has trained, instead of lora_name."),
             },
         }
 
@@ -341,7 +342,7 @@ class ApplyLoRA(sockets.Node):
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
-        path = model_files(LORA_KINDS).get(lora_name)  # none is needed where `lora` is connected
+        path = model_files(LORA_KINDS).get(lora_name)  # not needed if `lora` is connected
         return "" if path is None else _stamp(path)
 
     def run(
@@ -355,10 +356,10 @@ class ApplyLoRA(sockets.Node):
     ) -> tuple[sockets.Model]:
         handle: sockets.Model = sockets.received(sockets.MODEL, model, "model")
         trained: Path | None = None if lora is None else sockets.received(sockets.LORA, lora, "lora")
-        found = load_lora(trained or model_path(lora_name, LORA_KINDS))
-        report = match_lora(found, handle.transformer, allow_partial=allow_partial)
+        loaded = load_lora(trained or model_path(lora_name, LORA_KINDS))
+        report = match_lora(loaded, handle.transformer, allow_partial=allow_partial)
         host().say(f"{lora_name if trained is None else trained.name}: {report}.")
-        added = WeightedLoRA(found, strength, allow_partial)
+        added = WeightedLoRA(loaded, strength, allow_partial)
         versions = handle.info.versions if settings in (AUTOMATIC, OF_MODEL) else (settings,)
         if settings == AUTOMATIC:
             versions, distilled = versions_with(versions, [added])

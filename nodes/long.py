@@ -41,7 +41,7 @@ class GenerateLongVideo(sockets.Node):
     CATEGORY = "LTXKit/sampling"
     DESCRIPTION = (
         "A video of any length, made in windows: each begins with the end of the one before and has a prompt of its "
-        "own. Finished windows are kept in the output folder, so that an interrupted run goes on where it was."
+        "own. Finished windows are kept in the output folder, and an interrupted run resumes from them."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "long video", "extend", "looping sampler", "multi prompt", "prompt schedule"]
     RETURN_TYPES = ("VIDEO", "LATENT")
@@ -71,9 +71,9 @@ class GenerateLongVideo(sockets.Node):
                 ),
                 "overlap_strength": decimal(1.0, 0.0, 1.0, 0.01, "How firmly the next window keeps to them."),
                 "adain": decimal(
-                    0.2, 0.0, 1.0, 0.01, "How far the colours of each window go to those of the first, against drift."
+                    0.2, 0.0, 1.0, 0.01, "How far the colours of each window move to those of the first, against drift."
                 ),
-                "seed": seed("Seed of the first window; each window has the one after that before it."),
+                "seed": seed("Seed of the first window; it grows by 1 from window to window."),
                 "condition_noise": decimal(
                     0.15, 0.0, 1.0, 0.01, "Noise on overlaps and conditions while sampling, for more motion."
                 ),
@@ -83,8 +83,8 @@ class GenerateLongVideo(sockets.Node):
             "optional": {
                 "conditions": link(
                     sockets.CONDITION,
-                    "Pictures and clips; their frames count in the whole video, over all windows. Of a reference, "
-                    "every window gets its part.",
+                    "Pictures and clips, with frame numbers of the whole video, over all windows. Every window uses "
+                    "its part of a reference.",
                 ),
                 "schedule": link("SIGMAS", "From Schedule, for every window. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
@@ -126,7 +126,7 @@ class GenerateLongVideo(sockets.Node):
         handle = sockets.received_model(model, "Long Video")
         vae = sockets.received(sockets.VAE, vae, "vae")
         encoder: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
-        shown: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
+        chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         scale = vae.config.scale_factors
         asked = PixelShape(frames, height, width)
         size = asked.padded(scale)
@@ -160,7 +160,7 @@ class GenerateLongVideo(sockets.Node):
         )
         whole = settings_of(handle, overrides)
         tokens = LatentShape(windows[0].length, grid.height, grid.width).tokens
-        one = made_pass(handle, whole, "one", tokens, label="Every window: ")
+        window_pass = made_pass(handle, whole, "one", tokens, label="Every window: ")
 
         *positive, unwanted = encode_prompts(encoder.encoder, [*lines, negative], host=sockets.stage_host(encoder))
         if not encoder.keep:
@@ -171,27 +171,27 @@ class GenerateLongVideo(sockets.Node):
             return decode_frames(vae, latent, decoding, seed=seed, host=sockets.stage_host(), tiling=tiling)
 
         parts = sample_windows(
-            one,
+            window_pass,
             vae,
             positive,
             unwanted,
             settings,
             decode=lambda latent: torch.cat(list(decoded(latent))),
             host=sockets.stage_host(handle),
-            items=[item.on_canvas(asked, size, here.say) for item in shown],
+            items=[item.on_canvas(asked, size, here.say) for item in chain],
         )
         latent = torch.cat(list(parts), dim=2)
         path = here.output_folder / FOLDER / f"video-{_digest(latent, asked, frame_rate, settings)}.mp4"
         statistics = ClipStatistics(seam_frames(windows, scale.frames))
         finished = statistics.watch(crop_chunks(decoded(latent), asked))
         write_video(path, finished, fps=Fraction(frame_rate).limit_denominator(1001))
-        here.say(statistics.describe(motion_settings(shown, condition_noise)))
+        here.say(statistics.describe(motion_settings(chain, condition_noise)))
         canvas = sockets.Canvas(asked, frame_rate, grid)
         return here.video(path), {"samples": latent.to(here.output_device), "ltxkit_canvas": canvas}
 
 
 def _digest(latent: Tensor, *values: object) -> str:
-    """A name for a video: what it is decoded from, and how."""
+    """A name for a video, from its latent and the settings of its decoding."""
     digest = hashlib.sha256(repr(values).encode())
     digest.update(latent.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

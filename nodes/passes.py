@@ -1,4 +1,4 @@
-"""From what arrives at a sampling node to a pass of the core, and what the node says about it."""
+"""From the inputs of a sampling node to a pass of the core, with a report to the user."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .widgets import choice, decimal
 PRESET = "preset"
 SAMPLER = choice(
     [PRESET, *SAMPLERS],
-    "preset: euler, except for 2B 0.9.6 distilled, which wants fresh noise in every step (stochastic). heun: twice the "
+    "preset: euler, except for 2B 0.9.6 distilled, which needs fresh noise in every step (stochastic). heun: twice the "
     "work per step, the most exact for many steps. dpmpp_2m (DPM++ 2M) and gradient_estimation: more exact than euler "
     "at the same cost. Distilled checkpoints: euler, or what the preset says.",
 )
 LEVELS = choice(
     ["own", "official"],
-    "Conditions below strength 1. own: each is denoised from its own level. official: as Lightricks' script, which can "
-    "leave noise on them.",
+    "Conditions below strength 1. own: each is denoised from its own level. official: as in Lightricks' script, which "
+    "can leave noise on them.",
 )
 CONDITION_NOISE = decimal(
     0.15, 0.0, 1.0, 0.01, "Noise on conditions of strength 1 while sampling, for more motion. It is not in the result."
@@ -34,10 +34,10 @@ CONDITION_NOISE = decimal(
 
 
 def received_sigmas(schedule: Any) -> Tensor:
-    """What arrives on `schedule`: (steps + 1) float32 on the CPU.
+    """The value of the input `schedule`: (steps + 1) float32 on the CPU.
 
     Raises:
-        ConfigError: no SIGMAS, or none that go down from at most 1 to 0.
+        ConfigError: not SIGMAS, or SIGMAS that do not descend from at most 1 to 0.
     """
     if not isinstance(schedule, Tensor):
         raise ConfigError(f"got {type(schedule).__name__} on `schedule`; expected SIGMAS; connect Schedule (LTXKit)")
@@ -47,7 +47,7 @@ def received_sigmas(schedule: Any) -> Tensor:
 
 
 def received_pass(schedule: Any, guidance: Any, name: str = "guidance") -> PassSettings:
-    """What the inputs for a schedule and a guidance say of a pass; None where nothing is connected."""
+    """The overrides that the inputs for schedule and guidance contain; None for an input without a link."""
     return PassSettings(
         sigmas=None if schedule is None else tuple(received_sigmas(schedule).tolist()),
         guidance=None if guidance is None else sockets.received(sockets.GUIDANCE, guidance, name),
@@ -60,22 +60,22 @@ def sampler_name(widget: str) -> str | None:
 
 
 def settings_of(model: sockets.Model, overrides: Overrides) -> Settings:
-    """The recipe of a model with what the widgets say."""
+    """The recipe of a model with the overrides of the widgets."""
     return Settings(recipe_for(model.info.versions)[0], overrides)
 
 
 def made_pass(
     model: sockets.Model, settings: Settings, which: Which, tokens: int, *, label: str = "", names_recipe: bool = True
 ) -> Pass:
-    """A pass of the model. Its cost and what the checkpoint was not made for are said, and its recipe if that is used.
+    """A pass of the model. Tells the user its cost, settings that the checkpoint was not made for, and a recipe in use.
 
-    tokens: of the clip, guides not counted. names_recipe: off where another pass of the node has said the same recipe.
+    tokens: of the clip, guides not counted. names_recipe: False if another pass of the node has named the recipe.
     """
     say = host().say
     said = settings.of_pass(which)
     if names_recipe and (said.sigmas is None or said.guidance is None):
         say(recipe_for(model.info.versions)[1])
-    one = Pass.of(model.transformer, settings, which, tokens, scheduler=model.info.scheduler, loras=model.loras)
-    for sentence in (*one.remarks(settings.recipe), f"{label}{one.describe()}"):
+    result = Pass.of(model.transformer, settings, which, tokens, scheduler=model.info.scheduler, loras=model.loras)
+    for sentence in (*result.remarks(settings.recipe), f"{label}{result.describe()}"):
         say(sentence)
-    return one
+    return result

@@ -1,4 +1,4 @@
-"""The node that says what a run will take before anything is loaded."""
+"""The node that reports the memory of a run before anything is loaded."""
 
 # ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
 # pyright: reportIncompatibleMethodOverride=false
@@ -40,8 +40,8 @@ NONE = "none"
 class PlanMemory(sockets.Node):
     CATEGORY = "LTXKit/loaders"
     DESCRIPTION = (
-        "Says what a run will take: bytes of weights and of work at every stage, what stays on the card and what is "
-        "streamed, and, where it does not fit, the nearest size that does. Reads headers only; nothing is loaded."
+        "Reports the memory of a run: bytes of weights and of work at every stage, what stays on the card and what is "
+        "streamed, and, if it does not fit, the nearest size that does. Reads headers only; nothing is loaded."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "vram", "memory", "out of memory", "oom", "plan", "card"]
     RETURN_TYPES = ("STRING",)
@@ -63,7 +63,7 @@ class PlanMemory(sockets.Node):
                 "height": integer(512, 16, 16384, "Height of the result in pixels."),
                 "frames": integer(121, 1, 100000, "Length of the result in frames."),
                 "branches": integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe."),
-                "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device that is here."),
+                "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device of this machine."),
             },
             "optional": {
                 "reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens."),
@@ -89,7 +89,7 @@ class PlanMemory(sockets.Node):
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:
-        return float("nan")  # what is free on the device changes without a change of inputs
+        return float("nan")  # free memory changes without a change of inputs
 
     def run(
         self,

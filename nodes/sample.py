@@ -26,15 +26,15 @@ from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, 
 from .widgets import decimal, integer, link, seed
 
 ADAIN = decimal(
-    1.0, 0.0, 1.0, 0.01, "How far the colours go back to those of the first pass. Lightricks use 1, diffusers 0."
+    1.0, 0.0, 1.0, 0.01, "How far the colours return to those of the first pass. Lightricks use 1, diffusers 0."
 )
 
 
 class SampleVideo(sockets.Node):
     CATEGORY = "LTXKit/sampling"
     DESCRIPTION = (
-        "Makes the video, as a latent. Alone it does what the checkpoint was made for: its own schedule, guidance "
-        "and way of stepping. Conditions are encoded and placed here, and the result has exactly the frames of the "
+        "Makes the video, as a latent. On its own it uses the settings that the checkpoint was made for: schedule, "
+        "guidance and sampler. Conditions are encoded and placed here, and the result has exactly the frames of the "
         "latent."
     )
     SEARCH_ALIASES = [
@@ -105,8 +105,8 @@ class SampleVideo(sockets.Node):
             condition_noise=condition_noise,
             levels=levels,
         )
-        one = made_pass(handle, settings_of(handle, overrides), "one", grid.tokens)
-        shown: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
+        only_pass = made_pass(handle, settings_of(handle, overrides), "one", grid.tokens)
+        chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         mask = mask_on_grid(latent.get("noise_mask"), canvas, size)
         clip = LatentClip(
             samples,
@@ -114,10 +114,10 @@ class SampleVideo(sockets.Node):
             sockets.frame_rate(values, canvas),
             None if mask is None else denoise_mask(mask, samples, handle.scale.frames),
         )
-        items = _on_canvas(shown, canvas.size if canvas else size, size)
+        items = _on_canvas(chain, canvas.size if canvas else size, size)
         noise = sockets.continued_noise(latent, seed)
         result = sample_guided(
-            one,
+            only_pass,
             clip,
             Prompts(prompt, sockets.from_conditioning(negative, "negative")[0]),
             noise,
@@ -125,10 +125,10 @@ class SampleVideo(sockets.Node):
             guides=(guides, values.get("keyframe_idxs")),
             host=sockets.stage_host(handle),
         )
-        made = {**latent, "samples": result.to(host().output_device)}
-        made[sockets.GUIDES], made[sockets.MOTION] = guides, motion_settings(shown, condition_noise)
-        made[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
-        return (made,)
+        sampled = {**latent, "samples": result.to(host().output_device)}
+        sampled[sockets.GUIDES], sampled[sockets.MOTION] = guides, motion_settings(chain, condition_noise)
+        sampled[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
+        return (sampled,)
 
 
 class GenerateTwoStage(sockets.Node):
@@ -204,7 +204,7 @@ class GenerateTwoStage(sockets.Node):
         first = sockets.received_model(model, "Two-Stage")
         second = first if second_model is None else sockets.received_model(second_model, "the second pass")
         vae = sockets.received(sockets.VAE, vae, "vae")
-        shown: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
+        chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         prompt, values = sockets.from_conditioning(positive, "positive")
         prompts = Prompts(prompt, sockets.from_conditioning(negative, "negative")[0])
         asked = PixelShape(frames, height, width)
@@ -239,7 +239,7 @@ class GenerateTwoStage(sockets.Node):
             upscaling,
             noise=(noise, noise),
             host=sockets.stage_host(first, second),
-            conditions=Conditions(_on_canvas(shown, asked, PixelShape(size.frames, height, width)), vae),
+            conditions=Conditions(_on_canvas(chain, asked, PixelShape(size.frames, height, width)), vae),
         )
         result = {
             "samples": latent.to(host().output_device),
@@ -247,7 +247,7 @@ class GenerateTwoStage(sockets.Node):
         }
         (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
         fitted = resize(frames_made[:frames], height, width, "stretch")
-        say_motion([fitted], motion_settings(shown, condition_noise))
+        say_motion([fitted], motion_settings(chain, condition_noise))
         return fitted.to(host().output_device), result
 
 

@@ -1,7 +1,7 @@
-"""What travels between the nodes, and the checks that what arrives is what the socket says.
+"""The values that travel between nodes, and checks that an input has the type of its socket.
 
-IMAGE, LATENT, CONDITIONING and SIGMAS are ComfyUI's own and mean what its LTXV nodes mean by them. The handles are
-ours, under names of our own, so that nobody takes them for ComfyUI's MODEL or VAE.
+IMAGE, LATENT, CONDITIONING and SIGMAS are ComfyUI's own, with the meaning of its LTXV nodes. The handles are ours,
+under names of our own, because they differ from ComfyUI's MODEL and VAE.
 """
 
 from __future__ import annotations
@@ -39,12 +39,11 @@ CONDITION = "LTXKIT_CONDITION"
 GUIDANCE = "LTXKIT_GUIDANCE"
 LORA = "LTXKIT_LORA"
 
-PADDED_TOKENS = (
-    128  # to which ComfyUI pads T5 for LTXV (comfy/text_encoders/lt.py); prompts of unequal length can be mixed
-)
-DEFAULT_FRAME_RATE = 25.0  # what ComfyUI's LTXV model takes where CONDITIONING has none (model_base.py)
+# ComfyUI pads T5 for LTXV to this length (comfy/text_encoders/lt.py); prompts of unequal length can then be mixed.
+PADDED_TOKENS = 128
+DEFAULT_FRAME_RATE = 25.0  # of ComfyUI's LTXV model for a CONDITIONING without one (model_base.py)
 
-# Which node gives what a socket of ours wants; a native MODEL or VAE is the likeliest thing to be wired there instead.
+# The node to connect to a socket of ours; the likeliest mistake is a native MODEL or VAE.
 SOURCES = {
     MODEL: "Load Model (LTXKit)",
     VAE: "Load Model (LTXKit)",
@@ -60,10 +59,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """LTXKIT_MODEL: a transformer and what its file says about how to use it.
+    """LTXKIT_MODEL: a transformer, and the description of its file.
 
-    scale: pixels per latent cell of the VAE that it was loaded with.
-    loras: applied while it samples; its own weights stay as they are.
+    scale: pixels per latent cell of the VAE that was loaded with it.
+    loras: applied while it samples; its own weights do not change.
     resident_blocks: how many blocks stay on the device while it works; None: the host chooses.
     """
 
@@ -80,9 +79,9 @@ class Model:
 
     @property
     def lora_names(self) -> tuple[tuple[str, float], ...]:
-        """What tells one stack of LoRAs from another: file, with its time and size, and strength."""
-        stats = [(one, one.lora.path.stat()) for one in self.loras]
-        return tuple((f"{one.lora.path} {stat.st_mtime_ns} {stat.st_size}", one.strength) for one, stat in stats)
+        """Identifies a stack of LoRAs: each file, with its time and size, and strength."""
+        stats = [(item, item.lora.path.stat()) for item in self.loras]
+        return tuple((f"{item.lora.path} {stat.st_mtime_ns} {stat.st_size}", item.strength) for item, stat in stats)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +103,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Canvas:
-    """`ltxkit_canvas` of a LATENT: what was asked for, and the grid that it was given.
+    """`ltxkit_canvas` of a LATENT: the requested clip, and its latent grid.
 
-    size: of the clip; its grid may decode to more. fps: frames per second.
+    size: of the clip; the grid may decode to more. fps: frames per second.
     """
 
     size: PixelShape
@@ -115,16 +114,16 @@ class Canvas:
 
 
 class NoiseDrawn(NamedTuple):
-    """What the passes that made a LATENT have drawn: their seed, and `SeededNoise.drawn`."""
+    """The noise of the passes that made a LATENT: their seed, and `SeededNoise.drawn`."""
 
     seed: int
     drawn: tuple[int, ...]
 
 
-# What our nodes write into a LATENT beside ComfyUI's own keys and `ltxkit_canvas`.
-GUIDES = "ltxkit_guides"  # latent frames at its end that are guides of native nodes
-MOTION = "ltxkit_motion"  # what governs motion, for the score that Decode shows
-NOISE = "ltxkit_noise_drawn"  # a NoiseDrawn, after which the next Sample goes on
+# Keys that our nodes write into a LATENT in addition to ComfyUI's own and `ltxkit_canvas`.
+GUIDES = "ltxkit_guides"  # number of latent frames at its end that are guides of native nodes
+MOTION = "ltxkit_motion"  # the settings that govern motion, for the score that Decode shows
+NOISE = "ltxkit_noise_drawn"  # a NoiseDrawn, after which the next Sample continues
 
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, LTXKIT_LORA a file's path,
 # and LTXKIT_CONDITION a tuple of Condition and Reference, in the order in which they were chained.
@@ -140,9 +139,9 @@ KINDS: Mapping[str, type] = {
 
 
 class Node:
-    """Base of all nodes: a link of the wrong type is answered with the name of the node that gives the right one.
+    """Base of all nodes: the error for a link of the wrong type names the node to connect instead.
 
-    ComfyUI leaves the type check to a class whose VALIDATE_INPUTS takes `input_types`.
+    ComfyUI leaves the type check to classes whose VALIDATE_INPUTS takes `input_types`.
     """
 
     CATEGORY = "LTXKit"
@@ -158,24 +157,24 @@ class Node:
 
     @classmethod
     def wrong_link(cls, input_types: dict[str, str]) -> str | None:
-        """What is wrong with the types that arrive through links, by input; None if all is well."""
+        """The first problem of the types that arrive through links, by input; None without problems."""
         declared = declared_inputs(cls)
-        for name, given in input_types.items():
-            if name in declared and not types_match(given, declared[name].type):
-                return _wrong_type(given, declared[name].type, name)
+        for name, received_type in input_types.items():
+            if name in declared and not types_match(received_type, declared[name].type):
+                return _wrong_type(received_type, declared[name].type, name)
         return None
 
 
-def _wrong_type(given: str, expected: str, name: str) -> str:
+def _wrong_type(received_type: str, expected: str, name: str) -> str:
     remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
-    return f"got {given} on `{name}`; expected {expected}{remedy}"
+    return f"got {received_type} on `{name}`; expected {expected}{remedy}"
 
 
 def received(socket: str, value: object, name: str) -> Any:
-    """`value`, if it is what travels on `socket` (ConfigError otherwise).
+    """`value`, if it has the type of `socket`; otherwise ConfigError.
 
-    Links are checked before a prompt runs, but ComfyUI lets any constant of a hand-written prompt through, and nodes
-    with an output of type `*` give anything.
+    Links are checked before a prompt runs, but ComfyUI accepts any constant of a hand-written prompt, and nodes with an
+    output of type `*` return anything.
     """
     if isinstance(value, KINDS[socket]):
         return value
@@ -183,14 +182,14 @@ def received(socket: str, value: object, name: str) -> Any:
 
 
 def received_model(model: object, wanted_for: str) -> Model:
-    """What arrives on `model`. Raises ConfigError: nothing, or something else."""
+    """The value of the input `model`. Raises ConfigError without one, or for another type."""
     if model is None:
         raise ConfigError(f"got no model; expected one for {wanted_for}; connect Load Model (LTXKit)")
     return received(MODEL, model, "model")
 
 
 def stage_host(*handles: Model | Encoder) -> Host:
-    """What a stage of the core is given: the host of the running node, with what the handles say of their modules."""
+    """The host for a stage of the core: that of the running node, with the resident blocks of the handles."""
     resident = {handle.module: handle.resident_blocks for handle in handles}
     here = host()
 
@@ -207,41 +206,41 @@ def latent_samples(latent: object, name: str = "latent") -> Tensor:
     """The tensor (b, c, f, h, w) of a LATENT.
 
     Raises:
-        ConfigError: not a LATENT. ShapeError: not of a video.
+        ConfigError: not a LATENT. ShapeError: not a video. UnsupportedError: video and sound.
     """
     if not isinstance(latent, dict) or "samples" not in latent:
         raise ConfigError(
-            f"got {type(latent).__name__} on `{name}`; expected LATENT; connect a node that gives a latent"
+            f"got {type(latent).__name__} on `{name}`; expected LATENT; connect a node that outputs a latent"
         )
     samples = latent["samples"]
     if not isinstance(samples, Tensor):  # core's NestedTensor of picture and sound
         raise UnsupportedError(
-            f"got a latent of {type(samples).__name__} on `{name}`; expected one of a video alone; LTX-2's latents "
-            "with sound are another model's: connect a latent of LTX-Video"
+            f"got a latent of {type(samples).__name__} on `{name}`; expected a latent of video alone; connect a "
+            "latent of LTX-Video (latents with sound belong to LTX-2)"
         )
     if samples.ndim != 5:
         raise ShapeError(
             f"got a latent of shape {tuple(samples.shape)} on `{name}`; expected (batch, channels, frames, height, "
-            "width); connect a video latent, such as Empty Latent (LTXKit) gives"
+            "width); connect a video latent, such as that of Empty Latent (LTXKit)"
         )
     return samples
 
 
 def latent_canvas(latent: Mapping[str, Any]) -> Canvas | None:
-    """The canvas of a LATENT, if it still belongs to its samples: native nodes copy it whatever they do to those."""
+    """The canvas of a LATENT, if it still fits its samples: native nodes copy it even if they change those."""
     canvas = latent.get("ltxkit_canvas")
     return canvas if isinstance(canvas, Canvas) and tuple(canvas.grid) == tuple(latent["samples"].shape[2:]) else None
 
 
 def continued_noise(latent: Mapping[str, Any], seed: int) -> SeededNoise:
-    """The noise of a pass over a LATENT. With the seed of the passes before, it goes on where they stopped, as in the
-    second pass of Two-Stage; with another seed, or where nothing is known of them, it starts."""
+    """The noise of a pass over a LATENT. With the seed of the passes that made it, noise continues where they stopped,
+    as in the second pass of Two-Stage; with another seed, or for a LATENT without this record, it starts anew."""
     before = latent.get(NOISE)
     return SeededNoise(seed, before.drawn if isinstance(before, NoiseDrawn) and before.seed == seed else ())
 
 
 def refuse_guides(latent: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a LATENT that our Sample made still carries guides of native nodes."""
+    """Raises ConfigError if a LATENT from our Sample still contains guides of native nodes."""
     if latent.get(GUIDES):
         raise ConfigError(
             f"got a latent whose last {latent[GUIDES]} frames are guides of native nodes; expected the clip alone; put "
@@ -250,7 +249,7 @@ def refuse_guides(latent: Mapping[str, Any]) -> None:
 
 
 def seems_guided(latent: Mapping[str, Any]) -> bool:
-    """Whether the noise mask looks as native nodes leave it behind guides: only the last frames are (partly) kept."""
+    """Whether the noise mask looks like that of native guides: it (partly) keeps the last frames, and not the first."""
     mask = latent.get("noise_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 5 or mask.shape[2] < 2:
         return False
@@ -258,28 +257,28 @@ def seems_guided(latent: Mapping[str, Any]) -> bool:
 
 
 def upscaled(latent: Mapping[str, Any], samples: Tensor, *, slower: bool = False) -> dict[str, Any]:
-    """A copy of a LATENT with larger samples (b, c, f, h, w): the canvas grows with them, the noise mask is gone.
+    """A copy of a LATENT with larger samples (b, c, f, h, w): the canvas grows with them, the noise mask is dropped.
 
-    Twice the latent frames less one are twice the pixel frames less one, whatever the VAE, at twice the rate, or at the
+    With any VAE, twice the latent frames less one are twice the pixel frames less one: at twice the rate, or at the
     same rate for a clip at half the speed (`slower`).
     """
     canvas = latent_canvas(latent)
-    kept = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas")}
+    larger = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas")}
     if canvas is not None:
         times = samples.shape[-1] // canvas.grid.width
         frames, height, width = canvas.size
         doubled = samples.shape[2] > canvas.grid.frames
         size = PixelShape(2 * frames - 1 if doubled else frames, height * times, width * times)
         fps = canvas.fps * 2 if doubled and not slower else canvas.fps
-        kept["ltxkit_canvas"] = Canvas(size, fps, LatentShape(*samples.shape[2:]))
-    return {**kept, "samples": samples}
+        larger["ltxkit_canvas"] = Canvas(size, fps, LatentShape(*samples.shape[2:]))
+    return {**larger, "samples": samples}
 
 
 # ------------------------------------------------------------------------------------------------ CONDITIONING
 
 
 def to_conditioning(prompt: EncodedPrompt, frame_rate: float, device: torch.device) -> list[list[Any]]:
-    """CONDITIONING as ComfyUI's LTXV nodes make it: padded on the right, integer `attention_mask`, `frame_rate`."""
+    """CONDITIONING in the form of ComfyUI's LTXV nodes: padded on the right, integer `attention_mask`, `frame_rate`."""
     embeddings = prompt.embeddings.float()
     mask = torch.ones(embeddings.shape[:2], dtype=torch.int64) if prompt.mask is None else prompt.mask
     padding = max(PADDED_TOKENS - embeddings.shape[1], 0)
@@ -288,10 +287,10 @@ def to_conditioning(prompt: EncodedPrompt, frame_rate: float, device: torch.devi
 
 
 def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, dict[str, Any]]:
-    """The prompt in a CONDITIONING, and the values that came with it.
+    """The prompt in a CONDITIONING, and the other values in it.
 
     Raises:
-        ConfigError: not a CONDITIONING. UnsupportedError: it holds several.
+        ConfigError: not a CONDITIONING. UnsupportedError: several combined.
     """
     if not isinstance(conditioning, list) or not conditioning or not isinstance(conditioning[0], list | tuple):
         raise ConfigError(
@@ -306,5 +305,5 @@ def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, d
 
 
 def frame_rate(values: Mapping[str, Any], canvas: Canvas | None) -> float:
-    """Frames per second of a clip: what the prompt was encoded with, else what the latent was made for."""
+    """Frames per second of a clip: those of the prompt, else those of the latent's canvas."""
     return float(values.get("frame_rate") or (canvas.fps if canvas else DEFAULT_FRAME_RATE))

@@ -1,4 +1,4 @@
-"""Nodes that say what happens in the steps of a pass: schedule, guidance."""
+"""Nodes for the steps of a pass: schedule and guidance."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LIST = "list"
 # Saved graphs fix the order of the first six; schedules that came later stand behind them.
 KINDS = tuple(dict.fromkeys((*WHICH, "linear-quadratic", "shifted", LIST, *SCHEDULES)))
 BARS = "▁▂▃▄▅▆▇█"
-MOST_LEVELS = 40  # that are shown
+MOST_LEVELS = 40  # in the drawing of a schedule
 STG_MODE_TOOLTIP = (
     "What is disturbed in those blocks. attention_values: self-attention returns its values instead of their weighted "
     "means, as Lightricks have it. attention_skip: it returns its input. transformer_block: the block is left out."
 )
 CFG_STAR_TOOLTIP = "CFG-zero-star: scale the negative prediction to the positive one first."
 GUIDANCE_RESCALE = decimal(
-    0.0, 0.0, 1.0, 0.01, "How far the contrast that CFG adds is taken back. 0: off. diffusers' examples use 0.7."
+    0.0, 0.0, 1.0, 0.01, "How much of the contrast that CFG adds is removed. 0: off. diffusers' examples use 0.7."
 )
 # Only to show what will run.
 SHOWN = {
@@ -47,8 +47,8 @@ SHOWN = {
 class CreateSchedule(sockets.Node):
     CATEGORY = "LTXKit/sampling"
     DESCRIPTION = (
-        "Noise levels for Sample. Without this node Sample takes the checkpoint's own; use it for a second pass, for "
-        "fewer or more steps, for a list of your own, or to start from a given latent."
+        "Noise levels for Sample. Without this node Sample uses the checkpoint's own; use it for a second pass, for "
+        "fewer or more steps, for a list of your own, or to start from a latent."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "scheduler", "sigmas", "timesteps", "steps", "denoise", "LTXVScheduler"]
     RETURN_TYPES = ("SIGMAS",)
@@ -76,7 +76,7 @@ class CreateSchedule(sockets.Node):
                     0.0,
                     1.0,
                     0.001,
-                    "Below 1: only the last part of the steps, starting from the given latent. 0.4 of 10 steps are 4.",
+                    "Below 1: only the last part of the steps, starting from the latent. 0.4 of 10 steps are 4.",
                 ),
             },
             "optional": {
@@ -86,9 +86,9 @@ class CreateSchedule(sockets.Node):
                     "For schedules that depend on the size of the clip: shifted, 0.9.0, 0.9.1. As it is before native "
                     "nodes append guides.",
                 ),
-                "skip_initial_steps": integer(0, 0, 1000, "Leave out so many steps at the start: a second pass."),
+                "skip_initial_steps": integer(0, 0, 1000, "Number of steps to skip at the start, for a second pass."),
                 "skip_final_steps": integer(
-                    0, 0, 1000, "Leave out so many steps at the end; the last one left goes all the way to 0."
+                    0, 0, 1000, "Number of steps to skip at the end; the last one that remains goes to 0."
                 ),
             },
         }
@@ -128,8 +128,8 @@ class CreateSchedule(sockets.Node):
 class CreateGuidance(sockets.Node):
     CATEGORY = "LTXKit/sampling"
     DESCRIPTION = (
-        "How strongly Sample follows the prompt. Without this node Sample takes the checkpoint's own guidance. "
-        "Distilled models want a scale of 1."
+        "How strongly Sample follows the prompt. Without this node Sample uses the checkpoint's own guidance. "
+        "Distilled models need a scale of 1."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "cfg", "cfg scale", "guider", "stg", "rescale", "spatio-temporal guidance"]
     RETURN_TYPES = (sockets.GUIDANCE,)
@@ -162,7 +162,7 @@ class CreateGuidance(sockets.Node):
                     0.0,
                     1.0,
                     0.01,
-                    "How far the contrast that STG adds is taken back: 1 is off (sic), Lightricks use 0.7 for 2B.",
+                    "How much of the contrast that STG adds is removed: 1 is off (sic), Lightricks use 0.7 for 2B.",
                 ),
                 "cfg_star": switch(False, CFG_STAR_TOOLTIP),
             },
@@ -204,8 +204,8 @@ def _listed(values: tuple[Any, ...] | None) -> str:
 class CreateStepGuidance(sockets.Node):
     CATEGORY = "LTXKit/sampling"
     DESCRIPTION = (
-        "Guidance that changes from step to step, as in Lightricks' yaml files: lists keyed by noise level, blocks of "
-        "their own for every entry. What a step does not need is not computed. Filled in with the lists of 13B dev."
+        "Guidance that changes from step to step, as in Lightricks' yaml files: lists keyed by noise level, each entry "
+        "with its own blocks. A step computes only what it needs. The defaults are the lists of 13B dev."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "cfg schedule", "STGGuiderAdvanced", "guidance_timesteps", "stg", "per step"]
     RETURN_TYPES = (sockets.GUIDANCE,)
@@ -230,7 +230,7 @@ class CreateStepGuidance(sockets.Node):
                 ),
                 "stg_rescale": text(
                     _listed(entries.rescaling_scale),
-                    "How far the contrast that STG adds is taken back: one entry for all, or one each. 1 is off (sic).",
+                    "How much of the contrast that STG adds is removed: one entry for all, or one each. 1: off (sic).",
                 ),
                 "stg_blocks": text(
                     _listed(entries.skip_block_list),
@@ -295,14 +295,16 @@ def _preset_sigmas(model: sockets.Model, kind: str, grid: LatentShape | None) ->
 
 
 def describe_schedule(sigmas: Tensor) -> str:
-    """The levels in a line, drawn and in numbers: `4 steps █▇▆▄: 1, 0.909, 0.725, 0.421, 0`."""
+    """The levels in one line, as a drawing and in numbers: `4 steps █▇▆▄: 1, 0.909, 0.725, 0.421, 0`."""
     levels, steps = sigmas.tolist(), len(sigmas) - 1
-    few = [levels[round(i * steps / MOST_LEVELS)] for i in range(MOST_LEVELS)] if steps > MOST_LEVELS else levels[:-1]
-    drawn = "".join(BARS[round(level * (len(BARS) - 1))] for level in few)
-    shown = [f"{level:.4g}" for level in levels]
+    sampled = (
+        [levels[round(i * steps / MOST_LEVELS)] for i in range(MOST_LEVELS)] if steps > MOST_LEVELS else levels[:-1]
+    )
+    bars = "".join(BARS[round(level * (len(BARS) - 1))] for level in sampled)
+    numbers = [f"{level:.4g}" for level in levels]
     if steps > MOST_LEVELS:
-        shown = [*shown[:8], "...", *shown[-4:]]
-    return f"{steps} step{'s' if steps > 1 else ''} {drawn}: {', '.join(shown)}"
+        numbers = [*numbers[:8], "...", *numbers[-4:]]
+    return f"{steps} step{'s' if steps > 1 else ''} {bars}: {', '.join(numbers)}"
 
 
 def _words(listed: str) -> list[str]:
@@ -326,7 +328,7 @@ def _whole_numbers(listed: str) -> tuple[int, ...]:
 
 
 def _block_lists(listed: str) -> tuple[tuple[int, ...], ...]:
-    """`28` is one list for all entries; `[], [11, 25]`, with or without brackets around all of it, is one for each."""
+    """`28` is one list for all entries; `[], [11, 25]`, with or without brackets around the whole, is one per entry."""
     if "[" not in listed:
         return (_whole_numbers(listed),)
     if re.sub(r"\[[^\[\]]*\]", "", listed).strip(" ,;\n[]"):

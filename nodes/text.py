@@ -14,8 +14,8 @@ from .widgets import frame_rate, link, text
 class EncodePrompt(sockets.Node):
     CATEGORY = "LTXKit/conditioning"
     DESCRIPTION = (
-        "Encodes the prompt and the negative prompt and notes the frame rate, which LTX-Video takes as part of the "
-        "prompt. Takes the place of two CLIP Text Encode nodes and LTXVConditioning."
+        "Encodes the prompt and the negative prompt and attaches the frame rate, which LTX-Video takes as part of the "
+        "prompt. Replaces two CLIP Text Encode nodes and LTXVConditioning."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "prompt", "clip text encode", "ltxv conditioning", "positive", "negative"]
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")

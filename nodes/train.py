@@ -40,8 +40,8 @@ from .widgets import choice, decimal, frame_rate, integer, seed, switch, text
 PACK = Path(__file__).parents[1]
 PRESET = "lora-2b"
 RUNS = "ltxkit-training"  # in the output folder
-POLL = 0.3  # seconds between two looks at a run
-PATIENCE = 600.0  # seconds that a stopped run may take to save
+POLL = 0.3  # seconds between two checks of a run
+PATIENCE = 600.0  # seconds for a stopped run to save
 NAME = re.compile(r"[\w][\w .-]*")
 
 
@@ -49,7 +49,7 @@ class TrainLoRA(sockets.Node):
     CATEGORY = "LTXKit/training"
     DESCRIPTION = (
         "Trains a LoRA on a folder of videos with captions, in a process of its own. Cancel stops it with a "
-        "checkpoint, and the next run with the same settings goes on from there."
+        "checkpoint, from which the next run with the same settings resumes."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "lora training", "finetune", "fine-tune", "train lora"]
     RETURN_TYPES = (sockets.LORA, "STRING")
@@ -78,7 +78,10 @@ class TrainLoRA(sockets.Node):
                 "width": integer(768, 32, 8192, "Clips are resized and cut to this; a multiple of 32."),
                 "height": integer(512, 32, 8192, "Clips are resized and cut to this; a multiple of 32."),
                 "frames": integer(
-                    49, 1, 1024, "First frames of each video that are learned, 8k + 1; shorter ones are skipped."
+                    49,
+                    1,
+                    1024,
+                    "Frames from the start of each video to learn, 8k + 1; shorter videos are skipped.",
                 ),
                 "frame_rate": frame_rate(25.0, "Videos of another rate are resampled to this."),
                 "steps": integer(2000, 1, 1000000, "Updates of the weights."),
@@ -136,8 +139,8 @@ class TrainLoRA(sockets.Node):
         videos = (host().input_folder / Path(folder).expanduser()).resolve()
         if not folder or not videos.is_dir():
             raise ConfigError(
-                f"got folder {folder!r}, which is not {videos}; expected videos and captions; give the whole path, or "
-                "a folder in input"
+                f"got folder {folder!r}, but {videos} is not a folder; expected videos and captions; set the whole "
+                "path, or a folder in input"
             )
         tokenizers = host().tokenizers()
         values = {
@@ -179,10 +182,10 @@ def train(
     An exception of `progress` (how hosts cancel) stops the process, which saves first.
 
     Raises:
-        TrainingError: the process failed; with its own words.
+        TrainingError: the process failed; the message quotes it.
     """
     run.mkdir(parents=True, exist_ok=True)
-    # Not in ASCII: YAML does not join the two halves that JSON makes of a character beyond the first 65536.
+    # Not in ASCII: YAML does not join the surrogate pair that JSON makes of a character beyond U+FFFF.
     assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()] + further
     command = [sys.executable, str(PACK), "train", "--config", PRESET, "--output", str(run.resolve())]
     command += [part for assignment in assignments for part in ("--set", assignment)]
@@ -197,7 +200,7 @@ def train(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows: to be stopped alone
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows: lets us stop it alone
         )
     said = 0
     try:
@@ -215,7 +218,7 @@ def train(
         last = _notes(words)[-1:] or words.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
         raise TrainingError(
             f"got status {process.returncode} from training: {' '.join(last)}; expected a finished run; "
-            f"all it said is in {words}"
+            f"read its output in {words}"
         )
     progress(ProgressEvent("train", steps, steps))
 
@@ -237,18 +240,18 @@ def _step(log: Path) -> int:
         return 0
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
-        found = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
-    return int(found[-1]) if found else 0
+        steps = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
+    return int(steps[-1]) if steps else 0
 
 
 def _notes(words: Path) -> list[str]:
-    """What the command says in sentences, without its bars."""
+    """The sentences in the command's output, without its progress bars."""
     lines = re.split(r"[\r\n]+", words.read_text(encoding="utf-8", errors="replace"))
     return [line.removeprefix("ltxkit: ") for line in lines if line.startswith("ltxkit: ")]
 
 
 def _copied(trained: Path, name: str) -> Path:
-    """The file among the host's LoRAs, where a loader finds it."""
+    """A copy of the file among the host's LoRAs, where loaders list it."""
     folders = [folder for kind in LORA_KINDS for folder in host().model_folders(kind)]
     if not folders:
         host().say(f"there is no folder for LoRAs; the file stays in {trained.parent}")

@@ -1,6 +1,6 @@
-"""Inputs of nodes: declared in one line each, and read back from what a class declares.
+"""Inputs of nodes: functions that declare one in a line, and a reader of declarations.
 
-The tuples are what ComfyUI expects in INPUT_TYPES.
+The tuples have ComfyUI's form of INPUT_TYPES.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def decimal(default: float, low: float, high: float, step: float, tooltip: str) 
 
 
 def text(default: str, tooltip: str, *, lines: bool = False) -> Declared:
-    """lines: a field of several lines, in which ComfyUI resolves {a|b} to one of them."""
-    several = {"multiline": True, "dynamicPrompts": True} if lines else {}
-    return "STRING", {"default": default, **several, "tooltip": tooltip}
+    """lines: a field of several lines, in which ComfyUI replaces {a|b} by a or b."""
+    options = {"multiline": True, "dynamicPrompts": True} if lines else {}
+    return "STRING", {"default": default, **options, "tooltip": tooltip}
 
 
 def switch(default: bool, tooltip: str) -> Declared:
@@ -41,7 +41,7 @@ def choice(options: Iterable[str], tooltip: str) -> Declared:
 
 
 def seed(tooltip: str) -> Declared:
-    """ComfyUI adds a widget to it that says what happens to the seed after each run."""
+    """A seed; ComfyUI adds a widget for its change after each run."""
     tooltip += " Only the lowest 32 bits count: seeds that differ by a multiple of 4294967296 are the same."
     return "INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True, "tooltip": tooltip}
 
@@ -55,7 +55,7 @@ def frame_rate(default: float, tooltip: str) -> Declared:
 
 @dataclass(frozen=True)
 class Input:
-    """One input as INPUT_TYPES declares it; a list of choices has the type COMBO."""
+    """The declaration of one input; a list of choices has the type COMBO."""
 
     type: str
     required: bool

@@ -1,4 +1,4 @@
-"""The memory plan as values: what each stage of a run needs, what is where meanwhile, and whether it fits."""
+"""The memory plan as values: what each stage of a run needs, where the weights are meanwhile, and whether it fits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from ..shapes import PixelShape
 
 CONTEXT_BYTES = 600 * 2**20
-"""What a driver, its context and the kernels take of a card before any tensor: an estimate, not measured here, as
-large as what Comfy-Org/ComfyUI keeps free on Windows (model_management.py EXTRA_RESERVED_VRAM; 400 MiB elsewhere). Only
-for a card that is not there: of one that is, the free memory is asked."""
+"""Memory that the driver, its context and the kernels take on a card before any tensor: an estimate, not measured here,
+equal to what Comfy-Org/ComfyUI keeps free on Windows (model_management.py EXTRA_RESERVED_VRAM; 400 MiB elsewhere). Only
+for a hypothetical card: a card in the machine reports its free memory."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Where the models run. available: bytes that a run may take; total: what is in it."""
+    """Where the models run. available: bytes that a run may take. total: bytes that the card has."""
 
     name: str
     available: int
@@ -25,7 +25,7 @@ class Card:
 
     @classmethod
     def of_size(cls, total: int, name: str = "") -> Card:
-        """A card that is not there, of `total` bytes."""
+        """A hypothetical card of `total` bytes."""
         return cls(name or f"{total / 2**30:g} GiB card", total - CONTEXT_BYTES, total)
 
 
@@ -33,8 +33,8 @@ class Card:
 class Stage:
     """One stage of a run, with one model on the device.
 
-    weights: bytes of the model. held: bytes of them on the device at once. resident: how many of `blocks` stay there,
-    None for all. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    weights: bytes of the model. held: bytes of weights on the device at once. resident: how many of `blocks` stay;
+    None: all. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Stage:
 
     @property
     def placing(self) -> str:
-        """What happens to the weights, in words."""
+        """Where the weights are during the stage, in words."""
         if self.resident is None:
             return "whole" if self.held else "in the file"
         return f"{self.resident} of {self.blocks} blocks stay, {self.blocks - self.resident} are streamed"
@@ -60,12 +60,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The memory that a run needs.
 
     weights: bytes per model, and of the transformer per block. stages: in the order of the run; every model leaves the
-    device when its stage ends. converted: bytes of weights in main memory because they are not as the file has them.
-    smaller: the largest size that fits at this length; shorter: the longest clip of this size; None if it fits, or if
-    none does.
+    device when its stage ends. converted: bytes of weights that main memory holds because they differ from the stored
+    ones. smaller: the largest size that fits at this length. shorter: the longest clip of this size that fits. Both are
+    None if the run fits as it is, or if no such clip does.
     """
 
     card: Card
@@ -90,13 +90,13 @@ class Plan:
         return next(stage for stage in self.stages if stage.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values: all fields, and what follows from them."""
+        """The plan as JSON values: all fields, and the properties."""
         stages = [{**asdict(stage), "peak": stage.peak, "placing": stage.placing} for stage in self.stages]
         return {**asdict(self), "stages": stages, "peak": self.peak, "fits": self.fits}
 
 
 def format_plan(plan: Plan) -> str:
-    """A plan as lines of text."""
+    """The plan as lines of text."""
     card = plan.card
     lines = [
         f"{_size(plan.size)}, {plan.branches} {'branch' if plan.branches == 1 else 'branches'} per step, on "
@@ -120,7 +120,7 @@ def format_plan(plan: Plan) -> str:
         "",
     ]
     if card.is_main_memory:
-        lines.append(f"Weights stay in their files, but for {_gigabytes(plan.converted)} that are converted.")
+        lines.append(f"Weights stay in their files, except for {_gigabytes(plan.converted)} that are converted.")
     else:
         lines.append("Each model is evicted when its stage ends.")
     lines.append(f"Peak {_gigabytes(plan.peak)}: {'it fits' if plan.fits else 'it does not fit'}.")

@@ -1,6 +1,6 @@
-"""What each stage of a run takes beside the weights of its model: added up here for the run, and for the plan.
+"""The memory of each stage of a run in addition to its model's weights: one sum for both the run and the plan.
 
-Models may be on meta: configs, shapes and dtypes are all that is looked at. on_cpu: for main memory, where a model may
+Models may be on meta, because only configs, shapes and dtypes are read. on_cpu: for main memory, where a model may
 compute in another dtype than its weights have, and where finished frames stay.
 """
 
@@ -28,7 +28,7 @@ from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, ups
 def encoding_text(
     model: nn.Module, config: TextEncoderConfig, tokens: int = MAX_TOKENS, *, on_cpu: bool = False
 ) -> int:
-    """Bytes that encoding a prompt of so many tokens takes."""
+    """Bytes for encoding a prompt of `tokens` tokens."""
     dtype = next(model.parameters()).dtype
     return text_bytes(config, tokens, unpacking(model, dtype, on_cpu=on_cpu))
 
@@ -42,7 +42,7 @@ def sampling(
     samples: int = 1,
     on_cpu: bool = False,
 ) -> int:
-    """Bytes that a pass takes. tokens: of one sample, guides included. branches: most forwards in one step."""
+    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step."""
     dtype = _compute_dtype(transformer.dtype, on_cpu)
     return sample_bytes(
         transformer.config,
@@ -57,7 +57,7 @@ def sampling(
 
 
 def upscaling(upsampler: LatentUpsampler, shape: LatentShape, *, samples: int = 1, on_cpu: bool = False) -> int:
-    """Bytes that upscaling latents of this shape takes."""
+    """Bytes for upscaling latents of this shape."""
     dtype = _compute_dtype(next(upsampler.parameters()).dtype, on_cpu)
     return samples * upscale_bytes(upsampler.config, shape, dtype.itemsize, on_cpu=on_cpu)
 
@@ -65,9 +65,9 @@ def upscaling(upsampler: LatentUpsampler, shape: LatentShape, *, samples: int = 
 def decoding(
     vae: VideoVAE, shape: LatentShape, tiling: Tiling | None = None, room: int | None = None, *, on_cpu: bool = False
 ) -> tuple[Tiling, int]:
-    """How a latent of this shape is cut up for decoding, and the bytes that this takes.
+    """How a latent of this shape is cut up for decoding, and the bytes that the work takes.
 
-    tiling: None: chosen by `room`, the bytes that the work may take; None for any number.
+    room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`.
     """
     need = _vae_need(decode_bytes, vae, vae.decoder.conv_in.conv.weight.dtype, on_cpu)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
@@ -82,7 +82,7 @@ def decoding(
 def encoding(
     vae: VideoVAE, shape: LatentShape, tiling: Tiling | None = None, room: int | None = None, *, on_cpu: bool = False
 ) -> tuple[Tiling, int]:
-    """The same for encoding frames to a latent of this shape."""
+    """`decoding` for the other way: encoding frames to a latent of this shape."""
     need = _vae_need(encode_bytes, vae, vae.encoder.conv_in.conv.weight.dtype, on_cpu)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     return tiling, need(tiling.largest(shape), limit=tiling.frames)

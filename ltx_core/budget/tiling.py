@@ -1,4 +1,4 @@
-"""How a clip is cut up so that the VAE needs less memory: exactly in time, and where that is not enough, in space."""
+"""How a clip is cut up to save the VAE memory: first in time, which is exact, and if that is not enough in space."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ..models.video_vae import STREAM_FRAMES
 from ..shapes import LatentShape
 
 HALO = 10
-"""Latent cells around a tile that are computed and thrown away. Decoders reach 22 cells (0.9.5) to 30 (0.9.1), more
-than most pictures have. The largest error of random ones is 2 % with 8, and 0.2 %, under a step of 8 bits, with 10."""
+"""Latent cells around a tile that are computed and discarded. The receptive field of the decoders reaches 22 cells
+(0.9.5) to 30 (0.9.1), further than most pictures are large. With random latents the largest error is 2 % for a halo of
+8, and 0.2 %, less than a step of 8 bits, for 10."""
 
 SMALLEST_TILE = 4  # latent cells; below it a tile is nearly all halo
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one axis, in latent cells: it computes [start, stop) and gives [inner_start, inner_stop)."""
+    """A tile along one axis, in latent cells: it computes [start, stop) and contributes [inner_start, inner_stop)."""
 
     start: int
     stop: int
@@ -33,7 +34,7 @@ class Span:
         return slice(self.inner_start * scale, self.inner_stop * scale)
 
     def kept(self, scale: int = 1) -> slice:
-        """Where the inner part lies in what was computed."""
+        """Where the inner part lies within the computed one."""
         return slice((self.inner_start - self.start) * scale, (self.inner_stop - self.start) * scale)
 
 
@@ -42,8 +43,8 @@ class Tiling:
     """How a clip is cut up.
 
     frames: frames that one stage of the VAE works on at once; any number gives the same result.
-    height, width: latent cells of a tile without its halo; None does not cut that way.
-    halo: latent cells around a tile that are computed and thrown away; nothing is blended.
+    height, width: latent cells of a tile without its halo; None: no cut along that axis.
+    halo: latent cells around a tile that are computed and discarded; nothing is blended.
     """
 
     frames: int = STREAM_FRAMES
@@ -56,7 +57,7 @@ class Tiling:
         if min(sides) < 1 or self.halo < 0:
             raise ConfigError(
                 f"got tiles of {self.width}x{self.height} cells, {self.frames} frames, halo {self.halo}; expected "
-                f"positive sizes; leave a size out for no limit, and the halo at {HALO}"
+                f"positive sizes; omit a size for no limit, and leave the halo at {HALO}"
             )
 
     @classmethod
@@ -70,7 +71,7 @@ class Tiling:
         return [(row, column) for row in rows for column in columns]
 
     def largest(self, shape: LatentShape) -> LatentShape:
-        """The largest clip that is computed at once, halo included."""
+        """The largest part of the clip that is computed at once, halo included."""
         tiles = self.tiles(shape.height, shape.width)
         height = max(row.stop - row.start for row, _ in tiles)
         width = max(column.stop - column.start for _, column in tiles)
@@ -78,16 +79,16 @@ class Tiling:
 
     def _spans(self, size: int, side: int | None) -> Iterator[Span]:
         count = 1 if side is None else math.ceil(size / side)
-        for i in range(count):  # tiles of equal size, but for one cell
+        for i in range(count):  # the sizes of two tiles differ by at most one cell
             start, stop = i * size // count, (i + 1) * size // count
             yield Span(max(start - self.halo, 0), min(stop + self.halo, size), start, stop)
 
 
 def choose_tiling(shape: LatentShape, need: Callable[[LatentShape, int], int], memory: int | None) -> Tiling:
-    """The tiling that costs least and fits: first fewer frames at once, which is exact, then tiles.
+    """The cheapest tiling that fits: first fewer frames at once, which is exact, then tiles.
 
-    need: (largest clip, frames at once) -> bytes, `decode_bytes` or `encode_bytes`. memory: bytes for activations, None
-    for as many as it takes. If nothing fits, the smallest tiles.
+    need: (largest clip, frames at once) -> bytes, `decode_bytes` or `encode_bytes`. memory: bytes for activations;
+    None: no limit. If nothing fits, the result has the smallest tiles.
     """
     tiling = Tiling()
     if memory is None or need(shape, tiling.frames) <= memory:

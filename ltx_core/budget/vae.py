@@ -1,9 +1,9 @@
-"""How many bytes of activations the VAE needs, from its config alone: what tiling and the memory plan go by.
+"""How many bytes of activations the VAE needs, from its config alone: the basis of tiling and of the memory plan.
 
-The layers of `vae_layers` are run with numbers of frames in the place of tensors: each takes and drops, in the same
-order, as many elements as the real one. So the count follows the code and not a measurement, and a test holds it beside
-what the real layers allocate. Weights on the device are not counted, except for the copies of one weight that a
-convolution brings into other memory formats.
+The classes here mirror the layers of `vae_layers` with numbers of frames in the place of tensors: each allocates and
+frees as many elements as the real layer, in the same order. The count therefore follows from the code, not from a
+measurement, and a test compares it with the allocations of the real layers. Weights on the device are not counted,
+except for the copies in other memory formats that a convolution makes of its weight.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..shapes import LatentShape, ScaleFactors
 
 KERNEL = 27  # cells of a 3x3x3 convolution
 LONGEST = 48
-"""Latent frames of a streamed clip beyond which no more are counted. The first frame leaves the stages out of step,
-which settles slowly: the released decoders take 0 to 4 % more with 48 than with 33. Encoders settle after three."""
+"""The most latent frames of a streamed clip that are simulated. The first frame puts the stages out of step, an effect
+that fades slowly: the released decoders need 0 to 4 % more for 48 frames than for 33. Encoders settle after three."""
 
 CARD_COPIES, CPU_COPIES = 1, 2
-"""Copies of a weight that a convolution makes. On a card one, with its channels last, as its input has them. On the CPU
-two, measured with oneDNN, which turns a weight into channels-last memory and that into its own blocks."""
+"""Copies that a convolution makes of its weight. On a card one: channels last, like its input. On the CPU two, measured
+with oneDNN, which converts a weight to channels-last memory and then to its own blocked format."""
 
 
 def decode_bytes(
@@ -38,9 +38,9 @@ def decode_bytes(
 ) -> int:
     """Peak bytes of activations of decoding one clip of `shape` cells.
 
-    itemsize: bytes per number; 4 where `compute_dtype` is float32. limit: as of `stream_decode`; None for `decode`.
-    copies: of a weight, beside it, while a convolution runs. holds_frames: frames that are finished, in float32, stay
-    on this device until the next ones are; otherwise they leave at once.
+    itemsize: bytes per number; 4 where `compute_dtype` is float32. limit: the one of `stream_decode`; None: `decode`.
+    copies: of its weight that a convolution makes while it runs. holds_frames: finished frames, in float32, stay on
+    this device until the next ones are finished; otherwise they leave at once.
     """
     latent = 4 * config.latent_channels * shape.tokens  # float32, whole
     frames = shape.frames if limit is None else min(shape.frames, LONGEST)
@@ -58,29 +58,29 @@ def encode_bytes(
 ) -> int:
     """Peak bytes of activations of encoding one clip to `shape` cells, without the pixels themselves.
 
-    itemsize, limit, copies: as of `decode_bytes`, for `stream_encode` and `encode`.
+    itemsize, limit, copies: as in `decode_bytes`, for `stream_encode` and `encode`.
     """
     scale = config.scale_factors
     frames = shape.frames if limit is None else min(shape.frames, LONGEST)
     cells = shape.height * shape.width
     pixels = shape.pixels(scale)
-    # The piece that is being given in, in float32 whatever the weights are.
-    given = 0 if limit is None else 4 * config.in_channels * min(limit, pixels.frames) * pixels.height * pixels.width
-    return given + _most(_encoding(config, frames, limit), cells, copies) * itemsize
+    # The piece that goes in, float32 whatever the dtype of the weights.
+    piece = 0 if limit is None else 4 * config.in_channels * min(limit, pixels.frames) * pixels.height * pixels.width
+    return piece + _most(_encoding(config, frames, limit), cells, copies) * itemsize
 
 
 def _most(moments: Mapping[int, float], cells: int, copies: int) -> int:
     return math.ceil(max(per_cell * cells + weight * copies for weight, per_cell in moments.items()))
 
 
-# --- elements that are alive ------------------------------------------------------------------------------------------
+# --- live elements ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Ledger:
-    """Elements per latent cell that are alive, and the most there were.
+    """Live elements per latent cell, and their maximum.
 
-    moments: elements of the weight that is being used -> the most elements per latent cell beside it.
+    moments: elements of the weight in use -> the most elements per latent cell that were alive with it.
     """
 
     now: float = 0.0
@@ -96,10 +96,10 @@ class _Ledger:
 
 
 _Piece = tuple[int, float, bool]
-"""Frames, elements per latent cell of the memory that they are in, whether they are the clip's last."""
+"""Frames, elements per latent cell of the memory that holds them, whether they are the clip's last."""
 
 _Layer = Callable[[int, bool], tuple[int, float]]
-"""(frames given, whether they are the last) -> frames given back, and the elements that they take."""
+"""(input frames, whether they are the last) -> output frames, and the elements that they take."""
 
 
 def _run_stages(
@@ -111,17 +111,17 @@ def _run_stages(
     copied: float = 0.0,
     holds: bool = False,
 ) -> None:
-    """`vae_layers.run_stages`. copied: elements that the receiver makes of each that it is given. holds: until it has
-    made the next."""
+    """`vae_layers.run_stages`. copied: elements that the receiver allocates per element that it receives. holds: it
+    keeps its copy until it has made the next one."""
     for layer in layers:
         pieces = _run_stage(ledger, layer, pieces, limit)
     before = copy = 0.0
-    for _, elements, _ in pieces:  # the one that is given out is there until the next one comes
+    for _, elements, _ in pieces:  # an output piece lives until the next one comes
         ledger.drop(before)
         before = elements
-        made = ledger.take(copied * elements)
-        ledger.drop(copy if holds else made)
-        copy = made
+        new_copy = ledger.take(copied * elements)
+        ledger.drop(copy if holds else new_copy)
+        copy = new_copy
 
 
 def _run_stage(ledger: _Ledger, layer: _Layer, pieces: Iterator[_Piece], limit: int | None) -> Iterator[_Piece]:
@@ -129,17 +129,17 @@ def _run_stage(ledger: _Ledger, layer: _Layer, pieces: Iterator[_Piece], limit: 
         parts = [min(limit, frames - start) for start in range(0, frames, limit)] if limit and frames else [frames]
         for number, part in enumerate(parts):
             is_last = last and number == len(parts) - 1
-            found = *layer(part, is_last), is_last
-            if number == len(parts) - 1:  # parts are views: the memory of all of them goes with the last
+            result = *layer(part, is_last), is_last
+            if number == len(parts) - 1:  # parts are views: the last one frees the memory of all
                 ledger.drop(elements)
-            yield found
+            yield result
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
 class _Convolution:
-    """`CausalConv3d`. cells: per latent cell, of its input."""
+    """`CausalConv3d`. cells: of its input, per latent cell."""
 
     def __init__(
         self, ledger: _Ledger, width: int, out: int, cells: float, *, causal: bool, pads: bool, stride: tuple[int, ...]
@@ -147,48 +147,48 @@ class _Convolution:
         self.ledger, self.width, self.out, self.cells = ledger, width, out, cells
         self.causal, self.pads = causal, pads
         self.time, self.space = stride[0], math.prod(stride[1:])
-        self.kept: int | None = None
+        self.carried: int | None = None
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger, unit = self.ledger, self.width * self.cells
-        earlier = self.kept
+        earlier = self.carried
         if earlier is None:
             earlier = (2 if self.causal else 1) if frames else 0
         total = frames + earlier + (1 if last and not self.causal else 0)
         joined = ledger.take(total * unit)
-        ledger.drop((self.kept or 0) * unit)
+        ledger.drop((self.carried or 0) * unit)
         count = max((total - 3) // self.time + 1, 0)
-        self.kept = None if last or total == 0 else total - count * self.time
-        ledger.take((self.kept or 0) * unit)
+        self.carried = None if last or total == 0 else total - count * self.time
+        ledger.take((self.carried or 0) * unit)
         padded = ledger.take(joined) if self.pads else 0.0
-        made = ledger.take(count * self.out * self.cells / self.space, KERNEL * self.width * self.out)
+        output = ledger.take(count * self.out * self.cells / self.space, KERNEL * self.width * self.out)
         ledger.drop(joined + padded)
-        return count, made
+        return count, output
 
 
 class _Delay:
-    """`Stream.delay`. Gives the elements of what it made anew."""
+    """`Stream.delay`. Returns the number of elements that it allocates."""
 
     def __init__(self, ledger: _Ledger, unit: float) -> None:
-        self.ledger, self.unit, self.kept = ledger, unit, 0
+        self.ledger, self.unit, self.carried = ledger, unit, 0
 
     def __call__(self, frames: int, count: int, last: bool) -> float:
-        joined = self.ledger.take((self.kept + frames) * self.unit) if self.kept else 0.0
-        self.ledger.drop(self.kept * self.unit)
-        self.kept = 0 if last else self.kept + frames - count
-        self.ledger.take(self.kept * self.unit)
+        joined = self.ledger.take((self.carried + frames) * self.unit) if self.carried else 0.0
+        self.ledger.drop(self.carried * self.unit)
+        self.carried = 0 if last else self.carried + frames - count
+        self.ledger.take(self.carried * self.unit)
         return joined
 
 
 def _normed(ledger: _Ledger, elements: float, width: int, modulated: bool) -> float:
     """`norm_silu`"""
     norms = ledger.take(2 * elements / width)
-    made = ledger.take(elements)
+    output = ledger.take(elements)
     ledger.drop(norms)
     if modulated:
         ledger.take(elements)
         ledger.drop(elements)
-    return made
+    return output
 
 
 class _Residual:
@@ -199,48 +199,48 @@ class _Residual:
     ) -> None:
         self.first, self.second = make(width, out, cells), make(out, out, cells)
         self.ledger = self.first.ledger
-        self.unit, self.made = width * cells, out * cells
+        self.unit, self.output = width * cells, out * cells
         self.modulated, self.noisy, self.projects = modulated, noisy, width != out
         self.delay = _Delay(self.ledger, self.unit)
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger = self.ledger
         normed = _normed(ledger, frames * self.unit, self.first.width, self.modulated)
-        count, made = self._convolved(self.first, frames, last, normed)
-        normed = _normed(ledger, made, self.second.width, self.modulated)
-        before, (count, made) = made, self._convolved(self.second, count, last, normed)
+        count, output = self._convolved(self.first, frames, last, normed)
+        normed = _normed(ledger, output, self.second.width, self.modulated)
+        before, (count, output) = output, self._convolved(self.second, count, last, normed)
         ledger.drop(before)
         joined = self.delay(frames, count, last)
         shortcut = 0.0
         if self.projects:
             norm = ledger.take(count * self.unit)
-            shortcut = ledger.take(count * self.made)
+            shortcut = ledger.take(count * self.output)
             ledger.drop(norm)
-        result = ledger.take(count * self.made)
-        ledger.drop(made + joined + shortcut)
+        result = ledger.take(count * self.output)
+        ledger.drop(output + joined + shortcut)
         return count, result
 
     def _convolved(self, convolution: _Convolution, frames: int, last: bool, normed: float) -> tuple[int, float]:
-        count, made = convolution(frames, last)
+        count, output = convolution(frames, last)
         self.ledger.drop(normed)
         if self.noisy:
-            self.ledger.take(made)
-            self.ledger.drop(made)
-        return count, made
+            self.ledger.take(output)
+            self.ledger.drop(output)
+        return count, output
 
 
 class _Chain:
-    """`UNetMidBlock3D`: what it is given stays until it returns."""
+    """`UNetMidBlock3D`: its input lives until it returns."""
 
     def __init__(self, blocks: list[_Residual]) -> None:
         self.blocks = blocks
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
-        made = 0.0
+        output = 0.0
         for block in self.blocks:
-            before, (frames, made) = made, block(frames, last)
+            before, (frames, output) = output, block(frames, last)
             block.ledger.drop(before)
-        return frames, made
+        return frames, output
 
 
 class _Unfold:
@@ -253,16 +253,16 @@ class _Unfold:
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger = self.ledger
-        count, made = self.convolution(frames, last)
+        count, output = self.convolution(frames, last)
         joined = 0.0
         if self.delay is not None:
             joined = self.delay(frames, count, last)
-            ledger.drop(made - ledger.take(made) + made)
-        made = ledger.take(made)
-        ledger.drop(made + joined)
+            ledger.drop(output - ledger.take(output) + output)
+        output = ledger.take(output)
+        ledger.drop(output + joined)
         dropped = self.time > 1 and count > 0 and not self.started
         self.started = self.started or count > 0
-        return count * self.time - dropped, made
+        return count * self.time - dropped, output
 
 
 class _Fold:
@@ -270,33 +270,33 @@ class _Fold:
 
     def __init__(self, convolution: _Convolution, stride: tuple[int, ...], out: int) -> None:
         self.convolution, self.ledger = convolution, convolution.ledger
-        self.time, self.made = stride[0], out * convolution.cells / math.prod(stride[1:])
+        self.time, self.output = stride[0], out * convolution.cells / math.prod(stride[1:])
         self.unit = convolution.width * convolution.cells
-        self.kept: int | None = None
+        self.carried: int | None = None
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger, joined = self.ledger, 0.0
         if self.time > 1:
-            earlier = 1 if self.kept is None else self.kept
+            earlier = 1 if self.carried is None else self.carried
             total = earlier + frames
             joined = ledger.take(total * self.unit) if earlier else 0.0
-            ledger.drop((self.kept or 0) * self.unit)
+            ledger.drop((self.carried or 0) * self.unit)
             frames = total // self.time * self.time
-            self.kept = 0 if last else total - frames
-            ledger.take(self.kept * self.unit)
+            self.carried = 0 if last else total - frames
+            ledger.take(self.carried * self.unit)
         folded = ledger.take(frames * self.unit)
-        means = ledger.take(frames // self.time * self.made)
+        means = ledger.take(frames // self.time * self.output)
         ledger.drop(folded)
-        count, made = self.convolution(frames, last)
-        folded = ledger.take(made)
-        ledger.drop(made)
-        result = ledger.take(count // self.time * self.made)
+        count, output = self.convolution(frames, last)
+        folded = ledger.take(output)
+        ledger.drop(output)
+        result = ledger.take(count // self.time * self.output)
         ledger.drop(folded + means + joined)
         return count // self.time, result
 
 
 class _Finish:
-    """The last norm and convolution; the decoder then puts patches into their places, which is a copy."""
+    """The last norm and convolution; the decoder then rearranges patches into pixels, which is a copy."""
 
     def __init__(self, convolution: _Convolution, *, modulated: bool, rearranges: bool) -> None:
         self.convolution, self.modulated, self.rearranges = convolution, modulated, rearranges
@@ -305,19 +305,19 @@ class _Finish:
         ledger = self.convolution.ledger
         width = self.convolution.width
         normed = _normed(ledger, frames * width * self.convolution.cells, width, self.modulated)
-        count, made = self.convolution(frames, last)
+        count, output = self.convolution(frames, last)
         ledger.drop(normed)
         if self.rearranges:
-            ledger.take(made)
-            ledger.drop(made)
-        return count, made
+            ledger.take(output)
+            ledger.drop(output)
+        return count, output
 
 
 # --- the two halves ---------------------------------------------------------------------------------------------------
 
 
 def _pieces(ledger: _Ledger, frames: int, limit: int | None, unit: float, *, flushes: bool) -> Iterator[_Piece]:
-    """A clip as it is given in: `unit` elements per frame and latent cell."""
+    """The input, piece by piece: `unit` elements per frame and latent cell."""
     step = limit or frames
     for start in range(0, frames, step):
         count = min(step, frames - start)
@@ -339,7 +339,7 @@ def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, c
 def _decoding(
     config: VideoVAEConfig, frames: int, limit: int | None, copied: float, holds: bool
 ) -> Mapping[int, float]:
-    """The moments of decoding so many latent frames to pixels, which are then copied."""
+    """The ledger's moments of decoding `frames` latent frames to pixels, which are then copied."""
     ledger = _Ledger()
     make = _maker(ledger, config, config.causal_decoder)
     modulated = config.timestep_conditioning
@@ -359,14 +359,14 @@ def _decoding(
             width, cells = out, cells * math.prod(block.stride[1:])
     last = make(width, config.out_channels * config.patch_size**2, cells)
     layers.append(_Finish(last, modulated=modulated, rearranges=True))
-    given = _pieces(ledger, frames, limit, config.latent_channels, flushes=True)
-    _run_stages(ledger, layers, given, limit, copied=copied, holds=holds)
+    pieces = _pieces(ledger, frames, limit, config.latent_channels, flushes=True)
+    _run_stages(ledger, layers, pieces, limit, copied=copied, holds=holds)
     return ledger.moments
 
 
 @cache
 def _encoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping[int, float]:
-    """The moments of encoding a clip to so many latent frames."""
+    """The ledger's moments of encoding a clip to `frames` latent frames."""
     ledger = _Ledger()
     make = _maker(ledger, config, causal=True)
     scale: ScaleFactors = config.scale_factors
@@ -390,6 +390,6 @@ def _encoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping
     layers.append(_Finish(make(width, config.latent_channels + 1, cells), modulated=False, rearranges=False))
     pixels = (frames - 1) * scale.frames + 1
     unit = channels * scale.height * scale.width / config.patch_size**2
-    given = _pieces(ledger, pixels, limit, unit, flushes=limit is None)
-    _run_stages(ledger, layers, given, limit)
+    pieces = _pieces(ledger, pixels, limit, unit, flushes=limit is None)
+    _run_stages(ledger, layers, pieces, limit)
     return ledger.moments

@@ -8,11 +8,11 @@ from torch import nn
 
 from ..models.blocks import block_stack
 
-MARGIN = 1 / 8  # of the device's memory: for the work, where nobody says what it needs, and for fragmentation
-# Of the work: what torch's allocator holds in pieces that fit nothing. On an H200 capped like cards of 6 and 8 GiB it
-# was 0.63 and 0.47 GiB beside 1.5 GiB of work (13B as Q4_0, benchmarks/plan_gpu.py).
+MARGIN = 1 / 8  # of the device's memory: for work of unknown size, and for fragmentation
+# Of the work: memory that torch's allocator holds in pieces too small to use. On an H200 limited to 6 and 8 GiB it was
+# 0.63 and 0.47 GiB in addition to 1.5 GiB of work (13B as Q4_0, benchmarks/plan_gpu.py).
 FRAGMENTATION = 1 / 2
-STREAM_BUFFERS = 2  # streamed blocks that are there at once: one computes, one comes
+STREAM_BUFFERS = 2  # streamed blocks on the device at once: one computes, the next one arrives
 
 
 def weight_bytes(module: nn.Module) -> int:
@@ -23,19 +23,19 @@ def weight_bytes(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a model: outside its blocks, and of each block; no blocks for what can only be placed as a whole."""
+    """Bytes of a model: outside its blocks, and of each block; no blocks if it can only be placed as a whole."""
 
     outside: int
     blocks: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: nn.Module) -> Weights:
-        """Of a module, on meta too."""
-        found = block_stack(module)
+        """The weights of a module, which may be on meta."""
+        stack = block_stack(module)
         total = weight_bytes(module)
-        if found is None:
+        if stack is None:
             return cls(total)
-        blocks = tuple(weight_bytes(block) for block in found.blocks)
+        blocks = tuple(weight_bytes(block) for block in stack.blocks)
         return cls(total - sum(blocks), blocks)
 
     @property
@@ -43,7 +43,7 @@ class Weights:
         return self.outside + sum(self.blocks)
 
     def on_device(self, resident: int | None) -> int:
-        """Bytes on the device at once; resident: how many of the blocks stay there, None: everything does."""
+        """Bytes on the device at once. resident: how many of the blocks stay there; None: all."""
         if resident is None or resident >= len(self.blocks):
             return self.total
         buffers = min(STREAM_BUFFERS, len(self.blocks) - resident)
@@ -51,9 +51,9 @@ class Weights:
 
 
 def resident_blocks(weights: Weights, free: int) -> int | None:
-    """How many blocks can stay on a device that has `free` bytes for weights.
+    """How many blocks can stay on a device that has `free` bytes for weights; the others have to be streamed.
 
-    None: everything fits, or there are no blocks. Otherwise the other blocks are to be streamed, even if that fails.
+    None: everything fits, or there are no blocks. 0 even where streaming will run out of memory too.
     """
     if not weights.blocks or weights.total <= free:
         return None
@@ -67,5 +67,5 @@ def room_for_weights(free: int, total: int, required: int) -> int:
 
 
 def room_for_work(free: int, total: int, weights: int) -> int:
-    """Bytes for the work beside `weights` bytes on a device with `free` of `total`; at most that, for fragmentation."""
+    """Bytes for work next to `weights` bytes, on a device with `free` of `total`; fragmentation may leave less."""
     return free - weights - int(MARGIN * total)

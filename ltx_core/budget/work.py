@@ -1,6 +1,6 @@
-"""What work takes on a device beside the weights, by stage: for the run, when it places a model, and for the plan.
+"""The memory of work on a device in addition to the weights, by kind of model.
 
-The counts follow from configs and shapes; a measured number says so.
+The counts follow from configs and shapes; measured numbers are marked as such.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ..models.linear import SLICE, Linear
 from ..quant.linear import QuantizedLinear
 from ..shapes import LatentShape
 
-# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/core/test_plan.py counts them.
-# At the second layer of the feed-forward: what the block was given, the residual stream, its norm, four times the width
-# hidden, and the result. In half precision as many where keys are turned, in float32: what the block was given, its
-# norm, values, queries, keys, twice the width turned, and the result.
+# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/budget/test_plan.py counts them.
+# They peak at the second layer of the feed-forward: the block's input, the residual stream, its norm, the hidden layer
+# of four times the width, and the result. In half precision there are as many where keys are rotated, in float32: the
+# block's input, its norm, values, queries, keys, the rotated keys (twice as many bytes), and the result.
 BLOCK_TENSORS = 8
-# Where a norm in half precision is not one kernel, its float32 steps are alive beside five of these.
+# Where a norm in half precision is not one kernel, five such tensors are alive together with its float32 intermediates.
 BLOCK_TENSORS_HALF = 11
-# Float32 tensors of (tokens, channels) beside the blocks: the given latent, its noise, the state, the clean latent, the
-# model's input (pipelines/sample.py, sampling/samplers.py).
+# Float32 tensors of (tokens, channels) outside the blocks: the initial latent, its noise, the state, the clean latent,
+# the model's input (pipelines/sample.py, sampling/samplers.py).
 STATE_TENSORS = 5
 TABLE_BYTES = 4  # of the rotary table, per token and channel: a complex64 for every pair of channels
-TABLE_MAKING = 2.5  # tables at once while one is made. Measured on the CPU: 2.50
+TABLE_MAKING = 2.5  # memory peak while a table is computed, in tables. Measured on the CPU: 2.50
 
-# Tensors of (frames, 2h, 2w, middle channels) that are alive at once in a residual block of the upscaler: what it was
-# given, the second norm's result, the sum, and SiLU's result.
+# Tensors of (frames, 2h, 2w, middle channels) that are alive at once in a residual block of the upscaler: its
+# input, the second norm's result, the sum, and SiLU's result.
 UPSCALE_TENSORS = 4
-# In its second convolution, beside the kernel in another order: what the block was given, what the convolution is given
-# and gives. On the CPU oneDNN puts what it is given into another order too, and half precision's result once more.
+# In its second convolution, in addition to the reordered kernel: the block's input, and the convolution's input and
+# output. On the CPU oneDNN reorders the input too, and in half precision also the output.
 UPSCALE_CONVOLVING, UPSCALE_CONVOLVING_CPU, UPSCALE_CONVOLVING_CPU_HALF = 3, 4, 5
 # Float32 latents of the upscaled size in main memory: normalised, moved by AdaIN, and the result.
 UPSCALED_LATENTS = 3
@@ -41,9 +41,9 @@ UPSCALED_LATENTS = 3
 
 @dataclass(frozen=True)
 class Unpacking:
-    """What it takes to turn one weight into the numbers that are computed with.
+    """The memory that converting one weight to the computing dtype takes.
 
-    weight: bytes of these numbers. beside: bytes that are there meanwhile, and gone when it is used.
+    weight: bytes of the converted weight. beside: temporary bytes, which are free again when the weight is used.
     """
 
     weight: int = 0
@@ -51,25 +51,26 @@ class Unpacking:
 
 
 def unpacking(model: nn.Module, dtype: torch.dtype, *, on_cpu: bool = False) -> Unpacking:
-    """Of the Linear that takes most, in a model that computes in `dtype`; nothing where weights are used as stored."""
-    found = Unpacking()
+    """The largest over the Linears of a model that computes in `dtype`; zero where weights are used as stored."""
+    largest = Unpacking()
     for part in model.modules():
         if isinstance(part, QuantizedLinear):
-            one = Unpacking(part.in_features * part.out_features * dtype.itemsize, part.unpacking_bytes(on_cpu=on_cpu))
+            need = Unpacking(part.in_features * part.out_features * dtype.itemsize, part.unpacking_bytes(on_cpu=on_cpu))
         elif isinstance(part, nn.Linear) and part.weight.dtype != dtype:
             elements = part.weight.numel()
-            one = Unpacking(
+            need = Unpacking(
                 (min(elements, SLICE) if on_cpu and isinstance(part, Linear) else elements) * dtype.itemsize
             )
         else:
             continue
-        found = max(found, one, key=lambda each: each.weight + each.beside)
-    return found
+        largest = max(largest, need, key=lambda each: each.weight + each.beside)
+    return largest
 
 
 def norms_are_one_kernel() -> bool:
-    """Whether this torch has the RMS norm of half precision in one kernel on a card: on CUDA since 2.9 (its release
-    notes). What other cards do has not been looked at.
+    """Whether this torch computes the RMS norm of half precision in one kernel on a card.
+
+    On CUDA it does since 2.9 (its release notes). Other cards have not been checked.
     """
     return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 9)
 
@@ -85,10 +86,10 @@ def sample_bytes(
     fused_norms: bool = True,
     samples: int = 1,
 ) -> int:
-    """What sampling needs beside the weights.
+    """Bytes that sampling needs in addition to the weights.
 
-    lanes: most branches in one step. text_tokens: length of each text. itemsize: of the numbers it computes with.
-    unpacking: of the largest weight, where weights are stored as something else. fused_norms: `norms_are_one_kernel`.
+    lanes: most branches in one step. text_tokens: length of each text. itemsize: bytes of a number of the computing
+    dtype. unpacking: of the largest weight, where the stored dtype is another. fused_norms: `norms_are_one_kernel`.
     """
     d, rows = config.hidden_size, samples * tokens
     table = rows * d * TABLE_BYTES
@@ -101,7 +102,7 @@ def sample_bytes(
 
 
 def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Unpacking()) -> int:
-    """What encoding a text needs beside the weights: hidden states, and one feed-forward layer or the attention."""
+    """Bytes that encoding a text needs besides the weights: hidden states, and the feed-forward layer or attention."""
     feed_forward = 3 * config.d_ff
     attention = 4 * config.num_heads * config.d_kv + 3 * config.num_heads * tokens
     work = tokens * (3 * config.d_model + max(feed_forward, attention)) * 4
@@ -109,9 +110,9 @@ def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Un
 
 
 def upscale_bytes(config: UpsamplerConfig, shape: LatentShape, itemsize: int, *, on_cpu: bool = False) -> int:
-    """What the latent upscaler needs beside the weights, for a latent of `shape`, in one piece.
+    """Bytes that the latent upscaler needs in addition to the weights, for a latent of `shape` in one piece.
 
-    on_cpu: with what is made of the result there, which on a card is not on the card.
+    on_cpu: in main memory, which also holds what is computed from the result; for a card that is elsewhere.
     """
     growth = (4 if config.spatial_upsample else 1) * (2 if config.temporal_upsample else 1)
     cells = shape.tokens * growth

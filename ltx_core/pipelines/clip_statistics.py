@@ -1,4 +1,4 @@
-"""What a finished clip looks like in numbers, from its frames as they come."""
+"""Measures of a finished clip, taken from its frames as they arrive."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .condition import Condition, ConditioningItem
 
 
 class ClipStatistics:
-    """Motion, seams and colour drift of a clip; add its frames in order, any number at a time.
+    """Motion, seams and colour drift of a clip. Add its frames in order, any number at a time.
 
-    seams: frames that begin a new window, see `long_video.seam_frames`.
+    seams: the first frame of every later window, see `long_video.seam_frames`.
     """
 
     def __init__(self, seams: Sequence[int] = ()) -> None:
@@ -45,7 +45,7 @@ class ClipStatistics:
 
     @property
     def seam_ratio(self) -> float | None:
-        """Difference over the seams relative to that inside the windows, 1 where they cannot be told; None without."""
+        """Change at the seams relative to the change inside the windows: 1 for invisible seams, None without seams."""
         inside = [value for frame, value in enumerate(self._differences, 1) if frame not in self._seams]
         over = [value for frame, value in enumerate(self._differences, 1) if frame in self._seams]
         return _mean(over) / max(_mean(inside), 1e-6) if over else None
@@ -58,7 +58,7 @@ class ClipStatistics:
         return float((end - start).abs().max()) * 255
 
     def describe(self, settings: str = "") -> str:
-        """A sentence or two for the user. settings: those of the conditions, see `motion_settings`."""
+        """A sentence for the user. settings: of the conditions, see `motion_settings`."""
         text = f"Motion {self.motion:.3f} (mean difference of frames over contrast)"
         if self.seam_ratio is not None:
             text += (
@@ -66,12 +66,12 @@ class ClipStatistics:
                 f"{self.drift:.1f} of 255 from start to end"
             )
         if settings:
-            text += f", with {settings}: a lower strength, a higher CRF or more condition noise give more of it"
+            text += f", with {settings}: a lower strength, a higher CRF or more condition noise gives more motion"
         return f"{text}."
 
 
 def motion_settings(conditions: Sequence[ConditioningItem], condition_noise: float) -> str:
-    """What governs how much a clip with pictures moves, in words; nothing without pictures."""
+    """The settings that govern how much a clip with conditions moves, in words; empty without conditions."""
     pictures = [item for item in conditions if isinstance(item, Condition)]
     if not pictures:
         return ""

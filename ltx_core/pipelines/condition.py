@@ -1,4 +1,4 @@
-"""Pictures and clips as a user gives them, brought to the size of a clip, and turned into latent conditions."""
+"""Pictures and clips from the user, resized to a clip, and encoded as latent conditions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ConditioningItem(ABC):
-    """What a clip is conditioned on, as frames: a `Condition` that it shows, or a `Reference` that it follows.
+    """Frames on which a clip is conditioned: a `Condition` that it shows, or a `Reference` that it follows.
 
     frames: (f h w 3) float, 0 to 1, of any size. strength: 0 to 1. resize: see `media.resize`.
     """
@@ -36,38 +36,39 @@ class ConditioningItem(ABC):
     resize: ResizePolicy
 
     needs_lora: ClassVar[bool]
-    """Whether only a model with a LoRA of its kind knows what to make of it."""
+    """Whether only a model with a LoRA for this kind of item understands it."""
 
     in_one_window: ClassVar[bool]
-    """Whether it belongs to the first window of a long clip that it has a share in, and to no other."""
+    """Whether only the first window of a long clip that has a share in it uses it."""
 
     @abstractmethod
     def prepared(self, crf: int) -> ConditioningItem:
-        """With three channels, and with the compression `crf` where the item says none of its own."""
+        """The item with three channels, and with the compression `crf` if it has none of its own."""
 
     @abstractmethod
     def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> ConditioningItem:
-        """Such that `crop_to` gives back what it shows: resized to `asked`, its edges continued to `grid`."""
+        """The item resized to `asked`, with its edges continued to `grid`; `crop_to` undoes the latter."""
 
     @abstractmethod
     def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> ConditioningItem:
-        """With its frames counted from the start of a clip of that size and rate, cut to a length the VAE can have.
+        """The item with its frames counted from the start of a clip of this size and rate, cut to a length that the
+        VAE can have.
 
         Raises:
-            ShapeError: not frames of three channels. ConfigError: it cannot stand where it is.
+            ShapeError: not frames of three channels. ConfigError: its place is not possible in this clip.
         """
 
     @abstractmethod
     def share(self, first: int, last: int, frames: int) -> ConditioningItem | None:
-        """What of it a window of the frames `first` to `last` sees, of a clip of `frames` in all; None: nothing."""
+        """The part that a window of the frames `first` to `last` uses, in a clip of `frames` frames; None: no part."""
 
     @abstractmethod
     def as_latent(self, latent: Tensor) -> LatentItem:
-        """The item with its frames encoded, (b c f h w)."""
+        """The item in latent form. latent: its encoded frames, (b c f h w)."""
 
     @abstractmethod
     def describe(self) -> dict[str, object]:
-        """As JSON values, its frames left out: all that tells it from another item of the same frames."""
+        """The item as JSON values, without its frames: everything else that distinguishes it."""
 
     def _check_frames(self) -> None:
         frames = self.frames
@@ -84,10 +85,10 @@ class Condition(ConditioningItem):
 
     frames: (f h w 3) float, 0 to 1, of any size.
     frame: where it starts in the result; negative counts from the end, -1 is the last frame.
-    strength: 0 to 1; 1 keeps it as it is. resize: how it gets the size of the result, see `media.resize`.
-    crf: H.264 compression of every frame (`media.compress`), after what sticks out is cut off and before the rest is
-        resized, as officially; 0: none, the official value is 29; None: not said, which is the run's value in the
-        library, and none in a call of `sample`.
+    strength: 0 to 1; 1 keeps it unchanged. resize: how it gets the size of the result, see `media.resize`.
+    crf: H.264 compression of every frame (`media.compress`), after cropping and before resizing, as in the official
+        code, whose value is 29; 0: none. None: not set: the library then takes the value of the run, and a direct call
+        of `sample` does not compress.
     """
 
     frames: Tensor
@@ -103,21 +104,21 @@ class Condition(ConditioningItem):
         return replace(self, frames=rgb_frames(self.frames), crf=crf if self.crf is None else self.crf)
 
     def compressed(self, size: PixelShape) -> Condition:
-        """The condition as H.264 leaves it, which is done once; for `size`, the first that it is brought to.
+        """The condition after compression, which happens once, for `size`, the first size that it is resized to.
 
-        Raises ConfigError: crf outside 0 to 63.
+        Raises ConfigError if crf is outside 0 to 63.
         """
         frames = crop_to_shape(self.frames, size.height, size.width) if self.resize == "crop" else self.frames
         return replace(self, frames=compress(frames, self.crf or 0), crf=0)
 
     def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> Condition:  # noqa: ARG002
-        """A frame index that counts from the end counts from the end of `asked`."""
+        """A negative frame index counts from the end of `asked`."""
         frames = _on_canvas(self.compressed(asked), asked, grid)
         start = self.frame + asked.frames if -asked.frames <= self.frame < 0 else self.frame
         return replace(self, frames=frames, frame=start, crf=0)
 
     def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Condition:  # noqa: ARG002
-        """Raises ConfigError also: a clip does not start on a multiple of `frames_per_latent`."""
+        """Raises ConfigError also if a clip does not start on a multiple of `frames_per_latent`."""
         self._check_frames()
         start = self._start(size.frames)
         count, t = len(self.frames), frames_per_latent
@@ -144,7 +145,7 @@ class Condition(ConditioningItem):
         return start
 
     def share(self, first: int, last: int, frames: int) -> Condition | None:
-        """A condition belongs to the windows that show its start."""
+        """A window that shows the first frame of the condition uses all of it."""
         start = self._start(frames)
         return replace(self, frame=start - first) if first <= start <= last else None
 
@@ -164,7 +165,7 @@ class Reference(ConditioningItem):
     """The video that an IC-LoRA follows: depth, poses or edges, frame by frame, or a clip to refine.
 
     It starts with the clip. strength: IC-LoRAs are trained at 1.
-    fps: of the frames; where the clip has another rate, the frames nearest in time are taken. None: as the clip.
+    fps: of the frames; for a clip with another rate, the frames nearest in time are taken. None: the rate of the clip.
     """
 
     frames: Tensor
@@ -186,7 +187,7 @@ class Reference(ConditioningItem):
         nearest = (torch.arange(count) * (self.fps / fps)).round().long().clamp(max=len(self.frames) - 1)
         say(
             f"The reference has {self.fps:g} frames per second and the clip {fps:g}: of its {len(self.frames)} frames "
-            f"those nearest in time were taken, {count} of them."
+            f"the {count} nearest in time were taken."
         )
         return replace(self, frames=self.frames[nearest], fps=fps)
 
@@ -195,13 +196,13 @@ class Reference(ConditioningItem):
         return replace(self, frames=_on_canvas(self, asked, grid))
 
     def say_resizing(self, size: PixelShape, say: Notes) -> None:
-        """Tell how it gets the size of the clip, where it has another one."""
+        """Report the resizing, if the reference has another size than the clip."""
         h, w = self.frames.shape[1:3]
         if (h, w) != (size.height, size.width):
-            say(f"The reference of {w}x{h} pixels was brought to {size.width}x{size.height} ({self.resize}).")
+            say(f"The reference of {w}x{h} pixels was resized to {size.width}x{size.height} ({self.resize}).")
 
     def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Reference:
-        """At the rate of the clip, and no longer than it; what was changed, and what is missing, is said."""
+        """The reference at the rate of the clip and no longer than it; `say` reports every change."""
         self._check_frames()
         reference = self.at_rate(fps, say)
         count, t = len(reference.frames), frames_per_latent
@@ -210,8 +211,8 @@ class Reference(ConditioningItem):
             say(f"The reference was trimmed from {count} to {length} frames: {t}k+1 that fit in the clip.")
         if length < size.frames:
             say(
-                f"The reference ends before the clip: frames {length} to {size.frames - 1} are made without it; a clip "
-                f"of {length} frames, or a longer reference, has it throughout."
+                f"The reference ends before the clip: frames {length} to {size.frames - 1} are made without it; make a "
+                f"clip of {length} frames, or use a longer reference."
             )
         reference.say_resizing(size, say)
         return replace(reference, frames=reference.frames[:length])
@@ -230,7 +231,7 @@ class Reference(ConditioningItem):
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """What a pass is conditioned on. vae: encodes the items that are frames; not needed for latents alone."""
+    """The conditioning of a pass. vae: encodes the items that are frames; latent items alone do not need it."""
 
     items: Sequence[ConditioningItem | LatentItem] = ()
     vae: VideoVAE | None = None
@@ -240,13 +241,13 @@ class Conditions:
         return any(item.needs_lora for item in self.items)
 
     def encoded(self, size: PixelShape, batch: int, fps: float, noise: Noise, host: Host) -> list[LatentItem]:
-        """All items as latents at the size of a clip, see `encode_conditions`. Raises ConfigError: there is no VAE."""
+        """All items as latents at the size of a clip, see `encode_conditions`. Raises ConfigError without a VAE."""
         frames = [item for item in self.items if isinstance(item, ConditioningItem)]
         if not frames:
             return [item for item in self.items if not isinstance(item, ConditioningItem)]
         if self.vae is None:
             raise ConfigError(
-                "got conditions without a VAE; expected the VAE of the model, which encodes them; connect it"
+                "got conditions without a VAE; expected the VAE of the model, which encodes them; pass it"
             )
         latents = iter(encode_conditions(self.vae, frames, size, batch=batch, fps=fps, noise=noise, host=host))
         return [next(latents) if isinstance(item, ConditioningItem) else item for item in self.items]
@@ -266,14 +267,14 @@ def encode_conditions(
     noise: Noise,
     host: Host,
 ) -> tuple[LatentItem, ...]:
-    """Conditions at the size of a clip, as latents drawn from the VAE's posterior (official; the mean is not used).
+    """Conditions at the size of a clip, as draws from the VAE's posterior, which the official code uses, not its mean.
 
-    noise: gives one draw per item for each of `batch` samples. fps: of the clip.
+    noise: one draw per item, for `batch` samples. fps: of the clip.
 
     Returns latents (batch c f h w) float32 on the CPU.
 
     Raises:
-        as `ConditioningItem.placed`.
+        As `ConditioningItem.placed`.
     """
     placed = [item.placed(size, vae.config.scale_factors.frames, fps, host.say) for item in items]
     encoded: list[LatentItem] = []
@@ -295,13 +296,13 @@ def _on_canvas(item: ConditioningItem, asked: PixelShape, grid: PixelShape) -> T
 
 
 def crop_to(frames: Tensor, asked: PixelShape) -> Tensor:
-    """The clip (f h w c) out of its grid: the middle of every frame, and the first `asked.frames` of them."""
+    """The clip (f h w c) cut out of its grid: the middle of the first `asked.frames` frames."""
     top, left = (frames.shape[1] - asked.height) // 2, (frames.shape[2] - asked.width) // 2
     return frames[: asked.frames, top : top + asked.height, left : left + asked.width]
 
 
 def crop_chunks(chunks: Iterable[Tensor], asked: PixelShape) -> Iterator[Tensor]:
-    """`crop_to` of a clip that comes in pieces (f h w c)."""
+    """`crop_to` for a clip in pieces (f h w c)."""
     left = asked.frames
     for chunk in chunks:
         frames = crop_to(chunk, asked)[:left]

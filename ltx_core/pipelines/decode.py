@@ -1,4 +1,4 @@
-"""Latents to frames: frames leave as they are finished, and memory does not grow with the length of the clip."""
+"""Latents to frames: each frame leaves when it is finished, and memory does not grow with the length of the clip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decode(
 ) -> Tensor:
     """Decode clips into one array.
 
-    latent: (b, c, f, h, w), normalised; sample i is what it would be alone with `seed + i`.
+    latent: (b, c, f, h, w), normalised; sample i decodes as it would alone with `seed + i`.
     The other arguments and the errors are those of `decode_frames`.
 
     Returns:
@@ -59,25 +59,25 @@ def decode_frames(
 ) -> Iterator[Tensor]:
     """Decode one clip, a few frames at a time.
 
-    Noise is mixed into the normalised latent, z * (1 - s) + noise * s, and the decoder is told a noise level t: it was
-    trained to remove the last of it (Lightricks/LTX-Video, pipeline_ltx_video.py). A VAE without timestep conditioning
-    (0.9.0) takes neither: then both values and the seed have no effect.
+    Noise is mixed into the normalised latent, z * (1 - s) + noise * s, and the decoder receives a noise level t: it was
+    trained to remove the last of the noise (Lightricks/LTX-Video, pipeline_ltx_video.py). A VAE without timestep
+    conditioning (0.9.0) does neither: both values and the seed then have no effect.
 
     latent: (1, c, f, h, w), normalised.
     decoding: t, s, and the tone map, which comes after the noise as in the official pipeline.
-    seed: of that noise, and of what the decoder of 0.9.1 injects, drawn once for the whole clip; it may be the clip's,
-        whose own noise is another stream.
-    tiling: how the clip is cut up; None chooses by the room that the host has. A clip cut in space is held whole and
-        leaves while its last tile is made.
-    into: an array for the whole clip, which the frames are then parts of.
+    seed: of that noise, and of the noise that the decoder of 0.9.1 injects, drawn once for the whole clip. It may equal
+        the clip's seed, because the clip's own noise is another stream.
+    tiling: how the clip is cut up; None: chosen to fit the host's room. A clip that is cut in space stays in memory
+        whole, and leaves while its last tile is decoded.
+    into: an array for the whole clip; the frames are then views of it.
     Progress is of stage "decode", counted in frames of tiles.
 
     Yields:
         (f, h, w, 3) float32 in [0, 1], on the CPU.
 
     Raises:
-        ShapeError: not one clip, or other channels. ConfigError: a latent that is not finite.
-        UnsupportedError: the VAE made numbers that are not finite.
+        ShapeError: not one clip, or the wrong number of channels. ConfigError: a latent that is not finite.
+        UnsupportedError: the VAE returned numbers that are not finite.
     """
     _check(vae, latent)
     if len(latent) != 1:
@@ -116,7 +116,7 @@ def _decode(
     host: Host,
     into: Tensor | None,
 ) -> Iterator[Tensor]:
-    """work: bytes beside the decoder's weights. The rest is as in `decode_frames`."""
+    """work: bytes in addition to the decoder's weights. The rest is as in `decode_frames`."""
     raw, timestep, injected = noisy.raw, noisy.timestep, noisy.injected
     shape, scale = LatentShape(*raw.shape[2:]), vae.config.scale_factors
     pixels, tiles = shape.pixels(scale), tiling.tiles(shape.height, shape.width)
@@ -147,13 +147,13 @@ def _decode(
                 host.progress(ProgressEvent("decode", number * pixels.frames + done, total))
                 if number == len(tiles) - 1:
                     yield frames
-                del frames  # it is gone for us before the next piece is made
+                del frames  # no reference of ours lives while the next piece is decoded
 
 
 def _to_frames(pixels: Tensor) -> Tensor:
     """(1, 3, f, h, w) of about [-1, 1], anywhere -> (f, h, w, 3) float32 in [0, 1] on the CPU."""
     frames = rearrange(pixels, "1 c f h w -> f h w c").to(torch.float32, copy=True).mul_(0.5).add_(0.5).cpu()
-    if not bool(frames.sum().isfinite()):  # without the masks that isfinite() makes of all of them
+    if not bool(frames.sum().isfinite()):  # of the sum: isfinite() of all of them would allocate masks
         raise UnsupportedError(
             "got numbers that are not finite from the VAE; expected frames; float16 can overflow in it: load it as "
             "bfloat16 or float32"

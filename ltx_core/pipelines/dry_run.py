@@ -36,9 +36,9 @@ from .two_stage import first_pass_size
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """The models of a run, on meta or loaded: what the plan looks at is configs, shapes and dtypes.
+    """The models of a run, on meta or loaded: the plan reads only configs, shapes and dtypes.
 
-    text_encoder: the model and its config. converted: bytes that loading makes anew, beside the mapped files.
+    text_encoder: the model and its config. converted: bytes that loading allocates in addition to the mapped files.
     """
 
     transformer: LTXTransformer
@@ -98,7 +98,7 @@ def outline(
 
 
 def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
-    """Bytes of a model (on meta) that are not as its file has them, so that loading takes memory for them."""
+    """Bytes of a model (on meta) that differ from its file, and for which loading therefore allocates memory."""
     stored = opened.stored(name)
     converted = 0
     seen: set[int] = set()
@@ -117,19 +117,19 @@ def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
 
 
 def card_here(device: str | torch.device | None = None) -> Card:
-    """The device that a run would take: `device`, or the best there is, with what is free on it now.
+    """The device that a run would use, `device` or the best available, with its free memory now.
 
     Raises:
-        ConfigError: nobody can say how much memory it has.
+        ConfigError: the system does not report how much memory it has.
     """
     chosen = best_device() if device is None else torch.device(device)
-    found = memory(chosen)
-    if found is None:
+    available = memory(chosen)
+    if available is None:
         raise ConfigError(
-            f"got {chosen}, whose memory this system does not tell; expected a size; say how many GiB there are"
+            f"got {chosen}, whose memory this system does not report; expected a size; set the number of GiB"
         )
     is_cpu = chosen.type == "cpu"
-    return Card("main memory" if is_cpu else str(chosen), found.free, found.total, is_main_memory=is_cpu)
+    return Card("main memory" if is_cpu else str(chosen), available.free, available.total, is_main_memory=is_cpu)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -137,11 +137,11 @@ def card_here(device: str | torch.device | None = None) -> Card:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the planner would choose by itself.
+    """What the user chooses instead of the planner.
 
-    branches: of a step of the (first) pass; None: as the recipe. resident: blocks of the transformer that stay.
-    tiling: of the decoder. text_tokens: length of a prompt. shows_picture: a picture is given as condition.
-    follows_reference: an IC-LoRA's reference video is given, whose tokens are as many as the clip's.
+    branches: of a step of the (first) pass; None: as in the recipe. resident: blocks of the transformer that stay on
+    the card. tiling: of the decoder. text_tokens: length of a prompt. shows_picture: whether a picture is a condition.
+    follows_reference: whether there is the reference video of an IC-LoRA, which has as many tokens as the clip.
     """
 
     branches: int | None = None
@@ -156,20 +156,20 @@ AUTO = Choices()
 
 
 def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO) -> Plan:
-    """What a run at `size` (of the result, any) takes on `card`, in two passes where there is an upscaler.
+    """The memory of a run at `size` (of the result, any) on `card`, in two passes if there is an upscaler.
 
-    Where it does not fit, the plan names the nearest sizes that do: the same length and shape but smaller, and the same
-    size but shorter.
+    If the run does not fit, the plan names the nearest sizes that do: the same length and shape but smaller, and the
+    same size but shorter.
 
     Raises:
         ConfigError: not even the smallest clip fits. ShapeError: a size that two passes cannot have.
     """
-    found = _plan(models, size, card, choices)
-    if found.fits:
-        return found
+    full = _plan(models, size, card, choices)
+    if full.fits:
+        return full
 
     def first(sizes: Iterator[PixelShape]) -> PixelShape | None:
-        return next((one for one in sizes if _plan(models, one, card, choices).fits), None)
+        return next((size for size in sizes if _plan(models, size, card, choices).fits), None)
 
     smaller, shorter = first(_smaller(models, size)), first(_shorter(models, size))
     if smaller is None and shorter is None:
@@ -181,21 +181,21 @@ def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO)
                 f"{least.peak / 1e9:.2f} GB, which the stage '{stage.name}' takes for the smallest clip; use a "
                 "quantized file (GGUF, fp8) or another device"
             )
-    return replace(found, smaller=smaller, shorter=shorter)
+    return replace(full, smaller=smaller, shorter=shorter)
 
 
 def _least(models: Outline, card: Card, choices: Choices) -> Plan:
-    """The plan of the smallest clip there is."""
+    """The plan of the smallest possible clip."""
     scale = models.vae.config.scale_factors
     side = 2 if models.upscaler is not None else 1
     return _plan(models, PixelShape(1, side * scale.height, side * scale.width), card, choices)
 
 
 def _smaller(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
-    """Sizes of about the same shape, one row or column of cells less at a time."""
+    """Ever smaller sizes of about the same shape, by one row or column of cells at a time."""
     scale = models.vae.config.scale_factors
     rows, columns = math.ceil(size.height / scale.height), math.ceil(size.width / scale.width)
-    least = 2 if models.upscaler is not None else 1  # of which two thirds are a cell
+    least = 2 if models.upscaler is not None else 1  # two thirds of 2, rounded down, are the first pass's one cell
     longer = max(rows, columns)
     for cells in range(longer - 1, 0, -1):
         height, width = (max(round(side * cells / longer), 1) for side in (rows, columns))
@@ -216,23 +216,23 @@ def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Pl
     large = LatentShape(small.frames, 2 * small.height, 2 * small.width)
     grids: dict[Which, LatentShape] = {"first": small, "second": large} if two else {"one": small}
     passes = {which: _pass(models, which, grid) for which, grid in grids.items()}
-    branches = {which: one.branches for which, one in passes.items()}
+    branches = {which: passes[which].branches for which in grids}
     first, last = next(iter(grids)), next(reversed(grids))
     if choices.branches is not None:
         branches[first] = choices.branches
 
-    found: list[Stage] = []
+    run_stages: list[Stage] = []
     if models.text_encoder is not None:
-        found.append(_text_stage(models, models.text_encoder, card, choices))
+        run_stages.append(_text_stage(models, models.text_encoder, card, choices))
     if choices.shows_picture or choices.follows_reference:
         frames = grids[last].frames if choices.follows_reference else 1
-        shown = LatentShape(frames, grids[last].height, grids[last].width)
-        found.append(_vae_stage("encode", models, shown, card, None))
+        grid_of_frames = LatentShape(frames, grids[last].height, grids[last].width)
+        run_stages.append(_vae_stage("encode", models, grid_of_frames, card, None))
     for which, grid in grids.items():
         if which == "second" and models.upscaler is not None:
-            found.append(_upscale_stage(models, models.upscaler, small, card))
-        found.append(_transformer_stage(passes[which], models, grid, branches[which], card, choices))
-    found.append(_vae_stage("decode", models, grids[last], card, choices.tiling))
+            run_stages.append(_upscale_stage(models, models.upscaler, small, card))
+        run_stages.append(_transformer_stage(passes[which], models, grid, branches[which], card, choices))
+    run_stages.append(_vae_stage("decode", models, grids[last], card, choices.tiling))
     weights = {name: part.total for name, part in models.weights.items()}
     blocks = models.weights["transformer"].blocks
     weights |= {
@@ -240,11 +240,11 @@ def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Pl
         f"transformer, each of {len(blocks)} blocks": max(blocks, default=0),
     }
     most = max(branches.values())
-    return Plan(card, size, most, dict(sorted(weights.items())), models.converted, tuple(found))
+    return Plan(card, size, most, dict(sorted(weights.items())), models.converted, tuple(run_stages))
 
 
 def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
-    """A pass as the recipe of the model has it."""
+    """A pass by the recipe of the model."""
     recipe, _ = recipe_for(models.info.versions)
     return Pass.of(models.transformer, Settings(recipe), which, grid.tokens, scheduler=models.info.scheduler)
 
@@ -254,7 +254,7 @@ def _held(weights: Weights, resident: int | None, card: Card) -> int:
 
 
 def _stack_stage(name: str, model: str, weights: Weights, work: int, card: Card, asked: int | None) -> Stage:
-    """A stage whose model can be streamed."""
+    """A stage with a model that can be streamed."""
     resident = asked if asked is not None and asked < len(weights.blocks) else None
     if asked is None and not card.is_main_memory:
         resident = resident_blocks(weights, room_for_weights(card.available, card.total, work))
@@ -268,7 +268,7 @@ def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], c
 
 
 def _transformer_stage(
-    one: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
+    run_pass: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
 ) -> Stage:
     work = stages.sampling(
         models.transformer,
@@ -277,7 +277,7 @@ def _transformer_stage(
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
     )
-    return _stack_stage(one.stage, "transformer", models.weights["transformer"], work, card, choices.resident)
+    return _stack_stage(run_pass.stage, "transformer", models.weights["transformer"], work, card, choices.resident)
 
 
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
@@ -287,7 +287,7 @@ def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape
 
 
 def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked: Tiling | None) -> Stage:
-    """Decoding or encoding, cut up as `decode_frames` and `encode_posterior` would."""
+    """Decoding or encoding, with the tiling of `decode_frames` and `encode_posterior`."""
     part = f"VAE {'decoder' if name == 'decode' else 'encoder'}"
     weights = models.weights[part].total
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)

@@ -1,4 +1,4 @@
-"""Frames to latents, streamed in time, so that memory beside the frames does not grow with the length of the clip."""
+"""Frames to latents, streamed in time: apart from the frames, memory does not grow with the length of the clip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encode_frames(
 ) -> Tensor:
     """Encode a picture or a clip.
 
-    generator: draws from the posterior, as the official pipeline does; None takes its mean, as ComfyUI does.
+    generator: for a draw from the posterior, as in the official pipeline; None: its mean, as in ComfyUI.
     The other arguments and the errors are those of `encode_posterior`.
 
     Returns:
@@ -44,15 +44,15 @@ def encode_posterior(
     host: Host,
     tiling: Tiling | None = None,
 ) -> Posterior:
-    """What the VAE knows of a picture or a clip: a Gaussian over raw latents (1, c, f', h', w'), float32, on the CPU.
+    """The VAE's posterior of a picture or a clip: a Gaussian over raw latents (1, c, f', h', w'), float32, on the CPU.
 
-    frames: (f, h, w, 3) in [0, 1]; an alpha channel is left out, grey is repeated.
-    tiling: how the clip is cut up; None chooses by the room that the host has. Progress is of stage "encode", counted
+    frames: (f, h, w, 3) in [0, 1]; an alpha channel is dropped, grey is repeated.
+    tiling: how the clip is cut up; None: chosen to fit the host's room. Progress is of stage "encode", counted
         in frames of tiles.
 
     Raises:
-        ShapeError: not frames, or a size or number of frames that the VAE cannot have (the message names the next one
-        that it can). ConfigError: frames that are not finite.
+        ShapeError: not frames, or a size or number of frames that the VAE cannot have (the message names the next
+        possible one). ConfigError: frames that are not finite.
     """
     frames = rgb_frames(frames)
     if not all(bool(frame.isfinite().all()) for frame in frames):  # one by one: the test makes copies

@@ -3,8 +3,8 @@
     ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
     ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
 
-Sampling follows the recipe of the recognised checkpoint (`releases`). Who wants more than a recipe calls the functions
-that are called here: `text.encode_prompts`, `sample.sample`, `two_stage.generate_two_stage`, `decode`.
+Sampling follows the recipe of the recognised checkpoint (`releases`). For more than a recipe, call the functions that
+this module calls: `text.encode_prompts`, `sample.sample`, `two_stage.generate_two_stage`, `decode`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ Path_ = Path | str
 class Components:
     """The models of one checkpoint, loaded and checked to belong together.
 
-    recipe: the settings it was meant to be used with. sources: what each part was loaded from, by name.
-    tiling: how clips are decoded; None: as the memory asks for. loras: applied to the transformer while it samples.
+    recipe: the settings that the checkpoint was made for. sources: the name of each part's file.
+    tiling: how clips are decoded; None: chosen to fit the memory. loras: applied to the transformer while it samples.
     """
 
     transformer: LTXTransformer
@@ -93,29 +93,29 @@ class Components:
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Components:
-        """Load from files or folders, or by its name the model that comes with the pack, "ltxkit-digits".
+        """Load from files or folders, or by its name, "ltxkit-digits", the model that comes with the pack.
 
         model: transformer and VAE, or the transformer alone with `vae`. upscaler: makes two passes.
-        tokenizer: `spiece.model` or `tokenizer.json`, where it is not found by itself.
-        version: the released version, such as "13b-0.9.8-dev", where the file does not say.
-        dtype: of all weights; None keeps the stored ones. device: where they run; None: the best there is;
+        tokenizer: `spiece.model` or `tokenizer.json`, if it is in none of the usual places.
+        version: the released version, such as "13b-0.9.8-dev", if the file does not state it.
+        dtype: of all weights; None: the stored dtypes. device: where they run; None: the best available;
             several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
-        loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or the
-            distilled one of a dev model with the distilled LoRA.
-        resident_blocks: how many blocks of a transformer or text encoder stay there, the others being streamed; tile:
-            latent cells of a side of the tiles to decode in. None: as `dry_run.plan` chooses.
+        loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or for a dev
+            model with the distilled LoRA that of the distilled model.
+        resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
+            tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
 
         Raises:
-            CheckpointError: a file is damaged, incomplete, or of another kind (named as what it is), or a LoRA is for
-                another model.
-            ConfigError: `version` has to be given, the parts do not belong together, or an argument cannot be.
+            CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
+                for another model.
+            ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
         if settings is not None and settings not in RELEASES:
-            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}")
+            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}; choose one")
         opened = open_models(model, version=version)
         transformer, info = opened.transformer(
             dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
@@ -128,8 +128,8 @@ class Components:
         )
         _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
         matched = [
-            f"{one.lora.path.name}: {match_lora(one.lora, transformer, allow_partial=one.allow_partial)}."
-            for one in loras
+            f"{item.lora.path.name}: {match_lora(item.lora, transformer, allow_partial=item.allow_partial)}."
+            for item in loras
         ]
         chosen, option = (version, "version") if settings is None else (settings, "settings")
         if chosen is not None:
@@ -172,13 +172,13 @@ class Components:
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Clip:
-        """Make a clip, in two passes where there is an upscaler; decoded only when its frames are asked for.
+        """Make a clip, in two passes if there is an upscaler. It is decoded only when its frames are read.
 
-        width, height, frames: of the result, any; what the VAE cannot have is padded and cut off again.
-        fps, negative_prompt, steps, guidance_scale: None takes the recipe's; the last two are those of the first pass,
-            for short. settings: all that can override the recipe.
-        conditions: pictures and clips to show, references to follow. crf: H.264 compression of the pictures and clips
-            that say none, see `media.compress`.
+        width, height, frames: of the result, any; a size that the VAE cannot have is padded, and cropped again.
+        fps, negative_prompt, steps, guidance_scale: None: the recipe's. The last two are short forms of the first
+            pass's settings. settings: every override of the recipe.
+        conditions: pictures and clips to show, references to follow. crf: H.264 compression of pictures and clips
+            without a value of their own, see `media.compress`.
 
         Raises:
             ShapeError, ConfigError: a size or setting that cannot work.
@@ -190,8 +190,8 @@ class Components:
         size = self._size(asked, notes)
         all_settings = Settings(self.recipe, settings)
         passes = self._passes(all_settings, size)
-        for one in passes:
-            for remark in one.remarks(self.recipe):
+        for run_pass in passes:
+            for remark in run_pass.remarks(self.recipe):
                 notes(remark)
         negative_prompt = self._negative(passes, negative_prompt, notes)
 
@@ -199,14 +199,14 @@ class Components:
         prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
         prepared = [item.prepared(crf) for item in conditions]
         canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
-        shown = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
+        placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
         clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
         if self.upscaler is None:
-            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=shown)
+            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=placed)
         else:
             upscaling = Upscaling(self.upscaler, self.vae, all_settings.adain_factor)
             latent = generate_two_stage(
-                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=shown
+                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=placed
             )
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
         record = {
@@ -228,9 +228,9 @@ class Components:
         """The models and the passes of a run, as JSON values."""
         return {
             **self.sources,
-            "loras": [{"file": one.lora.path.name, "strength": one.strength} for one in self.loras],
+            "loras": [{"file": item.lora.path.name, "strength": item.strength} for item in self.loras],
             "versions": list(self.info.versions),
-            "passes": [{"sigmas": one.sigmas.tolist(), "guidance": asdict(one.guidance)} for one in passes],
+            "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,
             "decode_timestep": decoding.timestep,
             "decode_noise_scale": decoding.noise_scale,
@@ -243,9 +243,7 @@ class Components:
             return first_pass_size(asked, scale)
         size = asked.padded(scale)
         if size != asked:
-            notes(
-                f"Made with {size.frames} frames of {size.width}x{size.height} pixels, and cut to the size asked for."
-            )
+            notes(f"Made with {size.frames} frames of {size.width}x{size.height} pixels, then cropped to your size.")
         return size
 
     def _passes(self, settings: Settings, size: PixelShape) -> list[Pass]:
@@ -259,8 +257,8 @@ class Components:
         ]
 
     def _negative(self, passes: Sequence[Pass], asked: str | None, notes: Notes) -> str | None:
-        """The negative prompt, where a pass needs one."""
-        if any(one.is_guided for one in passes):
+        """The negative prompt, if a pass needs one."""
+        if any(each.is_guided for each in passes):
             return self.recipe.negative_prompt if asked is None else asked
         if asked is not None:
             notes("The negative prompt has no effect: this recipe does not use guidance.")
@@ -284,16 +282,16 @@ class Components:
 
 
 Decoder = Callable[[Tensor, Progress], Iterator[Tensor]]
-"""A latent (1 c f h w) -> its frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time."""
+"""(latent (1 c f h w), progress) -> frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A finished latent, and how to make frames of it.
+    """A finished latent, and its decoder.
 
     latent: (1 c f h w) float32 on the CPU, normalised.
-    size, fps: what was asked for; frames come out in exactly this size.
-    settings: everything that the clip was made with, as JSON values; goes into the metadata of the file.
+    size, fps: as requested; frames have exactly this size.
+    settings: everything that the clip was made with, as JSON values, for the metadata of the file.
     """
 
     latent: Tensor
@@ -303,31 +301,32 @@ class Clip:
     decoder: Decoder
 
     def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
-        """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; the same ones at every call."""
+        """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; equal at every call."""
         return self.decoder(self.latent, progress)
 
     def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
-        """Decode into an mp4, frame by frame. contact_sheet: also some frames as one picture.
+        """Decode into an mp4, frame by frame. contact_sheet: where to save some of the frames as one picture.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written; nothing is left then.
+            OSError: the disk is full or the folder is not writable; no partial file remains.
         """
-        shown = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
-        kept: list[Tensor] = []
+        sheet_numbers = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
+        sheet_frames: list[Tensor] = []
 
         def chunks() -> Iterator[Tensor]:
             count = 0
             for chunk in self.frames(progress):
-                kept.extend(frame for index, frame in enumerate(chunk, count) if index in shown)
+                sheet_frames.extend(frame for index, frame in enumerate(chunk, count) if index in sheet_numbers)
                 count += len(chunk)
                 yield chunk
 
         media.write_video(Path(path), chunks(), fps=self.fps, metadata={"ltxkit": self.settings})
         if contact_sheet is not None:
-            media.write_image(Path(contact_sheet), media.contact_sheet(torch.stack(kept)), {"ltxkit": self.settings})
+            sheet = media.contact_sheet(torch.stack(sheet_frames))
+            media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
 
     def save_latent(self, path: Path_) -> None:
-        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises OSError as `save`."""
+        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises OSError as `save` does."""
         from safetensors.torch import save_file
 
         tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}

@@ -1,10 +1,9 @@
 """Clips of any length, in windows that overlap.
 
 Each window after the first begins with the last frames of the one before it, decoded and encoded again as a clip at
-frame 0 (the way in which the official pipeline extends a video), and is sampled with its own prompt, seed and
-conditions. What is in memory at once does not grow with the length. Finished windows can be kept in a folder, under
-names that hash all that they depend on, so that a run that was interrupted goes on, and a changed prompt redoes its
-own window and later ones.
+frame 0 (as the official pipeline extends a video), and is sampled with its own prompt, seed and conditions. Memory does
+not grow with the length of the clip. Finished windows can be kept in a folder, under names that hash everything they
+depend on: an interrupted run resumes, and a changed prompt repeats only its own window and later ones.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from .sample import EncodedPrompt, LatentClip, Prompts, sample
 if TYPE_CHECKING:
     from ..models.video_vae import VideoVAE
 
-CONTEXT = 2  # latent frames decoded before the overlap and thrown away: a decoder's first frames lack their past
+CONTEXT = 2  # latent frames decoded before the overlap and discarded: a decoder's first frames lack their past
 
 FINGERPRINT_VALUES = 64  # of each tensor
 
 Decode = Callable[[Tensor], Tensor]
-"""(1 c f h w) normalised latent -> frames (8f - 7, h, w, 3) float in [0, 1]; the same ones at every call."""
+"""(1 c f h w) normalised latent -> frames (8f - 7, h, w, 3) float in [0, 1]; equal at every call."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Latent frames start to start + length - 1 of the whole clip, of which the first `overlap` are those before it."""
+    """Latent frames start to start + length - 1 of the whole clip; the first `overlap` repeat the window before."""
 
     index: int
     start: int
@@ -52,15 +51,15 @@ class Window:
 
 @dataclass(frozen=True)
 class LongSettings:
-    """A long clip, and how it is put together.
+    """A long clip, and how it is composed of windows.
 
-    size: of the whole clip, as the VAE can have it. fps: frames per second. seed: of the first window; each window has
-    the seed after that of the one before it.
+    size: of the whole clip, one that the VAE can have. fps: frames per second. seed: of the first window; it grows by 1
+    from window to window.
     window_frames, overlap_frames: frames of a window, and of the end of each that begins the next; t*k + 1 each.
     strength: of the overlap as a condition.
-    adain_factor: how far the channel statistics of every window go to those of the first, against drift.
+    adain_factor: how far the channel statistics of every window move to those of the first, against drift.
     folder: where finished windows are kept; None: nowhere.
-    fingerprint: names the models, for example a hash of their headers; part of the name of every kept window.
+    fingerprint: identifies the models, see `fingerprint`; part of the name of every kept window.
     """
 
     size: PixelShape
@@ -109,9 +108,9 @@ def check_prompts(count: int, windows: Sequence[Window], settings: LongSettings)
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A name for models: a hash of the names, shapes and first values of their tensors, which reads little of a file.
+    """Identifies models by a hash of the names, shapes and first values of their tensors, which reads little of a file.
 
-    Two files with equal headers, such as a model and one that was trained further from it, have two names.
+    It tells apart files with equal headers, such as a model and a further trained one.
     """
     digest = hashlib.sha256()
     for module in modules:
@@ -134,11 +133,11 @@ def sample_windows(
     items: Sequence[ConditioningItem] = (),
 ) -> Iterator[Tensor]:
     """Latent frames of a long clip, window by window, (1 c n h w) float32 on the CPU, normalised; concatenated along
-    frames they are the latent of the whole.
+    frames they are the latent of the whole clip.
 
     prompts: one for all windows, or one each.
-    items: their frames count in the whole clip; a condition goes to the first window that shows its start, and of a
-        reference every window gets its part.
+    items: with frame numbers of the whole clip; a condition belongs to the first window that shows its start, and every
+        window has its part of a reference.
 
     Raises:
         ConfigError: as `plan_windows`; another number of prompts; a condition outside the clip.
@@ -148,17 +147,15 @@ def sample_windows(
     check_prompts(len(prompts), windows, settings)
     shares = _share_out(_at_rate(items, settings.fps, host), windows, settings.size.frames, scale.frames)
 
-    kept = _Kept(settings, one, negative)
+    store = _KeptWindows(settings, one, negative)
     first: Tensor | None = None
     before: Tensor | None = None
     for window, share in zip(windows, shares, strict=True):
         prompt = prompts[window.index if len(prompts) > 1 else 0]
-        latent = kept.find(window, prompt, share)
+        latent = store.find(window, prompt, share)
         if latent is None:
-            if kept.found == window.index > 0:
-                host.say(
-                    f"Windows 1 to {kept.found} of {len(windows)} were kept from an earlier run and are not made again."
-                )
+            if store.reused == window.index > 0:
+                host.say(f"Windows 1 to {store.reused} of {len(windows)} are reused from an earlier run.")
             overlap = [] if before is None else [_overlap(before, window, settings, decode, scale.frames)]
             latent = sample(
                 one.named(f"window {window.index + 1} of {len(windows)}"),
@@ -170,7 +167,7 @@ def sample_windows(
             )
             if first is not None and settings.adain_factor:
                 latent = adain(latent, first, settings.adain_factor)
-            kept.keep(latent)
+            store.keep(latent)
         if first is None:
             first = latent
         before = latent
@@ -178,12 +175,12 @@ def sample_windows(
 
 
 def seam_frames(windows: Sequence[Window], frames_per_latent: int) -> tuple[int, ...]:
-    """The first frame of the whole clip that each window after the first adds."""
+    """The first new frame of every window but the first, counted in the whole clip."""
     return tuple((window.start + window.overlap - 1) * frames_per_latent + 1 for window in windows[1:])
 
 
 def _overlap(before: Tensor, window: Window, settings: LongSettings, decode: Decode, t: int) -> Condition:
-    """The end of the window before, as a clip at frame 0."""
+    """The end of the previous window, as a clip at frame 0."""
     frames = decode(before[:, :, -(window.overlap + CONTEXT) :])
     return Condition(frames[-((window.overlap - 1) * t + 1) :], 0, settings.strength, "stretch")
 
@@ -200,7 +197,7 @@ def _at_rate(items: Sequence[ConditioningItem], fps: float, host: Host) -> list[
 def _share_out(
     items: Sequence[ConditioningItem], windows: Sequence[Window], frames: int, t: int
 ) -> list[list[ConditioningItem]]:
-    """The items of each window, their frames counted in it."""
+    """The items of each window, with frame numbers of the window."""
     shares: list[list[ConditioningItem]] = [[] for _ in windows]
     for item in items:
         for window, share in zip(windows, shares, strict=True):
@@ -212,17 +209,17 @@ def _share_out(
     return shares
 
 
-class _Kept:
-    """Windows of earlier runs, by a hash of all that they depend on, the windows before them included."""
+class _KeptWindows:
+    """Windows of earlier runs, by a hash of everything they depend on, which includes the windows before them."""
 
     def __init__(self, settings: LongSettings, one: Pass, negative: EncodedPrompt | None) -> None:
-        self.found = 0  # windows that were not made again
+        self.reused = 0  # number of windows from an earlier run
         self._settings, self._one, self._negative = settings, one, negative
         self._key = ""
         self._path: Path | None = None
 
     def find(self, window: Window, prompt: EncodedPrompt, items: Sequence[ConditioningItem]) -> Tensor | None:
-        """The window's latent, where an earlier run made it from the same."""
+        """The window's latent, if an earlier run made it from the same inputs."""
         self._key = self._next_key(window, prompt, items)
         folder = self._settings.folder
         self._path = None if folder is None else folder / f"window-{window.index:03d}-{self._key[:16]}.safetensors"
@@ -230,13 +227,13 @@ class _Kept:
             return None
         try:
             latent = open_checkpoint(self._path).tensor("latent").clone()
-        except CheckpointError:  # it cannot be read: it is made again
+        except CheckpointError:  # an unreadable window is made again
             return None
-        self.found += 1
+        self.reused += 1
         return latent
 
     def keep(self, latent: Tensor) -> None:
-        """Keep the latent of the window that was looked for last."""
+        """Keep the latent of the window that `find` was last called for."""
         if self._path is not None:
             write_safetensors(self._path, {"latent": latent}, {})
 

@@ -22,10 +22,10 @@ from .settings import Settings, Which
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One pass: what exists can run.
+    """One pass. Every instance is valid and can run.
 
-    sigmas: (steps + 1) float32 levels, see `sampling.schedules`. sampler: how the steps are made.
-    loras: applied to the transformer while the pass runs. stage: what progress calls it.
+    sigmas: (steps + 1) float32 levels, see `sampling.schedules`. sampler: how the steps are taken.
+    loras: applied to the transformer while the pass runs. stage: its name in progress events.
     """
 
     transformer: LTXTransformer
@@ -46,13 +46,13 @@ class Pass:
         scheduler: SchedulerConfig | None = None,
         loras: Sequence[WeightedLoRA] = (),
     ) -> Pass:
-        """What settings make of a model. Every pass of LTXKit is made here.
+        """The pass that settings describe, for a model. Every pass of LTXKit is made here.
 
         tokens: latent cells of the clip, on which the shift of the first versions depends. scheduler: of the
         checkpoint; None: linear-quadratic, as in all versions from 0.9.5 on.
 
         Raises:
-            ConfigError: levels that cannot be, an STG block that the model does not have, or a sampler that does not
+            ConfigError: invalid levels, an STG block that the model does not have, or a sampler that does not
                 suit a distilled checkpoint.
         """
         check_sampler(settings.stepping.name, distilled=settings.recipe.distilled)
@@ -87,12 +87,12 @@ class Pass:
         return any(step.scale > 1 for step in self.steps)
 
     def describe(self) -> str:
-        """What the pass costs, in words."""
+        """The cost of the pass, in words."""
         evaluations = SAMPLERS[self.sampler.name].evaluations
         return describe_plan(self.steps, self.transformer.config.num_layers, evaluations)
 
     def remarks(self, recipe: Recipe) -> Iterator[str]:
-        """A sentence for every setting that the checkpoint was not made for, with the right value. None is refused."""
+        """A sentence, with the right value, for every setting that the checkpoint was not made for. None is refused."""
         if recipe.allowed_inference_steps is None:
             return
         scale = max(step.scale for step in self.steps)
@@ -115,7 +115,7 @@ class Pass:
 
 
 def sigmas_for(entry: PassRecipe, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:
-    """Levels of a recipe's pass, (steps + 1) float32. Arguments as `Pass.of`."""
+    """Levels of a recipe's pass, (steps + 1) float32. Arguments as in `Pass.of`."""
     if entry.timesteps is not None:
         return skip(explicit(entry.timesteps), entry.skip_initial_inference_steps, entry.skip_final_inference_steps)
     steps = entry.num_inference_steps or 0

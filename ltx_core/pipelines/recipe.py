@@ -1,4 +1,4 @@
-"""Which recipe a checkpoint is used with."""
+"""The recipe of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..releases import RELEASES, PassRecipe, Recipe
 from ..sampling.guidance import Guidance
 from ..weights.lora import WeightedLoRA
 
-# For models without a recipe for two passes: where the second one of the 13B dev models starts, without guidance.
+# For models without a recipe for two passes: it starts at the level of the 13B dev models' second pass, unguided.
 REFINE = PassRecipe(
     guidance_scale=(1,),
     stg_scale=(0,),
@@ -18,8 +18,8 @@ REFINE = PassRecipe(
     num_inference_steps=30,
     skip_initial_inference_steps=17,
 )
-# For a model that is no released one, such as one trained from scratch: plain guidance, no perturbed blocks, whose best
-# numbers nobody has looked for.
+# For a model that is not a release, such as one trained from scratch: plain guidance, and no STG, because which of its
+# blocks are best to perturb is unknown.
 UNKNOWN = Recipe(
     one_pass=PassRecipe(
         guidance_scale=(3,), stg_scale=(0,), rescaling_scale=(1,), skip_block_list=((),), num_inference_steps=30
@@ -30,17 +30,17 @@ UNKNOWN = Recipe(
     height=480,
     frame_rate=25,
     image_cond_noise_scale=0.0,
-    negative_prompt="",  # what training drops captions for
+    negative_prompt="",  # training replaces dropped captions by it
 )
 
 
 def recipe_for(versions: Sequence[str]) -> tuple[Recipe, str]:
-    """The preset of a checkpoint, and a sentence for the user about where it comes from.
+    """The recipe of a checkpoint, and a sentence for the user about its origin.
 
-    versions: released versions that the file can be, most likely first.
+    versions: released versions that the file can be, the most likely first.
     """
     if not versions:
-        return UNKNOWN, "The model is no released version: sampling with 30 steps, guidance scale 3 and no STG."
+        return UNKNOWN, "The model is not a released version: sampling with 30 steps, guidance scale 3 and no STG."
     first, *others = versions
     recipe = RELEASES[first].recipe
     if others:
@@ -52,7 +52,7 @@ def recipe_for(versions: Sequence[str]) -> tuple[Recipe, str]:
 def check_recipe(version: str, num_layers: int, option: str) -> None:
     """Refuse a released version whose recipe cannot run on the model.
 
-    num_layers: blocks of the model. option: what the user chose the version with, for the message.
+    num_layers: blocks of the model. option: with which the user chose the version, for the message.
 
     Raises:
         ConfigError: its guidance perturbs blocks that the model does not have.
@@ -67,7 +67,7 @@ def check_recipe(version: str, num_layers: int, option: str) -> None:
 
 
 def _blocks_beyond(recipe: Recipe, num_layers: int) -> list[int]:
-    """Blocks that the recipe perturbs in some step and that a model of so many does not have."""
+    """Blocks that the recipe perturbs in some step and that a model of `num_layers` blocks does not have."""
     passes = [entry for entry in (recipe.one_pass, recipe.first_pass, recipe.second_pass) if entry is not None]
     guidances = [guidance_for(entry, recipe) for entry in passes]
     steps = [guidance.at(level) for guidance in guidances for level in guidance.guidance_timesteps or (1.0,)]
@@ -75,16 +75,16 @@ def _blocks_beyond(recipe: Recipe, num_layers: int) -> list[int]:
 
 
 def versions_with(versions: Sequence[str], loras: Sequence[WeightedLoRA]) -> tuple[tuple[str, ...], str]:
-    """What dev versions become with a distilled LoRA among `loras`, and a sentence for the user, or "".
+    """`versions`, with distilled for dev if a distilled LoRA is among `loras`; and a sentence for the user, or "".
 
-    Versions that have no distilled one stay what they are.
+    Without a distilled counterpart `versions` stay as they are.
     """
-    name = next((one.lora.path.name for one in loras if one.strength > 0 and one.lora.is_distilled), "")
-    named = tuple(f"{version.removesuffix('-dev')}-distilled" for version in versions if version.endswith("-dev"))
-    found = tuple(version for version in named if version in RELEASES)
-    if not name or not found:
+    name = next((item.lora.path.name for item in loras if item.strength > 0 and item.lora.is_distilled), "")
+    names = (f"{version.removesuffix('-dev')}-distilled" for version in versions if version.endswith("-dev"))
+    distilled = tuple(version for version in names if version in RELEASES)
+    if not name or not distilled:
         return tuple(versions), ""
-    return found, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."
+    return distilled, f"{name} is a distilled LoRA by name and rank; the settings are those of the distilled model."
 
 
 def guidance_for(entry: PassRecipe, recipe: Recipe) -> Guidance:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """What the text encoder made of one prompt, or of one per sample.
+    """The output of the text encoder for one prompt, or for one per sample.
 
     embeddings: (1 | b, l, c) float. mask: (1 | b, l) integer or bool, 1 = a real token, 0 = padding; None: all real.
     """
@@ -41,7 +41,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What a pass is told. negative: needed by a pass with guidance above 1, and by no other."""
+    """The prompts of a pass. negative: needed only for guidance above 1."""
 
     positive: EncodedPrompt
     negative: EncodedPrompt | None = None
@@ -49,9 +49,9 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class LatentClip:
-    """What a pass starts from.
+    """The start of a pass.
 
-    latent: (b c f h w) normalised; zeros for a new clip (covered by noise at level 1), or a clip to go on from.
+    latent: (b c f h w) normalised; zeros for a new clip (noise covers it at level 1), or a clip to start from.
     scale: pixels per cell of the VAE that will decode it. fps: frames per second of the result.
     denoise_mask: (b | 1, 1, f, h, w), 0 to 1; 0 keeps `latent`, None denoises all of it.
     """
@@ -63,7 +63,7 @@ class LatentClip:
 
     @classmethod
     def empty(cls, vae: VideoVAE, size: PixelShape, fps: float) -> LatentClip:
-        """A new clip of a size that the VAE can have. Raises ShapeError: it cannot."""
+        """A new clip of a size that the VAE can have; any other raises ShapeError."""
         scale = vae.config.scale_factors
         return cls(torch.zeros(1, vae.config.latent_channels, *size.latent(scale)), scale, fps)
 
@@ -83,10 +83,10 @@ def sample(
     """Denoise a latent from the first level of a pass to 0.
 
     noise: `SeededNoise(seed)`; the initial noise is its first draw. conditions: encoded at the size of the clip.
-    Progress comes before the first step and after every one, with the current estimate of the clean latent.
+    Progress is sent before the first step and after every step, with the current estimate of the clean latent.
 
     Returns:
-        (b c f h w) float32 on the CPU, normalised, of the shape of `clip.latent`; inputs are not changed.
+        (b c f h w) float32 on the CPU, normalised, in the shape of `clip.latent`; inputs are not changed.
 
     Raises:
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
@@ -101,7 +101,7 @@ def sample(
             "whenever the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
         )
     if conditions.needs_lora and not one.loras:
-        host.say("There is a reference video and no LoRA: only a model with an IC-LoRA knows what to make of it.")
+        host.say("There is a reference video but no LoRA: only a model with an IC-LoRA understands it.")
 
     state = _initial_state(one, clip, conditions, noise, host)
     host.progress(ProgressEvent(one.stage, 0, total))
@@ -139,7 +139,7 @@ def sample(
 
 
 def _initial_state(one: Pass, clip: LatentClip, conditions: Conditions, noise: Noise, host: Host) -> LatentState:
-    """The state before the first step, with everything that it is conditioned on."""
+    """The state before the first step, with all conditions."""
     latent = clip.latent.float().cpu()
     coordinates = Coordinates(clip.scale, clip.fps, one.transformer.config.causal_temporal_positioning)
     state = initial_state(latent, noise(latent.shape), float(one.sigmas[0]), coordinates, clip.denoise_mask)
@@ -148,7 +148,7 @@ def _initial_state(one: Pass, clip: LatentClip, conditions: Conditions, noise: N
 
 
 def _work(one: Pass, state: LatentState, prompts: Prompts) -> int:
-    """Bytes that the pass takes beside the weights of its transformer."""
+    """Bytes that the pass takes in addition to the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
     texts = [prompt for prompt in (prompts.positive, prompts.negative) if prompt is not None]
     work = stages.sampling(
@@ -166,7 +166,7 @@ def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: to
     if prompt.mask is None:
         return transformer.prepare_text(list(embeddings))
     masks = prompt.mask.to(device).bool()
-    return transformer.prepare_text([one[mask] for one, mask in zip(embeddings, masks, strict=True)])
+    return transformer.prepare_text([text[mask] for text, mask in zip(embeddings, masks, strict=True)])
 
 
 def _check_latent(latent: Tensor, channels: int) -> None:

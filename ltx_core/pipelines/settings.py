@@ -1,36 +1,56 @@
-"""Everything that a user may say about how a clip is made, in one value: a recipe, and what overrides it.
+"""Everything that a user may choose about how a clip is made, in one value: a recipe, and its overrides.
 
-None means that the user has not said it, and the recipe decides; 0 is a value like any other. Nodes, library, command
+None means that the user has not chosen, and the recipe decides; 0 is a value like any other. Nodes, library, command
 line and trainer fill in the same fields, and `passes.Pass` is made from nothing else.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ..config import STGMode
+from ..config import Levels, STGMode
 from ..errors import ConfigError
 from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance
-from ..sampling.samplers import Levels, SamplerSettings
+from ..sampling.samplers import SamplerSettings
+from ..sampling.schedules import explicit
 from .recipe import REFINE
 
 Which = Literal["one", "first", "second"]
 """The only pass of a run, or the first or the second of two."""
 
+SCHEDULE = ("steps", "skip_initial_steps", "skip_final_steps")
+NOT_NEGATIVE = ("skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale")
+
 ADAIN = 1.0  # between the passes of every release (Lightricks/LTX-Video, LTXMultiScalePipeline)
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_range(values: Mapping[str, float | None], most: float) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= most:
+            expected = "0 or more" if most == math.inf else f"0 to {most:g}"
+            raise ConfigError(f"got {name}={value}; expected {expected}; leave it out for the recipe's own value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassSettings:
-    """What overrides the recipe in one pass.
+    """Overrides of the recipe in one pass.
 
-    sigmas: the levels themselves, 1 to 0, the last one 0; they take the place of any schedule. steps: of the
-    checkpoint's own schedule, all of it. skip_initial_steps, skip_final_steps: left out of it. denoise_strength: the
+    sigmas: the levels themselves, 1 to 0, the last one 0; they replace any schedule. steps: of the checkpoint's own
+    schedule as a whole. skip_initial_steps, skip_final_steps: numbers of steps to omit from it. denoise_strength: the
     share of the steps that run, for a pass that starts from a latent.
-    guidance: all of it; the fields behind it override single values, for every step alike.
+    guidance: as a whole; the fields below it override single values, equally for every step.
+
+    Raises:
+        ConfigError: a value that no model can use, or sigmas and a schedule at once. UnsupportedError: see `Guidance`.
     """
 
     sigmas: tuple[float, ...] | None = None
@@ -47,10 +67,30 @@ class PassSettings:
     stg_mode: STGMode | None = None
     cfg_star: bool | None = None
 
+    def __post_init__(self) -> None:
+        scheduled = [name for name in SCHEDULE if getattr(self, name) is not None]
+        if self.sigmas is not None:
+            explicit(self.sigmas)
+            if scheduled:
+                raise ConfigError(
+                    f"got sigmas and {' and '.join(scheduled)}; expected the levels themselves or a schedule; leave "
+                    "one of them out"
+                )
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"got {self.steps} steps; expected at least 1; set the number of steps")
+        if self.denoise_strength is not None and not 0 < self.denoise_strength <= 1:
+            raise ConfigError(
+                f"got denoise_strength={self.denoise_strength}; expected more than 0, at most 1; 1 runs all steps"
+            )
+        _check_range({"guidance_rescale": self.guidance_rescale, "stg_rescale": self.stg_rescale}, 1)
+        _check_range({name: getattr(self, name) for name in NOT_NEGATIVE}, math.inf)
+        _check_range({"stg_blocks": min(self.stg_blocks) if self.stg_blocks else None}, math.inf)
+        self.over_guidance(Guidance())  # which refuses what it cannot be
+
     def over(self, entry: PassRecipe) -> PassRecipe:
-        """The recipe's entry with the schedule that is asked for."""
+        """The recipe's entry with the overrides of its schedule."""
         if self.steps is not None:
-            # The count is of the whole schedule: a recipe's own list, and what it leaves out at the end, do not apply.
+            # `steps` counts the whole schedule: a recipe's own list, and the steps it omits at the end, do not apply.
             entry = replace(entry, num_inference_steps=self.steps, timesteps=None, skip_final_inference_steps=0)
         skips = {
             "skip_initial_inference_steps": self.skip_initial_steps,
@@ -59,7 +99,7 @@ class PassSettings:
         return replace(entry, **_said(skips))
 
     def over_guidance(self, guidance: Guidance) -> Guidance:
-        """The recipe's guidance with the values that are asked for."""
+        """The recipe's guidance with the overrides."""
         values = {
             "scale": None if self.guidance_scale is None else (self.guidance_scale,),
             "guidance_rescale": self.guidance_rescale,
@@ -79,8 +119,8 @@ AS_RECIPE = PassSettings()
 class Decoding:
     """How a latent is decoded (Lightricks/LTX-Video, pipeline_ltx_video.py).
 
-    timestep, noise_scale: the noise level that the decoder is told, and the share of noise that is mixed into the
-    latent, 0 to 1; without effect on a VAE without timestep conditioning (0.9.0). tone_map: `filters.tone_map`, 0 to 1.
+    timestep, noise_scale: the noise level that the decoder receives, and the share of noise mixed into the latent, 0 to
+    1; both have no effect on a VAE without timestep conditioning (0.9.0). tone_map: `filters.tone_map`, 0 to 1.
     """
 
     timestep: float
@@ -95,12 +135,15 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """What a user says about a run; None leaves it to the recipe.
+    """A user's choices for a run; None leaves one to the recipe.
 
-    first: of the only pass, or of the first of two. second: of the second.
+    first: for the only pass, or the first of two. second: for the second.
     sampler: a name of `samplers.SAMPLERS`. condition_noise, levels: see `SamplerSettings`.
-    adain: how far the channel statistics go back to those of the first pass when its result is upscaled, 0 to 1.
+    adain: how far the channel statistics of the upscaled latent return to those of the first pass, 0 to 1.
     decode_timestep, decode_noise_scale, tone_map: see `Decoding`.
+
+    Raises:
+        ConfigError: a value that no recipe can be overridden with.
     """
 
     first: PassSettings = AS_RECIPE
@@ -113,8 +156,13 @@ class Overrides:
     decode_noise_scale: float | None = None
     tone_map: float | None = None
 
+    def __post_init__(self) -> None:
+        SamplerSettings(self.sampler or "euler", self.condition_noise or 0.0, self.levels or "own")
+        names = ("adain", "decode_timestep", "decode_noise_scale", "tone_map")
+        _check_range({name: getattr(self, name) for name in names}, 1)
+
     def to_json(self) -> dict[str, Any]:
-        """What is said, as JSON values."""
+        """The choices other than None, as JSON values."""
         values = asdict(self)
         passes = {name: _said(values.pop(name)) for name in ("first", "second")}
         return {**{name: said for name, said in passes.items() if said}, **_said(values)}
@@ -125,13 +173,13 @@ NO_OVERRIDES = Overrides()
 
 @dataclass(frozen=True)
 class Settings:
-    """A recipe and what overrides it: all that is to be known of a run but its models, size and seed."""
+    """A recipe and its overrides: the whole description of a run but for its models, size and seed."""
 
     recipe: Recipe
     overrides: Overrides = NO_OVERRIDES
 
     def entry(self, which: Which) -> PassRecipe:
-        """The recipe's entry for a pass, with the schedule that the user asked for."""
+        """The recipe's entry for a pass, with the user's schedule."""
         recipe = self.recipe
         entries = {
             "one": recipe.one_pass,
@@ -145,7 +193,7 @@ class Settings:
 
     @property
     def stepping(self) -> SamplerSettings:
-        """How the steps of every pass are made."""
+        """How the steps of every pass are taken."""
         recipe, said = self.recipe, self.overrides
         own = "stochastic" if recipe.stochastic_sampling else "euler"
         noise = recipe.image_cond_noise_scale if said.condition_noise is None else said.condition_noise
@@ -161,8 +209,3 @@ class Settings:
         values = {"timestep": said.decode_timestep, "noise_scale": said.decode_noise_scale, "tone_map": said.tone_map}
         tone_map = self.entry(last).tone_map_compression_ratio
         return replace(Decoding(recipe.decode_timestep, recipe.decode_noise_scale, tone_map), **_said(values))
-
-
-def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are given."""
-    return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""From prompts to what the transformer reads."""
+"""From prompts to the embeddings that the transformer reads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def encode_prompts(
     *,
     host: Host,
 ) -> tuple[EncodedPrompt, ...]:
-    """Each prompt as T5 sees it (last hidden state after `final_layer_norm`), the encoder placed once for all of them.
+    """Each prompt encoded by T5 (last hidden state after `final_layer_norm`); the encoder is placed once for all.
 
-    A prompt is encoded without padding, which is exact: T5's positions are relative and padding would be masked. Beyond
-    256 tokens it is cut off, and the host is told which words were.
+    A prompt is encoded without padding, which is exact: T5's positions are relative and padding would be masked. It is
+    cut off after 256 tokens, and the host says which words are lost.
 
     Returns:
         per prompt embeddings (1, l, d_model) in the encoder's dtype and mask (1, l) int64 of ones, both on the CPU;
-        1 <= l <= 256, the empty prompt being its end-of-sequence token.
+        1 <= l <= 256; an empty prompt is a single end-of-sequence token.
 
     Raises:
         UnsupportedError: the encoder returned numbers that are not finite.

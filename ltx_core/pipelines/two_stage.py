@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNSCALE_FACTOR) -> PixelShape:
-    """The size of a first pass: both sides times `factor`, rounded down to what the VAE can have; frames rounded up.
+    """The size of a first pass: both sides times `factor`, rounded down to a size the VAE can have; frames rounded up.
 
     As Lightricks/LTX-Video LTXMultiScalePipeline: 1216x704 gives 800x448; 1152x768 gives 736x480, because 768 *
     0.6666666 is a little less than 512.
 
     Raises:
-        ShapeError: nothing is left of a side.
+        ShapeError: a side would be 0.
     """
     height, width = (
         int(side * factor) // s * s for side, s in ((size.height, scale.height), (size.width, scale.width))
@@ -48,10 +48,10 @@ def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNS
 
 @dataclass(frozen=True, eq=False)
 class Upscaling:
-    """What happens to a latent between two passes.
+    """The step between two passes.
 
-    vae: of the latent, for its statistics. adain_factor: how far each channel's mean and deviation go back to those
-    of the latent that came in; 1 in the official recipe, 0 in diffusers' default.
+    vae: of the latent, for its statistics. adain_factor: how far each channel's mean and deviation return to those of
+    the input latent; 1 in the official recipe, 0 by default in diffusers.
     """
 
     upsampler: LatentUpsampler
@@ -69,7 +69,7 @@ def upscale_latent(upscaling: Upscaling, latent: Tensor, *, host: Host) -> Tenso
         (b c f 2h 2w) or (b c 2f-1 h w) float32 on the CPU, normalised.
 
     Raises:
-        ShapeError: the latent has other channels than the upscaler.
+        ShapeError: the latent has another number of channels than the upscaler.
     """
     upsampler, vae = upscaling.upsampler, upscaling.vae
     channels = upsampler.config.in_channels
@@ -102,19 +102,19 @@ def generate_two_stage(
     host: Host,
     conditions: Conditions = NOTHING,
 ) -> Tensor:
-    """Both recipes: Lightricks' multi-scale pipeline, and the four parts of the diffusers LTX page.
+    """Two passes: Lightricks' multi-scale pipeline, or the four parts of the diffusers LTX page.
 
-    passes: two; the second one should start below level 1, otherwise nothing of the first is left.
+    passes: two; the second should start below level 1, otherwise nothing of the first remains.
     clip: at the size of the first pass (`first_pass_size`, or your own rounding); the result has twice its height and
-        width. Resize the decoded frames to what was asked for.
-    noise: of each pass. The same object twice goes on drawing (official), two of one seed start over (diffusers).
+        width. Resize the decoded frames to the requested size.
+    noise: of each pass. The same object twice continues its draws (official); two of one seed start over (diffusers).
     conditions: encoded for each pass at its size.
 
     Returns:
         (1 c f h w) float32 on the CPU, normalised.
 
     Raises:
-        ConfigError: the upscaler changes the number of frames. And as `sample`.
+        ConfigError: the upscaler changes the number of frames. Also all that `sample` raises.
     """
     if upscaling.upsampler.config.temporal_upsample:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A model that is larger than any of several devices: its blocks are divided among them, and what flows follows."""
+"""A model that is larger than any single device: its blocks are divided among several, and activations move along."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .placement import DevicePlacement
 
 
 def divide(blocks: Sequence[int], outside: int, devices: int) -> list[int]:
-    """For each block, given by its bytes, the number of its device: runs of blocks in order, about as many bytes each.
+    """The device number of every block: consecutive blocks share a device, and devices get about equally many bytes.
 
-    outside: bytes of what is not in blocks; they are on the first device.
+    blocks: bytes of each. outside: bytes of everything else in the model, which is on the first device.
     """
-    total, there, found = outside + sum(blocks), outside, list[int]()
+    total, before, numbers = outside + sum(blocks), outside, list[int]()
     for block in blocks:
-        middle = there + block / 2
-        found.append(min(int(middle * devices / total), devices - 1))
-        there += block
-    return found
+        middle = before + block / 2
+        numbers.append(min(int(middle * devices / total), devices - 1))
+        before += block
+    return numbers
 
 
 class BalancedPlacement:
-    """The blocks of a transformer or text encoder over several devices; other models, as a whole, on the first one.
+    """Divides the blocks of a transformer or text encoder among several devices; other models go to the first one.
 
-    As `device_map="balanced"` of diffusers: one device computes at a time. Weights are copies, which leave when the
-    block ends; the same numbers come out as on one device of the same kind. For inference only.
+    As with `device_map="balanced"` in diffusers, one device computes at a time. Weights are copies, which leave when
+    the `with` block ends; results are the same as on one device of the same kind. For inference only.
     """
 
     def __init__(self, devices: Sequence[str | torch.device]) -> None:
-        """Raises ConfigError: no device."""
+        """Raises ConfigError if there is no device."""
         if not devices:
             raise ConfigError("got no devices; expected one or more; name them, such as cuda:0 and cuda:1")
         self.devices = [torch.device(device) for device in devices]
@@ -46,21 +46,21 @@ class BalancedPlacement:
 
     @property
     def device(self) -> torch.device:
-        """Where a model is given its inputs, and gives its results."""
+        """Where a model takes its inputs and returns its results."""
         return self.devices[0]
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        """As of `DevicePlacement`, for models that are on the first device as a whole."""
+        """As in `DevicePlacement`, for a model that goes to the first device as a whole."""
         return self._first.spare_memory(module)
 
     @contextmanager
     def __call__(self, module: nn.Module, *, memory_required: int = 0) -> Generator[torch.device]:
-        found = block_stack(module)
-        if found is None or len(self.devices) == 1:
+        block_list = block_stack(module)
+        if block_list is None or len(self.devices) == 1:
             with self._first(module, memory_required=memory_required) as device:
                 yield device
             return
-        blocks = list(found.blocks)
+        blocks = list(block_list.blocks)
         sizes = [weight_bytes(block) for block in blocks]
         numbers = divide(sizes, weight_bytes(module) - sum(sizes), len(self.devices))
         with ExitStack() as stack:
@@ -68,21 +68,21 @@ class BalancedPlacement:
             for block, number in zip(blocks, numbers, strict=True):
                 device = self.devices[number]
                 stack.callback(DeviceCopies(block, device).drop)
-                for part in found.entries(block):
+                for part in block_list.entries(block):
                     stack.callback(part.register_forward_pre_hook(_Follow(device), with_kwargs=True).remove)
-            home = found.exit.register_forward_pre_hook(_Follow(self.device), with_kwargs=True)
-            stack.callback(home.remove)
+            exit_hook = block_list.exit.register_forward_pre_hook(_Follow(self.device), with_kwargs=True)
+            stack.callback(exit_hook.remove)
             yield self.device
 
 
 class _Follow:
-    """Brings what a module is given to its device."""
+    """Moves the inputs of a module to its device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def __call__(self, _module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        return _moved(given, self._device), _moved(named, self._device)
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return _moved(inputs, self._device), _moved(named, self._device)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Other tensors in the place of a module's own, for a while. Nothing is ever copied back."""
+"""Other tensors temporarily in the place of a module's own. Nothing is ever copied back."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..errors import UnsupportedError
 
 
 class Copies:
-    """Copies of the weights of a module, in the place of its own until `drop`. All of them or none.
+    """Copies of the weights of a module, in the place of the originals until `drop`: all of them or none.
 
     The originals, which are mostly memory-mapped and cost nothing to keep, stay where they are. Modules, parameters and
-    hooks keep their places, so that a LoRA or a quantized layer never notices. The module is not kept alive.
+    hooks keep their places, and a LoRA or a quantized layer never notices. The module is not kept alive.
     """
 
     def __init__(
         self, module: nn.Module, copy: Callable[[Tensor], Tensor], *, leave: Collection[nn.Module] = ()
     ) -> None:
-        """copy: the tensor to use; given back as it is where the original will do. leave: parts not to touch."""
+        """copy: returns the tensor to use, which may be the original. leave: parts that keep their originals."""
         self._originals: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         left = {id(part) for block in leave for part in block.modules()}
         copied: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
@@ -62,7 +62,7 @@ def _copied(tensor: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 class DeviceCopies(Copies):
-    """The weights of a module on a device; a tensor that is there already is used as it is."""
+    """The weights of a module on a device; a tensor that is already there is used as it is."""
 
     def __init__(
         self,
@@ -72,15 +72,16 @@ class DeviceCopies(Copies):
         leave: Collection[nn.Module] = (),
         non_blocking: bool = False,
     ) -> None:
-        """Raises UnsupportedError: the device does not know the type of a stored weight."""
+        """Raises UnsupportedError if the device does not support the dtype of a stored weight."""
 
         def copy(tensor: Tensor) -> Tensor:
             try:
                 return tensor.to(device, non_blocking=non_blocking)
             except TypeError as error:  # MPS has no float8 and no float64
                 raise UnsupportedError(
-                    f"got weights of type {tensor.dtype} for {device}, which does not have it ({error}); expected a "
-                    "type that it has; use a bf16, int8, nf4 or GGUF file, or quantize a bf16 file to int8 or nf4"
+                    f"got weights of type {tensor.dtype} for {device}, which does not support it ({error}); "
+                    "expected a type that it supports; use a bf16, int8, nf4 or GGUF file, or quantize a bf16 file to "
+                    "int8 or nf4"
                 ) from error
 
         super().__init__(module, copy, leave=leave)

@@ -1,4 +1,4 @@
-"""What the machine has: devices, their memory, and copies beside the computation.
+"""The machine: its devices, their memory, and copies that run during the computation.
 
 The rest of the core names no accelerator.
 """
@@ -17,7 +17,7 @@ import torch
 
 
 def best_device() -> torch.device:
-    """CUDA (as ROCm calls itself too), then Intel's XPU, then Apple's MPS, then the CPU."""
+    """CUDA (the name of ROCm in torch too), then Intel's XPU, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if torch.xpu.is_available():
@@ -26,7 +26,7 @@ def best_device() -> torch.device:
 
 
 def device_of_process(number: int) -> torch.device:
-    """The GPU that process `number` of this machine trains on, made the current one for NCCL; the CPU without CUDA."""
+    """The GPU that process `number` of this machine trains on, set as current for NCCL; the CPU without CUDA."""
     if best_device().type != "cuda":
         return torch.device("cpu")
     device = torch.device("cuda", number)
@@ -36,17 +36,17 @@ def device_of_process(number: int) -> torch.device:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. free: what can be had without taking from others; what torch holds in reserve counts as free."""
+    """Bytes. free: available without taking from others; memory that torch holds in reserve counts as free."""
 
     free: int
     total: int
 
 
 def memory(device: torch.device) -> Memory | None:
-    """Memory of a device; None where the system does not say (main memory on Windows and macOS)."""
+    """Memory of a device; None where the system does not report it (main memory on Windows and macOS)."""
     if device.type in ("cuda", "xpu"):
         accelerator: Any = torch.get_device_module(device)
-        if device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - "cuda" has none, torch's stubs err
+        if device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - torch's stubs err: "cuda" has no index
             device = torch.device(device.type, accelerator.current_device())
         free, total = accelerator.mem_get_info(device)
         held = accelerator.memory_allocated(device)
@@ -69,14 +69,14 @@ KEPT_PRIMITIVES = 128
 
 
 def spare_main_memory() -> None:
-    """Main memory goes back to the system as soon as tensors are freed. For whole processes of our own, before work.
+    """Return main memory to the system as soon as tensors are freed. Only for processes of our own, before they work.
 
-    By itself glibc raises the size from which it does so to 32 MB, and keeps smaller blocks in a heap in which holes
-    remain: measured, up to 40 % more than the tensors of a run that takes 1 GB, and with blocks of up to 4 MB still 35
-    % in a decode of many tiles. The price is clearing pages: with bfloat16 products in hardware a decode takes half as
-    long again; huge pages, which torch asks for when this is set before it first takes memory, bring half of that back.
-    oneDNN keeps 1024 kernels by itself, up to 0.3 MB of code each; a clip needs about 40, each shape of tile others.
-    Does nothing where the environment says otherwise, or on another C library.
+    By default glibc raises the size from which it does so to 32 MB, and keeps smaller blocks in a heap in which holes
+    remain: measured, up to 40 % more than the tensors of a run that takes 1 GB, and still 35 % with a threshold of
+    4 MB, in a decode of many tiles. The price is clearing pages: with bfloat16 products in hardware a decode takes 1.5
+    times as long. Huge pages, which torch requests if this is set before its first allocation, win back half of that.
+    oneDNN keeps 1024 kernels by default, up to 0.3 MB of code each; a clip needs about 40, and more per shape of tile.
+    Settings in the environment take precedence; on another C library than glibc nothing happens.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch, c10/core/impl/alloc_cpu.cpp
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PRIMITIVES))
@@ -87,15 +87,15 @@ def spare_main_memory() -> None:
 
 
 def _allowed_share(accelerator: Any, device: torch.device) -> float:
-    """What `set_per_process_memory_fraction` left this process; older torch sets it and does not tell."""
+    """The share that `set_per_process_memory_fraction` allows; older torch sets it and does not report it."""
     share = getattr(accelerator, "get_per_process_memory_fraction", None)
     return 1.0 if share is None else min(share(device), 1.0)
 
 
 class SideStream:
-    """A queue of copies that runs beside the computation.
+    """A queue of copies that run during the computation.
 
-    Memory that is allocated for copies belongs to this queue; it must not be reused before `after_compute`.
+    Memory that is allocated for copies belongs to this queue and must not be reused before `after_compute`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -104,7 +104,7 @@ class SideStream:
         self._stream: Any = self._accelerator.Stream(device)
 
     def copying(self) -> AbstractContextManager[None]:
-        """Copies that are started inside go to this queue."""
+        """Inside, new copies go to this queue."""
         return self._accelerator.stream(self._stream)
 
     def mark(self) -> Any:
@@ -112,14 +112,14 @@ class SideStream:
         return self._stream.record_event()
 
     def compute_after(self, mark: Any) -> None:
-        """What is computed from now on waits until the queue has passed the mark."""
+        """Later computations wait until the queue has passed the mark."""
         self._accelerator.current_stream(self._device).wait_event(mark)
 
     def after_compute(self) -> None:
-        """What is copied from now on waits for all that has been asked to be computed so far."""
+        """Later copies wait for all computations submitted so far."""
         self._stream.wait_stream(self._accelerator.current_stream(self._device))
 
 
 def side_stream(device: torch.device) -> SideStream | None:
-    """A side stream, where the device has them."""
+    """A side stream, on devices that have them."""
     return SideStream(device) if device.type in ("cuda", "xpu") else None

@@ -1,7 +1,7 @@
 """LoRAs while a model runs: added to the results of its Linears, never to its weights.
 
-While `applied` is active a hook on each Linear adds up(down(x)) to its result, whatever the Linear's weights are stored
-as; afterwards the model is what it was, to the last bit.
+While `applied` is active, a hook on each Linear adds up(down(x)) to its result, in whatever form its weights are
+stored; afterwards the model is unchanged to the last bit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..weights.lora import LoRAReport, WeightedLoRA, match_lora
 
 @contextmanager
 def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[LoRAReport, ...], None, None]:
-    """The model with LoRAs, until the block is left; their reports, in order. Strength 0 is the identity.
+    """Inside, the model has the LoRAs; the value is their reports, in order. Strength 0 is the identity.
 
     Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too.
 
     Raises:
-        CheckpointError: as `match_lora`; the model is unchanged then.
+        CheckpointError: as `match_lora`; the model is then unchanged.
     """
     if not loras:
         yield ()
@@ -38,18 +38,18 @@ def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[
         for target, name in report.modules.items() if item.strength != 0 else ():
             changes[name].append(_Change(item.lora.targets[target], item.lora.scales.get(target, 1.0), item.strength))
     with ExitStack() as stack:
-        for name, of_module in changes.items():
+        for name, module_changes in changes.items():
             module = model.get_submodule(name)
             if isinstance(module, nn.Linear | QuantizedLinear):
-                handle: RemovableHandle = module.register_forward_hook(_LinearHook(module, of_module))
+                handle: RemovableHandle = module.register_forward_hook(_LinearHook(module, module_changes))
                 stack.callback(handle.remove)
             else:
-                stack.enter_context(_replaced_parameters(module, of_module))
+                stack.enter_context(_replaced_parameters(module, module_changes))
         yield tuple(reports)
 
 
 def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
-    """What applied LoRAs take on the device, in numbers of `itemsize` bytes: their tensors, brought there once."""
+    """Bytes of applied LoRAs on the device: one copy of their tensors, in numbers of `itemsize` bytes."""
     return itemsize * sum(
         tensor.numel()
         for item in loras
@@ -61,14 +61,14 @@ def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """What one LoRA does to one module."""
+    """The change that one LoRA makes to one module."""
 
     tensors: Mapping[str, Tensor]
     scale: float
     strength: float
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """weight: float32 (out, in). Returns it with the change at strength 1, on its device."""
+        """`weight`, float32 (out, in), with the change at strength 1, on its device."""
         tensors = {role: self.tensors[role].to(weight) for role in ("down", "up", "diff") if role in self.tensors}
         if "down" in tensors:
             return torch.addmm(weight, tensors["up"], tensors["down"], alpha=self.scale)
@@ -76,7 +76,7 @@ class _Change:
 
 
 class _LinearHook:
-    """Adds the changes to the result of one Linear. Factors go to the device and dtype of the input, once."""
+    """Adds the changes to the result of one Linear. Factors move once to the device and dtype of the input."""
 
     def __init__(self, linear: nn.Linear | QuantizedLinear, changes: Sequence[_Change]) -> None:
         self._linear = linear
@@ -107,7 +107,7 @@ class _ChangeOnDevice:
         elif "diff" in tensors:
             self.factors = (tensors["diff"].to(x),)
         self.diff_b = tensors["diff_b"].to(x) if "diff_b" in tensors else None
-        self.linear = linear  # and not its bias: a streamed block has another bias tensor every time
+        self.linear = linear  # not its bias: a streamed block has another bias tensor every time
         self.row_scale: Tensor | None = None
         if "magnitude" in tensors:
             # DoRA (arXiv 2402.09353): rows of W + dW get the stored lengths.
@@ -116,7 +116,7 @@ class _ChangeOnDevice:
             self.row_scale = (tensors["magnitude"].to(lengths).flatten() / lengths).to(x)
 
     def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        """The change of `output`, the result of the Linear without LoRAs."""
+        """The change to `output`, the result of the Linear without LoRAs."""
         change = x if self.factors else output.new_zeros(())
         for factor in self.factors:
             change = F.linear(change, factor)
@@ -131,7 +131,7 @@ class _ChangeOnDevice:
 
 @contextmanager
 def _replaced_parameters(module: nn.Module, changes: Sequence[_Change]) -> Generator[None, None, None]:
-    """A norm or table with its differences added, as new parameters; the old ones come back."""
+    """Inside, a norm or table has new parameters with the differences added; afterwards its own."""
     originals = dict(module.named_parameters(recurse=False))
     try:
         for role, name in (("diff", "weight"), ("diff_b", "bias")):

@@ -1,4 +1,5 @@
-"""Who owns the device: a plain process. Under ComfyUI its own memory management takes this place (`nodes/host.py`)."""
+"""Placement in a plain process, which owns its device. Under ComfyUI the server's memory management does this
+(`nodes/host.py`)."""
 
 from __future__ import annotations
 
@@ -20,19 +21,19 @@ from .streaming import streamed
 
 
 class DevicePlacement:
-    """One module at a time on a device, as copies; they leave when the block ends.
+    """Puts one module at a time on a device, as copies, which leave when the `with` block ends.
 
-    A transformer or text encoder that does not fit streams as many of its blocks as it must.
+    A transformer or text encoder that does not fit is streamed, with as many blocks resident as fit.
     """
 
     def __init__(
         self, device: str | torch.device | None = None, *, keep: bool = False, resident_blocks: int | None = None
     ) -> None:
-        """device: None takes the best there is.
+        """device: None: the best available.
 
-        keep: leave modules that fit on the device until `release`; it pays where several models fit together.
+        keep: modules that fit stay on the device until `release`; useful where several models fit together.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
-            None: all, if they fit, otherwise as many as do.
+            None: as many as fit.
         """
         self.device = torch.device(device) if device is not None else best_device()
         self._keep = keep
@@ -66,18 +67,20 @@ class DevicePlacement:
             copies.drop()
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        """Bytes that work with `module` may take beside its weights; None: main memory, where the system has the say.
+        """Bytes that work with `module` may take besides its weights; None: main memory, which the system manages.
 
-        Not less than 1: what has no room at all is cut as small as it can be.
+        At least 1: without any room, work is cut as small as possible.
         """
-        found = None if self.device.type == "cpu" else memory(self.device)
-        return None if found is None else max(room_for_work(found.free, found.total, weight_bytes(module)), 1)
+        available = None if self.device.type == "cpu" else memory(self.device)
+        if available is None:
+            return None
+        return max(room_for_work(available.free, available.total, weight_bytes(module)), 1)
 
     def _resident(self, module: nn.Module, memory_required: int) -> int | None:
-        """How many blocks are to stay on the device; None: the whole module."""
+        """How many blocks stay on the device; None: the whole module."""
         if self._resident_blocks is not None:
-            found = block_stack(module)
-            return self._resident_blocks if found and self._resident_blocks < len(found.blocks) else None
+            stack = block_stack(module)
+            return self._resident_blocks if stack and self._resident_blocks < len(stack.blocks) else None
         available = None if self.device.type == "cpu" else memory(self.device)
         if available is None:
             return None
@@ -85,7 +88,7 @@ class DevicePlacement:
 
 
 class SpareMemory(Protocol):
-    """A placement that can tell how much memory work may take."""
+    """A placement that knows how much memory work may take."""
 
     def __call__(self, module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]: ...
 

@@ -1,8 +1,8 @@
-"""Models that are larger than the device: blocks come one after the other, while their predecessor computes.
+"""Models that are larger than the device: each block arrives while its predecessor computes.
 
-The blocks stand in an `nn.ModuleList` that the model iterates in its forward; streaming puts a list in its place whose
-iteration brings a block, yields it and drops it. The same modules compute with copies of the same weights, so results
-are the same to the last bit. For inference only: a backward pass would not find the weights.
+The model iterates over an `nn.ModuleList` of blocks in its forward; streaming replaces that list by one whose iteration
+fetches a block, yields it and drops it. The same modules compute with copies of the same weights, and results are equal
+to the last bit. For inference only: a backward pass would miss the weights.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from ..models.blocks import block_stack
 from .copies import Copies, DeviceCopies
 from .devices import SideStream, memory, side_stream
 
-PINNED_SHARE = 0.5  # of the main memory that is free; pinned memory cannot be swapped out
+PINNED_SHARE = 0.5  # of free main memory; pinned memory cannot be swapped out
 
 
 class Transfers(Protocol):
-    """How the weights of blocks come to the device and go.
+    """How the weights of blocks reach the device and leave it.
 
-    A block that is there or on its way may be started again, and one that is not there may be dropped.
+    Starting a block again, and dropping one that is not there, has no effect.
     """
 
     def start(self, block: nn.Module) -> None:
-        """Begin to bring a block, beside the computation where the device can."""
+        """Begin to fetch a block, during the computation if the device can."""
         ...
 
     def finish(self, block: nn.Module) -> None:
-        """What is computed from now on finds the started block complete."""
+        """Later computations have the started block complete."""
         ...
 
     def drop(self, block: nn.Module) -> None:
-        """Free the block's copies, as soon as what has been asked of it is computed."""
+        """Free the block's copies as soon as its submitted computations are done."""
         ...
 
 
 class StreamedBlocks(nn.ModuleList):
-    """Blocks of which the first `resident` stay on the device; at most two others are there at a time."""
+    """Blocks of which the first `resident` stay on the device, together with at most two others at a time."""
 
     def __init__(self, blocks: Iterable[nn.Module], resident: int, transfers: Transfers) -> None:
         super().__init__(blocks)
@@ -55,10 +55,10 @@ class StreamedBlocks(nn.ModuleList):
         for number, block in enumerate(blocks):
             is_away = number >= self._resident
             if is_away:
-                self._transfers.start(block)  # the first one; the others are on their way
+                self._transfers.start(block)  # has an effect on the first one only; the others are on their way
                 self._transfers.finish(block)
             yield block
-            # Only now: the device has been given this block to compute, and copying may keep the processor busy.
+            # Only now, with this block submitted to the device: copying may keep the processor busy.
             following = max(number + 1, self._resident)
             if following < len(blocks):
                 self._transfers.start(blocks[following])
@@ -86,7 +86,7 @@ class DirectTransfers:
 
 
 class SideStreamTransfers:
-    """Copies the next block while the present one computes."""
+    """Copies the next block while the current one computes."""
 
     def __init__(self, device: torch.device, stream: SideStream) -> None:
         self._device = device
@@ -104,7 +104,7 @@ class SideStreamTransfers:
 
     def drop(self, block: nn.Module) -> None:
         if block in self._copies:
-            self._stream.after_compute()  # the memory goes to the copies that come next
+            self._stream.after_compute()  # the next copies reuse the memory
             self._copies.pop(block)[0].drop()
 
 
@@ -114,8 +114,8 @@ def streamed(
 ) -> Generator[None]:
     """Inside, `model` runs on `device` with its first `resident` blocks there and the others streamed.
 
-    transfers: how blocks come and go; None: as the device does it best. With a side stream, and where main memory
-        allows it, the streamed blocks are first copied to pinned memory, from which a device reads at full speed.
+    transfers: how blocks come and go; None: the best way for the device. With a side stream, and if main memory allows
+        it, the streamed blocks are first copied to pinned memory, from which a device reads at full speed.
 
     Raises:
         UnsupportedError: the model is not a stack of blocks.
@@ -135,7 +135,7 @@ def streamed(
             for block in away:
                 stack.callback(Copies(block, Tensor.pin_memory).drop)
         stack.callback(DeviceCopies(model, device, leave=away).drop)
-        for block in away:  # after an interrupt two of them may be there
+        for block in away:  # after an interrupt two of them may still be on the device
             stack.callback(transfers.drop, block)
         model_stack.replace(StreamedBlocks(original, resident, transfers))
         stack.callback(model_stack.replace, original)

@@ -7,7 +7,7 @@ Semantics of Lightricks/LTX-Video pipeline_ltx_video.py (prepare_conditioning):
 * a clip at a later frame (a multiple of 8): its first two latent frames, which were encoded without a past, become
   extra tokens; the others are mixed into the clip's own tokens.
 
-The reference video of an IC-LoRA is another thing: it lies beside the clip, at the same coordinates.
+The reference video of an IC-LoRA differs from these: it is a second sequence at the coordinates of the clip.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PREFIX_FRAMES = 2  # latent frames of a later clip that become extra tokens
 
 
 class LatentItem(Protocol):
-    """What changes the state before the first step.
+    """Something that changes the state before the first step.
 
-    order: the place of its kind in front of the sequence; the lowest is furthest in front. frame: pixel frame that no
-    other item may start on; None: it shares its place. needs_lora: whether only a model with a LoRA of its kind knows
-    what to make of it.
+    order: the position of its kind in front of the sequence; the lowest is furthest in front. frame: pixel frame that
+    no other item may start on; None: any number may. needs_lora: whether only a model with a LoRA for this kind of
+    item understands it.
     """
 
     order: ClassVar[int]
@@ -43,7 +43,7 @@ class LatentItem(Protocol):
     def frame(self) -> int | None: ...
 
     def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
-        """The state with this item. Nothing of the given state is changed. noise: for what the item draws."""
+        """The state with this item; the argument is not changed. noise: the source of the item's draws."""
         ...
 
 
@@ -52,7 +52,7 @@ class LatentCondition:
     """An encoded picture or clip.
 
     latent: (1 | b, c, f, h, w) float32, normalised, of the clip's own height and width. frame: pixel frame at which it
-    starts, 0 or more. strength: 0 to 1; 1 keeps it as it is.
+    starts, 0 or more. strength: 0 to 1; 1 keeps it unchanged.
     """
 
     latent: Tensor
@@ -63,11 +63,11 @@ class LatentCondition:
     needs_lora: ClassVar[bool] = False
 
     def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:
-        """The state that shows this condition. Nothing of the given state is changed.
+        """The state that shows this condition; the argument is not changed.
 
         Raises:
-            ConfigError: strength outside 0 to 1, a negative frame, or a clip on a frame between two latent frames.
-            ShapeError: another grid or channel count than the state's, or an end beyond the state's.
+            ConfigError: strength outside 0 to 1, frames outside the clip, or a clip that starts between latent frames.
+            ShapeError: the grid or the number of channels differs from the state's.
         """
         latent = _fitting(self.latent, self.frame, self.strength, state, coordinates)
         if self.frame == 0:
@@ -81,11 +81,11 @@ class LatentCondition:
 
 @dataclass(frozen=True, eq=False)
 class LatentReference:
-    """The encoded reference video of an IC-LoRA (depth, poses, edges, a clip to refine): tokens beside the clip's own,
+    """The encoded reference video of an IC-LoRA (depth, poses, edges, a clip to refine): tokens next to the clip's own,
     with the coordinates of the same place and time, at level 1 - strength, from the first frame on.
 
-    Source: Lightricks/LTX-Video-Trainer ltxv_pipeline.py (reference_video) and training_strategies.py; the pass is the
-    same as that of a ComfyUI guide at frame 0 (Lightricks/ComfyUI-LTXVideo easy_samplers.py, LTXVInContextSampler).
+    Source: Lightricks/LTX-Video-Trainer ltxv_pipeline.py (reference_video) and training_strategies.py; the computation
+    is that of a ComfyUI guide at frame 0 (Lightricks/ComfyUI-LTXVideo easy_samplers.py, LTXVInContextSampler).
 
     latent: (1 | b, c, f, h, w) float32, normalised, of the clip's own height and width and at most its length.
     strength: 0 to 1; IC-LoRAs are trained at 1.
@@ -112,9 +112,9 @@ class LatentReference:
 class LatentGuide:
     """Frames that stand at positions of their own, as extra tokens.
 
-    latent, noise: (b c g h w) float32; the noise is what the guide is covered with, drawn together with the clip's.
-    mask: (b | 1, 1, g, h, w), 1 - strength; cells below 0 are left out. positions: (b | 1, 3, g*h*w) seconds, pixels,
-    pixels. sigma: level of the first step, above which nothing is noised.
+    latent, noise: (b c g h w) float32; the noise covers the guide and is drawn together with the clip's.
+    mask: (b | 1, 1, g, h, w), 1 - strength; cells below 0 are omitted. positions: (b | 1, 3, g*h*w) seconds, pixels,
+    pixels. sigma: level of the first step, the most noise that a cell gets.
     """
 
     latent: Tensor
@@ -144,7 +144,7 @@ class LatentGuide:
 def _fitting(latent: Tensor, frame: int, strength: float, state: LatentState, coordinates: Coordinates) -> Tensor:
     """`latent` for every clip of the batch, after the checks of `LatentCondition.apply_to`."""
     if not 0 <= strength <= 1:
-        raise ConfigError(f"got condition strength {strength}; expected 0 to 1; 1 keeps the picture as it is")
+        raise ConfigError(f"got condition strength {strength}; expected 0 to 1; 1 keeps the picture unchanged")
     c, f, h, w = latent.shape[1:]
     grid = state.shape
     if (c, h, w) != (state.latent.shape[2], grid.height, grid.width):
@@ -170,9 +170,9 @@ def _fitting(latent: Tensor, frame: int, strength: float, state: LatentState, co
 def initial_state(
     clean: Tensor, noise: Tensor, sigma: float, coordinates: Coordinates, denoise_mask: Tensor | None = None
 ) -> LatentState:
-    """The state before the first step: `clean` at level `sigma`, or at its mask's level where that is lower.
+    """The state before the first step: `clean` at level `sigma`, or at the mask's level where that is lower.
 
-    clean: (b c f h w) float32, normalised; whatever it holds is covered by noise at sigma 1. noise: same shape.
+    clean: (b c f h w) float32, normalised; at sigma 1 noise covers it entirely. noise: same shape.
     denoise_mask: (b | 1, 1, f, h, w), 0 to 1; 0 keeps `clean`, None denoises all.
     """
     b, _, f, h, w = clean.shape
@@ -195,7 +195,7 @@ def initial_state(
 def apply_conditions(
     state: LatentState, items: Sequence[LatentItem], coordinates: Coordinates, noise: Noise
 ) -> LatentState:
-    """The state with all items: guides and references in front, then the conditions, each kind in its order.
+    """The state with all items: guides and references in front, then the conditions, each kind in the order of `items`.
 
     Raises:
         ConfigError: two conditions start on the same frame.
@@ -224,7 +224,7 @@ def _mix_in(state: LatentState, latent: Tensor, first: int, strength: float) -> 
 def _add_tokens(
     state: LatentState, latent: Tensor, noise: Tensor, frame: int, strength: float, coordinates: Coordinates
 ) -> LatentState:
-    """Extra tokens of `latent`, placed at pixel frame `frame`. noise: of its shape."""
+    """Extra tokens of `latent` at pixel frame `frame`. noise: of the same shape."""
     tokens = patchify(latent)
     noised = torch.lerp(patchify(noise).to(tokens), tokens, strength)
     mask = torch.full_like(tokens[..., :1], 1 - strength)
@@ -233,7 +233,7 @@ def _add_tokens(
 
 
 def _insert(state: LatentState, latent: Tensor, mask: Tensor, positions: Tensor, clean: Tensor) -> LatentState:
-    """Tokens behind the extra tokens that are there."""
+    """New extra tokens behind the existing ones."""
 
     def insert(before: Tensor, new: Tensor, dim: int = 1) -> Tensor:
         extra, own = before.tensor_split([state.num_extra], dim=dim)

@@ -9,19 +9,19 @@ from ..errors import ConfigError
 
 
 def adain(latent: Tensor, reference: Tensor, factor: float = 1.0) -> Tensor:
-    """`latent` (b c f h w) moved by `factor` of the way to the mean and the standard deviation of `reference`.
+    """`latent` (b c f h w) moved by `factor` of the way to the mean and standard deviation of `reference`.
 
-    Per sample and channel over all frames and places; the grids may differ. Commutes with per-channel normalisation.
+    Per sample and channel, over all frames and cells; the grids may differ. Commutes with per-channel normalisation.
     Source: Lightricks/LTX-Video pipeline_ltx_video.py adain_filter_latent (arXiv 1703.06868).
     """
     std, mean = torch.std_mean(latent, dim=(2, 3, 4), keepdim=True)
-    wanted_std, wanted_mean = torch.std_mean(reference, dim=(2, 3, 4), keepdim=True)
-    moved = (latent - mean).div_(std).mul_(wanted_std).add_(wanted_mean)
+    target_std, target_mean = torch.std_mean(reference, dim=(2, 3, 4), keepdim=True)
+    moved = (latent - mean).div_(std).mul_(target_std).add_(target_mean)
     return torch.lerp(latent, moved, factor)
 
 
 def tone_map(latent: Tensor, compression: float) -> Tensor:
-    """Large values of a normalised latent reduced: by nothing at 0, by up to about 60 % at 1.
+    """Large values of a normalised latent compressed: not at all for 0, by up to about 60 % for 1.
 
     Source: Lightricks/LTX-Video pipeline_ltx_video.py tone_map_latents (13B 0.9.8 distilled uses 0.6 before decoding).
 
@@ -35,10 +35,10 @@ def tone_map(latent: Tensor, compression: float) -> Tensor:
 
 
 def film_grain(frames: Tensor, intensity: float, saturation: float, generator: torch.Generator) -> Tensor:
-    """Frames (f h w 3) in [0, 1] with noise of their own on each.
+    """Frames (f h w 3) in [0, 1] with independent noise on each.
 
-    intensity: 0 to 1, of the grain. saturation: 0 for grey grain to 1 for coloured, in which red is twice and blue
-    three times as strong as green. generator: on the CPU.
+    intensity: of the grain, 0 to 1. saturation: from 0, grey grain, to 1, coloured grain with red twice and blue three
+    times as strong as green. generator: on the CPU.
     Source: Lightricks/ComfyUI-LTXVideo film_grain.py.
 
     Raises:

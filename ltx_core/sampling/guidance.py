@@ -1,6 +1,6 @@
-"""Which forwards a step needs, and how their velocities become one.
+"""Which forwards a step needs, and how their velocities are combined.
 
-Everything is computed on velocities in float32 and per sample. Sources: Lightricks/LTX-Video pipeline_ltx_video.py
+All arithmetic is on velocities, in float32, per sample. Sources: Lightricks/LTX-Video pipeline_ltx_video.py
 (the denoising loop); CFG arXiv 2207.12598; CFG* arXiv 2503.18886; STG arXiv 2411.18664; std rescale arXiv 2305.08891.
 """
 
@@ -47,21 +47,21 @@ class GuidanceStep:
 
     @property
     def branches(self) -> tuple[GuidanceBranch, ...]:
-        """What must be computed, in the order [negative,] positive [, perturbed]."""
-        found = [GuidanceBranch("positive")]
+        """The forwards of the step, in the order [negative,] positive [, perturbed]."""
+        branches = [GuidanceBranch("positive")]
         if self.scale > 1:
-            found.insert(0, GuidanceBranch("negative"))
+            branches.insert(0, GuidanceBranch("negative"))
         if self.stg_scale > 0 and self.skip_blocks:
-            found.append(GuidanceBranch("positive", self.skip_blocks))
-        return tuple(found)
+            branches.append(GuidanceBranch("positive", self.skip_blocks))
+        return tuple(branches)
 
     def combine(self, velocities: Sequence[Tensor]) -> Tensor:
         """One velocity (b n c) from those of `branches`, in their order."""
-        given = dict(zip(self.branches, velocities, strict=True))
-        positive = given[GuidanceBranch("positive")]
+        by_branch = dict(zip(self.branches, velocities, strict=True))
+        positive = by_branch[GuidanceBranch("positive")]
         velocity = positive
         if self.scale > 1:
-            negative = given[GuidanceBranch("negative")]
+            negative = by_branch[GuidanceBranch("negative")]
             if self.cfg_star:
                 negative = negative * _projection(positive, negative)
             velocity = negative + self.scale * (positive - negative)
@@ -69,7 +69,8 @@ class GuidanceStep:
                 velocity = _match_std(velocity, positive, self.guidance_rescale)
         if self.stg_scale > 0:
             if self.skip_blocks:
-                velocity = velocity + self.stg_scale * (positive - given[GuidanceBranch("positive", self.skip_blocks)])
+                perturbed = by_branch[GuidanceBranch("positive", self.skip_blocks)]
+                velocity = velocity + self.stg_scale * (positive - perturbed)
             if self.rescaling_scale != 1:
                 velocity = _match_std(velocity, positive, self.rescaling_scale)
         return velocity
@@ -84,7 +85,7 @@ class Guidance:
 
     Raises:
         ConfigError: lists of unequal length, or several entries without `guidance_timesteps`.
-        UnsupportedError: STG mode "residual", which changes nothing in the official code either.
+        UnsupportedError: STG mode "residual", which has no effect in the official code.
     """
 
     scale: tuple[float, ...] = (1.0,)
@@ -100,7 +101,7 @@ class Guidance:
         if str(self.stg_mode) == "residual":
             raise UnsupportedError(
                 f"got STG mode 'residual'; expected {_CHOICES}; the official code accepts 'residual' but its attention "
-                "layers ignore it, so that nothing is perturbed: pick another mode"
+                "layers ignore it and nothing is perturbed; pick another mode"
             )
         if self.stg_mode not in STG_MODES:
             raise ConfigError(f"got STG mode '{self.stg_mode}'; expected {_CHOICES}; pick one")
@@ -159,11 +160,11 @@ NO_GUIDANCE = Guidance()
 
 
 def describe_plan(steps: Sequence[GuidanceStep], num_layers: int, evaluations: int = 1) -> str:
-    """What a plan costs, in words: branches of the steps, forwards in all, and what sharing saves.
+    """The cost of a plan, in words: branches of the steps, forwards in all, and the saving by sharing.
 
     The perturbed branch shares the positive one's work up to its first skipped block.
 
-    evaluations: of the model per step, the sampler's; the last step needs one.
+    evaluations: of the model per step, by the sampler; the last step needs one.
     """
     runs = [f"{len(list(same))} x {count}" for count, same in groupby(len(step.branches) for step in steps)]
     evaluated = [step for step in steps[:-1] for _ in range(evaluations)] + [*steps[-1:]]
@@ -175,7 +176,7 @@ def describe_plan(steps: Sequence[GuidanceStep], num_layers: int, evaluations: i
 
 
 def describe_guidance(guidance: Guidance) -> str:
-    """Which forwards the steps of any schedule need, in words, by level where that changes."""
+    """The forwards that the steps of any schedule need, in words, with the levels at which they change."""
     levels = guidance.guidance_timesteps or (0.0,)
     parts: list[str] = []
     for level, entries in groupby(levels, key=lambda level: " + ".join(_names(guidance.at(level)))):

@@ -1,10 +1,10 @@
 """Where randomness comes from: one clip's noise, and a named stream for every other draw.
 
-The clip's noise comes from CPU generators, one per sample, drawn in [b, c, f, h, w] order. So one seed means one clip
-on every device, and sample i of a batch is the clip of `seed + i` on its own.
+The clip's noise comes from CPU generators, one per sample, drawn in [b, c, f, h, w] order: one seed means one clip on
+every device, and sample i of a batch equals the single clip of `seed + i`.
 
-torch's CPU generator keeps 32 bits of a seed. Adding high bits to it gives the same noise again, and seeds are the same
-modulo 2**32; so every other draw has a generator whose seed is a hash.
+torch's CPU generator keeps only 32 bits of a seed: seeds are equal modulo 2**32, and setting higher bits gives the same
+noise again. Therefore every other draw has a generator whose seed is a hash.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SEEDS = 2**32  # so many seeds differ in torch's CPU generator
+SEEDS = 2**32  # number of different seeds of torch's CPU generator
 
 StreamName = Literal[
-    "decode",  # noise mixed into the latent, and what the decoder of 0.9.1 injects
+    "decode",  # noise mixed into the latent, and noise that the decoder of 0.9.1 injects
     "film grain",
     # The trainer's. The weights of new modules:
     "new vae",
@@ -48,11 +48,11 @@ StreamName = Literal[
     "flow validation",
     "flow validation noise",
 ]
-# Streams that had numbers before they had names: with these, a run gets the samples that it always got.
+# Streams that had numbers before they had names: the numbers keep the samples of a run what they were.
 _NUMBERS: dict[StreamName, int] = {"digits": 0, "validation digits": 1, "enlarged": 2, "order": 3, "size": 4}
 
 Noise = Callable[[Sequence[int]], Tensor]
-"""Draws standard normal noise of the given shape, batch first, float32 on the CPU. Every call goes on from the last."""
+"""shape -> standard normal noise, batch first, float32 on the CPU. Every call continues where the last one stopped."""
 
 
 class SeededNoise:
@@ -60,9 +60,9 @@ class SeededNoise:
 
     The initial noise of sample 0 equals ComfyUI's for the same seed (`torch.randn` of a CPU generator).
 
-    drawn: how many numbers per sample each call has drawn so far. With those of an earlier pass at the start, noise
-        goes on after them: a second pass gets the same noise in a node of its own as in one node with the first. Their
-        sum is not enough: torch draws in blocks, and where its generator stands depends on the portions.
+    drawn: how many numbers per sample each call has drawn so far. Initialised with those of an earlier pass, noise
+        continues after them: a second pass has the same noise in its own node as in one node with the first. Their sum
+        does not suffice: torch draws in blocks, and the state of its generator depends on the portions.
     """
 
     def __init__(self, seed: int, drawn: Sequence[int] = ()) -> None:
@@ -88,21 +88,21 @@ def token_noise(noise: Noise, like: Tensor) -> Tensor:
 
 
 def seed_sequence(seed: int, name: StreamName, index: int = 0) -> np.random.SeedSequence:
-    """What numpy's generators take for `stream`."""
+    """The seed of `stream`, in the form that numpy's generators take."""
     number = _NUMBERS.get(name, int.from_bytes(name.encode(), "little"))
     return np.random.SeedSequence([seed % SEEDS, number, index])
 
 
 def stream(seed: int, name: StreamName, index: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for every seed (modulo 2**32), purpose and number (0 or more)."""
+    """A separate generator for every seed (modulo 2**32), purpose and index (0 or more)."""
     high, low = seed_sequence(seed, name, index).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed(int(high) << 32 | int(low))
 
 
 @contextmanager
 def initialised(seed: int, name: StreamName) -> Generator[None]:
-    """New modules on the CPU get their weights from a stream: torch.nn draws them from torch's global generator, which
-    afterwards is as it was."""
+    """Inside, new modules on the CPU get their weights from a stream: torch.nn draws them from torch's global
+    generator, whose state is restored afterwards."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(stream(seed, name).initial_seed())
         yield

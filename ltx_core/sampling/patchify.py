@@ -32,8 +32,8 @@ class Coordinates:
     """How latent cells lie in time and space.
 
     scale: pixels per cell of the VAE. fps: frames per second, > 0.
-    causal: whether the first latent frame stands for one pixel frame only, so that starts are 0, 1, 9, 17, ... frames
-        rather than 0, 8, 16, ... (metadata `causal_temporal_positioning`, true from 0.9.5 on).
+    causal: whether the first latent frame covers a single pixel frame: starts are frames 0, 1, 9, 17, ... rather than
+        0, 8, 16, ... (metadata `causal_temporal_positioning`, true from 0.9.5 on).
     """
 
     scale: ScaleFactors
@@ -49,7 +49,7 @@ class Coordinates:
     def positions(self, shape: LatentShape, first_frame: int = 0) -> Tensor:
         """Upper left corner of each cell, (1, 3, f*h*w) float32: seconds, pixels down, pixels right.
 
-        first_frame: pixel frame at which a guide of this shape starts; it is added after the causal fix
+        first_frame: pixel frame at which a guide of this shape starts; added after the causal fix
             (Lightricks/LTX-Video pipeline_ltx_video.py, prepare_conditioning).
         """
         axes = [torch.arange(size) * scale for size, scale in zip(shape, self.scale, strict=True)]

@@ -1,4 +1,4 @@
-"""A picture of a latent while it is sampled, without a decoder and without a table of colours."""
+"""A picture of a latent during sampling, without a decoder and without a table of colours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def principal_preview(denoised: Tensor) -> Tensor:
-    """The first frame of a latent, its three principal components as red, green and blue.
+    """The first frame of a latent, with its three principal components as red, green and blue.
 
     Args:
         denoised: (b, c, f, h, w) float, normalised.
@@ -25,6 +25,6 @@ def principal_preview(denoised: Tensor) -> Tensor:
     colours = pixels @ directions.T
     colours = F.pad(colours, (0, 3 - colours.shape[1]))
     low, high = colours.amin(0), colours.amax(0)
-    # One scale for all: a direction in which hardly anything differs is grey, not noise.
+    # One scale for all three: a direction with hardly any variation is grey, not noise.
     scaled = (colours - (low + high) / 2) / (high - low).max().clamp_min(1e-6) * 255 + 127.5
     return scaled.round().to(torch.uint8).reshape(*frame.shape[1:], 3)

@@ -1,8 +1,8 @@
 """From noise to clip: steps along the velocity, each token at its own level.
 
-velocity = noise - x0, so x0 = x - sigma * velocity: this is the one place where x0 is derived. Along the flow
+velocity = noise - x0, hence x0 = x - sigma * velocity, which is derived only here. Along the flow
 dx/dsigma = velocity = (x - x0) / sigma. k-diffusion's samplers solve the same equation for another x (Karras et al.,
-arXiv 2206.00364), and their formulas hold here as they are.
+arXiv 2206.00364), and their formulas hold here unchanged.
 Source: Lightricks/LTX-Video schedulers/rf.py and pipeline_ltx_video.py (denoising_step).
 """
 
@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..config import LEVELS, Levels
 from ..errors import ConfigError
 from .noise import Noise, token_noise
 from .schedules import check_sigmas
@@ -27,14 +27,12 @@ GuidedVelocity = Callable[[int, Tensor, Tensor], Tensor]
 StepCallback = Callable[[int, Tensor], None]
 """(steps done, current estimate of x0 (b n c))."""
 
-Levels = Literal["own", "official"]
-
 GRADIENT_ESTIMATION_GAMMA = 2.0  # ComfyUI comfy/k_diffusion/sampling.py sample_gradient_estimation, ge_gamma
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A place on the schedule. step: the step that asks, counted from 0. sigma: of the schedule there.
+    """A point on the schedule. step: the step that evaluates the model, from 0. sigma: of the schedule.
     level: of each token (b n 1), or of each sample (b 1 1), float32; below sigma for conditions."""
 
     step: int
@@ -44,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """From one point to a lower one. A token whose level does not change is at rest."""
+    """A step from one point to a lower one. A token whose level does not change is at rest."""
 
     start: Point
     end: Point
@@ -55,7 +53,7 @@ class Step:
 
     @property
     def length(self) -> Tensor:
-        """How far each token comes down, as `Point.level`."""
+        """How far each token descends, in the shape of `Point.level`."""
         return self.start.level - self.end.level
 
     @property
@@ -68,7 +66,7 @@ class Step:
 
 
 Flow = Callable[[Tensor, Point], Tensor]
-"""(x (b n c), where) -> velocity (b n c), float32: one evaluation of the model, with that step's guidance."""
+"""(x (b n c), point) -> velocity (b n c), float32: one evaluation of the model, with that step's guidance."""
 
 Integrator = Callable[[Flow, Tensor, Iterable[Step], Noise, StepCallback], Tensor]
 """(flow, x (b n c) at the first level, steps, noise for fresh draws, callback after every step) -> x at level 0."""
@@ -98,8 +96,8 @@ def euler(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback:
 
 
 def stochastic(flow: Flow, x: Tensor, steps: Iterable[Step], noise: Noise, callback: StepCallback) -> Tensor:
-    """Fresh noise on x0 after every step, which 2B 0.9.6 distilled was trained for (ComfyUI: lcm). It solves no
-    equation: for models whose x0 is a clip at every level."""
+    """Fresh noise on x0 after every step, for which 2B 0.9.6 distilled was trained (ComfyUI: lcm). It does not solve
+    the equation, and suits only models whose x0 is a clip at every level."""
     for step in steps:
         v = flow(x, step.start)
         x0 = denoised(x, step.start.level, v)
@@ -123,34 +121,34 @@ def heun(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: 
 
 
 def dpmpp_2m(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: StepCallback) -> Tensor:
-    """Order 2 from one evaluation per step: x0 is extrapolated from the last one (DPM-Solver++ 2M, arXiv 2211.01095).
+    """Order 2 from one evaluation per step: x0 is extrapolated from the one before (DPM-Solver++ 2M, arXiv 2211.01095).
 
-    In t = -log(sigma), as k-diffusion and ComfyUI have it for flow models too, and not in half the log of the
-    signal-to-noise ratio, -log(sigma / (1 - sigma)), which has no number at sigma 1. The first and the last step take
-    x0 as it is; so does the first step of a token that was at rest.
+    The time variable is t = -log(sigma), which k-diffusion and ComfyUI use for flow models too, not half the log of the
+    signal-to-noise ratio, -log(sigma / (1 - sigma)), which is infinite at sigma 1. The first and the last step use x0
+    without extrapolation; so does the first step of a token that was at rest.
     """
     before: tuple[Step, Tensor] | None = None
     for step in steps:
         v = flow(x, step.start)
         x0 = denoised(x, step.start.level, v)
         aim = x0
-        # Tokens at rest have steps of length 0 in t, and get nan or inf here, which `where` and `move` leave out.
+        # Tokens at rest have steps of length 0 in t, and get nan or inf here, which `where` and `move` discard.
         if before is not None and not step.last:
             step_before, x0_before = before
             level = step.start.level
             ratio = (step_before.start.level / level).log() / (level / step.end.level).log()
             aim = torch.where(step_before.moving, x0 + (x0 - x0_before) / (2 * ratio), x0)
-        kept = step.end.level / step.start.level
-        x = step.move(x, kept * x + (1 - kept) * aim)
+        ratio_of_levels = step.end.level / step.start.level
+        x = step.move(x, ratio_of_levels * x + (1 - ratio_of_levels) * aim)
         before = step, x0
         callback(step.start.step + 1, x0)
     return x
 
 
 def gradient_estimation(flow: Flow, x: Tensor, steps: Iterable[Step], _noise: Noise, callback: StepCallback) -> Tensor:
-    """Order 1, with a smaller error where the velocity turns: v + (gamma - 1) * (v - the velocity of the step before)
-    (Permenter & Yuan, arXiv 2306.04848). The first and the last step are Euler's; so is the first step of
-    a token that was at rest."""
+    """Order 1, with a smaller error where the velocity turns: v + (gamma - 1) * (v - the previous velocity)
+    (Permenter & Yuan, arXiv 2306.04848). The first and the last step are Euler's; so is the first step of a token that
+    was at rest."""
     before: tuple[Step, Tensor] | None = None
     for step in steps:
         v = flow(x, step.start)
@@ -173,18 +171,18 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpmpp_2m": Sampler(dpmpp_2m),
     "gradient_estimation": Sampler(gradient_estimation),
 }
-"""By the names that the nodes show, in their order; new entries go last."""
+"""Samplers by the names that the nodes show, in their order, which `config.SAMPLER_NAMES` repeats; new ones go last."""
 
 
 def check_sampler(name: str, *, distilled: bool = False) -> None:
     """Refuse a sampler that cannot work.
 
-    distilled: the levels are the explicit list of a distilled checkpoint. Each of them is one jump that the model was
-    trained for, and a mean of two such jumps is none.
+    distilled: the levels are the explicit list of a distilled checkpoint. The model was trained for one jump from each
+    of them, and the mean of two jumps is not such a jump.
 
     Raises:
-        ConfigError: no sampler of that name, or one of several evaluations per step on such a list; those that can work
-            are named.
+        ConfigError: an unknown name, or a sampler with several evaluations per step on such a list; the message names
+            those that can work.
     """
     able = [key for key, sampler in SAMPLERS.items() if not distilled or sampler.evaluations == 1]
     if name in able:
@@ -200,17 +198,17 @@ def check_sampler(name: str, *, distilled: bool = False) -> None:
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How the steps are made.
+    """How the steps are taken.
 
-    name: of `SAMPLERS`.
-    condition_noise: noise on hard conditions (strength 1) before every model call, times level squared; the model is
-        still told level 0 (official name image_cond_noise_scale, 0.15 there).
+    name: a key of `SAMPLERS`.
+    condition_noise: noise on hard conditions (strength 1) at every evaluation, times the level squared; the model still
+        receives level 0 for them (official name image_cond_noise_scale, 0.15 there).
     levels: "own": a condition of strength s is stepped from its own level 1 - s once the schedule passes it, and hard
         conditions come out clean. "official": it is stepped from the schedule's level if a level at or below 1 - s
-        exists, so that noise can stay in the result, and the last condition noise stays on hard conditions.
+        exists, which can leave noise in the result, and the last condition noise stays on hard conditions.
 
     Raises:
-        ConfigError: no sampler of that name, or negative noise.
+        ConfigError: no sampler or levels of that name, or negative noise.
     """
 
     name: str = "euler"
@@ -219,7 +217,9 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         check_sampler(self.name)
-        if self.condition_noise < 0:
+        if self.levels not in LEVELS:
+            raise ConfigError(f"got levels {self.levels!r}; expected {' or '.join(LEVELS)}; choose one of them")
+        if not self.condition_noise >= 0:
             raise ConfigError(f"got condition noise {self.condition_noise}; expected 0 or more; 0 turns it off")
 
 
@@ -237,8 +237,8 @@ def integrate(
 ) -> LatentState:
     """Carry a state from level sigmas[0] to 0.
 
-    sigmas: (steps + 1) float32, see `schedules`. noise: for the draws of `settings`.
-    callback: after every step; what it raises passes through. It gets hard conditions without their noise.
+    sigmas: (steps + 1) float32, see `schedules`. noise: for the draws that `settings` require.
+    callback: called after every step; exceptions pass through. It receives hard conditions without their noise.
 
     Raises:
         ConfigError: the sigmas do not descend to 0.
@@ -252,27 +252,27 @@ def integrate(
     x = sampler.integrate(flow, state.latent, _steps(sigmas.tolist(), mask, settings.levels), noise, callback)
     if settings.levels == "own":
         x = torch.where(flow.hard, state.clean_latent, x)
-    elif flow.shown is not None:
-        x = torch.where(flow.hard, flow.shown, x)
+    elif flow.noised is not None:
+        x = torch.where(flow.hard, flow.noised, x)
     return state.with_latent(x)
 
 
 class _NoisedConditions:
-    """A `Flow` that shows the model hard conditions with fresh noise at every evaluation.
+    """A `Flow` that puts fresh noise on hard conditions at every evaluation.
 
-    hard: (b n 1) or (b 1 1) bool, where they are. shown: (b n c), the noised conditions of the last evaluation.
+    hard: (b n 1) or (b 1 1) bool, where they are. noised: (b n c), the noised conditions of the last evaluation.
     """
 
     def __init__(self, velocity: GuidedVelocity, clean: Tensor, hard: Tensor, scale: float, noise: Noise) -> None:
         self.hard = hard
-        self.shown: Tensor | None = None
+        self.noised: Tensor | None = None
         self._velocity, self._clean, self._noise = velocity, clean, noise
         self._scale = scale if bool(hard.any()) else 0.0
 
     def __call__(self, x: Tensor, point: Point) -> Tensor:
         if self._scale > 0:
-            self.shown = self._clean + self._scale * point.sigma**2 * token_noise(self._noise, x)
-            x = torch.where(self.hard, self.shown, x)
+            self.noised = self._clean + self._scale * point.sigma**2 * token_noise(self._noise, x)
+            x = torch.where(self.hard, self.noised, x)
         return self._velocity(point.step, x, point.level)
 
 

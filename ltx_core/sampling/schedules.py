@@ -1,4 +1,4 @@
-"""Noise levels from 1 to 0: `sigmas`, float32, one more than there are steps, descending, ending in 0.
+"""Noise levels from 1 to 0: `sigmas`, float32, steps + 1 of them, descending, the last one 0.
 
 Sources: Lightricks/LTX-Video schedulers/rf.py; SD3 (arXiv 2403.03206) section 5.3.2 for the shift.
 """
@@ -29,7 +29,7 @@ def uniform(steps: int) -> Tensor:
 def linear_quadratic(steps: int) -> Tensor:
     """Half of the steps remove `LINEAR_NOISE` evenly, the others the rest in a parabola (Movie Gen, arXiv 2410.13720).
 
-    With 8 steps this is the list of the distilled checkpoints.
+    With 8 steps these are the levels of the distilled checkpoints.
     """
     _check_steps(steps)
     if steps == 1:
@@ -46,13 +46,13 @@ def linear_quadratic(steps: int) -> Tensor:
 
 
 def token_shift(tokens: int) -> float:
-    """The shift mu for a clip of that many latent tokens (guide tokens not counted)."""
+    """The shift mu for a clip of `tokens` latent tokens, guides not counted."""
     slope = (SHIFT_VALUES[1] - SHIFT_VALUES[0]) / (SHIFT_TOKENS[1] - SHIFT_TOKENS[0])
     return slope * tokens + SHIFT_VALUES[0] - slope * SHIFT_TOKENS[0]
 
 
 def shift(sigmas: Tensor, mu: float, terminal: float | None = TERMINAL) -> Tensor:
-    """Sigmas moved towards 1 by exp(mu); then, unless `terminal` is None, stretched so that the last one above 0 is it.
+    """Sigmas moved towards 1 by exp(mu), then stretched to make the last one above 0 `terminal`, unless that is None.
 
     Raises:
         ConfigError: `terminal` is not between 0 and 1.
@@ -61,7 +61,7 @@ def shift(sigmas: Tensor, mu: float, terminal: float | None = TERMINAL) -> Tenso
     moved = math.exp(mu) / (math.exp(mu) + (1 / levels - 1))
     if terminal is not None:
         if not 0 < terminal < 1:
-            raise ConfigError(f"got terminal {terminal}; expected a level between 0 and 1; leave it out for no stretch")
+            raise ConfigError(f"got terminal {terminal}; expected a level between 0 and 1; None turns stretching off")
         rest = 1 - moved
         if rest[-1] > 0:  # a single step stays at level 1
             moved = 1 - rest / (rest[-1] / (1 - terminal))
@@ -89,12 +89,12 @@ SCHEDULES: Mapping[str, Schedule] = {
 
 
 def explicit(values: Sequence[float]) -> Tensor:
-    """Levels as given: sigmas (1 to 0), or timesteps (1000 to 0, recognised by a first value above 1).
+    """Levels from a list: sigmas (1 to 0), or timesteps (1000 to 0, recognised by a first value above 1).
 
     A missing 0 at the end is appended, a repeated one dropped.
 
     Raises:
-        ConfigError: the list is empty, starts above 1000, holds something that is no number, or does not descend.
+        ConfigError: the list is empty, starts above 1000, contains a value that is not finite, or does not descend.
     """
     levels = [float(value) for value in values]
     if not levels or not all(math.isfinite(value) for value in levels):
@@ -113,7 +113,7 @@ def explicit(values: Sequence[float]) -> Tensor:
 
 
 def skip(sigmas: Tensor, initial: int = 0, final: int = 0) -> Tensor:
-    """Without the first `initial` and the last `final` steps; what is left still goes to 0.
+    """Sigmas without the first `initial` and the last `final` steps; the rest still goes to 0.
 
     Raises:
         ConfigError: no step is left.
@@ -128,35 +128,35 @@ def skip(sigmas: Tensor, initial: int = 0, final: int = 0) -> Tensor:
 
 
 def truncate(sigmas: Tensor, denoise_strength: float) -> Tensor:
-    """The last int(steps * denoise_strength) steps, for starting from a given latent noised to the first level.
+    """The last int(steps * denoise_strength) steps, for a start from a latent that is noised to the first level.
 
-    As diffusers' LTXConditionPipeline.get_timesteps: 0.4 of 10 steps are 4.
+    As in diffusers' LTXConditionPipeline.get_timesteps, 0.4 of 10 steps are 4.
 
     Raises:
         ConfigError: the strength is not in (0, 1], or leaves no step.
     """
     steps = len(sigmas) - 1
-    kept = int(steps * denoise_strength) if 0 < denoise_strength <= 1 else 0
-    if kept == 0:
+    count = int(steps * denoise_strength) if 0 < denoise_strength <= 1 else 0
+    if count == 0:
         raise ConfigError(
             f"got a denoise strength of {denoise_strength} for {steps} steps, which leaves none; expected a strength "
             f"from {1 / steps:.3g} to 1; raise it, or take more steps"
         )
-    return sigmas[steps - kept :]
+    return sigmas[steps - count :]
 
 
 def check_sigmas(sigmas: Tensor) -> None:
     """Raises ConfigError unless sigmas (steps + 1) descend strictly from at most 1 to exactly 0."""
-    shown = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
+    levels = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ConfigError(
-            f"got sigmas [{shown}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0"
+            f"got sigmas [{levels}] of shape {tuple(sigmas.shape)}; expected a list of at least two levels, the last 0"
         )
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
-        raise ConfigError(f"got sigmas [{shown}]; expected every level to be lower than the one before; sort the list")
+        raise ConfigError(f"got sigmas [{levels}]; expected every level to be lower than the one before; sort the list")
     if sigmas[0] > 1 or sigmas[-1] != 0:
         raise ConfigError(
-            f"got sigmas [{shown}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)"
+            f"got sigmas [{levels}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)"
         )
 
 

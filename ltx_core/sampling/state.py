@@ -1,4 +1,4 @@
-"""What is being denoised."""
+"""The state of denoising."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .patchify import unpatchify
 class LatentState:
     """A batch of clips as tokens. Extra (guide) tokens stand in front of the clip's own.
 
-    latent: (b n c) float32, normalised, at the noise level that `denoise_mask` and the schedule say.
-    denoise_mask: (b n 1) float32 in [0, 1]: the noise level from which a token is denoised. 1: generated; 0: kept as it
-        is; 1 - s: a condition of strength s, at rest until the schedule comes down to that level.
+    latent: (b n c) float32, normalised, at the noise level that `denoise_mask` and the schedule set.
+    denoise_mask: (b n 1) float32 in [0, 1]: the noise level from which a token is denoised. 1: generated; 0: kept
+        unchanged; 1 - s: a condition of strength s, at rest until the schedule comes down to that level.
     positions: (b | 1, 3, n) float32: seconds, pixels, pixels.
-    clean_latent: (b n c) float32: what the token shows without noise, where it is a condition; otherwise not used.
+    clean_latent: (b n c) float32: the token of a condition without noise; elsewhere not used.
     shape: the clip's own grid. num_extra: tokens in front that are not part of it.
     """
 

@@ -127,6 +127,7 @@ def test_a_recipe_names_the_files_of_its_blocks(repository: Path, title: str):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", GUARDS)
 def test_a_recipe_is_enough_and_all_of_it_is_needed(repository: Path, copy: Copy, title: str):
     steps, guards = contributing(repository, title), GUARDS[title]

@@ -93,7 +93,7 @@ def test_a_good_prompt_passes_and_constants_are_converted():
         ({**GOOD, "more": ["9", 0]}, "more: linked to node '9', which is not in the prompt"),
         ({**GOOD, "more": ["3", 4]}, 'more: linked to output 4 of "Thing" (3), which has 1'),
         ({**GOOD, "more": ["3"]}, "more: got ['3']; expected a link [node id, output number]"),
-        ({**GOOD, "more": "x"}, "more: got the constant 'x'; expected a link to a node that gives INT,FLOAT"),
+        ({**GOOD, "more": "x"}, "more: got the constant 'x'; expected a link to a node that outputs INT,FLOAT"),
         ({"value": 1, "unit": "px", "text": ""}, "on: required, but missing"),
     ],
 )

@@ -181,5 +181,5 @@ def test_a_missing_model_file_says_what_there_is_and_where(runner: Runner, demo:
     with pytest.raises(PromptError) as caught:
         runner.run(demo)
     message = str(caught.value)
-    assert "got 'ltxv-13b.safetensors', which is not there; found ltxv-tiny.safetensors in" in message
+    assert "got 'ltxv-13b.safetensors', which does not exist; expected ltxv-tiny.safetensors in" in message
     assert "checkpoints" in message

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from comfy_client import ComfyUI, Server
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows/api").glob("*.json"))
 Graph = dict[str, dict[str, Any]]
@@ -237,7 +237,7 @@ def test_a_missing_file_says_what_there_is_and_where(server: Server, workflow: C
     loader = next(node for node in prompt.values() if node["class_type"] == "LTXKitLoadModel")
     loader["inputs"]["model_name"] = "gone.safetensors"
     answer = refused(server, prompt)
-    assert "got 'gone.safetensors', which is not there; found" in answer
+    assert "got 'gone.safetensors', which does not exist; expected" in answer
     assert "ltxv-tiny.safetensors" in answer
     assert "/models/checkpoints" in answer
 

@@ -15,7 +15,7 @@ from stub_server import stub_server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows").glob("*.json"))
 MOST_NODES = {"t2v-2b": 10, "i2v-2b": 12, "ic-lora-13b": 14}  # notes not counted; every other graph may have 20

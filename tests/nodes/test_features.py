@@ -264,7 +264,7 @@ def test_grain_and_tone_mapping_are_options_of_decoding(loaded: Any, prompts: An
 
 
 def test_random_sizes_come_out_as_asked(loaded: Any):
-    """Through the canvas of the nodes; the pipeline's own thousand are in tests/core."""
+    """Through the canvas of the nodes; the pipeline's own thousand are in tests/pipelines."""
     draw = random.Random(0)
     for _ in range(8):
         width, height, count = draw.randint(16, 90), draw.randint(16, 90), draw.randint(1, 18)
@@ -396,7 +396,7 @@ def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, promp
     assert made["samples"].shape == without.shape
     assert not torch.equal(made["samples"], without)
     for sentence in (
-        "The reference of 96x64 pixels was brought to 64x64 (crop).",
+        "The reference of 96x64 pixels was resized to 64x64 (crop).",
         "The reference has 48 frames per second and the clip 24: of its 64 frames",
         "The reference was trimmed from 32 to 25 frames: 8k+1",
         "The reference ends before the clip: frames 25 to 32 are made without it",

@@ -114,7 +114,7 @@ def test_lists_show_files_and_folders_as_one_entry_each(tmp_path: Path):
 def test_a_missing_file_says_what_there_is_and_where(host: FakeHost):
     message = LoadModel.VALIDATE_INPUTS(model_name="gone.safetensors", vae_name="in the model file")
     assert message == (
-        f"got 'gone.safetensors', which is not there; found ltxv-tiny.safetensors in {host.models}/checkpoints; "
+        f"got 'gone.safetensors', which does not exist; expected ltxv-tiny.safetensors in {host.models}/checkpoints; "
         "put it into one of these folders"
     )
     assert LoadModel.VALIDATE_INPUTS(model_name="ltxv-tiny.safetensors", vae_name="ltxv-tiny.safetensors") is True

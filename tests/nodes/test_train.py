@@ -52,6 +52,7 @@ def settings(videos: Path, **changes: Any) -> dict[str, Any]:
     return {**names, "version": "from the file", "folder": str(videos), **size, **run, "settings": lines} | changes
 
 
+@pytest.mark.slow
 def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[str]) -> None:
     def cancel(event: ProgressEvent) -> None:
         if event.step >= 2:
@@ -84,7 +85,7 @@ def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[st
 
 
 def test_what_goes_wrong_is_said(host: PlainHost, videos: Path) -> None:
-    with pytest.raises(ConfigError, match=r"got folder 'nowhere', which is not .*nowhere; expected videos"):
+    with pytest.raises(ConfigError, match=r"got folder 'nowhere', but .*nowhere is not a folder; expected videos"):
         TrainLoRA().run(**settings(videos, folder="nowhere"))
     with pytest.raises(ConfigError, match=r"got name '../x'"):
         TrainLoRA().run(**settings(videos, name="../x"))

@@ -675,7 +675,7 @@ def test_a_device_without_the_type_of_the_weights(
     )
     models = {name: load_transformer(path, quantization=name)[0] for name in QUANTIZATION_NAMES}
     monkeypatch.setattr(Tensor, "to", refusing)
-    message = r"type torch\.float8_e4m3fn for meta, which does not have it .*int8, nf4 or GGUF file"
+    message = r"type torch\.float8_e4m3fn for meta, which does not support it .*int8, nf4 or GGUF file"
     with pytest.raises(UnsupportedError, match=message), DevicePlacement("meta")(models["fp8"]):
         pass
     assert all(tensor.device.type == "cpu" for tensor in models["fp8"].state_dict().values())  # none is left there

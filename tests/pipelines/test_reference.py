@@ -111,7 +111,7 @@ def numbers(frames: Tensor) -> list[int]:
         (17, 17, []),
         (40, 17, ["trimmed from 40 to 17 frames"]),
         (16, 9, ["trimmed from 16 to 9 frames", "ends before the clip: frames 9 to 16 are made without it"]),
-        (9, 9, ["ends before the clip: frames 9 to 16 are made without it; a clip of 9 frames"]),
+        (9, 9, ["ends before the clip: frames 9 to 16 are made without it; make a clip of 9 frames"]),
         (1, 1, ["ends before the clip: frames 1 to 16"]),
     ],
 )
@@ -147,7 +147,7 @@ def test_size() -> None:
     placed = reference.on_canvas(PixelShape(17, 60, 120), PixelShape(17, 64, 128), notes.append)
     assert isinstance(placed, Reference)
     assert placed.frames.shape == (9, 64, 128, 3)
-    assert notes == ["The reference of 80x60 pixels was brought to 120x60 (pad)."]
+    assert notes == ["The reference of 80x60 pixels was resized to 120x60 (pad)."]
     assert torch.equal(placed.frames[:, 2:62, 4:124], resize(reference.frames, 60, 120, "pad"))
     notes.clear()
     Reference(numbered(9)).on_canvas(SIZE, SIZE, notes.append)

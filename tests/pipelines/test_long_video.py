@@ -138,7 +138,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(models, tmp_path):
     again = windows(models, frames, settings, progress=lambda event: made.append(event.stage), say=notes.append)
     assert torch.equal(torch.cat(list(again), dim=2), whole)
     assert {stage for stage in made if stage != "encode"} == {f"window {i} of 10" for i in range(6, 11)}
-    assert notes == ["Windows 1 to 5 of 10 were kept from an earlier run and are not made again."]
+    assert notes == ["Windows 1 to 5 of 10 are reused from an earlier run."]
 
 
 def test_a_changed_prompt_redoes_its_window_and_later_ones(models, tmp_path):
@@ -172,6 +172,7 @@ def tensor_bytes() -> int:
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_windows(models):
     """At every step of 2 windows and of 10; what is yielded is let go."""
 
@@ -215,7 +216,7 @@ def test_statistics_of_a_still_and_of_a_moving_clip():
     shown = [Condition(frame, strength=0.9, crf=29), Condition(frame, -1, strength=1.0, crf=29)]
     assert moving.describe(motion_settings(shown, 0.15)).endswith(
         "with condition strength 0.9, 1, CRF 29, condition noise 0.15: a lower strength, a higher CRF or more "
-        "condition noise give more of it."
+        "condition noise gives more motion."
     )
     assert motion_settings([], 0.15) == ""
 
