@@ -147,6 +147,7 @@ def test_a_recipe_is_enough_and_all_of_it_is_needed(repository: Path, copy: Copy
     assert copy.passes(*guards), copy.said
 
 
+@pytest.mark.slow
 def test_the_command_refuses_what_breaks_saved_workflows(copy: Copy):
     before = copy.files()
     page = copy.root / "nodes/steps.py"
