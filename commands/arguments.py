@@ -30,6 +30,22 @@ def frame_rate(text: str) -> Fraction:
     return rate
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers between commas or spaces."""
+    try:
+        return tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected numbers such as 1,0.9,0.5") from error
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas or spaces; none at all in an empty text."""
+    try:
+        return tuple(int(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected whole numbers such as 11,25") from error
+
+
 def mp4(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() != ".mp4":

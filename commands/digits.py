@@ -8,7 +8,7 @@ from pathlib import Path
 from ..ltx_core.weights.bundled import BUNDLED
 from .command import DONE, FAILED, Command
 from .console import Console
-from .trained import clip_generator, clip_size, model_arguments, size_arguments
+from .trained import clip_settings, clip_size, host_of, model_arguments, size_arguments
 
 
 def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +40,12 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.training.digits.evaluate import Bar, evaluate_digits, save_score
+    from ..ltx_core.training.generate import load_models
 
-    score, clips = evaluate_digits(
-        clip_generator(options),
-        clip_size(options),
-        options.glyph_size,
-        clips=options.clips,
-        seed=options.seed or 1000,
-        steps=options.steps,
-        guidance_scale=options.guidance,
-        progress=console.progress,
-    )
+    host = host_of(console)
+    settings = clip_settings(options, clip_size(options), options.seed or 1000)
+    models = load_models(options.model, options.upscaler, host=host)
+    score, clips = evaluate_digits(models, settings, options.glyph_size, clips=options.clips, host=host)
     for line in score.lines():
         console.result(line)
     failures = score.failures(Bar())

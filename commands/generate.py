@@ -7,44 +7,71 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import arguments
+from . import arguments, settings
 from .command import DONE, Command
 from .console import Console
+from .settings import Group
 
 if TYPE_CHECKING:
     from ..ltx_core.pipelines.condition import ConditioningItem
-    from ..ltx_core.pipelines.library import Clip, Components
+    from ..ltx_core.pipelines.library import Components
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    _file_arguments(parser.add_argument_group("files"))
-    _clip_arguments(parser.add_argument_group("clip"))
-    result = parser.add_argument_group("result")
-    result.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
+    _usual_arguments(parser.add_argument_group("the usual"))
+    _start_arguments(parser.add_argument_group("pictures and videos"))
+    _model_arguments(parser.add_argument_group("models"))
+    _memory_arguments(parser.add_argument_group("memory"))
+    settings.recipe_arguments(parser)
+    result = parser.add_argument_group("more results")
     result.add_argument(
-        "--save-latent", type=Path, metavar="FILE", help="also save the latent, as ComfyUI's Load Latent reads it"
+        "--save-latent", type=Path, metavar="FILE", help="the latent, as ComfyUI's Load Latent reads it"
     )
-    result.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="also save eight frames as one picture")
+    result.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="eight frames as one picture")
 
 
-def _file_arguments(files: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
-    files.add_argument(
+def _usual_arguments(usual: Group) -> None:
+    usual.add_argument(
         "--model", type=Path, required=True, metavar="FILE", help="checkpoint, or transformer with --vae"
     )
-    files.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if --model has none")
-    files.add_argument("--text-encoder", type=Path, required=True, metavar="FILE", help="T5 v1.1 XXL: file or folder")
-    files.add_argument(
+    usual.add_argument("--text-encoder", type=Path, required=True, metavar="FILE", help="T5 v1.1 XXL: file or folder")
+    usual.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
+    usual.add_argument("--prompt", required=True, help="what the clip shows")
+    usual.add_argument(
+        "--negative", metavar="TEXT", help="what the clip avoids, where the recipe uses it (default: the recipe's)"
+    )
+    usual.add_argument("--size", type=arguments.size, required=True, metavar="WxH", help="of the result, in pixels")
+    usual.add_argument("--frames", type=int, required=True, help="of the result")
+    usual.add_argument(
+        "--fps",
+        type=arguments.frame_rate,
+        metavar="RATE",
+        help="frames per second (default: of --video, or the recipe's)",
+    )
+    usual.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default 0)")
+    settings.usual_arguments(usual)
+    usual.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
+
+
+def _start_arguments(shown: Group) -> None:
+    start = shown.add_mutually_exclusive_group()
+    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
+    start.add_argument("--video", type=Path, metavar="FILE", help="clip to start from")
+    shown.add_argument(
+        "--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ..."
+    )
+    shown.add_argument(
+        "--strength", type=float, default=1.0, help="how closely the clip keeps to its start, 0 to 1 (default 1)"
+    )
+    shown.add_argument("--crf", type=int, default=29, help="H.264 compression of the start, 0 for none (default 29)")
+
+
+def _model_arguments(models: Group) -> None:
+    models.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if --model has none")
+    models.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="spiece.model or tokenizer.json, if not beside the encoder"
     )
-    files.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
-    files.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
-    files.add_argument(
-        "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
-    )
-    files.add_argument("--quantization", metavar="KIND", help="make the model's weights fp8, int8 or nf4 on loading")
-    files.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
-    files.add_argument("--fp8-matmul", action="store_true", help="multiply fp8 weights in fp8, on cards that can")
-    files.add_argument(
+    models.add_argument(
         "--lora",
         type=arguments.weighted_lora,
         action="append",
@@ -52,23 +79,33 @@ def _file_arguments(files: argparse._ArgumentGroup) -> None:  # pyright: ignore[
         metavar="FILE[=STRENGTH]",
         help="may be repeated",
     )
-    files.add_argument(
+    models.add_argument(
         "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
     )
-    files.add_argument(
+    models.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    models.add_argument(
         "--settings",
         metavar="NAME",
         help="release whose recipe to use (default: the model's own; with the distilled LoRA, the distilled model's)",
     )
-    files.add_argument(
+
+
+def _memory_arguments(memory: Group) -> None:
+    memory.add_argument(
         "--device",
         metavar="NAME[,NAME...]",
         help="cuda, mps, cpu (default: the best there is); several, such as cuda:0,cuda:1, share the blocks",
     )
-    files.add_argument(
+    memory.add_argument(
+        "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
+    )
+    memory.add_argument("--quantization", metavar="KIND", help="make the model's weights fp8, int8 or nf4 on loading")
+    memory.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
+    memory.add_argument("--fp8-matmul", action="store_true", help="multiply fp8 weights in fp8, on cards that can")
+    memory.add_argument(
         "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
     )
-    files.add_argument(
+    memory.add_argument(
         "--tile",
         type=int,
         metavar="CELLS",
@@ -76,38 +113,27 @@ def _file_arguments(files: argparse._ArgumentGroup) -> None:  # pyright: ignore[
     )
 
 
-def _clip_arguments(clip: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
-    clip.add_argument("--prompt", required=True, help="what the clip shows")
-    clip.add_argument(
-        "--negative", metavar="TEXT", help="what the clip avoids, where the recipe uses it (default: the recipe's)"
-    )
-    start = clip.add_mutually_exclusive_group()
-    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
-    start.add_argument("--video", type=Path, metavar="FILE", help="clip to start from")
-    clip.add_argument("--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ...")
-    clip.add_argument(
-        "--strength", type=float, default=1.0, help="how closely the clip keeps to its start, 0 to 1 (default 1)"
-    )
-    clip.add_argument("--crf", type=int, default=29, help="H.264 compression of the start, 0 for none (default 29)")
-    clip.add_argument("--size", type=arguments.size, required=True, metavar="WxH", help="of the result, in pixels")
-    clip.add_argument("--frames", type=int, required=True, help="of the result")
-    clip.add_argument(
-        "--fps",
-        type=arguments.frame_rate,
-        metavar="RATE",
-        help="frames per second (default: of --video, or the recipe's)",
-    )
-    clip.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default 0)")
-    clip.add_argument("--steps", type=int, help="of the pass, or of the first of two (default: the recipe's)")
-    clip.add_argument("--guidance", type=float, help="guidance scale, likewise (default: the recipe's)")
-
-
 def _generate(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.placing.devices import spare_main_memory
 
     spare_main_memory()
+    said = settings.overrides(options)
     conditions, fps = _conditions(options)
-    clip = _clip(_load(options, console), options, console, conditions, fps)
+    width, height = options.size
+    clip = _load(options, console).generate(
+        options.prompt,
+        negative_prompt=options.negative,
+        width=width,
+        height=height,
+        frames=options.frames,
+        fps=fps,
+        seed=options.seed,
+        conditions=conditions,
+        crf=options.crf,
+        settings=said,
+        progress=console.progress,
+        notes=console.note,
+    )
     if options.save_latent:
         clip.save_latent(options.save_latent)
     clip.save(options.output, contact_sheet=options.contact_sheet, progress=console.progress)
@@ -158,31 +184,6 @@ def _load(options: argparse.Namespace, console: Console) -> Components:
         device=options.device.split(",") if options.device and "," in options.device else options.device,
         resident_blocks=options.resident_blocks,
         tile=options.tile,
-        progress=console.progress,
-        notes=console.note,
-    )
-
-
-def _clip(
-    components: Components,
-    options: argparse.Namespace,
-    console: Console,
-    conditions: list[ConditioningItem],
-    fps: Fraction | None,
-) -> Clip:
-    width, height = options.size
-    return components.generate(
-        options.prompt,
-        negative_prompt=options.negative,
-        width=width,
-        height=height,
-        frames=options.frames,
-        fps=fps,
-        seed=options.seed,
-        conditions=conditions,
-        crf=options.crf,
-        steps=options.steps,
-        guidance_scale=options.guidance,
         progress=console.progress,
         notes=console.note,
     )

@@ -16,8 +16,9 @@ from .console import Console
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ltx_core.host import Host
     from ..ltx_core.shapes import PixelShape
-    from ..ltx_core.training.generate import ClipGenerator
+    from ..ltx_core.training.generate import ClipSettings
 
 
 def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
@@ -51,11 +52,20 @@ def clip_size(options: argparse.Namespace) -> PixelShape:
     return PixelShape(options.frames, height, width)
 
 
-def clip_generator(options: argparse.Namespace) -> ClipGenerator:
-    """The models that the options of `model_arguments` name, and --upscaler where the command has it."""
-    from ..ltx_core.training.generate import ClipGenerator, load_models
+def clip_settings(options: argparse.Namespace, size: PixelShape, seed: int | None = None) -> ClipSettings:
+    """What the options of `model_arguments` say. seed: in place of --seed."""
+    from ..ltx_core.pipelines.settings import Overrides, PassSettings
+    from ..ltx_core.training.generate import ClipSettings
 
-    return ClipGenerator(load_models(options.model, getattr(options, "upscaler", None)), float(options.fps))
+    said = Overrides(first=PassSettings(steps=options.steps, guidance_scale=options.guidance))
+    return ClipSettings(size, float(options.fps), options.seed if seed is None else seed, said)
+
+
+def host_of(console: Console) -> Host:
+    """The best device there is, and the terminal."""
+    from ..ltx_core.placing.placement import DevicePlacement, host_on
+
+    return host_on(DevicePlacement(), console.progress, console.note)
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +77,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.training.generate import generate_clips, load_models
     from ..ltx_core.training.pictures import save_samples
 
     prompts: list[str] = list(options.prompt)
@@ -74,14 +85,8 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
         prompts += [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
         raise ConfigError("got no prompt; expected --prompt or --prompts; add one")
-    clips = clip_generator(options).clips(
-        prompts,
-        clip_size(options),
-        steps=options.steps,
-        guidance_scale=options.guidance,
-        seed=options.seed,
-        progress=console.progress,
-    )
+    settings, host = clip_settings(options, clip_size(options)), host_of(console)
+    clips = generate_clips(load_models(options.model, host=host), prompts, settings, host=host)
     for path in save_samples(options.output, clips, prompts, float(options.fps)):
         console.result(str(path))
     return DONE
@@ -99,19 +104,16 @@ def _extend_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _extend(options: argparse.Namespace, console: Console) -> int:
-    from ..ltx_core.media import write_video
-    from ..ltx_core.training.pictures import to_frames
+    from ..ltx_core.media import read_video, write_video
+    from ..ltx_core.shapes import PixelShape
+    from ..ltx_core.training.generate import extend, load_models, window_frames
 
-    longer = clip_generator(options).extend(
-        _read_clip(options.video, options.fps, None),
-        options.prompt,
-        options.frames,
-        overlap=options.overlap,
-        steps=options.steps,
-        guidance_scale=options.guidance,
-        seed=options.seed,
-    )
-    write_video(options.output, [to_frames(longer)], fps=options.fps)
+    clip, host = read_video(options.video, fps=options.fps).frames, host_of(console)
+    models = load_models(options.model, host=host)
+    window = window_frames(len(clip), options.overlap, models.vae.config.scale_factors.frames)
+    settings = clip_settings(options, PixelShape(window, *clip.shape[1:3]))
+    longer = extend(models, clip, options.prompt, settings, frames=options.frames, overlap=options.overlap, host=host)
+    write_video(options.output, [longer], fps=options.fps)
     console.result(str(options.output))
     return DONE
 
@@ -129,36 +131,30 @@ def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.media import write_video
-    from ..ltx_core.training.generate import reconstruct
+    from ..ltx_core.training.generate import load_models, reconstruct
     from ..ltx_core.training.pictures import to_frames
 
     if not 0 <= options.sigma <= 1:
         raise ConfigError(f"got --sigma {options.sigma}; expected 0 to 1; pass 0 for the VAE alone")
-    pixels = _read_clip(options.video, options.fps, clip_size(options))[None]
-    restored = reconstruct(
-        clip_generator(options),
-        pixels,
-        sigma=options.sigma,
-        steps=options.steps,
-        prompts=[options.prompt],
-        seed=options.seed,
-    )
+    settings, host = clip_settings(options, clip_size(options)), host_of(console)
+    pixels = _read_clip(options.video, options.fps, settings.size)[None]
+    models = load_models(options.model, host=host)
+    restored = reconstruct(models, pixels, [options.prompt], settings, sigma=options.sigma, host=host)
     write_video(options.output, [to_frames(restored.pixels[0])], fps=options.fps)
     console.result(f"{options.output}: PSNR {float(restored.psnr[0]):.2f} dB, SSIM {float(restored.ssim[0]):.4f}")
     return DONE
 
 
-def _read_clip(path: Path, fps: Fraction, size: PixelShape | None) -> Tensor:
-    """A video as (3 f h w) in [-1, 1]; with a size, its first frames, resized to it."""
+def _read_clip(path: Path, fps: Fraction, size: PixelShape) -> Tensor:
+    """The first frames of a video, resized, as (3 f h w) in [-1, 1]."""
     from einops import rearrange
 
     from ..ltx_core.media import read_video, resize
 
     frames = read_video(path, fps=fps).frames
-    if size is not None:
-        if len(frames) < size.frames:
-            raise ConfigError(f"got {path} with {len(frames)} frames; expected {size.frames} or more; lower --frames")
-        frames = resize(frames[: size.frames], size.height, size.width, "crop", kernel="bicubic")
+    if len(frames) < size.frames:
+        raise ConfigError(f"got {path} with {len(frames)} frames; expected {size.frames} or more; lower --frames")
+    frames = resize(frames[: size.frames], size.height, size.width, "crop", kernel="bicubic")
     return rearrange(frames * 2 - 1, "f h w c -> c f h w")
 
 

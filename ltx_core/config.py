@@ -30,6 +30,12 @@ BlockKind = Literal[
 STGMode = Literal["attention_values", "attention_skip", "transformer_block"]
 STG_MODES: tuple[STGMode, ...] = get_args(STGMode)
 
+# Names of `sampling.samplers.SAMPLERS`, and of `SamplerSettings.levels`. They stand here for the command line, which
+# lists them without importing torch.
+SAMPLER_NAMES = ("euler", "stochastic", "heun", "dpmpp_2m", "gradient_estimation")
+Levels = Literal["own", "official"]
+LEVELS: tuple[Levels, ...] = get_args(Levels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:

@@ -148,8 +148,8 @@ class UpscaleLatent(sockets.Node):
             "optional": {
                 "more_frames": choice(
                     [DOUBLE_RATE, SLOW_MOTION],
-                    "What the frames that a temporal upscaler adds are for: smoother motion in the same time, or the "
-                    "same rate at half the speed. A spatial upscaler adds none.",
+                    "What the frames that a temporal upscaler adds are for. double the frame rate: smoother motion in "
+                    "the same time. slow motion: the same rate at half the speed. A spatial upscaler adds none.",
                 ),
             },
         }

@@ -48,15 +48,26 @@ LORA_KINDS = ("loras",)
 
 AS_STORED = "as stored"
 QUANTIZATION_TOOLTIP = (
-    "How to hold the large weights. as stored: what the file has (GGUF and fp8 files stay as they are). fp8 and int8 "
-    "halve a bf16 file's memory, nf4 quarters it."
+    "How to hold the large weights. as stored: what the file has (GGUF and fp8 files stay as they are). "
+    "fp8, int8: half of a bf16 file's memory. "
+    "nf4: a quarter of it."
 )
 FP8_MATMUL_TOOLTIP = (
     "On: multiply fp8 weights in fp8, on cards that can (RTX 40, H100 and later): faster than computing from the same "
     "weights in bf16 (1.2 to 1.5 times on an H200), a little less precise. Needs an fp8 file, or quantization fp8. "
     "Elsewhere Sample says that it has no effect."
 )
-DTYPE_TOOLTIP = "Type of the weights. auto: as stored, which takes the least memory."
+DTYPE = choice(
+    DTYPES,
+    "Type of the weights. auto: as stored, which takes the least memory. bf16, fp16, fp32: converted to that type; "
+    "fp16 overflows in these models now and then.",
+)
+VERSION = choice(
+    [FROM_FILE, *RELEASES],
+    "Which release it is; it decides the recommended settings. from the file: what its content shows. Choose a release "
+    "only where the file does not say.",
+)
+QUANTIZATION = choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -150,14 +161,11 @@ class LoadModel(sockets.Node):
                 "vae_name": choice(
                     vae_names, "Where the VAE is, if the model file has none: in models/vae or models/checkpoints."
                 ),
-                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
-                "version": choice(
-                    [FROM_FILE, *RELEASES],
-                    "Which release it is; only for files that do not say. It decides the recommended settings.",
-                ),
+                "dtype": DTYPE,
+                "version": VERSION,
             },
             "optional": {
-                "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
+                "quantization": QUANTIZATION,
                 "fp8_matmul": switch(False, FP8_MATMUL_TOOLTIP),
                 "resident_blocks": RESIDENT_BLOCKS,
             },
@@ -221,13 +229,13 @@ class LoadTextEncoder(sockets.Node):
         return {
             "required": {
                 "text_encoder_name": choice(names, "A file or folder in models/text_encoders or models/clip."),
-                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
+                "dtype": DTYPE,
                 "keep_on_device": switch(
                     False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
                 ),
             },
             "optional": {
-                "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP),
+                "quantization": QUANTIZATION,
                 "resident_blocks": RESIDENT_BLOCKS,
             },
         }
@@ -277,7 +285,7 @@ class LoadUpscaler(sockets.Node):
                 "upscaler_name": choice(
                     names, "A file or folder in models/latent_upscale_models or models/upscale_models."
                 ),
-                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
+                "dtype": DTYPE,
             }
         }
 
@@ -317,8 +325,9 @@ class ApplyLoRA(sockets.Node):
                 ),
                 "settings": choice(
                     [AUTOMATIC, OF_MODEL, *RELEASES],
-                    "Whose recommended settings Sample uses. Automatic: those of the model, or with a LoRA of rank 128 "
-                    "that is called distilled those of the distilled model.",
+                    "Whose recommended settings Sample uses. automatic: those of the model, or, with a LoRA of rank "
+                    "128 that is called distilled, those of the distilled model. those of the model: also with such a "
+                    "LoRA. A release: its own.",
                 ),
             },
             "optional": {

@@ -9,23 +9,23 @@ from typing import Any
 
 from ..ltx_core.budget.plan import Card, format_plan
 from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
-from ..ltx_core.quant.registry import QUANTIZATION_NAMES
-from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import PixelShape
 from . import sockets
 from .host import host
 from .latent import TILE_SIZE, tiles_of
 from .loaders import (
     AS_STORED,
-    DTYPE_TOOLTIP,
+    DTYPE,
     DTYPES,
     FROM_FILE,
     MODEL_KINDS,
+    QUANTIZATION,
     RESIDENT_BLOCKS,
     SAME_FILE,
     TEXT_ENCODER_KINDS,
     UPSCALER_KINDS,
     VAE_KINDS,
+    VERSION,
     missing_file,
     model_files,
     model_path,
@@ -57,8 +57,8 @@ class PlanMemory(sockets.Node):
                 "vae_name": choice([SAME_FILE, *model_files(VAE_KINDS)], "Where its VAE is."),
                 "text_encoder_name": choice([NONE, *model_files(TEXT_ENCODER_KINDS)], "The text encoder, to count it."),
                 "upscaler_name": choice([NONE, *model_files(UPSCALER_KINDS)], "A latent upscaler makes two passes."),
-                "dtype": choice(DTYPES, DTYPE_TOOLTIP),
-                "version": choice([FROM_FILE, *RELEASES], "Which release it is; only for files that do not say."),
+                "dtype": DTYPE,
+                "version": VERSION,
                 "width": integer(768, 16, 16384, "Width of the result in pixels."),
                 "height": integer(512, 16, 16384, "Height of the result in pixels."),
                 "frames": integer(121, 1, 100000, "Length of the result in frames."),
@@ -67,10 +67,8 @@ class PlanMemory(sockets.Node):
             },
             "optional": {
                 "reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens."),
-                "quantization": choice([AS_STORED, *QUANTIZATION_NAMES], "What Load Model is to make of the weights."),
-                "text_quantization": choice(
-                    [AS_STORED, *QUANTIZATION_NAMES], "What Load Text Encoder is to make of the weights."
-                ),
+                "quantization": QUANTIZATION,
+                "text_quantization": QUANTIZATION,
                 "resident_blocks": RESIDENT_BLOCKS,
                 "tile_size": TILE_SIZE,
             },

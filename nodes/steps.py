@@ -15,15 +15,7 @@ from ..ltx_core.pipelines.recipe import recipe_for
 from ..ltx_core.pipelines.settings import Settings, Which
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.sampling.guidance import Guidance, describe_guidance, describe_plan
-from ..ltx_core.sampling.schedules import (
-    explicit,
-    linear_quadratic,
-    shift,
-    skip,
-    token_shift,
-    truncate,
-    uniform,
-)
+from ..ltx_core.sampling.schedules import SCHEDULES, explicit, skip, truncate
 from ..ltx_core.shapes import LatentShape
 from . import sockets
 from .host import host
@@ -32,10 +24,15 @@ from .widgets import choice, decimal, integer, link, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
 WHICH: Mapping[str, Which] = {PRESET: "one", FIRST_PASS: "first", SECOND_PASS: "second"}
-LINEAR_QUADRATIC, SHIFTED, LIST = "linear-quadratic", "shifted", "list"
+LIST = "list"
+# Saved graphs fix the order of the first six; schedules that came later stand behind them.
+KINDS = tuple(dict.fromkeys((*WHICH, "linear-quadratic", "shifted", LIST, *SCHEDULES)))
 BARS = "▁▂▃▄▅▆▇█"
 MOST_LEVELS = 40  # in the drawing of a schedule
-STG_MODE_TOOLTIP = "What is disturbed in those blocks; Lightricks use attention_values."
+STG_MODE_TOOLTIP = (
+    "What is disturbed in those blocks. attention_values: self-attention returns its values instead of their weighted "
+    "means, as Lightricks have it. attention_skip: it returns its input. transformer_block: the block is left out."
+)
 CFG_STAR_TOOLTIP = "CFG-zero-star: scale the negative prediction to the positive one first."
 GUIDANCE_RESCALE = decimal(
     0.0, 0.0, 1.0, 0.01, "How much of the contrast that CFG adds is removed. 0: off. diffusers' examples use 0.7."
@@ -63,11 +60,14 @@ class CreateSchedule(sockets.Node):
         return {
             "required": {
                 "kind": choice(
-                    [PRESET, FIRST_PASS, SECOND_PASS, LINEAR_QUADRATIC, SHIFTED, LIST],
-                    "preset: what the checkpoint was made for (connect the model). shifted: by the number of latent "
-                    "cells, as 0.9.0 and 0.9.1.",
+                    KINDS,
+                    "preset: what the checkpoint was made for (connect the model). "
+                    "preset, first pass and preset, second pass: the same for two passes. "
+                    "linear-quadratic: as 0.9.5 and later. "
+                    "shifted: by the number of latent cells, as 0.9.0 and 0.9.1. "
+                    "list: the levels that you write.",
                 ),
-                "steps": integer(30, 1, 1000, "For linear-quadratic and shifted."),
+                "steps": integer(30, 1, 1000, "Number of steps; a preset and a list have their own."),
                 "levels": text(
                     "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
                 ),
@@ -107,17 +107,16 @@ class CreateSchedule(sockets.Node):
         grid = None if latent is None else LatentShape(*sockets.latent_samples(latent).shape[2:])
         if kind == LIST:
             sigmas = explicit(_numbers(levels, "levels", "1000, 909, 725"))
-        elif kind == LINEAR_QUADRATIC:
-            sigmas = linear_quadratic(steps)
-        elif kind == SHIFTED:
-            if grid is None:
-                raise ConfigError(
-                    "got a shifted schedule without a latent; expected one, for its size; connect the latent"
-                )
-            sigmas = shift(uniform(steps), token_shift(grid.tokens))
-        else:
+        elif kind in WHICH:
             handle = sockets.received_model(model, f"the schedule {kind!r}")
             sigmas = _preset_sigmas(handle, kind, grid)
+        else:
+            schedule = SCHEDULES[kind]
+            if schedule.by_size and grid is None:
+                raise ConfigError(
+                    f"got a {kind} schedule without a latent; expected one, for its size; connect the latent"
+                )
+            sigmas = schedule.levels(steps, 0 if grid is None else grid.tokens)
         if skip_initial_steps or skip_final_steps:
             sigmas = skip(sigmas, skip_initial_steps, skip_final_steps)
         if denoise_strength < 1:

@@ -20,7 +20,6 @@ from typing import Any
 from ..ltx_core.errors import ConfigError, TrainingError
 from ..ltx_core.files import whole
 from ..ltx_core.progress import Progress, ProgressEvent
-from ..ltx_core.releases import RELEASES
 from ..ltx_core.training.checkpoints import latest_checkpoint
 from . import sockets
 from .host import host
@@ -31,6 +30,7 @@ from .loaders import (
     SAME_FILE,
     TEXT_ENCODER_KINDS,
     VAE_KINDS,
+    VERSION,
     missing_file,
     model_files,
     model_path,
@@ -68,9 +68,7 @@ class TrainLoRA(sockets.Node):
                     [SAME_FILE, *model_files(VAE_KINDS)], "Where the VAE is, if the model file has none."
                 ),
                 "text_encoder_name": choice(model_files(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."),
-                "version": choice(
-                    [FROM_FILE, *RELEASES], "Which release the model is; only for files that do not say."
-                ),
+                "version": VERSION,
                 "folder": text(
                     "my-videos",
                     "Videos, each with a .txt of the same name, or one captions .csv, .json or .jsonl: a whole "

@@ -16,7 +16,7 @@ from ..models.linear import SLICE, Linear
 from ..quant.linear import QuantizedLinear
 from ..shapes import LatentShape
 
-# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/core/test_plan.py counts them.
+# Tensors of (lanes, tokens, width) that are alive at once in a block; tests/budget/test_plan.py counts them.
 # They peak at the second layer of the feed-forward: the block's input, the residual stream, its norm, the hidden layer
 # of four times the width, and the result. In half precision there are as many where keys are rotated, in float32: the
 # block's input, its norm, values, queries, keys, the rotated keys (twice as many bytes), and the result.

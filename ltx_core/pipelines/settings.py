@@ -6,21 +6,38 @@ line and trainer fill in the same fields, and `passes.Pass` is made from nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ..config import STGMode
+from ..config import Levels, STGMode
 from ..errors import ConfigError
 from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance
-from ..sampling.samplers import Levels, SamplerSettings
+from ..sampling.samplers import SamplerSettings
+from ..sampling.schedules import explicit
 from .recipe import REFINE
 
 Which = Literal["one", "first", "second"]
 """The only pass of a run, or the first or the second of two."""
 
+SCHEDULE = ("steps", "skip_initial_steps", "skip_final_steps")
+NOT_NEGATIVE = ("skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale")
+
 ADAIN = 1.0  # between the passes of every release (Lightricks/LTX-Video, LTXMultiScalePipeline)
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_range(values: Mapping[str, float | None], most: float) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= most:
+            expected = "0 or more" if most == math.inf else f"0 to {most:g}"
+            raise ConfigError(f"got {name}={value}; expected {expected}; leave it out for the recipe's own value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +48,9 @@ class PassSettings:
     schedule as a whole. skip_initial_steps, skip_final_steps: numbers of steps to omit from it. denoise_strength: the
     share of the steps that run, for a pass that starts from a latent.
     guidance: as a whole; the fields below it override single values, equally for every step.
+
+    Raises:
+        ConfigError: a value that no model can use, or sigmas and a schedule at once. UnsupportedError: see `Guidance`.
     """
 
     sigmas: tuple[float, ...] | None = None
@@ -46,6 +66,26 @@ class PassSettings:
     stg_rescale: float | None = None
     stg_mode: STGMode | None = None
     cfg_star: bool | None = None
+
+    def __post_init__(self) -> None:
+        scheduled = [name for name in SCHEDULE if getattr(self, name) is not None]
+        if self.sigmas is not None:
+            explicit(self.sigmas)
+            if scheduled:
+                raise ConfigError(
+                    f"got sigmas and {' and '.join(scheduled)}; expected the levels themselves or a schedule; leave "
+                    "one of them out"
+                )
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"got {self.steps} steps; expected at least 1; set the number of steps")
+        if self.denoise_strength is not None and not 0 < self.denoise_strength <= 1:
+            raise ConfigError(
+                f"got denoise_strength={self.denoise_strength}; expected more than 0, at most 1; 1 runs all steps"
+            )
+        _check_range({"guidance_rescale": self.guidance_rescale, "stg_rescale": self.stg_rescale}, 1)
+        _check_range({name: getattr(self, name) for name in NOT_NEGATIVE}, math.inf)
+        _check_range({"stg_blocks": min(self.stg_blocks) if self.stg_blocks else None}, math.inf)
+        self.over_guidance(Guidance())  # which refuses what it cannot be
 
     def over(self, entry: PassRecipe) -> PassRecipe:
         """The recipe's entry with the overrides of its schedule."""
@@ -101,6 +141,9 @@ class Overrides:
     sampler: a name of `samplers.SAMPLERS`. condition_noise, levels: see `SamplerSettings`.
     adain: how far the channel statistics of the upscaled latent return to those of the first pass, 0 to 1.
     decode_timestep, decode_noise_scale, tone_map: see `Decoding`.
+
+    Raises:
+        ConfigError: a value that no recipe can be overridden with.
     """
 
     first: PassSettings = AS_RECIPE
@@ -112,6 +155,11 @@ class Overrides:
     decode_timestep: float | None = None
     decode_noise_scale: float | None = None
     tone_map: float | None = None
+
+    def __post_init__(self) -> None:
+        SamplerSettings(self.sampler or "euler", self.condition_noise or 0.0, self.levels or "own")
+        names = ("adain", "decode_timestep", "decode_noise_scale", "tone_map")
+        _check_range({name: getattr(self, name) for name in names}, 1)
 
     def to_json(self) -> dict[str, Any]:
         """The choices other than None, as JSON values."""
@@ -161,8 +209,3 @@ class Settings:
         values = {"timestep": said.decode_timestep, "noise_scale": said.decode_noise_scale, "tone_map": said.tone_map}
         tone_map = self.entry(last).tone_map_compression_ratio
         return replace(Decoding(recipe.decode_timestep, recipe.decode_noise_scale, tone_map), **_said(values))
-
-
-def _said(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values other than None."""
-    return {name: value for name, value in values.items() if value is not None}

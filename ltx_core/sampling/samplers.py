@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..config import LEVELS, Levels
 from ..errors import ConfigError
 from .noise import Noise, token_noise
 from .schedules import check_sigmas
@@ -26,8 +26,6 @@ GuidedVelocity = Callable[[int, Tensor, Tensor], Tensor]
 
 StepCallback = Callable[[int, Tensor], None]
 """(steps done, current estimate of x0 (b n c))."""
-
-Levels = Literal["own", "official"]
 
 GRADIENT_ESTIMATION_GAMMA = 2.0  # ComfyUI comfy/k_diffusion/sampling.py sample_gradient_estimation, ge_gamma
 
@@ -173,7 +171,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpmpp_2m": Sampler(dpmpp_2m),
     "gradient_estimation": Sampler(gradient_estimation),
 }
-"""Samplers by the names that the nodes show, in their order; new entries go last."""
+"""Samplers by the names that the nodes show, in their order, which `config.SAMPLER_NAMES` repeats; new ones go last."""
 
 
 def check_sampler(name: str, *, distilled: bool = False) -> None:
@@ -210,7 +208,7 @@ class SamplerSettings:
         exists, which can leave noise in the result, and the last condition noise stays on hard conditions.
 
     Raises:
-        ConfigError: an unknown sampler, or negative noise.
+        ConfigError: no sampler or levels of that name, or negative noise.
     """
 
     name: str = "euler"
@@ -219,7 +217,9 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         check_sampler(self.name)
-        if self.condition_noise < 0:
+        if self.levels not in LEVELS:
+            raise ConfigError(f"got levels {self.levels!r}; expected {' or '.join(LEVELS)}; choose one of them")
+        if not self.condition_noise >= 0:
             raise ConfigError(f"got condition noise {self.condition_noise}; expected 0 or more; 0 turns it off")
 
 

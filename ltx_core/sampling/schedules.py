@@ -6,7 +6,8 @@ Sources: Lightricks/LTX-Video schedulers/rf.py; SD3 (arXiv 2403.03206) section 5
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,6 +66,26 @@ def shift(sigmas: Tensor, mu: float, terminal: float | None = TERMINAL) -> Tenso
         if rest[-1] > 0:  # a single step stays at level 1
             moved = 1 - rest / (rest[-1] / (1 - terminal))
     return _closed(moved)
+
+
+def shifted(steps: int, tokens: int) -> Tensor:
+    """Even steps, shifted for a clip of that many latent tokens: the schedule of 0.9.0 and 0.9.1."""
+    return shift(uniform(steps), token_shift(tokens))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """levels: (steps, latent tokens of the clip) -> sigmas. by_size: whether they depend on the tokens."""
+
+    levels: Callable[[int, int], Tensor]
+    by_size: bool = False
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "linear-quadratic": Schedule(lambda steps, _: linear_quadratic(steps)),
+    "shifted": Schedule(shifted, by_size=True),
+}
+"""By the names that the Schedule node shows, in their order; new entries go last."""
 
 
 def explicit(values: Sequence[float]) -> Tensor:

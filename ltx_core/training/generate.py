@@ -1,227 +1,224 @@
-"""Clips from trained models: `ltxkit sample`, `extend`, `reconstruct`, and the validations of a run."""
+"""Clips in batches, from a run or from models in training: `ltxkit sample`, `extend`, `reconstruct`, and validations.
+
+The stages are those of `pipelines`; batches, and the text encoder of a run in training, are what is added here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ShapeError
+from ..config import SchedulerConfig
+from ..errors import CheckpointError, ConfigError
+from ..host import Host
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..pipelines.condition import Conditions
+from ..pipelines.condition import Condition, crop_to
+from ..pipelines.decode import decode
+from ..pipelines.encode import encode_frames
+from ..pipelines.long_video import LongSettings, plan_windows, sample_windows
 from ..pipelines.passes import Pass
-from ..pipelines.recipe import UNKNOWN
+from ..pipelines.recipe import UNKNOWN, recipe_for
 from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
-from ..pipelines.settings import ADAIN, Overrides, PassSettings, Settings
-from ..pipelines.two_stage import Upscaling, upscale_latent
-from ..placing.placement import DevicePlacement, host_on
-from ..progress import Progress, silent
-from ..sampling.conditioning import LatentCondition
+from ..pipelines.settings import NO_OVERRIDES, Decoding, Overrides, PassSettings, Settings, Which
+from ..pipelines.text import encode_prompts
+from ..pipelines.two_stage import Upscaling, generate_two_stage
+from ..progress import ProgressEvent, silent
+from ..releases import Recipe
 from ..sampling.guidance import Guidance
-from ..sampling.noise import SeededNoise, stream
-from ..sampling.schedules import uniform
-from ..shapes import PixelShape
-from ..weights.build import load_transformer, load_upsampler, load_vae
+from ..sampling.noise import SeededNoise
+from ..shapes import LatentShape, PixelShape
+from ..weights.build import load_upsampler, open_models
 from ..weights.bundled import find_run
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export
 from .losses import psnr, ssim
-from .text import FrozenText, encode
+from .models import SCHEDULER
+from .text import FrozenText
 
-DECODE_TIMESTEP = 0.05  # the noise level that the decoder is told; it removes noise up to 0.2
+VAE_ALONE = Decoding(timestep=0.0, noise_scale=0.0)  # of a latent without noise, to which none is added
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """The models that generate a clip. upscaler: for two stages."""
+    """The models that make a clip. upscaler: makes two passes.
+
+    recipe, scheduler: of the checkpoint that the transformer comes from; the defaults are those of a new model.
+    """
 
     transformer: LTXTransformer
     vae: VideoVAE
     text: TextEncoder | FrozenText
     upscaler: LatentUpsampler | None = None
+    recipe: Recipe = UNKNOWN
+    scheduler: SchedulerConfig | None = SCHEDULER
+
+    def passes(self, overrides: Overrides, size: PixelShape) -> list[Pass]:
+        """The only pass at `size`, or the first and the second of two, the first at `size`."""
+        tokens = size.latent(self.vae.config.scale_factors).tokens
+        stages: tuple[tuple[Which, int], ...] = (("first", tokens), ("second", 4 * tokens))
+        if self.upscaler is None:
+            stages = (("one", tokens),)
+        settings = Settings(self.recipe, overrides)
+        return [Pass.of(self.transformer, settings, which, count, scheduler=self.scheduler) for which, count in stages]
 
 
-def load_models(run: Path, upscaler: Path | None = None) -> Models:
-    """The models of a training run, or of a folder with model.safetensors and text_encoder/.
+@dataclass(frozen=True)
+class ClipSettings:
+    """What the clips of one call have in common.
+
+    size: of the only pass, or of the first of two; the second has twice the height and width. fps: frames per second.
+    seed: of the first clip; clip i has seed + i. overrides: of the recipe. batch_size: clips that are made at once.
+    """
+
+    size: PixelShape
+    fps: float
+    seed: int = 0
+    overrides: Overrides = NO_OVERRIDES
+    batch_size: int = 20
+
+
+def load_models(run: Path, upscaler: Path | None = None, *, host: Host) -> Models:
+    """The models of a training run, or of a folder with model.safetensors and text_encoder/, float32.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
     run = find_run(run)
     checkpoint = find_export(run, "model.safetensors")
-    text = checkpoint.parent / "text_encoder"
-    if not text.is_dir():
+    folder = checkpoint.parent / "text_encoder"
+    if not folder.is_dir():
         raise CheckpointError(
             f"got {run} without text_encoder/; expected the one trained with the model; check the folder"
         )
-    return Models(
-        load_transformer(checkpoint, dtype=torch.float32)[0],
-        load_vae(checkpoint, dtype=torch.float32),
-        load_text_encoder(text, dtype=torch.float32),
-        None
-        if upscaler is None
-        else load_upsampler(find_export(find_run(upscaler), "upscaler.safetensors"), dtype=torch.float32),
-    )
+    large = None if upscaler is None else find_export(find_run(upscaler), "upscaler.safetensors")
+    opened = open_models(checkpoint)
+    transformer, info = opened.transformer(dtype=torch.float32, progress=host.progress)
+    vae = opened.vae(dtype=torch.float32, progress=host.progress)
+    text = load_text_encoder(folder, dtype=torch.float32, progress=host.progress)
+    upsampler = None if large is None else load_upsampler(large, dtype=torch.float32, progress=host.progress)
+    for note in info.notes:
+        host.say(note)
+    return Models(transformer, vae, text, upsampler, recipe_for(info.versions)[0], info.scheduler)
 
 
-class ClipGenerator:
-    """Generates batches of clips with one set of models. All results are (b 3 f h w) float32 in [-1, 1] on the CPU."""
+@torch.no_grad()
+def generate_clips(models: Models, prompts: Sequence[str], settings: ClipSettings, *, host: Host) -> Tensor:
+    """One clip for each prompt, in two passes where there is an upscaler.
 
-    def __init__(self, models: Models, fps: float, batch_size: int = 20) -> None:
-        self.models, self.fps, self.batch_size = models, fps, batch_size
-        self.device = next(models.transformer.parameters()).device
-        self.scale = models.vae.config.scale_factors
+    Returns:
+        (b 3 f h w) float32 in [-1, 1] on the CPU.
 
-    @torch.no_grad()
-    def clips(
-        self,
-        prompts: Sequence[str],
-        size: PixelShape,
-        *,
-        steps: int,
-        guidance_scale: float,
-        seed: int,
-        given: Tensor | None = None,
-        progress: Progress = silent,
-    ) -> Tensor:
-        """One clip per prompt; clip i has seed + i. given: first frames to keep, (b 3 f h w) with f = t*k + 1."""
-        clips: list[Tensor] = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            first = None if given is None else given[part]
-            latent = self.latents(
-                prompts[part],
-                size,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                seed=seed + start,
-                given=first,
-                progress=progress,
-            )
-            clips.append(self.decode(latent))
-        return torch.cat(clips)
+    Raises:
+        ShapeError, ConfigError: a size or setting that cannot work.
+    """
+    decoding = Settings(models.recipe, settings.overrides).decoding("one" if models.upscaler is None else "second")
+    clips: list[Tensor] = []
+    for start in range(0, len(prompts), settings.batch_size):
+        part = prompts[start : start + settings.batch_size]
+        portion = replace(settings, seed=settings.seed + start)
+        latent = _sample(models, part, portion, host)
+        clips.append(_decode(models.vae, latent, decoding, portion.seed, host))
+    return torch.cat(clips)
 
-    @torch.no_grad()
-    def latents(
-        self,
-        prompts: Sequence[str],
-        size: PixelShape,
-        *,
-        steps: int,
-        guidance_scale: float,
-        seed: int,
-        given: Tensor | None = None,
-        start: tuple[Tensor, float] | None = None,
-        progress: Progress = silent,
-    ) -> Tensor:
-        """Normalised latents (b c f h w). start: latents to start from, and the noise level they are raised to."""
-        shape = (len(prompts), self.models.vae.config.latent_channels, *size.latent(self.scale))
-        sigmas = uniform(steps)
-        initial = torch.zeros(shape)
-        if start is not None:
-            initial, level = start
-            sigmas = sigmas * level
-        conditions = [] if given is None else [LatentCondition(self.encode(given), 0, 1.0)]
-        said = PassSettings(sigmas=tuple(sigmas.tolist()), guidance=Guidance(scale=(guidance_scale,)))
-        settings = Settings(UNKNOWN, Overrides(first=said))
-        return sample(
-            Pass.of(self.models.transformer, settings, "one", size.latent(self.scale).tokens),
-            LatentClip(initial, self.scale, self.fps),
-            Prompts(self._text(prompts), self._text([""]) if guidance_scale > 1 else None),
-            noise=SeededNoise(seed),
-            host=host_on(DevicePlacement(self.device), progress),
-            conditions=Conditions(conditions),
+
+def _sample(models: Models, prompts: Sequence[str], settings: ClipSettings, host: Host) -> Tensor:
+    """Normalised latents (b c f h w) of the last pass."""
+    passes = models.passes(settings.overrides, settings.size)
+    empty = LatentClip.empty(models.vae, settings.size, settings.fps)
+    clip = replace(empty, latent=empty.latent.repeat(len(prompts), 1, 1, 1, 1))
+    told = _prompts(models, prompts, guided=any(one.is_guided for one in passes), host=host)
+    noise = SeededNoise(settings.seed)
+    if models.upscaler is None:
+        return sample(passes[0], clip, told, noise=noise, host=host)
+    adain = Settings(models.recipe, settings.overrides).adain_factor
+    upscaling = Upscaling(models.upscaler, models.vae, adain)
+    return generate_two_stage(passes, clip, told, upscaling, noise=(noise, noise), host=host)
+
+
+def _prompts(models: Models, prompts: Sequence[str], *, guided: bool, host: Host) -> Prompts:
+    negative = _encoded(models.text, [models.recipe.negative_prompt], host) if guided else None
+    return Prompts(_encoded(models.text, prompts, host), negative)
+
+
+def _encoded(text: TextEncoder | FrozenText, prompts: Sequence[str], host: Host) -> EncodedPrompt:
+    """The prompts as one batch, padded; each distinct one is encoded once."""
+    if isinstance(text, FrozenText):
+        rows = [embedding.float() for embedding in text.embeddings(prompts)]
+    else:
+        distinct = list(dict.fromkeys(prompts))
+        encoded = dict(zip(distinct, encode_prompts(text, distinct, host=host), strict=True))
+        rows = [encoded[prompt].embeddings[0] for prompt in prompts]
+    lengths = torch.tensor([len(row) for row in rows])
+    embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return EncodedPrompt(embeddings, torch.arange(embeddings.shape[1]) < lengths[:, None])
+
+
+def _decode(vae: VideoVAE, latent: Tensor, decoding: Decoding, seed: int, host: Host) -> Tensor:
+    """Latents (b c f h w) as clips (b 3 f h w) in [-1, 1]; progress counts clips."""
+    host.progress(ProgressEvent("decode", 0, len(latent)))
+    frames = decode(vae, latent, decoding, seed=seed, host=replace(host, progress=silent))
+    host.progress(ProgressEvent("decode", len(latent), len(latent)))
+    return rearrange(frames * 2 - 1, "b f h w c -> b c f h w")
+
+
+@torch.no_grad()
+def extend(
+    models: Models, clip: Tensor, prompt: str, settings: ClipSettings, *, frames: int, overlap: int, host: Host
+) -> Tensor:
+    """A clip (f h w 3) in [0, 1], of any size, and `frames` more, as a long video that begins with the end of the clip.
+
+    settings: size.frames is the length of a window. overlap: frames that each window repeats from the one before,
+        t*k + 1.
+
+    Returns:
+        (f + frames, h, w, 3) float32 in [0, 1] on the CPU.
+
+    Raises:
+        ConfigError: an overlap that the VAE cannot have, or that is longer than the clip.
+    """
+    if overlap > len(clip):
+        raise ConfigError(
+            f"got an overlap of {overlap} frames with a clip of {len(clip)}; expected at most the clip; "
+            "shorten the overlap"
         )
+    vae, scale = models.vae, models.vae.config.scale_factors
+    shown = Condition(clip[-overlap:], resize="stretch", crf=0)
+    asked = PixelShape(overlap + frames, *clip.shape[1:3])
+    size = asked.padded(scale)
+    long = LongSettings(size, settings.fps, settings.seed, settings.size.frames, overlap)
+    plan_windows(long, scale.frames)
+    window = PixelShape(settings.size.frames, size.height, size.width)
+    (one,) = replace(models, upscaler=None).passes(settings.overrides, window)
+    decoding = Settings(models.recipe, settings.overrides).decoding("one")
 
-    def _text(self, prompts: Sequence[str]) -> EncodedPrompt:
-        texts = encode(self.models.text, prompts, self.device)
-        embeddings = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-        mask = torch.zeros(embeddings.shape[:2], dtype=torch.long)
-        for row, text in zip(mask, texts, strict=True):
-            row[: len(text)] = 1
-        return EncodedPrompt(embeddings, mask)
+    def decoded(latent: Tensor) -> Tensor:
+        return decode(vae, latent, decoding, seed=settings.seed, host=host)[0]
 
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Clips -> normalised latents, posterior means."""
-        vae = self.models.vae
-        return vae.normalize(vae.encode(pixels.to(self.device)).mode().float()).cpu()
+    told = _prompts(models, [prompt], guided=one.is_guided, host=host)
+    items = [shown.on_canvas(asked, size, host.say)]
+    parts = sample_windows(one, vae, [told.positive], told.negative, long, decode=decoded, host=host, items=items)
+    longer = crop_to(decoded(torch.cat(list(parts), dim=2)), asked)
+    return torch.cat([clip, longer[overlap:]])
 
-    @torch.no_grad()
-    def decode(self, latent: Tensor, timestep: float = DECODE_TIMESTEP) -> Tensor:
-        """Normalised latents -> clips."""
-        vae = self.models.vae
-        level = torch.full((len(latent),), timestep, device=self.device) if vae.config.timestep_conditioning else None
-        rng = stream(0, "decode")  # for a VAE that injects noise
-        raw = vae.un_normalize(latent.to(self.device))
-        return vae.decode(raw, level, generator=rng).float().clamp(-1, 1).cpu()
 
-    @torch.no_grad()
-    def two_stage(
-        self,
-        prompts: Sequence[str],
-        size: PixelShape,
-        *,
-        steps: int,
-        guidance_scale: float,
-        seed: int,
-        refine_steps: int,
-        refine_level: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Clips of the first stage, and those of the second: upscaled to twice the height and width, and refined."""
-        if self.models.upscaler is None:
-            raise CheckpointError("got no upscaler; expected one for two stages; pass the upscaler's run")
-        small, large = [], []
-        larger = PixelShape(size.frames, size.height * 2, size.width * 2)
-        for start in range(0, len(prompts), self.batch_size):
-            part = prompts[start : start + self.batch_size]
-            latent = self.latents(part, size, steps=steps, guidance_scale=guidance_scale, seed=seed + start)
-            small.append(self.decode(latent))
-            upscaling = Upscaling(self.models.upscaler, self.models.vae, ADAIN)
-            up = upscale_latent(upscaling, latent, host=host_on(DevicePlacement(self.device)))
-            refined = self.latents(
-                part, larger, steps=refine_steps, guidance_scale=1.0, seed=seed + start, start=(up, refine_level)
-            )
-            large.append(self.decode(refined))
-        return torch.cat(small), torch.cat(large)
-
-    def extend(
-        self, clip: Tensor, prompt: str, frames: int, *, overlap: int, steps: int, guidance_scale: float, seed: int
-    ) -> Tensor:
-        """A clip (3 f h w) and `frames` more, in windows that start with the last `overlap` (t*k + 1) frames so far."""
-        rate = self.scale.frames
-        if (overlap - 1) % rate or not 0 < overlap <= clip.shape[1]:
-            raise ShapeError(
-                f"got an overlap of {overlap} frames with a clip of {clip.shape[1]}; expected {rate}k+1, at most the "
-                f"clip; use {max(1, (min(overlap, clip.shape[1]) - 1) // rate * rate + 1)}"
-            )
-        wanted = clip.shape[1] + frames
-        window = clip.shape[1] if (clip.shape[1] - 1) % rate == 0 and clip.shape[1] > overlap else overlap + 2 * rate
-        number = 0
-        while clip.shape[1] < wanted:
-            size = PixelShape(window, *clip.shape[2:])
-            (window_clip,) = self.clips(
-                [prompt],
-                size,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                seed=seed + number,
-                given=clip[None, :, -overlap:],
-            )
-            clip = torch.cat([clip, window_clip[:, overlap:]], dim=1)
-            number += 1
-        return clip[:, :wanted]
+def window_frames(clip: int, overlap: int, frames_per_latent: int) -> int:
+    """Frames of a window that extends a clip: those of the clip, which the model was made for, where the VAE can have
+    them and they are more than the overlap; otherwise two latent frames more than the overlap."""
+    fits = clip % frames_per_latent == 1 % frames_per_latent and clip > overlap
+    return clip if fits else overlap + 2 * frames_per_latent
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstructions:
-    """Clips after the VAE, or after noising and denoising. psnr (dB) and ssim: per clip."""
+    """Clips (b 3 f h w) after the VAE, or after noising and denoising. psnr (dB) and ssim: per clip."""
 
     pixels: Tensor
     psnr: Tensor
@@ -230,12 +227,28 @@ class Reconstructions:
 
 @torch.no_grad()
 def reconstruct(
-    generator: ClipGenerator, pixels: Tensor, *, sigma: float, steps: int, prompts: Sequence[str], seed: int
+    models: Models, pixels: Tensor, prompts: Sequence[str], settings: ClipSettings, *, sigma: float, host: Host
 ) -> Reconstructions:
-    """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level (SDEdit, arXiv 2108.01073)."""
-    latent = generator.encode(pixels)
+    """Clips (b 3 f h w) through the VAE, and for sigma > 0 through noise of that level (SDEdit, arXiv 2108.01073).
+
+    The noise is removed without guidance, by as many steps as a whole clip takes, with their levels times sigma.
+    """
+    vae, scale = models.vae, models.vae.config.scale_factors
+    quiet = replace(host, progress=silent)
+    frames = rearrange((pixels + 1) / 2, "b c f h w -> b f h w c")
+    latent = torch.cat([encode_frames(vae, clip, host=quiet) for clip in frames])
+    decoding = VAE_ALONE
     if sigma > 0:
-        size = PixelShape(*pixels.shape[2:])
-        latent = generator.latents(prompts, size, steps=steps, guidance_scale=1.0, seed=seed, start=(latent, sigma))
-    output = generator.decode(latent, DECODE_TIMESTEP if sigma > 0 else 0.0)
+        plain = PassSettings(steps=settings.overrides.first.steps, guidance=Guidance())
+        overrides = replace(settings.overrides, first=plain)
+        (one,) = replace(models, upscaler=None).passes(overrides, LatentShape(*latent.shape[2:]).pixels(scale))
+        latent = sample(
+            replace(one, sigmas=one.sigmas * sigma),
+            LatentClip(latent, scale, settings.fps),
+            Prompts(_encoded(models.text, prompts, host)),
+            noise=SeededNoise(settings.seed),
+            host=host,
+        )
+        decoding = Settings(models.recipe, overrides).decoding("one")
+    output = _decode(vae, latent, decoding, settings.seed, host)
     return Reconstructions(output, psnr(output, pixels), ssim(output, pixels))

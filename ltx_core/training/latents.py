@@ -37,36 +37,35 @@ class EncodedClips:
         return EncodedClips(rows, [self.captions[index] for index in indices])
 
 
-class Latents:
-    """Latents of a source's samples, posterior means.
+@dataclass(frozen=True)
+class LatentCache:
+    """Which samples are encoded once, and where they are kept.
 
-    count: number of samples (all, if the source has fewer) that are encoded once and cached in
-    `folder`/latents_FxHxW.pt; 0: samples are encoded when they are needed. share_sizes: the sizes share `count` as they
-    share the batches; otherwise each size gets all of it.
+    count: number of samples (all, if the source has fewer) in `folder`/latents_FxHxW.pt; 0: none, every sample is
+    encoded when it is needed. writes: whether this process writes the files. share_sizes: the sizes share `count` as
+    they share the batches; otherwise each size gets all of it.
     """
 
+    folder: Path
+    count: int
+    writes: bool
+    share_sizes: bool = True
+
+
+class Latents:
+    """Latents of a source's samples, posterior means. data, seed: that the source was made with."""
+
     def __init__(
-        self,
-        source: Source,
-        vae: VideoVAE,
-        data: Data,
-        seed: int,
-        count: int,
-        folder: Path,
-        notes: Notes,
-        *,
-        writes: bool,
-        share_sizes: bool = True,
+        self, source: Source, vae: VideoVAE, data: Data, seed: int, *, cache: LatentCache, notes: Notes
     ) -> None:
-        self.source, self.vae, self.count, self.folder = source, vae, count, folder
-        self.notes, self.writes, self.share_sizes = notes, writes, share_sizes
-        self.data, self.seed = data, seed
+        self.source, self.vae, self.data, self.seed = source, vae, data, seed
+        self.cache, self.notes = cache, notes
         self._kept: dict[PixelShape, EncodedClips] = {}
 
     @cached_property
     def key(self) -> str:
         """A hash of everything that the cached latents depend on; reads every weight of the VAE."""
-        text = json.dumps([to_tree(self.data), self.seed, self.count, self.source.identity()], sort_keys=True)
+        text = json.dumps([to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(self.vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
@@ -74,7 +73,7 @@ class Latents:
 
     def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
         """The samples with these numbers; with a cache, modulo its length."""
-        if not self.count:
+        if not self.cache.count:
             return self._encode(indices, size)
         self.prepare(size)
         kept = self._kept[size]
@@ -82,7 +81,7 @@ class Latents:
 
     def prepare(self, size: PixelShape) -> None:
         """Fill the cache for a size: from its file, or by encoding."""
-        if self.count and size not in self._kept:
+        if self.cache.count and size not in self._kept:
             self._kept[size] = self._read(size) or self._make(size)
 
     @torch.no_grad()
@@ -92,7 +91,7 @@ class Latents:
         return EncodedClips(latents, samples.captions)
 
     def _file(self, size: PixelShape) -> Path:
-        return self.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
+        return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
 
     def _read(self, size: PixelShape) -> EncodedClips | None:
         path = self._file(size)
@@ -102,8 +101,8 @@ class Latents:
         return EncodedClips(saved["latents"], saved["captions"]) if saved["key"] == self.key else None
 
     def _make(self, size: PixelShape) -> EncodedClips:
-        sizes = [self.source.size(batch) for batch in range(1000)] if self.share_sizes else [size]
-        count = max(8, round(self.count * sizes.count(size) / len(sizes)))
+        sizes = [self.source.size(batch) for batch in range(1000)] if self.cache.share_sizes else [size]
+        count = max(8, round(self.cache.count * sizes.count(size) / len(sizes)))
         count = min(count, self.source.distinct(size) or count)
         self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
         at_once = max(1, ENCODED_PIXELS // math.prod(size))
@@ -111,7 +110,7 @@ class Latents:
         encoded = EncodedClips(
             torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions]
         )
-        if self.writes:
+        if self.cache.writes:
             with whole(self._file(size)) as part:
                 torch.save({"key": self.key, "latents": encoded.latents, "captions": encoded.captions}, part)
         return encoded

@@ -15,10 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..config import SchedulerConfig
 from ..errors import ConfigError
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
+from ..pipelines.recipe import UNKNOWN, recipe_for
+from ..pipelines.settings import Overrides, PassSettings
+from ..placing.placement import DevicePlacement, host_on
 from ..progress import Notes, log_note
+from ..releases import Recipe
 from ..sampling.noise import initialised, stream
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
@@ -26,14 +31,24 @@ from ..weights.build import load_transformer
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
 from .config import TransformerTraining
+from .data import Source
 from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
-from .generate import ClipGenerator, Models
-from .latents import EncodedClips, Latents
+from .generate import ClipSettings, Models, generate_clips
+from .latents import EncodedClips, LatentCache, Latents
 from .loop import log_values
 from .lora import LoRALayers, save_lora
-from .models import copied, load_tensors, open_vae, restart, save_checkpoint_file, tensors_of, transformer_config
+from .models import (
+    SCHEDULER,
+    copied,
+    load_tensors,
+    open_vae,
+    restart,
+    save_checkpoint_file,
+    tensors_of,
+    transformer_config,
+)
 from .optimize import Updater, autocast
 from .pictures import save_clips
 from .sources import open_source
@@ -50,7 +65,7 @@ class TransformerTask:
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
-        self.transformer = self._start()
+        self.transformer, self.recipe, self.scheduler = self._start()
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
                 f"got a transformer of {self.transformer.config.in_channels} channels; expected "
@@ -62,17 +77,14 @@ class TransformerTask:
         if world.first:
             config.output.mkdir(parents=True, exist_ok=True)
         self.text = self._text()
-        arguments = (self.vae, config.data, config.seed)
-        self.latents = Latents(self.source, *arguments, config.cache_clips, config.output, notes, writes=world.first)
-        self.validation = Latents(
-            validation,
-            *arguments,
-            config.validation_samples,
-            config.output / "validation",
-            notes,
-            writes=world.first,
-            share_sizes=False,
-        )
+        if config.prompts:  # what cannot work is refused before training, not at the first validation
+            models, settings = self._sampling()
+            models.passes(settings.overrides, settings.size)
+        folder, first = config.output, world.first
+        cache = LatentCache(folder, config.cache_clips, first)
+        held_out = LatentCache(folder / "validation", config.validation_samples, first, share_sizes=False)
+        self.latents = self._latents(self.source, cache, notes)
+        self.validation = self._latents(validation, held_out, notes)
         self._encode_all(notes)
         self.transformer.to(world.device)
         self.lora = None
@@ -94,10 +106,14 @@ class TransformerTask:
 
     # ----------------------------------------------------------------------------------------------------- beginning
 
-    def _start(self) -> LTXTransformer:
+    def _latents(self, source: Source, cache: LatentCache, notes: Notes) -> Latents:
+        return Latents(source, self.vae, self.config.data, self.config.seed, cache=cache, notes=notes)
+
+    def _start(self) -> tuple[LTXTransformer, Recipe, SchedulerConfig | None]:
+        """The transformer, and how its checkpoint is sampled."""
         config = self.config
         if config.initial is not None:
-            model, _ = load_transformer(
+            model, info = load_transformer(
                 _checkpoint(config.initial, "model.safetensors"),
                 dtype=None if config.lora else torch.float32,
                 version=config.version,
@@ -106,13 +122,14 @@ class TransformerTask:
                 raise ConfigError(
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
-            return model if config.lora else copied(model).requires_grad_(True)
+            model = model if config.lora else copied(model).requires_grad_(True)
+            return model, recipe_for(info.versions)[0], info.scheduler
         if config.model is None or config.lora is not None:
             raise ConfigError("got no initial checkpoint; expected one for a LoRA, or without model; set initial")
         with initialised(config.seed, "new transformer"):
             model = LTXTransformer(transformer_config(config.model))
             restart(model)
-        return model
+        return model, UNKNOWN, SCHEDULER
 
     def _text(self) -> TextEncoder | FrozenText:
         config, channels = self.config, self.transformer.config.caption_channels
@@ -149,6 +166,7 @@ class TransformerTask:
         config, world = self.config, self.world
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
+            known += [self.recipe.negative_prompt] if config.prompts else []
             self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
         self.vae.to(world.device)
         self.validation.prepare(PixelShape(*config.data.sizes[0]))
@@ -268,19 +286,23 @@ class TransformerTask:
                     self._sample(folder)
         return {"validation_loss": float(total) / count}
 
+    def _sampling(self) -> tuple[Models, ClipSettings]:
+        """What clips of the configured prompts are made with."""
+        config, optimization = self.config, self.config.optimization
+        said = PassSettings(steps=config.sample_steps, guidance_scale=config.guidance_scale)
+        # In batches of a training step's size, for which the device has room.
+        at_once = self.world.share(optimization.batch_size, optimization.accumulation)
+        size, overrides = PixelShape(*config.data.sizes[0]), Overrides(first=said)
+        return (
+            Models(self.transformer, self.vae, self.text, recipe=self.recipe, scheduler=self.scheduler),
+            ClipSettings(size, config.data.fps, config.seed, overrides, at_once),
+        )
+
     def _sample(self, folder: Path | None) -> None:
         config = self.config
         self.vae.to(self.world.device)
-        # In batches of a training step's size, for which the device has room.
-        at_once = self.world.share(config.optimization.batch_size, config.optimization.accumulation)
-        generate = ClipGenerator(Models(self.transformer, self.vae, self.text), config.data.fps, batch_size=at_once)
-        pixels = generate.clips(
-            config.prompts,
-            PixelShape(*config.data.sizes[0]),
-            steps=config.sample_steps,
-            guidance_scale=config.guidance_scale,
-            seed=config.seed,
-        )
+        models, settings = self._sampling()
+        pixels = generate_clips(models, config.prompts, settings, host=host_on(DevicePlacement(self.world.device)))
         if config.cache_clips:
             self.vae.to("cpu")
         if folder is not None:

@@ -18,9 +18,10 @@ from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from .checkpoints import find_export
 from .config import UpscalerTraining
+from .data import Split
 from .distributed import World, synchronised
 from .footprint import step_bytes
-from .latents import Latents
+from .latents import LatentCache, Latents
 from .loop import log_values
 from .models import open_vae, save_upsampler, tensors_of, upsampler_config
 from .optimize import Updater, autocast
@@ -71,19 +72,13 @@ class UpscalerTask:
         self.updater = Updater([self.upsampler], config.optimization)
         self.needs = self.updater.needs([self.upsampler, self.vae], step)
         notes(str(self.needs))
-        arguments = (self.vae, config.data, config.seed)
-        self.latents = Latents(
-            open_source(config.data, "train", config.seed),
-            *arguments,
-            config.cache_clips,
-            config.output,
-            notes,
-            writes=world.first,
-            share_sizes=False,
-        )
-        self.validation = Latents(
-            open_source(config.data, "validation", config.seed), *arguments, 0, config.output, notes, writes=False
-        )
+        cached = LatentCache(config.output, config.cache_clips, world.first, share_sizes=False)
+        self.latents = self._latents("train", cached, notes)
+        self.validation = self._latents("validation", LatentCache(config.output, 0, writes=False), notes)
+
+    def _latents(self, split: Split, cache: LatentCache, notes: Notes) -> Latents:
+        data, seed = self.config.data, self.config.seed
+        return Latents(open_source(data, split, seed), self.vae, data, seed, cache=cache, notes=notes)
 
     def _step_bytes(self) -> int | None:
         optimization, device, vae = self.config.optimization, self.world.device, self.vae.config

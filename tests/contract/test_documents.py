@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 import ltxkit
-from ltxkit.cli import COMMANDS, parser
+from ltxkit.cli import COMMANDS, main, parser
+from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES
 
 
 def section(text: str, title: str) -> str:
@@ -30,15 +32,40 @@ def test_readme_names_commands_that_exist(repository: Path) -> None:
     assert named <= commands
 
 
+def test_help_names_every_quantization(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert [name for name in QUANTIZATION_NAMES if name not in words] == []
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/training.md"])
 def test_paths_in_documents_exist(repository: Path, document: str) -> None:
     text = (repository / document).read_text()
+    new = re.findall(r"^```(?!diff)\w+ (\S+)$", text, re.MULTILINE)  # files that a recipe makes
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
     folders = {path.name for path in repository.iterdir() if path.is_dir()}
-    quoted = {path for path in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if path.split("/")[0] in folders}
+    quoted = {path for path in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if path.split("/")[0] in folders} - {*new}
     base = (repository / document).parent
     assert [link for link in links if not (base / link).exists()] == []
     assert [path for path in quoted if not (repository / path).exists()] == []
+
+
+def test_the_table_of_moved_names_points_to_names_that_exist(repository: Path) -> None:
+    table = (repository / "CHANGELOG.md").read_text().partition("### Moved\n")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    now = {
+        path
+        for row in rows
+        for path in re.findall(r"`((?:nodes|headless|commands|ltx_core)[\w.]*)`", row.split("|")[2])
+    }
+    assert len(now) > 30
+    for path in sorted(now):
+        try:
+            importlib.import_module(f"ltxkit.{path}")
+        except ModuleNotFoundError:
+            module, _, name = path.rpartition(".")
+            assert hasattr(importlib.import_module(f"ltxkit.{module}"), name), path
 
 
 def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

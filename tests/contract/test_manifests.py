@@ -29,7 +29,10 @@ from ltxkit.ltx_core.weights.layouts import (
 )
 
 DATA = Path(__file__).parents[1] / "data" / "manifests"
-VARIANTS: dict[str, dict[str, Any]] = json.loads((DATA / "variants.json").read_text(encoding="utf-8"))
+_STORED: dict[str, Any] = json.loads((DATA / "variants.json").read_text(encoding="utf-8"))
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: _STORED[entry] if isinstance(entry, str) else entry for name, entry in _STORED.items()
+}
 MODELS = [name for name in VARIANTS if name in RELEASES]
 BUILDERS = {"transformer": LTXTransformer, "vae": VideoVAE, "upscaler": LatentUpsampler}
 

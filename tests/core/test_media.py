@@ -53,6 +53,18 @@ def test_chunks_of_any_length_make_the_same_file(clip: Path, tmp_path: Path) -> 
     assert (tmp_path / "b.mp4").read_bytes() == clip.read_bytes()
 
 
+@pytest.mark.parametrize("width", [96, 256, 336])
+def test_the_same_frames_make_the_same_file_whatever_was_in_memory(tmp_path: Path, width: int) -> None:
+    """Memory that is freed between the runs is full of other bytes, which an encoder may read by mistake."""
+    files = set()
+    for run in range(8):
+        waste = [torch.full((size,), 0.37 * run) for size in (1_000, 10_000, 100_000, 400_000)]
+        del waste
+        media.write_video(tmp_path / "clip.mp4", [ramp(20, 64, width)], fps=FILM)
+        files.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_colours_are_tagged_with_the_matrix_they_were_made_with(clip: Path) -> None:
     with av.open(str(clip)) as container:
         frame = next(container.decode(video=0))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ltxkit.ltx_core.config import TransformerConfig
-from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.fp8 import Float8Linear, multiplies_fp8, quantize_rows, use_fp8_matmul
 from ltxkit.ltx_core.quant.registry import quantization_by_name
@@ -16,7 +18,6 @@ pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda", 0)
 E4M3 = torch.float8_e4m3fn
-TEXT = 40
 
 
 def needs_products() -> None:
@@ -86,25 +87,15 @@ def build() -> LTXTransformer:
     return model
 
 
-@torch.no_grad()
-def velocity(model: LTXTransformer, device: torch.device, tokens: int = 250) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x, positions = torch.randn(1, tokens, 16, generator=generator), torch.rand(1, 3, tokens, generator=generator) * 100
-    text = model.prepare_text([torch.randn(TEXT, 32, generator=generator).to(device)])
-    rotary = model.prepare_positions(positions.to(device))
-    level = torch.full((1, 1, 1), 0.7, device=device)
-    return model(x.to(device), level, rotary, (Branch(text),))[0].float().cpu()
-
-
-def test_a_model_keeps_its_result_and_its_bits_when_streamed() -> None:
+def test_a_model_keeps_its_result_and_its_bits_when_streamed(velocity_on: Any) -> None:
     needs_products()
     model = build()
     with DevicePlacement(CUDA)(model) as device:
-        plain = velocity(model, device)
+        plain = velocity_on(model, device)
     use_fp8_matmul(model)
     with DevicePlacement(CUDA)(model) as device:
-        got = velocity(model, device)
+        got = velocity_on(model, device)
     assert 1e-4 < (got - plain).norm() / plain.norm() < 0.06
     assert torch.cosine_similarity(got.flatten(), plain.flatten(), dim=0) > 0.995
     with DevicePlacement(CUDA, resident_blocks=2)(model) as device:
-        assert torch.equal(velocity(model, device), got)
+        assert torch.equal(velocity_on(model, device), got)

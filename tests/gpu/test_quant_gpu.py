@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltxkit.ltx_core.config import TransformerConfig
-from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize
@@ -49,16 +50,6 @@ def build(quantization: str) -> LTXTransformer:
     return model
 
 
-@torch.no_grad()
-def velocity(model: nn.Module, device: torch.device, tokens: int = 250) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    x, positions = torch.randn(1, tokens, 16, generator=generator), torch.rand(1, 3, tokens, generator=generator) * 100
-    text = model.prepare_text([torch.randn(20, 32, generator=generator).to(device)])
-    rotary = model.prepare_positions(positions.to(device))
-    level = torch.full((1, 1, 1), 0.7, device=device)
-    return model(x.to(device), level, rotary, (Branch(text),))[0].float().cpu()
-
-
 def lora(path: Path) -> WeightedLoRA:
     """Factors, and DoRA, whose lengths are taken on the device."""
     generator = torch.Generator().manual_seed(2)
@@ -74,24 +65,24 @@ def lora(path: Path) -> WeightedLoRA:
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATION_NAMES)
-def test_a_quantized_model_with_and_without_a_lora(quantization: str, tmp_path: Path) -> None:
+def test_a_quantized_model_with_and_without_a_lora(quantization: str, velocity_on: Any, tmp_path: Path) -> None:
     model = build(quantization)
     linears = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
     on_cpu = [part.dequantized(torch.float32) for part in linears]
-    expected, one = velocity(model, torch.device("cpu")), lora(tmp_path / "lora.safetensors")
+    expected, one = velocity_on(model, torch.device("cpu")), lora(tmp_path / "lora.safetensors")
     with applied(model, [one]):
-        with_lora = velocity(model, torch.device("cpu"))
+        with_lora = velocity_on(model, torch.device("cpu"))
     assert (with_lora - expected).abs().max() > 0.05
     for resident in (None, 2):
         with DevicePlacement(CUDA, resident_blocks=resident)(model) as device:
             if resident is None:
                 unpacked = [part.dequantized(torch.float32).cpu() for part in linears]
                 assert all(torch.equal(a, b) for a, b in zip(unpacked, on_cpu, strict=True))
-            found = velocity(model, device)
+            found = velocity_on(model, device)
             with applied(model, [one]):
-                found_with_lora = velocity(model, device)
-            assert torch.equal(velocity(model, device), found)
+                found_with_lora = velocity_on(model, device)
+            assert torch.equal(velocity_on(model, device), found)
         assert (found - expected).abs().max() <= 2e-3 * expected.abs().max()
         assert (found_with_lora - with_lora).abs().max() <= 2e-3 * with_lora.abs().max()
     assert all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
-    assert torch.equal(velocity(model, torch.device("cpu")), expected)
+    assert torch.equal(velocity_on(model, torch.device("cpu")), expected)

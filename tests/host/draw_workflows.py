@@ -3,6 +3,9 @@
     .venv/bin/python tests/host/draw_workflows.py [name ...]
 
 After a change of a graph, or of a node's widgets. The graphs themselves are edited by hand, or in ComfyUI.
+
+What is drawn again without a change changes no byte: files are written only where a graph, or a pixel, differs. Pixels
+are the browser's: another Chromium, or other fonts, draw every picture anew.
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ GRAPH_ALONE = """
 """
 
 
-def draw(page: Page, name: str) -> None:
+def draw(page: Page, name: str, target: Path = ROOT) -> None:
+    """Write what follows from a graph into `target`, where the checkout's folders are."""
     graph: dict[str, Any] = json.loads((ROOT / f"workflows/{name}.json").read_text())
     found = page.evaluate(LOAD, [graph, SCALE, MARGIN, TITLE])
     width, height = found["size"]
@@ -70,12 +74,42 @@ def draw(page: Page, name: str) -> None:
     page.evaluate(SHOW, [SCALE, found["offset"]])
     page.wait_for_timeout(700)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    (ROOT / f"workflows/api/{name}.json").write_text(json.dumps(found["api"], indent=2) + "\n")
-    picture.quantize(64).save(ROOT / f"docs/workflows/{name}.png", optimize=True)
+    _write_prompt(target / f"workflows/api/{name}.json", found["api"])
+    shown = target / f"docs/workflows/{name}.png"
+    few_colours = picture.quantize(64)
+    if not _shows(shown, few_colours):
+        few_colours.save(shown, optimize=True)
+        _thumbnail(picture).save(target / f"workflows/{name}.jpg", quality=85)
+
+
+def show_graphs_alone(page: Page) -> None:
+    """Hide everything of the front end but the canvas."""
+    page.add_style_tag(content=GRAPH_ALONE)
+    page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
+    page.wait_for_timeout(1000)
+
+
+def _write_prompt(path: Path, prompt: dict[str, Any]) -> None:
+    """The order in which the front end names nodes and inputs means nothing, and is kept while it names the same."""
+    if not path.exists() or json.loads(path.read_text()) != prompt:
+        path.write_text(json.dumps(prompt, indent=2) + "\n")
+
+
+def _shows(path: Path, picture: Image.Image) -> bool:
+    """Whether the file has these pixels. Its bytes depend on the version of the PNG library too."""
+    if not path.exists():
+        return False
+    with Image.open(path) as before:
+        return before.size == picture.size and before.convert("RGB").tobytes() == picture.convert("RGB").tobytes()
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    """Small, in the middle of a canvas of its own background."""
     small = Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))
-    picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    small.paste(picture, ((THUMBNAIL[0] - picture.width) // 2, (THUMBNAIL[1] - picture.height) // 2))
-    small.save(ROOT / f"workflows/{name}.jpg", quality=85)
+    fitted = picture.copy()
+    fitted.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    small.paste(fitted, ((THUMBNAIL[0] - fitted.width) // 2, (THUMBNAIL[1] - fitted.height) // 2))
+    return small
 
 
 def main() -> None:
@@ -90,9 +124,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1600, "height": 900})
             page.goto(address, wait_until="domcontentloaded")
             page.wait_for_function("() => window.app?.graph && LiteGraph?.registered_node_types['LTXKitSampleVideo']")
-            page.add_style_tag(content=GRAPH_ALONE)
-            page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
-            page.wait_for_timeout(1000)
+            show_graphs_alone(page)
             for name in names:
                 draw(page, name)
             browser.close()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from comfy_client import ComfyUI, Server
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows/api").glob("*.json"))
 Graph = dict[str, dict[str, Any]]

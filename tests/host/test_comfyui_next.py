@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from comfy_client import Server
 
-pytestmark = pytest.mark.comfy_next
+pytestmark = [pytest.mark.comfy_next, pytest.mark.slow]
 
 
 def test_it_loads_and_describes_our_nodes_as_we_do(

@@ -15,7 +15,7 @@ from stub_server import stub_server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows").glob("*.json"))
 MOST_NODES = {"t2v-2b": 10, "i2v-2b": 12, "ic-lora-13b": 14}  # notes not counted; every other graph may have 20
@@ -109,3 +109,27 @@ def test_a_graph_is_small_explained_and_needs_no_other_pack(repository: Path, na
             assert model["name"] in notes
             assert f"models/{model['directory']}" in notes
     assert (repository / f"workflows/{name}.jpg").is_file()
+
+
+def test_drawing_a_graph_again_changes_no_byte(page: Page, tmp_path: Path):
+    """Twice in this browser, whose fonts may be others than those of the shipped pictures."""
+    from draw_workflows import draw, show_graphs_alone
+
+    for folder in ("workflows/api", "docs/workflows"):
+        (tmp_path / folder).mkdir(parents=True)
+    show_graphs_alone(page)
+
+    def drawn() -> dict[str, tuple[bytes, int]]:
+        draw(page, "demo-text", tmp_path)
+        files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    first = drawn()
+    assert set(first) == {"demo-text.json", "demo-text.png", "demo-text.jpg"}
+    assert drawn() == first
+    draw(page, "t2v-2b", tmp_path)
+    (tmp_path / "docs/workflows/t2v-2b.png").rename(tmp_path / "docs/workflows/demo-text.png")
+    again = drawn()
+    assert {name: content for name, (content, _) in again.items() if "demo" in name} == {
+        name: content for name, (content, _) in first.items()
+    }

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from comfy_client import ComfyUI
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("memory_script.py")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from comfy_client import Server
 
-pytestmark = pytest.mark.comfy
+pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
 Graph = dict[str, dict[str, Any]]
 LEVELS = "1, 0.9, 0.7, 0.4"

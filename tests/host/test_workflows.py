@@ -13,6 +13,8 @@ from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import Runner, all_nodes
 from ltxkit.ltx_core import media
 
+pytestmark = pytest.mark.slow
+
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows/api").glob("*.json"))
 
 

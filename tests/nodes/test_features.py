@@ -264,7 +264,7 @@ def test_grain_and_tone_mapping_are_options_of_decoding(loaded: Any, prompts: An
 
 
 def test_random_sizes_come_out_as_asked(loaded: Any):
-    """Through the canvas of the nodes; the pipeline's own thousand are in tests/core."""
+    """Through the canvas of the nodes; the pipeline's own thousand are in tests/pipelines."""
     draw = random.Random(0)
     for _ in range(8):
         width, height, count = draw.randint(16, 90), draw.randint(16, 90), draw.randint(1, 18)

@@ -52,6 +52,7 @@ def settings(videos: Path, **changes: Any) -> dict[str, Any]:
     return {**names, "version": "from the file", "folder": str(videos), **size, **run, "settings": lines} | changes
 
 
+@pytest.mark.slow
 def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[str]) -> None:
     def cancel(event: ProgressEvent) -> None:
         if event.step >= 2:

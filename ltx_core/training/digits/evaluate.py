@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ...host import Host
 from ...media import write_image
-from ...progress import Progress, ProgressEvent, silent
-from ...shapes import PixelShape
+from ...pipelines.settings import PassSettings
+from ...progress import ProgressEvent, silent
 from ..data import HOLD_OUT, to_pixels
-from ..generate import ClipGenerator, reconstruct
+from ..generate import ClipSettings, Models, generate_clips, reconstruct
 from ..pictures import sheet
 from .clips import DIRECTIONS, WORDS, DigitClip, MovingDigits, sklearn_digits, upscale
 
 READER_SIZE = 16  # side of the picture that the reader sees
+SECOND_PASS = PassSettings(sigmas=(0.5, 0.375, 0.25, 0.125, 0.0), guidance_scale=1.0)
 INK = 0.1  # grey above which a pixel is ink
 
 
@@ -194,19 +196,13 @@ def prompts(count: int) -> tuple[list[str], list[tuple[int, str]]]:
 
 
 def evaluate_digits(
-    generator: ClipGenerator,
-    size: PixelShape,
-    glyph_size: int,
-    *,
-    clips: int = 200,
-    seed: int = 1000,
-    steps: int = 20,
-    guidance_scale: float = 3.0,
-    refine_steps: int = 4,
-    refine_level: float = 0.5,
-    progress: Progress = silent,
+    models: Models, settings: ClipSettings, glyph_size: int, *, clips: int = 200, host: Host
 ) -> tuple[Score, Tensor]:
-    """Measure a model on `clips` clips of fixed seeds. Returns the score and the clips (b 3 f h w)."""
+    """Measure a model on `clips` clips of fixed seeds. Returns the score and the clips of one pass (b 3 f h w).
+
+    glyph_size: of the digits in the training clips, in pixels.
+    """
+    size, seed = settings.size, settings.seed
     images, labels = sklearn_digits()
     reader = Reader(images, labels, glyph_size)
     real = MovingDigits(
@@ -227,29 +223,21 @@ def evaluate_digits(
     reader_share = sum(a == clip.label for a, clip in zip(read_real, described, strict=True)) / len(described)
 
     pixels = to_pixels(real.draw(described[::9]))
-    restored = reconstruct(generator, pixels, sigma=0.0, steps=1, prompts=[], seed=0)
+    one_pass, quiet = replace(models, upscaler=None), replace(host, progress=silent)
+    restored = reconstruct(models, pixels, [], settings, sigma=0.0, host=quiet)
 
     texts, named = prompts(clips)
+    two_passes = replace(settings.overrides, second=SECOND_PASS)
     generated: list[Tensor] = []
     enlarged: list[Tensor] = []
-    for start in range(0, clips, generator.batch_size):
-        progress(ProgressEvent("sample", start, clips))
-        part = texts[start : start + generator.batch_size]
-        if generator.models.upscaler is None:
-            generated.append(generator.clips(part, size, seed=seed + start, steps=steps, guidance_scale=guidance_scale))
-        else:
-            small, large = generator.two_stage(
-                part,
-                size,
-                seed=seed + start,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                refine_steps=refine_steps,
-                refine_level=refine_level,
-            )
-            generated.append(small)
-            enlarged.append(large)
-    progress(ProgressEvent("sample", clips, clips))
+    for start in range(0, clips, settings.batch_size):
+        host.progress(ProgressEvent("sample", start, clips))
+        part = texts[start : start + settings.batch_size]
+        portion = replace(settings, seed=seed + start)
+        generated.append(generate_clips(one_pass, part, portion, host=quiet))
+        if models.upscaler is not None:
+            enlarged.append(generate_clips(models, part, replace(portion, overrides=two_passes), host=quiet))
+    host.progress(ProgressEvent("sample", clips, clips))
     result = torch.cat(generated)
     right = _read_right(reader, result, named)
     paths = centres(grey(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,27 @@ import torch
 from safetensors.torch import load_file
 
 from ltxkit.cli import main
-from ltxkit.ltx_core.errors import CheckpointError, ConfigError, ShapeError
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.media import read_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings
 from ltxkit.ltx_core.placing.lora import applied
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.config import LoRASettings, Text
 from ltxkit.ltx_core.training.digits.bundle import bundle
 from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits
-from ltxkit.ltx_core.training.generate import ClipGenerator, load_models
+from ltxkit.ltx_core.training.generate import (
+    ClipSettings,
+    extend,
+    generate_clips,
+    load_models,
+    reconstruct,
+    window_frames,
+)
 from ltxkit.ltx_core.training.lora import LoRALayers, save_lora
 from ltxkit.ltx_core.training.models import (
     open_vae,
@@ -30,6 +41,7 @@ from ltxkit.ltx_core.training.models import (
     transformer_config,
     vae_config,
 )
+from ltxkit.ltx_core.training.pictures import to_frames
 from ltxkit.ltx_core.training.text import make_text_encoder, save_text_encoder
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, vae_from_diffusers
@@ -289,22 +301,67 @@ def test_sample_extend_reconstruct(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert "got no prompt" in capsys.readouterr().err
 
 
-def test_given_frames_stay_and_seeds_count_up(run: Path) -> None:
-    generator = ClipGenerator(load_models(run), 25.0)
-    settings = {"steps": 2, "guidance_scale": 3.0}
-    size = PixelShape(9, 32, 32)
-    first = torch.rand(1, 3, 1, 32, 32) * 2 - 1
-    latent = generator.latents(["left"], size, seed=0, given=first, **settings)
-    torch.testing.assert_close(latent[:, :, :1], generator.encode(first))
-    two = generator.latents(["left", "left"], size, seed=4, **settings)
-    torch.testing.assert_close(two[1:], generator.latents(["left"], size, seed=5, **settings), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ShapeError, match=r"expected 8k\+1, at most the clip; use 1"):
-        generator.extend(first[0], "left", 8, overlap=3, steps=1, guidance_scale=1.0, seed=0)
+HOST = host_on(DevicePlacement("cpu"))
+SETTINGS = ClipSettings(PixelShape(9, 32, 32), 25.0, overrides=Overrides(first=PassSettings(steps=2)))
+
+
+def test_seeds_count_up_and_batches_change_nothing(run: Path) -> None:
+    models = load_models(run, host=HOST)
+    prompts = ["left", "the digit three", "left"]
+    clips = generate_clips(models, prompts, replace(SETTINGS, seed=4, batch_size=2), host=HOST)
+    assert clips.shape == (3, 3, 9, 32, 32)
+    for number, prompt in enumerate(prompts):
+        alone = generate_clips(models, [prompt], replace(SETTINGS, seed=4 + number), host=HOST)
+        torch.testing.assert_close(clips[number : number + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_is_sampled_as_its_checkpoint_is_in_the_library(run: Path) -> None:
+    """One prompt, by `ltxkit sample` and by the library: the same recipe, schedule, noise and decoding."""
+    final = run / "final"
+    ltx = Components.load(final / "model.safetensors", final / "text_encoder", dtype=torch.float32, device="cpu")
+    wanted = torch.cat(
+        list(ltx.generate("left", width=32, height=32, frames=9, fps=25, seed=7, settings=SETTINGS.overrides).frames())
+    )
+    (clip,) = generate_clips(load_models(run, host=HOST), ["left"], replace(SETTINGS, seed=7), host=HOST)
+    torch.testing.assert_close(to_frames(clip), wanted, atol=1e-5, rtol=0)
+
+
+def test_an_extended_clip_begins_with_the_clip(run: Path) -> None:
+    """Of any size and length; the windows after the first follow on from frames that were made."""
+    models = load_models(run, host=HOST)
+    clip = torch.rand(12, 40, 36, 3)
+    assert window_frames(25, 9, 8) == 25
+    assert [window_frames(frames, 9, 8) for frames in (9, 12)] == [25, 25]
+    said: list[str] = []
+    host = host_on(DevicePlacement("cpu"), say=said.append)
+    longer = extend(models, clip, "left", SETTINGS, frames=11, overlap=1, host=host)
+    assert longer.shape == (23, 40, 36, 3)
+    assert torch.equal(longer[:12], clip)
+    assert longer.isfinite().all()
+    other = extend(models, 1 - clip, "left", SETTINGS, frames=11, overlap=1, host=host)
+    assert not torch.allclose(longer[12:], other[12:], atol=1e-3)  # the overlap is seen
+    assert said == []
+    with pytest.raises(ConfigError, match=r"got overlaps of 3 frames; expected 8k\+1; use 1"):
+        extend(models, clip, "left", SETTINGS, frames=8, overlap=3, host=HOST)
+    with pytest.raises(ConfigError, match="overlap of 17 frames with a clip of 12; expected at most the clip"):
+        extend(models, clip, "left", SETTINGS, frames=8, overlap=17, host=HOST)
+
+
+def test_noise_of_level_0_is_none(run: Path) -> None:
+    models = load_models(run, host=HOST)
+    pixels = torch.rand(2, 3, 9, 32, 32) * 2 - 1
+    through_the_vae = reconstruct(models, pixels, [], SETTINGS, sigma=0.0, host=HOST)
+    latent = models.vae.encode(pixels).mode()
+    wanted = models.vae.decode(latent, torch.zeros(2))
+    torch.testing.assert_close(through_the_vae.pixels, wanted.clamp(-1, 1), atol=1e-4, rtol=0)
+    assert through_the_vae.psnr.shape == through_the_vae.ssim.shape == (2,)
+    and_back = reconstruct(models, pixels, ["left", "left"], SETTINGS, sigma=0.5, host=HOST)
+    assert not torch.allclose(and_back.pixels, through_the_vae.pixels, atol=1e-2)
 
 
 def test_eval_digits_measures_and_refuses_noise(run: Path) -> None:
-    generator = ClipGenerator(load_models(run), 25.0, batch_size=10)
-    score, clips = evaluate_digits(generator, PixelShape(9, 32, 32), 20, clips=10, steps=1, guidance_scale=1.0)
+    settings = replace(SETTINGS, seed=1000, overrides=Overrides(first=PassSettings(steps=1, guidance_scale=1.0)))
+    score, clips = evaluate_digits(load_models(run, host=HOST), settings, 20, clips=10, host=HOST)
     assert clips.shape == (10, 3, 9, 32, 32)
     assert score.reader >= 0.97  # the reader is good whatever the model is
     assert score.digits < 0.5
@@ -338,15 +395,14 @@ def test_a_bundle_holds_half_the_bytes_and_loads(run: Path, tmp_path: Path, caps
     size, before = ((path / "model.safetensors").stat().st_size for path in (folder, run / "final"))
     assert size < 0.55 * before
 
-    loaded, trained_ = load_models(folder), load_models(run)
+    loaded, trained_ = (load_models(path, host=HOST) for path in (folder, run))
     # Both compute in float32; each layer's weights were rounded once, by 2^-8 / sqrt(3) rms, independently.
     layers = sum(isinstance(module, torch.nn.Linear) for module in loaded.transformer.modules())
     got, wanted = velocity(loaded.transformer), velocity(trained_.transformer)
     assert (got - wanted).norm() <= 2**-8 * (layers / 3) ** 0.5 * wanted.norm()
     _, info = load_transformer(folder / "model.safetensors")
     assert not info.notes  # the config came along
-    clip = ClipGenerator(loaded, 25.0).clips(["left"], PixelShape(9, 32, 32), steps=1, guidance_scale=1.0, seed=0)
-    assert clip.isfinite().all()
+    assert generate_clips(loaded, ["left"], SETTINGS, host=HOST).isfinite().all()
 
 
 def test_a_bundle_is_whole_or_not_there(run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ the hash is of the latent in steps of 0.25, laid so that no number is within 1e-
 difference: it flips when a number really changes. In the stored bfloat16, as the demo graphs run, the products of one
 processor differ from those of another by rounding, and only the frames are compared.
 
-After a wanted change: OMP_NUM_THREADS=1 python tests/core/test_golden_clip.py, and say in the commit why they changed.
+After a wanted change: OMP_NUM_THREADS=1 python tests/pipelines/test_golden_clip.py, and say in the commit why they
+changed.
 """
 
 from __future__ import annotations

@@ -178,6 +178,7 @@ def state(output: Path) -> Any:
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
 def test_vae_overfits_one_clip(tmp_path: Path) -> None:
     off = {"weight": 0.0}
     path = vae_config(
@@ -199,6 +200,7 @@ def test_vae_overfits_one_clip(tmp_path: Path) -> None:
     assert 10 * math.log10(4 / error) > 30  # pixels span 2
 
 
+@pytest.mark.slow
 def test_transformer_learns(transformer_config: Path) -> None:
     console = Quiet()
     changes = ["steps=60", "optimizer=adamw", "learning_rate=5e-3", "batch_size=16"]
@@ -212,6 +214,7 @@ def test_transformer_learns(transformer_config: Path) -> None:
 # ----------------------------------------------------------------------------------------- the same, whatever happens
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(tmp_path: Path, transformer_config: Path) -> None:
     for path in (vae_config(tmp_path, optimization=optimization(batch_size=8)), transformer_config):
         seen: list[list[float]] = []
@@ -252,6 +255,7 @@ def interrupt_at(step: int) -> Callable[[StepReport], None]:
     return on_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["vae", "transformer"])
 def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, transformer_config: Path) -> None:
     path = vae_config(tmp_path) if task == "vae" else transformer_config
@@ -313,6 +317,7 @@ def logged(output: Path) -> list[float]:
     return [entry["loss"] for entry in read_log(output / "log.jsonl") if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
     """DDP, and FSDP2 interrupted and resumed; a validation in between has to leave no trace."""
     paths = (vae_config(tmp_path), transformer_config)
@@ -349,6 +354,7 @@ def test_sharding_says_what_it_cannot_do(tmp_path: Path, transformer_config: Pat
 # ----------------------------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.slow
 def test_upscaler_learns_in_either_precision(vae: Path, tmp_path: Path) -> None:
     tree = {
         "task": "upscaler",

@@ -17,12 +17,15 @@ from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
 from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.data import to_pixels
+from ltxkit.ltx_core.training.digits import evaluate
 from ltxkit.ltx_core.training.digits.clips import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
-from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits
-from ltxkit.ltx_core.training.generate import ClipGenerator, Models, load_models
+from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits, prompts
+from ltxkit.ltx_core.training.generate import ClipSettings, Models, load_models
 from ltxkit.ltx_core.training.text import encode
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.bundled import BUNDLED, bundled_files, find_model, find_run
@@ -33,12 +36,13 @@ from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 SIZE = PixelShape(25, 64, 64)
 GLYPH_SIZE = 40  # as it was trained with
 GRID = SIZE.latent(ScaleFactors(8, 32, 32))
+HOST = host_on(DevicePlacement("cpu"))
 KINDS = ("checkpoints", "text_encoders", "latent_upscale_models")
 
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    return load_models(Path(BUNDLED), Path(BUNDLED))
+    return load_models(Path(BUNDLED), Path(BUNDLED), host=HOST)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +142,7 @@ def test_a_file_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert find_model(BUNDLED, kind) == Path(BUNDLED)
     assert find_run(BUNDLED) == Path(BUNDLED)
     with pytest.raises(CheckpointError, match=BUNDLED):
-        load_models(Path(BUNDLED))
+        load_models(Path(BUNDLED), host=HOST)
 
 
 def test_a_folder_of_that_name_wins_in_the_loaders(host: Path) -> None:
@@ -211,8 +215,10 @@ def test_diffusers_transformer_gives_the_same_numbers(theirs: Path, models: Mode
 
 def scored(models: Models, steps: int = 8) -> Score:
     """Of one clip for every digit and direction, by fewer steps than the model card's figures."""
-    generator = ClipGenerator(replace(models, upscaler=None), 25.0, batch_size=40)
-    return evaluate_digits(generator, SIZE, GLYPH_SIZE, clips=len(WORDS) * len(DIRECTIONS), steps=steps)[0]
+    said = Overrides(first=PassSettings(steps=steps, guidance_scale=3.0))
+    settings = ClipSettings(SIZE, 25.0, 1000, said, batch_size=40)
+    alone, count = replace(models, upscaler=None), len(WORDS) * len(DIRECTIONS)
+    return evaluate_digits(alone, settings, GLYPH_SIZE, clips=count, host=HOST)[0]
 
 
 def test_it_reaches_the_bar(models: Models) -> None:
@@ -222,12 +228,11 @@ def test_it_reaches_the_bar(models: Models) -> None:
 
 
 def test_a_model_that_mistakes_its_prompts_fails(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    understood = ClipGenerator._text
+    def mistaken(count: int) -> tuple[list[str], list[tuple[int, str]]]:
+        texts, named = prompts(count)
+        return [*texts[5:], *texts[:5]], named  # the next digit, moving the next way
 
-    def mistaken(self: ClipGenerator, prompts: list[str]) -> object:
-        return understood(self, [*prompts[5:], *prompts[:5]])  # the next digit, moving the next way
-
-    monkeypatch.setattr(ClipGenerator, "_text", mistaken)
+    monkeypatch.setattr(evaluate, "prompts", mistaken)
     score = scored(models)
     assert score.digits < 0.2
     assert score.direction < 0.2

@@ -12,41 +12,17 @@ from torch import Tensor, nn
 
 from ltxkit import cli
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.host import Host, Placement
-from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
-from ltxkit.ltx_core.pipelines.condition import Conditions
+from ltxkit.ltx_core.host import Host
+from ltxkit.ltx_core.models.transformer import Branch
 from ltxkit.ltx_core.pipelines.library import Components
-from ltxkit.ltx_core.pipelines.passes import Pass
-from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.pipelines.text import encode_prompts
 from ltxkit.ltx_core.placing import balanced
 from ltxkit.ltx_core.placing.balanced import BalancedPlacement, divide
 from ltxkit.ltx_core.placing.copies import Copies
-from ltxkit.ltx_core.sampling.conditioning import LatentCondition
-from ltxkit.ltx_core.sampling.guidance import Guidance
-from ltxkit.ltx_core.sampling.noise import SeededNoise
-from ltxkit.ltx_core.sampling.samplers import EULER
-from ltxkit.ltx_core.shapes import ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 
 CPU = torch.device("cpu")
-
-
-def denoise(model: LTXTransformer, place: Placement, **skip: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    channels, captions = model.config.in_channels, model.config.caption_channels
-    prompts = [EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3)]
-    condition = LatentCondition(torch.randn(1, channels, 1, 2, 3, generator=generator), 0, 0.8)
-    guidance = Guidance(scale=(3.0,), stg_scale=(1.0,), **(skip or {"skip_blocks": ((20,),)}))
-    return sample(
-        Pass(model, torch.tensor([1.0, 0.6, 0.0]), guidance, EULER),
-        LatentClip(torch.zeros(1, channels, 2, 2, 3), ScaleFactors(8, 32, 32), fps=24),
-        Prompts(*prompts),
-        noise=SeededNoise(1),
-        host=Host(place),
-        conditions=Conditions([condition]),
-    )
 
 
 class Second(Copies):
@@ -61,7 +37,7 @@ class Second(Copies):
 
 @pytest.mark.parametrize("quantization", [None, "int8", "nf4"])
 def test_two_devices_give_the_bits_of_one(
-    tiny_models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, quantization: str | None
+    tiny_models: Callable[..., Path], denoise: Any, monkeypatch: pytest.MonkeyPatch, quantization: str | None
 ) -> None:
     model, _ = load_transformer(tiny_models() / "checkpoints/ltxv-tiny.safetensors", quantization=quantization)
     pointers = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
@@ -89,7 +65,7 @@ def test_text_encoder(tiny_models: Callable[..., Path], monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("devices", [("meta", "cpu"), ("cpu", "meta"), ("cpu", "meta", "cpu")])
 def test_nothing_is_computed_across_devices(
-    tiny_models: Callable[..., Path], meta_device: Any, devices: tuple[str, ...]
+    tiny_models: Callable[..., Path], denoise: Any, meta_device: Any, devices: tuple[str, ...]
 ) -> None:
     """Meta and the CPU are two devices that torch itself keeps apart; between them only copies pass."""
     model, _ = load_transformer(tiny_models() / "checkpoints/ltxv-tiny.safetensors")

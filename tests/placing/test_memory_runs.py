@@ -12,19 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.host import Host, Placement
-from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.pipelines.library import Components
-from ltxkit.ltx_core.pipelines.passes import Pass
-from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.pipelines.text import encode_prompts
 from ltxkit.ltx_core.placing import streaming
 from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.placing.placement import DevicePlacement
-from ltxkit.ltx_core.sampling.guidance import Guidance
-from ltxkit.ltx_core.sampling.noise import SeededNoise
-from ltxkit.ltx_core.sampling.samplers import EULER
-from ltxkit.ltx_core.shapes import ScaleFactors
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
@@ -60,22 +53,14 @@ class Spoiling(streaming.DirectTransfers):
             tensor.view(torch.uint8).fill_(255) if tensor.ndim else tensor.zero_()
 
 
-def denoise(model: LTXTransformer, place: Placement, loras: list[WeightedLoRA]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    channels, captions = model.config.in_channels, model.config.caption_channels
-    guidance = Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((20,),))
-    return sample(
-        Pass(model, torch.tensor([1.0, 0.6, 0.0]), guidance, EULER, tuple(loras)),
-        LatentClip(torch.zeros(1, channels, 2, 2, 3), ScaleFactors(8, 32, 32), fps=24),
-        Prompts(*(EncodedPrompt(torch.randn(1, n, captions, generator=generator)) for n in (5, 3))),
-        noise=SeededNoise(1),
-        host=Host(place),
-    )
-
-
 @pytest.mark.parametrize("stored", [None, *ON_LOAD, *(f"file {name}" for name in IN_FILE)])
 def test_streamed_equals_resident_with_quantization_and_lora(
-    tiny_models: TinyModels, lora_and_merged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str | None
+    tiny_models: TinyModels,
+    lora_and_merged: Any,
+    denoise: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: str | None,
 ) -> None:
     file = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
     plain, _ = load_transformer(file, dtype=torch.float32)
@@ -122,6 +107,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 def test_ten_runs_are_one(tiny_models: TinyModels, resident_bytes: Callable[[], int]) -> None:
     """The same bytes come out, no tensor stays, and the process is within 2 % of what it was after the second run."""
     folder = tiny_models()

@@ -33,7 +33,10 @@ from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
 TinyModels = Callable[..., Path]
 MANIFESTS = Path(__file__).parents[1] / "data" / "manifests"
-VARIANTS: dict[str, dict[str, Any]] = json.loads((MANIFESTS / "variants.json").read_text(encoding="utf-8"))
+_STORED: dict[str, Any] = json.loads((MANIFESTS / "variants.json").read_text(encoding="utf-8"))
+VARIANTS: dict[str, dict[str, Any]] = {
+    name: _STORED[entry] if isinstance(entry, str) else entry for name, entry in _STORED.items()
+}
 PREFIX = "model.diffusion_model."
 
 

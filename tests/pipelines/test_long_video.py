@@ -172,6 +172,7 @@ def tensor_bytes() -> int:
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_windows(models):
     """At every step of 2 windows and of 10; what is yielded is let go."""
 

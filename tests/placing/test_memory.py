@@ -324,6 +324,7 @@ print(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
 def test_freed_memory_goes_back_to_the_system() -> None:
     """Every second of 64 blocks is freed, so that a heap cannot shrink."""

@@ -1,0 +1,173 @@
+"""Recipes of CONTRIBUTING.md, carried out from its text alone in a copy of the repository.
+
+After the edits and commands of a recipe, what it adds works (`recipe_probes.py`) and the tests that guard it pass, with
+no file touched that the recipe does not name. Without any one of its files they fail: every file is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from recipes import FREEZE, WRITTEN_BY, Recipe, edited, recipe
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+NODES = tuple(
+    f"tests/contract/test_nodes.py::test_{name}"
+    for name in (
+        "the_nodes_are_the_frozen_ones",
+        "a_node_explains_itself",
+        "a_node_is_as_plain_as_comfyui_wants_it",
+        "tooltips_and_help_pages_explain_every_choice",
+        "the_manager_finds_the_mapping_without_running_it",
+    )
+)
+MANIFESTS = "tests/contract/test_manifests.py"
+PROBES = "tests/contract/recipe_probes.py"
+GUARDS = {
+    "A model version": (
+        f"{PROBES}::test_version",
+        *NODES,
+        "tests/contract/test_releases.py",
+        f"{MANIFESTS}::test_the_data_knows_every_release",
+        f"{MANIFESTS}::test_metadata_shapes_and_diffusers_configs_give_one_architecture[2b-0.9.9-dev]",
+    ),
+    "A schedule": (f"{PROBES}::test_schedule", *NODES),
+    "A quantization": (
+        f"{PROBES}::test_quantization",
+        *NODES,
+        "tests/contract/test_documents.py::test_help_names_every_quantization",
+    ),
+    "A node": (
+        f"{PROBES}::test_node",
+        f"{PROBES}::test_node_is_listed",
+        *NODES,
+        "tests/contract/test_documents.py::test_readme_lists_every_node",
+    ),
+}
+LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "output", "runs", "*.png")
+
+
+class Copy:
+    """A copy of the repository under its import name, and a process that runs tests and scripts in it."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.root = folder / "ltxkit"
+        shutil.copytree(repository, self.root, ignore=LEFT_OUT)
+        self.log = (folder / "log").open("w+")
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, self.root / "tests/contract/carry_out.py"],
+            cwd=self.root,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def run(self, *command: str) -> bool:
+        """Whether it succeeds; `said` has its output."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.log.seek(0)
+        self.log.truncate()
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        return self.process.stdout.readline() == "0\n"
+
+    @property
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def passes(self, *tests: str) -> bool:
+        return self.run("pytest", "-qx", "--tb=short", "--assert=plain", "-p", "no:cacheprovider", *tests)
+
+    def files(self) -> dict[str, bytes]:
+        paths = (path for path in self.root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in paths}
+
+    def put(self, name: str, content: bytes | None) -> None:
+        """Give a file this content; None: no file."""
+        if content is None:
+            (self.root / name).unlink()
+        else:
+            (self.root / name).write_bytes(content)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture
+def copy(repository: Path, tmp_path: Path) -> Iterator[Copy]:
+    made = Copy(repository, tmp_path)
+    yield made
+    made.close()
+
+
+def contributing(repository: Path, title: str) -> Recipe:
+    return recipe((repository / "CONTRIBUTING.md").read_text(encoding="utf-8"), title)
+
+
+@pytest.mark.parametrize("title", GUARDS)
+def test_a_recipe_names_the_files_of_its_blocks(repository: Path, title: str):
+    steps = contributing(repository, title)
+    assert list(steps.files) == list(
+        dict.fromkeys([*(block.path for block in steps.edits), *(WRITTEN_BY[script] for script in steps.scripts)])
+    )
+
+
+@pytest.mark.parametrize("title", GUARDS)
+def test_a_recipe_is_enough_and_all_of_it_is_needed(repository: Path, copy: Copy, title: str):
+    steps, guards = contributing(repository, title), GUARDS[title]
+    before = copy.files()
+    assert not copy.passes(guards[0]), "what the recipe adds is there without it"
+    for block in steps.edits:
+        block.apply(copy.root)
+    for script in steps.scripts:
+        assert copy.run(script), copy.said
+    assert copy.passes(*guards), copy.said
+    after = copy.files()
+    assert {name for name in after if after[name] != before.get(name)} == set(steps.files)
+    for name in steps.files:
+        copy.put(name, before.get(name))
+        assert not copy.passes(*guards), f"{name} is not needed, or nothing guards it"
+        copy.put(name, after[name])
+    assert copy.passes(*guards), copy.said
+
+
+def test_the_command_refuses_what_breaks_saved_workflows(copy: Copy):
+    before = copy.files()
+    page = copy.root / "nodes/steps.py"
+    page.write_text(page.read_text().replace('"denoise_strength": decimal', '"strength": decimal'))
+    assert not copy.run(FREEZE)
+    assert 'LTXKitCreateSchedule: input 3 was ["denoise_strength", "FLOAT"' in copy.said
+    assert copy.files()["tests/data/nodes.json"] == before["tests/data/nodes.json"]
+
+
+@pytest.mark.parametrize(
+    ("diff", "result"),
+    [
+        (" two\n+two and a half\n", "one\ntwo\ntwo and a half\nthree\n"),
+        ("-one\n+1\n@@\n-three\n+3\n", "1\ntwo\n3\n"),
+        ("+zero\n one\n", "zero\none\ntwo\nthree\n"),
+    ],
+)
+def test_an_edit_goes_where_its_lines_are(diff: str, result: str):
+    assert edited("one\ntwo\nthree\n", diff) == result
+
+
+@pytest.mark.parametrize("diff", [" four\n+five\n", "+five\n", " same\n+five\n", " wo\n+five\n"])
+def test_an_edit_without_one_place_is_refused(diff: str):
+    with pytest.raises(AssertionError, match=r"expected once|nothing says where"):
+        edited("one\ntwo\nsame\nsame\n", diff)
