@@ -16,8 +16,8 @@ class AddCondition(sockets.Node):
     CATEGORY = "LTXKit/conditioning"
     DESCRIPTION = (
         "A picture or a clip that the video must show, at a frame of your choice: the first frame, the last one, "
-        "anything between; a clip to continue from or to end in. Chain several of these. Nothing is encoded here: Sample "
-        "does that, at the size of each pass."
+        "anything between; a clip to continue from or to end in. Chain several of these. Nothing is encoded here: "
+        "Sample does that, at the size of each pass."
     )
     SEARCH_ALIASES = [
         "ltx",
