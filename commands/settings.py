@@ -44,7 +44,7 @@ OF_PASS = (  # fields of PassSettings
     Option("cfg-star", "cfg_star", None, "scale the negative prediction to the positive one first"),
 )
 OF_RUN = (  # fields of Overrides
-    Option("sampler", "sampler", str, "how the steps are made", choices=SAMPLER_NAMES),
+    Option("sampler", "sampler", str, "how the steps are taken", choices=SAMPLER_NAMES),
     Option(
         "levels",
         "levels",
@@ -55,7 +55,7 @@ OF_RUN = (  # fields of Overrides
     Option("condition-noise", "condition_noise", float, "noise on conditions while sampling, for more motion", "SCALE"),
 )
 DECODING = (
-    Option("decode-timestep", "decode_timestep", float, "noise level that the decoder is told, 0 to 1", "LEVEL"),
+    Option("decode-timestep", "decode_timestep", float, "noise level that the decoder receives, 0 to 1", "LEVEL"),
     Option("decode-noise-scale", "decode_noise_scale", float, "share of noise in what it decodes, 0 to 1", "SHARE"),
     Option("tone-map", "tone_map", float, "extreme values taken back, 0 to 1; 0 is off", "SHARE"),
 )

@@ -1,4 +1,4 @@
-"""The four ways in which an input can be wrong, and training that cannot go on.
+"""The four ways in which an input can be wrong, and training that cannot continue.
 
 Every message says what LTXKit got, what it expected and what to do: `got X; expected Y; do Z`.
 """
@@ -25,4 +25,4 @@ class UnsupportedError(LTXKitError, RuntimeError):
 
 
 class TrainingError(LTXKitError, RuntimeError):
-    """Training cannot go on from here: the loss is not a number, or the latents collapsed."""
+    """Training cannot continue: the loss is not a number, or the latents collapsed."""

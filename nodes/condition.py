@@ -16,8 +16,8 @@ class AddCondition(sockets.Node):
     CATEGORY = "LTXKit/conditioning"
     DESCRIPTION = (
         "A picture or a clip that the video must show, at a frame of your choice: the first frame, the last one, "
-        "anything between; a clip to go on from or to end in. Chain several of these. Nothing is encoded here: Sample "
-        "does that, at the size of each pass."
+        "anything between; a clip to continue from or to end in. Chain several of these. Nothing is encoded here: "
+        "Sample does that, at the size of each pass."
     )
     SEARCH_ALIASES = [
         "ltx",
@@ -54,7 +54,7 @@ class AddCondition(sockets.Node):
                 ),
                 "resize": choice(
                     ["crop", "pad", "fit", "stretch"],
-                    "How it gets the video's shape: crop what stands over, pad with grey, fit with continued edges, or "
+                    "How it gets the video's shape: crop what exceeds it, pad with grey, fit with continued edges, or "
                     "stretch.",
                 ),
             },
@@ -132,7 +132,7 @@ class AddReference(sockets.Node):
                 "strength": decimal(1.0, 0.0, 1.0, 0.01, "IC-LoRAs are made for 1; less loosens the control."),
                 "resize": choice(
                     ["crop", "pad", "fit", "stretch"],
-                    "How it gets the video's shape: crop what stands over, pad with grey, fit with continued edges, or "
+                    "How it gets the video's shape: crop what exceeds it, pad with grey, fit with continued edges, or "
                     "stretch.",
                 ),
             },

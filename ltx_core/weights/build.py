@@ -141,7 +141,7 @@ class Opened:
         tensors = stored_tensors(
             model, self.checkpoint, part.keys, preparation, dtype, stage=f"load {name}", progress=progress
         )
-        versions = " or ".join(self.description.versions) or "no released version"
+        versions = " or ".join(self.description.versions) or "not a released version"
         assign(model, tensors, source=path, what=f"{name}, layout {part.naming}, {versions}")
         watch(model, self.checkpoint.files)
         return model.eval().requires_grad_(False), preparation.name if preparation is not None else None

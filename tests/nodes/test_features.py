@@ -400,7 +400,7 @@ def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, promp
         "The reference has 48 frames per second and the clip 24: of its 64 frames",
         "The reference was trimmed from 32 to 25 frames: 8k+1",
         "The reference ends before the clip: frames 25 to 32 are made without it",
-        "There is a reference video and no LoRA",
+        "There is a reference video but no LoRA",
     ):
         assert sentence in "\n".join(said)
     assert made[sockets.MOTION] == ""

@@ -82,7 +82,7 @@ def test_any_size_comes_out_as_asked(ltx: Components, size: tuple[int, int, int]
     assert decoded.shape == (frames, height, width, 3)
     assert (decoded.min() >= 0) & (decoded.max() <= 1)
     assert clip.fps == ltx.recipe.frame_rate
-    assert any("cut to the size asked for" in note for note in said) == (size != (64, 64, 9))
+    assert any("cropped to your size" in note for note in said) == (size != (64, 64, 9))
 
 
 def test_two_passes_come_out_as_asked(two_pass: Components, repository: Path) -> None:
