@@ -1,9 +1,9 @@
 """How much memory of its own this process takes: anonymous memory, which the system must keep or swap. Linux only.
 
-Pages of a mapped file are not among it, they can be dropped at any time; so the kernel's high-water mark of resident
-memory, which counts both, does not serve. The kernel keeps no mark of anonymous memory alone: a thread looks every
-millisecond or two, whereas getting 100 MB from the system takes some 25 ms, so that hardly anything is missed. Beside
-it stands the kernel's mark of address space, which misses nothing and is an upper bound: it counts the untouched too.
+It excludes pages of a mapped file, which the system can drop at any time. The kernel's high-water mark of resident
+memory counts those too and is no use here, and the kernel keeps no mark of anonymous memory alone. A thread therefore
+reads the figure every millisecond or two; since the system takes some 25 ms to hand out 100 MB, it misses very little.
+The kernel's mark of address space misses nothing, but also counts memory that was never touched: an upper bound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free already must not hide what is taken
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is already free would hide new memory
         self.before = self._highest = anonymous_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)

@@ -1,18 +1,18 @@
-"""How true the memory plan is on the CPU: planned against measured anonymous memory of random runs.
+"""How accurate the memory plan is on the CPU: planned against measured anonymous memory of random runs. Linux only.
 
-python benchmarks/plan_cpu.py [--cases 20] [--seeds 1 0] [--bytes 1e9]
+python benchmarks/plan_cpu.py [--cases 20] [--seeds 1 0] [--bytes 1e9] [--tiny]
 
-Draws cases from every seed that it prints (0: a fresh one): a stage of a run (encode text, encode, sample, upscale,
-decode), widths, sizes, branches, how the file is stored (bf16, fp8, GGUF) and what is made of it while it loads
-(another dtype, int8, nf4, fp8), blocks streamed or not, tiles. Sizes grow until a case is planned to take --bytes or
-more. Each runs in a process of its own, through the real loaders, on files of random weights. What is compared: the
-plan of the stage, with the weights that loading makes anew, and the most anonymous memory (see `anonymous.py`) beyond
-that before loading.
+Draws cases from each seed and prints the seed (0: a fresh one): a stage of a run (encode text, encode, sample, upscale,
+decode), widths, sizes, branches, the format of the file (bf16, fp8, GGUF) and its conversion while it loads (another
+dtype, int8, nf4, fp8), blocks streamed or not, tiles. Sizes grow until the plan of a case reaches --bytes. Each case
+runs in a process of its own, through the real loaders, on files of random weights. The plan of the stage, plus the
+weights that loading creates, is compared with the peak of anonymous memory (see `anonymous.py`) beyond that before
+loading.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
 import random
 import subprocess
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from anonymous import Watch
-from protocol import Row, publish
+from protocol import Row, arguments, publish
 from random_files import write_gguf, write_safetensors
 
 from ltxkit.ltx_core.budget.plan import Card
@@ -72,11 +72,10 @@ SHARES = (3, 4, 6, 2, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """stage: what is run. stored: how the transformer's file is. quantization, dtype: what loading makes of it.
+    """stage: the part of a run. stored: format of the transformer's file. quantization, dtype: conversions on loading.
 
     heads, layers: of the transformer. base: narrowest width of the VAE. mid: width of the upscaler. t5_layers: of a
-    text encoder of width 1024. grid: latent cells (frames, height, width). limit: frames at once; tile: cells of a
-    side.
+    text encoder of width 1024. grid: latent cells (frames, height, width). limit: frames at once; tile: side in cells.
     """
 
     stage: str
@@ -109,9 +108,9 @@ def draw(count: int, seed: int, least: float, folder: Path) -> Iterator[Case]:
 
 
 def drawn(chance: random.Random) -> Case:
-    """Weights of models that are not run are there as well, so that what loading converts counts in every stage.
+    """Models that the stage does not run are loaded too: the weights that loading converts count in every stage.
 
-    Widths are multiples of 16, as the released ones are of 64: to others oneDNN adds channels.
+    Widths are multiples of 16, as the released ones are of 64; oneDNN pads other widths.
     """
     stage = chance.choices(STAGES, SHARES)[0]
     stored = chance.choice(("BF16", "BF16", "BF16", "F8_E4M3", "Q4_0", "Q8_0"))
@@ -136,13 +135,13 @@ def drawn(chance: random.Random) -> Case:
 
 
 def grown(case: Case, least: float, folder: Path) -> Case:
-    """The case at a size at which it is planned to take enough, and hardly more."""
+    """The case at a size whose plan reaches `least` and little more."""
     while True:
         with tempfile.TemporaryDirectory(dir=folder) as holes:
             taken = planned(case, write(case, Path(holes), holes=True))
         if taken >= least:
             return case
-        factor = min(least / taken, 4.0) ** 0.9  # most of what is missing; it grows a little less than the size does
+        factor = min(least / taken, 4.0) ** 0.9  # most of the way; the plan grows a little less than the size
         frames, height, width = case.grid
         if case.stage == "encode text":
             case = replace(case, t5_layers=max(case.t5_layers + 1, int(case.t5_layers * factor)))
@@ -204,7 +203,7 @@ def configs(case: Case) -> tuple[TransformerConfig, VideoVAEConfig, UpsamplerCon
 
 
 def write(case: Case, folder: Path, *, holes: bool = False) -> dict[str, Path]:
-    """The files of a case. holes: of the right size, without the values."""
+    """The files of a case. holes: sparse files of the right size."""
     transformer, vae, upscaler, text = configs(case)
 
     def shapes(model: torch.nn.Module, prefix: str = "") -> dict[str, list[int]]:
@@ -247,7 +246,7 @@ def planned(case: Case, files: dict[str, Path]) -> int:
     models = outline(**files, dtype=dtype_of(case), quantization=case.quantization)  # type: ignore[arg-type]
     scale = models.vae.config.scale_factors
     frames, height, width = case.grid
-    if case.mid:  # the first of two passes is a little less than two thirds as large as what is asked for
+    if case.mid:  # the first of two passes has a little less than two thirds of the final size
         height, width = height * 3 // 2 + 1, width * 3 // 2 + 1
     size = LatentShape(frames, height, width).pixels(scale)
     choices = Choices(
@@ -257,8 +256,8 @@ def planned(case: Case, files: dict[str, Path]) -> int:
         text_tokens=TEXT if case.stage == "sample" else 256,
         shows_picture=case.stage == "encode",
     )
-    found = plan(models, size, MAIN_MEMORY, choices)
-    return found.stage(case.stage).peak + found.converted
+    predicted = plan(models, size, MAIN_MEMORY, choices)
+    return predicted.stage(case.stage).peak + predicted.converted
 
 
 def tiling_of(case: Case) -> Tiling | None:
@@ -267,7 +266,7 @@ def tiling_of(case: Case) -> Tiling | None:
 
 def measured(case: Case, files: dict[str, Path]) -> int:
     """In a process that does nothing else."""
-    import transformers.models.t5.modeling_t5  # noqa: F401  # what an import takes is no weight and no work
+    importlib.import_module("transformers.models.t5.modeling_t5")  # its memory is neither weights nor work
 
     spare_main_memory()  # as every `ltxkit` command does
     torch.set_num_threads(2)
@@ -298,7 +297,7 @@ def measured(case: Case, files: dict[str, Path]) -> int:
 
 
 def inputs(case: Case) -> torch.Tensor:
-    """What is there before the stage begins."""
+    """The stage's input."""
     scale = configs(case)[1].scale_factors
     if case.stage == "encode":
         return torch.rand(*LatentShape(*case.grid).pixels(scale), 3)
@@ -319,14 +318,14 @@ def denoise(models: Outline, case: Case, given: torch.Tensor, host: Host) -> Non
 
 
 def run_small() -> None:
-    """Threads and libraries' buffers are there then."""
+    """Starts the threads and allocates the libraries' buffers."""
     with torch.no_grad():
         torch.nn.functional.linear(torch.randn(512, 512), torch.randn(512, 512))
         torch.nn.functional.conv3d(torch.randn(1, 32, 4, 16, 16), torch.randn(32, 32, 3, 3, 3))
 
 
 def compared(case: Case, folder: Path, name: str) -> tuple[Row, bool]:
-    """One case, in a fresh process, as a row; and whether the plan is near enough."""
+    """One case, in a fresh process, as a row; and whether the plan is close enough."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         files = write(case, Path(own))
         expected = planned(case, files)
@@ -354,20 +353,22 @@ def question(seeds: list[int], wrong: int, count: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 0], help="0: a fresh one")
-    parser.add_argument("--bytes", type=float, default=1e9, help="least that a case is planned to take")
-    parser.add_argument("--folder", type=Path, help="for the files, up to some GB")
+    parser.add_argument("--bytes", type=float, default=1e9, help="minimum of a case's plan")
+    parser.add_argument("--folder", type=Path, help="for the files, up to several GB")
     parser.add_argument("--case", help="measure this one here, in --files, and print its bytes")
     parser.add_argument("--files")
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.case:
-        found = json.loads(options.case)
-        case = Case(**found | {"grid": tuple(found["grid"])})
+        fields = json.loads(options.case)
+        case = Case(**fields | {"grid": tuple(fields["grid"])})
         print(measured(case, {name: Path(path) for name, path in json.loads(options.files).items()}))
         return 0
+    if options.tiny:
+        options.cases, options.seeds, options.bytes = 1, [1], 1e7
     rows: list[Row] = []
     seeds = [seed or int(time.time()) for seed in options.seeds]
     wrong = 0
@@ -379,9 +380,9 @@ def main() -> int:
                     row, fine = compared(case, Path(folder), f"seed {seed}, {number}")
                     rows.append(row)
                     wrong += not fine
-    finally:  # after Ctrl-C, what has been measured
-        publish("plan_cpu", question(seeds, wrong, len(rows)), rows)
-    return wrong
+    finally:  # after Ctrl-C, the cases so far
+        publish("plan_cpu", question(seeds, wrong, len(rows)), rows, tiny=options.tiny)
+    return 0 if options.tiny else wrong
 
 
 if __name__ == "__main__":

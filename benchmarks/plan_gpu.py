@@ -1,33 +1,31 @@
-"""How true the memory plan is on a GPU that is capped like smaller cards, with full-size 2B and 13B models.
+"""How accurate the memory plan is on a GPU capped to the size of smaller cards, with full-size 2B and 13B models.
 
 python benchmarks/plan_gpu.py [--cards 6 8 12 16 24] [--device cuda] [--folder DIR] [--tiny]
 
-Writes random weights of the released shapes (2B in bf16 with its VAE, 6.3 GB; 13B as Q4_0 GGUF, 7.6 GB), caps what
-torch may allocate so that it is as on a card of so many GiB, lets the planner decide what stays, what is streamed and
-how decoding is cut up, samples two steps with guidance and STG, decodes, and compares each stage's planned peak with
-the largest number of bytes that torch had allocated. Beside it stands what torch had reserved, which the cap limits.
+Writes random weights of the released shapes (2B in bf16 with its VAE, 6.3 GB; 13B as Q4_0 GGUF, 7.6 GB) and caps
+torch's allocations at what a card of so many GiB offers. The planner decides what stays on the card, what is streamed
+and how decoding is cut up. Two steps with guidance and STG and a decode follow, and each stage's planned peak is
+compared with the peak of the bytes that torch had allocated. The note adds the bytes reserved, which the cap limits.
 
-Nothing has to be installed beside torch, einops, numpy, pillow and transformers; the pack itself neither.
-Takes two to three minutes on an H100; after --seconds no further case is begun. The result is written to
-benchmarks/results/plan_gpu.json. --tiny --device cpu is a rehearsal: all of it, but nothing to cap and to measure.
+It needs torch, einops, numpy, pillow and transformers; the pack itself does not have to be installed. On an H100 it
+takes two to three minutes; no case starts after --seconds. The result goes to benchmarks/results/plan_gpu.json. With
+--tiny it runs on the CPU from end to end, with nothing to cap or to measure.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from protocol import Row, publish
-from random_files import released, write_gguf, write_safetensors
+from protocol import Row, arguments, publish
+from random_files import released, tiny, transformer_only, write_gguf, write_safetensors
 
 from ltxkit.ltx_core.budget.plan import CONTEXT_BYTES, Card, Stage
 from ltxkit.ltx_core.models.transformer import LTXTransformer
@@ -45,7 +43,7 @@ from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 
 GIB = 2**30
 SIZE, TINY_SIZE = PixelShape(49, 704, 1216), PixelShape(9, 64, 96)
-LARGE_SIZE, LARGE_CARDS = PixelShape(9, 2176, 3840), (6, 12)  # decoded only: there a card of 6 GiB needs tiles
+LARGE_SIZE, LARGE_CARDS = PixelShape(9, 2176, 3840), (6, 12)  # decoded only: at this size a card of 6 GiB needs tiles
 TEXT_TOKENS, BRANCHES = 128, 3
 GUIDANCE = Guidance(scale=(3.0,), stg_scale=(1.0,), skip_blocks=((14,),))
 SIGMAS = torch.tensor([1.0, 0.7, 0.0])
@@ -63,36 +61,19 @@ def say(text: str) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def write_files(folder: Path) -> dict[str, Path]:
+def write_files(folder: Path, *, small: bool) -> dict[str, Path]:
+    """small: the same kinds of files, a few megabytes each."""
     paths = {"2B, bf16": folder / "2b.safetensors", "13B, Q4_0": folder / "13b.gguf"}
-    write_safetensors(paths["2B, bf16"], released("transformer-2b", "vae-0.9.5"))
-    write_gguf(paths["13B, Q4_0"], released("transformer-13b"))
-    return paths
-
-
-def write_tiny_files(folder: Path) -> dict[str, Path]:
-    """The same kinds of files, a few megabytes each."""
-    from ltxkit.ltx_core.weights.containers import open_checkpoint
-    from ltxkit.ltx_core.weights.tiny import CHECKPOINT, make_tiny
-
-    paths: dict[str, Path] = {}
-    for name, family in (("2B, bf16", "2b"), ("13B, Q4_0", "13b")):
-        make_tiny(folder / family, family=family)  # type: ignore[arg-type]
-        made = open_checkpoint(folder / family / CHECKPOINT)
-        shapes = {key: list(info.shape) for key, info in made.tensors.items()}
-        if family == "2b":
-            paths[name] = folder / "2b.safetensors"
-            write_safetensors(paths[name], shapes, metadata=made.metadata)
-        else:
-            paths[name] = folder / "13b.gguf"
-            shapes = {key: shape for key, shape in shapes.items() if key.startswith("model.diffusion_model.")}
-            write_gguf(paths[name], shapes, texts=made.metadata)
+    shapes, metadata = tiny("2b") if small else (released("transformer-2b", "vae-0.9.5"), {})
+    write_safetensors(paths["2B, bf16"], shapes, metadata=metadata)
+    shapes, metadata = tiny("13b") if small else (released("transformer-13b"), {})
+    write_gguf(paths["13B, Q4_0"], transformer_only(shapes), texts=metadata)
     return paths
 
 
 @contextmanager
-def temporary_folder(asked: Path | None, needed: int) -> Iterator[Path]:
-    """In memory where it has room, for the files are read again for every case."""
+def temporary_folder(asked: Path | None, needed: int) -> Generator[Path, None, None]:
+    """In memory if there is room: every case reads the files again."""
     memory = Path("/dev/shm")
     if asked is None and memory.is_dir() and shutil.disk_usage(memory).free > 1.5 * needed:
         asked = memory
@@ -104,7 +85,7 @@ def temporary_folder(asked: Path | None, needed: int) -> Iterator[Path]:
 
 
 def capped(device: torch.device, gib: float) -> Card:
-    """From here on torch may allocate what a card of `gib` GiB would leave it."""
+    """The card of `gib` GiB that torch sees from here on."""
     if device.type == "cpu":
         return Card.of_size(int(gib * GIB))
     total = torch.cuda.get_device_properties(device).total_memory
@@ -114,7 +95,7 @@ def capped(device: torch.device, gib: float) -> Card:
 
 
 def peak_of(device: torch.device, work: Callable[[], None]) -> tuple[int, int]:
-    """Most bytes allocated and reserved while `work` runs."""
+    """Peaks of the bytes allocated and reserved while `work` runs."""
     if device.type == "cpu":
         work()
         return 0, 0
@@ -132,14 +113,14 @@ def peak_of(device: torch.device, work: Callable[[], None]) -> tuple[int, int]:
 def run(
     models: Outline, size: PixelShape, device: torch.device, gib: float, *, only_decode: bool
 ) -> Iterator[tuple[Stage, int, int]]:
-    """Every stage as planned, with the most bytes allocated and reserved in it."""
+    """Every stage as planned, with the peaks of the bytes allocated and reserved in it."""
     card = capped(device, gib)
     choices = Choices(branches=BRANCHES, text_tokens=TEXT_TOKENS)
     planned = plan(models, size, card, choices)
     if not planned.fits and not only_decode:
-        raise ValueError(f"{size} does not fit {gib} GiB by the plan: {planned.peak / 1e9:.2f} GB")
+        raise ValueError(f"by the plan {size} does not fit {gib} GiB: {planned.peak / 1e9:.2f} GB")
     stages = {stage.name: stage for stage in planned.stages}
-    # On a card the placement decides by itself, which is what the plan has to foresee.
+    # On a card the placement decides by itself; the plan has to foresee its decision.
     resident = stages["sample"].resident if device.type == "cpu" else None
     host = host_on(DevicePlacement(device, resident_blocks=resident))
     generator = torch.Generator().manual_seed(0)
@@ -175,14 +156,14 @@ def row(case: str, stage: Stage, allocated: int, reserved: int) -> tuple[Row, bo
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--cards", type=float, nargs="+", default=[6, 8, 12, 16, 24], metavar="GIB")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--folder", type=Path, help="for the files, 14 GB; default: in memory where there is room")
-    parser.add_argument("--seconds", type=float, default=165, help="begin no case after this time")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal with models of a few megabytes")
+    parser.add_argument("--device", help="default: cuda, or cpu with --tiny")
+    parser.add_argument("--folder", type=Path, help="for the files, 14 GB; default: in memory if there is room")
+    parser.add_argument("--seconds", type=float, default=165, help="start no case after this time")
     options = parser.parse_args()
-    device = torch.device(options.device)
+    device = torch.device(options.device or ("cpu" if options.tiny else "cuda"))
+    cards = options.cards[:1] if options.tiny else options.cards
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
         say(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
@@ -190,7 +171,7 @@ def main() -> int:
     rows: list[Row] = []
     wrong: list[str] = []
     with temporary_folder(options.folder, 2**24 if options.tiny else 14 * 10**9) as folder:
-        paths = (write_tiny_files if options.tiny else write_files)(folder)
+        paths = write_files(folder, small=options.tiny)
         say(f"wrote {sum(path.stat().st_size for path in paths.values()) / 1e9:.1f} GB to {folder}")
         versions = {} if options.tiny else VERSIONS
         vae = load_vae(paths["2B, bf16"], version=versions.get("2B, bf16"))
@@ -201,7 +182,7 @@ def main() -> int:
         }
         assert all(isinstance(one.transformer, LTXTransformer) for one in models.values())
         say("loaded")
-        for gib in options.cards:
+        for gib in cards:
             cases = [(name, outline, TINY_SIZE if options.tiny else SIZE, False) for name, outline in models.items()]
             if options.tiny or gib in LARGE_CARDS:
                 large = TINY_SIZE if options.tiny else LARGE_SIZE
@@ -209,26 +190,24 @@ def main() -> int:
             for name, outline, size, only_decode in cases:
                 case = f"{name}, {gib:g} GiB"
                 if time.perf_counter() - START > options.seconds:
-                    wrong.append(f"{case}: not run, the time is up")
+                    wrong.append(f"{case}: not run; the time is up")
                     continue
                 try:
                     for stage, allocated, reserved in run(outline, size, device, gib, only_decode=only_decode):
-                        found, fine = row(f"{case}, {stage.name}", stage, allocated, reserved)
-                        rows.append(found)
+                        one, fine = row(f"{case}, {stage.name}", stage, allocated, reserved)
+                        rows.append(one)
                         if not fine:
-                            wrong.append(f"{found.case}: {found.note}")
+                            wrong.append(f"{one.case}: {one.note}")
                 except Exception as error:  # the other cases are still worth their time
                     traceback.print_exc()
                     wrong.append(f"{case}: {type(error).__name__}: {error}")
-    if options.tiny:
-        print(json.dumps({"stages": len(rows), "wrong": wrong}))
-    else:
-        size = f"{SIZE.width}x{SIZE.height}, {SIZE.frames} frames"
-        publish(
-            "plan_gpu",
-            f"How far is the memory plan from what torch allocates on a capped GPU? ({size}, {BRANCHES} branches)",
-            rows,
-        )
+    size = f"{SIZE.width}x{SIZE.height}, {SIZE.frames} frames"
+    publish(
+        "plan_gpu",
+        f"How far is the memory plan from what torch allocates on a capped GPU? ({size}, {BRANCHES} branches)",
+        rows,
+        tiny=options.tiny,
+    )
     for line in wrong:
         print(f"WRONG  {line}")
     say("done")

@@ -1,18 +1,20 @@
-"""How every benchmark here measures, so that its figures mean something.
+"""How every benchmark in this folder measures.
 
 * The contestants share one process, one torch, one thread count and one set of random weights.
-* Their outputs are shown equal before anything is timed.
-* They are warmed up, then run in turn, round by round, so that a disturbed machine disturbs all of them.
+* Their outputs are compared before anything is timed.
+* After a warm-up they take turns, round by round: a disturbance of the machine hits all of them.
 * On the CPU the clock is the process's CPU time, which neighbours on a shared machine do not lengthen; on a GPU it is
-  the wall clock around a synchronisation.
-* What is reported is the median over the rounds, and the median, least and greatest of the per-round ratios.
+  wall-clock time around a synchronisation.
+* The report has the median over the rounds, and the median, minimum and maximum of the per-round ratios.
 
-A benchmark is a script `benchmarks/<name>.py` that collects rows and calls `publish`; `run.py` lists them, runs each in
-its own process and renders `results/<name>.json` into the tables of the README.
+A benchmark is a script `benchmarks/<name>.py` that reads its options with `arguments`, collects rows and calls
+`publish`. `run.py` lists the scripts, runs each in its own process and renders `results/<name>.json` into the tables of
+the README.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -24,11 +26,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if importlib.util.find_spec("ltxkit") is None:  # where nothing can be installed; the folder is the package
+if importlib.util.find_spec("ltxkit") is None:  # for machines where nothing can be installed: the folder is the package
     root = Path(__file__).resolve().parents[1]
     spec = importlib.util.spec_from_file_location(
         "ltxkit", root / "__init__.py", submodule_search_locations=[str(root)]
@@ -47,10 +50,10 @@ REPORTED_PACKAGES = ("ltxkit", "torch", "diffusers", "transformers")
 class Row:
     """One line of a table.
 
-    case: the workload in words. ours, peer: the figures compared, in `unit`; peer is None where there is nobody to
-    compare with. speedup: median, least and greatest over the rounds of peer / ours. difference: largest difference of
-    the two outputs, relative to the largest magnitude of the peer's. floor: share of the machine's limit that ours
-    reaches, 0 to 1. note: what a reader must know to repeat or judge the figure.
+    case: the workload in words. ours, peer: the figures to compare, in `unit`; peer is None if there is no peer.
+    speedup: median, minimum and maximum over the rounds of peer / ours. difference: largest difference between the two
+    outputs, relative to the largest magnitude of the peer's. floor: share of the machine's limit that ours reaches,
+    0 to 1. note: what a reader needs to repeat or judge the figure.
     """
 
     case: str
@@ -62,6 +65,17 @@ class Row:
     difference: float | None = None
     floor: float | None = None
     note: str = ""
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option that every benchmark has: `--tiny`, a rehearsal.
+
+    It takes the same path through the script with small models and one repetition, on the CPU and in seconds. Its
+    figures mean nothing, and `publish` writes none of them. tests/contract/test_benchmarks.py runs it for every script.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="rehearse with small models on the CPU; publishes nothing")
+    return parser
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -78,12 +92,17 @@ def compare(
     rounds: int = 7,
     warmup: int = 3,
     note: str = "",
+    tiny: bool = False,
 ) -> list[Row]:
     """Time `ours` against each of `peers`: one row per peer, times in seconds per call.
 
+    tolerance: of `relative_difference`. tiny: one round without a warm-up.
+
     Raises:
-        ValueError: an output differs from ours by more than `tolerance`; then no time would mean anything.
+        ValueError: a peer's output differs from ours by more than `tolerance`, which would make its time meaningless.
     """
+    if tiny:
+        rounds, warmup = 1, 0
     contestants = {"ltxkit": ours, **peers}
     with torch.inference_mode():
         outputs = {name: run() for name, run in contestants.items()}
@@ -130,14 +149,15 @@ def _seconds(run: Callable[[], Tensor], on_gpu: bool) -> float:
     return time.process_time() - start
 
 
-def publish(name: str, question: str, rows: Sequence[Row]) -> None:
+def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False) -> None:
     """Print the rows and write `results/<name>.json`.
 
-    name: the script's own name, without `.py`. question: one sentence, what the figures answer.
+    name: the script's own name, without `.py`. question: one sentence that the figures answer. tiny: print only.
     """
     result = {"benchmark": name, "question": question, "machine": _machine(), "rows": [asdict(row) for row in rows]}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    if not tiny:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(table(json.loads(json.dumps(result))))
 
 
@@ -166,8 +186,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(result: dict, *, folds: bool = False) -> str:
-    """One result as markdown: the question, a table, and where it was measured. folds: long tables open on a click."""
+def table(result: dict[str, Any], *, folds: bool = False) -> str:
+    """One result as markdown: the question, a table, and the machine. folds: long tables open on a click."""
     machine = result["machine"]
     rows = result["rows"]
     columns = {"workload": [row["case"] for row in rows], "LTXKit": [_figure(row["ours"], row["unit"]) for row in rows]}
@@ -190,7 +210,7 @@ def table(result: dict, *, folds: bool = False) -> str:
     return "\n".join([f"**{result['question']}**", "", *lines, "", where])
 
 
-def _where(machine: dict) -> str:
+def _where(machine: dict[str, Any]) -> str:
     place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores"
     return f"{place}; " + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
 
@@ -201,7 +221,7 @@ def _figure(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}"
 
 
-def _peer(row: dict) -> str:
+def _peer(row: dict[str, Any]) -> str:
     return "" if row["peer"] is None else f"{row['peer_name']} {_figure(row['peer'], row['unit'])}"
 
 

@@ -1,7 +1,7 @@
-"""Files of random weights with any key names and shapes, written as fast as the disk takes them.
+"""Files of random weights with any key names and shapes, written as fast as the disk allows.
 
-Values are random and repeat every few megabytes: nobody looks at them, but a forward must stay finite. Nothing here
-needs a package that LTXKit itself does not need, so that it works on a machine where nothing can be installed.
+The values repeat every few megabytes: they do not matter, as long as a forward pass stays finite. The module needs no
+package beyond LTXKit's own, because some of the machines that it runs on cannot install any.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import json
 import math
 import struct
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import torch
 
 MANIFESTS = Path(__file__).parents[1] / "tests" / "data" / "manifests"
-PATTERN = 1 << 22  # values until they repeat
+PATTERN = 1 << 22  # values before they repeat
 SPREAD = 0.02
 
 Shapes = Mapping[str, list[int]]
 
 # Number in a GGUF header, weights per block, bytes per block (ggml-org/ggml, docs/gguf.md).
 GGML_TYPES = {"F32": (0, 1, 4), "Q4_0": (2, 32, 18), "Q8_0": (8, 32, 34), "BF16": (30, 1, 2)}
-# What the tools leave in bfloat16 (city96/ComfyUI-GGUF).
+# Layers that the tools leave in bfloat16 (city96/ComfyUI-GGUF).
 KEPT = ("adaln_single.", "caption_projection.", "patchify_proj.", "proj_out.")
+TRANSFORMER = "model.diffusion_model."  # prefix of its keys
 ALIGNMENT = 32
 STRING = 8  # number of the value type in a GGUF header
 
@@ -37,6 +39,26 @@ def released(*parts: str) -> dict[str, list[int]]:
     return shapes
 
 
+def tiny(family: Literal["2b", "13b"]) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Key names and shapes of a checkpoint of a few megabytes, transformer and VAE, and the metadata that goes with it.
+
+    The number of layers is that of the released family.
+    """
+    from ltxkit.ltx_core.weights.containers import open_checkpoint
+    from ltxkit.ltx_core.weights.tiny import CHECKPOINT, make_tiny
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny(folder, family=family)
+        checkpoint = open_checkpoint(Path(folder) / CHECKPOINT)
+        shapes = {key: list(info.shape) for key, info in checkpoint.tensors.items()}
+        return shapes, dict(checkpoint.metadata)
+
+
+def transformer_only(shapes: Shapes) -> dict[str, list[int]]:
+    """The part of a checkpoint that goes into a GGUF file."""
+    return {key: shape for key, shape in shapes.items() if key.startswith(TRANSFORMER)}
+
+
 def write_safetensors(
     path: Path,
     shapes: Shapes,
@@ -45,9 +67,9 @@ def write_safetensors(
     *,
     holes: bool = False,
 ) -> None:
-    """Everything in BF16; or, as "F8_E4M3", what the official files have in float8, and the rest in BF16.
+    """Everything in BF16; with "F8_E4M3", the layers that official files have in float8, and the rest in BF16.
 
-    holes: a file of this size that takes no room, with zeros for values.
+    holes: a sparse file of the same size, all zeros.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     sizes, offset = [], 0
@@ -73,7 +95,7 @@ def write_safetensors(
 def write_gguf(
     path: Path, shapes: Shapes, kind: str = "Q4_0", texts: Mapping[str, str] | None = None, *, holes: bool = False
 ) -> None:
-    """A transformer, its Linears in blocks of `kind`, as city96/ComfyUI-GGUF's tools would have them.
+    """A transformer with its Linears in blocks of `kind`, as city96/ComfyUI-GGUF's tools write it.
 
     holes: as of `write_safetensors`.
     """
@@ -83,7 +105,7 @@ def write_gguf(
         head += _text(key) + struct.pack("<I", STRING) + _text(value)
     sizes, offset = [], 0
     for key, shape in shapes.items():
-        name = key.removeprefix("model.diffusion_model.")
+        name = key.removeprefix(TRANSFORMER)
         chosen = "F32" if len(shape) == 1 or "table" in name else "BF16" if name.startswith(KEPT) else kind
         if shape[-1] % GGML_TYPES[chosen][1]:
             chosen = "BF16"
@@ -105,7 +127,7 @@ def write_gguf(
 
 
 def pattern(kind: str) -> bytes:
-    """Random numbers about 0, stored as `kind`."""
+    """Random numbers around 0, stored as `kind`."""
     values = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)) * SPREAD
     if kind in ("Q4_0", "Q8_0"):
         _, weights, size = GGML_TYPES[kind]

@@ -1,7 +1,7 @@
 """Run the benchmarks, each in its own process, and put their tables into the README.
 
 python benchmarks/run.py [NAME ...]      without names: every benchmark that this machine can run
-python benchmarks/run.py --render        only render the results that are there
+python benchmarks/run.py --render        only render the existing results
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def rendered() -> str:
 
 
 def readme_with_tables() -> str:
-    """The README as it should be."""
+    """The README with up-to-date tables."""
     before, _, rest = README.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{rendered()}\n{END}{after}"
 
 
 def runnable() -> list[str]:
-    """What this machine can run."""
+    """Names of the benchmarks that this machine can run."""
     return [name for name in NAMES if "gpu" not in name.split("_") or torch.cuda.is_available()]
 
 

@@ -1,16 +1,47 @@
-"""The figures in the README are those of `benchmarks/results`, and none is taken without a look at the outputs."""
+"""Every benchmark runs, the README's figures are those of `benchmarks/results`, and wrong outputs are never timed."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def run(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+SHARED = {"protocol", "run", "random_files", "anonymous"}
+BENCHMARKS = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
+
+
+def run(repository: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # In its own folder, as a script: benchmarks are no package, and the root must stay off sys.path.
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=repository / "benchmarks", capture_output=True, text=True, check=False)
+    command, env = [sys.executable, *arguments], os.environ | environment
+    return subprocess.run(command, cwd=repository / "benchmarks", env=env, capture_output=True, text=True, check=False)
+
+
+def results() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in (FOLDER / "results").iterdir()}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_a_rehearsal(repository: Path, name: str) -> None:
+    source = (FOLDER / f"{name}.py").read_text()
+    # A script that reads its options elsewhere would take the full measurement, for minutes or hours.
+    assert "arguments(__doc__)" in source, "expected the options from protocol.arguments, which has --tiny"
+    if "from anonymous import" in source and sys.platform != "linux":
+        pytest.skip("reads /proc")
+    before = results()
+    ran = run(repository, f"{name}.py", "--tiny", CUDA_VISIBLE_DEVICES="")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "| workload | LTXKit |" in ran.stdout
+    assert f"`benchmarks/{name}.py`; " in ran.stdout  # published under the script's own name
+    assert results() == before
+
+
+def test_make_bench_runs_them_all(repository: Path) -> None:
+    listed = run(repository, "-c", "import run; print(*run.NAMES)")
+    assert listed.stdout.split() == BENCHMARKS, listed.stderr
 
 
 def test_tables_of_the_readme_are_rendered_from_the_results(repository: Path) -> None:
