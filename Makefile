@@ -8,12 +8,13 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
 PROMPT ?= the digit three moving left
 
-.PHONY: help demo digits test lint bench clean
+.PHONY: help demo digits quick test lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a prompt becomes a video, with the model that comes with the pack; written to output/demo"
-	@echo "make test    lint and the whole test suite; ARGS goes to pytest: make test ARGS='-k vae -x'"
+	@echo "make quick   the tests that are not marked slow, about a minute; ARGS goes to pytest: make quick ARGS='-k vae -x'"
+	@echo "make test    lint and the whole test suite, minutes; ARGS goes to pytest here too"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of the README; ARGS names some: ARGS=vae_cpu"
 	@echo "make digits  trains that model anew; wants a GPU"
@@ -73,9 +74,14 @@ lint: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Always the pytest command: `python -m pytest` would put this folder on sys.path, and ComfyUI's `import nodes` would then
-# find ours.
+# find ours. Each worker takes whole files (tests/conftest.py); more than four would cost more memory than they save time.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+
+quick: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(ARGS)
+
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)

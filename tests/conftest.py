@@ -25,6 +25,8 @@ COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fixtures for every folder are loaded by their path: no folder of tests is on sys.path, nor is it a package."""
+    if config.getoption("dist", "no") != "no":
+        return  # this process only deals out tests to workers, which load what they need
     for path in sorted((ROOT / "tests" / "fixtures").glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"ltxkit_tests_{path.stem}", path)
         assert spec is not None
