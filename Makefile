@@ -71,6 +71,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo --no-cache
+	@# pyright does not follow setuptools' editable installations; benchmarks import ltxkit by its name.
+	@mkdir -p $(VENV)/link && ln -sfn "$(CURDIR)" $(VENV)/link/ltxkit
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Always the pytest command: `python -m pytest` would put this folder on sys.path, and ComfyUI's `import nodes` would then
