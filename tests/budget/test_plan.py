@@ -55,6 +55,7 @@ def large(true_size: Files) -> Outline:
     return outline(true_size("13b-0.9.8-dev"), true_size("t5xxl"))
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_loaded_models(tiny_models: Callable[..., Path]) -> None:
     folder = tiny_models()
     checkpoint, text = folder / "checkpoints/ltxv-tiny.safetensors", folder / "text_encoders/t5-tiny"
@@ -75,6 +76,7 @@ def test_bytes_are_those_of_the_loaded_models(tiny_models: Callable[..., Path]) 
         assert all(parameter.is_meta for parameter in planned.transformer.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
 def test_bytes_of_what_is_quantized_while_it_loads(tiny_models: Callable[..., Path], quantization: str) -> None:
     checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
@@ -173,6 +175,7 @@ def test_weights_on_the_device() -> None:
     assert [resident_blocks(weights, free) for free in (0, 129, 130, 139, 140)] == [0, 0, 1, 1, None]
 
 
+@pytest.mark.slow
 def test_two_passes_and_a_picture_have_stages_of_their_own(true_size: Files) -> None:
     models = outline(true_size("13b-0.9.8-dev"), upscaler=true_size("spatial-0.9.8"))
     found = plan(models, HD, Card.of_size(24 * GIB), Choices(shows_picture=True))
@@ -187,6 +190,7 @@ def test_on_the_cpu_weights_stay_in_their_files(large: Outline) -> None:
     assert found.peak == found.stage("sample").activations
 
 
+@pytest.mark.slow
 def test_the_command(true_size: Files, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", str(true_size("2b-0.9.8-distilled")), "--card", "6", "--size", "1216x704"]
     assert cli.main([*arguments, "--json"]) == 0
@@ -202,6 +206,7 @@ def test_the_command(true_size: Files, capsys: pytest.CaptureFixture[str]) -> No
     assert "expected at least" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_counts_what_loading_quantizes(
     tiny_models: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +222,7 @@ def test_the_command_counts_what_loading_quantizes(
     assert quantized["text encoder"] < plain["text encoder"]
 
 
+@pytest.mark.slow
 def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., Path]) -> None:
     """Twice the tokens, and the whole reference to encode."""
     checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
@@ -255,6 +261,7 @@ def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., P
 # The counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lanes", "fused"),
     [("2b-0.9.8-distilled", 1, True), ("2b-0.9.8-distilled", 3, False), ("13b-0.9.8-dev", 3, True)],
@@ -287,6 +294,7 @@ def test_work_of_sampling_is_what_its_tensors_take(
     assert asked[0] == pytest.approx(counted.peak, rel=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "frames"), [("2b-0.9.0", 4), ("2b-0.9.1", 4), ("2b-0.9.8-distilled", 4)])
 def test_work_of_the_vae_is_what_its_tensors_take(true_size: Files, meta_device: Any, name: str, frames: int) -> None:
     vae, shape = load_vae(true_size(name), data=False), LatentShape(3, 16, 24)

@@ -63,6 +63,7 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 # ----------------------------------------------------------------------------------------------------------- generate
 
 
+@pytest.mark.slow
 def test_generate_from_a_picture_in_two_passes(
     files: dict[str, str], tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +97,7 @@ def test_generate_from_a_picture_in_two_passes(
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["fox.latent", "fox.mp4", "fox.png"]
 
 
+@pytest.mark.slow
 def test_generate_with_everything_that_changes_the_model(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -454,6 +456,7 @@ def test_a_full_disk_is_one_message(
 # -------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["load vae", "load text encoder", "encode text", "sample", "decode"])
 def test_ctrl_c_in_any_stage_leaves_nothing(
     files: dict[str, str],

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SHARED = {"protocol", "run", "random_files", "anonymous"}
 BENCHMARKS = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)

@@ -78,6 +78,7 @@ def test_import_ltxkit_imports_nothing(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in loaded} <= {"ltxkit", "__future__"}
 
 
+@pytest.mark.slow
 def test_importing_the_nodes_costs_little(tmp_path: Path) -> None:
     """At most a quarter of torch's own import, without what only training needs (FSDP alone takes half a second)."""
     code = (
@@ -98,6 +99,7 @@ def test_importing_the_nodes_costs_little(tmp_path: Path) -> None:
     pytest.fail(f"importing the nodes takes {shares} of torch's own import")
 
 
+@pytest.mark.slow
 def test_no_module_imports_what_is_heavy_or_optional(tmp_path: Path) -> None:
     code = """
 import importlib, pkgutil, sys
@@ -135,6 +137,7 @@ print("loaded")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder_name", ["LTX-Kit", "ltxkit.main", "9kit"])
 def test_pack_loads_as_comfyui_loads_it(repository: Path, tmp_path: Path, folder_name: str) -> None:
     (tmp_path / "nodes.py").write_text("IS_COMFYUI = True\n")

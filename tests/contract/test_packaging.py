@@ -93,6 +93,7 @@ def test_every_dependency_has_a_tested_version(repository: Path, pyproject: dict
         assert requirement.specifier.contains(pin.version), line
 
 
+@pytest.mark.slow
 def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path) -> None:
     inside = {PurePosixPath(name) for name in zipfile.ZipFile(wheel).namelist()}
     tops = {name.parts[0] for name in inside}
@@ -111,6 +112,7 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
     assert shipped == expected
 
 
+@pytest.mark.slow
 def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     """A new environment, the wheel, and from here only the third-party packages (a `.pth` is not read from PYTHONPATH,
     so this checkout's editable installation stays out)."""

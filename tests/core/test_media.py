@@ -208,6 +208,7 @@ for room in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the file size as POSIX can")
 def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "out" / "full.mp4"

@@ -91,6 +91,7 @@ def test_a_replaced_input_file_is_noticed(runner: Runner, host: PlainHost, demo:
     assert runner.run(preview).executed == ("1", "2")
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_latent(
     tiny_models: Callable[..., Path], repository: Path, tmp_path: Path, demo: dict[str, Any]
 ):

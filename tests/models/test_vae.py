@@ -63,6 +63,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", CLIPS)
 def test_streamed_decode_is_the_whole_decode(vae: VideoVAE, frames: int, relative: Callable[..., float]) -> None:
     latent = latents(vae, (frames - 1) // vae.config.scale_factors.frames + 1)
@@ -77,6 +78,7 @@ def test_streamed_decode_is_the_whole_decode(vae: VideoVAE, frames: int, relativ
             assert max(piece.shape[2] for piece in pieces) <= 2  # frames left as they were finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", CLIPS)
 def test_streamed_encode_is_the_whole_encode(vae: VideoVAE, frames: int, relative: Callable[..., float]) -> None:
     clip = pixels(vae, frames)

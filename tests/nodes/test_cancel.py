@@ -56,6 +56,7 @@ STAGES = ["load transformer", "load vae", "load text encoder", "load upscaler", 
 STAGES += ["upscale", "decode"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("step", [0, 1])
 def test_cancel_stops_the_node_and_leaves_it_usable(

@@ -295,6 +295,7 @@ def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any, said: l
     assert images.shape == (29, 64, 60, 3)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_make_the_two_passes(
     loaded: Any, prompts: Any, tiny_models: Callable[..., Path], said: list[str]
 ):
@@ -311,6 +312,7 @@ def test_two_checkpoints_make_the_two_passes(
     assert "Sampling as 2b-0.9.8-distilled." in "\n".join(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition_noise", [0.0, 0.15])
 def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts: Any, condition_noise: float):
     """One seed, one clip: the second Sample goes on drawing where the first has stopped."""
@@ -442,6 +444,7 @@ def test_a_reference_is_encoded_for_both_passes(loaded: Any, prompts: Any, monke
 # ------------------------------------------------------------------------------------------------ memory
 
 
+@pytest.mark.slow
 def test_the_plan_says_what_will_be_where(models: Path, said: list[str]):
     files = ("ltxv-tiny.safetensors", "in the model file", "t5-tiny", "ltxv-tiny-spatial-upscaler.safetensors")
     size = ("auto", "2b-0.9.8-distilled", 192, 192, 9, 0)

@@ -66,6 +66,7 @@ def long(parts: tuple[Any, ...], prompts: str = "a dune\na storm\nthe sea", **ch
 FOUR = "a dune\na storm\n\nthe sea\nan island\n"  # an empty line does not count
 
 
+@pytest.mark.slow
 def test_the_clip_has_the_length_that_was_asked_for_and_stands_in_a_file(
     host: PlainHost, parts: Any, tmp_path: Path, said: list[str]
 ):
@@ -86,6 +87,7 @@ def test_the_clip_has_the_length_that_was_asked_for_and_stands_in_a_file(
     assert "Every window: 2 steps" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(host: PlainHost, parts: Any):
     whole, expected = long(parts, FOUR)
@@ -115,6 +117,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(host: PlainHost, parts:
     assert not {"window 1 of 4", "window 2 of 4"} & stages
 
 
+@pytest.mark.slow
 def test_another_model_makes_its_own_windows(host: PlainHost, parts: Any, tiny_models: Callable[..., Path]):
     with use_host(PlainHost(tiny_models(seed=1), Path(), Path())):
         other, _ = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
@@ -124,6 +127,7 @@ def test_another_model_makes_its_own_windows(host: PlainHost, parts: Any, tiny_m
     assert not torch.allclose(first["samples"], second["samples"], atol=0.1)
 
 
+@pytest.mark.slow
 def test_conditions_count_in_the_whole_clip(host: PlainHost, parts: Any):
     (shown,) = AddCondition().run(torch.rand(1, 40, 60, 3), 30, 1.0, "crop")
     _, free = long(parts, FOUR)

@@ -50,6 +50,7 @@ def sampled(model: sockets.Model, prompts: tuple[Any, Any]) -> Tensor:
     return SampleVideo().run(model, *prompts, latent, 1, "preset", 0.15, schedule=SHORT)[0]["samples"]
 
 
+@pytest.mark.slow
 def test_a_lora_changes_what_is_sampled_and_leaves_the_model_alone(
     model: sockets.Model, prompts: tuple[Any, Any], said: list[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_lora_changes_what_is_sampled_and_leaves_the_model_alone(
     assert torch.equal(sampled(model, prompts), base)
 
 
+@pytest.mark.slow
 def test_a_lora_is_in_both_passes_of_two_stage(model: sockets.Model, prompts: tuple[Any, Any]) -> None:
     from ltxkit.nodes.loaders import LoadUpscaler
 
@@ -125,6 +127,7 @@ def test_a_lora_that_does_not_fit_is_refused(model: sockets.Model) -> None:
         ApplyLoRA().run(model, "gone.safetensors", 1.0, False, "those of the model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
 def test_loaders_quantize(quantization: str, model: sockets.Model, prompts: tuple[Any, Any]) -> None:
     name = "ltxv-tiny.safetensors"

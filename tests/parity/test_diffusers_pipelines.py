@@ -252,6 +252,7 @@ CONDITIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONDITIONS)
 @pytest.mark.parametrize("condition_noise", [0.0, 0.15])
 def test_ltx_condition_pipeline(theirs, models, texts, kind, condition_noise, rms):

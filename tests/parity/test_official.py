@@ -113,6 +113,7 @@ def run(models, settings: dict) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "conditions"), list(product(shared.GUIDANCE, shared.CONDITIONS)))
 def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions, rms):
     """Every kind of guidance with every kind of condition: the guided velocity of all tokens at level 0.9."""

@@ -142,6 +142,7 @@ def test_decoder(pair: Pair, their_decode: Callable[..., Tensor], relative: Call
     assert relative(got, expected) <= 1e-5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_bfloat16(
     pair: Pair,

@@ -92,6 +92,7 @@ def test_the_plan_finds_it() -> None:
     assert found.fits
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", BUNDLED, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -221,12 +222,14 @@ def scored(models: Models, steps: int = 8) -> Score:
     return evaluate_digits(alone, settings, GLYPH_SIZE, clips=count, host=HOST)[0]
 
 
+@pytest.mark.slow
 def test_it_reaches_the_bar(models: Models) -> None:
     score = scored(models)
     assert score.failures(replace(Bar(), weak_digit=0.75)) == []  # of four clips, one is a quarter
     assert score.direction == 1.0
 
 
+@pytest.mark.slow
 def test_a_model_that_mistakes_its_prompts_fails(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(count: int) -> tuple[list[str], list[tuple[int, str]]]:
         texts, named = prompts(count)
@@ -240,6 +243,7 @@ def test_a_model_that_mistakes_its_prompts_fails(models: Models, monkeypatch: py
     assert any("move the named way" in failure for failure in score.failures(Bar()))
 
 
+@pytest.mark.slow
 def test_a_model_of_random_weights_fails(models: Models) -> None:
     torch.manual_seed(0)
     random = LTXTransformer(models.transformer.config).eval()

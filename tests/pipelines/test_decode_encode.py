@@ -201,6 +201,7 @@ def test_short_memory_gives_the_same_picture(vaes: dict[str, VideoVAE]) -> None:
     assert psnr(encode(vae, clip(vae, 1, 2, 30), host=hardly_any), encode(vae, clip(vae, 1, 2, 30))) >= 55
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("limit", [None, 1, 4])
 def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None, peak_bytes: Callable[..., int]) -> None:
@@ -237,6 +238,7 @@ def test_estimate_with_the_frames_that_are_finished(
     assert planned == pytest.approx(peak, rel=0.06)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_streaming_needs_a_fraction(vaes: dict[str, VideoVAE], peak_bytes: Callable[..., int]) -> None:
     vae, timestep = vaes["0.9.5"], torch.tensor([0.05])

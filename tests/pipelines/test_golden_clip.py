@@ -81,6 +81,7 @@ def stored(name: str) -> Mapping[str, NDArray]:
         return dict(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_prompt_to_frames_is_as_it_was(name: str) -> None:
     golden = stored(name)

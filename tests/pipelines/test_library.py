@@ -49,6 +49,7 @@ def frames_of(clip) -> torch.Tensor:
     return torch.cat(list(clip.frames()))
 
 
+@pytest.mark.slow
 def test_the_three_lines_of_the_readme(
     folder: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_any_size_comes_out_as_asked(ltx: Components, size: tuple[int, int, int]
     assert any("cropped to your size" in note for note in said) == (size != (64, 64, 9))
 
 
+@pytest.mark.slow
 def test_two_passes_come_out_as_asked(two_pass: Components, repository: Path) -> None:
     events: list[ProgressEvent] = []
     clip = two_pass.generate(
@@ -199,6 +201,7 @@ def test_settings_that_cannot_work(
         ltx.generate("fox", **SMALL | change)
 
 
+@pytest.mark.slow
 def test_parts_that_do_not_belong_together(tiny_models: Callable[..., Path], folder: Path, tmp_path: Path) -> None:
     other = tiny_models(compression="16x4")
     with pytest.raises(ConfigError, match="got a VAE with 16 latent channels; expected 128"):
@@ -244,6 +247,7 @@ def test_an_interrupted_load_can_be_repeated(folder: Path, stage: str) -> None:
     Components.load(folder / CHECKPOINT, folder / T5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encode text", "sample", "upscale", "refine"])
 def test_an_interrupted_run_leaves_everything_as_it_was(two_pass: Components, stage: str) -> None:
     def stop(event: ProgressEvent) -> None:

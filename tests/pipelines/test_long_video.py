@@ -120,6 +120,7 @@ def test_adain_keeps_the_statistics_of_the_first_window(models):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_bytes(models, tmp_path):
     class StopError(Exception):
         pass

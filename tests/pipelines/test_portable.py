@@ -107,6 +107,7 @@ def denoise(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_guidance(true_size: Files, meta_device: Any, kind: str) -> None:
     file = true_size("2b-0.9.8-distilled")
@@ -116,6 +117,7 @@ def test_every_kind_of_guidance(true_size: Files, meta_device: Any, kind: str) -
     assert seen.operations > 28 * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
 def test_every_released_size(true_size: Files, meta_device: Any, name: str) -> None:
     file = true_size(name)

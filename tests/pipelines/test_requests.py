@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from ltxkit.ltx_core.errors import LTXKitError
@@ -81,6 +82,7 @@ def one_request(rng: random.Random) -> tuple[PixelShape, torch.Tensor]:
     return asked, crop_to(torch.zeros(*shape, 3), asked)
 
 
+@pytest.mark.slow
 def test_a_thousand_requests(monkeypatch):
     monkeypatch.setattr(condition, "encode_posterior", cell_means)
     rng = random.Random(0)

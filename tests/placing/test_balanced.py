@@ -35,6 +35,7 @@ class Second(Copies):
         super().__init__(module, Tensor.clone, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "int8", "nf4"])
 def test_two_devices_give_the_bits_of_one(
     tiny_models: Callable[..., Path], denoise: Any, monkeypatch: pytest.MonkeyPatch, quantization: str | None
@@ -63,6 +64,7 @@ def test_text_encoder(tiny_models: Callable[..., Path], monkeypatch: pytest.Monk
     assert torch.equal(found.embeddings, expected.embeddings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [("meta", "cpu"), ("cpu", "meta"), ("cpu", "meta", "cpu")])
 def test_nothing_is_computed_across_devices(
     tiny_models: Callable[..., Path], denoise: Any, meta_device: Any, devices: tuple[str, ...]
@@ -85,6 +87,7 @@ def test_nothing_is_computed_across_devices(
     assert not mixed
 
 
+@pytest.mark.slow
 def test_the_result_is_on_the_first_device_without_the_last_block(
     tiny_models: Callable[..., Path], meta_device: Any
 ) -> None:
@@ -115,6 +118,7 @@ def test_what_has_no_blocks_is_on_the_first_device() -> None:
     assert not layer.weight.is_meta
 
 
+@pytest.mark.slow
 def test_library_and_command_take_several(tiny_models: Callable[..., Path], tmp_path: Path) -> None:
     model = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
     text_encoder = tiny_models() / "text_encoders/t5-tiny"

@@ -376,6 +376,7 @@ def released(family: str) -> LTXTransformer:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_a_lora_on_every_linear_of_the_13b_matches(style: str, tmp_path: Path) -> None:
     """As the distilled LoRA, whose size tells that it covers the Linears outside the blocks too."""

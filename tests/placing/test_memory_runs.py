@@ -53,6 +53,7 @@ class Spoiling(streaming.DirectTransfers):
             tensor.view(torch.uint8).fill_(255) if tensor.ndim else tensor.zero_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [None, *ON_LOAD, *(f"file {name}" for name in IN_FILE)])
 def test_streamed_equals_resident_with_quantization_and_lora(
     tiny_models: TinyModels,

@@ -194,6 +194,7 @@ def clip(model: LTXTransformer, say: Callable[[str], None] = lambda text: None) 
     )
 
 
+@pytest.mark.slow
 @needs_products
 @pytest.mark.parametrize("scale_input", [None, 8.0 / 448])
 def test_a_model_stays_within_what_its_quantization_costs(
@@ -212,6 +213,7 @@ def test_a_model_stays_within_what_its_quantization_costs(
     assert not notes
 
 
+@pytest.mark.slow
 @needs_products
 def test_quantized_on_load_and_with_a_lora(tiny_models: TinyModels, tmp_path: Path, rms: Callable[..., float]) -> None:
     source = tiny_models() / CHECKPOINT

@@ -107,6 +107,7 @@ def config_text(settings: TransformerConfig) -> dict[str, str]:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BLOCKS + PLAIN)
 def test_transformer_equals_the_unpacked_one(
     kind: str,
@@ -127,6 +128,7 @@ def test_transformer_equals_the_unpacked_one(
     assert len(blocks) == (0 if kind in PLAIN else settings.num_layers * 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusers"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_in_every_layout(
@@ -149,6 +151,7 @@ def test_in_every_layout(
     assert (velocity(model) - velocity(reference(settings, tensors))).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BLOCKS + PLAIN)
 def test_lora(
     kind: str,
@@ -175,6 +178,7 @@ def test_lora(
     assert torch.equal(velocity(model), base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["2b", "13b"])
 def test_what_gguf_loses_comes_from_the_version(
     family: str,
@@ -245,6 +249,7 @@ def test_inspect(tmp_path: Path, random_blocks: Callable[..., Any], write_gguf: 
 # --- T5 ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["t5", "t5encoder"])
 @pytest.mark.parametrize("kind", [*BLOCKS, "F16", "BF16"])
 @torch.no_grad()

@@ -229,6 +229,7 @@ def write_t5(path: Path, tensors: Mapping[str, Tensor], place: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("storage", STORAGES)
 def test_transformer(
@@ -257,6 +258,7 @@ def test_transformer(
     assert torch.equal(velocity(model), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", T5_PLACES)
 @pytest.mark.parametrize("storage", STORAGES)
 def test_t5(
@@ -645,6 +647,7 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
         load_transformer(write_transformer(tmp_path / "b", stored, transformer.config, "checkpoint"))
 
 
+@pytest.mark.slow
 def test_the_first_fp8_upload_of_the_13b_is_told_about(tiny_models: TinyModels, tmp_path: Path) -> None:
     """No tensor shows it, so every plain float8 13B of that version gets the hint, and nothing else does."""
     source = tiny_models(family="13b") / CHECKPOINT

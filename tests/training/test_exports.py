@@ -271,6 +271,7 @@ def test_a_new_lora_changes_nothing_and_trains_its_factors_alone() -> None:
 # ------------------------------------------------------------------------------------------------------------ sampling
 
 
+@pytest.mark.slow
 def test_sample_extend_reconstruct(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--model", str(run), "--steps", "2", "--seed", "3"]
     size = ["--size", "64x32", "--frames", "9"]
@@ -359,6 +360,7 @@ def test_noise_of_level_0_is_none(run: Path) -> None:
     assert not torch.allclose(and_back.pixels, through_the_vae.pixels, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_eval_digits_measures_and_refuses_noise(run: Path) -> None:
     settings = replace(SETTINGS, seed=1000, overrides=Overrides(first=PassSettings(steps=1, guidance_scale=1.0)))
     score, clips = evaluate_digits(load_models(run, host=HOST), settings, 20, clips=10, host=HOST)

@@ -78,6 +78,7 @@ class Distance(nn.Module):
         return (self.conv(a) - self.conv(b)).abs().mean(dim=(1, 2, 3))
 
 
+@pytest.mark.slow
 def test_perceptual_loss_from_a_users_torchscript_file(task: Callable[..., VAETask], tmp_path: Path) -> None:
     torch.manual_seed(0)
     distance, path = Distance(), tmp_path / "distance.pt"
@@ -101,6 +102,7 @@ def test_perceptual_loss_from_a_users_torchscript_file(task: Callable[..., VAETa
         task(perceptual={"weight": 2.0}, perceptual_weights=str(path))
 
 
+@pytest.mark.slow
 def test_noise_of_each_layer_is_learned_repeatable_and_exported(task: Callable[..., VAETask], tmp_path: Path) -> None:
     first, again = task(model=NOISY), task(model=NOISY)
     for step in range(3):
@@ -113,6 +115,7 @@ def test_noise_of_each_layer_is_learned_repeatable_and_exported(task: Callable[.
     assert (tmp_path / "vae.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_bfloat16_autocast_is_close_and_keeps_weights_in_float32(task: Callable[..., VAETask]) -> None:
     common = {"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 0}
     exact, rounded = (task(optimization=common | {"precision": precision}) for precision in ("fp32", "bf16"))
@@ -165,6 +168,7 @@ def test_a_board_that_is_not_installed(name: str, module: str, tmp_path: Path, m
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_counted_memory_is_what_a_step_allocates(precision: str, task: Callable[..., VAETask]) -> None:
     said: list[str] = []

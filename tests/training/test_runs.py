@@ -228,6 +228,7 @@ def test_accumulation_changes_nothing(tmp_path: Path, transformer_config: Path) 
         assert seen[0] == pytest.approx(seen[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_takes_no_more_clips_at_once_than_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is what the device has room for; so do the statistics at the end."""
     encode, seen = VideoVAE.encode, []
@@ -344,6 +345,7 @@ def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None
     assert [report.step for report in console.steps] == [5]
 
 
+@pytest.mark.slow
 def test_sharding_says_what_it_cannot_do(tmp_path: Path, transformer_config: Path) -> None:
     with pytest.raises(ConfigError, match="expected ddp: only transformers"):
         run_training(vae_config(tmp_path), ["optimization.sharding=fsdp"], Quiet())
@@ -416,6 +418,7 @@ def test_uniform_log_variance_is_one_channel(tmp_path: Path) -> None:
     assert torch.equal(posterior.logvar, posterior.logvar[:, :1].expand_as(posterior.mean))
 
 
+@pytest.mark.slow
 def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = VAETask.update
 
@@ -455,6 +458,7 @@ def test_collapse_is_noticed(tmp_path: Path) -> None:
         task.validate(1, None)
 
 
+@pytest.mark.slow
 def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
     path = vae_config(tmp_path)
     run_training(path, [], Quiet())
@@ -484,6 +488,7 @@ def test_checkpoints_are_ordered_by_their_step(tmp_path: Path, monkeypatch: pyte
     assert kept == ["step_1000000", "step_999999"]
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = torch.save
 
@@ -532,6 +537,7 @@ def test_settings_that_do_not_go_together(override: str, message: str, tmp_path:
         run_training(vae_config(tmp_path), [override], Quiet())
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_a_run_that_never_began_is_made_anew(transformer_config: Path) -> None:
     config = load_config(transformer_config)
     file = config.output / "tokenizer/spiece.model"
@@ -554,6 +560,7 @@ def test_a_transformer_of_another_vae_is_refused(transformer_config: Path, tmp_p
         run_training(transformer_config, ["model=null", f"initial={initial}"], Quiet())
 
 
+@pytest.mark.slow
 def test_validation_leaves_pictures_prompts_and_curves(transformer_config: Path) -> None:
     run_training(transformer_config, ["optimization.steps=2", "logging.validate_every=2"], Quiet())
     output = Path(yaml.safe_load(transformer_config.read_text())["output"])

@@ -48,6 +48,7 @@ def same_file(first: Path, second: Path) -> bool:
     return open_checkpoint(first).metadata == open_checkpoint(second).metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vae", ["0.9.0", "0.9.1", "0.9.5"])
 def test_single_file_to_diffusers_and_back(vae: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     source = tiny_models(vae=vae) / CHECKPOINT
@@ -59,6 +60,7 @@ def test_single_file_to_diffusers_and_back(vae: str, tiny_models: TinyModels, tm
     assert load_vae(tmp_path / "folder").config == load_vae(source).config
 
 
+@pytest.mark.slow
 def test_diffusers_reads_the_folder(tiny_models: TinyModels, tmp_path: Path) -> None:
     for vae in ("0.9.0", "0.9.1", "0.9.5"):
         source, folder = tiny_models(vae=vae) / CHECKPOINT, tmp_path / vae

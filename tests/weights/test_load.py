@@ -137,6 +137,7 @@ def test_dtype(late: Path, tiny_models: TinyModels) -> None:
     assert {tensor.dtype for tensor in load_transformer(early, dtype=torch.float16)[0].parameters()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_stray_dtypes_become_the_dominant_one(late: Path, tmp_path: Path) -> None:
     """One forward needs one dtype: the few float32 tensors of a bf16 file are cast."""
     tensors = load_file(late)
@@ -169,6 +170,7 @@ def part_of(tensors: Mapping[str, Tensor], part: str, prefix: str) -> dict[str, 
     return {prefix + name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transformer_prefix", "vae_prefix"),
     [("model.diffusion_model.", "vae."), ("diffusion_model.", "first_stage_model."), ("", "")],
@@ -207,6 +209,7 @@ def diffusers_folder(checkpoint: Path, folder: Path, configs: Mapping[str, Mappi
     return folder
 
 
+@pytest.mark.slow
 def test_diffusers_folder(checkpoint: Path, tmp_path: Path) -> None:
     """As a pipeline and each component alone; what its configs do not say comes from the version."""
     config = config_of(checkpoint)
@@ -231,6 +234,7 @@ def test_diffusers_folder(checkpoint: Path, tmp_path: Path) -> None:
 # --- metadata of every quality ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_metadata(checkpoint: Path, tmp_path: Path) -> None:
     bare = rewritten(checkpoint, tmp_path / "bare.safetensors", None)
     assert_loads_like(bare, checkpoint)
@@ -240,6 +244,7 @@ def test_no_metadata(checkpoint: Path, tmp_path: Path) -> None:
     assert f"causal_temporal_positioning = {model.config.causal_temporal_positioning}" in note
 
 
+@pytest.mark.slow
 def test_ten_unknown_keys_are_listed_once_and_change_nothing(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_recipe_that_cannot_run_is_refused(option: str, twelve_blocks: Path, f
     assert ltx.generate("a", width=32, height=32, frames=1, steps=1).latent.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "plan"])
 def test_the_error_names_an_option_that_the_command_has(
     command: str, twelve_blocks: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

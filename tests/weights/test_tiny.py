@@ -31,6 +31,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_a_seed_means_the_same_bytes(tiny_models: TinyModels, tmp_path: Path) -> None:
     """Also in another process, whose strings hash to other numbers; another seed gives other weights."""
     code = "import sys; from ltxkit.ltx_core.weights.tiny import make_tiny; make_tiny(sys.argv[1], seed=0)"
