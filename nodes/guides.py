@@ -86,7 +86,7 @@ def guide_frames(values: Mapping[str, Any], samples: Tensor) -> int:
 
 
 def sample_guided(
-    one: Pass,
+    run_pass: Pass,
     clip: LatentClip,
     prompts: Prompts,
     noise: Noise,
@@ -102,10 +102,10 @@ def sample_guided(
     """
     count, corners = guides
     if corners is None:
-        return sample(one, clip, prompts, noise=noise, host=host, conditions=conditions)
-    alone, guide, noise = _without_guides(clip, corners, count, float(one.sigmas[0]), noise)
+        return sample(run_pass, clip, prompts, noise=noise, host=host, conditions=conditions)
+    alone, guide, noise = _without_guides(clip, corners, count, float(run_pass.sigmas[0]), noise)
     conditions = replace(conditions, items=(guide, *conditions.items))
-    result = sample(one, alone, prompts, noise=noise, host=host, conditions=conditions)
+    result = sample(run_pass, alone, prompts, noise=noise, host=host, conditions=conditions)
     return torch.cat([result, clip.latent[:, :, -count:].float().cpu()], dim=2)
 
 

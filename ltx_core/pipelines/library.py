@@ -10,6 +10,7 @@ this module calls: `text.encode_prompts`, `sample.sample`, `two_stage.generate_t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -344,7 +345,7 @@ def _with_short_forms(settings: Overrides, steps: int | None, guidance_scale: fl
 
 
 def _rate(fps: Fraction | float) -> Fraction:
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
     if rate <= 0:
         raise ConfigError(f"got {fps} frames per second; expected a positive rate; 24, 25 and 30 are usual")
     return rate

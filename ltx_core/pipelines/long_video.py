@@ -122,7 +122,7 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 def sample_windows(
-    one: Pass,
+    run_pass: Pass,
     vae: VideoVAE,
     prompts: Sequence[EncodedPrompt],
     negative: EncodedPrompt | None,
@@ -147,7 +147,7 @@ def sample_windows(
     check_prompts(len(prompts), windows, settings)
     shares = _share_out(_at_rate(items, settings.fps, host), windows, settings.size.frames, scale.frames)
 
-    store = _KeptWindows(settings, one, negative)
+    store = _KeptWindows(settings, run_pass, negative)
     first: Tensor | None = None
     before: Tensor | None = None
     for window, share in zip(windows, shares, strict=True):
@@ -158,7 +158,7 @@ def sample_windows(
                 host.say(f"Windows 1 to {store.reused} of {len(windows)} are reused from an earlier run.")
             overlap = [] if before is None else [_overlap(before, window, settings, decode, scale.frames)]
             latent = sample(
-                one.named(f"window {window.index + 1} of {len(windows)}"),
+                run_pass.named(f"window {window.index + 1} of {len(windows)}"),
                 LatentClip.empty(vae, _window_size(window, settings.size, scale.frames), settings.fps),
                 Prompts(prompt, negative),
                 noise=SeededNoise(settings.seed + window.index),
@@ -212,9 +212,9 @@ def _share_out(
 class _KeptWindows:
     """Windows of earlier runs, by a hash of everything they depend on, which includes the windows before them."""
 
-    def __init__(self, settings: LongSettings, one: Pass, negative: EncodedPrompt | None) -> None:
+    def __init__(self, settings: LongSettings, run_pass: Pass, negative: EncodedPrompt | None) -> None:
         self.reused = 0  # number of windows from an earlier run
-        self._settings, self._one, self._negative = settings, one, negative
+        self._settings, self._pass, self._negative = settings, run_pass, negative
         self._key = ""
         self._path: Path | None = None
 
@@ -238,12 +238,12 @@ class _KeptWindows:
             write_safetensors(self._path, {"latent": latent}, {})
 
     def _next_key(self, window: Window, prompt: EncodedPrompt, items: Sequence[ConditioningItem]) -> str:
-        settings, one = self._settings, self._one
+        settings, run_pass = self._settings, self._pass
         size = settings.size
-        values = (window, size.height, size.width, settings.fps, settings.seed, one.guidance, one.sampler)
+        values = (window, size.height, size.width, settings.fps, settings.seed, run_pass.guidance, run_pass.sampler)
         mix = settings.strength, settings.adain_factor, settings.fingerprint
         digest = hashlib.sha256(repr((self._key, values, mix)).encode())
-        tensors = [one.sigmas, prompt.embeddings, prompt.mask]
+        tensors = [run_pass.sigmas, prompt.embeddings, prompt.mask]
         if self._negative is not None:
             tensors += [self._negative.embeddings, self._negative.mask]
         for item in items:

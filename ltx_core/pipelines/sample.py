@@ -78,7 +78,7 @@ class LatentClip:
 
 @torch.no_grad()
 def sample(
-    one: Pass, clip: LatentClip, prompts: Prompts, *, noise: Noise, host: Host, conditions: Conditions = NOTHING
+    run_pass: Pass, clip: LatentClip, prompts: Prompts, *, noise: Noise, host: Host, conditions: Conditions = NOTHING
 ) -> Tensor:
     """Denoise a latent from the first level of a pass to 0.
 
@@ -92,43 +92,43 @@ def sample(
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
         CheckpointError: a LoRA is not for this model. UnsupportedError: the model returned numbers that are not finite.
     """
-    transformer, total = one.transformer, len(one.sigmas) - 1
+    transformer, total = run_pass.transformer, len(run_pass.sigmas) - 1
     _check_latent(clip.latent, transformer.config.in_channels)
     _check_prompts(prompts, clip.latent.shape[0], transformer.config.caption_channels)
-    if prompts.negative is None and one.is_guided:
+    if prompts.negative is None and run_pass.is_guided:
         raise ConfigError(
-            f"got guidance scale {max(step.scale for step in one.steps)} without a negative prompt; expected one "
+            f"got guidance scale {max(step.scale for step in run_pass.steps)} without a negative prompt; expected one "
             "whenever the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
         )
-    if conditions.needs_lora and not one.loras:
+    if conditions.needs_lora and not run_pass.loras:
         host.say("There is a reference video but no LoRA: only a model with an IC-LoRA understands it.")
 
-    state = _initial_state(one, clip, conditions, noise, host)
-    host.progress(ProgressEvent(one.stage, 0, total))
+    state = _initial_state(run_pass, clip, conditions, noise, host)
+    host.progress(ProgressEvent(run_pass.stage, 0, total))
     with (
-        applied(transformer, one.loras),
-        host.place(transformer, memory_required=_work(one, state, prompts)) as device,
+        applied(transformer, run_pass.loras),
+        host.place(transformer, memory_required=_work(run_pass, state, prompts)) as device,
     ):
         for remark in remarks(transformer, device):
             host.say(remark)
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions)
         texts = {"positive": _prepare_text(transformer, prompts.positive, device)}
-        if one.is_guided and prompts.negative is not None:
+        if run_pass.is_guided and prompts.negative is not None:
             texts["negative"] = _prepare_text(transformer, prompts.negative, device)
 
         def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
             branches = tuple(
-                Branch(texts[branch.text], branch.skip_blocks, one.guidance.stg_mode)
-                for branch in one.steps[step].branches
+                Branch(texts[branch.text], branch.skip_blocks, run_pass.guidance.stg_mode)
+                for branch in run_pass.steps[step].branches
             )
             velocities = transformer(x, level, rotary, branches)
-            return one.steps[step].combine([v.float() for v in velocities])
+            return run_pass.steps[step].combine([v.float() for v in velocities])
 
         def report(done: int, denoised: Tensor) -> None:
-            host.progress(ProgressEvent(one.stage, done, total, state.grid(denoised)))
+            host.progress(ProgressEvent(run_pass.stage, done, total, state.grid(denoised)))
 
-        state = integrate(velocity, state, one.sigmas, one.sampler, noise=noise, callback=report)
+        state = integrate(velocity, state, run_pass.sigmas, run_pass.sampler, noise=noise, callback=report)
         result = state.grid(state.latent).cpu()
     if not bool(result.isfinite().all()):
         raise UnsupportedError(
@@ -138,27 +138,27 @@ def sample(
     return result
 
 
-def _initial_state(one: Pass, clip: LatentClip, conditions: Conditions, noise: Noise, host: Host) -> LatentState:
+def _initial_state(run_pass: Pass, clip: LatentClip, conditions: Conditions, noise: Noise, host: Host) -> LatentState:
     """The state before the first step, with all conditions."""
     latent = clip.latent.float().cpu()
-    coordinates = Coordinates(clip.scale, clip.fps, one.transformer.config.causal_temporal_positioning)
-    state = initial_state(latent, noise(latent.shape), float(one.sigmas[0]), coordinates, clip.denoise_mask)
+    coordinates = Coordinates(clip.scale, clip.fps, run_pass.transformer.config.causal_temporal_positioning)
+    state = initial_state(latent, noise(latent.shape), float(run_pass.sigmas[0]), coordinates, clip.denoise_mask)
     items = conditions.encoded(clip.size, latent.shape[0], clip.fps, noise, host)
     return apply_conditions(state, items, coordinates, noise)
 
 
-def _work(one: Pass, state: LatentState, prompts: Prompts) -> int:
+def _work(run_pass: Pass, state: LatentState, prompts: Prompts) -> int:
     """Bytes that the pass takes in addition to the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
     texts = [prompt for prompt in (prompts.positive, prompts.negative) if prompt is not None]
     work = stages.sampling(
-        one.transformer,
+        run_pass.transformer,
         samples=samples,
         tokens=tokens,
-        branches=one.branches,
+        branches=run_pass.branches,
         text_tokens=[text.embeddings.shape[1] for text in texts],
     )
-    return work + device_bytes(one.loras, one.transformer.dtype.itemsize)
+    return work + device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
 
 
 def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: torch.device) -> PreparedText:

@@ -134,7 +134,7 @@ def _sample(models: Models, prompts: Sequence[str], settings: ClipSettings, host
     passes = models.passes(settings.overrides, settings.size)
     empty = LatentClip.empty(models.vae, settings.size, settings.fps)
     clip = replace(empty, latent=empty.latent.repeat(len(prompts), 1, 1, 1, 1))
-    told = _prompts(models, prompts, guided=any(one.is_guided for one in passes), host=host)
+    told = _prompts(models, prompts, guided=any(each.is_guided for each in passes), host=host)
     noise = SeededNoise(settings.seed)
     if models.upscaler is None:
         return sample(passes[0], clip, told, noise=noise, host=host)
@@ -196,15 +196,15 @@ def extend(
     long = LongSettings(size, settings.fps, settings.seed, settings.size.frames, overlap)
     plan_windows(long, scale.frames)
     window = PixelShape(settings.size.frames, size.height, size.width)
-    (one,) = replace(models, upscaler=None).passes(settings.overrides, window)
+    (run_pass,) = replace(models, upscaler=None).passes(settings.overrides, window)
     decoding = Settings(models.recipe, settings.overrides).decoding("one")
 
     def decoded(latent: Tensor) -> Tensor:
         return decode(vae, latent, decoding, seed=settings.seed, host=host)[0]
 
-    told = _prompts(models, [prompt], guided=one.is_guided, host=host)
+    told = _prompts(models, [prompt], guided=run_pass.is_guided, host=host)
     items = [shown.on_canvas(asked, size, host.say)]
-    parts = sample_windows(one, vae, [told.positive], told.negative, long, decode=decoded, host=host, items=items)
+    parts = sample_windows(run_pass, vae, [told.positive], told.negative, long, decode=decoded, host=host, items=items)
     longer = crop_to(decoded(torch.cat(list(parts), dim=2)), asked)
     return torch.cat([clip, longer[overlap:]])
 
@@ -241,9 +241,9 @@ def reconstruct(
     if sigma > 0:
         plain = PassSettings(steps=settings.overrides.first.steps, guidance=Guidance())
         overrides = replace(settings.overrides, first=plain)
-        (one,) = replace(models, upscaler=None).passes(overrides, LatentShape(*latent.shape[2:]).pixels(scale))
+        (run_pass,) = replace(models, upscaler=None).passes(overrides, LatentShape(*latent.shape[2:]).pixels(scale))
         latent = sample(
-            replace(one, sigmas=one.sigmas * sigma),
+            replace(run_pass, sigmas=run_pass.sigmas * sigma),
             LatentClip(latent, scale, settings.fps),
             Prompts(_encoded(models.text, prompts, host)),
             noise=SeededNoise(settings.seed),

@@ -186,6 +186,8 @@ def test_guidance_on_a_distilled_checkpoint_is_remarked(folder: Path) -> None:
     [
         ({"width": 0}, ShapeError, "positive width, height and length"),
         ({"frames": 0}, ShapeError, "positive width, height and length"),
+        ({"fps": float("nan")}, ConfigError, "positive rate"),
+        ({"fps": float("inf")}, ConfigError, "positive rate"),
         ({"fps": 0}, ConfigError, "positive rate"),
         ({"fps": -Fraction(24)}, ConfigError, "positive rate"),
         ({"steps": 0}, ConfigError, "at least 1"),
