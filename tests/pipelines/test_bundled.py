@@ -167,6 +167,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_diffusers_vae_gives_the_same_numbers(theirs: Path, models: Models, clip: Tensor) -> None:
     diffusers = pytest.importorskip("diffusers")
