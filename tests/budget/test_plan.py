@@ -100,6 +100,7 @@ def test_bytes_of_the_released_files(true_size: Files, name: str, transformer: f
     assert planned.converted == 0
 
 
+@pytest.mark.slow
 def test_more_pixels_frames_or_branches_never_take_less(large: Outline) -> None:
     def peaks(*sizes: PixelShape, branches: int | None = None) -> list[int]:
         cards = Card.of_size(80 * GIB)
@@ -116,6 +117,7 @@ def test_more_pixels_frames_or_branches_never_take_less(large: Outline) -> None:
     assert one < two < three
 
 
+@pytest.mark.slow
 def test_the_advice_holds(large: Outline) -> None:
     card = Card.of_size(4 * GIB)
     found = plan(large, HD, card)
@@ -136,6 +138,7 @@ def test_the_advice_holds(large: Outline) -> None:
     assert (fits.fits, fits.smaller, fits.shorter) == (True, None, None)
 
 
+@pytest.mark.slow
 def test_a_card_below_the_minimum_is_refused_in_words(large: Outline) -> None:
     with pytest.raises(ConfigError, match=r"got 1 GiB card.*expected at least \d+\.\d\d GB.*quantized file"):
         plan(large, HD, Card.of_size(GIB))
@@ -322,6 +325,7 @@ def test_work_of_the_upscaler_is_what_its_tensors_take(true_size: Files, meta_de
     assert upscale_bytes(upscaler.config, shape, itemsize=2) == pytest.approx(counted.peak, rel=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mid", [32, 160])
 def test_work_of_the_upscaler_on_the_cpu(
     peak_bytes: Callable[..., int], tiny_models: Callable[..., Path], mid: int

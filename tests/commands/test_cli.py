@@ -149,6 +149,7 @@ def test_generate_with_everything_that_changes_the_model(
     assert "got settings '2b-0.9.9'; expected one of 2b-0.9.0" in err
 
 
+@pytest.mark.slow
 def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments(files, tmp_path / "a.mp4", save_latent=tmp_path / "a.latent", seed=3), capsys)[0] == 0
     ltx = Components.load(files["--model"], files["--text-encoder"], device="cpu")
@@ -158,6 +159,7 @@ def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, caps
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_clip_to_start_from_is_trimmed_with_a_message(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_clip_to_start_from_is_trimmed_with_a_message(
     assert media.video_fps(tmp_path / "out.mp4") == 12  # the clip's own
 
 
+@pytest.mark.slow
 def test_words_that_do_not_fit_are_shown(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +233,7 @@ def test_every_field_has_an_option() -> None:
     assert tuple(SAMPLERS) == SAMPLER_NAMES
 
 
+@pytest.mark.slow
 def test_generate_does_what_is_said_and_writes_it_down(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,6 +516,7 @@ def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- inspect and make-tiny
 
 
+@pytest.mark.slow
 def test_make_tiny_writes_what_generate_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(["make-tiny", str(tmp_path), "--vae", "0.9.1", "--compression", "16x4", "--seed", "7"], capsys)
     assert status == 0
@@ -526,6 +531,7 @@ def test_make_tiny_writes_what_generate_reads(tmp_path: Path, capsys: pytest.Cap
     assert status == 0, err
 
 
+@pytest.mark.slow
 def test_inspect_in_words_and_as_json(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(["inspect", files["--model"], "--json"], capsys)
     report = json.loads(out)

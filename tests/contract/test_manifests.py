@@ -86,6 +86,7 @@ def test_the_data_knows_every_release() -> None:
     assert {*RELEASES, *(name for names in UPSCALERS.values() for name in names)} == set(VARIANTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_models_on_meta_have_the_tensors_of_the_released_files(variant: str) -> None:
     description = described(single_file(variant, metadata=True))

@@ -97,6 +97,7 @@ def test_compression_and_a_part_of_the_clip_are_taken_by_the_condition():
     assert torch.equal(one.compressed(PixelShape(1, height, width)).frames, compress(clip[:1], 29))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entries", "kept"),
     [

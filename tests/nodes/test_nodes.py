@@ -333,6 +333,7 @@ def test_two_stage_makes_exactly_what_was_asked_for(host: FakeHost, loaded: Any,
     assert {"sample", "upscale", "refine", "decode"} <= stages
 
 
+@pytest.mark.slow
 def test_the_two_passes_keep_as_many_blocks_as_their_loaders_asked_for(host: FakeHost, prompts: Any):
     name = ("ltxv-tiny.safetensors", "in the model file", "fp32", VERSION)
     (first, vae), (second, _) = (LoadModel().run(*name, resident_blocks=blocks) for blocks in (2, -1))

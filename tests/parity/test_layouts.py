@@ -44,6 +44,7 @@ def run_ours(model: LTXTransformer, x: torch.Tensor, text: torch.Tensor, positio
     return model(x, torch.full((1, 1, 1), 0.6), model.prepare_positions(positions), (Branch(prepared),))[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_transformer(tiny_models: TinyModels, tmp_path: Path, relative: Callable[..., float]) -> None:
     checkpoint = tiny_models(family="2b", vae="0.9.5") / CHECKPOINT

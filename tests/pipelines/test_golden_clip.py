@@ -81,7 +81,6 @@ def stored(name: str) -> Mapping[str, NDArray]:
         return dict(file)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_prompt_to_frames_is_as_it_was(name: str) -> None:
     golden = stored(name)
@@ -93,6 +92,7 @@ def test_prompt_to_frames_is_as_it_was(name: str) -> None:
     assert psnr(frames_of(clip), golden["frames"]) > 55  # one grey level everywhere would be 48
 
 
+@pytest.mark.slow
 def test_the_demo_in_stored_precision_looks_the_same() -> None:
     """Within 1 % of white, rms; 53.6 dB with AMX, 54.3 with AVX512_BF16, 57.8 with AVX2, which computes in float32."""
     assert psnr(frames_of(make("text", dtype=None)), stored("text")["frames"]) > 40

@@ -169,6 +169,7 @@ def test_a_negative_prompt_without_guidance_is_remarked(ltx: Components) -> None
     assert any("negative prompt has no effect" in note for note in said)
 
 
+@pytest.mark.slow
 def test_guidance_on_a_distilled_checkpoint_is_remarked(folder: Path) -> None:
     ltx = Components.load(folder / CHECKPOINT, folder / T5, version="2b-0.9.8-distilled", device="cpu")
     said: list[str] = []

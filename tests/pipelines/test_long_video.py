@@ -96,6 +96,7 @@ def test_a_window_begins_with_the_end_of_the_one_before(models):
     assert not torch.allclose(changed[1], parts[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_window_has_its_prompt_and_its_conditions(models):
     prompts = [prompt(1), prompt(2), prompt(3)]
     plain = list(windows(models, 57, prompts=prompts))

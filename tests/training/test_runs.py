@@ -392,6 +392,7 @@ def test_upscaler_learns_in_either_precision(vae: Path, tmp_path: Path) -> None:
     assert seen["bf16"][0] == pytest.approx(seen["fp32"][0], rel=0.04)
 
 
+@pytest.mark.slow
 def test_gan_gradient_reaches_the_decoder_and_leaves_the_discriminator_alone(tmp_path: Path) -> None:
     off = {"weight": 0.0}
     path = vae_config(tmp_path, l1=off, l2=off, wavelet=off, kl=off, adversary={"weight": 1.0, "width": 8, "layers": 2})
@@ -433,6 +434,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: py
     assert latest_checkpoint(tmp_path / "vae") == tmp_path / "vae/checkpoints/step_000002"
 
 
+@pytest.mark.slow
 def test_a_nan_never_reaches_the_weights(tmp_path: Path) -> None:
     task = make_task(load_config(vae_config(tmp_path)), ONE, lambda _: None)
     assert isinstance(task, VAETask)
@@ -514,6 +516,7 @@ def test_a_vae_without_statistics_is_refused(vae: Path, tmp_path: Path) -> None:
         open_vae(tmp_path / "vae.safetensors")
 
 
+@pytest.mark.slow
 def test_statistics_normalise_latents(vae: Path, tmp_path: Path) -> None:
     model = open_vae(vae)
     task = make_task(load_config(vae_config(tmp_path)), ONE, lambda _: None)

@@ -217,6 +217,7 @@ def test_gguf_keeps_what_the_official_tools_keep(wide: Path, tmp_path: Path) -> 
     assert inspect(tmp_path / "q4.gguf")["missing"] == inspect(wide)["missing"]  # the config went along
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["fp8", *(to for to in FORMATS if to.startswith("gguf-"))])
 @pytest.mark.filterwarnings("ignore")
 def test_diffusers_and_gguf_read_what_we_convert(to: str, wide: Path, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def message(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
 # --- what a loaded module is ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_loaded_modules_hold_the_stored_tensors(checkpoint: Path, tiny_models: TinyModels) -> None:
     stored = load_file(checkpoint)
     transformer, info = load_transformer(checkpoint)
@@ -125,6 +126,7 @@ def test_upscaler(tiny_models: TinyModels, tmp_path: Path) -> None:
     assert same(load_upsampler(rewritten(path, tmp_path / "bare.safetensors", None)), loaded)
 
 
+@pytest.mark.slow
 def test_dtype(late: Path, tiny_models: TinyModels) -> None:
     """Asked for, every weight has it; statistics keep what they are stored as."""
     vae = load_vae(late, dtype=torch.float32)
@@ -271,12 +273,14 @@ def without(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_every_key_that_shapes_do_not_show_missing(checkpoint: Path, tmp_path: Path) -> None:
     config = without(config_of(checkpoint), NOT_IN_SHAPES)
     del config["scheduler"]
     assert_loads_like(rewritten(checkpoint, tmp_path / "poor.safetensors", config), checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", NOT_IN_SHAPES)
 def test_one_key_missing(late: Path, tmp_path: Path, key: str) -> None:
     assert_loads_like(rewritten(late, tmp_path / "poor.safetensors", without(config_of(late), [key])), late)
@@ -402,6 +406,7 @@ def test_padding_mode_comes_from_the_metadata(late: Path, tmp_path: Path) -> Non
     assert load_vae(path).config.spatial_padding_mode == "reflect"
 
 
+@pytest.mark.slow
 def test_metadata_of_another_file(late: Path, tiny_models: TinyModels, tmp_path: Path) -> None:
     other = config_of(tiny_models(family="13b") / CHECKPOINT)
     text = message(load_transformer, rewritten(late, tmp_path / "x.safetensors", other))
@@ -483,6 +488,7 @@ def test_our_own_files_in_the_wrong_place_are_named(late: Path, tiny_models: Tin
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
 def test_loading_takes_no_memory_of_its_own(tmp_path: Path, late: Path) -> None:
     """A file of 100 MB: private memory grows by next to nothing, at load and when every weight has been read."""

@@ -59,6 +59,7 @@ def read_once(files: dict[str, Path]) -> dict[Path, int]:
     return once(files["model"], files["text_encoder"] / "model.safetensors", files["upscaler"])
 
 
+@pytest.mark.slow
 def test_generate_reads_each_header_once(
     files: dict[str, Path], read_once: dict[Path, int], headers: Counter[Path], tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_load_model_reads_the_header_once(
     assert headers == once(files["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [True, False])
 def test_the_loaders_are_what_an_opened_file_gives(files: dict[str, Path], data: bool) -> None:
     def described(model: torch.nn.Module) -> dict[str, object]:

@@ -52,6 +52,7 @@ def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "vae", "compression"), SETS)
 def test_a_set_is_like_the_released_one(tiny_models: TinyModels, family: str, vae: str, compression: str) -> None:
     folder = tiny_models(family=family, vae=vae, compression=compression)
@@ -76,6 +77,7 @@ def test_a_set_is_like_the_released_one(tiny_models: TinyModels, family: str, va
     assert metadata["scheduler"]["_class_name"] == "RectifiedFlowScheduler"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "vae", "compression"), SETS)
 @torch.no_grad()
 def test_values_are_of_order_one(tiny_models: TinyModels, family: str, vae: str, compression: str) -> None:
