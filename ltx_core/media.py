@@ -386,10 +386,11 @@ def write_video(
 
 
 def _repeatable() -> dict[str, str]:
-    """Options with which libx264 makes the same file of the same frames, every time and with every instruction set.
+    """Options with which libx264 makes the same file of the same frames, every time.
 
-    Its macroblock tree (`mbtree_propagate_list`) reads uninitialised memory with AVX-512 unless the frame is a multiple
-    of 256 pixels wide: seven different files in 60 runs, on one thread, at 96x64. With AVX2 it does not.
+    With AVX-512 its macroblock tree does not, even on one thread: seven different files in 60 runs at 96x64, unless the
+    frame is a multiple of 256 pixels wide. With AVX2 it does. The processor itself is not asked: torch may be limited
+    to fewer instructions than it has (ATEN_CPU_CAPABILITY), never to more.
     """
-    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return {"x264-params": "asm=avx2"} if avx512 else {}
+    capable = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return {"x264-params": "asm=avx2"} if capable else {}
