@@ -339,7 +339,7 @@ def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts:
 
     other = one_pass(large, 1, seed=6)
     known_of_nothing = {key: value for key, value in large.items() if key != sockets.NOISE}
-    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # another seed starts
+    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # a new seed
     assert not torch.equal(one_pass(known_of_nothing, 1)["samples"], refined["samples"])
 
 

@@ -230,7 +230,7 @@ def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None, peak_bytes:
 def test_estimate_with_the_frames_that_are_finished(
     vaes: dict[str, VideoVAE], peak_bytes: Callable[..., int], frames: int, limit: int
 ) -> None:
-    """Two clips: in the short one the first frames are most of the clip, so none are held back at the peak."""
+    """Two clips: in the short one the first frames are most of the clip, so none are held at the peak."""
     vae, shape = vaes["0.9.5"], LatentShape(frames, 6, 6)
     latent, tiling = latents(*shape), Tiling(frames=limit)
     peak = peak_bytes(lambda: [None for _ in pieces(vae, latent, tiling=tiling)])

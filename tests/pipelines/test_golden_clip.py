@@ -1,11 +1,11 @@
 """Two clips of the bundled model, from the prompt to the frames, against clips recorded when the model was added.
 
-What is stored (tests/data/golden/*.npz): the latent (128 f h w) float32, some of the frames (f h w 3) uint8, and where
-the latent's numbers are cut into steps. Weights in float32 on the CPU give the same latent to about 5e-6 whatever the
-number of threads and the instruction set (measured: one and two threads, AVX-512 and SSE4), but not the same bits. So
-the hash is of the latent in steps of 0.25, laid so that no number is within 1e-4 of an edge, twenty times that
-difference: it flips when a number really changes. In the stored bfloat16, as the demo graphs run, the products of one
-processor differ from those of another by rounding, and only the frames are compared.
+A recording (tests/data/golden/*.npz) holds the latent (128 f h w) float32, some of the frames (f h w 3) uint8, and the
+offset of the steps into which the latent's values are cut. With float32 weights on the CPU the latent is the same to
+about 5e-6, whatever the number of threads and the instruction set (measured: one and two threads, AVX-512 and SSE4),
+but not bit for bit. The hash therefore covers the latent in steps of 0.25, offset to keep every value at least 1e-4
+from an edge, twenty times that difference: the hash flips only when a value really changes. In the stored bfloat16, in
+which the demo graphs run, products differ by rounding between processors, and only the frames are compared.
 
 After an intended change, run OMP_NUM_THREADS=1 python tests/pipelines/test_golden_clip.py, and give the reason for the
 new recordings in the commit message.

@@ -26,7 +26,7 @@ MEAN, DEVIATION = 0.7, 1.0
 
 
 def gaussian(step: int, x: Tensor, level: Tensor) -> Tensor:
-    """What a perfect model of clips with values from N(MEAN, DEVIATION^2) says: noise - x0, as expected at x."""
+    """The velocity of a perfect model of clips from N(MEAN, DEVIATION^2): the expectation of noise - x0 at x."""
     variance = (1 - level) ** 2 * DEVIATION**2 + level**2
     return (level - (1 - level) * DEVIATION**2) / variance * (x - (1 - level) * MEAN) - MEAN
 
