@@ -405,7 +405,7 @@ def test_what_diffusers_saves(
 def test_without_the_packages_of_the_extras(
     transformer: LTXTransformer, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading and making every quantization takes no package; only writing GGUF does, and that says what to install."""
+    """Reading and creating quantizations needs no package; only writing GGUF does, and its error names the package."""
     paths = [
         write_transformer(
             tmp_path / name.replace(" ", ""), store(transformer.state_dict())[0], transformer.config, "bare"

@@ -202,7 +202,7 @@ def test_checkpointing_is_counted() -> None:
     whole, parts = step_bytes(loss(keep=True), [layers], 1), step_bytes(loss(keep=False), [layers], 1)
     assert whole is not None
     assert parts is not None
-    # Each layer keeps its result and that of its GELU; a checkpoint of everything still makes them again at the end.
+    # Each layer keeps its result and that of its GELU; checkpointing everything still recomputes them at the end.
     assert whole == pytest.approx(16 * 512 * 64 * 4, rel=0.3)
     assert parts <= whole
     assert all(parameter.grad is None for parameter in layers.parameters())
