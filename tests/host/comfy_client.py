@@ -50,7 +50,7 @@ class ComfyUI:
 
 
 def find_comfyui(variable: str, folder: str) -> ComfyUI | str:
-    """The checkout that an environment variable names, else the one in `~/comfy`; or why there is none."""
+    """The checkout named by an environment variable, else the one in `~/comfy`; or the reason why both are missing."""
     root = Path(os.environ.get(variable) or Path.home() / "comfy" / folder).expanduser()
     python = root / ".venv" / "bin" / "python"
     if not (root / "main.py").is_file():

@@ -59,7 +59,7 @@ def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.Tem
 
 
 def _write_lora(path: Path) -> None:
-    """For the tiny 13B, with the targets and names of the released IC-LoRAs: rank 8, attention and feed-forward."""
+    """A LoRA for the tiny 13B, with targets and names as in the released IC-LoRAs: rank 8, attention, feed-forward."""
     import torch
     from safetensors.torch import save_file
 

@@ -67,7 +67,7 @@ class Anything:
 
 
 class NativeModels:
-    """ComfyUI's own MODEL and VAE of a tiny file; its VAE reads no width from the file, so it is told here."""
+    """ComfyUI's own MODEL and VAE of a tiny file. Its VAE does not read the width from the file, so set it here."""
 
     RETURN_TYPES = ("MODEL", "VAE")
     FUNCTION = "load"

@@ -151,7 +151,7 @@ def test_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
     rms: Callable[..., float],
 ) -> None:
-    """As near to diffusers in float64, with the same weights, as bfloat16 allows; two faults would show.
+    """As close to diffusers in float64, with the same weights, as bfloat16 allows; two test faults exceed the bounds.
 
     The bounds are 1.9 to 2.7 %. The errors are 26 to 90 % of them with AMX, with AVX512_BF16 and with AVX512 (set by
     ONEDNN_MAX_CPU_ISA), and at most 5 % with AVX2, where ours computes in float32. The faults give 126 to 611 %.

@@ -73,12 +73,12 @@ MODELS = {"transformer": (transformer, denoise), "text encoder": (text_encoder, 
 
 
 def tensors_of(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """The tensor under each name."""
+    """The identity and address of the tensor under each name."""
     return {key: (id(value), value.data_ptr()) for key, value in (*model.named_parameters(), *model.named_buffers())}
 
 
 class PoisonedTransfers:
-    """A second "device" on the CPU: blocks are copied to fresh memory, which is spoiled as soon as it is dropped."""
+    """A second "device" on the CPU: blocks are copied to fresh memory, which is overwritten as soon as it is freed."""
 
     def __init__(self) -> None:
         self.there: dict[nn.Module, tuple[Copies, list[Tensor]]] = {}

@@ -29,7 +29,7 @@ IN_FILE = ("fp8", "fp8-scaled", "gguf-q8_0", "gguf-q4_0")
 
 
 class Spoiling(streaming.DirectTransfers):
-    """Blocks arrive as fresh copies, which are overwritten as soon as they are released: later use would give NaN."""
+    """Blocks arrive as fresh copies, which are overwritten as soon as they are freed: later use would give NaN."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
