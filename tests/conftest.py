@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no network, and the fixtures of `fixtures/`.
+"""Shared by all tests: a single thread, no network, and the fixtures of `fixtures/`.
 
 `ltxkit` comes only from the editable installation, which `make test` creates (CONTRIBUTING.md says why).
 """

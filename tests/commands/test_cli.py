@@ -404,7 +404,7 @@ def test_frame_rates_fit_into_a_video_file() -> None:
     rates |= {"23.976023976": Fraction(24000, 1001)}
     assert {text: frame_rate(text) for text in rates} == rates
     with pytest.raises(argparse.ArgumentTypeError, match="expected a positive rate"):
-        frame_rate("0.0001")  # close to no option
+        frame_rate("0.0001")  # rounds to 0
 
 
 def test_results_and_notes_do_not_break_into_a_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_the_server_describes_our_nodes_as_we_do(
 
 
 def shape_of(info: dict[str, Any]) -> Any:
-    """Inputs and outputs without descriptions and without extras of the core."""
+    """Inputs and outputs without descriptions and without options that only the core offers."""
     inputs = []
     for group in ("required", "optional", "hidden"):
         for key, spec in info["input"].get(group, {}).items():
@@ -189,7 +189,7 @@ def test_what_a_node_has_to_say_stands_on_it(server: Server, workflow: Callable[
     prompt[node["LTXKitEmptyLatent"]]["inputs"]["frames"] = 10
     said = dict(server.run(prompt).texts)
     assert "60x64, 10 frames: made as 64x64, 17 frames" in said[node["LTXKitEmptyLatent"]]
-    lines = said[node["LTXKitSampleVideo"]].splitlines()  # the complete text of its last message
+    lines = said[node["LTXKitSampleVideo"]].splitlines()  # its last text, which holds all its messages
     assert lines.count("Sampling as 2b-0.9.8-distilled.") == 1
     assert len(lines) == len(set(lines)) > 1
 

@@ -54,7 +54,7 @@ class Tape:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, shape, **_) -> torch.Tensor:
-        if len(shape) == 3 and shape[2] == CHANNELS:  # in their pipelines
+        if len(shape) == 3 and shape[2] == CHANNELS:  # drawn by their pipelines
             b, n, c = shape
             return torch.randn(b, c, n, generator=self.generator).transpose(1, 2)
         return torch.randn(tuple(shape), generator=self.generator)

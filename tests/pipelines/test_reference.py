@@ -51,7 +51,7 @@ def test_tokens_stand_at_the_places_of_the_clip(frames: int, causal: bool) -> No
 
 
 def test_beside_conditions_and_other_references() -> None:
-    """References come first, in their order, wherever the caller listed them; a condition at frame 0 is not one."""
+    """References come first, in their order, wherever the caller listed them; frame 0 still takes its condition."""
     before, coordinates = state()
     items = [LatentCondition(latent(3, 1), 0), LatentReference(latent(4)), LatentCondition(latent(5, 1), 9, 0.5)]
     items.append(LatentReference(latent(6, 2)))
@@ -176,4 +176,4 @@ def test_every_window_of_a_long_video_gets_its_part() -> None:
     for start, share in zip(starts, shares, strict=True):
         references = [one for one in share if isinstance(one, Reference)]
         assert numbers(references[0].frames) == list(range(start, min(start + 17, 33)))
-    assert len(shares[0]) == 2  # the picture is resized once too
+    assert len(shares[0]) == 2  # the reference, and the picture once

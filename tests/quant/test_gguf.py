@@ -274,7 +274,7 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     state = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items() if "embed_tokens" not in name}
     weights = random_weights(state)
     for name in weights:
-        if name.endswith("SelfAttention.q.weight"):  # as in T5's own initialisation: its attention has no root
+        if name.endswith("SelfAttention.q.weight"):  # as T5 initialises it: its attention does not scale
             weights[name] /= 64**0.5
     tensors = packed(weights, lambda name: kind, random_blocks, kept=("relative_attention_bias",), base="F32")
     reference = unpacked(tensors)

@@ -75,7 +75,7 @@ def embedding(model: nn.Module) -> Tensor:
     return model(input_ids=IDS).last_hidden_state.float()
 
 
-# --- ways to store weights: (state dict) -> (what is in the file, the same weights as float32) ------------------------
+# --- storage formats: (state dict) -> (the tensors of the file, the same weights in float32) --------------------------
 
 Stored = tuple[dict[str, Tensor], dict[str, Tensor]]
 State = Mapping[str, Tensor]

@@ -286,7 +286,7 @@ SCHEDULER = {"num_train_timesteps": 1000, "sampler": "Uniform", "shifting": None
 
 
 def of_no_release(late: Path, layers: int = 3) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and config of a model smaller than any release, so that only its metadata tell the scheduler."""
+    """Tensors and config of a model smaller than any release: only its metadata tell the scheduler."""
     tensors = {
         name: tensor
         for name, tensor in load_file(late).items()

@@ -33,7 +33,7 @@ NAMES = {
 
 
 class FlowModel:
-    """The flow, as both expect a model: (x, sigma) -> x0. `inner_model` leads to ComfyUI's noising of flow models."""
+    """The flow in the form of a denoiser: (x, sigma) -> x0. `inner_model` leads to ComfyUI's noising of flow models."""
 
     def __init__(self, weight: Tensor, noising: object) -> None:
         self.weight, self.model_sampling = weight, noising

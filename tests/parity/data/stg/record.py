@@ -41,7 +41,7 @@ model = Transformer3DModel(
     positional_embedding_max_pos=[20, 2048, 2048],
     timestep_scale_multiplier=1000,
 ).eval()
-for name, parameter in model.named_parameters():  # norms of 1 and biases near 0 would hide mistakes
+for name, parameter in model.named_parameters():  # norms of 1 and biases near 0 would hide errors
     if parameter.ndim == 1:
         parameter.data = torch.randn_like(parameter) * 0.2 + (1.0 if "norm" in name else 0.0)
 
