@@ -1,6 +1,6 @@
-"""What all tests share: one thread, no network, and the fixtures of `fixtures/`.
+"""Shared by all tests: a single thread, no network, and the fixtures of `fixtures/`.
 
-`ltxkit` comes from the editable installation and from nothing else (CONTRIBUTING.md says why): `make test` makes one.
+`ltxkit` comes only from the editable installation, which `make test` creates (CONTRIBUTING.md says why).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fixtures for every folder are loaded by their path: no folder of tests is on sys.path, nor is it a package."""
+    """Load the shared fixtures by path: no folder of tests is a package, and none is on sys.path."""
     if config.getoption("dist", "no") != "no":
-        return  # this process only deals out tests to workers, which load what they need
+        return  # this process only distributes tests to workers, which load what they need
     for path in sorted((ROOT / "tests" / "fixtures").glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"ltxkit_tests_{path.stem}", path)
         assert spec is not None
@@ -44,9 +44,9 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    config.stash[COLLECTED] = list(items)  # before -m and -k leave out any
+    config.stash[COLLECTED] = list(items)  # before -m and -k deselect any
     if config.pluginmanager.hasplugin("xdist"):
-        # A file's fixtures are made once: one worker takes the file. `host` shares a server and a browser.
+        # One worker runs a whole file, so its fixtures are set up once. Files in `host` share a server and a browser.
         for item in items:
             group = "host" if item.path.parent == HOST else item.path.relative_to(ROOT).as_posix()
             item.add_marker(pytest.mark.xdist_group(group))
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def collected(pytestconfig: pytest.Config) -> list[pytest.Item]:
-    """All tests of the files that this session looks at, those that -m and -k leave out included."""
+    """All tests in the files of this session, including those that -m and -k deselect."""
     return pytestconfig.stash[COLLECTED]
 
 

@@ -1,4 +1,4 @@
-"""The memory plan: its bytes are the models' bytes, its choices are those of the placement, its advice holds."""
+"""The memory plan: its bytes are those of the models, its choices those of the placement, and its advice holds."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_bytes_of_what_is_quantized_while_it_loads(tiny_models: Callable[..., Pa
     ("name", "transformer", "layers"), [("2b-0.9.8-distilled", 3.85e9, 28), ("13b-0.9.8-dev", 26.09e9, 48)]
 )
 def test_bytes_of_the_released_files(true_size: Files, name: str, transformer: float, layers: int) -> None:
-    """3.85 and 26.09 GB are the published sizes, less the VAE (1.247 billion parameters)."""
+    """3.85 and 26.09 GB are the published sizes minus the VAE (1.247 billion parameters)."""
     planned = outline(true_size(name))
     with torch.device("meta"):
         model = LTXTransformer(planned.transformer.config).to(torch.bfloat16)
@@ -227,7 +227,7 @@ def test_the_command_counts_what_loading_quantizes(
 
 @pytest.mark.slow
 def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., Path]) -> None:
-    """Twice the tokens, and the whole reference to encode."""
+    """Twice the tokens, and a whole reference to encode."""
     checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
     size = PixelShape(17, 64, 96)
     choices = Choices(branches=1, text_tokens=7, follows_reference=True)
@@ -272,7 +272,7 @@ def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., P
 def test_work_of_sampling_is_what_its_tensors_take(
     true_size: Files, meta_device: Any, monkeypatch: pytest.MonkeyPatch, name: str, lanes: int, fused: bool
 ) -> None:
-    """On a card, at the released size; the norm in one kernel or as torch composes it."""
+    """On a card, at the released size, with the norm as one kernel or composed by torch."""
     if fused:
         monkeypatch.setattr(F, "rms_norm", lambda x, *_, **__: torch.empty_like(x))
     model, _ = load_transformer(true_size(name), data=False)
@@ -302,7 +302,7 @@ def test_work_of_sampling_is_what_its_tensors_take(
 def test_work_of_the_vae_is_what_its_tensors_take(true_size: Files, meta_device: Any, name: str, frames: int) -> None:
     vae, shape = load_vae(true_size(name), data=False), LatentShape(3, 16, 24)
     for key in vae.per_channel_statistics._buffers:
-        vae.per_channel_statistics._buffers[key] = torch.ones(128)  # these are used on the host
+        vae.per_channel_statistics._buffers[key] = torch.ones(128)  # these run on the host
     host, tiling = Host(DevicePlacement("meta")), Tiling(frames=frames)
     with meta_device(vae) as counted:
         latent = torch.zeros(1, 128, *shape)
@@ -330,7 +330,7 @@ def test_work_of_the_upscaler_is_what_its_tensors_take(true_size: Files, meta_de
 def test_work_of_the_upscaler_on_the_cpu(
     peak_bytes: Callable[..., int], tiny_models: Callable[..., Path], mid: int
 ) -> None:
-    """A narrow one, where the latents that come out take most, and a wide one, where the residual blocks do."""
+    """A narrow upscaler, where the resulting latents take most memory, and a wide one, where the residual blocks do."""
     vae = load_vae(tiny_models() / "checkpoints/ltxv-tiny.safetensors")
     config = UpsamplerConfig(
         in_channels=vae.config.latent_channels,
@@ -358,7 +358,7 @@ def test_longer_clips_take_what_the_longest_counted_takes(true_size: Files) -> N
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
 def test_work_of_unpacking_blocks(meta_device: Any, name: str) -> None:
-    kind, weights = BLOCK_TYPES[name], 3 << 23  # of which so many are unpacked at a time: 1 << 24
+    kind, weights = BLOCK_TYPES[name], 3 << 23  # unpacked in portions of 1 << 24
     packed = torch.empty(weights // kind.weights_per_block * kind.bytes_per_block, dtype=torch.uint8, device="meta")
     for count in (weights, 1 << 20):
         part = packed[: count // kind.weights_per_block * kind.bytes_per_block]

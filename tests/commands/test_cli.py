@@ -1,4 +1,4 @@
-"""The command line: what it makes, what it says, and what it leaves when it is stopped."""
+"""The command line: its results, its messages, and the files that an interrupted command leaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def files(tiny_models: Callable[..., Path]) -> dict[str, str]:
 
 
 def arguments(files: dict[str, str], output: Path, **changes: object) -> list[str]:
-    """A small `generate`; changes by option name, None leaves an option out."""
+    """A small `generate`; changes: values by option name, where None omits the option."""
     options: dict[str, object] = {name: path for name, path in files.items() if name != "--upscaler"}
     options |= {"--prompt": "a fox in the snow", "--size": "64x32", "--frames": 9, "--fps": 8, "--steps": 2}
     options |= {"--device": "cpu", "-o": output}
@@ -101,7 +101,7 @@ def test_generate_from_a_picture_in_two_passes(
 def test_generate_with_everything_that_changes_the_model(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """LoRAs, quantization, the recipe of another release, and a reference, whose frame rate the clip takes."""
+    """LoRAs, quantization, the recipe of another release, and a reference, which sets the clip's frame rate."""
     torch.manual_seed(0)
     stem = "diffusion_model.transformer_blocks.3.attn1.to_v"
     pair = {f"{stem}.lora_A.weight": torch.randn(4, 64), f"{stem}.lora_B.weight": torch.randn(64, 4)}
@@ -184,7 +184,7 @@ def test_words_that_do_not_fit_are_shown(
 
 # ------------------------------------------------------------------------------------------------------------ settings
 
-SAID = {  # every option of a pass, what is typed, and the field and value that it becomes
+SAID = {  # every option of a pass, its typed value, and the resulting field and value
     "steps": ("3", "steps", 3),
     "guidance": ("1.5", "guidance_scale", 1.5),
     "guidance-rescale": ("0.7", "guidance_rescale", 0.7),
@@ -196,7 +196,7 @@ SAID = {  # every option of a pass, what is typed, and the field and value that 
     "stg-mode": ("transformer_block", "stg_mode", "transformer_block"),
     "stg-rescale": ("0.5", "stg_rescale", 0.5),
 }
-RUN = {  # likewise of the whole run
+RUN = {  # likewise for the whole run
     "sampler": ("dpmpp_2m", "dpmpp_2m"),
     "levels": ("official", "official"),
     "condition-noise": ("0", 0.0),
@@ -226,7 +226,7 @@ def test_every_option_fills_its_field_and_the_others_stay_unsaid(files: dict[str
 
 
 def test_every_field_has_an_option() -> None:
-    """All but the lists of one guidance per step, which docs/migration.md gives the reason for."""
+    """All except the lists with a guidance per step, for the reason in docs/migration.md."""
     typed = {field for _, field, _ in SAID.values()} | {"sigmas", "cfg_star"}
     assert {field.name for field in fields(PassSettings)} - typed == {"guidance"}
     assert {field.name for field in fields(Overrides)} == {"first", "second", *(name.replace("-", "_") for name in RUN)}
@@ -408,7 +408,7 @@ def test_frame_rates_fit_into_a_video_file() -> None:
     rates |= {"23.976023976": Fraction(24000, 1001)}
     assert {text: frame_rate(text) for text in rates} == rates
     with pytest.raises(argparse.ArgumentTypeError, match="expected a positive rate"):
-        frame_rate("0.0001")  # nearest to none at all
+        frame_rate("0.0001")  # rounds to 0
 
 
 def test_results_and_notes_do_not_break_into_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,7 +428,7 @@ def test_results_and_notes_do_not_break_into_a_bar(capsys: pytest.CaptureFixture
 def test_a_text_encoder_of_another_width(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every matrix of the encoder twice as wide, as if from a larger T5."""
+    """Every matrix of the encoder, doubled in width, as if from a larger T5."""
     folder = tmp_path / "t5"
     shutil.copytree(files["--text-encoder"], folder)
     (folder / "config.json").unlink()
@@ -495,7 +495,7 @@ def test_a_real_ctrl_c(files: dict[str, str], tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=tmp_path,
-        # A shell starts what it puts into the background with SIGINT ignored, and that is handed down.
+        # A shell starts background processes with SIGINT ignored, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
@@ -560,7 +560,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_the_folder_itself_is_a_command(tmp_path: Path, repository: Path) -> None:
-    """A copy under another name runs its own code as `ltxkit`, whatever is installed, and hides nobody's `nodes`."""
+    """A copy under another name runs its own code as `ltxkit`, whatever is installed, and shadows no other `nodes`."""
     folder = tmp_path / "ComfyUI LTXKit"
     ignored = shutil.ignore_patterns(".*", "tests", "assets", "__pycache__", "*.egg-info")
     shutil.copytree(repository, folder, ignore=ignored)

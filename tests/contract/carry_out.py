@@ -1,9 +1,9 @@
-"""Runs what it is told in processes of their own that have torch already, each in a fraction of a second.
+"""Runs each command in a fork of a process that has already imported torch, so a start takes a fraction of a second.
 
     python carry_out.py < commands
 
-A command is a line: ["pytest", argument, ...] or [script, argument, ...] as JSON. The answer is a line with its exit
-status; what it prints goes to stderr.
+Each line of input is a command in JSON: ["pytest", argument, ...] or [script, argument, ...]. The answer is a line with
+the command's exit status; the command's output goes to stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import pytest
-import torch  # noqa: F401 - the processes below have it
+import torch  # noqa: F401 - the forks below inherit it
 
 
 def run(command: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
-"""Contract tests share the modules that stand with them."""
+"""Puts the modules of this folder within reach of the contract tests."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))  # this folder; never the repository root
+sys.path.append(str(Path(__file__).parent))  # this folder, never the repository root

@@ -1,9 +1,9 @@
-"""Write `tests/data/nodes.json`, what saved workflows rely on: ids, inputs, outputs and choices of every node.
+"""Write `tests/data/nodes.json`: the ids, inputs, outputs and choices of every node, on which saved workflows rely.
 
     .venv/bin/python tests/contract/freeze_nodes.py
 
-After a node, an optional input or a choice was added at the end. Anything else would break saved workflows, and the
-command refuses it: it names what differs and writes nothing.
+Run it after adding a node, or an optional input or a choice at the end. Any other change would break saved workflows:
+the command then names the differences and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ltxkit.nodes.host import use_host
 from ltxkit.nodes.widgets import declared_inputs
 
 FROZEN = Path(__file__).parents[1] / "data" / "nodes.json"
-FILE_LISTS = ("model_name", "vae_name", "text_encoder_name", "upscaler_name")  # choices depend on the machine
+FILE_LISTS = ("model_name", "vae_name", "text_encoder_name", "upscaler_name")  # the choices depend on the machine
 
 Node = Mapping[str, Any]
 
 
 def nodes_now() -> dict[str, Node]:
-    """Every node as `nodes.json` has it, on a machine without models."""
+    """Every node in the form of `nodes.json`, on a machine without models."""
     with tempfile.TemporaryDirectory() as empty, use_host(PlainHost(Path(empty), Path(empty), Path(empty))):
         return {name: describe(node_class) for name, node_class in NODE_CLASS_MAPPINGS.items()}
 
 
 def describe(node_class: Any) -> Node:
-    """What must not change."""
+    """The parts of an input that must not change."""
     inputs = []
     for name, spec in declared_inputs(node_class).items():
         options = {key: value for key, value in spec.options.items() if key != "tooltip"}
@@ -45,7 +45,7 @@ def describe(node_class: Any) -> Node:
 
 
 def breaks(frozen: Mapping[str, Node], now: Mapping[str, Node]) -> Iterator[str]:
-    """What would break a saved workflow, in a line each."""
+    """The changes that would break a saved workflow, one per line."""
     for name, before in frozen.items():
         if name not in now:
             yield f"{name}: removed"
@@ -65,7 +65,7 @@ def breaks(frozen: Mapping[str, Node], now: Mapping[str, Node]) -> Iterator[str]
 
 
 def _extends(new: list[Any], old: list[Any]) -> bool:
-    """Whether an input is the old one, with choices added at the end at most."""
+    """Whether an input is unchanged, except perhaps for choices added at the end."""
     (*kind, options), (*old_kind, old_options) = new, old
     choices, old_choices = options.get("choices", []), old_options.get("choices", [])
     rest, old_rest = ({k: v for k, v in each.items() if k != "choices"} for each in (options, old_options))
@@ -77,7 +77,7 @@ def _begins(new: list[Any], old: list[Any]) -> bool:
 
 
 def formatted(nodes: Mapping[str, Node]) -> str:
-    """JSON with one input in a line."""
+    """JSON with one input per line."""
 
     def node(name: str, described: Node) -> str:
         inputs = ",\n".join(f"   {json.dumps(each)}" for each in described["inputs"])

@@ -1,4 +1,4 @@
-"""That what the recipes of CONTRIBUTING.md add works. `test_recipes.py` runs these in a copy that they have edited."""
+"""Tests of what the recipes in CONTRIBUTING.md add. `test_recipes.py` runs them in a copy edited by those recipes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ltxkit.nodes.host import use_host
 
 @pytest.fixture
 def checkpoint(repository: Path) -> Path:
-    """A tiny one, next to the copy and shared by every run in it."""
+    """A tiny checkpoint next to the copy, shared by every run in it."""
     folder = repository.parent / "tiny"
     if not folder.exists():
         make_tiny(folder)
@@ -34,7 +34,7 @@ def checkpoint(repository: Path) -> Path:
 
 
 class Show:
-    """An output node that keeps what arrives."""
+    """An output node that keeps what it receives."""
 
     RETURN_TYPES = ()
     FUNCTION = "run"
@@ -51,7 +51,7 @@ class Show:
 
 
 def run(prompt: dict[str, Any], folder: Path) -> Any:
-    """What arrives at the node that shows it."""
+    """What the output node receives."""
     host = PlainHost(folder, folder, folder, device=torch.device("cpu"))
     Runner(host, {**all_nodes(), "Show": Show}).run(prompt)
     return Show.shown
@@ -74,13 +74,13 @@ def test_schedule(tmp_path: Path):
         "1": {"class_type": "LTXKitCreateSchedule", "inputs": inputs},
         "2": {"class_type": "Show", "inputs": {"value": ["1", 0]}},
     }
-    # cos(0), cos(30 degrees), cos(60 degrees); float32 rounds by at most 2^-24 below 1.
+    # cos(0), cos(30 degrees), cos(60 degrees); below 1, float32 rounds by at most 2^-24.
     torch.testing.assert_close(run(prompt, tmp_path), torch.tensor([1.0, 0.75**0.5, 0.5, 0.0]), atol=2**-23, rtol=0)
 
 
 @pytest.fixture
 def int8_file(checkpoint: Path, tmp_path: Path) -> Path:
-    """The tiny transformer, with the Linears of its blocks stored by the new quantization."""
+    """The tiny transformer, with the Linears of its blocks stored in the new quantization."""
     tensors = load_file(checkpoint)
     stored = dict(tensors)
     for key, tensor in tensors.items():
@@ -121,7 +121,7 @@ def test_quantization(checkpoint: Path, int8_file: Path):
         assert isinstance(other, ScaledLinear)
         assert torch.equal(linear.packed, other.packed)
         assert torch.equal(linear.scale_weight, other.scale_weight)
-        # Half a level from rounding; float32 rounds the scale, the quotient and the product of at most 127 levels.
+        # Rounding costs half a level; float32 rounds the scale, the quotient and the product of at most 127 levels.
         error = (linear.dequantized(torch.float32) - plain.get_submodule(name).weight).abs().max()
         assert error <= (0.5 + 3 * 127 * 2**-24) * scale
 
@@ -146,7 +146,7 @@ def test_node(repository: Path, tmp_path: Path):
 
 
 def test_node_is_listed(repository: Path, tmp_path: Path):
-    """As a server lists it, which is what the front end shows."""
+    """The node as a server lists it and the front end shows it."""
     object_info = runpy.run_path(str(repository / "tests/host/object_info.py"))["object_info"]
     with use_host(PlainHost(tmp_path, tmp_path, tmp_path)):
         described = object_info(all_nodes())

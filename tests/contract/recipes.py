@@ -1,4 +1,4 @@
-"""What a recipe of CONTRIBUTING.md tells to do, as edits: files, blocks, commands."""
+"""Parses the recipes in CONTRIBUTING.md into edits: files, blocks, commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WRITTEN_BY = {FREEZE: "tests/data/nodes.json"}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. kind: its language. path: the file that it belongs to, "" for a command or an example."""
+    """A fenced block. kind: its language. path: the file to which it belongs, "" for a command or an example."""
 
     kind: str
     path: str
@@ -26,7 +26,7 @@ class Block:
         return script
 
     def apply(self, root: Path) -> None:
-        """Edit, or write, the file."""
+        """Edit or write the file."""
         target = root / self.path
         if self.kind == "diff":
             target.write_text(edited(target.read_text(encoding="utf-8"), self.text), encoding="utf-8")
@@ -37,7 +37,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Recipe:
-    """files: what the recipe says that it touches."""
+    """files: the files that the recipe says it touches."""
 
     files: tuple[str, ...]
     blocks: tuple[Block, ...]
@@ -52,7 +52,7 @@ class Recipe:
 
 
 def recipe(text: str, title: str) -> Recipe:
-    """The recipe under a heading of the third level."""
+    """The recipe under a third-level heading."""
     section = text.partition(f"\n### {title}\n")[2]
     section = re.split(r"^#{2,3} (?=\S)", _outside_blocks(section), maxsplit=1, flags=re.MULTILINE)[0]
     listed = re.search(r"^Files: (.*?)\.\n\n", section, re.MULTILINE | re.DOTALL)
@@ -61,7 +61,7 @@ def recipe(text: str, title: str) -> Recipe:
 
 
 def _outside_blocks(text: str) -> str:
-    """The text with headings inside blocks made something else than headings."""
+    """The text, with `#` lines inside fenced blocks disguised so that they do not read as headings."""
     return re.sub(r"^```.*?^```$", lambda block: block[0].replace("\n#", "\n\0#"), text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -71,7 +71,7 @@ def _blocks(section: str) -> Iterator[Block]:
 
 
 def edited(text: str, diff: str) -> str:
-    """`text` with every hunk of a diff: lines that stay or go must stand there exactly once."""
+    """`text` after every hunk of a diff; the lines that a hunk keeps or removes must occur exactly once."""
     for hunk in re.split(r"^@@\n", diff, flags=re.MULTILINE):
         lines = [(line[:1], line[1:]) for line in hunk.splitlines(keepends=True)]
         assert all(mark in (" ", "-", "+") for mark, _ in lines), hunk

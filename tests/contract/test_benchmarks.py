@@ -1,4 +1,4 @@
-"""Every benchmark runs, the README's figures are those of `benchmarks/results`, and wrong outputs are never timed."""
+"""Every benchmark runs, the README's figures match `benchmarks/results`, and wrong outputs are never timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BENCHMARKS = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 
 def run(repository: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # In its own folder, as a script: benchmarks are no package, and the root must stay off sys.path.
+    # As a script in its own folder: benchmarks are not a package, and the root must stay off sys.path.
     command, env = [sys.executable, *arguments], os.environ | environment
     return subprocess.run(command, cwd=repository / "benchmarks", env=env, capture_output=True, text=True, check=False)
 
@@ -29,7 +29,7 @@ def results() -> dict[Path, bytes]:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_a_rehearsal(repository: Path, name: str) -> None:
     source = (FOLDER / f"{name}.py").read_text()
-    # A script that reads its options elsewhere would take the full measurement, for minutes or hours.
+    # A script that ignored its options would run the full measurement, for minutes or hours.
     assert "arguments(__doc__)" in source, "expected the options from protocol.arguments, which has --tiny"
     if "from anonymous import" in source and sys.platform != "linux":
         pytest.skip("reads /proc")

@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING speak of what is there."""
+"""Files, commands and options that README and CONTRIBUTING mention exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES
 
 
 def section(text: str, title: str) -> str:
-    """The text under one heading of the second level."""
+    """The text under a second-level heading."""
     return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
@@ -42,7 +42,7 @@ def test_help_names_every_quantization(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/training.md"])
 def test_paths_in_documents_exist(repository: Path, document: str) -> None:
     text = (repository / document).read_text()
-    new = re.findall(r"^```(?!diff)\w+ (\S+)$", text, re.MULTILINE)  # files that a recipe makes
+    new = re.findall(r"^```(?!diff)\w+ (\S+)$", text, re.MULTILINE)  # files that a recipe creates
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
     folders = {path.name for path in repository.iterdir() if path.is_dir()}
     quoted = {path for path in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if path.split("/")[0] in folders} - {*new}
@@ -69,7 +69,7 @@ def test_the_table_of_moved_names_points_to_names_that_exist(repository: Path) -
 
 
 def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options exist, and presets take the values that are set; nothing is run."""
+    """The options exist and the presets accept the values; nothing is run."""
     import shlex
 
     from ltxkit.ltx_core.training.config import load_config

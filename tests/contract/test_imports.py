@@ -1,4 +1,4 @@
-"""Who imports whom, and what an import costs. Traps behind these rules: CONTRIBUTING.md, "Traps"."""
+"""Which module may import which, and what an import costs. CONTRIBUTING.md, "Traps", explains these rules."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import pytest
 
 import ltxkit
 
-# Imported inside the function that needs them, so that the pack loads fast and without them.
+# Imported inside the functions that need them: the pack loads fast, and loads without them.
 HEAVY = ("transformers", "diffusers", "av", "gguf", "bitsandbytes", "sklearn", "scipy", "matplotlib", "accelerate")
 
-# Files over the limit, each with the reason why it is one file.
+# Files over the limit, each with the reason for keeping it whole.
 LONG_FILES: dict[str, str] = {}
 LINE_LIMIT = 500
 
 
 def source_files(repository: Path) -> list[Path]:
-    """The Python files that are installed."""
+    """The installed Python files."""
     folders = (repository / "commands", repository / "headless", repository / "ltx_core", repository / "nodes")
     return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
 def run_python(code: str, *arguments: object, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Output of `code` in an interpreter of its own, which is where imports can be counted."""
+    """Output of `code` in a fresh interpreter, the only place where imports can be counted."""
     ran = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
@@ -53,9 +53,9 @@ def test_import_linter_contracts_hold(repository: Path) -> None:
 
 
 def test_our_modules_are_imported_relatively(repository: Path) -> None:
-    """Also as `ltxkit....`: ComfyUI loads the pack under another name, and one file under two names is two classes.
+    """Not even as `ltxkit....`: ComfyUI loads the pack under another name, and a file with two names has two classes.
 
-    `__main__.py` is no module of the package: it gives the folder its name, and then imports by it.
+    `__main__.py` is an exception: it names the folder's package first and then imports by that name.
     """
     absolute = []
     for path in set(source_files(repository)) - {repository / "__main__.py"}:
@@ -80,16 +80,16 @@ def test_import_ltxkit_imports_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_importing_the_nodes_costs_little(tmp_path: Path) -> None:
-    """At most a quarter of torch's own import, without what only training needs (FSDP alone takes half a second)."""
+    """At most a quarter of torch's own import time, with nothing that only training needs (FSDP alone takes 0.5 s)."""
     code = (
         "import sys, time; start = time.perf_counter(); import torch; middle = time.perf_counter()\n"
         "import ltxkit.nodes\n"
         "print(middle - start, time.perf_counter() - middle, 'torch.distributed.fsdp' in sys.modules)"
     )
-    # Compiling is no part of importing: some environments keep Python from storing what it has compiled.
+    # Compile first, outside the measurement: some environments keep Python from storing bytecode.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     shares: list[float] = []
-    for _ in range(2):  # once more on a machine that something else kept busy
+    for _ in range(2):  # measure again: something else may have kept the machine busy
         runs = [run_python(code, cwd=tmp_path, environment=environment).split() for _ in range(6)]
         assert {fsdp for *_, fsdp in runs} == {"False"}
         torch_takes, nodes_take = (statistics.median(float(run[part]) for run in runs[1:]) for part in (0, 1))
@@ -114,7 +114,7 @@ print(*(name for name in sys.argv[1:] if name in sys.modules))
     assert run_python(code, *HEAVY, cwd=tmp_path).split() == []
 
 
-# What ComfyUI does with a custom node (nodes.py, load_custom_node): its module name is its path, dots written out.
+# As ComfyUI loads a custom node (nodes.py, load_custom_node): the module name is its path, with the dots written out.
 LOAD_LIKE_COMFYUI = """
 import importlib.util, os, sys
 import nodes as core
@@ -142,7 +142,7 @@ print("loaded")
 def test_pack_loads_as_comfyui_loads_it(repository: Path, tmp_path: Path, folder_name: str) -> None:
     (tmp_path / "nodes.py").write_text("IS_COMFYUI = True\n")
     for module in ("folder_paths", "comfy"):
-        # The pack must not need ComfyUI's modules to be imported, only to run.
+        # The pack may need ComfyUI's modules to run, but not to be imported.
         (tmp_path / f"{module}.py").write_text("raise RuntimeError('imported at load time')\n")
     folder = tmp_path / "custom_nodes" / folder_name
     folder.parent.mkdir()
@@ -151,7 +151,7 @@ def test_pack_loads_as_comfyui_loads_it(repository: Path, tmp_path: Path, folder
 
 
 def load_root(repository: Path, folder: Path, nodes_source: str):
-    """The root module in `folder`, beside a `nodes` package with the given source."""
+    """The root module in `folder`, next to a `nodes` package with this source."""
     (folder / "nodes").mkdir(parents=True)
     (folder / "nodes" / "__init__.py").write_text(nodes_source)
     (folder / "__init__.py").write_text((repository / "__init__.py").read_text())
@@ -165,7 +165,7 @@ def load_root(repository: Path, folder: Path, nodes_source: str):
 def test_a_bug_in_the_nodes_shows_its_traceback(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ComfyUI asks with getattr(..., None): an AttributeError would read as "this pack has no nodes"."""
+    """ComfyUI calls getattr(..., None), so it would read an AttributeError as "this pack has no nodes"."""
     spec, module = load_root(repository, tmp_path / "pack", "import os\nos.no_such_thing\n")
     monkeypatch.setitem(sys.modules, "broken_pack", module)
     spec.loader.exec_module(module)
@@ -181,12 +181,12 @@ def test_a_missing_attribute_is_an_attribute_error() -> None:
 
 
 def test_the_repository_root_is_not_importable(repository: Path) -> None:
-    """`python -m pytest` puts it on sys.path, and ComfyUI's `import nodes` finds ours: use the pytest command."""
+    """`python -m pytest` puts it on sys.path, where ComfyUI's `import nodes` finds ours: use the pytest command."""
     assert str(repository) not in [str(Path(entry).resolve()) for entry in sys.path]
 
 
 def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
-    """Everything else takes the device of its inputs, so that it runs on any."""
+    """All other code uses the device of its inputs, and so runs on any device."""
     naming = {
         str(path.relative_to(repository)) for path in source_files(repository) if "torch.cuda" in path.read_text()
     }
@@ -194,7 +194,7 @@ def test_cuda_is_named_where_devices_are_chosen(repository: Path) -> None:
 
 
 def test_only_models_and_key_maps_know_the_names_of_blocks(repository: Path) -> None:
-    """Everything else asks the model (`ltx_core/models/blocks.py`)."""
+    """All other code asks the model (`ltx_core/models/blocks.py`)."""
     names = re.compile(r"\b(attn2|transformer_blocks|encoder\.block)\b")
     naming = {str(path.relative_to(repository)) for path in source_files(repository) if names.search(path.read_text())}
     models = {path for path in naming if path.startswith("ltx_core/models/")}

@@ -1,4 +1,4 @@
-"""Every released file: its tensors are exactly those of the models that we build (data: tests/data/manifests)."""
+"""Every released file holds exactly the tensors of the models that we build (data: tests/data/manifests)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def manifest(variant: str, layout: str) -> dict[str, list[int]]:
 
 
 def header(shapes: Mapping[str, list[int]], config: str = "", configs: Mapping[str, Any] | None = None) -> Checkpoint:
-    """A checkpoint of these tensors whose data nobody may read."""
+    """A checkpoint of these tensors whose data must never be read."""
     tensors = {name: TensorInfo(tuple(shape), "BF16", 0, 0) for name, shape in shapes.items()}
     metadata = {"config": config} if config else {}
     container = "safetensors" if configs is None else "folder"
@@ -108,7 +108,7 @@ def test_models_on_meta_have_the_tensors_of_the_released_files(variant: str) -> 
 
 @pytest.mark.parametrize("variant", MODELS)
 def test_our_names_become_exactly_those_of_a_diffusers_folder(variant: str) -> None:
-    """The maps are one-to-one, and the VAE's follows from our own names as well as from theirs."""
+    """The maps are one-to-one, and the VAE's can be derived from our names as well as from the official ones."""
     description = described(single_file(variant, metadata=True))
     vae = on_meta("vae", description.vae())
     maps: dict[str, tuple[dict[str, list[int]], KeyMap]] = {
@@ -138,7 +138,7 @@ def test_metadata_shapes_and_diffusers_configs_give_one_architecture(variant: st
     for description in (stated, from_shapes, from_folder, asked):
         assert variant in description.versions
         assert description.unknown == ()
-    # Dev and distilled look the same without metadata: both stay, and the allowed steps stay unknown.
+    # Without metadata dev and distilled look alike: both remain candidates, and the allowed steps remain unknown.
     distilled = {RELEASES[name].distilled for name in from_shapes.versions}
     assert (len(distilled) == 2) == ("scheduler.allowed_inference_steps" in from_shapes.missing)
     assert {item.origin for item in from_shapes.values.values()} <= {"shapes", "version default"}
@@ -150,7 +150,7 @@ def test_a_transformer_alone_without_metadata_is_asked_about_where_versions_diff
     shapes = {name: shape for name, shape in manifest(variant, "single_file").items() if not name.startswith("vae.")}
     alone = described(header(shapes))
     expected = described(single_file(variant, metadata=True)).transformer()
-    if variant.startswith("13b"):  # every 13B has causal positions
+    if variant.startswith("13b"):  # every 13B uses causal positions
         assert alone.transformer() == expected
     else:
         with pytest.raises(

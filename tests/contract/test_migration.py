@@ -1,4 +1,4 @@
-"""docs/migration.md speaks of every parameter that people come with, and of nodes and inputs that we have."""
+"""docs/migration.md covers every parameter of the packages that users come from; its nodes and inputs exist here."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ltxkit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.widgets import declared_inputs
 
-# Lightricks/LTX-Video 5260738, InferenceConfig of inference.py
+# Lightricks/LTX-Video 5260738: InferenceConfig in inference.py
 SCRIPT = re.findall(
     r"\w+",
     "prompt output_path pipeline_config seed height width num_frames frame_rate offload_to_cpu negative_prompt "
     "input_media_path image_cond_noise_scale conditioning_media_paths conditioning_strengths conditioning_start_frames",
 )
-# Lightricks/ComfyUI-LTXVideo 36fdaf5 (2025-07-16), names of all INPUT_TYPES but those under tricks/
+# Lightricks/ComfyUI-LTXVideo 36fdaf5 (2025-07-16): the names in all INPUT_TYPES except those under tricks/
 NODES = re.findall(
     r"\w+",
     "vae timestep scale seed model width height num_frames guider sampler sigmas noise optional_cond_images "
@@ -76,7 +76,7 @@ def test_every_parameter_of_the_nodes_of_july_2025_is_there(page: str):
 
 
 def test_our_nodes_and_their_inputs_exist(page: str, tmp_path: Path):
-    """`*Node*: a, b` names a node of ours and inputs of it."""
+    """`*Node*: a, b` names one of our nodes and its inputs."""
     with use_host(PlainHost(tmp_path, tmp_path, tmp_path)):
         inputs = {
             NODE_DISPLAY_NAME_MAPPINGS[name].removesuffix(" (LTXKit)"): set(declared_inputs(node_class))

@@ -1,7 +1,7 @@
-"""Saved workflows are an API: ids, inputs (names, order, types, defaults, ranges), outputs never change.
+"""Saved workflows are an API: ids, inputs (names, order, types, defaults, ranges) and outputs never change.
 
-`tests/data/nodes.json` says what they are, and `freeze_nodes.py` writes it. `tests/data/first_graphs.json` holds the
-graphs in API format that were shipped at commit dd5858f.
+`tests/data/nodes.json` records them; `freeze_nodes.py` writes it. `tests/data/first_graphs.json` holds the graphs, in
+API format, that were shipped at commit dd5858f.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ltxkit.nodes.host import use_host
 from ltxkit.nodes.widgets import Input, declared_inputs
 
 FIRST_GRAPHS: dict[str, Any] = json.loads((FROZEN.parent / "first_graphs.json").read_text(encoding="utf-8"))
-FOLDERS = {  # where the files that the graphs name are looked for
+FOLDERS = {  # where the files named in the graphs are looked up
     "model_name": "models/checkpoints",
     "text_encoder_name": "models/text_encoders",
     "upscaler_name": "models/latent_upscale_models",
@@ -56,7 +56,7 @@ def test_the_nodes_are_the_frozen_ones(frozen: dict[str, Any]):
 
 
 def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    """Sets the value at a path through the JSON."""
+    """Set the value at a path through the JSON."""
 
     def apply(nodes: dict[str, Any]) -> None:
         *parents, last = path
@@ -68,7 +68,7 @@ def change(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
-SEED, SAMPLER = 4, 5  # places of inputs of Sample
+SEED, SAMPLER = 4, 5  # positions of inputs of Sample
 BREAKING: dict[str, Callable[[dict[str, Any]], None]] = {
     "a node removed": lambda nodes: nodes.pop("LTXKitSampleVideo"),
     "a node in another category": change("LTXKitSampleVideo", "category", to="sampling"),
@@ -112,7 +112,7 @@ def test_what_is_added_at_the_end_may_be_frozen(frozen: dict[str, Any]):
 
 @pytest.mark.parametrize("name", FIRST_GRAPHS)
 def test_graphs_of_the_first_nodes_still_run(name: str, tmp_path: Path):
-    """By all checks that stand before a run, which see every input, choice, range and link."""
+    """By all checks before a run, which cover every input, choice, range and link."""
     prompt: dict[str, Any] = FIRST_GRAPHS[name]
     for node in prompt.values():
         for label, folder in FOLDERS.items():
@@ -145,8 +145,8 @@ def mentions(text: str, choice: str) -> bool:
 
 
 def page_words(repository: Path, name: str, label: str) -> str:
-    """What a help page says about an input and its choices: the row, or the row that it points to, and what the bullets
-    with bold names in the page are about."""
+    """What a help page says about an input and its choices: the input's row, or the row to which it refers, and the
+    bold names of the page's bullets."""
     page = (repository / f"web/docs/{name}.md").read_text()
     (row,) = re.findall(rf"^\| `{label}` \|(.*)\|$", page, re.MULTILINE)
     pointer = re.match(r" As (?:`(\w+)` )?in ([A-Z][\w ]*)\.", row)
@@ -163,7 +163,7 @@ def page_words(repository: Path, name: str, label: str) -> str:
 
 
 def explained(node_class: Any) -> dict[str, Input]:
-    """Inputs with choices that need words. Names of files and of releases say what they are."""
+    """Inputs whose choices need an explanation. Names of files and of releases explain themselves."""
     return {
         label: spec
         for label, spec in declared_inputs(node_class).items()

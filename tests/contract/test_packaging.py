@@ -1,4 +1,4 @@
-"""What is installed is what we mean to install: `ltxkit` with its data, nothing beside it, from lists that agree."""
+"""The installation holds what we intend: `ltxkit` with its data and nothing else, from lists that agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pyproject(repository: Path) -> dict:
 
 
 def repository_files(repository: Path) -> list[PurePosixPath]:
-    """Every file that is tracked, or would be after `git add`."""
+    """Every file that is tracked, or would be tracked after `git add`."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=repository,
@@ -44,7 +44,7 @@ def requirement_lines(path: Path) -> list[Requirement]:
 
 @pytest.fixture(scope="session")
 def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built without the network from a copy (a build leaves `build/` and `*.egg-info` in its source)."""
+    """The wheel, built offline from a copy (a build leaves `build/` and `*.egg-info` in its source)."""
     source = tmp_path_factory.mktemp("source")
     for name in repository_files(repository):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def test_requirements_equal_the_dependencies(repository: Path, pyproject: dict) 
     ours = {str(Requirement(line)) for line in pyproject["project"]["dependencies"]}
     assert {str(requirement) for requirement in requirement_lines(repository / "requirements.txt")} == ours
     for line in ours:
-        # ComfyUI users have one environment for everything: an upper bound or a pin would move what is theirs.
+        # ComfyUI users have one environment for everything: an upper bound or a pin would change their other packages.
         assert {specifier.operator for specifier in Requirement(line).specifier} == {">="}, line
 
 
@@ -114,8 +114,8 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
 
 @pytest.mark.slow
 def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
-    """A new environment, the wheel, and from here only the third-party packages (a `.pth` is not read from PYTHONPATH,
-    so this checkout's editable installation stays out)."""
+    """A new environment with the wheel; this one adds only the third-party packages (Python reads no `.pth` from
+    PYTHONPATH, so this checkout's editable installation stays out)."""
     environment = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"

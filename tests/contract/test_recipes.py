@@ -1,7 +1,7 @@
-"""Recipes of CONTRIBUTING.md, carried out from its text alone in a copy of the repository.
+"""The recipes in CONTRIBUTING.md, carried out from its text alone in a copy of the repository.
 
-After the edits and commands of a recipe, what it adds works (`recipe_probes.py`) and the tests that guard it pass, with
-no file touched that the recipe does not name. Without any one of its files they fail: every file is needed.
+After a recipe's edits and commands, its addition works (`recipe_probes.py`), the tests that guard it pass, and only the
+files that the recipe names have changed. Without any one of those files the tests fail: every file is needed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "output",
 
 
 class Copy:
-    """A copy of the repository under its import name, and a process that runs tests and scripts in it."""
+    """A copy of the repository under its import name, with a process that runs tests and scripts in it."""
 
     def __init__(self, repository: Path, folder: Path) -> None:
         self.root = folder / "ltxkit"
@@ -74,7 +74,7 @@ class Copy:
         )
 
     def run(self, *command: str) -> bool:
-        """Whether it succeeds; `said` has its output."""
+        """Whether the command succeeds; `said` holds its output."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.log.seek(0)
@@ -95,7 +95,7 @@ class Copy:
         return {path.relative_to(self.root).as_posix(): path.read_bytes() for path in paths}
 
     def put(self, name: str, content: bytes | None) -> None:
-        """Give a file this content; None: no file."""
+        """Write this content to a file; None: remove the file."""
         if content is None:
             (self.root / name).unlink()
         else:

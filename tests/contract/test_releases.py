@@ -1,4 +1,4 @@
-"""The recipes of the table of releases equal the recorded official configs, value by value."""
+"""The recipes in the table of releases equal the recorded official configs, value by value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ltxkit.ltx_core.releases import DOWNSCALE_FACTOR, RELEASES, PassRecipe, rel
 
 RECIPES = json.loads((Path(__file__).parent.parent / "data" / "official_recipes.json").read_text(encoding="utf-8"))
 PASS_FIELDS = {field.name for field in fields(PassRecipe)}
-# Not about sampling: file names, the text encoder's home, the number format of the official loader.
+# Unrelated to sampling: file names, the text encoder's repository, the number format of the official loader.
 ELSEWHERE = {
     "checkpoint_path",
     "spatial_upscaler_model_path",
@@ -27,7 +27,7 @@ ELSEWHERE = {
 
 
 def as_lists(entry: PassRecipe, official: dict) -> dict:
-    """Our tuples in the form in which the official config writes the same thing."""
+    """Our tuples, written as in the official config."""
     ours = {}
     for name in official:
         value = getattr(entry, name)
@@ -59,7 +59,7 @@ def test_preset_equals_official_config(version):
     for name, official in passes.items():
         entry = getattr(ours, name)
         assert as_lists(entry, official) == official
-        # What the official config does not mention is off.
+        # What the official config leaves out is off.
         for field in PASS_FIELDS - set(official):
             assert getattr(entry, field) in (None, 0, False, ((),)), field
 

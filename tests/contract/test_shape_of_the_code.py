@@ -1,4 +1,4 @@
-"""What the code as a whole keeps to: short parameter lists, and one place where a pass is made."""
+"""Rules for the code as a whole: short parameter lists, and a single place that constructs a pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 MOST_PARAMETERS = 8
 
-# Functions with more, each with its reason. `run` of a node takes one per widget: that is ComfyUI's form.
+# Functions with more, each with its reason. A node's `run` takes one parameter per widget, as ComfyUI requires.
 LONGER = {
     "ltx_core/pipelines/library.py:load": "the front door: files and options by name, as diffusers' from_pretrained",
     "ltx_core/pipelines/library.py:generate": "the front door: a clip's values by name, as diffusers' pipelines",
@@ -29,7 +29,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
 
 
 def count(function: ast.FunctionDef) -> int:
-    """Parameters that a caller gives."""
+    """The parameters that a caller passes."""
     listed = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return len([argument for argument in listed if argument.arg not in ("self", "cls")])
 
@@ -46,7 +46,7 @@ def test_no_function_has_more_parameters_than_a_reader_can_hold(sources: dict[st
 
 
 def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
-    """`**options` would hide what a function takes; what ComfyUI asks for in that form is named."""
+    """`**options` would hide a function's parameters; the functions for which ComfyUI requires it are listed."""
     bags = {
         f"{path}:{function.name}"
         for path, tree in sources.items()
@@ -56,13 +56,13 @@ def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
     assert bags == {
         "commands/training.py:_read_config",  # values of a config by their dotted names
         "ltx_core/weights/infer.py:_known",  # config fields by their names
-        "nodes/host.py:partially_load",  # what ComfyUI's ModelPatcher gives and ours does not look at
+        "nodes/host.py:partially_load",  # what ComfyUI's ModelPatcher passes and ours ignores
         "nodes/host.py:partially_unload",
     }
 
 
 def test_a_pass_is_made_in_one_place(sources: dict[str, ast.Module]):
-    """Library, nodes, trainer and plan: from settings by `Pass.of`, whose `cls(...)` is the only construction."""
+    """Library, nodes, trainer and plan call `Pass.of` on settings; its `cls(...)` is the only construction."""
     made = [
         path
         for path, tree in sources.items()

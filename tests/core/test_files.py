@@ -1,4 +1,4 @@
-"""Files and folders appear under their name whole or not at all."""
+"""Files and folders appear under their names complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and clips: what is read is what was written, and nothing half-written is ever seen."""
+"""Pictures and clips: reading gives what was written, and no partial file is ever visible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILM = Fraction(24000, 1001)
 
 
 def ramp(frames: int, height: int, width: int) -> torch.Tensor:
-    """Red rises to the right, green downwards, blue with time: every frame and direction is told apart."""
+    """Red rises to the right, green downwards, blue with time, which distinguishes every frame and direction."""
     red = torch.linspace(0, 1, width).expand(frames, height, width)
     green = torch.linspace(0, 1, height)[:, None].expand(frames, height, width)
     blue = torch.arange(frames)[:, None, None].expand(frames, height, width) / 20
@@ -55,7 +55,7 @@ def test_chunks_of_any_length_make_the_same_file(clip: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("width", [96, 256, 336])
 def test_the_same_frames_make_the_same_file_whatever_was_in_memory(tmp_path: Path, width: int) -> None:
-    """Memory that is freed between the runs is full of other bytes, which an encoder may read by mistake."""
+    """Memory that is freed between the runs holds other bytes, which an encoder might read by mistake."""
     files = set()
     for run in range(8):
         waste = [torch.full((size,), 0.37 * run) for size in (1_000, 10_000, 100_000, 400_000)]
@@ -73,7 +73,7 @@ def test_colours_are_tagged_with_the_matrix_they_were_made_with(clip: Path) -> N
 
 @pytest.mark.parametrize("colour", [(0.9, 0.1, 0.1), (0.1, 0.9, 0.1), (0.1, 0.1, 0.9), (0.5, 0.5, 0.5)])
 def test_saturated_colours_come_back(tmp_path: Path, colour: tuple[float, float, float]) -> None:
-    """They would not if writing and reading used two matrices: green would be off by 0.1."""
+    """If writing and reading used different matrices, green would be off by 0.1."""
     frames = torch.tensor(colour).expand(2, 32, 32, 3)
     media.write_video(tmp_path / "c.mp4", [frames], fps=Fraction(24))
     assert (media.read_video(tmp_path / "c.mp4").frames - frames).abs().max() < 0.02
@@ -114,7 +114,7 @@ def test_a_long_clip_is_not_read_beyond_the_limit(clip: Path, monkeypatch: pytes
     [
         (FILM / 2, range(0, 20, 2)),
         (FILM, range(20)),
-        (Fraction(24), range(20)),  # a thousandth off: no frame may be doubled or lost in so short a clip
+        (Fraction(24), range(20)),  # off by a thousandth: such a short clip must not lose or repeat a frame
         (FILM * 2, [i // 2 for i in range(40)]),
     ],
 )
@@ -130,7 +130,7 @@ def test_resampling_takes_the_nearest_frame(clip: Path, fps: Fraction, expected:
 
 
 def test_a_clip_filmed_upright_is_turned(clip: Path, tmp_path: Path) -> None:
-    """A phone stores the sensor's picture and a matrix; here a quarter turn clockwise is patched into the header."""
+    """A phone stores the sensor's picture and a matrix; the test patches a quarter turn clockwise into the header."""
     one = 1 << 16
     identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
     clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_video_is_named(tmp_path: Path, content: bytes | None)
 
 
 class Stop(BaseException):
-    """What a host raises to stop a run; KeyboardInterrupt is another such."""
+    """The exception with which a host stops a run; KeyboardInterrupt is another."""
 
 
 @pytest.mark.parametrize("old", [None, b"an older clip"])
@@ -255,7 +255,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8, 0] = 255  # left half red as stored
     exif = Image.Exif()
-    exif[0x0112] = 6  # the top of the scene is at the right side of the stored picture: turn clockwise
+    exif[0x0112] = 6  # the top of the scene is on the right side of the stored picture: turn clockwise
     Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
     image = media.read_image(tmp_path / "phone.png")
     assert image.shape == (1, 16, 8, 3)
@@ -302,7 +302,7 @@ def test_resize_policies(size: tuple[int, int], kernel: media.ResizeKernel) -> N
     policies = ("crop", "pad", "fit", "stretch")
     cropped, padded, fitted, stretched = (media.resize(frames, h, w, policy, kernel=kernel) for policy in policies)
     assert {resized.shape for resized in (cropped, padded, fitted, stretched)} == {(2, h, w, 3)}
-    # Both show the whole picture in the middle: one on grey, one with its edges continued.
+    # Both show the whole picture in the middle: one on grey, one with its edges extended.
     scale = min(h / 64, w / 96)
     inner_h, inner_w = round(64 * scale), round(96 * scale)
     top, left = (h - inner_h) // 2, (w - inner_w) // 2
@@ -330,7 +330,7 @@ def test_resize_keeps_what_is_in_the_picture() -> None:
         assert media.resize(wide, 20, 20, policy).shape == (1, 20, 20, 3)
     assert torch.equal(media.resize(wide, 10, 40, "crop"), wide)
     assert media.resize(wide, 20, 20, "pad")[0, 0, 0].tolist() == [0.5] * 3  # mid grey above
-    assert media.resize(wide, 20, 20, "fit")[0, 0, [0, -1], 0].tolist() == [0.0, 1.0]  # the edge goes on
+    assert media.resize(wide, 20, 20, "fit")[0, 0, [0, -1], 0].tolist() == [0.0, 1.0]  # the edge is extended
     cropped = media.resize(wide, 20, 20, "crop")[0, :, :, 0]
     assert cropped[:, :9].max() == 0
     assert cropped[:, 11:].min() == 1
@@ -345,7 +345,7 @@ def test_resize_equals_the_official_bilinear() -> None:
 
 
 def test_stretch_equals_pillow() -> None:
-    pixels = np.random.default_rng(1).integers(80, 176, (40, 60, 3), np.uint8)  # Pillow cuts off between its two passes
+    pixels = np.random.default_rng(1).integers(80, 176, (40, 60, 3), np.uint8)  # Pillow clips between its two passes
     ours = media.resize(torch.from_numpy(pixels)[None] / 255, 24, 32, "stretch", kernel="bicubic")[0] * 255
     theirs = np.asarray(Image.fromarray(pixels).resize((32, 24), Image.Resampling.BICUBIC), np.float32)
     assert np.abs(ours.numpy() - theirs).max() <= 1.5
@@ -390,10 +390,10 @@ def test_compress_edges() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (80, 48), (63, 100)])
 def test_a_crop_comes_first_in_the_pictures_own_pixels(height: int, width: int):
-    """What Lightricks/LTX-Video inference.py does before blur and compression: no place lands elsewhere.
+    """As in inference.py of Lightricks/LTX-Video before blur and compression: every position stays in place.
 
-    A ramp whose value is the column (row) of the picture: after cropping and resizing, every pixel shows the centre of
-    the source cell that it stands for, to the rounding of a crop to whole pixels.
+    The picture is a ramp of column (row) numbers: after cropping and resizing, every pixel shows the centre of its
+    source cell, up to the rounding of a crop to whole pixels.
     """
     h, w = 90, 130
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")

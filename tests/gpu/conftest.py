@@ -1,4 +1,4 @@
-"""What tests on a GPU share: a forward of a model wherever it is."""
+"""Shared by the tests on a GPU: the forward of a model on any device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 
 @pytest.fixture(scope="session")
 def velocity_on() -> Callable[[LTXTransformer, torch.device], Tensor]:
-    """velocity_on(transformer, device): its velocity of 250 tokens and 40 of text, on the CPU: (1 250 c) float32.
+    """velocity_on(transformer, device): its velocity for 250 tokens and 40 of text, on the CPU: (1 250 c) float32.
 
-    The transformer is on `device`; its inputs are made on the CPU, so they are the same everywhere.
+    The transformer is on `device`; its inputs are drawn on the CPU, so they are the same everywhere.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Products in float8 on a GPU: the numbers that the formula gives, and a model that streams and keeps its bits."""
+"""Products in float8 on a GPU: they follow the formula, and streaming a model does not change a bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def needs_products() -> None:
 
 
 def test_the_card_is_asked_rightly() -> None:
-    """From compute capability 8.9 on; a card that has it must not be missed."""
+    """Compute capability 8.9 and higher have it; a card with it must be recognised."""
     if torch.version.hip is None:
         assert multiplies_fp8(CUDA) == (torch.cuda.get_device_capability(CUDA) >= (8, 9))
 
@@ -53,7 +53,7 @@ def test_a_product_is_what_the_formula_says(kind: str, rows: int) -> None:
         scale = torch.tensor([[6.0 / 448]], dtype=torch.float64)
         rounded = (x.double() / scale).float().to(E4M3).double() * scale
     else:
-        # A value midway between two float8 numbers may go either way; a step is 1/8 at most.
+        # A value midway between two float8 numbers may round either way; a step is 1/8 at most.
         packed, scale = (part.cpu().double() for part in quantize_rows(x.to(CUDA)))
         wanted = x.double().abs().amax(dim=1, keepdim=True) / 448
         torch.testing.assert_close(scale, wanted, rtol=1e-6, atol=0)
@@ -76,7 +76,7 @@ def test_a_product_is_what_the_formula_says(kind: str, rows: int) -> None:
 
 
 def build() -> LTXTransformer:
-    """float8 blocks, the rest bfloat16."""
+    """Blocks in float8, the rest in bfloat16."""
     torch.manual_seed(0)
     config = TransformerConfig.of_size(layers=6, heads=8, head_dim=64, channels=16, captions=32)
     model = LTXTransformer(config).bfloat16().eval().requires_grad_(False)

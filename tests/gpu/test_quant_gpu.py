@@ -1,4 +1,4 @@
-"""Quantized weights on a GPU: unpacked to the bits that the CPU gives, with a LoRA on them, streamed and not."""
+"""Quantized weights on a GPU: unpacked to the same bits as on the CPU, with a LoRA, with and without streaming."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG = TransformerConfig.of_size(layers=6, heads=8, head_dim=64, channels=16, 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ggml_blocks(name: str, dtype: torch.dtype) -> None:
-    """Any bytes are blocks; where a scale is no number, neither is the weight, on both sides."""
+    """Any bytes form blocks; where a scale is NaN, so is the weight, on both sides."""
     kind = BLOCK_TYPES[name]
     generator = torch.Generator().manual_seed(0)
     packed = torch.randint(0, 256, (1000 * kind.bytes_per_block,), dtype=torch.uint8, generator=generator)
@@ -40,7 +40,7 @@ def test_ggml_blocks(name: str, dtype: torch.dtype) -> None:
 
 
 def build(quantization: str) -> LTXTransformer:
-    """Quantized blocks, the rest float32."""
+    """Quantized blocks, the rest in float32."""
     torch.manual_seed(0)
     model = LTXTransformer(CONFIG).eval().requires_grad_(False)
     state = dict(model.state_dict())
@@ -51,7 +51,7 @@ def build(quantization: str) -> LTXTransformer:
 
 
 def lora(path: Path) -> WeightedLoRA:
-    """Factors, and DoRA, whose lengths are taken on the device."""
+    """Factors and DoRA, whose norms are computed on the device."""
     generator = torch.Generator().manual_seed(2)
     tensors: dict[str, Tensor] = {}
     for layer in range(CONFIG.num_layers):

@@ -1,4 +1,4 @@
-"""The transformer on a GPU: near the CPU's numbers, and the same to the last bit when its blocks are streamed."""
+"""The transformer on a GPU: close to the CPU's numbers, and bit for bit the same when its blocks are streamed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build(dtype: torch.dtype) -> LTXTransformer:
 
 @torch.no_grad()
 def denoise(model: LTXTransformer, device: torch.device, tokens: int = 256, steps: int = 3) -> list[Tensor]:
-    """Guided steps, each from the same latent."""
+    """Guided steps, all from the same latent."""
     generator = torch.Generator().manual_seed(1)
     x, positions = torch.randn(1, tokens, 16, generator=generator), torch.rand(1, 3, tokens, generator=generator) * 100
     texts = [torch.randn(n, 32, generator=generator) for n in (3, 7)]
@@ -43,7 +43,7 @@ def denoise(model: LTXTransformer, device: torch.device, tokens: int = 256, step
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gpu_equals_cpu(dtype: torch.dtype, rounding_bound: Callable[..., float]) -> None:
-    """In float32 on the CPU, whatever the dtype on the GPU, with the same weights."""
+    """Against the same weights in float32 on the CPU, whatever the dtype on the GPU."""
     model = build(dtype)
     bound = 1e-3
     if dtype == torch.bfloat16:

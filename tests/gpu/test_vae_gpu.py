@@ -1,4 +1,4 @@
-"""The VAE on a GPU: near the CPU's numbers, the same in pieces and in tiles, and back on the CPU afterwards."""
+"""The VAE on a GPU: close to the CPU's numbers, the same in pieces and in tiles, and back on the CPU afterwards."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_decode(vae: VideoVAE, rms: Callable[..., float], rounding_bound: Callab
     bound = rounding_bound(lambda: shapes.decode(latent, level, generator=generator), torch.bfloat16)
     for tiling in (Tiling(), Tiling(frames=1000), Tiling(frames=1)):
         assert rms(frames_of(vae, "cuda", tiling=tiling), on_cpu) <= bound
-    # A tile sees less of its surroundings than the whole picture: that much more, half the bound at most.
+    # A tile sees less of its surroundings than the whole picture does, which adds at most half the bound.
     assert rms(frames_of(vae, "cuda", tiling=Tiling(width=12)), on_cpu) <= 1.5 * bound
 
 
@@ -86,5 +86,5 @@ def test_memory_stays_near_the_estimate(vae: VideoVAE) -> None:
     for _ in vae.stream_decode(latent, timestep, noise=noise):
         pass
     peak = torch.cuda.max_memory_allocated() - before
-    # cuDNN's workspace comes on top of what is counted; it takes what it finds useful, up to some hundred MB.
+    # cuDNN's workspace is not counted; its size is cuDNN's choice, up to some hundred MB.
     assert peak <= decode_bytes(vae.config, shape, itemsize=2) + 512 * 2**20

@@ -21,7 +21,7 @@ STEPS = {"First schedule.steps": 2, "Second schedule.steps": 2}
 
 @pytest.fixture
 def demo(repository: Path) -> dict[str, Any]:
-    """The demo graph, smaller: a picture of 64x64, 9 frames, two steps in each pass."""
+    """The demo graph, reduced: a picture of 64x64, 9 frames, two steps in each pass."""
     prompt = json.loads((repository / "workflows/api/demo-two-stage.json").read_text())
     for node in prompt.values():
         if node["class_type"] == "LTXKitEmptyLatent":
@@ -61,7 +61,7 @@ def test_the_demo_makes_the_clip_that_was_asked_for(
     clip = media.read_video(file)
     assert clip.frames.shape == (8, 96, 90, 3)
     assert clip.fps == 25
-    assert media.read_metadata(file)["prompt"] == demo  # ComfyUI opens the graph from this
+    assert media.read_metadata(file)["prompt"] == demo  # from which ComfyUI opens the graph
     assert set(result.executed) == set(demo)
     assert any("60x64, 8 frames: made as 64x64, 9 frames" in text for text in said)
 
@@ -71,7 +71,7 @@ def test_only_what_changed_runs_again(runner: Runner, demo: dict[str, Any]):
     again = runner.run(json.loads(json.dumps(demo)))
     assert again.executed == ()
     assert set(again.cached) == set(demo)
-    assert again.ui  # the output nodes still say what they saved
+    assert again.ui  # the output nodes still report the saved files
 
     demo[titled(demo, "Scale")]["inputs"]["width"] = 60
     changed = runner.run(demo)

@@ -1,4 +1,4 @@
-"""A real ComfyUI server for tests, and what is needed to talk to it: prompts, events, previews."""
+"""A real ComfyUI server for tests, and a client for it: prompts, events, previews."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PREVIEW, TEXT = 1, 3  # binary event types, protocol.py
 
 @dataclass(frozen=True)
 class ComfyUI:
-    """A checkout with an environment of its own."""
+    """A checkout with its own environment."""
 
     root: Path
     python: Path
@@ -50,7 +50,7 @@ class ComfyUI:
 
 
 def find_comfyui(variable: str, folder: str) -> ComfyUI | str:
-    """The checkout that an environment variable names, else the one in `~/comfy`; or why there is none."""
+    """The checkout named by an environment variable, else the one in `~/comfy`; or the reason why both are missing."""
     root = Path(os.environ.get(variable) or Path.home() / "comfy" / folder).expanduser()
     python = root / ".venv" / "bin" / "python"
     if not (root / "main.py").is_file():
@@ -61,7 +61,7 @@ def find_comfyui(variable: str, folder: str) -> ComfyUI | str:
 
 
 def make_base(folder: Path, models: Path, pack: Path, *, others: dict[str, str] | None = None) -> Path:
-    """A base directory: this pack as `custom_nodes/ltxkit`, further one-file packs, and the models."""
+    """A base directory: this pack as `custom_nodes/ltxkit`, more packs of one file each, and the models."""
     for name in ("custom_nodes", "input", "output", "temp", "user"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "models").symlink_to(models)
@@ -74,7 +74,7 @@ def make_base(folder: Path, models: Path, pack: Path, *, others: dict[str, str] 
 
 @dataclass
 class Events:
-    """What a client was told about one prompt."""
+    """The events that a client received about a prompt."""
 
     prompt_id: str
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -86,12 +86,12 @@ class Events:
 
     @property
     def executed(self) -> list[str]:
-        """Ids of the nodes that ran."""
+        """The ids of the nodes that ran."""
         return [data["node"] for data in self.of("executing") if data["node"] is not None]
 
     @property
     def error(self) -> str:
-        """What went wrong while it ran, or "" if nothing did."""
+        """The error of the run, or "" without an error."""
         return "\n".join(f"{data['node_type']}: {data['exception_message']}" for data in self.of("execution_error"))
 
     @property
@@ -121,7 +121,7 @@ class Server:
         return answer.status_code, answer.json()
 
     def run(self, prompt: dict[str, Any], *, interrupt_at: int | None = None, timeout: float = 120) -> Events:
-        """Run a prompt to its end and collect what is said about it.
+        """Run a prompt to its end and collect its events.
 
         interrupt_at: press Cancel when a node reports this step of its progress.
         """
@@ -152,7 +152,7 @@ class Server:
         return self.get(f"/history/{events.prompt_id}")[events.prompt_id]
 
     def files(self, events: Events) -> list[Path]:
-        """What the output nodes of a prompt saved."""
+        """The files that the output nodes of a prompt saved."""
         outputs = self.history(events)["outputs"].values()
         entries = [entry for output in outputs for entry in (*output.get("images", ()), *output.get("latents", ()))]
         return [self.base / entry["type"] / entry["subfolder"] / entry["filename"] for entry in entries]
@@ -160,7 +160,7 @@ class Server:
 
 @contextmanager
 def serve(comfy: ComfyUI, base: Path, *flags: str, packs: tuple[str, ...] = ("ltxkit",)) -> Iterator[Server]:
-    """Start ComfyUI on the CPU and a free port; it is ended whatever happens."""
+    """Start ComfyUI on the CPU and a free port; stop it whatever happens."""
     port = _free_port()
     log = base / "server.log"
     command = [str(comfy.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
@@ -207,7 +207,7 @@ def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    """In the child: be killed when the test run is, however that ends (prctl PR_SET_PDEATHSIG)."""
+    """In the child: die with the test run, however that ends (prctl PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -229,7 +229,7 @@ def _binary(events: Events, payload: bytes) -> None:
 
 @contextmanager
 def _websocket(address: str, client: str) -> Iterator[Iterator[tuple[int, bytes]]]:
-    """The frames (opcode, payload) that a server sends; just enough of RFC 6455 for one that never fragments."""
+    """The frames (opcode, payload) from a server; just enough of RFC 6455 for a server that never fragments them."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=120) as connection:
         key = base64.b64encode(secrets.token_bytes(16)).decode()

@@ -1,12 +1,13 @@
-"""Tests against what surrounds the pack: the real front end in a browser, and real ComfyUI servers.
+"""Tests against the surroundings of the pack: the real front end in a browser, and real ComfyUI servers.
 
-Each is skipped, with the reason, where there is none. A ComfyUI for them is a checkout with an environment of its own:
+Where a browser or server is missing, its tests are skipped with the reason. ComfyUI is a checkout with its own
+environment:
 
     git clone <ComfyUI, tag v0.3.64> ~/comfy/ComfyUI   (or elsewhere, named by COMFYUI_PATH)
     cd ~/comfy/ComfyUI && python -m venv .venv && .venv/bin/pip install -r requirements.txt requests
 
 and likewise v0.8.0 in ~/comfy/ComfyUI-next (COMFYUI_NEXT_PATH). torchaudio must fit torch, or be absent: transformers
-imports it, and one that does not fit raises.
+imports it, and a torchaudio that does not fit raises.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # for the modules beside this one; not the repository root
+sys.path.append(str(Path(__file__).parent))  # for the modules of this folder; not the repository root
 
 from comfy_client import ComfyUI, Server, find_comfyui, make_base, serve
 
-MODEL_NAMES = {  # names in the shipped workflows, and the tiny family that stands in for them
+MODEL_NAMES = {  # file names in the shipped workflows, and the tiny family that stands in for each
     "ltxv-2b-0.9.8-distilled.safetensors": "2b",
     "ltxv-13b-0.9.7-dev.safetensors": "13b",
     "ltxv-13b-0.9.7-distilled.safetensors": "13b",
@@ -36,7 +37,7 @@ UPSCALER_NAMES = ("ltxv-spatial-upscaler-0.9.7.safetensors", "ltxv-spatial-upsca
 
 @pytest.fixture(scope="session")
 def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `models` folder in which every name that the shipped workflows use is a tiny file."""
+    """A `models` folder with a tiny file for every name in the shipped workflows."""
     folder = tmp_path_factory.mktemp("models")
     for name, family in MODEL_NAMES.items():
         _copy(tiny_models(family) / "checkpoints/ltxv-tiny.safetensors", folder / "checkpoints" / name)
@@ -58,7 +59,7 @@ def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.Tem
 
 
 def _write_lora(path: Path) -> None:
-    """For the tiny 13B, with the targets and names of the released IC-LoRAs: rank 8, attention and feed-forward."""
+    """A LoRA for the tiny 13B, with targets and names as in the released IC-LoRAs: rank 8, attention, feed-forward."""
     import torch
     from safetensors.torch import save_file
 
@@ -83,7 +84,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def fill_inputs(repository: Path) -> Callable[[Path], None]:
-    """fill_inputs(folder): the picture and the clip that the shipped workflows load."""
+    """fill_inputs(folder): write the picture and the clip that the shipped workflows load."""
 
     def fill(folder: Path) -> None:
         from fractions import Fraction
@@ -109,7 +110,7 @@ def fill_inputs(repository: Path) -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """small(prompt): the same graph at a size that a test can afford."""
+    """small(prompt): the same graph at a size affordable for a test."""
 
     def shrink(prompt: dict[str, Any]) -> dict[str, Any]:
         for node in prompt.values():
@@ -139,13 +140,13 @@ def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 @pytest.fixture
 def workflow(repository: Path, small: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
-    """workflow(name): a shipped API workflow, made small."""
+    """workflow(name): a shipped API workflow, reduced by `small`."""
     return lambda name: small(json.loads((repository / f"workflows/api/{name}.json").read_text()))
 
 
 @pytest.fixture(scope="session")
 def made_size() -> Callable[[str], tuple[int, int, int]]:
-    """made_size(name): frames, height and width of the video that the workflow makes, made small."""
+    """made_size(name): frames, height and width of the video from the reduced workflow."""
     clip = (21, 64, 96)  # of the file that the graphs load
     sizes = {"video-to-video-2b": clip, "inpaint-2b": clip, "long-2b": (41, 64, 60), "two-stage-simple": (9, 96, 96)}
     scaled = ("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage", "demo-text", "demo-first-frame")
@@ -181,7 +182,7 @@ def server(
     repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A running ComfyUI 0.3.64 with this pack, the helper pack and a folder of more models, shared by all tests."""
+    """A running ComfyUI 0.3.64 with this pack, the helper pack and an extra models folder, shared by all tests."""
     helper = (Path(__file__).parent / "helper_pack.py").read_text()
     base = make_base(tmp_path_factory.mktemp("comfy"), models_folder, repository, others={"helper": helper})
     fill_inputs(base / "input")

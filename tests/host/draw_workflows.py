@@ -1,11 +1,11 @@
-"""Write everything that follows from the graphs in `workflows/`: API files, thumbnails, and pictures for the documents.
+"""Write the files derived from the graphs in `workflows/`: API files, thumbnails, and pictures for the documents.
 
     .venv/bin/python tests/host/draw_workflows.py [name ...]
 
-After a change of a graph, or of a node's widgets. The graphs themselves are edited by hand, or in ComfyUI.
+Run it after a change to a graph or to a node's widgets. The graphs themselves are edited by hand or in ComfyUI.
 
-What is drawn again without a change changes no byte: files are written only where a graph, or a pixel, differs. Pixels
-are the browser's: another Chromium, or other fonts, draw every picture anew.
+Without a change, no byte of the files changes: a file is written only if a graph or a pixel differs. The browser draws
+the pixels: another Chromium, or other fonts, change every picture.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 ROOT = Path(__file__).parents[2]
-SCALE, MARGIN = 0.8, 24  # of the picture, and pixels around the graph
+SCALE, MARGIN = 0.8, 24  # scale of the picture, and pixels around the graph
 TITLE = 30  # height of a node's title bar
 THUMBNAIL = (960, 540)
 
@@ -65,7 +65,7 @@ GRAPH_ALONE = """
 
 
 def draw(page: Page, name: str, target: Path = ROOT) -> None:
-    """Write what follows from a graph into `target`, where the checkout's folders are."""
+    """Write the files derived from a graph into `target`, which has the folders of a checkout."""
     graph: dict[str, Any] = json.loads((ROOT / f"workflows/{name}.json").read_text())
     found = page.evaluate(LOAD, [graph, SCALE, MARGIN, TITLE])
     width, height = found["size"]
@@ -83,20 +83,20 @@ def draw(page: Page, name: str, target: Path = ROOT) -> None:
 
 
 def show_graphs_alone(page: Page) -> None:
-    """Hide everything of the front end but the canvas."""
+    """Hide everything in the front end except the canvas."""
     page.add_style_tag(content=GRAPH_ALONE)
     page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
     page.wait_for_timeout(1000)
 
 
 def _write_prompt(path: Path, prompt: dict[str, Any]) -> None:
-    """The order in which the front end names nodes and inputs means nothing, and is kept while it names the same."""
+    """Keep the old file if only the order of nodes and inputs differs, which has no meaning."""
     if not path.exists() or json.loads(path.read_text()) != prompt:
         path.write_text(json.dumps(prompt, indent=2) + "\n")
 
 
 def _shows(path: Path, picture: Image.Image) -> bool:
-    """Whether the file has these pixels. Its bytes depend on the version of the PNG library too."""
+    """Whether the file has these pixels. Its bytes also depend on the version of the PNG library."""
     if not path.exists():
         return False
     with Image.open(path) as before:
@@ -104,7 +104,7 @@ def _shows(path: Path, picture: Image.Image) -> bool:
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:
-    """Small, in the middle of a canvas of its own background."""
+    """The picture, reduced and centred on a canvas in its own background colour."""
     small = Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))
     fitted = picture.copy()
     fitted.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)

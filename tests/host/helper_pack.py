@@ -13,7 +13,7 @@ import torch
 
 
 class SaveTensor:
-    """Writes what arrives, an IMAGE or the samples of a LATENT, as float32."""
+    """Writes its input, an IMAGE or the samples of a LATENT, as float32."""
 
     RETURN_TYPES = ()
     FUNCTION = "save"
@@ -34,7 +34,7 @@ class SaveTensor:
 
 
 class AsCLIPTextEncode:
-    """The same embedding as CLIP Text Encode leaves it: longer padding with something in it, no frame rate."""
+    """The same embedding as from CLIP Text Encode: longer padding, not empty, and no frame rate."""
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "convert"
@@ -53,7 +53,7 @@ class AsCLIPTextEncode:
 
 
 class Anything:
-    """An output of type `*`, which ComfyUI lets into every input."""
+    """An output of type `*`, which ComfyUI accepts for every input."""
 
     RETURN_TYPES = ("*",)
     FUNCTION = "give"
@@ -67,7 +67,7 @@ class Anything:
 
 
 class NativeModels:
-    """ComfyUI's own MODEL and VAE of a tiny file; its VAE reads no width from the file, so it is told here."""
+    """ComfyUI's own MODEL and VAE of a tiny file. Its VAE does not read the width from the file, so set it here."""
 
     RETURN_TYPES = ("MODEL", "VAE")
     FUNCTION = "load"

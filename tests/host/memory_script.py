@@ -1,8 +1,8 @@
-"""Run by ComfyUI's interpreter, in one process: two models on a device that holds one, in several VRAM modes.
+"""Runs in a single process of ComfyUI's interpreter: two models on a device that holds one, in several VRAM modes.
 
-The second device is fake: `cpu:0`, which is not equal to `cpu`, so that everything moves and nothing needs a card.
-Prints one JSON line of findings per mode. Arguments: ComfyUI's folder, the pack, the models folder, the
-modes, each as NAME, NAME/share of a model that fits, or NAME/share/blocks that are asked to stay.
+The second device is a fake, `cpu:0`: it is not equal to `cpu`, so everything moves, without a graphics card. The script
+prints its findings as one line of JSON per mode. Arguments: ComfyUI's folder, the pack, the models folder, the modes,
+each as NAME, NAME/share of a model that fits, or NAME/share/number of blocks requested to stay.
 """
 
 # ruff: noqa: E402, T201
@@ -19,7 +19,7 @@ sys.path.insert(0, comfy_root)
 
 from comfy.cli_args import args
 
-args.cpu = True  # or importing the next one would look for a driver
+args.cpu = True  # otherwise the next import would look for a driver
 
 import folder_paths
 import torch
@@ -43,7 +43,7 @@ CPU, DEVICE = torch.device("cpu"), torch.device("cpu", 0)
 
 
 def live_bytes():
-    """Of all tensors there are, by storage."""
+    """Bytes of all live tensors, by storage."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
@@ -74,7 +74,7 @@ def pointers(module):
 
 
 def fake_card(capacity):
-    """From here on there is a card with so many bytes."""
+    """From here on the fake card has this many bytes."""
 
     def free(device=None, torch_free_too=False):
         loaded = sum(one.model_loaded_memory() for one in mm.current_loaded_models if one.device == DEVICE)
@@ -89,7 +89,7 @@ def fake_card(capacity):
 
 
 def findings(mode, share, blocks, expected, expected_frames, expected_text):
-    """share: of the larger model, that fits on the card beside the work."""
+    """share: the part of the larger model that fits on the card in addition to the working memory."""
     encoder = load_text_encoder(blocks)
     models, vae = [], None
     for name in NAMES:

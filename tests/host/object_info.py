@@ -1,4 +1,4 @@
-"""The node classes, described as a ComfyUI server describes them: for the front end, and to compare with a server."""
+"""Describes node classes as a ComfyUI server does: for the front end, and for a comparison with a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ltxkit.nodes import NODE_DISPLAY_NAME_MAPPINGS
 
-# ComfyUI's NODE_DISPLAY_NAME_MAPPINGS for these; what is not here is shown under its id.
+# ComfyUI's NODE_DISPLAY_NAME_MAPPINGS for these nodes; other nodes are shown under their ids.
 CORE_DISPLAY_NAMES = {
     "CreateVideo": "Create Video",
     "GetVideoComponents": "Get Video Components",
@@ -23,7 +23,7 @@ CORE_DISPLAY_NAMES = {
 
 
 def object_info(classes: Mapping[str, type]) -> dict[str, Any]:
-    """What `GET /object_info` of a ComfyUI server says about these classes (server.py `node_info`)."""
+    """The answer of a ComfyUI server to `GET /object_info` for these classes (server.py `node_info`)."""
     titles = {**CORE_DISPLAY_NAMES, **NODE_DISPLAY_NAME_MAPPINGS}
     return {name: _node_info(name, node_class, titles.get(name, name)) for name, node_class in classes.items()}
 

@@ -1,7 +1,7 @@
-"""A stand-in for ComfyUI's server: enough of it for the real front end to load a graph and convert it.
+"""A stand-in for ComfyUI's server, sufficient for the real front end to load and convert a graph.
 
-It serves the files of `comfyui-frontend-package` and answers the few requests that the front end starts with.
-`/object_info` is what the caller passes in.
+It serves the files of `comfyui-frontend-package` and answers the few requests that the front end sends on start.
+The caller passes in the answer to `/object_info`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingModelsWarning": False,
     "Comfy.Workflow.ShowMissingNodesWarning": False,  # the front end opens with a graph of core nodes
 }
-# The front end looks these up as soon as it sees an input called `vae_name`, and fails without them.
+# The front end looks these up as soon as it finds an input named `vae_name`, and fails without them.
 CORE_LOADERS = (
     "CheckpointLoaderSimple",
     "ImageOnlyCheckpointLoader",
@@ -80,7 +80,7 @@ def _empty_node(name: str) -> dict[str, Any]:
 
 @contextmanager
 def stub_server(object_info: dict[str, Any]) -> Iterator[str]:
-    """Serve on a free loopback port while the block runs; yields the address."""
+    """Serve on a free loopback port during the `with` block; yields the address."""
     import comfyui_frontend_package
 
     answers = {

@@ -30,7 +30,7 @@ def test_it_loads_without_a_word(server: Server):
 
 
 def test_importing_it_imports_nothing_heavy(comfyui: ComfyUI, repository: Path):
-    # As ComfyUI's load_custom_node does it, in a process that has nothing but torch.
+    # Like ComfyUI's load_custom_node, in a process that has imported only torch.
     done = comfyui.run(f"""
 import importlib.util, torch, folder_paths
 path = {str(repository)!r}
@@ -47,7 +47,7 @@ print(*sys.modules[path + ".nodes.host"].host().tokenizers())
     frozen = json.loads((repository / "tests/data/nodes.json").read_text())
     summary, tokenizers = done.stdout.splitlines()
     assert summary == f"{len(frozen)} []", done.stdout + done.stderr
-    # ComfyUI brings a tokenizer for T5, so that t5xxl_fp16.safetensors needs no other file.
+    # ComfyUI includes a tokenizer for T5, so t5xxl_fp16.safetensors needs no other file.
     assert tokenizers.split()[0] == str(comfyui.root / "comfy/text_encoders/t5_tokenizer/tokenizer.json")
 
 
@@ -75,12 +75,12 @@ def test_the_server_describes_our_nodes_as_we_do(
     for name in frozen:
         assert theirs[name]["python_module"] == "custom_nodes.ltxkit"
         assert {**theirs[name], "python_module": "nodes"} == ours[name]
-    for name in set(ours) - set(frozen):  # stand-ins for core nodes: the same but for the core's words
+    for name in set(ours) - set(frozen):  # stand-ins for core nodes: the same except for the core's texts
         assert shape_of(ours[name]) == shape_of(theirs[name]), name
 
 
 def shape_of(info: dict[str, Any]) -> Any:
-    """Inputs and outputs without descriptions, and without what only the core offers."""
+    """Inputs and outputs without descriptions and without options that only the core offers."""
     inputs = []
     for group in ("required", "optional", "hidden"):
         for key, spec in info["input"].get(group, {}).items():
@@ -146,7 +146,7 @@ def test_every_workflow_runs(
 
 @pytest.mark.parametrize("name", ["demo-text", "demo-first-frame", "demo-two-stage"])
 def test_a_demo_graph_makes_what_it_says(server: Server, repository: Path, name: str):
-    """As shipped, at its own size and steps, on the bundled model: a three that moves to the left."""
+    """As shipped, with its own size and steps, on the bundled model: a three that moves to the left."""
     import torch
 
     from ltxkit.ltx_core import media
@@ -178,7 +178,7 @@ def test_a_model_with_another_latent_grid_runs_and_has_a_preview(server: Server,
     prompt[node["LTXKitEmptyLatent"]]["inputs"].update(model=[node["LTXKitLoadModel"], 0], width=64, frames=9)
     events = server.run(prompt)
     assert events.error == ""
-    assert events.previews  # its 16 channels are none that ComfyUI has colours for
+    assert events.previews  # ComfyUI has no colours for its 16 channels
     (file,) = server.files(events)
     assert media.read_video(file).frames.shape == (9, 64, 64, 3)
 
@@ -189,7 +189,7 @@ def test_what_a_node_has_to_say_stands_on_it(server: Server, workflow: Callable[
     prompt[node["LTXKitEmptyLatent"]]["inputs"]["frames"] = 10
     said = dict(server.run(prompt).texts)
     assert "60x64, 10 frames: made as 64x64, 17 frames" in said[node["LTXKitEmptyLatent"]]
-    lines = said[node["LTXKitSampleVideo"]].splitlines()  # all that it said, the last time it said something
+    lines = said[node["LTXKitSampleVideo"]].splitlines()  # its last text, which holds all its messages
     assert lines.count("Sampling as 2b-0.9.8-distilled.") == 1
     assert len(lines) == len(set(lines)) > 1
 
@@ -262,7 +262,7 @@ def test_a_broken_module_shows_its_traceback_and_harms_nobody(comfyui: ComfyUI, 
     shutil.copytree(repository / "nodes", ours / "nodes", ignore=shutil.ignore_patterns("__pycache__"))
     (ours / "ltx_core").symlink_to(repository / "ltx_core")
     shutil.copy(repository / "__init__.py", ours)
-    # An AttributeError is the kind that ComfyUI would take for "this pack has no nodes".
+    # ComfyUI would read an AttributeError as "this pack has no nodes".
     with (ours / "nodes/text.py").open("a") as source:
         source.write("\nimport math\nmath.this_was_removed\n")
     (packs / "other").mkdir()
@@ -331,7 +331,7 @@ def test_the_stand_ins_do_what_the_core_does(server: Server):
     import numpy as np
     import torch
 
-    # Grey, alpha, a palette with a transparent colour, and a side that does not divide.
+    # Grey, alpha, a palette with a transparent colour, and an indivisible side.
     from PIL import Image
 
     from ltxkit.headless.host import PlainHost

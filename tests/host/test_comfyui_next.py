@@ -1,4 +1,4 @@
-"""The pack in a later ComfyUI, 0.8.0: nothing has to change."""
+"""The pack works unchanged in a later ComfyUI, 0.8.0."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_loads_and_describes_our_nodes_as_we_do(
         described = object_info(NODE_CLASS_MAPPINGS)
     for name, info in described.items():
         assert theirs[name]["python_module"] == "custom_nodes.ltxkit"
-        known = {key: theirs[name][key] for key in info}  # later versions say more
+        known = {key: theirs[name][key] for key in info}  # later versions report more
         assert {**known, "python_module": "nodes"} == info
 
 

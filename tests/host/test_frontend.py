@@ -1,4 +1,4 @@
-"""Every shipped graph in the real front end: converted to API format it is our API file, and it is laid out well."""
+"""Every shipped graph in the real front end: it converts to our API file, and its layout is tidy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows").glob("*.json"))
-MOST_NODES = {"t2v-2b": 10, "i2v-2b": 12, "ic-lora-13b": 14}  # notes not counted; every other graph may have 20
+MOST_NODES = {"t2v-2b": 10, "i2v-2b": 12, "ic-lora-13b": 14}  # without notes; every other graph may have 20
 NOTES = ("Note", "MarkdownNote")
 FLAGS = [
     "--no-sandbox",
@@ -34,7 +34,7 @@ FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 def page(
     models_folder: Path, fill_inputs: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Page]:
-    """The front end with our nodes, ready."""
+    """The front end, loaded with our nodes."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
@@ -112,7 +112,7 @@ def test_a_graph_is_small_explained_and_needs_no_other_pack(repository: Path, na
 
 
 def test_drawing_a_graph_again_changes_no_byte(page: Page, tmp_path: Path):
-    """Twice in this browser, whose fonts may be others than those of the shipped pictures."""
+    """Draws twice in this browser, whose fonts may differ from those in the shipped pictures."""
     from draw_workflows import draw, show_graphs_alone
 
     for folder in ("workflows/api", "docs/workflows"):

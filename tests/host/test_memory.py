@@ -1,4 +1,4 @@
-"""ComfyUI's memory management and ours: two models on a device that holds one, then nothing left behind."""
+"""ComfyUI's memory management and ours: two models on a device that holds one, which is empty afterwards."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def findings(comfyui: ComfyUI, repository: Path, models: Path, *modes: str) -> l
 
 
 def check(found: dict[str, Any], *, streamed: bool) -> None:
-    assert found["equal"] == [True] * 5  # text, two models and the first again, decoded frames
+    assert found["equal"] == [True] * 5  # text, two models and the first again, decoding
     after_first, after_second, after_first_again, at_the_end = found["away"]
-    if streamed:  # blocks come one by one, and all is gone after every run
+    if streamed:  # blocks arrive one by one, and none remain after a run
         assert after_first == after_second == after_first_again == [True, True]
-    else:  # the card holds one of them: the other has left, as a whole
+    else:  # the card holds one model: the other has left completely
         assert after_first == after_first_again == [False, True]
         assert after_second == [True, False]
     assert at_the_end == [True, True]

@@ -1,4 +1,4 @@
-"""Our nodes between ComfyUI's own, in a real server: where the meaning is the same, so is the result.
+"""Our nodes among ComfyUI's own, in a real server: the same meaning gives the same result.
 
 ComfyUI loads the same tiny checkpoint with its own LTXV model and VAE, so both sides compute with the same weights.
 """
@@ -22,7 +22,7 @@ def node(class_name: str, /, **inputs: Any) -> dict[str, Any]:
 
 
 def common(checkpoint: str = "ltxv-tiny.safetensors") -> Graph:
-    """Both models of one file, a prompt, a schedule, and everything that native sampling needs."""
+    """Both models from one file, a prompt, a schedule, and the other inputs of native sampling."""
     return {
         "model": node(
             "LTXKitLoadModel", model_name=checkpoint, vae_name="in the model file", dtype="fp32", version="2b-0.9.5"

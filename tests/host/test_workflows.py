@@ -1,4 +1,4 @@
-"""Every shipped graph without ComfyUI, on tiny models: it runs, and makes a video of the size that it asks for."""
+"""Every shipped graph runs without ComfyUI, on tiny models, and makes a video of the requested size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text encoder against transformers' own T5, from the same files."""
+"""The text encoder against T5 in transformers, from the same files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CPU = Host(place)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete T5 v1.1 folder as the hub has them, tiny and random, written by transformers."""
+    """A complete T5 v1.1 folder as on the hub, tiny and random, written by transformers."""
     path = tmp_path_factory.mktemp("t5")
     text = [*PROMPTS, "a quick brown fox jumps over the lazy dog", "word 0 1 2 3 4 5 6 7 8 9"]
     sentencepiece.SentencePieceTrainer.train(
@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference(folder: Path, prompt: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The official way: padded to 256 with a mask; real tokens only are given back, (l, c)."""
+    """The official encoding: padded to 256 with a mask. Returns the real tokens only, (l, c)."""
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder, extra_ids=0)
     model = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
     inputs = tokenizer(prompt.strip(), padding="max_length", max_length=256, truncation=True, return_tensors="pt")
@@ -78,7 +78,7 @@ def reference(folder: Path, prompt: str, dtype: torch.dtype = torch.float32) -> 
 
 
 def single_file(folder: Path, path: Path, *names: str, dtype: torch.dtype = torch.float32) -> Path:
-    """One safetensors file as ComfyUI users have, the embedding under the given names."""
+    """A single safetensors file, as ComfyUI users have it, with the embedding under the given names."""
     tensors = load_file(folder / "model.safetensors")
     embedding = tensors.pop("shared.weight")
     tensors |= {name: embedding.clone() for name in names}
@@ -97,7 +97,7 @@ def test_trimmed_encoding_equals_transformers_padded_and_masked(
     (encoded,) = encode_prompts(load_text_encoder(folder), [prompt], host=CPU)
     assert encoded.mask is not None
     assert encoded.mask.tolist() == [[1] * len(expected)]
-    assert not encoded.mask.is_floating_point()  # ComfyUI takes a float mask for an additive bias
+    assert not encoded.mask.is_floating_point()  # ComfyUI reads a float mask as an additive bias
     assert relative(encoded.embeddings[0], expected) <= 1e-5
 
 
@@ -174,7 +174,7 @@ def test_what_no_shape_shows_comes_from_config_json(
 def test_half_precision_equals_transformers(
     folder: Path, dtype: torch.dtype, rounding_bound: Callable[..., float]
 ) -> None:
-    """Computed in float64 from the same rounded weights; errors are 48 % (bfloat16) and 36 % of their bounds."""
+    """Against float64 with the same rounded weights; errors are 48 % (bfloat16) and 36 % of their bounds."""
     encoder = load_text_encoder(folder, dtype=dtype)
     own = {name: parameter.dtype for name, parameter in encoder.model.named_parameters()}
     theirs = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
@@ -286,7 +286,7 @@ def test_search_order_of_the_tokenizer(
     repository = tmp_path / "hub" / "models--Lightricks--LTX-Video"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
-    # From the last place to the first: every new file must win over all that are there already.
+    # From the last place to the first: each new file must take precedence over all existing ones.
     for place in (
         repository / "snapshots" / "abc" / "tokenizer" / "spiece.model",
         tmp_path / "host" / "tokenizer.json",

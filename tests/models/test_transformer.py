@@ -1,4 +1,4 @@
-"""What the transformer promises about shared work: the same numbers as the naive form, for less of it."""
+"""Shared work in the transformer: the same numbers as the naive computation, for less work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model() -> LTXTransformer:
 
 
 class Inputs:
-    """One set of inputs for any batch; sample i is the same whatever the batch."""
+    """Inputs for any batch size; sample i does not depend on the batch size."""
 
     def __init__(self, batch: int = 1, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(3)
@@ -51,7 +51,7 @@ def run(model: LTXTransformer, given: Inputs, *branches: Branch, sigma: Tensor |
 
 
 class Counted:
-    """Tokens that went through each kind of Linear while it was open."""
+    """Counts the tokens that pass through each kind of Linear in a `with` block."""
 
     def __init__(self, model: LTXTransformer) -> None:
         self.model, self.rows, self.handles = model, Counter(), []
@@ -122,7 +122,7 @@ def test_any_number_of_branches_in_any_order(model: LTXTransformer, relative: Ca
 
 
 def test_branches_that_are_equal_so_far_are_one(model: LTXTransformer) -> None:
-    """Bit for bit: with an empty skip list, and where the mode differs but nothing is skipped."""
+    """Bit for bit, with an empty skip list, and with a different mode that skips nothing."""
     given = Inputs()
     text = model.prepare_text(given.positive)
     one, two, three = run(model, given, Branch(text), Branch(text, mode="attention_skip"), Branch(text, frozenset()))
@@ -134,11 +134,11 @@ def test_branches_that_are_equal_so_far_are_one(model: LTXTransformer) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_work_before_the_fork_is_done_once(model: LTXTransformer, mode: str) -> None:
-    """Blocks 0 and 1 see two lanes, block 2 is the perturbed one, block 3 sees three lanes."""
+    """Blocks 0 and 1 get two lanes, block 2 is perturbed, block 3 gets three lanes."""
     given = Inputs()
     positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
     branches = (Branch(negative), Branch(positive), Branch(positive, frozenset({2}), mode))
-    run(model, given, *branches)  # text keys and values are there now
+    run(model, given, *branches)  # fills the cache of text keys and values
     with Counted(model) as rows:
         run(model, given, *branches)
     left_out = mode == "transformer_block"
@@ -147,7 +147,7 @@ def test_work_before_the_fork_is_done_once(model: LTXTransformer, mode: str) -> 
         "patchify_proj": 1,
         "attn1.to_q": attended,
         "attn1.to_k": attended,
-        "attn1.to_v": attended,  # also with attention_values: V of the positive lane serves both
+        "attn1.to_v": attended,  # even with attention_values: V of the positive lane serves both
         "attn1.to_out": read,
         "attn2.to_q": read,
         "attn2.to_out": read,
@@ -177,7 +177,7 @@ def test_a_second_skipped_block_computes_no_attention(model: LTXTransformer, mod
 
 
 def test_a_run_is_planned_once(model: LTXTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anew only where the branches differ in more than their texts' contents."""
+    """A new plan only when the branches differ in more than the contents of their texts."""
     planned: list[BranchStructure] = []
 
     def plan(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
@@ -219,7 +219,7 @@ def test_prepared_keys_and_values_equal_fresh_ones(model: LTXTransformer) -> Non
 def test_trimmed_text_equals_masked_text(
     model: LTXTransformer, monkeypatch: pytest.MonkeyPatch, relative: Callable[..., float]
 ) -> None:
-    """Against our own model with padded text and the official -10000 bias on its padding."""
+    """Against our own model with padded text and the official bias of -10000 on the padding."""
     given = Inputs()
     (trimmed,) = run(model, given, Branch(model.prepare_text(given.positive)))
     padded = torch.cat([given.positive[0], torch.full((4, CAPTIONS), 2.0)])
@@ -236,7 +236,7 @@ def test_trimmed_text_equals_masked_text(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_token_text_needs_no_queries(model: LTXTransformer, mode: str, relative: Callable[..., float]) -> None:
-    """The same numbers as the token said twice, which goes the long way (two equal keys share the weight)."""
+    """The same numbers as for the token repeated, which takes the full path (two equal keys share the weight)."""
     given = Inputs(2)
     positive = model.prepare_text(given.positive)
     short = [text[:1] for text in given.negative]
@@ -311,7 +311,7 @@ def test_distinct_levels_are_embedded_once(model: LTXTransformer, relative: Call
     with Counted(model) as rows:
         (found,) = run(model, given, Branch(text), sigma=sigma)
     assert rows["adaln_single.linear"] == 3
-    # The naive form: an own value, off by less than float32 can tell, for every token.
+    # The naive form: a separate level for every token, different by less than float32 resolves.
     nudged = sigma * (1 + torch.arange(3 * TOKENS).view(3, TOKENS, 1) * 1e-7)
     with Counted(model) as rows:
         (expected,) = run(model, given, Branch(text), sigma=nudged)
@@ -326,7 +326,7 @@ def test_distinct_levels_are_embedded_once(model: LTXTransformer, relative: Call
 def test_bfloat16_weights_compute_in_float32_on_cpus_without_bfloat16(
     monkeypatch: pytest.MonkeyPatch, relative: Callable[..., float]
 ) -> None:
-    """The numbers are those of a float32 model, and the weights stay as they are stored."""
+    """The results are those of a float32 model, and the weights keep their stored dtype."""
     monkeypatch.setattr("ltxkit.ltx_core.models.linear.SLICE", 300)
     monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: torch.float32)
     torch.manual_seed(0)
@@ -355,7 +355,7 @@ def test_gradient_reaches_every_parameter_through_every_branch() -> None:
 
 
 def test_autocast_trains_float32_weights(rounding_bound: Callable[..., float]) -> None:
-    """Its result is as near to float32 as bfloat16 allows: at 14 % of the bound of 3.1 %."""
+    """The result is as close to float32 as bfloat16 allows: at 14 % of the bound of 3.1 %."""
     torch.manual_seed(1)
     model, given = LTXTransformer(CONFIG), Inputs()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The video VAE against itself: pieces against the whole clip, tiles against the whole picture, shapes, refusals."""
+"""The video VAE against itself: pieces against the whole clip, tiles against the whole picture, shapes, errors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_streamed_decode_is_the_whole_decode(vae: VideoVAE, frames: int, relativ
         assert relative(torch.cat(pieces, dim=2), whole) <= 1e-5
         assert min(piece.shape[2] for piece in pieces) >= 1
         if limit == 1 and frames == 49:
-            assert max(piece.shape[2] for piece in pieces) <= 2  # frames left as they were finished
+            assert max(piece.shape[2] for piece in pieces) <= 2  # each frame left as soon as it was finished
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_streamed_encode_is_the_whole_encode(vae: VideoVAE, frames: int, relativ
 
 
 def test_nothing_waits_for_the_end(vae: VideoVAE) -> None:
-    """The first frames leave before the last latent has been read; the first latent before the second piece."""
+    """The first frames come out before the last latent is read, and the first latent before the second piece."""
     read = 0
 
     def reading():
@@ -101,7 +101,7 @@ def test_nothing_waits_for_the_end(vae: VideoVAE) -> None:
 
     next(vae.stream_encode(reading()))
     assert read == 1
-    # Convolutions that look ahead hold frames back: some 20 of the coarse ones, see the number of layers.
+    # Convolutions that look ahead hold frames back: about 20 coarse frames, given the number of layers.
     calls = 0
 
     def count(*_: object) -> None:

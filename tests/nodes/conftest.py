@@ -1,6 +1,6 @@
-"""What tests of the nodes share: a host that remembers what was said, the tiny models, loaded parts.
+"""Shared by the tests of the nodes: a host that records messages, the tiny models, loaded parts.
 
-A module that needs other models or another host overrides the fixture of that name; the rest follow.
+A module that needs other models or another host overrides the fixture of that name; the other fixtures follow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ltxkit.nodes.text import EncodePrompt
 
 @pytest.fixture(scope="session")
 def link_models(tiny_models: Callable[..., Path]) -> Callable[[Path], Path]:
-    """link_models(folder): the tiny set as links in a new folder, to which a test may add files."""
+    """link_models(folder): links to the tiny set in a new folder, to which a test may add files."""
 
     def link(folder: Path) -> Path:
         for part in tiny_models().iterdir():
@@ -40,7 +40,7 @@ def models(link_models: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def said() -> list[str]:
-    """What the nodes have said during this test, each line as `title of the node: text`."""
+    """The messages of the nodes during this test, each as `title of the node: text`."""
     return []
 
 
@@ -59,7 +59,7 @@ def host(models: Path, said: list[str], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def loaded(host: Any) -> tuple[Any, Any]:
-    """Model and VAE, as a distilled release of one pass."""
+    """Model and VAE, loaded as a distilled release with a single pass."""
     return LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
 
 

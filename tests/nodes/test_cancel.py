@@ -1,4 +1,4 @@
-"""Cancel in every long node: what the host raises passes through, and the next run works."""
+"""Cancel in every long node: the host's exception passes through, and the next run works."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ UPSCALER = ("ltxv-tiny-spatial-upscaler.safetensors", "auto")
 
 
 class Cancelled(Exception):  # noqa: N818
-    """Like ComfyUI's InterruptProcessingException, which is an ordinary Exception."""
+    """Like ComfyUI's InterruptProcessingException, a direct subclass of Exception."""
 
 
 @pytest.fixture(scope="module")
 def runs(host: PlainHost) -> dict[str, Callable[[], Any]]:
-    """A run of a node, by the stage in which it is cancelled."""
+    """Runs of nodes, by the stage that is cancelled."""
     model, vae = LoadModel().run(*MODEL)
     (encoder,) = LoadTextEncoder().run("t5-tiny", "auto", False)
     (upscaler,) = LoadUpscaler().run(*UPSCALER)

@@ -1,4 +1,4 @@
-"""What the nodes offer beyond one pass: conditions, lists of guidance, motion and grain, temporal upscaling."""
+"""Features of the nodes beyond a single pass: conditions, guidance per step, motion and grain, upscaling in time."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ def test_compression_and_a_part_of_the_clip_are_taken_by_the_condition():
 @pytest.mark.parametrize(
     ("entries", "kept"),
     [
-        ([(1, 0), (1, 16), (1, -1)], [0]),  # keyframes: those that are not the first stand beside the clip
-        ([(17, 0)], [0, 1, 2]),  # go on from a clip
-        ([(25, -25)], [3, 4]),  # end in a clip: its first two latent frames stand beside
+        ([(1, 0), (1, 16), (1, -1)], [0]),  # keyframes: all but the first get tokens outside the clip
+        ([(17, 0)], [0, 1, 2]),  # continue a clip
+        ([(25, -25)], [3, 4]),  # end with a clip: its first two latent frames get tokens outside the clip
         ([(17, 8)], [3]),  # a clip in the middle
         ([(9, 0), (9, -9)], [0, 1]),  # from clip to clip
     ],
 )
 def test_pictures_and_clips_stand_where_they_are_put(loaded: Any, prompts: Any, entries: Any, kept: list[int]):
-    """What is kept as it is equals the encoded clip; all else depends on it and has the length that was asked for."""
+    """The kept frames equal the encoded clip; all others depend on it, and the length is the requested length."""
     shown = conditions(*((frames(count, seed=index), frame) for index, (count, frame) in enumerate(entries)))
     result = sampled(loaded, prompts, canvas(), conditions=shown)["samples"]
     again = sampled(loaded, prompts, canvas(), conditions=shown, schedule=torch.tensor([1.0, 0.8, 0.0]))["samples"]
@@ -132,8 +132,8 @@ def test_video_to_video_keeps_more_the_later_it_starts(loaded: Any, prompts: Any
 
 
 def test_a_mask_of_the_clip_fits_its_grid(loaded: Any, prompts: Any):
-    """15 frames of 44x64 are made as 17 of 64x64, the clip in the middle: column 36 becomes 46, and the second cell
-    takes the value of column 47. Of 44 columns stretched to two cells it would take that of column 33."""
+    """15 frames of 44x64 are sampled as 17 of 64x64, with the clip in the middle: column 36 becomes 46, and the second
+    cell takes the value of column 47. If 44 columns were stretched to two cells, it would take that of column 33."""
     (latent,) = EncodeVideo().run(frames(15, width=44), loaded[1], 24.0)
     mask = torch.zeros(15, 64, 44)
     mask[9:, :, 36:] = 1
@@ -152,7 +152,7 @@ def test_levels_of_the_official_script_are_an_option(loaded: Any, prompts: Any):
         sampled(loaded, prompts, canvas(9), conditions=shown, levels=levels)["samples"]
         for levels in ("own", "official")
     )
-    assert not torch.allclose(own[:, :, 0], official[:, :, 0], atol=1e-2)  # noise is left there officially
+    assert not torch.allclose(own[:, :, 0], official[:, :, 0], atol=1e-2)  # the official levels leave noise there
 
 
 def test_what_a_condition_cannot_be(loaded: Any, prompts: Any, said: list[str]):
@@ -176,7 +176,7 @@ def test_what_a_condition_cannot_be(loaded: Any, prompts: Any, said: list[str]):
 
 
 def test_lists_as_they_stand_in_the_official_yaml(said: list[str]):
-    """The defaults are the first pass of 13B dev, whatever the brackets."""
+    """The defaults equal the first pass of 13B dev, with or without brackets."""
     recipe = RELEASES["13b-0.9.8-dev"].recipe
     declared = CreateStepGuidance.INPUT_TYPES()["required"]
     values = {name: spec[1].get("default", "attention_values") for name, spec in declared.items()}
@@ -226,7 +226,7 @@ def test_what_will_run_is_said(loaded: Any, prompts: Any, said: list[str]):
     said.clear()
     sampled(loaded, prompts, canvas(9), guidance=guidance)
     assert "2 steps (steps x branches: 1 x 1, 1 x 3), 4 forwards, of which sharing saves 0.7." in "\n".join(said)
-    assert "use STG scale 0" in "\n".join(said)  # the checkpoint is a distilled one
+    assert "use STG scale 0" in "\n".join(said)  # the checkpoint is distilled
 
 
 def test_a_schedule_without_its_ends_is_drawn(said: list[str]):
@@ -265,7 +265,7 @@ def test_grain_and_tone_mapping_are_options_of_decoding(loaded: Any, prompts: An
 
 
 def test_random_sizes_come_out_as_asked(loaded: Any):
-    """Through the canvas of the nodes; the pipeline's own thousand are in tests/pipelines."""
+    """Requests through the canvas of the nodes; tests/pipelines sends a thousand through the pipeline itself."""
     draw = random.Random(0)
     for _ in range(8):
         width, height, count = draw.randint(16, 90), draw.randint(16, 90), draw.randint(1, 18)
@@ -300,7 +300,7 @@ def test_a_temporal_upscaler_doubles_the_rate_or_slows_down(loaded: Any, said: l
 def test_two_checkpoints_make_the_two_passes(
     loaded: Any, prompts: Any, tiny_models: Callable[..., Path], said: list[str]
 ):
-    """13B dev for the small pass, 2B distilled for the refining one, each with its own recipe."""
+    """13B dev for the small pass and 2B distilled for the refining pass, each with its own recipe."""
     with use_host(PlainHost(tiny_models("13b"), Path(), Path())):
         large, _ = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "13b-0.9.8-dev")
     (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
@@ -316,7 +316,7 @@ def test_two_checkpoints_make_the_two_passes(
 @pytest.mark.slow
 @pytest.mark.parametrize("condition_noise", [0.0, 0.15])
 def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts: Any, condition_noise: float):
-    """One seed, one clip: the second Sample goes on drawing where the first has stopped."""
+    """One seed, one clip: the second Sample continues the noise stream where the first stopped."""
     model, vae = loaded
     (upscaler,) = LoadUpscaler().run("ltxv-tiny-spatial-upscaler.safetensors", "auto")
     shown = conditions((frames(height=100, width=100), 0))
@@ -336,11 +336,11 @@ def test_sample_upscale_sample_makes_the_clip_of_two_stage(loaded: Any, prompts:
     large, _ = UpscaleLatent().run(small, upscaler, vae, 1.0)
     refined = one_pass(large, 1)
     assert torch.equal(refined["samples"], expected["samples"])
-    assert refined[sockets.NOISE] == expected[sockets.NOISE]  # a third pass goes on after either alike
+    assert refined[sockets.NOISE] == expected[sockets.NOISE]  # a third pass continues the same way after either
 
     other = one_pass(large, 1, seed=6)
     known_of_nothing = {key: value for key, value in large.items() if key != sockets.NOISE}
-    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # another seed starts
+    assert torch.equal(other["samples"], one_pass(known_of_nothing, 1, seed=6)["samples"])  # a new seed
     assert not torch.equal(one_pass(known_of_nothing, 1)["samples"], refined["samples"])
 
 
@@ -358,7 +358,7 @@ def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any, 
     result = sampled(loaded, guided, latent)
     with pytest.raises(ConfigError, match=r"whose last 1 frames are guides of native nodes; .* LTXVCropGuides"):
         UpscaleLatent().run(result, upscaler, loaded[1], 1.0)
-    UpscaleLatent().run(latent, upscaler, loaded[1], 0.0)  # made elsewhere: it can only be supposed
+    UpscaleLatent().run(latent, upscaler, loaded[1], 0.0)  # not from Sample: its guides can only be guessed
     assert "crop them first: LTXVCropGuides" in said[-1]
     cropped = {"samples": result["samples"][:, :, :2], "noise_mask": torch.ones(1, 1, 2, 1, 1)}  # a new dictionary
     UpscaleLatent().run(cropped, upscaler, loaded[1], 0.0)
@@ -367,7 +367,7 @@ def test_a_latent_with_native_guides_is_not_upscaled(loaded: Any, prompts: Any, 
 def test_shifted_presets_count_the_tokens_of_the_clip_alone(
     tiny_models: Callable[..., Path], prompts: Any, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ):
-    """0.9.0: the same levels with guides of native nodes behind the clip as without."""
+    """0.9.0: guides of native nodes behind the clip do not change the levels."""
     folder = tiny_models(vae="0.9.0")
     with use_host(PlainHost(folder, folder, folder, notes=said.append)):
         model, _ = LoadModel().run("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.0")
@@ -391,7 +391,7 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
 
 
 def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, prompts: Any, said: list[str]):
-    """A wide clip at 48 frames per second, one frame short of what is wanted, for a canvas of 33 frames at 24."""
+    """A wide clip at 48 frames per second, one frame too short for a canvas of 33 frames at 24."""
     clip = frames(64, 64, 96)
     (chain,) = AddReference().run(clip, 48.0, 1.0, "crop")
     without = sampled(loaded, prompts, canvas())["samples"]
@@ -407,7 +407,7 @@ def test_a_reference_is_followed_and_what_did_not_fit_is_said(loaded: Any, promp
     ):
         assert sentence in "\n".join(said)
     assert made[sockets.MOTION] == ""
-    # A clip that fits is used as it is: the same frames, taken by hand, give the same video, and nothing is said.
+    # A clip that fits is used unchanged: the same frames, selected by hand, give the same video without a message.
     said.clear()
     (by_hand,) = AddReference().run(clip[0:50:2, :, 16:80], 0.0, 1.0, "stretch")
     again = sampled(loaded, prompts, canvas(), conditions=by_hand)["samples"]
@@ -423,7 +423,7 @@ def test_a_reference_stands_beside_conditions(loaded: Any, prompts: Any):
     latent = sampled(loaded, prompts, canvas(), conditions=chain)["samples"]
     alone = sampled(loaded, prompts, canvas(), conditions=conditions((first, 0)))["samples"]
     kept = (latent - alone).flatten(3).abs().amax(dim=(0, 1, 3))
-    assert kept[0] < 1e-6  # the first frame is what it was
+    assert kept[0] < 1e-6  # the first frame is unchanged
     assert kept[1:].min() > 1e-3
 
 
@@ -462,7 +462,7 @@ def test_the_plan_says_what_will_be_where(models: Path, said: list[str]):
     assert "tiles" not in text
     (text,) = PlanMemory().run(*files, *size, 8.0, resident_blocks=3, tile_size=64)
     assert "transformer 3 of 28 blocks stay, 25 are streamed" in text
-    assert re.search(r"decode .* 9 tiles, 4 frames at once", text)  # the second pass has 6 cells a side, 2 to a tile
+    assert re.search(r"decode .* 9 tiles, 4 frames at once", text)  # the second pass has 6 cells per side, 2 per tile
     (text,) = PlanMemory().run(*files, *size, 0.0)
     assert "on main memory" in text
     with pytest.raises(ConfigError, match=r"got 0\.1 GiB card"):
@@ -491,7 +491,7 @@ def test_what_the_planner_chooses_can_be_set(loaded: Any, prompts: Any, monkeypa
     latent = EmptyLatent().run(128, 64, 1, 0.0, 24.0, 1)[0]
     (whole,), (cut,) = (DecodeVideo().run(latent, loaded[1], 0.05, 0.0, 0, tile_size=size) for size in (0, 64))
     assert len(tiles) == 1 + 2
-    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)  # the halo covers this picture
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)  # the halo spans this whole picture
 
 
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What ComfyUI's own nodes leave on a LATENT and a CONDITIONING: noise masks, and guides with `keyframe_idxs`."""
+"""Data that ComfyUI's own nodes attach to LATENT and CONDITIONING: noise masks, and guides with `keyframe_idxs`."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 
 
 def own_noise(shape) -> torch.Tensor:
-    """The same noise for the clip's own frames, however many guides are behind them."""
+    """The same noise for the clip's own frames, however many guides follow them."""
     return random(4, 1, CHANNELS, 9, HEIGHT, WIDTH)[:, :, : shape[2]]
 
 
 def run(transformer, latent, *, sigmas=None, noise=own_noise, noise_mask=None, keyframe_idxs=None, conditions=()):
-    """What Sample does with a LATENT and a CONDITIONING of these."""
+    """The result of Sample for a LATENT and a CONDITIONING with these."""
     count = guide_frames({"keyframe_idxs": keyframe_idxs}, latent)
     mask = None if noise_mask is None else denoise_mask(noise_mask, latent, SCALE.frames)
     one = Pass(transformer, linear_quadratic(4) if sigmas is None else sigmas, NO_GUIDANCE, EULER)
@@ -58,7 +58,7 @@ def run(transformer, latent, *, sigmas=None, noise=own_noise, noise_mask=None, k
 
 
 def keyframes(frame: int, latent_frames: int = 1, corners: bool = False) -> torch.Tensor:
-    """`keyframe_idxs` of LTXVAddGuide: pixel coordinates, causal fix at frame 0 only; or with both corners."""
+    """`keyframe_idxs` of LTXVAddGuide: pixel coordinates, the causal fix at frame 0 only; or both corners."""
     axes = torch.arange(latent_frames) * 8, torch.arange(HEIGHT) * 32, torch.arange(WIDTH) * 32
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(1, 3, -1)
     if frame == 0:
@@ -71,7 +71,7 @@ def keyframes(frame: int, latent_frames: int = 1, corners: bool = False) -> torc
 
 @pytest.mark.parametrize("corners", [False, True])
 def test_a_native_guide_is_a_keyframe_of_ours(transformer, corners):
-    """One image at frame 11, appended to the latent: as our condition of strength 1, and back at the end untouched."""
+    """An image at frame 11, appended to the latent, acts as our condition of strength 1 and comes back unchanged."""
     guide = random(2, 1, CHANNELS, 1, HEIGHT, WIDTH)
     empty = torch.zeros(1, CHANNELS, FRAMES, HEIGHT, WIDTH)
     mask = torch.ones(1, 1, FRAMES + 1, 1, 1)
@@ -85,11 +85,11 @@ def test_a_native_guide_is_a_keyframe_of_ours(transformer, corners):
     expected = run(transformer, empty, conditions=[LatentCondition(guide, 11)])
     torch.testing.assert_close(native[:, :, :FRAMES], expected)
     assert torch.equal(native[:, :, FRAMES:], guide)
-    assert not torch.allclose(expected, run(transformer, empty), atol=1e-3)  # the guide is seen at all
+    assert not torch.allclose(expected, run(transformer, empty), atol=1e-3)  # the guide has an effect
 
 
 def test_two_guides_and_a_soft_one_stand_at_their_levels(transformer):
-    """The later of the two layouts of a clip: every guide frame appended; strengths 1 and 0.6."""
+    """The newer of the two layouts of a clip, with every guide frame appended; strengths 1 and 0.6."""
     latent = random(3, 1, CHANNELS, FRAMES + 3, HEIGHT, WIDTH)
     mask = torch.ones(1, 1, FRAMES + 3, 1, 1)
     mask[:, :, FRAMES] = 0
@@ -115,7 +115,7 @@ def test_two_guides_and_a_soft_one_stand_at_their_levels(transformer):
 
 
 def test_cells_of_a_guide_below_zero_are_left_out(transformer):
-    """A guide with a mask of its own: ComfyUI marks the cells that it must not see with values below 0."""
+    """A guide with its own mask: ComfyUI marks the cells that must stay hidden with values below 0."""
     latent = random(3, 1, CHANNELS, FRAMES + 1, HEIGHT, WIDTH)
     mask = torch.ones(1, 1, FRAMES + 1, HEIGHT, WIDTH)
     mask[:, :, -1] = 0
@@ -137,7 +137,7 @@ def test_cells_of_a_guide_below_zero_are_left_out(transformer):
 
 
 def test_covered_frames_stay(transformer):
-    """Temporal, (b, 1, f, 1, 1), as ComfyUI's image-to-video node leaves it."""
+    """A temporal mask, (b, 1, f, 1, 1), as ComfyUI's image-to-video node sets it."""
     latent = random(3, 1, CHANNELS, FRAMES, HEIGHT, WIDTH)
     mask = torch.ones(1, 1, FRAMES, 1, 1)
     mask[:, :, 1] = 0
@@ -147,7 +147,7 @@ def test_covered_frames_stay(transformer):
 
 
 def test_covered_places_stay(transformer):
-    """Spatial, a picture: the left half is repainted in every frame."""
+    """A spatial mask, a picture: the left half of every frame is repainted."""
     latent = random(3, 1, CHANNELS, FRAMES, HEIGHT, 4)
     mask = torch.zeros(1, 64, 128)
     mask[..., :64] = 1

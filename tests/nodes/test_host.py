@@ -1,4 +1,4 @@
-"""Which host the nodes ask, and what they ask of it for a handle."""
+"""Which host the nodes use, and the placements that they request for a handle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long Video: windows, prompts, resumption, the file that comes out."""
+"""Long Video: windows, prompts, resumption, and the resulting file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parts(tiny_models: Callable[..., Path]) -> tuple[Any, ...]:
 
 @pytest.fixture
 def host(models: Path, said: list[str], tmp_path: Path) -> Iterator[PlainHost]:
-    """With an output folder that is empty at the start of each test."""
+    """A host whose output folder is empty at the start of each test."""
     plain = PlainHost(models, tmp_path, tmp_path / "out", device=torch.device("cpu"), notes=said.append)
     with use_host(plain), torch.inference_mode():
         yield plain

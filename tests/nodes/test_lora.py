@@ -1,4 +1,4 @@
-"""LoRA and quantization as nodes: what a user of a loader sees."""
+"""LoRA and quantization in the nodes, as the user of a loader sees them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 @pytest.fixture(scope="module")
 def models(models: Path) -> Path:
-    """The tiny set with LoRAs: for it, with one block too many, and for a wider model."""
+    """The tiny set with three LoRAs: a fitting one, one with a block too many, one for a wider model."""
     torch.manual_seed(0)
 
     def pair(block: int, width: int = WIDTH, rank: int = 4) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def test_a_lora_is_in_both_passes_of_two_stage(model: sockets.Model, prompts: tu
 
 
 def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tuple[Any, Any], said: list[str]) -> None:
-    """Steps and guidance of the release that is chosen, and another LoRA behind it changes nothing about them."""
+    """Steps and guidance are those of the chosen release, and a second LoRA does not change them."""
     (distilled,) = ApplyLoRA().run(model, "fits.safetensors", 1.0, False, "13b-0.9.7-distilled")
     assert distilled.info.version == "13b-0.9.7-distilled"
     assert model.info.version == "2b-0.9.5"
@@ -92,7 +92,7 @@ def test_a_distilled_lora_brings_its_settings(model: sockets.Model, prompts: tup
     latent = EmptyLatent().run(32, 32, 1, 0.0, 24.0, 1)[0]
     said.clear()
     SampleVideo().run(stacked, *prompts, latent, 1, "preset", 0.15)
-    # The plain 2b-0.9.5 would take 40 steps, each with a negative branch.
+    # Without the LoRA, 2b-0.9.5 would take 40 steps, each with a negative branch.
     assert said == [": Sampling as 13b-0.9.7-distilled.", ": 8 steps (steps x branches: 8 x 1), 8 forwards."]
 
 
@@ -114,7 +114,7 @@ def test_the_distilled_lora_brings_them_by_itself(model: sockets.Model, said: li
         (found,) = ApplyLoRA().run(dev, other, 1.0, False, "automatic")
         assert found.info.versions == dev.info.versions
     (found,) = ApplyLoRA().run(model, "ltxv-distilled-lora128.safetensors", 1.0, False, "automatic")
-    assert found.info.versions == ("2b-0.9.5",)  # which has no distilled one
+    assert found.info.versions == ("2b-0.9.5",)  # which has no distilled release
 
 
 def test_a_lora_that_does_not_fit_is_refused(model: sockets.Model) -> None:

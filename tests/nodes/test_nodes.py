@@ -1,4 +1,4 @@
-"""The nodes one by one, with a host that remembers what it was asked and told."""
+"""Each node alone, with a host that records requests and messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERSION = "2b-0.9.8-distilled"
 
 
 class FakeHost:
-    """A host of which nothing is assumed but the protocol."""
+    """A host with nothing beyond the protocol."""
 
     output_device = torch.device("cpu")
 
@@ -107,7 +107,7 @@ def test_lists_show_files_and_folders_as_one_entry_each(tmp_path: Path):
     with use_host(FakeHost(tmp_path)):
         files = model_files(("checkpoints", "diffusion_models"))
     own = ["a.safetensors", "pipe", "sub/b.sft", "a.safetensors [diffusion_models]", "c.gguf"]
-    assert list(files) == [*own, "ltxkit-digits"]  # the bundled one last
+    assert list(files) == [*own, "ltxkit-digits"]  # the bundled model last
     assert files["a.safetensors [diffusion_models]"] == tmp_path / "diffusion_models/a.safetensors"
 
 
@@ -154,7 +154,7 @@ def test_conditioning_has_the_form_of_comfyuis_own(prompts: tuple[Any, Any]):
         assert mask.shape == (1, 128)
         assert mask.dtype == torch.int64
         length = int(mask.sum())
-        assert mask[0, :length].all()  # padding stands on the right
+        assert mask[0, :length].all()  # padding is on the right
         assert not embeddings[0, length:].any()
         assert values["frame_rate"] == 24.0
 
@@ -212,7 +212,7 @@ def test_what_comes_out_has_exactly_the_size_that_was_asked_for(loaded: Any, pro
 
 def test_a_canvas_that_no_longer_belongs_to_the_latent_is_ignored(loaded: Any):
     latent, _ = EmptyLatent().run(50, 70, 6, 0.0, 24.0, 1)
-    larger = {**latent, "samples": torch.zeros(1, 128, 2, 4, 2)}  # as a native node leaves it
+    larger = {**latent, "samples": torch.zeros(1, 128, 2, 4, 2)}  # as a native node sets it
     (images,) = DecodeVideo().run(larger, loaded[1], 0.05, 0.025, 1)
     assert images.shape == (9, 128, 64, 3)
 
@@ -374,7 +374,7 @@ def test_a_native_model_by_api_is_told_which_loader_to_use():
     assert message == "got MODEL on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)'"
     assert SampleVideo.VALIDATE_INPUTS({"model": "LTXKIT_MODEL", "latent": "LATENT", "schedule": "SIGMAS"}) is True
     assert SampleVideo.VALIDATE_INPUTS({"latent": "IMAGE"}) == "got IMAGE on `latent`; expected LATENT"
-    assert SampleVideo.VALIDATE_INPUTS({"model": "*"}) is True  # looked at when it arrives
+    assert SampleVideo.VALIDATE_INPUTS({"model": "*"}) is True  # checked when the value arrives
 
 
 def test_text_of_another_encoder_is_refused(loaded: Any):

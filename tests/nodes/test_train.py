@@ -1,4 +1,4 @@
-"""Train LoRA: a real `ltxkit train` on a tiny checkpoint, watched, cancelled, resumed, and its LoRA used."""
+"""Train LoRA: a real `ltxkit train` on a tiny checkpoint reports progress, stops, resumes; its LoRA can be applied."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ltxkit.nodes.train import RUNS, TrainLoRA
 
 
 class CancelledError(Exception):
-    """As a host's own."""
+    """Stands for the exception of a host."""
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
-"""Our passes against the four LTX pipelines of diffusers, live, with the same tiny random weights and the same noise.
+"""Our passes against the four LTX pipelines of diffusers itself, with the same tiny random weights and noise.
 
-Their choices are reached through our ordinary parameters. Glue of this file, where they differ in what is no parameter:
+Our ordinary parameters cover their choices. This file bridges the differences that no parameter covers:
 
-* their text is encoded by them; both sides get the same embeddings and mask;
-* noise comes from tapes, because they draw tokens, posterior and decode noise in another order than we do;
+* they encode the text; both sides get the same embeddings and mask;
+* noise comes from tapes, because they draw tokens, posterior and decode noise in a different order;
 * decode noise is mixed into raw latents there, into normalised ones here: the same noise, normalised, gives the same;
 * tone mapping is done on raw latents right after the upsampler there: `tone_map` on our un-normalised latent.
 
-Not reached: stochastic steps of LTXConditionPipeline (it hands -velocity to a scheduler that then takes x + sigma * v
-for the clean latent), and its last model call at level 0 when the list of timesteps ends in 0 (multiplied by 0).
+Not covered: stochastic steps of LTXConditionPipeline (it passes -velocity to a scheduler, which then takes
+x + sigma * v for the clean latent), and its last model call, at level 0, when the timesteps end in 0 (multiplied by 0).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ VERSIONS = {False: "2b-0.9.0", True: "2b-0.9.5"}
 
 
 class Tape:
-    """Noise in the order of the calls; tokens (b n c) are drawn channels first, so that both layouts get the same."""
+    """Noise in call order; tokens (b n c) are drawn channels first, which gives both layouts the same noise."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, shape, **_) -> torch.Tensor:
-        if len(shape) == 3 and shape[2] == CHANNELS:  # a request of theirs
+        if len(shape) == 3 and shape[2] == CHANNELS:  # drawn by their pipelines
             b, n, c = shape
             return torch.randn(b, c, n, generator=self.generator).transpose(1, 2)
         return torch.randn(tuple(shape), generator=self.generator)
@@ -62,7 +62,7 @@ class Tape:
 
 @contextmanager
 def taped():
-    """Every random draw of the diffusers pipelines from tapes; those of `ours` below have the same seeds."""
+    """Take every random draw of the diffusers pipelines from tapes; the tapes of `ours` below have the same seeds."""
     noise, posterior = Tape(11), Tape(12)
     with (
         mock.patch.object(pipeline_ltx, "randn_tensor", noise),
@@ -115,7 +115,7 @@ def models(theirs, tmp_path_factory):
     for name, model in zip(("transformer", "vae", "latent_upsampler"), theirs, strict=True):
         model.save_pretrained(folder / name)
     return (
-        # A folder does not say whether coordinates have the causal fix; the version does (from 0.9.5 on).
+        # A folder does not tell whether coordinates have the causal fix; the version does (0.9.5 and later).
         {causal: load_transformer(folder / "transformer", version=version)[0] for causal, version in VERSIONS.items()},
         load_vae(folder / "vae", version="2b-0.9.5"),
         load_upsampler(folder / "latent_upsampler"),
@@ -133,7 +133,7 @@ def texts():
 
 
 def picture(seed: int, frames: int) -> list[PIL.Image.Image]:
-    """Frames of exactly the clip's size, so that nobody has to resize them."""
+    """Frames of exactly the clip's size, which neither side resizes."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 256, (frames, SIZE.height, SIZE.width, 3), generator=generator, dtype=torch.uint8)
     return [PIL.Image.fromarray(frame.numpy()) for frame in values]
@@ -185,7 +185,7 @@ def ours(
 
 
 def shifted_scheduler():
-    """As the diffusers conversion of 0.9.0 and 0.9.1 configures it."""
+    """Configured as in the diffusers conversion of 0.9.0 and 0.9.1."""
     return diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.95,
@@ -219,7 +219,7 @@ def test_ltx_pipeline(theirs, models, texts, scale, rescale, rms):
 
 
 def test_ltx_image_to_video_pipeline(theirs, models, texts, rms):
-    """The first frame stands at level 0 and is not stepped; no condition noise."""
+    """The first frame stays at level 0 and is not stepped; no condition noise."""
     image = picture(5, 1)
     expected = call(
         diffusers.LTXImageToVideoPipeline,
@@ -339,7 +339,7 @@ def test_first_pass_of_the_distilled_recipe(theirs, models, texts, rms):
 
 
 def test_decoded_video(theirs, models, texts):
-    """Their decode noise goes into raw latents: normalised by us, it gives the same mix."""
+    """They mix decode noise into raw latents; the noise, normalised here, gives the same mix."""
     expected = call(
         diffusers.LTXConditionPipeline,
         theirs,
@@ -355,7 +355,7 @@ def test_decoded_video(theirs, models, texts):
     latent = ours(models, texts, causal=True, sigmas=schedules.linear_quadratic(2))
     vae = models[1]
     tape = Tape(11)
-    tape(latent.shape)  # what the pass has drawn
+    tape(latent.shape)  # the draws of the pass
     mixed = 0.975 * latent + 0.025 * vae.normalize(tape(latent.shape))
     with torch.no_grad():
         pixels = vae.decode(vae.un_normalize(mixed), torch.tensor([0.05]))

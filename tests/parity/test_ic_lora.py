@@ -76,7 +76,7 @@ def test_latents(models, name):
 
 
 def test_the_reference_matters(models):
-    """So that the comparison above says something."""
+    """Otherwise the comparison above would prove nothing."""
     _, conditions, noise = RUNS["reference"]
     without = made(models, None, conditions, noise)
     assert float((without - RECORDED["reference"]).norm() / without.norm()) > 0.01

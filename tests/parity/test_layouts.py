@@ -1,4 +1,4 @@
-"""The same files through diffusers' loaders and through ours: same weights, same outputs.
+"""The same files through diffusers' loaders and ours give the same weights and outputs.
 
 diffusers reads the single file with its own converter and writes its own folder; we read both.
 """
@@ -116,7 +116,7 @@ def their_config(config: VideoVAEConfig, generation: str) -> dict[str, Any]:
 def their_vae(checkpoint: Path, ours: VideoVAE, generation: str, folder: Path) -> torch.nn.Module:
     arguments = their_config(ours.config, generation)
     if generation == "0.9.5":
-        # Their converter knows this generation by the released width only, so it cannot read a narrow one.
+        # Their converter recognises this generation only by the released width, so it cannot read a narrow model.
         theirs = diffusers.AutoencoderKLLTXVideo(**arguments)
         names = vae_from_diffusers(theirs.state_dict())
         stored = ours.state_dict()
@@ -139,11 +139,11 @@ def test_vae(tiny_models: TinyModels, tmp_path: Path, generation: str, relative:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(1, 3, 9, 64, 96, generator=generator) * 2 - 1
     expected = theirs.encode(pixels, return_dict=False)[0].mean
-    # Narrow encoders amplify rounding (see the parity of the VAE itself); the mean error shows that the weights agree.
+    # Narrow encoders amplify rounding (see test_vae.py); the mean error shows that the weights agree.
     assert (ours.encode(pixels).mode() - expected).norm() / expected.norm() < 1e-4
     timestep = torch.tensor([0.05]) if ours.config.timestep_conditioning else None
     latent = torch.randn(1, ours.config.latent_channels, 2, 2, 3, generator=generator)
-    if generation != "0.9.1":  # its injected noise is drawn in another order; see the parity of the VAE itself
+    if generation != "0.9.1":  # its injected noise is drawn in another order; see test_vae.py
         assert relative(ours.decode(latent, timestep), theirs.decode(latent, timestep, return_dict=False)[0]) < CLOSE
 
     theirs.save_pretrained(tmp_path / "pipeline" / "vae")

@@ -81,7 +81,7 @@ def picture(kind: str) -> torch.Tensor:
 
 
 def encoded(vae, items, size=SIZE):
-    """Conditions with the posterior draws of the recording, which come from a tape of their own."""
+    """Conditions with the posterior draws of the recording, which come from a separate tape."""
     conditions = [Condition(picture(kind), frame, strength, "stretch") for kind, frame, strength in items]
     tape = shared.Tape(shared.POSTERIOR_SEED)
     return encode_conditions(vae, conditions, size, batch=1, fps=shared.FPS, noise=tape, host=CPU)
@@ -152,7 +152,7 @@ def psnr(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", shared.RUNS)
 def test_decoded_video(models, recorded, name, monkeypatch):
-    # Theirs draws decode noise from the seed itself, ours from a stream of it.
+    # The official code draws decode noise from the seed itself, ours from a stream of that seed.
     monkeypatch.setattr(decode_module, "stream", lambda seed, _: torch.Generator().manual_seed(seed))
     frames = decode(
         models[1],
@@ -172,7 +172,7 @@ def test_two_stage(models, recorded, rms):
     size = first_pass_size(asked, vae.config.scale_factors, recipe["downscale_factor"])
     noise = shared.Tape(shared.NOISE_SEED)
     posterior = shared.Tape(shared.POSTERIOR_SEED)
-    draws = iter([noise, posterior, noise, posterior])  # each pass draws for the clip, then for its one condition
+    draws = iter([noise, posterior, noise, posterior])  # each pass draws for the clip, then for its condition
     tape = lambda shape: next(draws)(shape)  # noqa: E731
     passes = [
         Pass(transformer, sigmas(entry), guidance(entry), SamplerSettings(levels="official"))

@@ -41,7 +41,7 @@ def test_samplers_end_where_theirs_do(run):
         noise=lambda shape: next(draws).transpose(1, 2).reshape(shape),
         callback=lambda step, x0: estimates.append(x0),
     )
-    # float64 on both sides. Theirs divides x - x0 by sigma, which is 0.05 or more, and the numbers are below 4: each of
+    # float64 on both sides. Theirs divide x - x0 by sigma, which is 0.05 or more, and the numbers are below 4: each of
     # at most 16 evaluations is off by 2**-53 * 4 / 0.05 = 9e-15, and this flow, whose weight has norm 2.46, stretches
     # a difference by less than e**2.46 = 12 on its way to 0: 1.7e-12 in all.
     torch.testing.assert_close(done.latent, RECORDED[f"{run}.end"], atol=2e-12, rtol=0)

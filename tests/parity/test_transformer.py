@@ -1,6 +1,6 @@
-"""Our transformer against diffusers' `LTXVideoTransformer3DModel`, live, and the official one, recorded.
+"""Our transformer against diffusers' `LTXVideoTransformer3DModel` itself and recordings of the official transformer.
 
-Same random weights on both sides. They get padded text with a mask, ours gets it trimmed.
+Both sides have the same random weights. The others get padded text with a mask, ours gets trimmed text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pair(size: str, dtype: torch.dtype = torch.float32) -> tuple[LTXTransformer,
     config = tiny_config(*SIZES[size])
     torch.manual_seed(7)
     ours = LTXTransformer(config)
-    for name, parameter in ours.named_parameters():  # norms of 1 and biases near 0 would hide mistakes
+    for name, parameter in ours.named_parameters():  # norms of 1 and biases near 0 would hide errors
         if parameter.ndim == 1:
             parameter.data = torch.randn_like(parameter) * 0.2 + (1.0 if "norm" in name else 0.0)
     theirs = diffusers.LTXVideoTransformer3DModel(
@@ -64,7 +64,7 @@ def to_diffusers(key: str) -> str:
 
 
 def inputs(batch: int, tokens: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Latent tokens and positions; every sample lies elsewhere."""
+    """Latent tokens and positions; each sample has different positions."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, tokens, 16, generator=generator)
     extent = torch.tensor([5.0, 500.0, 760.0])[None, :, None]
@@ -136,7 +136,7 @@ def test_equals_diffusers_in_bfloat16(
     kind: str,
     computed_in: torch.dtype,
 ) -> None:
-    """Whether or not the processor has bfloat16 (otherwise ours computes in float32); against diffusers in float64.
+    """On processors with and without bfloat16 (where ours computes in float32), against diffusers in float64.
 
     Errors are 20 to 28 % of the bounds of 2.1 to 3.2 %, or in float32 below 0.1 %.
     """
@@ -152,7 +152,7 @@ def test_equals_diffusers_in_bfloat16(
         assert error <= 1e-5
         return
     shapes, on_meta = copy.deepcopy(ours).to("meta"), [context.to("meta") for context in contexts]
-    level = sigma[:, :1].to("meta")  # which levels are distinct, the meta device cannot know
+    level = sigma[:, :1].to("meta")  # the meta device cannot tell which levels are distinct
     run = partial(run_ours, shapes, x.to("meta"), level, positions.to("meta"), on_meta)
     assert error <= rounding_bound(run, torch.bfloat16)
 
@@ -184,7 +184,7 @@ def test_perturbed_branches_equal_the_official_code(key: str, relative: Callable
     rotary = model.prepare_positions(RECORDED["positions"])
     found = model(RECORDED["x"], RECORDED["sigma"], rotary, branches)
     assert relative(torch.cat(found), RECORDED[key]) <= 1e-5
-    assert relative(found[2], RECORDED[key][1:2]) > 1e-2  # and the perturbation is no small thing
+    assert relative(found[2], RECORDED[key][1:2]) > 1e-2  # and the perturbation is not small
 
 
 @torch.no_grad()

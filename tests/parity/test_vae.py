@@ -20,7 +20,7 @@ diffusers = pytest.importorskip("diffusers")
 Pair = tuple[VideoVAE, torch.nn.Module]
 GENERATIONS = ("0.9.0", "0.9.1", "0.9.5")
 
-# Which of diffusers' blocks an index of the single file is (published conversion scripts; FACTS of the key layouts).
+# diffusers' block for each index of the single file (published conversion scripts; FACTS of the key layouts).
 _ENCODER_0 = (
     *("down_blocks.0", "down_blocks.0.downsamplers.0", "down_blocks.0.conv_out", "down_blocks.1"),
     *("down_blocks.1.downsamplers.0", "down_blocks.1.conv_out", "down_blocks.2", "down_blocks.2.downsamplers.0"),
@@ -109,7 +109,7 @@ def latent_and_timestep(vae: VideoVAE) -> tuple[Tensor, Tensor | None]:
 
 @pytest.fixture
 def their_decode(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """diffusers' decode, with the noise it injects drawn as ours is: in float32, from a generator."""
+    """diffusers' decode, with its injected noise drawn like ours: in float32, from a generator."""
     randn = torch.randn
 
     def decode(theirs: torch.nn.Module, latent: Tensor, timestep: Tensor | None, seed: int) -> Tensor:
@@ -151,9 +151,9 @@ def test_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
     rms: Callable[..., float],
 ) -> None:
-    """As near to diffusers in float64, with the same weights, as bfloat16 allows; two faults would show.
+    """As close to diffusers in float64, with the same weights, as bfloat16 allows; two test faults exceed the bounds.
 
-    Of bounds of 1.9 to 2.7 %, the errors are 26 to 90 % with AMX, with AVX512_BF16 and with AVX512 (set by
+    The bounds are 1.9 to 2.7 %. The errors are 26 to 90 % of them with AMX, with AVX512_BF16 and with AVX512 (set by
     ONEDNN_MAX_CPU_ISA), and at most 5 % with AVX2, where ours computes in float32. The faults give 126 to 611 %.
     """
     ours, theirs = pair
@@ -173,7 +173,7 @@ def test_bfloat16(
     bounds = [rounding_bound(run, torch.bfloat16) for run in both(copy.deepcopy(ours).to("meta"), "meta")]
 
     def errors() -> list[float]:
-        """Of decoder and encoder, as a share of their bounds."""
+        """The errors of decoder and encoder, as shares of their bounds."""
         return [rms(run(), wanted) / bound for run, wanted, bound in zip(both(ours), exact, bounds, strict=True)]
 
     assert max(errors()) <= 1
@@ -181,7 +181,7 @@ def test_bfloat16(
     with monkeypatch.context() as patch:  # a norm with a significand of four bits instead of eight
         patch.setattr(vae_layers, "pixel_norm", lambda x: norm(x).to(torch.float8_e4m3fn).to(x.dtype))
         assert min(errors()) > 1
-    if timestep is not None:  # rounded before it is scaled by 1000 and goes into cosines
+    if timestep is not None:  # rounded before the scaling by 1000 and the cosines
 
         def rounding(self: TimeEmbedder, t: Tensor, dtype: torch.dtype) -> Tensor:
             return embed(self, (t / 1000).bfloat16().float() * 1000, dtype)
@@ -191,7 +191,7 @@ def test_bfloat16(
 
 
 def test_gradients(pair: Pair, their_decode: Callable[..., Tensor], rms: Callable[..., float]) -> None:
-    """Training rests on them, and on in-place steps and a convolution that autograd must know."""
+    """Training depends on them, and autograd must handle the in-place steps and our convolution."""
     ours, theirs = pair
     _, timestep = latent_and_timestep(ours)
     mine = ours.decode(ours.encode(clip(9)).mean, timestep, generator=torch.Generator().manual_seed(2))
@@ -207,7 +207,7 @@ def test_gradients(pair: Pair, their_decode: Callable[..., Tensor], rms: Callabl
 
 
 def test_injected_noise_matters(vae_config: Callable[..., VideoVAEConfig], relative: Callable[..., float]) -> None:
-    """Otherwise the comparison above would not show that it is added in the right place."""
+    """Otherwise the comparison above would not prove that the noise is added in the right place."""
     vae = VideoVAE(vae_config("0.9.1"))
     for name, parameter in vae.named_parameters():
         if "per_channel_scale" in name:

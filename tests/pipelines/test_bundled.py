@@ -1,4 +1,4 @@
-"""The model that comes with the pack: found by its name, small, readable by others, and good at its words."""
+"""The bundled model: its name resolves, it is small, other libraries can read it, and it draws its words well."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 
 SIZE = PixelShape(25, 64, 64)
-GLYPH_SIZE = 40  # as it was trained with
+GLYPH_SIZE = 40  # as in training
 GRID = SIZE.latent(ScaleFactors(8, 32, 32))
 HOST = host_on(DevicePlacement("cpu"))
 KINDS = ("checkpoints", "text_encoders", "latent_upscale_models")
@@ -47,7 +47,7 @@ def models() -> Models:
 
 @pytest.fixture(scope="module")
 def clip() -> Tensor:
-    """A clip of unseen glyphs as training draws them: (1 3 f h w) in [-1, 1]."""
+    """A clip of unseen glyphs, drawn as in training: (1 3 f h w) in [-1, 1]."""
     data = MovingDigits(
         sklearn_digits(),
         frames=SIZE.frames,
@@ -114,7 +114,7 @@ def test_the_command_line_finds_it(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder of models, and a host that has it."""
+    """An empty models folder, and a host that uses it."""
     folder = tmp_path / "models"
     with use_host(PlainHost(folder, tmp_path, tmp_path, device=torch.device("cpu"))):
         yield folder
@@ -177,7 +177,7 @@ def test_diffusers_vae_gives_the_same_numbers(theirs: Path, models: Models, clip
     level = torch.tensor([0.05])
     pixels = ours.decode(mine, level)
     torch.testing.assert_close(pixels, vae.decode(mine, level).sample, atol=1e-4, rtol=0)
-    assert float((pixels - clip).square().mean()) < 0.05  # a digit, and not two equal kinds of noise
+    assert float((pixels - clip).square().mean()) < 0.05  # a digit, rather than two equal kinds of noise
     scaled = (mine - vae.latents_mean.view(1, -1, 1, 1, 1)) / vae.latents_std.view(1, -1, 1, 1, 1)
     torch.testing.assert_close(ours.normalize(mine), scaled)
 
@@ -208,7 +208,7 @@ def test_diffusers_transformer_gives_the_same_numbers(theirs: Path, models: Mode
         video_coords=positions,
     ).sample
     torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=0)
-    true = (noise - latent).flatten(2).transpose(1, 2)  # what a trained model is close to
+    true = (noise - latent).flatten(2).transpose(1, 2)  # which a trained model approaches
     assert float((mine - true).square().mean()) < 0.5 * float(true.square().mean())
 
 
@@ -216,7 +216,7 @@ def test_diffusers_transformer_gives_the_same_numbers(theirs: Path, models: Mode
 
 
 def scored(models: Models, steps: int = 8) -> Score:
-    """Of one clip for every digit and direction, by fewer steps than the model card's figures."""
+    """The score of one clip for every digit and direction, in fewer steps than for the model card's figures."""
     said = Overrides(first=PassSettings(steps=steps, guidance_scale=3.0))
     settings = ClipSettings(SIZE, 25.0, 1000, said, batch_size=40)
     alone, count = replace(models, upscaler=None), len(WORDS) * len(DIRECTIONS)
@@ -226,7 +226,7 @@ def scored(models: Models, steps: int = 8) -> Score:
 @pytest.mark.slow
 def test_it_reaches_the_bar(models: Models) -> None:
     score = scored(models)
-    assert score.failures(replace(Bar(), weak_digit=0.75)) == []  # of four clips, one is a quarter
+    assert score.failures(replace(Bar(), weak_digit=0.75)) == []  # with four clips, each counts a quarter
     assert score.direction == 1.0
 
 
@@ -250,5 +250,5 @@ def test_a_model_of_random_weights_fails(models: Models) -> None:
     random = LTXTransformer(models.transformer.config).eval()
     score = scored(replace(models, transformer=random), steps=2)
     assert score.digits < 0.5
-    assert score.reader >= 0.97  # the reader is not to blame
+    assert score.reader >= 0.97  # the reader works
     assert any("digits are right" in failure for failure in score.failures(Bar()))

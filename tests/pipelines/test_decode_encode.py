@@ -31,7 +31,7 @@ CPU = Host(DevicePlacement("cpu"))
 
 
 class Placed:
-    """A placement that remembers what it was asked for, and whether every block was left."""
+    """A placement that records its requests, and whether every block was exited."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -92,7 +92,7 @@ def stream(vae: VideoVAE, latent: Tensor, decoding: Decoding = DECODING, **optio
 
 @torch.no_grad()
 def by_hand(vae: VideoVAE, latent: Tensor, t: float, s: float, seed: int) -> Tensor:
-    """The same, written down as the official pipeline does it."""
+    """The same decoding, in the steps of the official pipeline."""
     generator = stream_of(seed, "decode")
     timestep = None
     if vae.config.timestep_conditioning:
@@ -114,14 +114,14 @@ def test_decode(vae: VideoVAE) -> None:
     assert got.shape == (1, 2 * scale.frames + 1, 2 * scale.height, 3 * scale.width, 3)
     assert got.dtype == torch.float32
     assert torch.allclose(got[0], by_hand(vae, latent, 0.05, 0.025, 11), atol=1e-5)
-    assert got.std() > 0.05  # a picture, not a clamped plane
+    assert got.std() > 0.05  # a picture, rather than a clamped plane
     frames = stream(vae, latent)
     assert len(frames) > 1
     assert torch.equal(torch.cat(frames), got[0])
 
 
 def test_tone_mapping_comes_after_the_noise(vaes: dict[str, VideoVAE]) -> None:
-    """Lightricks/LTX-Video maps what it has mixed with decode noise, normalised as it is."""
+    """Lightricks/LTX-Video tone-maps the latent after mixing in decode noise, while it is still normalised."""
     vae, latent, noise_scale = vaes["0.9.5"], latents(), 0.5
     noise = torch.randn(latent.shape, generator=stream_of(11, "decode"))
     mapped = tone_map(latent * (1 - noise_scale) + noise * noise_scale, 0.6)
@@ -135,7 +135,7 @@ def test_tone_mapping_comes_after_the_noise(vaes: dict[str, VideoVAE]) -> None:
 def test_same_seed_same_bytes_and_a_batch_is_its_samples(vaes: dict[str, VideoVAE]) -> None:
     vae, latent = vaes["0.9.1"], latents(batch=2)
     both = run(vae, latent)
-    torch.manual_seed(1)  # nothing may come from the global generator
+    torch.manual_seed(1)  # no noise may come from the global generator
     assert torch.equal(both, run(vae, latent))
     assert torch.equal(both[1:], run(vae, latent[1:], seed=12))
     assert not torch.equal(both[:1], run(vae, latent[:1], seed=12))
@@ -152,7 +152,7 @@ def test_without_timestep_conditioning_the_values_have_no_effect(vaes: dict[str,
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_tiles_with_a_halo_are_the_picture(generation: str, vae_config: Callable[..., VideoVAEConfig]) -> None:
-    """Full depth, so that the reach of the decoder is that of the released ones, well beyond the halo."""
+    """Full depth gives the decoder the reach of the released decoders, well beyond the halo."""
     vae = make_vae(vae_config(generation, released_depth=True))
     latent = latents(1, 2, 24)
     whole = run(vae, latent)
@@ -160,7 +160,7 @@ def test_tiles_with_a_halo_are_the_picture(generation: str, vae_config: Callable
     assert psnr(tiled, whole) >= 55
     assert torch.equal(torch.cat(stream(vae, latent, tiling=Tiling(width=6, halo=8))), tiled[0])
     assert psnr(run(vae, latent, tiling=Tiling(width=12, height=1)), whole) >= 70
-    assert psnr(run(vae, latent, tiling=Tiling(width=12, halo=1)), whole) < 50  # the halo is what makes it so
+    assert psnr(run(vae, latent, tiling=Tiling(width=12, halo=1)), whole) < 50  # the quality above is due to the halo
 
 
 def test_tiles_cover_the_picture_once() -> None:
@@ -230,7 +230,7 @@ def test_estimate_is_the_real_peak(vae: VideoVAE, limit: int | None, peak_bytes:
 def test_estimate_with_the_frames_that_are_finished(
     vaes: dict[str, VideoVAE], peak_bytes: Callable[..., int], frames: int, limit: int
 ) -> None:
-    """A clip whose first frames are most of it, so that none are held at the worst moment, and a longer one."""
+    """Two clips: in the short one the first frames are most of the clip, so none are held at the peak."""
     vae, shape = vaes["0.9.5"], LatentShape(frames, 6, 6)
     latent, tiling = latents(*shape), Tiling(frames=limit)
     peak = peak_bytes(lambda: [None for _ in pieces(vae, latent, tiling=tiling)])
@@ -249,7 +249,7 @@ def test_streaming_needs_a_fraction(vaes: dict[str, VideoVAE], peak_bytes: Calla
 
     short, long = peak_bytes(decoding(8)), peak_bytes(decoding(16))
     whole = peak_bytes(lambda: vae.decode(torch.randn(1, 16, 16, 3, 4), timestep))
-    assert long <= 1.05 * short  # it does not grow with the clip, but for the latent
+    assert long <= 1.05 * short  # only the latent grows with the clip
     assert whole >= 5 * long
 
 
@@ -309,7 +309,7 @@ def test_what_decode_refuses(vaes: dict[str, VideoVAE]) -> None:
         ):
             run(vae, bad, host=Host(placed))
     with pytest.raises(ShapeError, match="got 2 clips; expected one; use decode"):
-        decode_frames(vae, latents(batch=2), DECODING, seed=0, host=Host(placed))  # when called, not at the first frame
+        decode_frames(vae, latents(batch=2), DECODING, seed=0, host=Host(placed))  # on the call, not at the first frame
     broken = latents()
     broken[0, 0, 0, 0, 0] = torch.nan
     with pytest.raises(ConfigError, match="got a latent with NaN or infinity; expected finite numbers"):
@@ -327,7 +327,7 @@ def test_what_decode_refuses(vaes: dict[str, VideoVAE]) -> None:
 
 
 class Interrupted(BaseException):
-    """As a host raises it: nothing may swallow it."""
+    """Stands for the exception of a host, which must never be swallowed."""
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(width=2, halo=1)])
@@ -354,7 +354,7 @@ def test_frames_abandoned_half_way(vaes: dict[str, VideoVAE]) -> None:
     placed = Placed()
     frames = decode_frames(vaes["0.9.5"], latents(), DECODING, seed=0, host=Host(placed))
     next(frames)
-    assert torch.is_grad_enabled()  # no setting leaks to whoever takes the frames
+    assert torch.is_grad_enabled()  # no setting leaks to the code that reads the frames
     assert placed.open == 1
     frames.close()
     assert placed.open == 0

@@ -1,14 +1,14 @@
-"""Two clips of the bundled model, from the prompt to the frames, against the ones that were made when it was added.
+"""Two clips of the bundled model, from the prompt to the frames, against clips recorded when the model was added.
 
-What is stored (tests/data/golden/*.npz): the latent (128 f h w) float32, some of the frames (f h w 3) uint8, and where
-the latent's numbers are cut into steps. Weights in float32 on the CPU give the same latent to about 5e-6 whatever the
-number of threads and the instruction set (measured: one and two threads, AVX-512 and SSE4), but not the same bits. So
-the hash is of the latent in steps of 0.25, laid so that no number is within 1e-4 of an edge, twenty times that
-difference: it flips when a number really changes. In the stored bfloat16, as the demo graphs run, the products of one
-processor differ from those of another by rounding, and only the frames are compared.
+A recording (tests/data/golden/*.npz) holds the latent (128 f h w) float32, some of the frames (f h w 3) uint8, and the
+offset of the steps into which the latent's values are cut. With float32 weights on the CPU the latent is the same to
+about 5e-6, whatever the number of threads and the instruction set (measured: one and two threads, AVX-512 and SSE4),
+but not bit for bit. The hash therefore covers the latent in steps of 0.25, offset to keep every value at least 1e-4
+from an edge, twenty times that difference: the hash flips only when a value really changes. In the stored bfloat16, in
+which the demo graphs run, products differ by rounding between processors, and only the frames are compared.
 
-After a wanted change: OMP_NUM_THREADS=1 python tests/pipelines/test_golden_clip.py, and say in the commit why they
-changed.
+After an intended change, run OMP_NUM_THREADS=1 python tests/pipelines/test_golden_clip.py, and give the reason for the
+new recordings in the commit message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ltxkit.ltx_core.weights.bundled import BUNDLED
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/data/golden"
 STEP = 0.25
-NAMES = ("text", "two-stage")  # a prompt alone; first frame, upscaler and second pass
+NAMES = ("text", "two-stage")  # a prompt alone; a first frame, the upscaler and a second pass
 
 
 def make(name: str, dtype: torch.dtype | None = torch.float32) -> Clip:
@@ -53,7 +53,7 @@ def make(name: str, dtype: torch.dtype | None = torch.float32) -> Clip:
 
 
 def frames_of(clip: Clip) -> NDArray[np.uint8]:
-    """Every fourth frame, which is enough to miss nothing: a latent frame makes eight."""
+    """Every fourth frame. That misses nothing: a latent frame decodes to eight."""
     frames = torch.cat(list(clip.frames()))[::4]
     return (frames * 255).round().to(torch.uint8).numpy()
 
@@ -64,7 +64,7 @@ def psnr(frames: NDArray[np.uint8], golden: NDArray[np.uint8]) -> float:
 
 
 def edges(latent: NDArray[np.float32]) -> tuple[float, float]:
-    """Where to cut, so that the nearest number is as far off as can be: an offset, and how far that is."""
+    """The offset of the steps that is farthest from every value, and its distance to the nearest value."""
     places = np.sort(latent.astype(np.float64).ravel() % STEP)
     gaps = np.diff(places, append=places[0] + STEP)
     widest = int(gaps.argmax())
@@ -88,23 +88,23 @@ def test_prompt_to_frames_is_as_it_was(name: str) -> None:
     latent = clip.latent[0].numpy()
     difference = float(np.abs(latent - golden["latent"]).max())
     assert digest(latent, float(golden["offset"])) == str(golden["sha256"]), f"the latent differs by {difference:.1e}"
-    assert difference < 1e-4  # else the hash was right by luck
-    assert psnr(frames_of(clip), golden["frames"]) > 55  # one grey level everywhere would be 48
+    assert difference < 1e-4  # otherwise the hash matched by luck
+    assert psnr(frames_of(clip), golden["frames"]) > 55  # an error of one grey level everywhere would give 48
 
 
 @pytest.mark.slow
 def test_the_demo_in_stored_precision_looks_the_same() -> None:
-    """Within 1 % of white, rms; 53.6 dB with AMX, 54.3 with AVX512_BF16, 57.8 with AVX2, which computes in float32."""
+    """Within 1 % of white, rms: 53.6 dB with AMX, 54.3 with AVX512_BF16, 57.8 with AVX2, which computes in float32."""
     assert psnr(frames_of(make("text", dtype=None)), stored("text")["frames"]) > 40
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_guard_is_tight(name: str) -> None:
-    """A change of a thousandth of the latent's spread, or of three grey levels, would be noticed."""
+    """A change by a thousandth of the latent's spread, or by three grey levels, fails the comparison."""
     golden = stored(name)
     latent, offset = golden["latent"], float(golden["offset"])
     assert digest(latent, offset) == str(golden["sha256"])
-    assert edges(latent)[1] > 1e-4  # twenty times what processors differ by
+    assert edges(latent)[1] > 1e-4  # twenty times the difference between processors
     assert digest(latent + np.float32(1e-3), offset) != str(golden["sha256"])
     assert psnr(np.clip(golden["frames"].astype(np.int16) + 3, 0, 255).astype(np.uint8), golden["frames"]) < 40
     assert (GOLDEN / f"{name}.npz").stat().st_size < 200_000

@@ -1,4 +1,4 @@
-"""The library as a user meets it: the example in the README, sizes of any kind, one seed."""
+"""The library as users first see it: the example in the README, arbitrary sizes, one seed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def frames_of(clip) -> torch.Tensor:
 def test_the_three_lines_of_the_readme(
     folder: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run as they stand there, with tiny files under the names of the real ones and a smaller clip."""
+    """Run verbatim, but with tiny files under the names of the real files and with a smaller clip."""
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "Components.load" in block)
     assert len(code.splitlines()) == 3
@@ -98,7 +98,7 @@ def test_two_passes_come_out_as_asked(two_pass: Components, repository: Path) ->
         conditions=[Condition(picture(repository))],
         progress=events.append,
     )
-    assert clip.latent.shape[2:] == (3, 4, 6)  # 96x64 twice as large
+    assert clip.latent.shape[2:] == (3, 4, 6)  # 96x64, doubled
     assert frames_of(clip).shape == (10, 100, 150, 3)
     stages = list(dict.fromkeys(event.stage for event in events))
     assert stages == ["encode text", "encode", "sample", "upscale", "refine"]
@@ -118,7 +118,7 @@ def test_prompt_and_condition_matter(ltx: Components, repository: Path) -> None:
     assert not torch.equal(ltx.generate("a house by the sea", **SMALL).latent, base)
     shown = ltx.generate("fox", **SMALL, conditions=[Condition(picture(repository))], crf=0).latent
     assert not torch.equal(shown, base)
-    # A hard condition at frame 0 is the picture's own latent, whatever the seed makes of the rest.
+    # A hard condition at frame 0 is the latent of the picture itself, whatever the seed.
     posterior_noise = ltx.generate("fox", **SMALL, seed=9, conditions=[Condition(picture(repository))], crf=0).latent
     assert (shown[:, :, 0] - posterior_noise[:, :, 0]).abs().mean() < (shown - posterior_noise)[
         :, :, 1
@@ -139,7 +139,7 @@ def test_saved_latent_reads_as_comfyui_reads_it(ltx: Components, tmp_path: Path)
     clip.save_latent(tmp_path / "clip.latent")
     stored = load_file(tmp_path / "clip.latent")
     assert torch.equal(stored["latent_tensor"], clip.latent)
-    assert "latent_format_version_0" in stored  # without it ComfyUI divides by 0.18215
+    assert "latent_format_version_0" in stored  # without this, ComfyUI divides by 0.18215
     with safe_open(tmp_path / "clip.latent", "pt") as file:
         assert json.loads(file.metadata()["ltxkit"])["prompt"] == "fox"
 
@@ -236,7 +236,7 @@ def test_files_in_the_wrong_place_are_named(folder: Path) -> None:
 
 
 class Stop(BaseException):
-    """What a host raises to stop a run."""
+    """The exception with which a host stops a run."""
 
 
 @pytest.mark.parametrize("stage", ["load transformer", "load vae", "load text encoder"])

@@ -1,4 +1,4 @@
-"""Long clips in windows, and the numbers that are printed about a clip."""
+"""Long clips in windows, and the statistics printed about a clip."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_plan_covers_the_clip_once():
 
 
 def test_a_window_begins_with_the_end_of_the_one_before(models):
-    """The overlap is a hard condition: the second window's first latent frames encode the first one's last frames."""
+    """The overlap is a hard condition: the second window's first latent frames encode the last frames of the first."""
     parts = list(windows(models, 41))
     assert [part.shape[2] for part in parts] == [4, 2]
     alone = list(windows(models, 25))
@@ -103,7 +103,7 @@ def test_each_window_has_its_prompt_and_its_conditions(models):
     other = list(windows(models, 57, prompts=[prompt(1), prompt(2), prompt(9)]))
     assert torch.equal(plain[1], other[1])
     assert not torch.allclose(plain[2], other[2], atol=1e-3)
-    # Frame 45 lies in the last window (frames 32 to 56) only; -17 is frame 40, which the second (16 to 40) shows too.
+    # Frame 45 is in the last window (frames 32 to 56) only; -17 is frame 40, which is in the second (16 to 40) too.
     late = list(windows(models, 57, prompts=prompts, items=[Condition(picture(4), 45)]))
     assert torch.equal(late[1], plain[1])
     assert not torch.allclose(late[2], plain[2], atol=1e-3)
@@ -169,14 +169,14 @@ def test_a_kept_window_that_cannot_be_read_is_made_again(models, tmp_path):
 
 
 def tensor_bytes() -> int:
-    """Bytes in the storages of all living tensors."""
+    """Bytes in the storages of all live tensors."""
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_windows(models):
-    """At every step of 2 windows and of 10; what is yielded is let go."""
+    """At every step of 2 windows and of 10; yielded frames are released."""
 
     def peak(count: int) -> int:
         gc.collect()
@@ -224,7 +224,7 @@ def test_statistics_of_a_still_and_of_a_moving_clip():
 
 
 def test_statistics_of_seams_and_drift():
-    """Brighter by 0.01 per frame, and by 0.05 at the seam: five times as much there, 0.14 from first to last."""
+    """Brightness rises by 0.01 per frame and by 0.05, five times as much, at the seam: 0.14 from first to last."""
     levels = [0.2 + 0.01 * i + (0.04 if i >= 5 else 0.0) for i in range(11)]
     statistics = ClipStatistics(seams=(5,))
     frames = torch.tensor(levels)[:, None, None, None].expand(-1, 4, 4, 3)

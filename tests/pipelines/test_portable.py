@@ -1,7 +1,7 @@
-"""Nothing reaches an accelerator that Apple's or Intel's lack: no float64, no convolution beyond 65536 channels.
+"""No operation that Apple's or Intel's accelerators lack reaches one: no float64, no convolution above 65536 channels.
 
-The device is meta, so models of the released sizes can be used: every operation is seen with its real shapes. The host
-may compute in float64 (schedules, frame rates) as long as no such tensor gets there.
+The device is meta, so the test can use models of the released sizes and see every operation with its real shapes. The
+host may compute in float64 (schedules, frame rates) as long as no float64 tensor reaches the device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GRID = LatentShape(3, 22, 38)
 LARGEST = 65536  # "Output channels > 65536 not supported at the MPS device" (pytorch, aten/src/ATen/native/mps)
 RELEASED = ("2b-0.9.0", "2b-0.9.1", "13b-0.9.8-dev")
 
-# Every way to guide: without, CFG, CFG* with rescaling, STG in its modes with lists per step.
+# Every kind of guidance: none, CFG, CFG* with rescaling, STG in its modes with lists per step.
 KINDS = {
     "none": Guidance(),
     "cfg": Guidance(scale=(3.0,)),
@@ -61,7 +61,7 @@ KINDS = {
 
 
 class Watcher:
-    """Looks at every operation on the device."""
+    """Inspects every operation on the device."""
 
     def __init__(self) -> None:
         self.operations = self.convolutions = 0
@@ -87,7 +87,7 @@ def run(meta_device: Any, work: Callable[[], object], *models: nn.Module) -> Wat
 
 def vae_of(path: Path) -> VideoVAE:
     vae = load_vae(path, data=False)
-    for name in vae.per_channel_statistics._buffers:  # these are used on the host
+    for name in vae.per_channel_statistics._buffers:  # these run on the host
         vae.per_channel_statistics._buffers[name] = torch.ones(vae.config.latent_channels)
     return vae
 

@@ -1,4 +1,4 @@
-"""From a recipe and what overrides it to a pass, and the remarks on settings that a checkpoint was not made for."""
+"""From a recipe and its overrides to a pass, and the warnings about settings for which a checkpoint was not made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHIFTED = SchedulerConfig(
 
 
 def model(layers: int) -> LTXTransformer:
-    """With as many blocks as a released one, and no weights."""
+    """A transformer with as many blocks as a released one, without weights."""
     with torch.device("meta"):
         return LTXTransformer(TransformerConfig.of_size(layers=layers, heads=2, head_dim=8, channels=4, captions=6))
 
@@ -83,7 +83,7 @@ def test_nothing_said_is_the_recipes_value_and_zero_is_a_value(models):
     for which in ("one", "first"):
         assert max(step.stg_scale for step in Pass.of(models[48], plain, which, 100).steps) > 0
         assert max(step.stg_scale for step in Pass.of(models[48], zero, which, 100).steps) == 0
-    assert Pass.of(models[48], plain, "second", 100).sigmas[0] < 1  # the recipe leaves out the first steps
+    assert Pass.of(models[48], plain, "second", 100).sigmas[0] < 1  # the recipe skips the first steps
     assert Pass.of(models[48], zero, "second", 100).sigmas[0] == 1
 
 

@@ -1,4 +1,4 @@
-"""Reference videos of IC-LoRAs: where their tokens stand, and what happens to those that do not fit the clip."""
+"""Reference videos of IC-LoRAs: the positions of their tokens, and how videos that do not fit the clip are adapted."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def test_tokens_stand_at_the_places_of_the_clip(frames: int, causal: bool) -> No
     after = apply_conditions(before, [LatentReference(latent(2, frames))], coordinates, SeededNoise(0))
     n = frames * GRID.height * GRID.width
     assert (after.num_extra, after.latent.shape) == (n, (2, n + GRID.tokens, 6))
-    assert torch.equal(after.positions[..., :n], before.positions[..., :n])  # the same numbers, to the last bit
+    assert torch.equal(after.positions[..., :n], before.positions[..., :n])  # the same values, bit for bit
     assert torch.equal(after.latent[:, :n], patchify(latent(2, frames)).expand(2, -1, -1))
-    assert (after.denoise_mask[:, :n] == 0).all()  # level 0: what the model is told, and what is never stepped
+    assert (after.denoise_mask[:, :n] == 0).all()  # the model sees level 0, and these tokens are never stepped
     for name in ("latent", "denoise_mask", "clean_latent"):
         assert torch.equal(getattr(after, name)[:, n:], getattr(before, name))
 
 
 def test_beside_conditions_and_other_references() -> None:
-    """In front of everything, in their order, wherever they were given; a condition at frame 0 is no second one."""
+    """References come first, in their order, wherever the caller listed them; frame 0 still takes its condition."""
     before, coordinates = state()
     items = [LatentCondition(latent(3, 1), 0), LatentReference(latent(4)), LatentCondition(latent(5, 1), 9, 0.5)]
     items.append(LatentReference(latent(6, 2)))
@@ -73,7 +73,7 @@ def test_below_strength_1_it_carries_noise() -> None:
 
 
 def test_at_strength_1_no_noise_is_drawn() -> None:
-    """So that a clip of one seed starts from the same noise with and without a reference."""
+    """A clip with one seed starts from the same noise with and without a reference."""
 
     def refuse(shape: object) -> Tensor:
         raise AssertionError(shape)
@@ -176,4 +176,4 @@ def test_every_window_of_a_long_video_gets_its_part() -> None:
     for start, share in zip(starts, shares, strict=True):
         references = [one for one in share if isinstance(one, Reference)]
         assert numbers(references[0].frames) == list(range(start, min(start + 17, 33)))
-    assert len(shares[0]) == 2  # and the picture once
+    assert len(shares[0]) == 2  # the reference, and the picture once

@@ -1,4 +1,4 @@
-"""A thousand random requests: exactly what was asked for comes out, or one error that says what is wrong."""
+"""A thousand random requests: each gives exactly the requested clip, or a single error that names the problem."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCALES = (ScaleFactors(8, 32, 32), ScaleFactors(4, 16, 16))
 
 @dataclass
 class NoVAE:
-    """Knows its scale factors and no statistics."""
+    """A VAE with scale factors but no statistics."""
 
     scale_factors: ScaleFactors
 
@@ -39,14 +39,14 @@ class NoVAE:
 
 
 def cell_means(vae, frames, **_):
-    """In the place of an encoder: refuses what it refuses; each latent cell is the mean of its pixels."""
+    """Stands in for an encoder, with the same refusals; each latent cell is the mean of its pixels."""
     grid = PixelShape(*frames.shape[:3]).latent(vae.scale_factors)
     means = torch.nn.functional.adaptive_avg_pool3d(frames.movedim(-1, 0)[None, :CHANNELS], tuple(grid))
     return Posterior(means, torch.full_like(means, -30.0))
 
 
 def one_request(rng: random.Random) -> tuple[PixelShape, torch.Tensor]:
-    """What was asked for, and the clip of a model that leaves everything as it is."""
+    """The request, and the clip of a model that changes nothing."""
     scale = rng.choice(SCALES)
     asked = PixelShape(rng.randint(0, 60), rng.randint(1, 140), rng.randint(1, 140))
     grid = asked.padded(scale)

@@ -1,4 +1,4 @@
-"""One pass, conditions, upscaling and the two recipes of the diffusers LTX page, on tiny random models."""
+"""A single pass, conditions, upscaling and the two recipes of the diffusers LTX page, on tiny random models."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_progress_starts_before_the_work_and_shows_the_clip(transformer):
     result = run(transformer, conditions=conditions, progress=events.append, stage="refine")
     assert [(event.stage, event.step, event.total) for event in events] == [("refine", i, 4) for i in range(5)]
     assert events[0].denoised is None
-    assert all(event.denoised.shape == result.shape for event in events[1:])  # guide tokens are not shown
+    assert all(event.denoised.shape == result.shape for event in events[1:])  # the preview has no guide tokens
     torch.testing.assert_close(events[-1].denoised, result)
 
 
@@ -147,7 +147,7 @@ def test_an_interrupt_passes_through_and_the_next_run_works(transformer):
 
 
 def test_only_needed_forwards_are_made(transformer):
-    """At first nothing but the positive branch; then all three; then without STG."""
+    """First the positive branch alone, then all three, then without STG."""
     counts = []
     forward = transformer.forward
 
@@ -174,7 +174,7 @@ def test_only_needed_forwards_are_made(transformer):
 def test_a_first_frame_is_encoded_and_kept(transformer, vae, strength):
     frames = picture(3)
     noise = SeededNoise(5)
-    noise((1, CHANNELS, 3, 2, 3))  # what the clip itself draws first
+    noise((1, CHANNELS, 3, 2, 3))  # the clip's own draw comes first
     size = PixelShape(17, 64, 96)
     (encoded,) = encode_conditions(vae, [Condition(frames)], size, batch=1, fps=25.0, noise=noise, host=Host(CPU))
     mean = vae.normalize(vae.encode(frames.movedim(-1, 0)[None] * 2 - 1).mode())
@@ -184,7 +184,7 @@ def test_a_first_frame_is_encoded_and_kept(transformer, vae, strength):
 
 
 def test_compression_comes_before_the_size_changes(vae):
-    """As in Lightricks' inference.py, which blurs and codes frames of the size that they have. And once."""
+    """As in Lightricks' inference.py, which blurs and compresses frames at their own size. And only once."""
 
     def encoded(condition: Condition) -> torch.Tensor:
         noise, size = SeededNoise(0), PixelShape(17, 64, 96)
@@ -199,7 +199,7 @@ def test_compression_comes_before_the_size_changes(vae):
 
 
 def test_a_clip_is_trimmed_with_a_note(vae):
-    """21 frames become 17, as the diffusers page's example needs."""
+    """21 frames become 17, as required by the example on the diffusers page."""
     said = []
 
     def encoded(*conditions):
@@ -209,7 +209,7 @@ def test_a_clip_is_trimmed_with_a_note(vae):
     (clip,) = encoded(Condition(picture(3, frames=21)))
     assert clip.latent.shape == (1, CHANNELS, 3, 2, 3)
     assert said == ["The condition at frame 0 was trimmed from 21 to 17 frames: 8k+1 that fit in the clip."]
-    # What stands over the end goes too; and what is right is not talked about.
+    # Conditions beyond the end are trimmed too, and a correct length causes no message.
     encoded(Condition(picture(3, frames=17), 24), Condition(picture(3), -1))
     assert said[1:] == ["The condition at frame 24 was trimmed from 17 to 9 frames: 8k+1 that fit in the clip."]
 
@@ -228,7 +228,7 @@ def test_upscaling_goes_through_raw_latents(vae, upsampler):
 
 
 def test_the_temporal_upscaler_fills_in_frames(transformer, vae):
-    """2n - 1 latent frames, so twice the frames but one: at twice the rate the clip keeps its length."""
+    """2n - 1 latent frames, and so twice the frames minus one: at twice the rate the clip keeps its duration."""
     torch.manual_seed(3)
     config = UpsamplerConfig(
         in_channels=CHANNELS,
@@ -266,7 +266,7 @@ def test_first_pass_sizes(size, factor, first):
 
 @pytest.mark.parametrize("kind", ["dev", "distilled"])
 def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
-    """As printed there, sizes aside: steps, levels, branches, the trimmed clip in both passes, seed 0 in both."""
+    """As on the page, except for sizes: steps, levels, branches, the trimmed clip and seed 0 in both passes."""
     if kind == "dev":
         guidance = Guidance(scale=(5.0,), guidance_rescale=0.7)
         passes = [linear_quadratic(30), truncate(linear_quadratic(10), 0.4)]

@@ -1,4 +1,4 @@
-"""What tests of placing share: a clip of two guided steps, for models wherever they are."""
+"""Shared by the tests of placing: a clip of two guided steps, for models on any device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ltxkit.ltx_core.weights.lora import WeightedLoRA
 def denoise() -> Callable[..., Tensor]:
     """denoise(model, place, loras=(), **skip): the latent (1 c 2 2 3) of a clip with a condition and two prompts.
 
-    skip: the fields of `Guidance` that say what the perturbed branch leaves out; block 20 without them.
+    skip: the fields of `Guidance` that select what the perturbed branch leaves out; block 20 by default.
     """
 
     def run(model: LTXTransformer, place: Placement, loras: Sequence[WeightedLoRA] = (), **skip: Any) -> Tensor:

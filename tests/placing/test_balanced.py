@@ -1,4 +1,4 @@
-"""Blocks divided among devices: the numbers are those of one, nothing is computed across two, the originals stay."""
+"""Blocks on several devices: the same numbers as on one, no operation across two, and the originals stay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Second(Copies):
-    """A second device on the CPU: weights are copied to fresh memory, and who was copied where is noted."""
+    """A second device on the CPU: weights are copied to fresh memory, and every copy is recorded."""
 
     log: list[tuple[nn.Module, torch.device]]
 
@@ -49,7 +49,7 @@ def test_two_devices_give_the_bits_of_one(
     assert torch.equal(denoise(model, place), expected)
     where = [device.index for block, device in Second.log if block is not model]
     assert where == sorted(where)
-    assert abs(where.count(0) - where.count(1)) <= 4  # what is outside the blocks counts on the first
+    assert abs(where.count(0) - where.count(1)) <= 4  # weights outside the blocks count on the first device
     assert [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())] == pointers
     hooks = [hook for part in model.transformer_blocks.modules() for hook in part._forward_pre_hooks]
     assert not hooks
@@ -69,7 +69,7 @@ def test_text_encoder(tiny_models: Callable[..., Path], monkeypatch: pytest.Monk
 def test_nothing_is_computed_across_devices(
     tiny_models: Callable[..., Path], denoise: Any, meta_device: Any, devices: tuple[str, ...]
 ) -> None:
-    """Meta and the CPU are two devices that torch itself keeps apart; between them only copies pass."""
+    """Meta and the CPU are two devices that torch itself keeps apart: only copies pass between them."""
     model, _ = load_transformer(tiny_models() / "checkpoints/ltxv-tiny.safetensors")
     mixed: set[str] = set()
 
@@ -80,7 +80,7 @@ def test_nothing_is_computed_across_devices(
 
     left_out = {"skip_blocks": (tuple(range(model.config.num_layers)),), "stg_mode": "transformer_block"}
     with meta_device(look=look):
-        for skip in ({}, left_out):  # a lane that leaves out a block meets the others on the device of that block
+        for skip in ({}, left_out):  # a lane that skips a block meets the others on the device of that block
             assert denoise(model, BalancedPlacement(devices), **skip).shape == (1, model.config.in_channels, 2, 2, 3)
         encoder = load_text_encoder(tiny_models() / "text_encoders/t5-tiny")
         encode_prompts(encoder, ["a red ball"], host=Host(BalancedPlacement(devices)))

@@ -89,7 +89,7 @@ def write(path: Path, tensors: dict[str, dict[str, Tensor]], style: str = "comfy
 
 
 def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> LTXTransformer:
-    """A model whose weights had the differences added."""
+    """A model with the differences added to its weights."""
     changed = LTXTransformer(model.config).eval().requires_grad_(False)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     for name, delta in deltas.items():
@@ -102,7 +102,7 @@ def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> LTXTransform
 def test_everything_a_file_can_hold_in_every_key_style(
     style: str, model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
 ) -> None:
-    """alpha, DoRA, diff and diff_b, and ranks that differ, in one file."""
+    """alpha, DoRA, diff and diff_b, and different ranks, in one file."""
     rename, down, up = STYLES[style]
     torch.manual_seed(6)
     tensors: dict[str, Tensor] = {}
@@ -148,9 +148,9 @@ def test_every_key_style_gives_what_added_weights_give(
     expected = velocity(with_added(model, {name: 0.8 * pair["up"] @ pair["down"] for name, pair in tensors.items()}))
     assert len(report.matched) == len(names)
     assert not report.unmatched
-    assert (expected - base).abs().max() > 1e-3  # the LoRA does something
+    assert (expected - base).abs().max() > 1e-3  # the LoRA has an effect
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(velocity(model), base)  # and leaves nothing behind
+    assert torch.equal(velocity(model), base)  # and leaves no trace
 
 
 def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]) -> None:
@@ -169,7 +169,7 @@ def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path, velocit
         LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
     )
     theirs.save_lora_adapter(tmp_path)
-    # peft's own scale (alpha / r = 2) is not in this file: it goes into one half.
+    # peft's own scale (alpha / r = 2) is not in this file: multiply one factor by it.
     saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     save_file(
         {key: value * 2 if "lora_B" in key else value for key, value in saved.items()}, tmp_path / "scaled.safetensors"
@@ -192,7 +192,7 @@ def test_equals_peft_in_diffusers(model: LTXTransformer, tmp_path: Path, velocit
 
 @pytest.mark.parametrize("stabilized", [False, True])
 def test_alpha_in_the_header_is_what_peft_makes_of_it(stabilized: bool, model: LTXTransformer, tmp_path: Path) -> None:
-    """A file of diffusers' own saver, with a rank and an alpha of their own for some targets."""
+    """A file from diffusers' own saver, with a separate rank and alpha for some targets."""
     from diffusers import LTXPipeline, LTXVideoTransformer3DModel
     from diffusers.training_utils import _collate_lora_metadata
     from peft import LoraConfig, get_peft_model_state_dict
@@ -379,7 +379,7 @@ def released(family: str) -> LTXTransformer:
 @pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_a_lora_on_every_linear_of_the_13b_matches(style: str, tmp_path: Path) -> None:
-    """As the distilled LoRA, whose size tells that it covers the Linears outside the blocks too."""
+    """Like the distilled LoRA, whose size shows that it covers the Linears outside the blocks too."""
     model, (rename, down, up) = released("13b"), STYLES[style]
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     tensors: dict[str, Tensor] = {}
@@ -394,7 +394,7 @@ def test_a_lora_on_every_linear_of_the_13b_matches(style: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(("of", "on"), [("2b", "13b"), ("13b", "2b")])
 def test_a_lora_of_the_other_released_size(of: str, on: str, tmp_path: Path) -> None:
-    """Full sizes, without data behind the model. The second of two LoRAs is the wrong one: it is named."""
+    """Full sizes, without data for the model. The second of two LoRAs is wrong, and the error names it."""
 
     def lora(family: str) -> WeightedLoRA:
         layers, width = RELEASED[family]

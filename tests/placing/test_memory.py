@@ -1,4 +1,4 @@
-"""Weights come to a device and go again: the numbers stay the same, and so do the originals."""
+"""Weights move to a device and leave it again: the numbers and the originals stay the same."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def text_encoder() -> nn.Module:
 
 @torch.no_grad()
 def denoise(model: LTXTransformer) -> list[Tensor]:
-    """Two guided steps; the second finds the text's keys and values of the first."""
+    """Two guided steps; the second reuses the text keys and values of the first."""
     generator = torch.Generator().manual_seed(1)
     x, positions = torch.randn(1, 9, 6, generator=generator), torch.rand(1, 3, 9, generator=generator) * 100
     negative, positive = (model.prepare_text([torch.randn(n, 10, generator=generator)]) for n in (3, 7))
@@ -73,12 +73,12 @@ MODELS = {"transformer": (transformer, denoise), "text encoder": (text_encoder, 
 
 
 def tensors_of(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Which tensor stands where."""
+    """The identity and address of the tensor under each name."""
     return {key: (id(value), value.data_ptr()) for key, value in (*model.named_parameters(), *model.named_buffers())}
 
 
 class PoisonedTransfers:
-    """A second "device" on the CPU: blocks are copied to fresh memory, which is spoiled as soon as it is dropped."""
+    """A second "device" on the CPU: blocks are copied to fresh memory, which is overwritten as soon as it is freed."""
 
     def __init__(self) -> None:
         self.there: dict[nn.Module, tuple[Copies, list[Tensor]]] = {}
@@ -157,7 +157,7 @@ def test_streaming_to_where_the_weights_are_copies_nothing() -> None:
 
 
 def test_only_streamed_blocks_that_are_needed_leave_their_place() -> None:
-    """Meta stands for the device: what is there is on it, everything else stays mapped."""
+    """Meta stands in for the device: the copies are on meta, all other tensors stay mapped."""
     model = transformer()
     with streamed(model, META, 2):
         assert model.patchify_proj.weight.is_meta
@@ -178,7 +178,7 @@ def test_an_interrupt_leaves_the_model_as_it_was() -> None:
 
     handle = model.transformer_blocks[3].attn2.register_forward_hook(interrupt)
     with streamed(model, CPU, 1, transfers=transfers):
-        with pytest.raises(KeyboardInterrupt) as held:  # and with it the frames of the forward
+        with pytest.raises(KeyboardInterrupt) as held:  # which keeps the frames of the forward alive
             denoise(model)
         assert transfers.there
         handle.remove()
@@ -190,7 +190,7 @@ def test_an_interrupt_leaves_the_model_as_it_was() -> None:
 
 
 def test_hooks_and_names_of_streamed_blocks_stay() -> None:
-    """LoRA hangs on both."""
+    """LoRA depends on both."""
     model = transformer()
     names, called = [name for name, _ in model.named_modules()], []
     model.get_submodule("transformer_blocks.4.attn1.to_q").register_forward_hook(lambda *_: called.append(1))
@@ -262,8 +262,8 @@ def test_an_error_half_way_leaves_nothing_behind() -> None:
     ("room", "resident"), [(-1, 0), (1, 0), (2, 0), (3, 1), (LAYERS - 1, LAYERS - 3), (LAYERS, None)]
 )
 def test_as_many_blocks_stay_as_fit(monkeypatch: pytest.MonkeyPatch, room: int, resident: int | None) -> None:
-    """Two places are for the block that computes and the one that comes; half the work is added for what the allocator
-    cannot use."""
+    """Two slots are for the block that computes and the block that arrives; half the working memory is added for space
+    that the allocator cannot use."""
     model = transformer()
     block = weight_bytes(model.transformer_blocks[0])
     outside = weight_bytes(model) - LAYERS * block
@@ -327,10 +327,10 @@ print(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
 def test_freed_memory_goes_back_to_the_system() -> None:
-    """Every second of 64 blocks is freed, so that a heap cannot shrink."""
+    """Free every second of 64 blocks, which keeps a heap from shrinking."""
 
     def left(spares: bool, **environment: str) -> int:
-        """MB that the process has at the end."""
+        """MB that the process holds at the end."""
         command = [sys.executable, "-c", FREES.replace("SPARES", str(spares))]
         ours = {name: value for name, value in os.environ.items() if name != "MALLOC_MMAP_THRESHOLD_"}
         return int(subprocess.check_output(command, env=ours | environment))

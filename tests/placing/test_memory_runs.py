@@ -1,4 +1,4 @@
-"""Streaming with everything that can hang on a block, and many runs in one process."""
+"""Streaming with everything that can be attached to a block, and many runs in one process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IN_FILE = ("fp8", "fp8-scaled", "gguf-q8_0", "gguf-q4_0")
 
 
 class Spoiling(streaming.DirectTransfers):
-    """Blocks come as fresh copies, which are spoiled as soon as they are dropped: who still used one would see NaN."""
+    """Blocks arrive as fresh copies, which are overwritten as soon as they are freed: later use would give NaN."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -98,7 +98,7 @@ def test_text_encoder_streamed_equals_resident(
 
 
 def live_bytes() -> int:
-    """Of all tensors that there are, by storage."""
+    """Bytes of all live tensors, by storage."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
@@ -110,7 +110,7 @@ def live_bytes() -> int:
 
 @pytest.mark.slow
 def test_ten_runs_are_one(tiny_models: TinyModels, resident_bytes: Callable[[], int]) -> None:
-    """The same bytes come out, no tensor stays, and the process is within 2 % of what it was after the second run."""
+    """The same bytes result, no tensor remains, and the process stays within 2 % of its size after the second run."""
     folder = tiny_models()
     ltx = Components.load(folder / "checkpoints/ltxv-tiny.safetensors", folder / "text_encoders/t5-tiny", device="cpu")
     made, live, resident = [], [], []

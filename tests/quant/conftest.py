@@ -1,4 +1,4 @@
-"""What tests of quantized weights share: random blocks of ggml's types, and GGUF files of them."""
+"""Shared by the tests of quantized weights: random blocks of ggml's types, and GGUF files of such blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Where the float16 scales lie in a block of each type; all other bytes may have any value.
+# The offsets of the float16 scales in a block of each type; all other bytes may have any value.
 HALF_OFFSETS = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "IQ4_XS": (0,),
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
@@ -19,7 +19,7 @@ HALF_OFFSETS = {
 def random_blocks() -> Callable[..., np.ndarray]:
     """random_blocks("Q4_K", count, seed=7, spread=None): (count, bytes per block) uint8, with finite scales.
 
-    spread: standard deviation of the weights that they hold; None: whatever random scales give.
+    spread: standard deviation of the resulting weights; None: whatever the random scales give.
     """
     import gguf
 

@@ -1,4 +1,4 @@
-"""Products in float8: with a scale for every row, with `scale_input` as in ComfyUI, and where they are not used."""
+"""Products in float8: with a scale per row, with `scale_input` as in ComfyUI, and the cases that do not use them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ needs_products = pytest.mark.skipif(
 
 
 def linear(scales: int | None = 48, scale_input: float | None = None, dtype: torch.dtype = E4M3) -> Float8Linear:
-    """32 -> 48 with weights around 1, stored at their scale."""
+    """32 -> 48 with weights around 1, stored with their scale."""
     generator = torch.Generator().manual_seed(0)
     made = Float8Linear(nn.Linear(32, 48), dtype, scales, calibrated=scale_input is not None)
     weight = torch.randn(48, 32, generator=generator)
@@ -51,7 +51,7 @@ def linear(scales: int | None = 48, scale_input: float | None = None, dtype: tor
 
 
 def activations(rows: int = 40) -> Tensor:
-    """Rows of very different size, as those of a transformer are."""
+    """Rows of very different magnitude, as in a transformer."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, rows, 32, generator=generator) * torch.logspace(-2, 2, rows).unsqueeze(1)
 
@@ -71,7 +71,7 @@ def test_rows_have_their_own_scales(scales: int | None, dtype: torch.dtype) -> N
     expected = rounded @ weight.T + made.bias.double()
     unscaled = largest * weight.abs().sum(dim=1)
     assert ((got.double() - expected).abs() <= 2**-8 * expected.abs() + 2**-9 * unscaled).all()
-    # Not the product that is computed without float8, and near it.
+    # Close to the product without float8, but not equal to it.
     made.fp8_matmul = False
     plain = made(x)
     assert not torch.equal(got, plain)
@@ -83,25 +83,25 @@ def test_rows_have_their_own_scales(scales: int | None, dtype: torch.dtype) -> N
 @needs_products
 @torch.no_grad()
 def test_scale_input_does_what_comfyui_does_with_it() -> None:
-    """comfy/ops.py fp8_linear, one scale for the activations and one for the weight, where nothing overflows."""
+    """fp8_linear in comfy/ops.py: one scale for the activations and one for the weight, without overflow."""
     scale_input = 300.0 / 448
     made, x = linear(1, scale_input), activations().clamp(-299, 299)
-    # The same numbers, multiplied in float64: oneDNN has the product with one scale on few processors.
+    # The same numbers, multiplied in float64: oneDNN has the product with a single scale on few processors.
     rounded = (x / scale_input).to(E4M3).double() * scale_input
     weight = made.packed.double() * made.scale_weight.double()
     expected = rounded @ weight.T + made.bias.double()
     got = made(x)
-    # Rounded to bfloat16 twice, with the bias, by 2^-8 at most; the sum of 32 numbers in float32 errs by 2^-19.
+    # Two roundings to bfloat16, with the bias, err by at most 2^-8 each; the sum of 32 numbers in float32 by 2^-19.
     rounding = 2**-7 * (expected.abs() + made.bias.double().abs()) + 2**-19 * (rounded.abs() @ weight.abs().T)
     assert ((got.double() - expected).abs() <= rounding).all()
     got = got.reshape(-1, 48)
     rows = linear(1)(x).reshape(-1, 48)
-    small = slice(0, 8)  # rows that a common scale leaves with hardly any level
+    small = slice(0, 8)  # rows to which a common scale leaves hardly any levels
     assert (rows - got)[small].norm() > 0.01 * rows[small].norm()
-    # Beyond the calibrated range: the largest level, where ComfyUI gets NaN.
+    # Beyond the calibrated range values clamp to the largest level, where ComfyUI gets NaN.
     made.scale_input = torch.tensor([1e-3])
     assert made(x).isfinite().all()
-    # Without float8 products it has no part in the result.
+    # Without float8 products the input scale does not affect the result.
     made.fp8_matmul = False
     assert torch.equal(made(x), without_input_scale(made)(x))
 
@@ -114,7 +114,7 @@ def without_input_scale(made: Float8Linear) -> Float8Linear:
 
 @torch.no_grad()
 def test_where_float8_is_not_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device without it, sizes that it does not take, few rows, e5m2: the other way, to the last bit."""
+    """Devices without float8 products, unsupported sizes, few rows, e5m2: bit for bit the ordinary product."""
     made = linear()
     monkeypatch.setattr(fp8, "multiplies_fp8", lambda device: False)
     with_it = made(activations())
@@ -146,7 +146,7 @@ def test_a_device_is_asked_once_and_by_trying(monkeypatch: pytest.MonkeyPatch) -
     multiplies_fp8.cache_clear()
     try:
         assert [multiplies_fp8(torch.device("cpu")) for _ in range(3)] == [False] * 3
-        monkeypatch.setattr(torch, "_scaled_mm", lambda a, *_, **__: torch.zeros(a.shape))  # and wrong numbers
+        monkeypatch.setattr(torch, "_scaled_mm", lambda a, *_, **__: torch.zeros(a.shape))  # and with wrong values
         assert asked == [E4M3]
         multiplies_fp8.cache_clear()
         assert not multiplies_fp8(torch.device("cpu"))
@@ -229,7 +229,7 @@ def test_quantized_on_load_and_with_a_lora(tiny_models: TinyModels, tmp_path: Pa
         changed = clip(model)
     with applied(exact, lora):
         expected = clip(exact)
-    assert rms(expected, clip(exact)) > 2 * rms(changed, expected)  # the LoRA is there
+    assert rms(expected, clip(exact)) > 2 * rms(changed, expected)  # the LoRA has an effect
     assert torch.equal(clip(model), base)
 
 

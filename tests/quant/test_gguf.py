@@ -33,7 +33,7 @@ from ltxkit.ltx_core.weights.tiny import TEXT_ENCODER
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # by the gguf package
 PLAIN = ("F32", "F16", "BF16")
-# What city96/ComfyUI-GGUF's patched llama-quantize leaves alone.
+# The tensors that city96/ComfyUI-GGUF's patched llama-quantize leaves unquantized.
 KEPT = ("adaln_single.", "caption_projection.", "patchify_proj.", "proj_out.", "scale_shift_table")
 Weights = dict[str, tuple[np.ndarray, str]]
 
@@ -65,7 +65,7 @@ def packed(
     kept: tuple[str, ...] = KEPT,
     base: str = "BF16",
 ) -> Weights:
-    """As the tools write them: vectors in float32, the kept ones in `base`, the rest in blocks."""
+    """Tensors as the tools write them: vectors in float32, the unquantized ones in `base`, the rest in blocks."""
     result: Weights = {}
     for number, (name, array) in enumerate(weights.items()):
         kind = (
@@ -161,7 +161,7 @@ def test_lora(
     lora_and_merged: Callable[..., tuple[Any, Any]],
     velocity: Callable[..., Tensor],
 ) -> None:
-    """Against the same LoRA added to the weights that the gguf package unpacks."""
+    """Against the weights as the gguf package unpacks them, with the same LoRA added."""
     settings = config()
     tensors = packed(transformer_weights(settings), lambda name: kind, random_blocks)
     model, _ = load_transformer(
@@ -187,7 +187,7 @@ def test_what_gguf_loses_comes_from_the_version(
     write_gguf: Callable[..., Path],
     velocity: Callable[..., Tensor],
 ) -> None:
-    """As the files that circulate: no config, mixed types."""
+    """Like the files in circulation: no config, mixed types."""
     layers = {"2b": 28, "13b": 48}[family]
     settings = config(layers, heads=32, head_dim=8)
     types = iter(BLOCKS * layers)
@@ -210,7 +210,7 @@ def test_blocks_stay_mapped(tmp_path: Path, random_blocks: Callable[..., Any], w
     tensors = packed(transformer_weights(settings), lambda name: "Q4_K", random_blocks)
     path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
     model, _ = load_transformer(path)
-    assert model.dtype == torch.bfloat16  # of what is not in blocks
+    assert model.dtype == torch.bfloat16  # of the tensors outside blocks
     ranges = [
         [int(end, 16) for end in line.split(maxsplit=1)[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()
@@ -222,7 +222,7 @@ def test_blocks_stay_mapped(tmp_path: Path, random_blocks: Callable[..., Any], w
 
 
 def test_a_stored_shape_is_honoured(tmp_path: Path) -> None:
-    """city96/ComfyUI-GGUF folds odd shapes into rows of 256 and says what they were."""
+    """city96/ComfyUI-GGUF folds odd shapes into rows of 256 and records the original shapes."""
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "ltxv")
     writer.add_array("comfy.gguf.orig_shape.w", [8, 3, 2])
     writer.add_tensor("w", np.arange(48, dtype=np.float32).reshape(3, 16))
@@ -274,7 +274,7 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     state = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items() if "embed_tokens" not in name}
     weights = random_weights(state)
     for name in weights:
-        if name.endswith("SelfAttention.q.weight"):  # as T5's own initialisation: its attention divides by no root
+        if name.endswith("SelfAttention.q.weight"):  # as T5 initialises it: its attention does not scale
             weights[name] /= 64**0.5
     tensors = packed(weights, lambda name: kind, random_blocks, kept=("relative_attention_bias",), base="F32")
     reference = unpacked(tensors)
@@ -282,7 +282,7 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5, 2)
     stored = {str(names.get_name(name, (".weight",))): value for name, value in tensors.items()}
-    if architecture == "t5":  # a whole model, whose decoder nobody needs
+    if architecture == "t5":  # a complete model, whose decoder is not needed
         stored["dec.blk.0.attn_q.weight"] = stored["enc.blk.0.attn_q.weight"]
     path = write_gguf(tmp_path / "t5.gguf", architecture, stored)
     tokenizer = tiny_models() / TEXT_ENCODER
@@ -290,7 +290,7 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     ids = torch.arange(3, 20)[None]
     expected = theirs(input_ids=ids).last_hidden_state
     assert (ours.model(input_ids=ids).last_hidden_state - expected).abs().max() <= 1e-5 * expected.abs().max()
-    # In float16 the layers that overflow it compute in float32, whatever their weights are stored as.
+    # Layers that would overflow in float16 compute in float32, whatever the stored dtype of their weights.
     # Errors are 30 to 84 % of the bound of 0.27 %.
     half = load_text_encoder(path, dtype=torch.float16, tokenizer=tokenizer).model
     shapes, layers = copy.deepcopy(half).to("meta"), sum(name.endswith("weight") for name in reference)
@@ -393,13 +393,13 @@ def test_a_file_that_is_overwritten_while_in_use_is_noticed(
     hidden: bool,
     velocity: Callable[..., Tensor],
 ) -> None:
-    """hidden: with the old size and time, as copying tools can leave them."""
+    """hidden: with the old size and modification time, as copying tools can leave them."""
     settings = config()
     tensors = packed(transformer_weights(settings), lambda name: "Q8_0", random_blocks)
     path = write_gguf(tmp_path / "model.gguf", "ltxv", tensors, config_text(settings))
     model, _ = load_transformer(path, dtype=torch.float32)
     before = velocity(model)
-    # Another file that takes the name is no matter: the mapped one lives on.
+    # Another file may take the name: the mapped file lives on.
     write_gguf(tmp_path / "new.gguf", "ltxv", tensors, config_text(settings)).replace(path)
     assert torch.equal(velocity(model), before)
     model, _ = load_transformer(path, dtype=torch.float32)

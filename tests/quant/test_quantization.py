@@ -1,4 +1,4 @@
-"""Quantized weights in safetensors: every way to store them, in both layouts, against the library that defines it."""
+"""Quantized weights in safetensors: every format, in both layouts, against the library that defines it."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def embedding(model: nn.Module) -> Tensor:
     return model(input_ids=IDS).last_hidden_state.float()
 
 
-# --- ways to store weights: (state dict) -> (what is in the file, the same weights as float32) ------------------------
+# --- storage formats: (state dict) -> (the tensors of the file, the same weights in float32) --------------------------
 
 Stored = tuple[dict[str, Tensor], dict[str, Tensor]]
 State = Mapping[str, Tensor]
 
 
 def is_block_linear(key: str, tensor: Tensor) -> bool:
-    """What the official converter casts (Lightricks/LTX-Video-Q8-Kernels scripts/convert_weights.py), T5's likewise."""
+    """Cast by the official converter (Lightricks/LTX-Video-Q8-Kernels scripts/convert_weights.py); likewise for T5."""
     return "block" in key and tensor.ndim == 2 and key.endswith(".weight") and "relative" not in key
 
 
@@ -183,7 +183,7 @@ T5_PLACES: dict[str, tuple[str, str | None, int]] = {  # without diffusers' name
 
 
 def write_files(folder: Path, stem: str, tensors: Mapping[str, Tensor], count: int) -> None:
-    """One file, or shards with their index, as `save_pretrained` writes them."""
+    """A single file, or shards with their index, as `save_pretrained` writes them."""
     folder.mkdir(parents=True, exist_ok=True)
     if count == 1:
         save_file(dict(tensors), folder / f"{stem}.safetensors")
@@ -252,7 +252,7 @@ def test_transformer(
     linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     assert len(linears) >= (0 if name is None else LAYERS * 10)
     before = velocity(model)
-    copies = Copies(model, torch.clone)  # as a move to another device; sums may depend on where in memory data starts
+    copies = Copies(model, torch.clone)  # like a move to another device; sums may depend on the memory address
     torch.testing.assert_close(velocity(model), before, rtol=0, atol=1e-5)
     copies.drop()
     assert torch.equal(velocity(model), before)
@@ -302,7 +302,7 @@ def test_lora(
     lora_and_merged: Callable[..., tuple[Any, Any]],
     velocity: Callable[..., Tensor],
 ) -> None:
-    """Factors, DoRA and differences, against the same added to the weights that the library unpacks."""
+    """Factors, DoRA and differences, against the weights as the library unpacks them with the same LoRA added."""
     stored, weights = STORAGES[storage][1](transformer.state_dict())
     path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
     model, _ = load_transformer(path, dtype=torch.float32, version=VERSION)
@@ -405,7 +405,7 @@ def test_what_diffusers_saves(
 def test_without_the_packages_of_the_extras(
     transformer: LTXTransformer, tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading and making every quantization takes no package; only writing GGUF does, and that says what to install."""
+    """Reading and creating quantizations needs no package; only writing GGUF does, and its error names the package."""
     paths = [
         write_transformer(
             tmp_path / name.replace(" ", ""), store(transformer.state_dict())[0], transformer.config, "bare"
@@ -426,7 +426,7 @@ def test_without_the_packages_of_the_extras(
 
 
 def nvfp4(state: State) -> Stored:
-    """As ComfyUI saves it: two weights in a byte, float8 scales of 16, and one scale of all."""
+    """As ComfyUI saves it: two weights per byte, a float8 scale per 16 weights, and one scale for all."""
     stored = dict(state)
     for key, tensor in state.items():
         if is_block_linear(key, tensor):
@@ -439,7 +439,7 @@ def nvfp4(state: State) -> Stored:
 
 
 def comfy(dtype: torch.dtype, scale: torch.dtype = torch.float32) -> Callable[[State], Stored]:
-    """ComfyUI's format of one scale per weight or per group, without the tensors that name it."""
+    """ComfyUI's format with one scale per weight or per group, without the tensors that name the format."""
 
     def store(state: State) -> Stored:
         stored = dict(state)
@@ -537,7 +537,7 @@ def test_integers_that_nobody_explains_are_refused(transformer: LTXTransformer, 
 
 @pytest.mark.parametrize("storage", [name for name, (quantization, _) in STORAGES.items() if quantization is not None])
 def test_what_is_stored_keeps_its_type(storage: str, transformer: LTXTransformer, tmp_path: Path) -> None:
-    """Scales too, whatever the buffers are called: a Linear declares them by registering them."""
+    """Including scales, whatever the names of the buffers: a Linear declares them by registering them."""
     stored, _ = STORAGES[storage][1](transformer.state_dict())
     path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
     model, _ = load_transformer(path, dtype=torch.float16, version=VERSION)
@@ -589,7 +589,7 @@ def test_quantizing_is_what_bitsandbytes_does() -> None:
     theirs, scale, _ = bnb.int8_vectorwise_quant(weight.half())
     ours = quantize_int8(weight)
     torch.testing.assert_close(ours["scale_weight"] * 127, scale, rtol=1e-3, atol=0)
-    assert (ours["packed"].int() - theirs.int()).abs().max() <= 1  # theirs comes from float16
+    assert (ours["packed"].int() - theirs.int()).abs().max() <= 1  # bitsandbytes starts from float16
     nothing = quantize_nf4(torch.zeros(2, 64))
     assert set(nothing["packed"].tolist()) == {0x77}  # level 0 is 0.0
 
@@ -649,7 +649,7 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
 
 @pytest.mark.slow
 def test_the_first_fp8_upload_of_the_13b_is_told_about(tiny_models: TinyModels, tmp_path: Path) -> None:
-    """No tensor shows it, so every plain float8 13B of that version gets the hint, and nothing else does."""
+    """No tensor reveals it, so every plain float8 13B of that version gets the hint, and no other file does."""
     source = tiny_models(family="13b") / CHECKPOINT
     tensors = {
         key: tensor.to(torch.float8_e4m3fn) if is_block_linear(key, tensor) and "diffusion_model" in key else tensor
@@ -665,7 +665,7 @@ def test_the_first_fp8_upload_of_the_13b_is_told_about(tiny_models: TinyModels, 
 def test_a_device_without_the_type_of_the_weights(
     transformer: LTXTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As MPS, which has no float8; int8 and nf4, whose bytes are plain integers, go everywhere."""
+    """Like MPS, which has no float8; int8 and nf4, whose bytes are plain integers, run everywhere."""
     to = Tensor.to
 
     def refusing(self: Tensor, *arguments: Any, **options: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Steps, levels, conditions and noise on flows whose answer is known."""
+"""Steps, levels, conditions and noise on flows with a known solution."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(state, sigmas, velocity, seed=1, **settings):
 
 
 def towards(target: torch.Tensor):
-    """The velocity of a model that knows the answer: from x at any level straight to the target."""
+    """The velocity of a perfect model: from x at any level straight to the target."""
     return lambda step, x, level: torch.where(level > 0, (x - target) / level.clamp(min=1e-12), torch.full_like(x, 3.0))
 
 
@@ -63,7 +63,7 @@ def test_a_straight_flow_ends_exactly_at_its_target(sigmas, name):
 
 
 def test_euler_keeps_the_noise_and_stochastic_steps_replace_it():
-    """Half way, x is a mix of x0 and noise: the first noise with Euler, fresh noise otherwise."""
+    """Halfway, x is a mix of x0 and noise: the initial noise with Euler, fresh noise otherwise."""
     target, first = patchify(clip(3)), start().latent
     seen = []
 
@@ -97,14 +97,14 @@ def test_hard_conditions_are_untouched_and_seen_at_level_zero(levels):
 
 
 def test_a_soft_condition_is_stepped_from_its_own_level():
-    """Strength 0.6 rests at 0.4 until the schedule passes it, and then goes all the way."""
+    """Strength 0.6 rests at level 0.4 until the schedule passes it, and then goes down to 0."""
     target, shown = patchify(clip(3)), clip(5, frames=1)
     state = LatentCondition(shown, 0, 0.6).apply_to(start(), COORDINATES, SeededNoise(0))
     done, seen, _ = run(state, explicit([1.0, 0.7, 0.3]), towards(target))
     assert [round(float(level[0, 0]), 6) for level in seen] == [0.4, 0.4, 0.3]
     torch.testing.assert_close(done.latent, target, atol=2e-6, rtol=0)
 
-    # No level at or below 0.4 but 0: the last step carries the token from its own level.
+    # The only level at or below 0.4 is 0: the last step takes the token down from its own level.
     done, _, _ = run(state, explicit([1.0, 0.7]), towards(target))
     torch.testing.assert_close(done.latent, target, atol=2e-6, rtol=0)
 
@@ -120,7 +120,7 @@ def test_the_official_form_leaves_noise_in_a_soft_condition():
 
 @pytest.mark.parametrize(("levels", "clean"), [("own", True), ("official", False)])
 def test_condition_noise(levels, clean):
-    """Hard conditions are seen with noise 0.15 * level^2; the default takes it away again at the end."""
+    """The model sees hard conditions with noise 0.15 * level^2; by default the noise is removed at the end."""
     shown = clip(5, frames=1)
     state = LatentCondition(shown, 0).apply_to(start(), COORDINATES, SeededNoise(0))
     inputs = []
@@ -149,7 +149,7 @@ def test_noise_mask_keeps_what_it_covers():
 
 
 def test_positions_equal_diffusers():
-    """Causal fix, a guide's offset after it, and seconds; in diffusers' own functions."""
+    """The causal fix, then a guide's offset, then seconds, against diffusers' own functions."""
     for first_frame in (0, 16):
         ids = LTXConditionPipeline._prepare_video_ids(1, *SHAPE)
         theirs = LTXConditionPipeline._scale_video_ids(ids, 32, 8, first_frame).float()
@@ -211,7 +211,7 @@ def test_noise_is_drawn_per_sample_and_as_comfyui_draws_it():
     assert torch.equal(batch[2], SeededNoise(13)((1, 4, 2, 5, 3))[0])
     again = SeededNoise(2**64 - 1)
     assert again((2, 3)).shape == (2, 3)
-    assert not torch.equal(again((1, 3)), again((1, 3)))  # goes on, does not start over
+    assert not torch.equal(again((1, 3)), again((1, 3)))  # continues rather than restarting
 
 
 def test_adain_gives_the_reference_its_statistics():
@@ -241,7 +241,7 @@ def test_film_grain_is_noise_on_every_frame():
     coloured = (grained(0.05, 1.0) - frames).std(dim=(0, 1, 2)).tolist()
     assert coloured == pytest.approx([0.1, 0.05, 0.15], rel=0.05)
     assert not torch.allclose(grey[0], grey[1], atol=1e-3)
-    assert torch.equal(grained(0.05, 0.5, chunks=1), grained(0.05, 0.5, chunks=4))  # however the clip comes
+    assert torch.equal(grained(0.05, 0.5, chunks=1), grained(0.05, 0.5, chunks=4))  # whatever the form of the clip
     assert grained(1.0, 1.0).aminmax() == (0.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Guidance arithmetic against formulas written out per sample, and which forwards it asks for."""
+"""Guidance arithmetic against formulas written out per sample, and the forwards that it requests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_no_guidance_returns_the_velocity_itself(velocities):
 
 
 def test_all_of_it_per_sample(velocities):
-    """The official order: CFG*, CFG, STG, rescale; every sample on its own, in float64 numpy."""
+    """The official order: CFG*, CFG, STG, rescale; each sample separately, in float64 numpy."""
     step = GuidanceStep(scale=3.0, stg_scale=0.5, rescaling_scale=0.7, skip_blocks=BLOCKS, cfg_star=True)
     combined = step.combine(velocities)
     for i in range(2):
@@ -78,13 +78,13 @@ def test_rescale_acts_even_when_nothing_is_skipped(velocities):
 
 
 def test_entries_are_picked_in_float32():
-    """float32(0.9812) lies below 0.9812, so the step at that level takes the entry of 0.9812 in float32 only."""
+    """float32(0.9812) lies below 0.9812, so the step at that level gets the entry for 0.9812 only in float32."""
     guidance = Guidance(scale=(1.0, 2.0, 3.0), guidance_timesteps=(1.0, 0.9812, 0.5))
     level = torch.tensor(0.9812)
     assert float(level) < 0.9812
     assert guidance.at(level).scale == 2.0
     assert guidance.at(torch.tensor(0.98)).scale == 3.0
-    assert guidance.at(torch.tensor(0.1)).scale == 3.0  # below all: the last
+    assert guidance.at(torch.tensor(0.1)).scale == 3.0  # below all thresholds: the last entry
     assert guidance.at(torch.tensor(1.0)).scale == 1.0
 
 
@@ -106,7 +106,7 @@ def test_official_13b_dev_lists_over_their_schedule():
 
 
 def test_a_plan_says_what_it_costs():
-    """Ten steps with three branches; the perturbed one leaves at block 7 of 28: each saves a quarter of a forward."""
+    """Ten steps with three branches, the perturbed one forking at block 7 of 28: each saves a quarter of a forward."""
     guidance = Guidance(
         scale=(1.0, 3.0), stg_scale=(0.0, 1.0), skip_blocks=((), (19, 7)), guidance_timesteps=(0.99, 0.0)
     )
@@ -118,7 +118,7 @@ def test_a_plan_says_what_it_costs():
         describe_plan(NO_GUIDANCE.plan(linear_quadratic(4), 28), 28) == "4 steps (steps x branches: 4 x 1), 4 forwards."
     )
     twice = describe_plan(NO_GUIDANCE.plan(linear_quadratic(4), 28), 28, SAMPLERS["heun"].evaluations)
-    assert twice == "4 steps (steps x branches: 4 x 1), 7 forwards."  # the last step needs one
+    assert twice == "4 steps (steps x branches: 4 x 1), 7 forwards."  # the last step needs one branch
 
 
 @pytest.mark.parametrize(
@@ -146,5 +146,5 @@ def test_what_cannot_work_is_refused(make, error, message):
 
 
 def test_blocks_beyond_the_model_are_fine_while_stg_is_off():
-    """The official distilled configs name block 42 with scale 0, for a model of 28 blocks too."""
+    """The official distilled configs name block 42, with scale 0, even for a model of 28 blocks."""
     assert len(Guidance(skip_blocks=((42,),)).plan(linear_quadratic(8), 28)) == 8

@@ -1,4 +1,4 @@
-"""Streams: no two are equal, none is the clip's noise, and noise goes on where a pass before has stopped."""
+"""Streams: no two are equal, none equals the clip's noise, and noise continues where the previous pass stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUNS = (0, 1, 2, 7, 1234, 2**31, SEEDS - 1)
 
 
 def test_no_two_streams_are_equal_nor_is_any_the_noise_of_a_clip():
-    """By the numbers that are drawn: what torch keeps of a seed decides, not the seed."""
+    """Compares the drawn numbers: streams depend on the bits that torch keeps of a seed, not on the whole seed."""
     shape = (16,)
     clips = {tuple(SeededNoise(seed + i)((1, *shape))[0].tolist()) for seed in RUNS for i in range(8)}
     streams = [
@@ -30,7 +30,7 @@ def test_no_two_streams_are_equal_nor_is_any_the_noise_of_a_clip():
 
 
 def test_high_bits_of_a_seed_do_not_count():
-    """In torch's CPU generator, and so in nothing else: one clip, one decoding."""
+    """Torch's CPU generator ignores them, so every stream must: seeds with the same clip have the same decoding."""
     for draw in (
         lambda seed: SeededNoise(seed)((1, 20)),
         lambda seed: torch.randn(20, generator=stream(seed, "decode")),
@@ -42,7 +42,7 @@ def test_high_bits_of_a_seed_do_not_count():
 
 @pytest.mark.parametrize("shapes", [((4, 2, 3, 5), (4, 7)), ((3, 1, 1, 1), (5,), (4, 10)), ((17,),)])
 def test_noise_goes_on_after_what_was_drawn(shapes):
-    """Also after draws of fewer than 16 numbers, or of no multiple of 16, which torch makes in another way."""
+    """Even after draws whose size is below 16 or not a multiple of 16, for which torch uses another method."""
     whole = SeededNoise(3)
     for shape in shapes:
         whole((2, *shape))
@@ -58,7 +58,7 @@ def test_new_modules_have_their_weights_from_their_stream_and_leave_no_trace():
     for seed, name in ((1, "new vae"), (1, "new vae"), (2, "new vae"), (1, "new lora")):
         with initialised(seed, name):
             layers.append(torch.nn.Linear(4, 4).weight)
-        torch.rand(3)  # whatever others draw
+        torch.rand(3)  # draws of other code do not matter
     torch.random.set_rng_state(before)
     with initialised(1, "new vae"):
         torch.rand(5)

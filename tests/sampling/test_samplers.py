@@ -1,4 +1,4 @@
-"""Every sampler on flows whose end is known: its order, tokens at rest, noise on conditions."""
+"""Every sampler on flows with a known end: its order, tokens at rest, noise on conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ltxkit.ltx_core.sampling.schedules import explicit, uniform
 from ltxkit.ltx_core.sampling.state import LatentState
 from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
 
-ORDERS = {"euler": 1, "heun": 2, "dpmpp_2m": 2, "gradient_estimation": 1}  # "stochastic" solves no equation
+ORDERS = {"euler": 1, "heun": 2, "dpmpp_2m": 2, "gradient_estimation": 1}  # "stochastic" does not solve an equation
 SHAPE = LatentShape(4, 2, 3)
 CELLS = SHAPE.height * SHAPE.width
 COORDINATES = Coordinates(ScaleFactors(8, 32, 32), 25.0, causal=True)
@@ -26,7 +26,7 @@ MEAN, DEVIATION = 0.7, 1.0
 
 
 def gaussian(step: int, x: Tensor, level: Tensor) -> Tensor:
-    """What a perfect model of clips with values from N(MEAN, DEVIATION^2) says: noise - x0, as expected at x."""
+    """The velocity of a perfect model of clips from N(MEAN, DEVIATION^2): the expectation of noise - x0 at x."""
     variance = (1 - level) ** 2 * DEVIATION**2 + level**2
     return (level - (1 - level) * DEVIATION**2) / variance * (x - (1 - level) * MEAN) - MEAN
 
@@ -52,7 +52,7 @@ def test_every_sampler_has_an_order_or_solves_nothing():
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_falls_with_the_order(name):
-    """Twice the steps, half the error, or a quarter. From x at level 1, which is all noise, this flow ends in
+    """Twice the steps halve the error, or quarter it. From x at level 1, which is pure noise, this flow ends at
     MEAN + DEVIATION * x. In -log(sigma) the last of even steps stay long, which costs DPM++ 2M a factor log(steps)."""
     state = start()
     errors = [
@@ -66,7 +66,7 @@ def test_the_error_falls_with_the_order(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_each_evaluation_is_made_where_the_table_says(name):
-    """As often as the table says, at levels of the list and at no other."""
+    """As many as the table says, and only at levels in the list."""
     levels, reported = [], []
 
     def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_each_evaluation_is_made_where_the_table_says(name):
 @pytest.mark.parametrize("levels", ["own", "official"])
 @pytest.mark.parametrize("name", ORDERS)
 def test_a_token_at_rest_takes_no_step_and_then_starts_afresh(name, levels):
-    """A condition of strength 0.5 joins at 0.5, and from there its tokens go as a clip that begins at that level."""
+    """A condition of strength 0.5 joins at 0.5; from there its tokens move like a clip that starts at that level."""
     state = LatentCondition(clip(5, frames=1), 0, 0.5).apply_to(start(), COORDINATES, SeededNoise(0))
     seen: dict[float, Tensor] = {}
 
@@ -127,7 +127,7 @@ def test_every_evaluation_sees_fresh_noise_on_conditions(name, levels):
 
 
 def test_soft_conditions_alone_take_the_noise_of_the_schedule():
-    """Where every token is a condition, the noise on hard ones still goes by the schedule, not by the highest token."""
+    """When every token is a condition, the noise on hard ones still follows the schedule, not the highest token."""
     mask = torch.full((1, 1, *SHAPE), 0.2)
     mask[:, :, 0] = 0
     clean = clip(4)

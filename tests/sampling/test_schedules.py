@@ -1,4 +1,4 @@
-"""Noise levels, against diffusers live and against figures known from the official code."""
+"""Noise levels, against diffusers itself and against figures from the official code."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_truncation_by_denoise_strength(sigmas, strength, expected):
     ("timesteps", "strength"), [([1000, 909, 725, 421, 0], 0.999), (None, 0.4), (None, 0.999), (None, 1.0)]
 )
 def test_truncation_equals_diffusers(timesteps, strength):
-    """The same descending levels; where the list ends in 0, diffusers also calls the model at 0 and multiplies by 0."""
+    """The same descending levels; if the list ends in 0, diffusers also calls the model at 0 and multiplies by 0."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     given = linear_quadratic_schedule(10) * 1000 if timesteps is None else timesteps
     scheduler.set_timesteps(timesteps=given)

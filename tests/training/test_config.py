@@ -1,4 +1,4 @@
-"""Configs are read without tolerance, and the presets that are shipped are valid."""
+"""Configs are read strictly, and the shipped presets are valid."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_schedules() -> None:
     assert [learning_rate(linear, step) for step in (0, 3, 89)] == [0.5, 2.0, 2.0]
     assert learning_rate(linear, 95) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
     longer = Optimization(steps=200, schedule="linear", decay_steps=10, **common)
-    assert learning_rate(longer, 89) == learning_rate(linear, 89)  # so that a run can be made longer
+    assert learning_rate(longer, 89) == learning_rate(linear, 89)  # which lets a run be extended
     cosine = Optimization(steps=100, schedule="cosine", **common)
     assert learning_rate(cosine, 50) == pytest.approx(2.0 * 0.55)
     assert learning_rate(cosine, 100) == pytest.approx(0.2)

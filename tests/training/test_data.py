@@ -1,4 +1,4 @@
-"""Clips and captions: what they show, and what is said of files that cannot be used."""
+"""Clips and captions: their contents, and the messages about unusable files."""
 
 from __future__ import annotations
 
@@ -183,9 +183,9 @@ def test_folder_with_captions_of_every_kind(tmp_path: Path) -> None:
         video(tmp_path / f"{name}.mp4", level=0.8)
     table = 'file,caption\na.mp4,from csv\ne.mp4,"two lines\nfrom csv"\n'
     (tmp_path / "captions.csv").write_text(table, encoding="utf-8")
-    separated = '{"media_path": "b.mp4", "text": "from\u2028jsonl"}\r\n\n'  # as other languages write it
+    separated = '{"media_path": "b.mp4", "text": "from\u2028jsonl"}\r\n\n'  # as in other locales
     (tmp_path / "more.jsonl").write_text(separated, encoding="utf-8")
-    (tmp_path / "c.txt").write_text("from a text file\n", encoding="utf-8-sig")  # as Windows' Notepad does
+    (tmp_path / "c.txt").write_text("from a text file\n", encoding="utf-8-sig")  # as Windows Notepad does
     notes: list[str] = []
     source = folder(tmp_path, notes)
     samples = [one(source, index) for index in range(12)]

@@ -1,4 +1,4 @@
-"""What a run leaves is what other people's code reads: diffusers, peft, ComfyUI's key style, our own loaders."""
+"""Other readers understand the files of a run: diffusers, peft, ComfyUI's key style, our own loaders."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ GRID = LatentShape(3, 2, 2)
 
 
 def transformer() -> LTXTransformer:
-    """A new transformer whose zero-initialised outputs have been moved, as training does."""
+    """A new transformer whose zero-initialised outputs have been moved, as by training."""
     torch.manual_seed(0)
     model = LTXTransformer(transformer_config(TRANSFORMER_MODEL))
     restart(model)
@@ -166,7 +166,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_transformer_runs_in_diffusers(run: Path) -> None:
     ours, info = load_transformer(run / "final/model.safetensors")
-    assert not info.notes  # nothing had to be guessed
+    assert not info.notes  # no value was guessed
     theirs = in_diffusers(tensors_of(ours))
     torch.testing.assert_close(velocity(ours), their_velocity(theirs), atol=1e-4, rtol=0)
 
@@ -238,7 +238,7 @@ def test_lora_does_the_same_in_diffusers(tmp_path: Path) -> None:
 
 
 def test_lora_in_comfyui_style_is_the_added_product(tmp_path: Path) -> None:
-    """ComfyUI's reading of the keys (comfy/lora.py): weight += lora_B @ lora_A, no alpha means factor 1."""
+    """As ComfyUI reads the keys (comfy/lora.py): weight += lora_B @ lora_A; without an alpha the factor is 1."""
     model = transformer()
     tensors = tensors_of(model)
     layers = trained(model)
@@ -317,7 +317,7 @@ def test_seeds_count_up_and_batches_change_nothing(run: Path) -> None:
 
 
 def test_a_run_is_sampled_as_its_checkpoint_is_in_the_library(run: Path) -> None:
-    """One prompt, by `ltxkit sample` and by the library: the same recipe, schedule, noise and decoding."""
+    """A prompt through `ltxkit sample` and through the library: the same recipe, schedule, noise and decoding."""
     final = run / "final"
     ltx = Components.load(final / "model.safetensors", final / "text_encoder", dtype=torch.float32, device="cpu")
     wanted = torch.cat(
@@ -328,7 +328,7 @@ def test_a_run_is_sampled_as_its_checkpoint_is_in_the_library(run: Path) -> None
 
 
 def test_an_extended_clip_begins_with_the_clip(run: Path) -> None:
-    """Of any size and length; the windows after the first follow on from frames that were made."""
+    """For any size and length; windows after the first continue from generated frames."""
     models = load_models(run, host=HOST)
     clip = torch.rand(12, 40, 36, 3)
     assert window_frames(25, 9, 8) == 25
@@ -340,7 +340,7 @@ def test_an_extended_clip_begins_with_the_clip(run: Path) -> None:
     assert torch.equal(longer[:12], clip)
     assert longer.isfinite().all()
     other = extend(models, 1 - clip, "left", SETTINGS, frames=11, overlap=1, host=host)
-    assert not torch.allclose(longer[12:], other[12:], atol=1e-3)  # the overlap is seen
+    assert not torch.allclose(longer[12:], other[12:], atol=1e-3)  # the overlap has an effect
     assert said == []
     with pytest.raises(ConfigError, match=r"got overlaps of 3 frames; expected 8k\+1; use 1"):
         extend(models, clip, "left", SETTINGS, frames=8, overlap=3, host=HOST)
@@ -365,7 +365,7 @@ def test_eval_digits_measures_and_refuses_noise(run: Path) -> None:
     settings = replace(SETTINGS, seed=1000, overrides=Overrides(first=PassSettings(steps=1, guidance_scale=1.0)))
     score, clips = evaluate_digits(load_models(run, host=HOST), settings, 20, clips=10, host=HOST)
     assert clips.shape == (10, 3, 9, 32, 32)
-    assert score.reader >= 0.97  # the reader is good whatever the model is
+    assert score.reader >= 0.97  # the reader works, however bad the model
     assert score.digits < 0.5
     assert [share is None for share in score.by_digit] == [False] * 3 + [True] * 7  # ten clips name no other digits
     assert "nan" not in "".join(score.lines())
@@ -398,12 +398,12 @@ def test_a_bundle_holds_half_the_bytes_and_loads(run: Path, tmp_path: Path, caps
     assert size < 0.55 * before
 
     loaded, trained_ = (load_models(path, host=HOST) for path in (folder, run))
-    # Both compute in float32; each layer's weights were rounded once, by 2^-8 / sqrt(3) rms, independently.
+    # Both compute in float32; the weights of each layer were rounded once, by 2^-8 / sqrt(3) rms, independently.
     layers = sum(isinstance(module, torch.nn.Linear) for module in loaded.transformer.modules())
     got, wanted = velocity(loaded.transformer), velocity(trained_.transformer)
     assert (got - wanted).norm() <= 2**-8 * (layers / 3) ** 0.5 * wanted.norm()
     _, info = load_transformer(folder / "model.safetensors")
-    assert not info.notes  # the config came along
+    assert not info.notes  # the config is included
     assert generate_clips(loaded, ["left"], SETTINGS, host=HOST).isfinite().all()
 
 

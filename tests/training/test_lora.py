@@ -1,4 +1,4 @@
-"""A LoRA from a folder of videos to files that others read, on a checkpoint laid out like the released ones."""
+"""A LoRA, from a folder of videos to files for other readers, on a checkpoint in the layout of the releases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 
 
 class Quiet:
-    """A console that keeps what it is told."""
+    """A console that records its messages."""
 
     def __init__(self) -> None:
         self.steps: list[StepReport] = []
@@ -114,9 +114,9 @@ def base(tiny_models: Callable[..., Path]) -> LTXTransformer:
 
 @pytest.fixture(scope="module")
 def wanted(base: LTXTransformer, trained: Path) -> Tensor:
-    """With the product of the factors added to the weights by hand, from the file in ComfyUI's key style.
+    """With the product of the factors added to the weights by hand, read from the file in ComfyUI's key style.
 
-    ComfyUI's reading of the keys (comfy/lora.py): weight += lora_B @ lora_A, no alpha means factor 1.
+    As ComfyUI reads the keys (comfy/lora.py): weight += lora_B @ lora_A; without an alpha the factor is 1.
     """
     tensors = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     stored = load_file(trained / "lora_comfyui.safetensors")
@@ -177,13 +177,13 @@ def test_text_and_clips_are_encoded_once(
 ) -> None:
     run = trained.parent
     assert len(torch.load(run / "latents_9x64x64.pt", weights_only=True)["captions"]) == 3  # one is for validation
-    assert len(torch.load(run / "text.pt", weights_only=True)["captions"]) == 7  # four, none, two prompts
+    assert len(torch.load(run / "text.pt", weights_only=True)["captions"]) == 7  # four clips, empty, two prompts
     assert {path.name for path in (run / "validation/step_000004").iterdir()} == {
         "sheet.png",
         "grid.mp4",
         "prompts.txt",
     }
-    monkeypatch.setattr(text, "load_text_encoder", None)  # it must not be asked again
+    monkeypatch.setattr(text, "load_text_encoder", None)  # the encoder must not be loaded again
     console = Quiet()
     settings = [*overrides(tiny_models(), videos, run), "optimization.steps=5", "logging.validate_every=100"]
     run_training("lora-2b", [*settings, f"output={run}"], console, resume=True)

@@ -1,4 +1,4 @@
-"""Losses, the reconstruction GAN, and how noise levels are drawn."""
+"""Losses, the reconstruction GAN, and the distribution of noise levels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_discriminator_learns_which_is_which() -> None:
     with torch.no_grad():
         assert bool((judge(original, original * 0.5).mean(dim=(1, 2, 3, 4)) > 0).all())
         assert bool((judge(original * 0.5, original).mean(dim=(1, 2, 3, 4)) < 0).all())
-        # A reconstruction that the discriminator takes for the original has the smaller loss.
+        # A reconstruction that the discriminator mistakes for the original has the smaller loss.
         fooled = losses.generator_loss(judge, original * 0.5, original, "logistic")
         caught = losses.generator_loss(judge, original, original * 0.5, "logistic")
     assert bool((fooled < caught).all())
@@ -96,7 +96,7 @@ def test_noise_levels() -> None:
     z = torch.randn(20000, generator=torch.Generator().manual_seed(0))
     plain = Noising(mean=0.0, std=1.0, shift=0.0, uniform=0.0, stretch=0.0)
     torch.testing.assert_close(sigma_of_normal(z, plain, 16), torch.sigmoid(z))
-    # The shift is the one of the sampling schedule: e^mu / (e^mu + 1/s - 1).
+    # The shift is that of the sampling schedule: e^mu / (e^mu + 1/s - 1).
     shifted = sigma_of_normal(z, Noising(shift="tokens", stretch=0.0), 1024)
     s = torch.sigmoid(z)
     torch.testing.assert_close(shifted, math.exp(0.95) / (math.exp(0.95) + 1 / s - 1))
@@ -112,7 +112,7 @@ def test_shares_of_uniform_levels_empty_prompts_and_first_frames() -> None:
     drawn = draw(rng, rng, (2000, 2, 2), noising, text_dropout=0.2, first_frame=0.1)
     assert sum(drawn.empty_prompt) / 2000 == pytest.approx(0.2, abs=0.03)
     assert float(drawn.first_frame.float().mean()) == pytest.approx(0.1, abs=0.03)
-    low = float((drawn.sigma < 0.3).float().mean())  # of the shifted ones hardly any
+    low = float((drawn.sigma < 0.3).float().mean())  # hardly any of the shifted levels
     assert low == pytest.approx(0.25 * 0.3, abs=0.02)
     assert float(drawn.sigma.min()) > 0
     part = drawn.rows(slice(3, 5))
@@ -122,7 +122,7 @@ def test_shares_of_uniform_levels_empty_prompts_and_first_frames() -> None:
 
 def test_muon_makes_singular_values_one() -> None:
     rng = torch.Generator().manual_seed(0)
-    shapes = [(12, 5, 3), (4, 4), (12, 5, 3), (5, 12, 3)]  # of two sizes when flattened and turned
+    shapes = [(12, 5, 3), (4, 4), (12, 5, 3), (5, 12, 3)]  # two sizes after flattening and transposing
     weights = [torch.randn(shape, generator=rng) for shape in shapes]
     updates = orthogonal_updates(weights)
     assert [tuple(update.shape) for update in updates] == shapes

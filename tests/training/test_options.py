@@ -1,4 +1,4 @@
-"""What a run can have beside its plain form: perceptual loss, injected noise, bfloat16, boards, a count of memory."""
+"""Options of a run: perceptual loss, injected noise, bfloat16, boards, a count of memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOISY = MODEL | {
 
 @pytest.fixture
 def task(tmp_path: Path) -> Callable[..., VAETask]:
-    """task(**changes of the config): a VAE's training, ready for its first step."""
+    """task(**changes of the config): the training of a VAE, ready for its first step."""
 
     def make(notes: Callable[[str], None] = lambda _: None, **changes: Any) -> VAETask:
         tree = {
@@ -109,7 +109,7 @@ def test_noise_of_each_layer_is_learned_repeatable_and_exported(task: Callable[.
         assert first.update(step) == again.update(step)
     scales = {name: tensor for name, tensor in tensors_of(first.vae).items() if "per_channel_scale" in name}
     assert len(scales) == 4  # two convolutions in each of two blocks
-    assert all(float(tensor.abs().max()) > 0 for tensor in scales.values())  # they begin at zero
+    assert all(float(tensor.abs().max()) > 0 for tensor in scales.values())  # initialised to zero
     assert math.isfinite(first.validate(3, None)["psnr"])
     first.export(tmp_path)
     assert (tmp_path / "vae.safetensors").is_file()
@@ -119,7 +119,7 @@ def test_noise_of_each_layer_is_learned_repeatable_and_exported(task: Callable[.
 def test_bfloat16_autocast_is_close_and_keeps_weights_in_float32(task: Callable[..., VAETask]) -> None:
     common = {"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 0}
     exact, rounded = (task(optimization=common | {"precision": precision}) for precision in ("fp32", "bf16"))
-    # One rounding errs by 2^-8 / sqrt(3) rms, some 20 in a row by 1 %; a squared distance changes by twice that.
+    # One rounding errs by 2^-8 / sqrt(3) rms, about 20 in a row by 1 %; a squared distance changes by twice that.
     assert rounded.update(0)["loss"] == pytest.approx(exact.update(0)["loss"], rel=0.02)
     assert {parameter.dtype for parameter in rounded.vae.parameters()} == {torch.float32}
 
@@ -178,7 +178,7 @@ def test_counted_memory_is_what_a_step_allocates(precision: str, task: Callable[
     assert needs.activations is not None
     assert said[-1] == str(needs)
     assert "activations" in said[-1]
-    trained.update(0)  # makes the optimizer's numbers
+    trained.update(0)  # allocates the optimizer's state
     before = tensors_of(trained.vae)
     with Alive() as alive:
         trained.update(1)
@@ -202,7 +202,7 @@ def test_checkpointing_is_counted() -> None:
     whole, parts = step_bytes(loss(keep=True), [layers], 1), step_bytes(loss(keep=False), [layers], 1)
     assert whole is not None
     assert parts is not None
-    # Each layer keeps its result and that of its GELU; a checkpoint of everything still makes them again at the end.
+    # Each layer keeps its result and that of its GELU; checkpointing everything still recomputes them at the end.
     assert whole == pytest.approx(16 * 512 * 64 * 4, rel=0.3)
     assert parts <= whole
     assert all(parameter.grad is None for parameter in layers.parameters())

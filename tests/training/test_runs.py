@@ -1,4 +1,4 @@
-"""Runs of the trainer: that they learn, and that nothing but the config and the step decides what they compute."""
+"""Runs of the trainer learn, and their results depend on the config and the step alone."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ DATA = {"kind": "digits", "sizes": [[9, 16, 16]], "glyph_size": 12, "validation_
 
 
 class Quiet:
-    """A console that keeps what it is told."""
+    """A console that records its messages."""
 
     def __init__(self, on_step: Callable[[StepReport], None] = lambda _: None) -> None:
         self.on_step = on_step
@@ -86,7 +86,7 @@ class Quiet:
 
 
 def run_training(path: Path, overrides: list[str], console: Quiet, resume: bool = False) -> Path | None:
-    """As the commands do it."""
+    """As in the commands."""
     return run_config(
         load_config(path, overrides),
         resume=resume,
@@ -120,14 +120,14 @@ def vae_config(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than these runs."""
+    """Skip drawing, which takes longer than these runs."""
     if "curves" not in request.node.name:
         monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a VAE that has seen nothing but the clips that its start depends on."""
+    """The file of a VAE that has seen only the clips on which its initialisation depends."""
     folder = tmp_path_factory.mktemp("vae")
     make_task(load_config(vae_config(folder)), ONE, lambda _: None).export(folder)
     return folder / "vae.safetensors"
@@ -159,7 +159,7 @@ def losses(console: Quiet) -> list[float]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nested states are equal to the last bit."""
+    """Whether two nested states are equal bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -204,7 +204,7 @@ def test_vae_overfits_one_clip(tmp_path: Path) -> None:
 def test_transformer_learns(transformer_config: Path) -> None:
     console = Quiet()
     changes = ["steps=60", "optimizer=adamw", "learning_rate=5e-3", "batch_size=16"]
-    few = ["cache_clips=8", "data.enlarged=0", "first_frame=0"]  # eight clips of one size: to be learned by heart
+    few = ["cache_clips=8", "data.enlarged=0", "first_frame=0"]  # eight clips of one size, for the model to memorise
     quiet = ["logging.checkpoint_every=100", "prompts=[]"]
     run_training(transformer_config, [*(f"optimization.{change}" for change in changes), *few, *quiet], console)
     first, last = sum(losses(console)[:10]) / 10, sum(losses(console)[-10:]) / 10
@@ -230,7 +230,7 @@ def test_accumulation_changes_nothing(tmp_path: Path, transformer_config: Path) 
 
 @pytest.mark.slow
 def test_validation_takes_no_more_clips_at_once_than_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is what the device has room for; so do the statistics at the end."""
+    """The device has room for no more; the statistics at the end keep to the same number."""
     encode, seen = VideoVAE.encode, []
 
     def watched(self: VideoVAE, pixels: Tensor) -> Posterior:
@@ -280,7 +280,7 @@ def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, tra
     assert steps == list(range(1, 21))
 
 
-# Each run has a port of its own: a process that is quicker to the second run must not find the store of the first.
+# Each run has its own port: a process that is early for the second run must not find the store of the first.
 ONE_OF_TWO = """
 import json, os, sys
 from ltxkit.ltx_core.training.config import load_config
@@ -320,7 +320,7 @@ def logged(output: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
-    """DDP, and FSDP2 interrupted and resumed; a validation in between has to leave no trace."""
+    """DDP, and FSDP2 interrupted and resumed; a validation in between must leave no trace."""
     paths = (vae_config(tmp_path), transformer_config)
     settings = ["optimization.optimizer=adamw", "optimization.schedule=constant"]
     sharded = [*settings, "optimization.sharding=fsdp", f"output={tmp_path}/sharded"]
@@ -339,7 +339,7 @@ def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None
     whole, sharded_file = (load_file(tmp_path / name / "final/model.safetensors") for name in ("whole", "sharded"))
     for name, tensor in whole.items():
         torch.testing.assert_close(sharded_file[name], tensor, atol=1e-4, rtol=1e-4)
-    # What was trained in shares goes on in one process.
+    # A sharded training continues in one process.
     console = Quiet()
     run_training(transformer_config, [*sharded, "optimization.steps=5"], console, resume=True)
     assert [report.step for report in console.steps] == [5]
@@ -387,8 +387,8 @@ def test_upscaler_learns_in_either_precision(vae: Path, tmp_path: Path) -> None:
         seen[precision] = losses(console)
         assert sum(seen[precision][-5:]) < 0.9 * sum(seen[precision][:5])
     assert seen["bf16"] != seen["fp32"]
-    # One rounding errs by 2^-8 / sqrt(3) rms, some 80 in a row by 2 %; a squared distance changes by twice that. Of the
-    # first step, as later ones go on from different weights.
+    # One rounding errs by 2^-8 / sqrt(3) rms, about 80 in a row by 2 %; a squared distance changes by twice that. Only
+    # for the first step: later steps start from different weights.
     assert seen["bf16"][0] == pytest.approx(seen["fp32"][0], rel=0.04)
 
 
@@ -469,8 +469,8 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
         run_training(path, ["optimization.learning_rate=0.01"], console, resume=True)
     with pytest.raises(ConfigError, match=r"holds a run"):
         run_training(path, [], console)
-    assert console.notes == []  # nothing was prepared in vain
-    # Longer, or with less memory, is the same run.
+    assert console.notes == []  # the error came before any preparation
+    # A longer run, or one with less memory, is still the same run.
     run_training(path, ["optimization.steps=5", "logging.keep=1", "optimization.accumulation=2"], console, resume=True)
     assert [report.step for report in console.steps] == [5]
     assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000005"]

@@ -1,4 +1,4 @@
-"""Containers: what can be opened, and what is said about what cannot."""
+"""Containers: which files can be opened, and the errors for those that cannot."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_file_gives_its_header_and_mapped_tensors(file: Path) -> None:
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
 def test_data_may_start_anywhere_and_stays_mapped(tmp_path: Path, padding: int) -> None:
-    """Not every writer pads its header."""
+    """Some writers do not pad the header."""
     values = torch.randn(64, 48)
     header = json.dumps({"w": {"dtype": "F32", "shape": [64, 48], "data_offsets": [0, values.nbytes]}}).encode()
     header += b" " * (-len(header) % 8 + padding)
@@ -89,7 +89,7 @@ def test_a_file_beyond_memory_and_swap_opens(tmp_path: Path) -> None:
 
 
 def test_opening_reads_the_header_only(file: Path) -> None:
-    """The data may be anything, as long as it is there."""
+    """The data may hold any bytes, but must be complete."""
     header = file.read_bytes()[: 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]]
     size = file.stat().st_size
     with file.open("wb") as sparse:
@@ -198,7 +198,7 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [1, 60])
 def test_a_truncated_shard_is_named(missing: int, tmp_path: Path) -> None:
-    """In the last byte of its data, and in its header."""
+    """Once in the last byte of the data, and once in the header."""
     shard = tmp_path / shards(tmp_path)["b"]
     shard.write_bytes(shard.read_bytes()[:-missing])
     assert f"got {shard}, which is truncated" in refused(tmp_path)

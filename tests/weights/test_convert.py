@@ -1,4 +1,4 @@
-"""Conversions: the same bits both ways, values close after quantization, and nothing half-written."""
+"""Conversions: identical bits both ways, close values after quantization, and no partial files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_single_file_to_diffusers_and_back(vae: str, tiny_models: TinyModels, tm
     assert convert(source, tmp_path / "folder", "diffusers") == ()
     assert convert(tmp_path / "folder", tmp_path / "back.safetensors", "single-file") == ()
     assert same_file(source, tmp_path / "back.safetensors")
-    # The folder alone says everything, too.
+    # The folder alone is enough, too.
     assert load_transformer(tmp_path / "folder")[0].config == load_transformer(source)[0].config
     assert load_vae(tmp_path / "folder").config == load_vae(source).config
 
@@ -75,7 +75,7 @@ def test_diffusers_reads_the_folder(tiny_models: TinyModels, tmp_path: Path) -> 
         assert len(pipeline.transformer.state_dict()) + len(pipeline.vae.state_dict()) == len(stored) - len(
             UNUSED_TENSORS
         )
-        # save_pretrained of diffusers comes back as it was, too
+        # a folder written by diffusers' save_pretrained comes back unchanged, too
         pipeline.vae.save_pretrained(tmp_path / "again" / vae / "vae")
         again, ours = load_vae(tmp_path / "again" / vae), load_vae(source, dtype=torch.float32)
         assert all(torch.equal(again.state_dict()[name].float(), t.float()) for name, t in ours.state_dict().items())
@@ -121,7 +121,7 @@ def test_folder_configs_are_those_of_the_released_folders(variant: str, tmp_path
 
 
 def sparse(path: Path, shapes: Mapping[str, list[int]], config: str) -> Path:
-    """A file of these tensors with no data behind them: nobody may read it."""
+    """A file of these tensors without their data, which must never be read."""
     header: dict[str, Any] = {"__metadata__": {"config": config}}
     end = 0
     for name, shape in shapes.items():
@@ -139,7 +139,7 @@ def sparse(path: Path, shapes: Mapping[str, list[int]], config: str) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bfloat16 transformer that is wide enough to quantize well."""
+    """A bfloat16 transformer, wide enough to quantize well."""
     torch.manual_seed(0)
     config = TransformerConfig.of_size(layers=3, heads=4, head_dim=64, channels=64, captions=128)
     path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
@@ -183,7 +183,7 @@ def test_close_to_the_original(to: str, least: float, bits: float, wide: Path, t
     blocks = 3 * (8 * 256 * 256 + 2 * 4 * 256 * 256)
     saved = sum(info.nbytes for info in open_checkpoint(wide).tensors.values())
     saved -= sum(info.nbytes for info in open_checkpoint(target).tensors.values())
-    assert abs(saved - blocks * (16 - bits) / 8) < 0.01 * 2 * blocks  # vectors may be wider than they were
+    assert abs(saved - blocks * (16 - bits) / 8) < 0.01 * 2 * blocks  # vectors may be stored in a wider dtype
 
 
 def test_fp8_casts_what_the_official_files_have_cast(tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -214,14 +214,14 @@ def test_gguf_keeps_what_the_official_tools_keep(wide: Path, tmp_path: Path) -> 
         assert tensor.tensor_type.name == expected, tensor.name
         assert tuple(reversed(tensor.shape.tolist())) == tuple(original.shape)
     assert reader.fields["general.architecture"].contents() == "ltxv"
-    assert inspect(tmp_path / "q4.gguf")["missing"] == inspect(wide)["missing"]  # the config went along
+    assert inspect(tmp_path / "q4.gguf")["missing"] == inspect(wide)["missing"]  # the config is kept
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["fp8", *(to for to in FORMATS if to.startswith("gguf-"))])
 @pytest.mark.filterwarnings("ignore")
 def test_diffusers_and_gguf_read_what_we_convert(to: str, wide: Path, tmp_path: Path) -> None:
-    """The numbers that they find in the file are those that we compute with."""
+    """Other readers get the same weights from the file as we do."""
     import gguf
     from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
 
@@ -260,7 +260,7 @@ def test_diffusers_and_gguf_read_what_we_convert(to: str, wide: Path, tmp_path: 
 
 
 def test_comfyui_scales_are_scalars(wide: Path, tmp_path: Path) -> None:
-    """What comfy/ops.py scaled_fp8_ops multiplies by: weight * scale_weight, marked by `scaled_fp8`."""
+    """The weight in scaled_fp8_ops of comfy/ops.py: weight * scale_weight, marked by `scaled_fp8`."""
     convert(wide, tmp_path / "scaled.safetensors", "fp8-scaled")
     before, after = load_file(wide), load_file(tmp_path / "scaled.safetensors")
     assert after[f"{PREFIX}scaled_fp8"].dtype == torch.float8_e4m3fn
@@ -289,7 +289,7 @@ def test_a_checkpoints_vae_is_named_as_left_out(tiny_models: TinyModels, tmp_pat
 
 @contextmanager
 def full_disk(limit: int) -> Generator[None]:
-    """Writing beyond `limit` bytes of a file fails, as on a full disk."""
+    """Writing a file beyond `limit` bytes fails, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -302,7 +302,7 @@ def full_disk(limit: int) -> Generator[None]:
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_full_disk_leaves_nothing(to: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     source = tiny_models() / CHECKPOINT
-    with full_disk(500_000), pytest.raises(OSError):  # noqa: PT011 - whatever the system calls it
+    with full_disk(500_000), pytest.raises(OSError):  # noqa: PT011 - the message is the system's
         convert(source, tmp_path / "out", to)
     assert list(tmp_path.iterdir()) == []
 

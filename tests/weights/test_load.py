@@ -1,4 +1,4 @@
-"""Loading: every layout of the tiny files, metadata of every quality, and what is said about the wrong file."""
+"""Loading: every layout of the tiny files, metadata of every quality, and the errors for wrong files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETS = [
     {"family": "13b", "vae": "0.9.5", "compression": "16x4"},
 ]
 PREFIXES = {"transformer": "model.diffusion_model.", "vae": "vae."}
-# Config keys that no tensor shows, and the ones that shapes show as well.
+# Config keys that no tensor reveals, and keys that the shapes reveal as well.
 NOT_IN_SHAPES = (
     *("num_attention_heads", "attention_head_dim", "norm_eps", "positional_embedding_theta"),
     *("positional_embedding_max_pos", "timestep_scale_multiplier", "causal_temporal_positioning"),
@@ -51,7 +51,7 @@ def checkpoint(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Path:
 
 @pytest.fixture
 def late(tiny_models: TinyModels) -> Path:
-    """A 2B with the last VAE."""
+    """A 2B with the latest VAE."""
     return tiny_models() / CHECKPOINT
 
 
@@ -60,7 +60,7 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def rewritten(source: Path, target: Path, config: Mapping[str, Any] | None, **metadata: str) -> Path:
-    """The same tensors with other metadata; config None: with none at all."""
+    """The same tensors with other metadata; config None: without any metadata."""
     save_file(load_file(source), target, None if config is None else {"config": json.dumps(config), **metadata})
     return target
 
@@ -128,7 +128,7 @@ def test_upscaler(tiny_models: TinyModels, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dtype(late: Path, tiny_models: TinyModels) -> None:
-    """Asked for, every weight has it; statistics keep what they are stored as."""
+    """On request all weights have this dtype; statistics keep their stored dtype."""
     vae = load_vae(late, dtype=torch.float32)
     dtypes = {name: tensor.dtype for name, tensor in vae.state_dict().items()}
     statistics = {name for name in dtypes if name.startswith("per_channel_statistics.")}
@@ -192,7 +192,7 @@ def test_parts_in_files_of_their_own(
 
 
 def diffusers_folder(checkpoint: Path, folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> Path:
-    """The checkpoint as diffusers keeps it, its transformer in several shards."""
+    """The checkpoint as a diffusers folder, with the transformer in several shards."""
     tensors = load_file(checkpoint)
     vae = {name: t for name, t in part_of(tensors, "vae", "").items() if name not in UNUSED_TENSORS}
     maps = {"transformer": TRANSFORMER_FROM_DIFFUSERS.inverse(), "vae": vae_from_diffusers(vae).inverse()}
@@ -213,7 +213,7 @@ def diffusers_folder(checkpoint: Path, folder: Path, configs: Mapping[str, Mappi
 
 @pytest.mark.slow
 def test_diffusers_folder(checkpoint: Path, tmp_path: Path) -> None:
-    """As a pipeline and each component alone; what its configs do not say comes from the version."""
+    """As a whole pipeline and as single components; the version supplies what the configs leave out."""
     config = config_of(checkpoint)
     shown = {key: config["transformer"][key] for key in ("num_attention_heads", "attention_head_dim", "num_layers")}
     configs = {
@@ -259,7 +259,7 @@ def test_ten_unknown_keys_are_listed_once_and_change_nothing(
     with caplog.at_level(logging.INFO):
         assert_loads_like(changed, checkpoint)
     logged = [record.getMessage() for record in caplog.records if "does not read" in record.getMessage()]
-    assert len(logged) == 2  # one per loaded part
+    assert len(logged) == 2  # one message per loaded part
     for key in ("transformer.new_0", "vae.new_2", "scheduler.new_1", "new_section", "author"):
         assert sum(message.count(key) for message in logged) == 1, key
 
@@ -290,7 +290,7 @@ SCHEDULER = {"num_train_timesteps": 1000, "sampler": "Uniform", "shifting": None
 
 
 def of_no_release(late: Path, layers: int = 3) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and config of a model with fewer layers than any released one: only its metadata say its scheduler."""
+    """Tensors and config of a model smaller than any release: only its metadata tell the scheduler."""
     tensors = {
         name: tensor
         for name, tensor in load_file(late).items()
@@ -329,7 +329,7 @@ def test_a_model_of_no_release_without_a_scheduler_has_none(late: Path, tmp_path
 
 
 def test_where_versions_differ_the_user_is_asked(late: Path, tmp_path: Path) -> None:
-    """A 2B transformer alone: whether its positions are causal is not in its tensors."""
+    """A 2B transformer alone: its tensors do not reveal whether its positions are causal."""
     alone = tmp_path / "transformer.safetensors"
     save_file(part_of(load_file(late), "transformer", ""), alone)
     text = message(load_transformer, alone)
@@ -347,7 +347,7 @@ def test_where_versions_differ_the_user_is_asked(late: Path, tmp_path: Path) -> 
 
 
 def test_what_no_version_tells_needs_the_metadata(late: Path, tmp_path: Path) -> None:
-    """A strided encoder whose decoder does not mirror it: the strides are in the metadata alone."""
+    """A strided encoder that its decoder does not mirror: only the metadata hold the strides."""
     tensors = {
         name.replace("down_blocks.1.conv.conv.", "down_blocks.1.conv."): tensor
         for name, tensor in load_file(late).items()
@@ -436,11 +436,11 @@ def test_missing_unexpected_and_wrong_tensors_are_one_error(late: Path, tmp_path
     assert "1 unexpected: transformer_blocks.3.attn9.to_q.weight" in text
     assert "1 of another shape: transformer_blocks.4.ff.net.2.weight [64, 3] instead of [64, 256]" in text
     assert "transformer, layout single_file, 2b-0.9.5" in text
-    assert load_vae(path)  # the VAE is whole
+    assert load_vae(path)  # the VAE is complete
 
 
 def test_a_buffer_left_on_meta_is_an_error() -> None:
-    """Also one that no state dict shows."""
+    """Even a tensor that appears in no state dict."""
     with torch.device("meta"):
         model = nn.Linear(1, 1)
         model.register_buffer("table", torch.ones(1), persistent=False)
@@ -491,7 +491,7 @@ def test_our_own_files_in_the_wrong_place_are_named(late: Path, tiny_models: Tin
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
 def test_loading_takes_no_memory_of_its_own(tmp_path: Path, late: Path) -> None:
-    """A file of 100 MB: private memory grows by next to nothing, at load and when every weight has been read."""
+    """Private memory hardly grows for a file of 100 MB, neither on loading nor after reading every weight."""
     tensors = load_file(late)
     config = config_of(late)
     config["transformer"]["caption_channels"] = 800_000
@@ -507,7 +507,7 @@ def test_loading_takes_no_memory_of_its_own(tmp_path: Path, late: Path) -> None:
     assert model.caption_projection.linear_1.weight.sum() > 0
     assert private_bytes() - before < size / 10
     converted, _ = load_transformer(tmp_path / "big.safetensors", dtype=torch.float32)
-    assert private_bytes() - before > size  # the measure sees a real copy
+    assert private_bytes() - before > size  # the measurement detects a real copy
     assert converted.dtype == torch.float32
 
 

@@ -1,4 +1,4 @@
-"""A file is opened once, whatever is loaded from it."""
+"""A file is opened once, whichever parts are loaded from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TinyModels = Callable[..., Path]
 
 @pytest.fixture
 def headers(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
-    """How often the header of each file was read."""
+    """The number of times that each file's header was read."""
     counts: Counter[Path] = Counter()
 
     def counted(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
@@ -114,7 +114,7 @@ def test_the_loaders_are_what_an_opened_file_gives(files: dict[str, Path], data:
 
 @pytest.fixture
 def twelve_blocks(files: dict[str, Path], tmp_path: Path) -> Path:
-    """A model of no release, without metadata: `version` has to be given."""
+    """A model outside every release, without metadata: the caller has to pass `version`."""
     number = len("model.diffusion_model.transformer_blocks.")
     tensors = {
         name: tensor

@@ -1,4 +1,4 @@
-"""`ltxkit inspect`: what a file is, from its header alone."""
+"""`ltxkit inspect` identifies a file from its header alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_checkpoint(tiny_models: TinyModels, vae: str, version: str, dtype: st
 
 
 def test_what_a_file_cannot_say(tiny_models: TinyModels, tmp_path: Path) -> None:
-    """Without metadata: a list of versions, values with other origins, and what is missing."""
+    """Without metadata: a list of versions, values from other sources, and the missing parts."""
     source = tiny_models() / CHECKPOINT
     save_file(load_file(source), tmp_path / "bare.safetensors")
     report = inspect(tmp_path / "bare.safetensors")
@@ -94,7 +94,7 @@ def test_other_kinds(tiny_models: TinyModels, tmp_path: Path) -> None:
 
 
 def test_only_the_header_is_read(tiny_models: TinyModels, tmp_path: Path) -> None:
-    """A file whose data are a hole of zeros gives the same report."""
+    """A file whose data are a sparse hole gives the same report."""
     source = tiny_models() / CHECKPOINT
     content = source.read_bytes()
     hollow = tmp_path / source.name

@@ -1,4 +1,4 @@
-"""Tiny model sets: deterministic, complete, of a few megabytes, and numerically like the released models."""
+"""Tiny model sets: deterministic, complete, a few megabytes large, and numerically like the released models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_seed_means_the_same_bytes(tiny_models: TinyModels, tmp_path: Path) -> None:
-    """Also in another process, whose strings hash to other numbers; another seed gives other weights."""
+    """Even in another process, where strings hash differently; another seed gives other weights."""
     code = "import sys; from ltxkit.ltx_core.weights.tiny import make_tiny; make_tiny(sys.argv[1], seed=0)"
     subprocess.run([sys.executable, "-c", code, tmp_path / "again"], check=True, cwd=tmp_path)
     expected = digests(tiny_models())
@@ -81,7 +81,7 @@ def test_a_set_is_like_the_released_one(tiny_models: TinyModels, family: str, va
 @pytest.mark.parametrize(("family", "vae", "compression"), SETS)
 @torch.no_grad()
 def test_values_are_of_order_one(tiny_models: TinyModels, family: str, vae: str, compression: str) -> None:
-    """Whatever a test computes with a tiny set is neither lost in rounding nor overflowing."""
+    """Results computed with a tiny set neither drown in rounding nor overflow."""
     folder = tiny_models(family=family, vae=vae, compression=compression)
     generator = torch.Generator().manual_seed(0)
 
@@ -111,5 +111,5 @@ def test_values_are_of_order_one(tiny_models: TinyModels, family: str, vae: str,
     x = torch.randn(1, 24, channels, generator=generator)
     velocity, unlike, perturbed = transformer(x, torch.full((1, 1, 1), 0.7), rotary, (one, other, skipped))
     assert 0.7 < spread(velocity) < 1.6
-    assert 0.1 < spread(velocity - unlike) < 1.6  # the prompt matters
-    assert 0.03 < spread(velocity - perturbed) < 1  # so does a block
+    assert 0.1 < spread(velocity - unlike) < 1.6  # the prompt has an effect
+    assert 0.03 < spread(velocity - perturbed) < 1  # and so does a block

@@ -1,4 +1,4 @@
-"""Run the pipeline of Lightricks/LTX-Video-Trainer with reference videos and record what comes out. See README.md."""
+"""Run the pipeline of Lightricks/LTX-Video-Trainer with reference videos and record its results. See README.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "official"))
 import shared  # noqa: E402
 
-# (kind of the reference, conditions, noise on what stands at level 0)
+# (kind of the reference, conditions, noise on the tokens at level 0)
 RUNS = {
     "reference": ("clip33", "none", 0.0),
     "reference_with_noise": ("clip33", "none", 0.15),
@@ -35,13 +35,13 @@ RUNS = {
 
 
 def trainer(checkout: Path):
-    """The trainer's pipeline. torchvision is not needed: references have the size of the clip already."""
+    """The trainer's pipeline. It does not need torchvision: references already have the size of the clip."""
 
     def same_size(frames, size, **_):
         assert list(frames.shape[2:]) == list(size)
         return frames
 
-    # Whatever asks whether torchvision is there has to be imported before it seems to be.
+    # Modules that check for torchvision have to be imported before its stand-in exists.
     _ = diffusers.LTXPipeline, diffusers.loaders.FromSingleFileMixin, transformers.T5EncoderModel
     names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
     stubs = {name: types.ModuleType(name) for name in names}
@@ -56,7 +56,7 @@ def trainer(checkout: Path):
 
 @contextmanager
 def taped(module):
-    """Every random draw of the pipeline from our tapes."""
+    """Take every random draw of the pipeline from our tapes."""
     noise, posterior = shared.Tape(shared.NOISE_SEED), shared.Tape(shared.POSTERIOR_SEED)
 
     def drawn(shape, **_):

@@ -1,4 +1,4 @@
-"""Run Lightricks/LTX-Video itself on tiny random models and record what comes out. See README.md for the command."""
+"""Run Lightricks/LTX-Video itself on tiny random models and record its results. See README.md for the command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def official(checkout: Path):
-    """The modules of the official code that are run here."""
+    """The modules of the official code that this script runs."""
     sys.path.insert(0, str(checkout))
     from ltx_video.models.autoencoders import causal_video_autoencoder, latent_upsampler
     from ltx_video.models.transformers import symmetric_patchifier, transformer3d
@@ -38,7 +38,7 @@ def official(checkout: Path):
 
 
 def manifest(lv) -> dict:
-    """Keys and shapes of the official modules under their single-file names, and the configs."""
+    """Keys and shapes of the official modules, with their single-file names, and the configs."""
     transformer = lv.transformer.Transformer3DModel.from_config(shared.TRANSFORMER)
     vae = lv.vae.CausalVideoAutoencoder.from_config(dict(shared.VAE))
     config = {key: value for key, value in shared.UPSAMPLER.items() if key != "_class_name"}
@@ -60,7 +60,7 @@ def manifest(lv) -> dict:
 
 
 def build(lv, made: dict):
-    """The official pipeline and upsampler, loaded by the official loaders from the checkpoint of `made`."""
+    """The official pipeline and upsampler, which the official loaders load from the checkpoint of `made`."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, upscaler = shared.write_checkpoint(made, Path(folder))
         vae = lv.vae.CausalVideoAutoencoder.from_pretrained(checkpoint).eval()
@@ -85,7 +85,7 @@ def build(lv, made: dict):
 
 @contextmanager
 def taped(lv):
-    """Every random draw of the official code from our tapes; yields the list of guided velocities of the steps."""
+    """Take every random draw of the official code from our tapes; yields the list of the steps' guided velocities."""
     noise, posterior = shared.Tape(shared.NOISE_SEED), shared.Tape(shared.POSTERIOR_SEED)
     decode = shared.Tape(shared.DECODE_SEED)
     velocities: list[torch.Tensor] = []
@@ -111,7 +111,7 @@ def taped(lv):
 
 
 def arguments(lv, settings: dict) -> dict:
-    """Our description of a run as arguments of the official pipeline."""
+    """Our description of a run, as arguments of the official pipeline."""
     settings = {**shared.STANDARD, **settings}
     strategies = {
         "attention_values": lv.strategies.AttentionValues,
@@ -145,7 +145,7 @@ def arguments(lv, settings: dict) -> dict:
 
 
 def decode(lv, pipeline, latent: torch.Tensor, compression: float = 0.0) -> torch.Tensor:
-    """What the official pipeline does after its loop: (1, 3, f, h, w) in [0, 1]."""
+    """The steps of the official pipeline after its loop: (1, 3, f, h, w) in [0, 1]."""
     from ltx_video.models.autoencoders.vae_encode import vae_decode
 
     noise = shared.Tape(shared.DECODE_SEED)(latent.shape)

@@ -1,6 +1,6 @@
-"""What the recording of the official code and our tests have in common: tiny models, prompts, media, noise and runs.
+"""Shared by the recording of the official code and our tests: tiny models, prompts, media, noise and runs.
 
-Weights are made from a key's name, so that no weights are stored: both sides write the same checkpoint and load it.
+Weights follow from the names of their keys and need not be stored: both sides write and load the same checkpoint.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ UPSAMPLER = {
 }
 
 FRAMES, HEIGHT, WIDTH, FPS = 33, 64, 96, 25.0
-SHOWN_FRAMES = (0, 15, 32)  # of the decoded clips, the ones that are recorded
+SHOWN_FRAMES = (0, 15, 32)  # the recorded frames of the decoded clips
 
-# One entry per kind of guidance, in the words of the official pipeline.
+# One entry per kind of guidance, in the terms of the official pipeline.
 GUIDANCE: dict[str, dict] = {
     "none": {"guidance_scale": 1.0, "stg_scale": 0.0, "rescaling_scale": 1.0},
     "cfg": {"guidance_scale": 3.0, "stg_scale": 0.0, "rescaling_scale": 1.0},
@@ -177,7 +177,7 @@ TWO_STAGE = {
 }
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
 
-# (sampler settings, steps, (frames, height, width) of the latent) whose levels are recorded.
+# The recorded schedules: (sampler settings, steps, (frames, height, width) of the latent).
 SCHEDULES = [
     ({"sampler": "Uniform", "shifting": "SD3", "target_shift_terminal": 0.1}, 40, (16, 15, 22)),
     ({"sampler": "Uniform", "shifting": "SD3", "target_shift_terminal": 0.1}, 20, (2, 4, 6)),
@@ -190,7 +190,7 @@ SCHEDULES = [
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value of a tensor, float32, from its name: deviations that keep activations near 1."""
+    """The value of a tensor, float32, from its name, with deviations that keep activations near 1."""
     if name.endswith("timestep_scale_multiplier"):
         return torch.tensor(1000.0)
     if name.endswith("std-of-means"):
@@ -204,7 +204,7 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def write_checkpoint(manifest: dict, folder: Path) -> tuple[Path, Path]:
-    """The official single file and the upscaler of a recorded manifest."""
+    """The official single file and the upscaler that a recorded manifest describes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "checkpoint.safetensors", folder / "upscaler.safetensors"
     for path, part in zip(paths, ("checkpoint", "upscaler"), strict=True):
@@ -232,7 +232,7 @@ def media(kind: str, height: int = HEIGHT, width: int = WIDTH) -> Tensor:
 
 
 class Tape:
-    """Standard normal noise from one generator, in the order of the calls; tokens (b n c) are drawn channels first."""
+    """Standard normal noise from a single generator, in call order; tokens (b n c) are drawn channels first."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 HERE = Path(__file__).parent
-# Imported by their modules, and not used by the samplers that run here.
+# Their modules import these, but the samplers that run here do not use them.
 UNUSED = ("torchsde", "torchdiffeq", "torchvision", "torchvision.transforms", "comfy.model_patcher")
 SCHEDULES = {
     "from_one": [1.0, 0.99, 0.97, 0.9, 0.72, 0.42, 0.2, 0.05, 0.0],
     "from_below_one": [0.9, 0.61, 0.33, 0.1, 0.0],
 }
-# Our name: those of k-diffusion and of ComfyUI, None where there is none.
+# Our name: the names in k-diffusion and in ComfyUI, None if missing.
 NAMES = {
     "euler": ("sample_euler", "sample_euler"),
     "stochastic": (None, "sample_lcm"),
@@ -33,7 +33,7 @@ NAMES = {
 
 
 class FlowModel:
-    """The flow, as both expect a model: (x, sigma) -> x0. `inner_model` leads to ComfyUI's noising of flow models."""
+    """The flow in the form of a denoiser: (x, sigma) -> x0. `inner_model` leads to ComfyUI's noising of flow models."""
 
     def __init__(self, weight: Tensor, noising: object) -> None:
         self.weight, self.model_sampling = weight, noising
@@ -48,7 +48,7 @@ class FlowModel:
 
 
 def sampling(checkout: Path, package: str) -> types.ModuleType:
-    """`sampling.py` of a package in a checkout, without the package's own __init__."""
+    """`sampling.py` of a package in a checkout, without running the package's own __init__."""
     stubs = {name: mock.MagicMock() for name in UNUSED}
     path = checkout.joinpath(*package.split("."))
     stubs[package] = types.ModuleType(package)

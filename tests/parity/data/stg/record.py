@@ -1,4 +1,4 @@
-"""Records what the official transformer computes for perturbed branches; see README.md beside this file.
+"""Records the results of the official transformer for perturbed branches; see README.md in this folder.
 
 python record.py PATH_TO_LTX_VIDEO
 """
@@ -25,7 +25,7 @@ SKIP_LISTS = ((1,), (3,), (0, 2), (1, 2))
 torch.manual_seed(0)
 model = Transformer3DModel(
     num_attention_heads=2,
-    attention_head_dim=8,  # 16 % 6 = 4: two channel pairs do not turn, as in the 13B model
+    attention_head_dim=8,  # 16 % 6 = 4: two channel pairs do not rotate, as in the 13B model
     in_channels=6,
     num_layers=4,
     cross_attention_dim=16,
@@ -41,7 +41,7 @@ model = Transformer3DModel(
     positional_embedding_max_pos=[20, 2048, 2048],
     timestep_scale_multiplier=1000,
 ).eval()
-for name, parameter in model.named_parameters():  # norms of 1 and biases near 0 would hide mistakes
+for name, parameter in model.named_parameters():  # norms of 1 and biases near 0 would hide errors
     if parameter.ndim == 1:
         parameter.data = torch.randn_like(parameter) * 0.2 + (1.0 if "norm" in name else 0.0)
 
