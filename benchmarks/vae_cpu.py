@@ -159,7 +159,7 @@ def memory(generation: str, width: int, size: tuple[int, int, int]) -> list[Row]
             peer_name=name,
             peer=(peak := peak_megabytes(run)),
             difference=difference if name.startswith("LTXKit") else None,
-            note=f"streamed, 1/{peak / ours_peak:.1f} of it; beside the frames themselves"
+            note=f"streamed, 1/{peak / ours_peak:.1f} of it; the frames themselves not counted"
             if name.startswith("LTXKit")
             else f"1/{peak / ours_peak:.1f} of it",
         )

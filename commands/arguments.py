@@ -1,4 +1,4 @@
-"""Values that several commands take, checked where argparse reads them, so that the message names the option."""
+"""Values that several commands take. They are checked where argparse reads them: the message names the option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model says about its blocks, so that nothing outside it needs their attribute names.
+"""What a model says about its blocks: nothing outside the model needs their attribute names.
 
 A transformer or a text encoder is mostly a stack of equal blocks. Whatever streams them to a device, divides them among
 several, or quantizes them alone asks the model where they are.

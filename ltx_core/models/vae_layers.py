@@ -58,7 +58,7 @@ class Stream:
             self._kept[owner] = frames.clone()  # a view would keep the whole piece alive
 
     def delay(self, owner: nn.Module, x: Tensor, count: int) -> Tensor:
-        """The next `count` frames of all pieces so far: holds `x` back for a path beside convolutions that lag."""
+        """The next `count` frames of all pieces so far: holds `x` back for a path parallel to convolutions that lag."""
         earlier = self.recall(owner)
         if earlier is not None:
             x = torch.cat([earlier, x], dim=1)
@@ -194,7 +194,7 @@ class ChannelLayerNorm(nn.Module):
 
 
 class ResnetBlock3D(Layer):
-    """Two convolutions beside a shortcut, each after PixelNorm, optional modulation by the timestep, and SiLU."""
+    """Two convolutions with a shortcut, each after PixelNorm, optional modulation by the timestep, and SiLU."""
 
     def __init__(
         self,

@@ -158,8 +158,8 @@ class VAETraining:
 class Text:
     """Where text embeddings come from.
 
-    encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if none lies beside
-    it. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece model
+    encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if the folder has
+    none. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece model
     of at most `vocabulary` pieces is built from the captions.
     """
 
@@ -201,7 +201,7 @@ class TransformerTraining:
 
     model: the `transformer` member of a released checkpoint's metadata; None: the architecture of `initial`.
     initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
-    beside the frozen weights of `initial`.
+    on the frozen weights of `initial`.
     text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
     cache_clips: encode at most this many clips, once; 0 encodes every clip when it is needed.
     validation_samples: number of samples in the validation loss.

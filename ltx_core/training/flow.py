@@ -74,7 +74,7 @@ def draw(
 
 
 class Flow(nn.Module):
-    """Latent tokens and captions -> loss per sample. One module, so that DistributedDataParallel sees one forward."""
+    """Latent tokens and captions -> loss per sample. One module: DistributedDataParallel must see one forward."""
 
     def __init__(self, transformer: LTXTransformer, text: TextEncoder | None, lora: nn.Module | None = None) -> None:
         """text: the encoder that is trained too; None if prompts are embeddings."""

@@ -47,7 +47,7 @@ class VideoFolder:
     resampled to the frame rate, resized, and cropped around the middle.
 
     Captions: a .csv, .json or .jsonl file in the folder with a column for the file (`file`, `file_name`, `media_path`,
-    ...) and one for the text (`caption`, `text`, `prompt`), or a .txt beside each file.
+    ...) and one for the text (`caption`, `text`, `prompt`), or a .txt next to each file.
 
     Raises:
         ConfigError: the folder does not exist or holds no usable video; the reasons are listed.

@@ -1,4 +1,4 @@
-"""Low-rank layers beside frozen Linears, written in the key styles that other programs read (arXiv 2106.09685)."""
+"""Low-rank layers added to frozen Linears, written in the key styles that other programs read (arXiv 2106.09685)."""
 
 from __future__ import annotations
 

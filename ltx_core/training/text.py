@@ -75,7 +75,7 @@ class FrozenText:
     def _open(self) -> TextEncoder:
         # CPUs without bfloat16 are a hundred times slower in it, and transformers computes in the stored dtype.
         dtype = torch.float32 if self.device.type == "cpu" else None
-        places = [] if self.tokenizer is None else [self.tokenizer]  # searched if none lies beside the encoder
+        places = [] if self.tokenizer is None else [self.tokenizer]  # searched if there is none next to the encoder
         encoder = load_text_encoder(self.place, dtype=dtype, host_tokenizers=places)
         if encoder.config.d_model != self.channels:
             raise ConfigError(

@@ -38,7 +38,7 @@ COLLAPSE_STD = 0.05  # latents with a smaller deviation have collapsed
 
 
 class Reconstruction(nn.Module):
-    """Pixels -> every loss per clip. One module, so that DistributedDataParallel sees one forward."""
+    """Pixels -> every loss per clip. One module: DistributedDataParallel must see one forward."""
 
     def __init__(self, vae: VideoVAE, config: VAETraining, perceptual: nn.Module | None) -> None:
         super().__init__()

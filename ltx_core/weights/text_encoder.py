@@ -200,7 +200,7 @@ def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
         return info.shape[0]
     if not otherwise:
         raise CheckpointError(
-            f"got {path}, whose 4-bit weights do not show its sizes; expected its config.json beside it; "
+            f"got {path}, whose 4-bit weights do not show its sizes; expected its config.json next to it; "
             "use the folder that transformers wrote"
         )
     return otherwise
