@@ -159,8 +159,8 @@ class Text:
     """Where text embeddings come from.
 
     encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if the folder has
-    none. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece model
-    of at most `vocabulary` pieces is built from the captions.
+    none. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece
+    model of at most `vocabulary` pieces is built from the captions.
     """
 
     encoder: Path | None = None
