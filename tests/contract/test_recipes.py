@@ -127,6 +127,16 @@ def test_a_recipe_names_the_files_of_its_blocks(repository: Path, title: str):
     )
 
 
+@pytest.mark.parametrize("title", GUARDS)
+def test_the_edits_of_a_recipe_fit_the_files(repository: Path, tmp_path: Path, title: str):
+    for block in contributing(repository, title).edits:
+        copied, source = tmp_path / block.path, repository / block.path
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        if source.exists() and not copied.exists():
+            shutil.copyfile(source, copied)
+        block.apply(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("title", GUARDS)
 def test_a_recipe_is_enough_and_all_of_it_is_needed(repository: Path, copy: Copy, title: str):
