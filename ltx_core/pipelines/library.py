@@ -40,10 +40,10 @@ from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
-from .passes import Pass
+from .passes import Pass, tokens_of_passes
 from .recipe import check_recipe, recipe_for, versions_with
 from .sample import LatentClip, Prompts, sample
-from .settings import NO_OVERRIDES, Decoding, Overrides, Settings, Which
+from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
 from .text import encode_prompts
 from .two_stage import Upscaling, first_pass_size, generate_two_stage
 
@@ -248,10 +248,8 @@ class Components:
         return size
 
     def _passes(self, settings: Settings, size: PixelShape) -> list[Pass]:
-        tokens = size.latent(self.vae.config.scale_factors).tokens
-        stages: tuple[tuple[Which, int], ...] = (("first", tokens), ("second", 4 * tokens))
-        if self.upscaler is None:
-            stages = (("one", tokens),)
+        grid = size.latent(self.vae.config.scale_factors)
+        stages = tokens_of_passes(grid, two=self.upscaler is not None)
         return [
             Pass.of(self.transformer, settings, which, count, scheduler=self.info.scheduler, loras=self.loras)
             for which, count in stages

@@ -15,6 +15,7 @@ from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
 from ..sampling.samplers import SAMPLERS, SamplerSettings, check_sampler
 from ..sampling.schedules import check_sigmas, explicit, linear_quadratic, shift, skip, token_shift, truncate, uniform
+from ..shapes import LatentShape
 from ..weights.lora import WeightedLoRA
 from .recipe import guidance_for
 from .settings import Settings, Which
@@ -112,6 +113,14 @@ class Pass:
 
     def named(self, stage: str) -> Pass:
         return replace(self, stage=stage)
+
+
+def tokens_of_passes(grid: LatentShape, *, two: bool) -> tuple[tuple[Which, int], ...]:
+    """The only pass of a run, or the first and the second of two, with their tokens.
+
+    grid: of the only pass, or of the first; the second has twice its height and width.
+    """
+    return (("first", grid.tokens), ("second", 4 * grid.tokens)) if two else (("one", grid.tokens),)
 
 
 def sigmas_for(entry: PassRecipe, scheduler: SchedulerConfig | None, tokens: int) -> Tensor:

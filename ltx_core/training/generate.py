@@ -24,10 +24,10 @@ from ..pipelines.condition import Condition, crop_to
 from ..pipelines.decode import decode
 from ..pipelines.encode import encode_frames
 from ..pipelines.long_video import LongSettings, plan_windows, sample_windows
-from ..pipelines.passes import Pass
+from ..pipelines.passes import Pass, tokens_of_passes
 from ..pipelines.recipe import UNKNOWN, recipe_for
 from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
-from ..pipelines.settings import NO_OVERRIDES, Decoding, Overrides, PassSettings, Settings, Which
+from ..pipelines.settings import NO_OVERRIDES, Decoding, Overrides, PassSettings, Settings
 from ..pipelines.text import encode_prompts
 from ..pipelines.two_stage import Upscaling, generate_two_stage
 from ..progress import ProgressEvent, silent
@@ -62,10 +62,8 @@ class Models:
 
     def passes(self, overrides: Overrides, size: PixelShape) -> list[Pass]:
         """The only pass at `size`, or the first and the second of two, the first at `size`."""
-        tokens = size.latent(self.vae.config.scale_factors).tokens
-        stages: tuple[tuple[Which, int], ...] = (("first", tokens), ("second", 4 * tokens))
-        if self.upscaler is None:
-            stages = (("one", tokens),)
+        grid = size.latent(self.vae.config.scale_factors)
+        stages = tokens_of_passes(grid, two=self.upscaler is not None)
         settings = Settings(self.recipe, overrides)
         return [Pass.of(self.transformer, settings, which, count, scheduler=self.scheduler) for which, count in stages]
 
