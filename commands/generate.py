@@ -69,7 +69,10 @@ def _start_arguments(shown: Group) -> None:
 def _model_arguments(models: Group) -> None:
     models.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if --model has none")
     models.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="spiece.model or tokenizer.json, if not beside the encoder"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="spiece.model or tokenizer.json (default: beside the encoder, or T5's own)",
     )
     models.add_argument(
         "--lora",

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import TextEncoderConfig
 from ..models.dtypes import compute_dtype
-from ..models.text_encoder import MAX_TOKENS
+from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE

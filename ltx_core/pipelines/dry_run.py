@@ -17,7 +17,7 @@ from ..budget.tiling import Tiling
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
-from ..models.text_encoder import MAX_TOKENS
+from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from ..budget import stages
 from ..errors import UnsupportedError
 from ..host import Host
-from ..models.text_encoder import MAX_TOKENS, TextEncoder, TokenizedPrompt
+from ..models.text_encoder import TextEncoder
+from ..models.tokenizer import MAX_TOKENS, TokenizedPrompt
 from ..progress import ProgressEvent
 from .sample import EncodedPrompt
 
@@ -25,8 +27,9 @@ def encode_prompts(
 ) -> tuple[EncodedPrompt, ...]:
     """Each prompt encoded by T5 (last hidden state after `final_layer_norm`); the encoder is placed once for all.
 
-    A prompt is encoded without padding, which is exact: T5's positions are relative and padding would be masked. It is
-    cut off after 256 tokens, and the host says which words are lost.
+    A prompt is encoded without padding, which is exact: T5's positions are relative and padding would be masked. The
+    host says what of a prompt the encoder does not see: words beyond 256 tokens, characters that T5 does not know, and
+    control characters.
 
     Returns:
         per prompt embeddings (1, l, d_model) in the encoder's dtype and mask (1, l) int64 of ones, both on the CPU;
@@ -37,11 +40,8 @@ def encode_prompts(
     """
     tokenized = [encoder.tokenizer.encode(prompt) for prompt in prompts]
     for tokens in tokenized:
-        if tokens.cut_off:
-            host.say(
-                f"The prompt has {tokens.total} tokens and the text encoder takes {MAX_TOKENS}; "
-                f'it does not see the end: "{tokens.cut_off}"'
-            )
+        for sentence in _unseen(tokens):
+            host.say(sentence)
     work = stages.encoding_text(encoder.model, encoder.config)
     host.progress(ProgressEvent(STAGE, 0, len(tokenized)))
     encoded: list[EncodedPrompt] = []
@@ -50,6 +50,33 @@ def encode_prompts(
             encoded.append(_encode(encoder, tokens, device))
             host.progress(ProgressEvent(STAGE, len(encoded), len(tokenized)))
     return tuple(encoded)
+
+
+def _unseen(tokens: TokenizedPrompt) -> Iterator[str]:
+    """What of a prompt the encoder does not see, as sentences."""
+    if tokens.dropped:
+        yield (
+            "The prompt has characters that are no text and were left out: "
+            f"{', '.join(map(_printable, tokens.dropped))}"
+        )
+    if tokens.unknown_words:
+        words = ", ".join(f'"{word}"' for word in tokens.unknown_words)
+        characters = " ".join(map(_printable, tokens.unknown))
+        yield (
+            f"The text encoder does not know these characters of the prompt: {characters} (in {words}); "
+            "it reads each run of them as one unknown token, so say it in English words"
+        )
+    if tokens.cut_off:
+        yield (
+            f"The prompt has {tokens.total} tokens and the text encoder takes {MAX_TOKENS}; "
+            f'it does not see the end: "{tokens.cut_off}"'
+        )
+
+
+def _printable(character: str) -> str:
+    """The character where it can be seen by itself, else its code point."""
+    alone = character.isprintable() and not unicodedata.category(character).startswith("M")
+    return character if alone else f"U+{ord(character):04X}"
 
 
 def _encode(encoder: TextEncoder, tokens: TokenizedPrompt, device: torch.device) -> EncodedPrompt:

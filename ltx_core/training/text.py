@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
 from ..files import whole
-from ..models.text_encoder import TextEncoder, Tokenizer, build_t5
+from ..models.text_encoder import TextEncoder, build_t5
+from ..models.tokenizer import SENTINELS, Tokenizer
 from ..progress import Notes
 from ..weights.save import write_safetensors
 from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
@@ -23,8 +24,6 @@ from .data import file_identity
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
-
-SENTINELS = 100  # T5 keeps a hundred more ids than its tokenizer has pieces
 
 
 class FrozenText:

@@ -2,6 +2,8 @@
 
 `ltxkit-digits` is a folder like those that training writes: model.safetensors (transformer and VAE),
 upscaler.safetensors and text_encoder/. The model card in it says what it is and how it was trained.
+
+Beside it lies T5's own tokenizer, which the single files of the released text encoder do without.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from pathlib import Path
 
 BUNDLED = "ltxkit-digits"
 
-_FOLDER = Path(__file__).parents[2] / "assets" / "models" / BUNDLED
+_ASSETS = Path(__file__).parents[2] / "assets"
+T5_TOKENIZER = _ASSETS / "t5" / "spiece.model"
+
+_FOLDER = _ASSETS / "models" / BUNDLED
 _FILES = {  # by the name of ComfyUI's folder for models of that kind
     "checkpoints": "model.safetensors",
     "text_encoders": "text_encoder",

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
-from ..models.text_encoder import StackedT5, TextEncoder, Tokenizer, build_t5
+from ..models.text_encoder import StackedT5, TextEncoder, build_t5
+from ..models.tokenizer import Tokenizer
 from ..progress import Progress, silent
 from ..quant.linear import Preparation, QuantizedLinear
 from .assign import assign, preparation_for, stored_tensors
 from .build import Opened, open_models
+from .bundled import T5_TOKENIZER
 from .containers import Checkpoint, TensorInfo
 from .layouts import Part, block_groups
 from .mapping import watch
@@ -37,6 +39,7 @@ EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
 MAX_DISTANCE = 128
 LAYER_NORM_EPSILON = 1e-6
 EOS_ID = 1
+T5_VOCABULARY = 32128  # embeddings of every T5 v1.1; its tokenizer has 32,000 pieces
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 # Repositories whose tokenizer is that of T5 v1.1 XXL, looked for in the local cache of the Hugging Face hub.
@@ -78,8 +81,8 @@ def load_text_encoder(
     path = Path(path)
     opened = open_models(path)
     keys, preparation, config = _prepared(opened, quantization)
-    tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers)
-    loaded_tokenizer = Tokenizer.from_file(tokenizer_file)
+    tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers, vocabulary=config.vocab_size)
+    loaded_tokenizer = Tokenizer.from_file(tokenizer_file, config.vocab_size)
     if loaded_tokenizer.vocab_size > config.vocab_size or loaded_tokenizer.eos_id != EOS_ID:
         raise CheckpointError(
             f"got the tokenizer {tokenizer_file} with {loaded_tokenizer.vocab_size} pieces and end of sequence "
@@ -128,11 +131,16 @@ def _load(
     return model
 
 
-def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequence[Path] = ()) -> Path:
+def find_tokenizer(
+    weights: Path, given: Path | str | None = None, host: Sequence[Path] = (), *, vocabulary: int
+) -> Path:
     """The tokenizer file to use. Nothing is downloaded.
 
     The given file; else one next to the weights (also in `tokenizer/` there or one folder up); else one that the host
-    brings; else one in the local cache of the Hugging Face hub.
+    brings; else one in the local cache of the Hugging Face hub; else, for an encoder with T5's vocabulary, the one that
+    comes with the pack.
+
+    vocabulary: how many embeddings the encoder has.
 
     Raises:
         CheckpointError: there is no tokenizer in any of these; the message says where to put one.
@@ -153,9 +161,12 @@ def find_tokenizer(weights: Path, given: Path | str | None = None, host: Sequenc
             return tokenizer
     for cached in _hub_tokenizers():
         return cached
+    if vocabulary == T5_VOCABULARY:
+        return T5_TOKENIZER
     raise CheckpointError(
-        f"got the text encoder {weights} without a tokenizer; expected spiece.model or tokenizer.json; "
-        f"put spiece.model of google/t5-v1_1-xxl (792 kB) into {folder}, or pass its path as the tokenizer. Looked in "
+        f"got the text encoder {weights} without a tokenizer; expected spiece.model or tokenizer.json, as its "
+        f"vocabulary of {vocabulary} is not that of T5 v1.1 ({T5_VOCABULARY}), whose tokenizer comes with LTXKit; "
+        f"put its own into {folder}, or pass its path as the tokenizer. Looked in "
         + ", ".join(str(place) for place in (*beside, *host))
         + " and the local Hugging Face cache"
     )

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,27 @@ def test_generate_from_a_picture_in_two_passes(
     for stage in ("load transformer", "load text encoder", "encode text", "sample", "upscale", "refine", "decode"):
         assert f"{stage}: 100%" in err
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["fox.latent", "fox.mp4", "fox.png"]
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_needs_the_two_files_that_it_names(
+    files: dict[str, str],
+    released_t5: Path,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As written, with tiny files under the names of the real ones and a smaller clip."""
+    blocks = re.findall(r"```\n(ltxkit generate .*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    (command,) = (block for block in blocks if "t5xxl_fp16.safetensors" in block)
+    monkeypatch.chdir(tmp_path)
+    Path("ltxv-2b-0.9.8-distilled.safetensors").symlink_to(files["--model"])
+    Path("t5xxl_fp16.safetensors").symlink_to(released_t5)
+    small = command.replace("\\\n", " ").replace("768x512", "96x64").replace("--frames 121", "--frames 9")
+    status, out, err = run(shlex.split(small)[1:], capsys)
+    assert status == 0, err
+    assert media.read_video(tmp_path / out.strip()).frames.shape == (9, 64, 96, 3)
 
 
 @pytest.mark.slow

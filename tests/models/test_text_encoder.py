@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from ltxkit.ltx_core.errors import CheckpointError, UnsupportedError
 from ltxkit.ltx_core.host import Host
-from ltxkit.ltx_core.models.text_encoder import MAX_TOKENS, Tokenizer
+from ltxkit.ltx_core.models.tokenizer import MAX_TOKENS, Tokenizer
 from ltxkit.ltx_core.pipelines.text import encode_prompts
-from ltxkit.ltx_core.weights.text_encoder import find_tokenizer, load_text_encoder
+from ltxkit.ltx_core.weights.bundled import T5_TOKENIZER
+from ltxkit.ltx_core.weights.text_encoder import T5_VOCABULARY, find_tokenizer, load_text_encoder
 
 PROMPTS = [
     "A red fox runs through deep snow.",
@@ -277,9 +278,13 @@ def test_search_order_of_the_tokenizer(
         place.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(source, place))
 
+    def find(given: Path | None = None, vocabulary: int = 256) -> Path:
+        return find_tokenizer(weights, given, [tmp_path / "host"], vocabulary=vocabulary)
+
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(CheckpointError, match=r"put spiece\.model of google/t5-v1_1-xxl") as error:
-        find_tokenizer(weights, None, [tmp_path / "host"])
+    assert find(vocabulary=T5_VOCABULARY) == T5_TOKENIZER  # which belongs to no other encoder
+    with pytest.raises(CheckpointError, match=r"vocabulary of 256 is not that of T5 v1\.1 .*put its own into") as error:
+        find()
     for place in (weights.parent, tmp_path / "tokenizer", tmp_path / "host"):
         assert str(place) in str(error.value)
 
@@ -296,11 +301,35 @@ def test_search_order_of_the_tokenizer(
         tmp_path / "text_encoders" / "spiece.model",
     ):
         put(tokenizer_json if place.suffix == ".json" else spiece, place)
-        assert find_tokenizer(weights, None, [tmp_path / "host"]) == place
+        assert find() == find(vocabulary=T5_VOCABULARY) == place
         assert load_text_encoder(weights, host_tokenizers=[tmp_path / "host"]).tokenizer.path == place
-    assert find_tokenizer(weights, tokenizer_json, [tmp_path / "host"]) == tokenizer_json
+    assert find(tokenizer_json) == tokenizer_json
     with pytest.raises(CheckpointError, match="or a folder with one of them; check the path"):
-        find_tokenizer(weights, tmp_path / "nowhere", [tmp_path / "host"])
+        find(tmp_path / "nowhere")
+
+
+def test_an_encoder_of_t5s_vocabulary_needs_no_tokenizer_beside_it(
+    released_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    encoder = load_text_encoder(released_t5)
+    assert encoder.tokenizer.path == T5_TOKENIZER
+    (encoded,) = encode_prompts(encoder, ["A lighthouse <extra_id_0>"], host=CPU)
+    assert encoded.embeddings.shape[1] == 5
+
+
+def test_what_the_encoder_does_not_see_is_said(released_t5: Path) -> None:
+    said: list[str] = []
+    prompts = ["a fox", "", "一只猫 and a\x07 cat\ud800", "fox " * 260 + "猫"]
+    encoded = encode_prompts(load_text_encoder(released_t5), prompts, host=Host(place, say=said.append))
+    assert [prompt.embeddings.shape[1] for prompt in encoded] == [5, 1, 7, MAX_TOKENS]
+    advice = "it reads each run of them as one unknown token, so say it in English words"
+    assert said == [
+        "The prompt has characters that are no text and were left out: U+0007, U+D800",
+        f'The text encoder does not know these characters of the prompt: 一 只 猫 (in "一只猫"); {advice}',
+        f'The text encoder does not know these characters of the prompt: 猫 (in "猫"); {advice}',
+        f'The prompt has 523 tokens and the text encoder takes 256; it does not see the end: "{"fox " * 133}猫"',
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -51,16 +51,15 @@ def frames_of(clip) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_the_three_lines_of_the_readme(
-    folder: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, released_t5: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run verbatim, but with tiny files under the names of the real files and with a smaller clip."""
+    """Run verbatim, but with tiny files under the names of the two real files and with a smaller clip."""
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "Components.load" in block)
     assert len(code.splitlines()) == 3
     monkeypatch.chdir(tmp_path)
     Path("ltxv-2b-0.9.8-distilled.safetensors").symlink_to(folder / CHECKPOINT)
-    Path("t5xxl_fp16.safetensors").symlink_to(folder / T5 / "model.safetensors")
-    Path("spiece.model").symlink_to(folder / T5 / "spiece.model")
+    Path("t5xxl_fp16.safetensors").symlink_to(released_t5)
     small = code.replace("768", "96").replace("512", "64").replace("121", "9")
     assert small != code
     exec(small, {})  # noqa: S102

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.host import Host
-from ltxkit.ltx_core.models.text_encoder import TextEncoder, TokenizedPrompt
+from ltxkit.ltx_core.models.text_encoder import TextEncoder
+from ltxkit.ltx_core.models.tokenizer import TokenizedPrompt
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.condition import Conditions
