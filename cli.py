@@ -6,15 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import digits, files, generate, graphs, trained, training
+from .commands import digits, files, generate, graphs, machine, trained, training
 from .commands.command import FAILED, INTERRUPTED, REFUSED
 from .commands.console import Console, say
 from .ltx_core.errors import LTXKitError
+from .ltx_core.pipelines.doctor import version
 
 COMMANDS = (
     *generate.COMMANDS,
     *graphs.COMMANDS,
     *files.COMMANDS,
+    *machine.COMMANDS,
     *training.COMMANDS,
     *trained.COMMANDS,
     *digits.COMMANDS,
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands and their options."""
     top = argparse.ArgumentParser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
+    top.add_argument("--version", action="version", version=f"ltxkit {version()}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.help, description=command.help)

@@ -42,6 +42,14 @@ class Console:
         with tqdm.external_write_mode(file=sys.stderr):
             say(text)
 
+    def confirmed(self, question: str) -> bool | None:
+        """Whether the user answers yes; None where nobody can answer, because stdin is no terminal."""
+        if not sys.stdin.isatty():
+            return None
+        self._close()
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def progress(self, event: ProgressEvent) -> None:
         """A step of a stage. A stage that starts again, such as the second model to load, gets a new bar."""
         self._advance(event.stage, event.step, event.total, done_before=0)

@@ -13,6 +13,7 @@ from .console import Console
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a weights file, or a diffusers or transformers folder")
+    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
@@ -20,7 +21,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.weights.bundled import find_model
     from ..ltx_core.weights.report import format_report, inspect
 
-    report = inspect(find_model(options.file, "checkpoints"))
+    report = inspect(find_model(options.file, "checkpoints"), options.version)
     console.result(json.dumps(report, indent=2) if options.json else format_report(report))
     return DONE
 

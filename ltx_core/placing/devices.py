@@ -63,6 +63,38 @@ def memory(device: torch.device) -> Memory | None:
     return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
 
 
+def describe_devices() -> list[str]:
+    """Every device here in one sentence each, the one that is used first."""
+    best = best_device()
+    lines: list[str] = []
+    if best.type in ("cuda", "xpu"):
+        accelerator: Any = torch.get_device_module(best)
+        for number in range(accelerator.device_count()):
+            name = accelerator.get_device_name(number)
+            lines.append(f"{best.type}:{number}: {name}{_room(torch.device(best.type, number))}")
+    elif best.type != "cpu":
+        lines.append(f"{best.type}{_room(best)}")
+    return [*lines, f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads{_room(torch.device('cpu'))}"]
+
+
+def _room(device: torch.device) -> str:
+    here = memory(device)
+    return "" if here is None else f", {here.free / 2**30:.1f} of {here.total / 2**30:.1f} GiB free"
+
+
+def failing_device() -> str | None:
+    """Why the device that is used does not compute; None if it does. A driver may be there and fail."""
+    device = best_device()
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        return (
+            f"got the device {device}, which does not compute ({error}); expected one that does; "
+            "check its driver, or hide it (CUDA_VISIBLE_DEVICES=)"
+        )
+    return None
+
+
 LARGE_BLOCK = 2**20
 _M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 KEPT_PRIMITIVES = 128
