@@ -18,9 +18,12 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.releases import release
     from ..ltx_core.weights.bundled import find_model
     from ..ltx_core.weights.report import format_report, inspect
 
+    if options.version is not None:
+        release(options.version)
     report = inspect(find_model(options.file, "checkpoints"), options.version)
     console.result(json.dumps(report, indent=2) if options.json else format_report(report))
     return DONE

@@ -70,9 +70,9 @@ def examine(models: Path, files: Iterable[ModelFile] = ()) -> dict[str, Any]:
 
     Returns:
         `ltxkit`, `python`, `system`: versions; `packages`: version, or None, by name, and `optional` likewise;
-        `devices`, `kernels`: sentences; `folders`: number of files by name; `files`: kind, name, what it is, release
-        and problems of each; `missing`: what released models need and is not there, with the remedy; `problems`: why
-        `make demo` cannot run; empty if it can.
+        `devices`, `kernels`: sentences; `folders`: number of files by name; `files`: folder, name, kind, what it is,
+        release and problems of each; `missing`: what released models need and is not there, with the remedy;
+        `problems`: why `make demo` cannot run; empty if it can.
     """
     problems: list[str] = []
     packages = dict(_packages(problems))
@@ -147,7 +147,7 @@ def _imports(name: str, problems: list[str]) -> bool:
     """Whether it can be imported: a package that is listed may still lack a library of the system."""
     try:
         importlib.import_module(_MODULES.get(name, name))
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a broken package raises anything while it is imported
         problems.append(f"got {name}, which cannot be imported ({error}); expected it to work; install it again")
         return False
     return True
@@ -201,25 +201,20 @@ def _examined(file: ModelFile) -> dict[str, Any]:
 
     try:
         report = inspect(file.path)
-    except LTXKitError as error:
-        return {"folder": file.kind, "name": file.name, "what": "not readable", "version": [], "problems": [str(error)]}
-    return {
-        "folder": file.kind,
-        "name": file.name,
-        "what": report["what"],
-        "version": report["version"],
-        "problems": report["problems"],
-    }
+    except (LTXKitError, OSError) as error:
+        report = {"kind": "unknown", "what": "not readable", "version": [], "problems": [str(error)]}
+    said = {name: report[name] for name in ("kind", "what", "version", "problems")}
+    return {"folder": file.kind, "name": file.name, **said}
 
 
 def _missing(models: Path, examined: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """What a clip of a released model needs and is not there. The model that comes with the pack does not count."""
-    usable = {file["folder"] for file in examined if file["name"] != BUNDLED and not file["problems"]}
+    usable = {file["kind"] for file in examined if file["name"] != BUNDLED and not file["problems"]}
     if not models.is_dir():
         yield f"the folder {models}: pass --models DIR, or run `ltxkit fetch`, which makes it"
-    if not usable & {"checkpoints", "diffusion_models", "unet"}:
+    if not usable & {"checkpoint", "transformer"}:
         yield "a released model: ltxkit fetch 2b-0.9.8-distilled"
-    if not usable & {"text_encoders", "clip"}:
+    if "text_encoder" not in usable:
         yield "the text encoder of released models: ltxkit fetch t5xxl-fp16, or t5xxl-fp8"
 
 

@@ -175,14 +175,9 @@ def test_a_connection_that_breaks_every_time_gets_there_nevertheless(hub: Any, t
 def test_the_next_try_goes_on_from_what_has_arrived(hub: Any, tmp_path: Path, ranges: bool) -> None:
     """The connection breaks for good; later the hub answers, and serves ranges or starts again."""
     arrivals = look_up([FILE], tmp_path)
-    hub.cut, hub.cuts = 1_234_567, 1
-
-    def gone(event: ProgressEvent) -> None:
-        if event.step:
-            hub.status = 503
-
+    hub.cut, hub.cuts, hub.then = 1_234_567, 1, 503
     with pytest.raises(HubUnreachableError, match=r"status 503.*goes on from the 1\.2 MB that have arrived"):
-        bring(arrivals, gone)
+        bring(arrivals)
     (part,) = hidden(tmp_path)
     arrived = part.stat().st_size
     assert 1_234_567 - 2**16 < arrived <= 1_234_567
@@ -326,6 +321,17 @@ def test_a_token_opens_a_gated_repository(hub: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     bring(look_up([OTHER], tmp_path))
     assert everything(tmp_path) == {f"text_encoders/{OTHER.name}": 1000}
+
+
+def test_bytes_from_another_host_are_continued_there_and_without_the_token(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    hub.elsewhere, hub.cut, hub.cuts = True, 1_000_000, 2
+    bring(look_up([FILE], tmp_path))
+    assert (tmp_path / "checkpoints" / NAME).read_bytes() == DATA
+    assert any(path.startswith("/cdn/") for _, path in hub.requests)
+    assert hub.authorized == []
 
 
 def test_a_full_disk_is_said_before_a_byte_is_moved(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
