@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from ..config import TextEncoderConfig
 from ..errors import ConfigError
 from ..files import whole
 from ..models.text_encoder import TextEncoder, build_t5
-from ..models.tokenizer import SENTINELS, Tokenizer
+from ..models.tokenizer import MAX_TOKENS, SENTINELS, Tokenizer
 from ..progress import Notes
 from ..weights.save import write_safetensors
 from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
@@ -48,7 +48,10 @@ class FrozenText:
         if not missing:
             return
         notes(f"encoding {len(missing)} captions")
-        self.embeddings(missing)
+        encoder = self._open()
+        for sentence in _unread(encoder.tokenizer, missing):
+            notes(sentence)
+        self._encode(encoder, missing)
         if writes:
             with whole(file) as part:
                 torch.save(
@@ -64,12 +67,14 @@ class FrozenText:
         """
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._embeddings]
         if missing:
-            encoder = self._open()
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                for caption in missing:
-                    (embedding,) = encode(encoder, [caption], self.device)
-                    self._embeddings[caption] = embedding.cpu()
+            self._encode(self._open(), missing)
         return [self._embeddings[caption] for caption in captions]
+
+    def _encode(self, encoder: TextEncoder, captions: Sequence[str]) -> None:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for caption in captions:
+                (embedding,) = encode(encoder, [caption], self.device)
+                self._embeddings[caption] = embedding.cpu()
 
     def _open(self) -> TextEncoder:
         # CPUs without bfloat16 are a hundred times slower in it, and transformers computes in the stored dtype.
@@ -89,6 +94,21 @@ class FrozenText:
         places = [self.place] if self.tokenizer is None else [self.place, self.tokenizer]
         files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
         return json.dumps([file_identity(file) for file in files if file.is_file()])
+
+
+def _unread(tokenizer: Tokenizer, captions: Sequence[str]) -> Iterator[str]:
+    """What of the captions the encoder does not read, in a sentence for all of them."""
+    tokens = [tokenizer.encode(caption) for caption in captions]
+    unknown = [each for each in tokens if each.unknown_words]
+    if unknown:
+        characters = " ".join(dict.fromkeys(character for each in unknown for character in each.unknown))
+        yield (
+            f"{len(unknown)} of {len(captions)} captions have characters that the text encoder does not know: "
+            f"{characters}; it reads each run of them as one unknown token, so write these captions in English"
+        )
+    too_long = sum(bool(each.cut_off) for each in tokens)
+    if too_long:
+        yield f"{too_long} of {len(captions)} captions have more than {MAX_TOKENS} tokens; their ends are not read"
 
 
 def make_text_encoder(config: Text, channels: int, captions: Sequence[str], folder: Path) -> TextEncoder:

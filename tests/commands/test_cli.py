@@ -120,6 +120,19 @@ def test_the_command_of_the_readme_needs_the_two_files_that_it_names(
 
 
 @pytest.mark.slow
+def test_generate_says_what_of_a_prompt_is_not_read(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An argument that is no UTF-8 reaches Python with lone surrogates; the clip's metadata has them too."""
+    prompt = "a fox \udcff 一只猫"
+    status, out, err = run(arguments(files, tmp_path / "out.mp4", steps=1, prompt=prompt), capsys)
+    assert status == 0, err
+    assert 'ltxkit: The text encoder does not know these characters of the prompt: 一 只 猫 (in "一只猫")' in err
+    assert "ltxkit: The prompt has characters that are no text and were left out: U+DCFF" in err
+    assert media.read_metadata(Path(out.strip()))["ltxkit"]["prompt"] == prompt
+
+
+@pytest.mark.slow
 def test_generate_with_everything_that_changes_the_model(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

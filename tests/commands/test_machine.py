@@ -213,6 +213,7 @@ def test_doctor_in_lines_and_as_json(
     assert {file["name"] for file in examination["files"]} >= {"ltxv-tiny.safetensors", "t5-tiny", "ltxkit-digits"}
 
 
+@pytest.mark.slow
 def test_doctor_says_what_released_models_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "doctor", "--models", tmp_path / "none")
     assert status == 0  # the demo needs none of it
@@ -223,6 +224,7 @@ def test_doctor_says_what_released_models_need(tmp_path: Path, capsys: pytest.Ca
         assert name in PUBLISHED
 
 
+@pytest.mark.slow
 def test_doctor_names_files_that_would_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("checkpoints", "text_encoders"):
         (tmp_path / folder).mkdir()
@@ -285,6 +287,7 @@ def _no_device(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     monkeypatch.setattr("ltxkit.ltx_core.placing.devices.failing_device", lambda: "got the device cuda:0, which fails")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -325,6 +328,7 @@ def test_doctor_works_where_torch_does_not(tmp_path: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_the_report_for_an_issue_names_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +368,7 @@ def test_the_version_of_an_installation_without_its_sources(tmp_path: Path, monk
     assert {"torch", "av"} <= doctor._requirements().keys()
 
 
+@pytest.mark.slow
 def test_inspect_as_another_release(tiny_models: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
     status, out, err = run(capsys, "inspect", path, "--version", "2b-0.9.5", "--json")

@@ -173,6 +173,15 @@ def test_an_overlong_prompt_says_which_words_were_cut_off(host: FakeHost):
     assert any("lastword" in text for text in host.said)
 
 
+def test_the_node_shows_what_of_a_prompt_is_not_read(host: FakeHost):
+    (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
+    host.said.clear()
+    EncodePrompt().run(encoder, "一只猫 in the snow", "\x07blurry", 25.0)
+    unknown, dropped = host.said
+    assert 'does not know these characters of the prompt: 一 只 猫 (in "一只猫")' in unknown
+    assert dropped.endswith("left out: U+0007")
+
+
 # ------------------------------------------------------------------------------------------------ sizes
 
 

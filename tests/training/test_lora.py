@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -207,6 +208,18 @@ def test_what_a_text_encoder_said_is_not_taken_for_another_s(tiny_models: Callab
     (place / "tokenizer").mkdir()
     (place / "tokenizer/new.json").write_text("{}")  # as in the folder of a pipeline
     assert [encoded(None), encoded(None)] == [1, 0]
+
+
+def test_what_of_the_captions_is_not_read_is_said_once(released_t5: Path, tmp_path: Path) -> None:
+    with safe_open(released_t5, "pt") as file:
+        width = file.get_slice("shared.weight").get_shape()[1]
+    frozen, told = text.FrozenText(released_t5, None, width, torch.device("cpu")), list[str]()
+    captions = ["a cat", "一只猫", "猫 and 😀", "fox " * 300]
+    frozen.prepare(captions, tmp_path / "text.pt", told.append, writes=False)
+    assert told[0] == "encoding 4 captions"
+    assert told[1].startswith("2 of 4 captions have characters that the text encoder does not know: 一 只 猫 😀; ")
+    assert told[2] == "1 of 4 captions have more than 256 tokens; their ends are not read"
+    assert len(told) == 3
 
 
 def test_a_lora_without_its_text_encoder_is_refused(
