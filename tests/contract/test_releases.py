@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.published import PUBLISHED
 from ltxkit.ltx_core.releases import DOWNSCALE_FACTOR, RELEASES, PassRecipe, release
 
 RECIPES = json.loads((Path(__file__).parent.parent / "data" / "official_recipes.json").read_text(encoding="utf-8"))
@@ -83,3 +84,10 @@ def test_every_preset_makes_a_schedule_that_the_checkpoint_allows(version):
 def test_unknown_version_is_named():
     with pytest.raises(ConfigError, match=r"got version '3b'; expected one of 2b-0\.9\.0"):
         release("3b")
+
+
+def test_every_release_is_published_with_what_it_needs() -> None:
+    for name, released in RELEASES.items():
+        upscaler = ["latent_upscale_models"] if released.recipe.second_pass is not None else []
+        folders = [file.folder for file in PUBLISHED.get(name, ())]
+        assert folders == ["checkpoints", "text_encoders", *upscaler], name
