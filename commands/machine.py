@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, PublishedFile, published_files
 from .command import DONE, FAILED, INTERRUPTED, REFUSED, Command
 from .console import Console
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from ..ltx_core.weights.fetch import Arrival
 
 
+def models_folder(pack: Path = ROOT) -> Path:
+    """ComfyUI's folder where the pack is one of its custom nodes, else `models` here, as for `ltxkit run`."""
+    comfyui = pack.parent.parent
+    return comfyui / "models" if pack.parent.name == "custom_nodes" else Path("models")
+
+
 def _models_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         type=Path,
-        default=Path("models"),
+        default=models_folder(),
         metavar="DIR",
-        help="a folder laid out like ComfyUI's models folder (default: models)",
+        help="a folder laid out like ComfyUI's models folder (default: ComfyUI's, if this pack is in its custom_nodes; "
+        "else models)",
     )
 
 

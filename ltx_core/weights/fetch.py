@@ -68,7 +68,7 @@ def look_up(files: Sequence[PublishedFile], models: Path, progress: Progress = s
         HubUnreachableError: there is no way to the hub.
         UnsupportedError: a repository wants a login or its licence accepted, or the disk is too full.
         CheckpointError: a repository or file is gone, or the hub states no sha256.
-        ConfigError: another file lies in a place.
+        ConfigError: another file lies in a place, or `models` cannot be written.
     """
     hub = _Hub()
     repositories = {file.repository: hub.repository(file.repository) for file in files}
@@ -91,6 +91,8 @@ def bring(arrivals: Sequence[Arrival], progress: Progress = silent) -> list[Path
             hub.download(arrival, progress)
             _check(arrival, progress)
             arrival.part.replace(arrival.path)
+            for older in arrival.path.parent.glob(f"{TEMPORARY}{arrival.path.name}.*.part"):
+                older.unlink()  # of an upload that the hub has replaced
     return [arrival.path for arrival in arrivals]
 
 
@@ -294,11 +296,16 @@ def _check(arrival: Arrival, progress: Progress) -> None:
 
 
 def _check_disk(arrivals: Sequence[Arrival]) -> None:
-    """Refuse what the disks cannot take, all files of a disk together."""
+    """Refuse what the disks cannot take, all files of a disk together, and what is no folder to write to."""
     needed: dict[int, int] = {}
     free: dict[int, tuple[int, Path]] = {}
     for arrival in arrivals:
         folder = next(parent for parent in arrival.path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not (arrival.here or os.access(folder, os.W_OK)):
+            raise ConfigError(
+                f"got {folder} for models, in which no file can be made; expected a folder that can be written; "
+                "choose another with --models"
+            )
         disk = folder.stat().st_dev
         needed[disk] = needed.get(disk, 0) + (0 if arrival.here else arrival.size - arrival.arrived)
         free[disk] = (shutil.disk_usage(folder).free, folder)

@@ -17,6 +17,7 @@ import pytest
 
 from ltxkit import cli
 from ltxkit.commands.console import Console
+from ltxkit.commands.machine import models_folder
 from ltxkit.ltx_core.pipelines import doctor
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.published import PUBLISHED
@@ -169,6 +170,28 @@ def test_fetch_without_a_name_lists_what_there_is(capsys: pytest.CaptureFixture[
     status, out, _ = run(capsys, "fetch")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == list(PUBLISHED)
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "read only"])
+def test_a_models_folder_that_cannot_be_written_is_said_first(
+    hub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    models = tmp_path / "models"
+    if place == "read only":
+        models.mkdir()
+        monkeypatch.setattr("ltxkit.ltx_core.weights.fetch.os.access", lambda *_: False)  # root may write anywhere
+    else:
+        models.write_text("")
+    status, _, err = run(
+        capsys, "fetch", "t5xxl-fp16", "-y", "--models", models / "x" if place == "below a file" else models
+    )
+    assert (status, hub.served()) == (2, 0)
+    assert f"got {models} for models, in which no file can be made" in err
+
+
+def test_files_go_to_the_comfyui_that_the_pack_is_in(tmp_path: Path) -> None:
+    assert models_folder(tmp_path / "ComfyUI/custom_nodes/LTX-Kit") == tmp_path / "ComfyUI/models"
+    assert models_folder(tmp_path / "ltxkit") == Path("models")
 
 
 def test_one_module_downloads(repository: Path) -> None:

@@ -228,6 +228,7 @@ def test_a_part_of_an_earlier_upload_is_not_continued(hub: Any, tmp_path: Path) 
     assert new.arrived == 0
     bring([new])
     assert (tmp_path / "checkpoints" / NAME).read_bytes() == DATA[::-1]
+    assert hidden(tmp_path) == []
 
 
 # ------------------------------------------------------------------------------------------------------ wrong answers
