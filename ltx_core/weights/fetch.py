@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _MEGABYTE = 10**6
 _CHUNK = 2**22  # bytes that are hashed at once
 _PIECE = 2**16  # bytes that are written at once
+_PAUSE = 1.0  # seconds before the hub is asked again
 
 
 class HubUnreachableError(UnsupportedError):
@@ -136,10 +138,24 @@ class _Hub:
         return replace(arrival, arrived=0 if here else min(arrived, entry.size))
 
     def download(self, arrival: Arrival, progress: Progress) -> None:
-        """Append to the part what it lacks."""
+        """Append to the part what it lacks; begin again for as long as each time something arrives.
+
+        `http_get` begins again by itself after some of the ways in which a connection breaks; which, is another matter
+        in every version.
+        """
         arrival.path.parent.mkdir(parents=True, exist_ok=True)
         if arrival.part.exists() and arrival.part.stat().st_size > arrival.size:
             arrival.part.unlink()
+        while True:
+            before = arrival.part.stat().st_size if arrival.part.exists() else 0
+            try:
+                return self._append(arrival, progress)
+            except HubUnreachableError:
+                if arrival.part.stat().st_size <= before:
+                    raise
+            time.sleep(_PAUSE)
+
+    def _append(self, arrival: Arrival, progress: Progress) -> None:
         with arrival.part.open("ab") as part, self._as_we_download(), self._in_words(arrival.file.repository, arrival):
             counted = _Counted(part, arrival, progress)
             self._files.http_get(
@@ -157,16 +173,21 @@ class _Hub:
     def _as_we_download(self) -> Generator[None]:
         """Without huggingface_hub's own bar, as the caller has one, and with smaller pieces.
 
-        A broken connection loses the piece that it is in, by default 10 MB. There is no parameter for either.
+        A broken connection loses the piece that it is in, by default 10 MB; hf_transfer (before 1.0) loses everything.
+        There is no parameter for any of these.
         """
         group, constants = "huggingface_hub.http_get", self._hub.constants
-        before, piece = self._utils.are_progress_bars_disabled(group), constants.DOWNLOAD_CHUNK_SIZE
+        wanted = {"DOWNLOAD_CHUNK_SIZE": _PIECE, "HF_HUB_ENABLE_HF_TRANSFER": False}
+        usual = {name: getattr(constants, name) for name in wanted if hasattr(constants, name)}
+        before = self._utils.are_progress_bars_disabled(group)
         self._utils.disable_progress_bars(group)
-        constants.DOWNLOAD_CHUNK_SIZE = _PIECE
         try:
+            for name in usual:
+                setattr(constants, name, wanted[name])
             yield
         finally:
-            constants.DOWNLOAD_CHUNK_SIZE = piece
+            for name, value in usual.items():
+                setattr(constants, name, value)
             if not before:
                 self._utils.enable_progress_bars(group)
 
