@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Generator, Sequence
@@ -114,7 +115,13 @@ class _Hub:
 
     def repository(self, name: str) -> ModelInfo:
         with self._in_words(name):
-            return self._hub.HfApi(endpoint=self._endpoint).model_info(name, files_metadata=True)
+            try:
+                return self._hub.HfApi(endpoint=self._endpoint).model_info(name, files_metadata=True)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:  # a page, or other JSON
+                raise HubUnreachableError(
+                    f"got an answer about {name} that is not the hub's from {self._endpoint}; expected its description "
+                    "of the repository; a login page of your network may be in between: check it and try again"
+                ) from error
 
     def arrival(self, file: PublishedFile, info: ModelInfo, models: Path, progress: Progress) -> Arrival:
         entry = next((entry for entry in info.siblings or () if entry.rfilename == file.name), None)
@@ -123,8 +130,9 @@ class _Hub:
                 f"got the repository {file.repository} without {file.name}; expected it there; "
                 f"look at {HUB}/{file.repository} for where it went"
             )
-        sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
-        if not sha256 or entry.size is None or info.sha is None:
+        sha256, size = str(entry.lfs.sha256).lower() if entry.lfs is not None else "", entry.size
+        stated = re.fullmatch(r"[0-9a-f]{64}", sha256) and type(size) is int and size > 0
+        if not stated or size is None or info.sha is None:
             raise CheckpointError(
                 f"got {file.name} in {file.repository} without a size or sha256; expected both, to check what arrives; "
                 f"download it yourself: {file.address}"
@@ -132,10 +140,10 @@ class _Hub:
         with self._in_words(file.repository):  # a gated repository describes itself to everybody, and serves no file
             self._files.get_hf_file_metadata(self._address(file, info.sha), headers=self._utils.build_hf_headers())
         path = models / file.folder / file.name
-        here = _lies_there(path, entry.size, sha256, progress)
-        arrival = Arrival(file, path, info.sha, entry.size, sha256, _licence(file, info), here, 0)
+        here = _lies_there(path, size, sha256, progress)
+        arrival = Arrival(file, path, info.sha, size, sha256, _licence(file, info), here, 0)
         arrived = arrival.part.stat().st_size if arrival.part.is_file() else 0
-        return replace(arrival, arrived=0 if here else min(arrived, entry.size))
+        return replace(arrival, arrived=0 if here else min(arrived, size))
 
     def download(self, arrival: Arrival, progress: Progress) -> None:
         """Append to the part what it lacks; begin again for as long as each time something arrives.
@@ -148,8 +156,11 @@ class _Hub:
             arrival.part.unlink()
         while True:
             before = arrival.part.stat().st_size if arrival.part.exists() else 0
+            if before == arrival.size:  # of a try that ended before the check; nothing is left to ask for
+                return
             try:
-                return self._append(arrival, progress)
+                self._append(arrival, progress)
+                return
             except HubUnreachableError:
                 if arrival.part.stat().st_size <= before:
                     raise

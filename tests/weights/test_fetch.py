@@ -311,6 +311,32 @@ def test_what_cannot_be_had_is_refused_before_a_byte_is_moved(
     assert everything(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "page", [b"<html>Log in to the hotel's network</html>", b"", b"[]", b"null", b"{}", b'{"id": 1}']
+)
+def test_an_answer_that_is_not_the_hubs_is_said(hub: Any, tmp_path: Path, page: bytes) -> None:
+    hub.page = page
+    with pytest.raises((HubUnreachableError, CheckpointError), match=r"not the hub's|without ltxv"):
+        look_up([FILE], tmp_path)
+    assert everything(tmp_path) == {}
+
+
+@pytest.mark.parametrize("stated", [{"sha256": "none"}, {"size": -1}, {"size": 0}, {"size": "many"}, {"size": None}])
+def test_a_size_or_hash_that_is_none_is_refused(hub: Any, tmp_path: Path, stated: dict[str, Any]) -> None:
+    hub.stated = {NAME: stated}
+    with pytest.raises(CheckpointError, match="without a size or sha256"):
+        look_up([FILE], tmp_path)
+
+
+def test_a_part_that_is_complete_is_only_checked(hub: Any, tmp_path: Path) -> None:
+    (arrival,) = look_up([FILE], tmp_path)
+    arrival.part.parent.mkdir(parents=True)
+    arrival.part.write_bytes(DATA)
+    bring(look_up([FILE], tmp_path))
+    assert everything(tmp_path) == {f"checkpoints/{NAME}": 3_000_000}
+    assert hub.served() == 0
+
+
 def test_a_token_opens_a_gated_repository(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _gated(hub)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
