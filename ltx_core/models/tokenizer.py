@@ -98,9 +98,9 @@ class Tokenizer:
         text, dropped = _readable(prompt)
         ids = self._ids(text)
         lacking = self.unk_id in ids
-        words = tuple(dict.fromkeys(word for word in text.split() if self._lacks(word))) if lacking else ()
+        words = tuple(word for word in dict.fromkeys(text.split()) if self._lacks(word)) if lacking else ()
         letters = (c for word in words for part in self._parts(word)[::2] for c in unicodedata.normalize("NFC", part))
-        unknown = dict.fromkeys(letter for letter in letters if self._lacks(letter))
+        unknown = (letter for letter in dict.fromkeys(letters) if self._lacks(letter))
         cut_off = text[self._fitting(text) :] if len(ids) >= MAX_TOKENS else ""
         kept = (*ids[: MAX_TOKENS - 1], self.eos_id)
         return TokenizedPrompt(kept, len(ids) + 1, cut_off, tuple(unknown), words, dropped)

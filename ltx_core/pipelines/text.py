@@ -16,6 +16,7 @@ from ..progress import ProgressEvent
 from .sample import EncodedPrompt
 
 STAGE = "encode text"
+_SHOWN = 2000  # characters of each end of a text in a message
 
 
 @torch.no_grad()
@@ -63,14 +64,19 @@ def _unseen(tokens: TokenizedPrompt) -> Iterator[str]:
         words = ", ".join(f'"{word}"' for word in tokens.unknown_words)
         characters = " ".join(map(_printable, tokens.unknown))
         yield (
-            f"The text encoder does not know these characters of the prompt: {characters} (in {words}); "
+            f"The text encoder does not know these characters of the prompt: {characters} (in {_shortened(words)}); "
             "it reads each run of them as one unknown token, so say it in English words"
         )
     if tokens.cut_off:
         yield (
             f"The prompt has {tokens.total} tokens and the text encoder takes {MAX_TOKENS}; "
-            f'it does not see the end: "{tokens.cut_off}"'
+            f'it does not see the end: "{_shortened(tokens.cut_off)}"'
         )
+
+
+def _shortened(text: str) -> str:
+    """A text that a message can hold: some people paste a book."""
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} [...] {text[-_SHOWN:]}"
 
 
 def _printable(character: str) -> str:

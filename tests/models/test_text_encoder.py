@@ -242,6 +242,15 @@ def test_tokens_equal_transformers_in_both_formats(folder: Path, tokenizer_json:
         assert list(Tokenizer.from_file(path).encode(prompt).ids) == expected
 
 
+def test_of_a_book_the_message_shows_both_ends(released_t5: Path) -> None:
+    said: list[str] = []
+    book = " ".join(f"word{number}" for number in range(20_000))
+    encode_prompts(load_text_encoder(released_t5), [book], host=Host(place, say=said.append))
+    assert len(said[0]) < 5000
+    assert " [...] " in said[0]
+    assert said[0].endswith('word19999"')
+
+
 def test_truncation_says_which_words_are_cut_off(folder: Path, tokenizer_json: Path) -> None:
     for path in (folder / "spiece.model", tokenizer_json):
         tokens = Tokenizer.from_file(path).encode(LONG)
