@@ -159,8 +159,17 @@ class Server:
 
 
 @contextmanager
-def serve(comfy: ComfyUI, base: Path, *flags: str, packs: tuple[str, ...] = ("ltxkit",)) -> Iterator[Server]:
-    """Start ComfyUI on the CPU and a free port; stop it whatever happens."""
+def serve(
+    comfy: ComfyUI,
+    base: Path,
+    *flags: str,
+    packs: tuple[str, ...] = ("ltxkit",),
+    front_end: Path | None = None,
+) -> Iterator[Server]:
+    """Start ComfyUI on the CPU and a free port; stop it whatever happens.
+
+    front_end: the static files of one, in place of the environment's own.
+    """
     port = _free_port()
     log = base / "server.log"
     command = [str(comfy.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
@@ -174,6 +183,8 @@ def serve(comfy: ComfyUI, base: Path, *flags: str, packs: tuple[str, ...] = ("lt
         "--whitelist-custom-nodes",
         *packs,
     ]
+    if front_end is not None:
+        command += ["--front-end-root", str(front_end)]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,

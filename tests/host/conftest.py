@@ -6,7 +6,8 @@ environment:
     git clone <ComfyUI, tag v0.3.64> ~/comfy/ComfyUI   (or elsewhere, named by COMFYUI_PATH)
     cd ~/comfy/ComfyUI && python -m venv .venv && .venv/bin/pip install -r requirements.txt requests
 
-and likewise v0.8.0 in ~/comfy/ComfyUI-next (COMFYUI_NEXT_PATH). torchaudio must fit torch, or be absent: transformers
+and likewise v0.8.0 in ~/comfy/ComfyUI-next (COMFYUI_NEXT_PATH) and v0.33.0 in ~/comfy/ComfyUI-0.33
+(COMFYUI_NEWEST_PATH); one environment may serve all three. `graph_page` says where front ends are. torchaudio must fit torch, or be absent: transformers
 imports it, and a torchaudio that does not fit raises.
 """
 
@@ -24,6 +25,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # for the modules of this folder; not the repository root
 
 from comfy_client import ComfyUI, Server, find_comfyui, make_base, serve
+from graph_page import front_end
 
 MODEL_NAMES = {  # file names in the shipped workflows, and the tiny family that stands in for each
     "ltxv-2b-0.9.8-distilled.safetensors": "2b",
@@ -174,17 +176,23 @@ def comfyui_next() -> ComfyUI:
 
 
 @pytest.fixture(scope="session")
+def comfyui_newest() -> ComfyUI:
+    """ComfyUI 0.33.0."""
+    return _comfyui("COMFYUI_NEWEST_PATH", "ComfyUI-0.33")
+
+
+@pytest.fixture(scope="session")
 def server(
     comfyui: ComfyUI,
     models_folder: Path,
     tiny_models: Callable[..., Path],
     fill_inputs: Callable[[Path], None],
-    repository: Path,
+    package: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """A running ComfyUI 0.3.64 with this pack, the helper pack and an extra models folder, shared by all tests."""
     helper = (Path(__file__).parent / "helper_pack.py").read_text()
-    base = make_base(tmp_path_factory.mktemp("comfy"), models_folder, repository, others={"helper": helper})
+    base = make_base(tmp_path_factory.mktemp("comfy"), models_folder, package, others={"helper": helper})
     fill_inputs(base / "input")
     extra = base / "elsewhere"
     _copy(tiny_models() / "checkpoints/ltxv-tiny.safetensors", extra / "from-elsewhere.safetensors")
@@ -199,11 +207,29 @@ def server_next(
     comfyui_next: ComfyUI,
     models_folder: Path,
     fill_inputs: Callable[[Path], None],
-    repository: Path,
+    package: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """A running ComfyUI 0.8.0 with this pack."""
-    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, repository)
+    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, package)
     fill_inputs(base / "input")
     with serve(comfyui_next, base) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_newest(
+    comfyui_newest: ComfyUI,
+    models_folder: Path,
+    fill_inputs: Callable[[Path], None],
+    package: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """A running ComfyUI 0.33.0 with this pack and front end 1.58.1."""
+    static = front_end("1.58.1")
+    if isinstance(static, str):
+        pytest.skip(static)
+    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package)
+    fill_inputs(base / "input")
+    with serve(comfyui_newest, base, front_end=static) as running:
         yield running
