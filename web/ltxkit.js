@@ -9,6 +9,7 @@ import { app } from "../../scripts/app.js";
 
 const SAID = "ltxkit_said";
 const PREVIEW = "ltxkit_preview";
+const MARGIN = 6; // pixels around a widget
 
 function ours(node) {
   return node?.comfyClass?.startsWith("LTXKit") ?? false;
@@ -18,7 +19,8 @@ function ours(node) {
 function domWidget(node, name, element, height) {
   const existing = node.widgets?.find((widget) => widget.name === name);
   if (existing) return existing;
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height };
+  const total = () => height() + 2 * MARGIN;
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: total, getMaxHeight: total };
   const widget = node.addDOMWidget(name, name, element, options);
   widget.serialize = false;
   return widget;
@@ -63,14 +65,6 @@ function showPreview(node, image) {
     fit(node);
   }
   widget.element.src = image;
-}
-
-function removePreview(node) {
-  const index = node.widgets?.findIndex((widget) => widget.name === PREVIEW) ?? -1;
-  if (index < 0) return;
-  node.widgets[index].onRemove?.();
-  node.widgets.splice(index, 1);
-  node.graph?.setDirtyCanvas(true, true);
 }
 
 const STYLE = `

@@ -120,12 +120,22 @@ class Server:
         answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
         return answer.status_code, answer.json()
 
-    def run(self, prompt: dict[str, Any], *, interrupt_at: int | None = None, timeout: float = 120) -> Events:
+    def run(
+        self,
+        prompt: dict[str, Any],
+        *,
+        interrupt_at: int | None = None,
+        animations: bool = False,
+        timeout: float = 120,
+    ) -> Events:
         """Run a prompt to its end and collect its events.
 
         interrupt_at: press Cancel when a node reports this step of its progress.
+        animations: be a browser that shows animated previews.
         """
         client = uuid.uuid4().hex
+        if animations:
+            self.post("/ltxkit/animations", {"client_id": client})
         with _websocket(self.address, client) as frames:
             answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
             assert answer.status_code == 200, answer.text
@@ -139,7 +149,7 @@ class Server:
                     continue
                 message = json.loads(payload)
                 data = message["data"]
-                if data.get("prompt_id") != events.prompt_id:
+                if data.get("prompt_id", events.prompt_id) != events.prompt_id:
                     continue
                 events.messages.append((message["type"], data))
                 if message["type"] == "progress" and data["value"] == interrupt_at:
