@@ -182,10 +182,13 @@ class ComfyUIHost:
         server = getattr(PromptServer, "instance", None)
         self._said.append(text)
         node = getattr(server, "last_node_id", None)
-        if server is None or node is None or not hasattr(server, "send_progress_text"):
+        if server is None or node is None:
             return
-        # A node shows one text, and only while its job runs: a new one replaces the last.
-        server.send_progress_text("\n".join(self._said), node)
+        so_far = "\n".join(self._said)  # a node shows one text: a new one replaces the last
+        if server.client_id in _our_browsers:
+            server.send_sync("ltxkit.said", {"node": node, "text": so_far}, server.client_id)
+        elif hasattr(server, "send_progress_text"):  # which later front ends clear when the job ends
+            server.send_progress_text(so_far, node)
 
     @contextmanager
     def listening(self) -> Generator[list[str]]:
@@ -274,7 +277,7 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
             frames = principal_preview(denoised)[None] if picture is None else picture(denoised)
             server = getattr(PromptServer, "instance", None)
             client = getattr(server, "client_id", None)
-            if server is None or client not in _shows_animations:
+            if server is None or client not in _our_browsers:
                 return "JPEG", Image.fromarray(frames[0].numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
             message = {"node": server.last_node_id, "image": animation(frames)}
             server.send_sync("ltxkit.preview", message, client)
@@ -284,19 +287,19 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
 
 
 # The browsers in which our front-end code runs, by ComfyUI's client id.
-_shows_animations: set[str] = set()
+_our_browsers: set[str] = set()
 
 
 def add_routes() -> None:
-    """Let the front-end code say that it shows animations. Without ComfyUI's server it has nothing to do."""
+    """Let our front-end code say that it is there. Without ComfyUI's server this has nothing to do."""
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
         return
     from aiohttp import web
 
-    @server.routes.post("/ltxkit/animations")
-    async def shows_animations(request: Any) -> Any:
-        _shows_animations.add(str((await request.json()).get("client_id")))
+    @server.routes.post("/ltxkit/browsers")
+    async def is_there(request: Any) -> Any:
+        _our_browsers.add(str((await request.json()).get("client_id")))
         return web.Response()
 
 

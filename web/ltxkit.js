@@ -42,6 +42,7 @@ function showText(node, text) {
     widget = domWidget(node, SAID, element, () => textHeight(widget?.element?.textContent ?? "", node.size[0]));
   }
   widget.element.textContent = text;
+  widget.element.classList.toggle("ltxkit-table", / {3}/.test(text));
   fit(node);
 }
 
@@ -70,6 +71,7 @@ function showPreview(node, image) {
 const STYLE = `
 .ltxkit-said { white-space: pre-wrap; overflow: auto; box-sizing: border-box; padding: 4px 8px; border-radius: 4px;
   font: 11px/15px system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
+.ltxkit-table { white-space: pre; font-family: ui-monospace, monospace; }
 .ltxkit-preview { object-fit: contain; background: #000; border-radius: 4px; }
 `;
 
@@ -80,9 +82,9 @@ app.registerExtension({
     const style = document.createElement("style");
     style.textContent = STYLE;
     document.head.append(style);
-    // Tells the server to send animations instead of ComfyUI's still preview.
+    // Tells the server to send animations and sentences to this file, not to ComfyUI's still preview and progress text.
     const announce = () =>
-      api.fetchApi("/ltxkit/animations", {
+      api.fetchApi("/ltxkit/browsers", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ client_id: api.clientId }),
@@ -92,6 +94,10 @@ app.registerExtension({
     api.addEventListener("ltxkit.preview", ({ detail }) => {
       const node = nodeOf(detail.node);
       if (ours(node)) showPreview(node, detail.image);
+    });
+    api.addEventListener("ltxkit.said", ({ detail }) => {
+      const node = nodeOf(detail.node);
+      if (ours(node)) showText(node, detail.text);
     });
   },
 

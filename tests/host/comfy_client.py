@@ -125,17 +125,17 @@ class Server:
         prompt: dict[str, Any],
         *,
         interrupt_at: int | None = None,
-        animations: bool = False,
+        our_browser: bool = False,
         timeout: float = 120,
     ) -> Events:
         """Run a prompt to its end and collect its events.
 
         interrupt_at: press Cancel when a node reports this step of its progress.
-        animations: be a browser that shows animated previews.
+        our_browser: be a browser with our front-end code.
         """
         client = uuid.uuid4().hex
-        if animations:
-            self.post("/ltxkit/animations", {"client_id": client})
+        if our_browser:
+            self.post("/ltxkit/browsers", {"client_id": client})
         with _websocket(self.address, client) as frames:
             answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
             assert answer.status_code == 200, answer.text

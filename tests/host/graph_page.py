@@ -125,7 +125,7 @@ def opened(address: str, executable: str) -> Iterator[Page]:
 def choose_renderer(page: Page, renderer: Renderer) -> None:
     choose = "on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)"
     page.evaluate(choose, renderer == "nodes 2.0")
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1500)  # nodes are mounted, players and pictures drawn
 
 
 def run_graph(page: Page, graph: dict[str, Any], prompt: dict[str, Any]) -> str:

@@ -81,11 +81,12 @@ def _bounding(nodes: list[dict[str, Any]], sizes: dict[int, Size]) -> list[int]:
 def measured(page: Any, graph: dict[str, Any], prompt: dict[str, Any]) -> dict[int, Size]:
     """The largest size of each node after a run, over the renderers."""
     sizes: dict[int, Size] = {}
+    choose_renderer(page, "classic")
+    outcome = run_graph(page, graph, prompt)
+    if outcome != "ok":
+        raise SystemExit(f"the graph does not run: {outcome}")
     for renderer in RENDERERS:
         choose_renderer(page, renderer)
-        outcome = run_graph(page, graph, prompt)
-        if outcome != "ok":
-            raise SystemExit(f"the graph does not run: {outcome}")
         for box in boxes(page, renderer):
             width, height = sizes.get(box.node, (0.0, 0.0))
             sizes[box.node] = (max(width, box.width), max(height, box.height))

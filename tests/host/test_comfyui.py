@@ -108,10 +108,10 @@ def test_templates_and_help_pages_are_served(server: Server):
     assert "/extensions/ltxkit/ltxkit.js" in server.get("/extensions")
 
 
-def test_a_browser_that_shows_animations_receives_no_still_preview(server: Server, workflow: Callable[[str], Graph]):
+def test_our_code_in_the_browser_receives_the_animation_and_the_text(server: Server, workflow: Callable[[str], Graph]):
     prompt = workflow("t2v-2b")
     prompt["4"]["inputs"]["positive"] += " again"
-    shown = server.run(prompt, animations=True)
+    shown = server.run(prompt, our_browser=True)
     assert shown.error == ""
     assert shown.previews == []
     (first, *_) = shown.of("ltxkit.preview")
@@ -119,6 +119,8 @@ def test_a_browser_that_shows_animations_receives_no_still_preview(server: Serve
     picture = Image.open(io.BytesIO(base64.b64decode(first["image"].partition(",")[2])))
     assert (picture.format, picture.n_frames) == ("WEBP", 3)  # latent frames of 17
     assert picture.size == (8 * 2, 8 * 2)  # cells of 60x64 pixels
+    assert shown.texts == []
+    assert any("Sampling as 2b-0.9.8-distilled." in data["text"] for data in shown.of("ltxkit.said"))
 
 
 def test_what_a_node_says_is_in_the_history(server: Server, workflow: Callable[[str], Graph]):
