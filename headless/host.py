@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -54,11 +54,14 @@ class PlainHost:
     def tokenizers(self) -> list[Path]:
         return []
 
-    def progress(self) -> Progress:
+    def progress(self, preview: object = None) -> Progress:  # noqa: ARG002 - there is nothing to show pictures on
         return self.report
 
     def say(self, text: str) -> None:
         self.notes(f"{self.running}: {text}")
+
+    def listening(self) -> AbstractContextManager[list[str]]:
+        return nullcontext([])
 
     def place(
         self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None

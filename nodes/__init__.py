@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .condition import AddCondition, AddReference
+from .host import add_routes
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
@@ -55,3 +56,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
 }
+
+add_routes()

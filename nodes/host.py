@@ -13,7 +13,7 @@ import functools
 import logging
 import sys
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,10 +29,13 @@ from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import streamed
 from ..ltx_core.progress import Progress, ProgressEvent
-from ..ltx_core.sampling.preview import principal_preview
+from ..ltx_core.sampling.preview import LinearPreview, principal_preview
+from .pictures import Pace, animation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    _CorePreview = tuple[str, Image, int]  # format, picture, longest side
 
 log = logging.getLogger("ltxkit")
 
@@ -48,12 +51,19 @@ class NodeHost(Protocol):
         """T5 tokenizer files that come with the host."""
         ...
 
-    def progress(self) -> Progress:
-        """A callback for one run of one node; it also raises the host's own exception when the user has cancelled."""
+    def progress(self, preview: Callable[[], LinearPreview] | None = None) -> Progress:
+        """A callback for one run of one node; it also raises the host's own exception when the user has cancelled.
+
+        preview: makes the pictures of the latent; called once, if the host shows any.
+        """
         ...
 
     def say(self, text: str) -> None:
         """Show a line on the node that is running."""
+        ...
+
+    def listening(self) -> AbstractContextManager[list[str]]:
+        """Inside, what is said gathers in the yielded list; it stays empty if the host has already printed it."""
         ...
 
     def place(
@@ -131,7 +141,7 @@ class ComfyUIHost:
     """The ComfyUI process that has loaded this pack."""
 
     def __init__(self) -> None:
-        self._said: tuple[object, list[str]] = (None, [])  # (prompt and node, its lines)
+        self._said: list[str] = []  # by the node that is running
 
     def model_folders(self, kind: str) -> list[Path]:
         import folder_paths
@@ -148,18 +158,19 @@ class ComfyUIHost:
         shipped = [Path(root) / "text_encoders" / "t5_tokenizer" / "tokenizer.json" for root in comfy.__path__]
         return [path for path in shipped if path.is_file()]
 
-    def progress(self) -> Progress:
+    def progress(self, preview: Callable[[], LinearPreview] | None = None) -> Progress:
         import comfy.utils
         from comfy import model_management
 
         bar: Any = None
+        pictures = _comfy_pictures(preview)
 
         def report(event: ProgressEvent) -> None:
             nonlocal bar
             model_management.throw_exception_if_processing_interrupted()
             if bar is None:
                 bar = comfy.utils.ProgressBar(event.total)
-            picture = None if event.denoised is None else _comfy_preview(event.denoised)
+            picture = None if event.denoised is None else pictures(event.denoised, event.step == event.total)
             bar.update_absolute(event.step, event.total, picture)
 
         return report
@@ -169,13 +180,23 @@ class ComfyUIHost:
 
         log.info("%s", text)
         server = getattr(PromptServer, "instance", None)
+        self._said.append(text)
         node = getattr(server, "last_node_id", None)
-        if server is None or node is None or not hasattr(server, "send_progress_text"):
+        if server is None or node is None:
             return
-        # A node shows one text: a new one replaces the last.
-        run = (getattr(server, "last_prompt_id", None), node)
-        self._said = (run, [*self._said[1], text] if self._said[0] == run else [text])
-        server.send_progress_text("\n".join(self._said[1]), node)
+        so_far = "\n".join(self._said)  # a node shows one text: a new one replaces the last
+        if server.client_id in _our_browsers:
+            server.send_sync("ltxkit.said", {"node": node, "text": so_far}, server.client_id)
+        elif hasattr(server, "send_progress_text"):  # which later front ends clear when the job ends
+            server.send_progress_text(so_far, node)
+
+    @contextmanager
+    def listening(self) -> Generator[list[str]]:
+        self._said = said = []
+        try:
+            yield said
+        finally:
+            self._said = []
 
     @contextmanager
     def place(
@@ -235,21 +256,51 @@ class ComfyUIHost:
         return model_management.intermediate_device()
 
 
-def _comfy_preview(denoised: Tensor) -> tuple[str, Image, int] | None:
-    """The first frame in the form of ComfyUI's ProgressBar; None if the user has switched previews off."""
+def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Tensor, bool], _CorePreview | None]:
+    """What sends the pictures of a latent: all frames as an animation to our code in the browser, or else the first
+    frame in the form of ComfyUI's ProgressBar."""
     import latent_preview
-    from comfy import latent_formats
-    from comfy.cli_args import LatentPreviewMethod, args
     from PIL import Image
+    from server import PromptServer
+
+    from comfy.cli_args import LatentPreviewMethod, args
 
     if args.preview_method == LatentPreviewMethod.NoPreviews:
-        return None
-    if denoised.shape[1] == latent_formats.LTXV.latent_channels:
-        previewer = latent_preview.get_previewer(denoised.device, latent_formats.LTXV())
-        if previewer is not None:
-            return previewer.decode_latent_to_preview_image("JPEG", denoised.float())
-    picture = Image.fromarray(principal_preview(denoised).numpy())
-    return "JPEG", picture, latent_preview.MAX_PREVIEW_RESOLUTION
+        return lambda denoised, last: None  # noqa: ARG005
+    picture = None if preview is None else preview()
+    pace = Pace()
+
+    def show(denoised: Tensor, last: bool) -> _CorePreview | None:
+        if not (last or pace.due()):
+            return None
+        with pace.work():
+            frames = principal_preview(denoised)[None] if picture is None else picture(denoised)
+            server = getattr(PromptServer, "instance", None)
+            client = getattr(server, "client_id", None)
+            if server is None or client not in _our_browsers:
+                return "JPEG", Image.fromarray(frames[0].numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
+            message = {"node": server.last_node_id, "image": animation(frames)}
+            server.send_sync("ltxkit.preview", message, client)
+            return None
+
+    return show
+
+
+# The browsers in which our front-end code runs, by ComfyUI's client id.
+_our_browsers: set[str] = set()
+
+
+def add_routes() -> None:
+    """Let our front-end code say that it is there. Without ComfyUI's server this has nothing to do."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.post("/ltxkit/browsers")
+    async def is_there(request: Any) -> Any:
+        _our_browsers.add(str((await request.json()).get("client_id")))
+        return web.Response()
 
 
 class _Handle(nn.Module):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.pipelines.preview import fit_preview
 from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
@@ -207,7 +209,11 @@ class LoadModel(sockets.Node):
         for note in info.notes:
             host().say(note)
         model = sockets.Model(
-            transformer, info, vae.config.scale_factors, resident_blocks=resident_blocks_of(resident_blocks)
+            transformer,
+            info,
+            vae.config.scale_factors,
+            resident_blocks=resident_blocks_of(resident_blocks),
+            preview=functools.cache(lambda: fit_preview(vae, sockets.stage_host())),
         )
         return model, vae
 

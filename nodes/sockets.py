@@ -6,7 +6,7 @@ under names of our own, because they differ from ComfyUI's MODEL and VAE.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.sample import EncodedPrompt
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.sampling.noise import SeededNoise
+from ..ltx_core.sampling.preview import LinearPreview
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
@@ -64,6 +65,7 @@ class Model:
     scale: pixels per latent cell of the VAE that was loaded with it.
     loras: applied while it samples; its own weights do not change.
     resident_blocks: how many blocks stay on the device while it works; None: the host chooses.
+    preview: makes the pictures of that VAE while sampling; fitted at the first call.
     """
 
     transformer: LTXTransformer
@@ -71,6 +73,7 @@ class Model:
     scale: ScaleFactors
     loras: tuple[WeightedLoRA, ...] = ()
     resident_blocks: int | None = None
+    preview: Callable[[], LinearPreview] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -139,17 +142,27 @@ KINDS: Mapping[str, type] = {
 
 
 class Node:
-    """Base of all nodes: the error for a link of the wrong type names the node to connect instead.
+    """Base of all nodes: what a node says stays on it, and the error for a link of the wrong type names the node to
+    connect instead.
 
     ComfyUI leaves the type check to classes whose VALIDATE_INPUTS takes `input_types`.
     """
 
     CATEGORY = "LTXKit"
-    FUNCTION = "run"
+    FUNCTION = "execute"
+
+    # Every node has its own `run`, with its inputs as parameters.
+    run: Callable[..., tuple[Any, ...]]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         raise NotImplementedError
+
+    def execute(self, **inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
+        """`run`, whose sentences become the node's `ui` output: front ends keep it, and caches bring it back."""
+        with host().listening() as said:
+            result = self.run(**inputs)
+        return {"ui": {"text": said}, "result": result} if said else result
 
     @classmethod
     def VALIDATE_INPUTS(cls, input_types: dict[str, str]) -> bool | str:
@@ -196,7 +209,8 @@ def stage_host(*handles: Model | Encoder) -> Host:
     def place(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:
         return here.place(module, memory_required=memory_required, resident_blocks=resident.get(module))
 
-    return Host(place, here.spare_memory, here.progress(), here.say)
+    preview = next((handle.preview for handle in handles if isinstance(handle, Model)), None)
+    return Host(place, here.spare_memory, here.progress(preview), here.say)
 
 
 # ------------------------------------------------------------------------------------------------ LATENT

@@ -23,6 +23,7 @@ SEEDS = 2**32  # number of different seeds of torch's CPU generator
 StreamName = Literal[
     "decode",  # noise mixed into the latent, and noise that the decoder of 0.9.1 injects
     "film grain",
+    "preview",  # the latent that a preview's colours are fitted to
     # The trainer's. The weights of new modules:
     "new vae",
     "new discriminator",

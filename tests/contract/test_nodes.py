@@ -186,7 +186,7 @@ def test_tooltips_and_help_pages_explain_every_choice(repository: Path, name: st
 def test_a_node_is_as_plain_as_comfyui_wants_it(name: str):
     node_class: Any = NODE_CLASS_MAPPINGS[name]
     assert not getattr(node_class, "INPUT_IS_LIST", False)
-    run = inspect.signature(getattr(node_class, node_class.FUNCTION)).parameters
+    run = inspect.signature(node_class.run).parameters
     declared = declared_inputs(node_class)
     assert list(run)[1:] == list(declared)
     for input_name, spec in declared.items():

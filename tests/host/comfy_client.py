@@ -120,12 +120,22 @@ class Server:
         answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
         return answer.status_code, answer.json()
 
-    def run(self, prompt: dict[str, Any], *, interrupt_at: int | None = None, timeout: float = 120) -> Events:
+    def run(
+        self,
+        prompt: dict[str, Any],
+        *,
+        interrupt_at: int | None = None,
+        our_browser: bool = False,
+        timeout: float = 120,
+    ) -> Events:
         """Run a prompt to its end and collect its events.
 
         interrupt_at: press Cancel when a node reports this step of its progress.
+        our_browser: be a browser with our front-end code.
         """
         client = uuid.uuid4().hex
+        if our_browser:
+            self.post("/ltxkit/browsers", {"client_id": client})
         with _websocket(self.address, client) as frames:
             answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
             assert answer.status_code == 200, answer.text
@@ -139,7 +149,7 @@ class Server:
                     continue
                 message = json.loads(payload)
                 data = message["data"]
-                if data.get("prompt_id") != events.prompt_id:
+                if data.get("prompt_id", events.prompt_id) != events.prompt_id:
                     continue
                 events.messages.append((message["type"], data))
                 if message["type"] == "progress" and data["value"] == interrupt_at:
@@ -159,8 +169,17 @@ class Server:
 
 
 @contextmanager
-def serve(comfy: ComfyUI, base: Path, *flags: str, packs: tuple[str, ...] = ("ltxkit",)) -> Iterator[Server]:
-    """Start ComfyUI on the CPU and a free port; stop it whatever happens."""
+def serve(
+    comfy: ComfyUI,
+    base: Path,
+    *flags: str,
+    packs: tuple[str, ...] = ("ltxkit",),
+    front_end: Path | None = None,
+) -> Iterator[Server]:
+    """Start ComfyUI on the CPU and a free port; stop it whatever happens.
+
+    front_end: the static files of one, in place of the environment's own.
+    """
     port = _free_port()
     log = base / "server.log"
     command = [str(comfy.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
@@ -174,6 +193,8 @@ def serve(comfy: ComfyUI, base: Path, *flags: str, packs: tuple[str, ...] = ("lt
         "--whitelist-custom-nodes",
         *packs,
     ]
+    if front_end is not None:
+        command += ["--front-end-root", str(front_end)]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -12,6 +14,9 @@ from typing import Any
 
 import pytest
 from comfy_client import ComfyUI, Server
+from PIL import Image
+
+from ltxkit.nodes import NODE_CLASS_MAPPINGS
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -97,8 +102,31 @@ def test_templates_and_help_pages_are_served(server: Server):
     assert sorted(server.get("/workflow_templates")["ltxkit"]) == WORKFLOWS
     for name in WORKFLOWS:
         assert requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.jpg", timeout=10).ok
-    page = requests.get(f"{server.address}/extensions/ltxkit/docs/LTXKitSampleVideo.md", timeout=10)
-    assert page.text.startswith("# Sample")
+    for node in NODE_CLASS_MAPPINGS:  # of the package that the registry serves
+        page = requests.get(f"{server.address}/extensions/ltxkit/docs/{node}.md", timeout=10)
+        assert page.text.startswith("# "), node
+    assert "/extensions/ltxkit/ltxkit.js" in server.get("/extensions")
+
+
+def test_our_code_in_the_browser_receives_the_animation_and_the_text(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("t2v-2b")
+    prompt["4"]["inputs"]["positive"] += " again"
+    shown = server.run(prompt, our_browser=True)
+    assert shown.error == ""
+    assert shown.previews == []
+    (first, *_) = shown.of("ltxkit.preview")
+    assert prompt[first["node"]]["class_type"] == "LTXKitSampleVideo"
+    picture = Image.open(io.BytesIO(base64.b64decode(first["image"].partition(",")[2])))
+    assert (picture.format, picture.n_frames) == ("WEBP", 3)  # latent frames of 17
+    assert picture.size == (8 * 2, 8 * 2)  # cells of 60x64 pixels
+    assert shown.texts == []
+    assert any("Sampling as 2b-0.9.8-distilled." in data["text"] for data in shown.of("ltxkit.said"))
+
+
+def test_what_a_node_says_is_in_the_history(server: Server, workflow: Callable[[str], Graph]):
+    events = server.run(workflow("t2v-2b"))
+    said = {node: output["text"] for node, output in server.history(events)["outputs"].items() if "text" in output}
+    assert any("Sampling as 2b-0.9.8-distilled." in lines for lines in said.values())
 
 
 def test_models_in_extra_folders_are_listed(server: Server):
