@@ -19,7 +19,7 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
-from ..ltx_core.weights.build import load_upsampler, open_models
+from ..ltx_core.weights.build import load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
@@ -204,7 +204,7 @@ class LoadModel(sockets.Node):
         )
         vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
         vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
-        for note in info.notes:
+        for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
         model = sockets.Model(
             transformer, info, vae.config.scale_factors, resident_blocks=resident_blocks_of(resident_blocks)
@@ -263,6 +263,8 @@ class LoadTextEncoder(sockets.Node):
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
+        for note in encoder.notes:
+            host().say(note)
         return (sockets.Encoder(encoder, keep_on_device, resident_blocks_of(resident_blocks)),)
 
 

@@ -137,11 +137,12 @@ class Tokenizer:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A loaded text encoder: model, tokenizer and architecture."""
+    """A loaded text encoder: model, tokenizer and architecture. notes: sentences that the user should see."""
 
     model: T5EncoderModel
     tokenizer: Tokenizer
     config: TextEncoderConfig
+    notes: tuple[str, ...] = ()
 
 
 def _from_sentencepiece(path: Path, data: bytes) -> Tokenizer:
