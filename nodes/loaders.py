@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.weights.build import load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
+from ..ltx_core.weights.layouts import PartName
+from ..ltx_core.weights.listing import SUFFIXES, holds, models_in
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
@@ -38,13 +39,19 @@ RESIDENT_BLOCKS = integer(
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
-SUFFIXES = (".safetensors", ".sft", ".gguf")
+NAMED = (*SUFFIXES, ".index.json")  # what a widget may name that the list does not have
 
 MODEL_KINDS = ("checkpoints", "diffusion_models")
 VAE_KINDS = ("vae", "checkpoints")
 TEXT_ENCODER_KINDS = ("text_encoders",)
 UPSCALER_KINDS = ("latent_upscale_models", "upscale_models")
 LORA_KINDS = ("loras",)
+# A file with several parts is a choice of each part's loader, whichever folder it lies in.
+_PARTS: Mapping[tuple[str, ...], PartName] = {
+    MODEL_KINDS: "transformer",
+    VAE_KINDS: "vae",
+    TEXT_ENCODER_KINDS: "text_encoder",
+}
 
 AS_STORED = "as stored"
 QUANTIZATION_TOOLTIP = (
@@ -74,50 +81,77 @@ QUANTIZATION = choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)
 
 
 def model_files(kinds: Sequence[str]) -> dict[str, Path]:
-    """The choices of a loader: weights files, folders in the Hugging Face layout as one entry each, and the model that
-    comes with the pack.
+    """The choices of a loader: weights files, folders in the Hugging Face layout as one entry each, files from the
+    folders of the other loaders that hold this one's part as well, and the model that comes with the pack.
 
     Returns:
         path by name, which is relative to its folder; of equal names, the later one contains its folder's name.
     """
     paths: dict[str, Path] = {}
-    for kind in kinds:
-        for folder in host().model_folders(kind):
-            for path in sorted(_weights_under(folder)):
-                name = path.relative_to(folder).as_posix()
-                paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
+    for folder, path in _found(kinds):
+        _add(paths, path, folder)
+    part = _PARTS.get(tuple(kinds))
+    if part is not None:
+        others = [kind for group in _PARTS for kind in group if kind not in kinds]
+        for folder, path in _found(list(dict.fromkeys(others))):
+            if holds(path, part):
+                _add(paths, path, folder)
     for kind in kinds:
         for name, path in bundled_files(kind).items():
             paths.setdefault(name, path)
     return paths
 
 
-def _weights_under(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder, followlinks=True):
-        here = Path(root)
-        if here != folder and any(file == "config.json" or file.endswith("index.json") for file in files):
-            yield here
-            folders.clear()
-        else:
-            yield from (here / file for file in files if file.endswith(SUFFIXES))
+def _found(kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    """(folder of a kind, a model in it), each folder once: several kinds may share one."""
+    seen: set[Path] = set()
+    for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
+        if folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            yield from ((folder, path) for path in sorted(models_in(folder)))
+
+
+def _add(paths: dict[str, Path], path: Path, folder: Path) -> None:
+    name = path.relative_to(folder).as_posix()
+    if paths.get(name) != path:
+        paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
+
+
+def _named(name: str, kinds: Sequence[str]) -> Path | None:
+    """The model of this name: one of the list, or a file that is there and not listed by itself, such as a shard.
+
+    A graph from Windows has `\\` between folders.
+    """
+    files = model_files(kinds)
+    for spelling in (name, name.replace("\\", "/")):
+        if spelling in files:
+            return files[spelling]
+        inside = PurePosixPath(spelling)
+        if not spelling or inside.is_absolute() or ".." in inside.parts or not spelling.lower().endswith(NAMED):
+            continue
+        for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
+            if (folder / inside).is_file():
+                return folder / inside
+    return None
 
 
 def model_path(name: str, kinds: Sequence[str]) -> Path:
     """The file that a loader's widget names. Raises ConfigError, with the available files and their folders."""
-    problem = missing_file(name, kinds)
-    if problem:
-        raise ConfigError(problem)
-    return model_files(kinds)[name]
+    path = _named(name, kinds)
+    if path is None:
+        raise ConfigError(_missing(name, kinds))
+    return path
 
 
 def missing_file(name: str, kinds: Sequence[str]) -> str | None:
     """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
-    files = model_files(kinds)
-    if name in files or not name:
-        return None
+    return _missing(name, kinds) if name and _named(name, kinds) is None else None
+
+
+def _missing(name: str, kinds: Sequence[str]) -> str:
     bundled = [path for kind in kinds for path in bundled_files(kind).values()]
     folders = [str(folder) for kind in kinds for folder in host().model_folders(kind)] or [f"models/{kinds[0]}"]
-    own = (file for file, path in files.items() if path not in bundled)
+    own = (file for file, path in model_files(kinds).items() if path not in bundled)
     available = ", ".join(own) or "no model"
     expected = f"{available} in {', '.join(folders)}"
     return f"got {name!r}, which does not exist; expected {expected}; put it into one of these folders"
@@ -344,7 +378,7 @@ class ApplyLoRA(sockets.Node):
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
-        path = model_files(LORA_KINDS).get(lora_name)  # not needed if `lora` is connected
+        path = _named(lora_name, LORA_KINDS)  # not needed if `lora` is connected
         return "" if path is None else _stamp(path)
 
     def run(

@@ -48,7 +48,7 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 # No program writes a longer header; the first 8 bytes of other formats decode to far more.
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 
 # Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it
 # is (`_class_name` in huggingface/diffusers, `architectures` in huggingface/transformers).
@@ -206,7 +206,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             if foreign is not None:
                 raise foreign(path)
             length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
-            if length < 2 or length > _MAX_HEADER_BYTES or head[8:9] not in (b"{", b""):
+            if length < 2 or length > MAX_HEADER_BYTES or head[8:9] not in (b"{", b""):
                 raise CheckpointError(f"got {path}; expected a safetensors file, but it does not start like one")
             file.seek(8)
             text = file.read(length)

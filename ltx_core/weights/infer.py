@@ -146,7 +146,9 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     _check_agreement(checkpoint, stated.values, shown)
 
     generation = _vae_generation(layout.parts.get("vae"))
-    version, unknown = _told(checkpoint, version, stated.unknown)
+    written, unknown = _told(checkpoint, stated.unknown)
+    origin: Origin = "given" if version else "metadata" if written else "version default"
+    version = version or written
     possible = _candidates(version, stated.values, shown, generation)
     candidates = releases_named(_name_of(checkpoint), possible) if "transformer" in layout.parts else possible
     defaults = _defaults(possible)
@@ -155,7 +157,7 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     if SCHEDULER_DEFAULTS.keys() & stated.values.keys():
         values |= {name: Value(value, "official default") for name, value in SCHEDULER_DEFAULTS.items()}
     values |= {name: Value(value, "file name") for name, value in _defaults(candidates).items()}
-    values |= {name: Value(value, "given" if version else "version default") for name, value in defaults.items()}
+    values |= {name: Value(value, origin) for name, value in defaults.items()}
     values |= {name: Value(value, "shapes") for name, value in shown.items()}
     values |= {name: Value(value, "metadata") for name, value in stated.values.items()}
     _complete(values, generation)
@@ -221,12 +223,12 @@ def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> Non
 # --- which version ----------------------------------------------------------------------------------------------------
 
 
-def _told(checkpoint: Checkpoint, version: str | None, unknown: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The release that the user names, else the one that `convert` was told; and what LTXKit does not read."""
+def _told(checkpoint: Checkpoint, unknown: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The release that `convert` was told and wrote into the file, and the metadata that LTXKit does not read."""
     written = checkpoint.metadata.get(RELEASE_KEY)
     if written is not None and written not in RELEASES:  # of a later version of LTXKit
-        return version, (*unknown, RELEASE_KEY)
-    return version or written, unknown
+        return None, (*unknown, RELEASE_KEY)
+    return written, unknown
 
 
 def _name_of(checkpoint: Checkpoint) -> str:

@@ -323,7 +323,9 @@ def detect_layout(keys: Iterable[str]) -> Layout:
         for prefix in _prefixes(name, signature[0], present):
             if name not in found and all(prefix + key in present for key in signature):
                 found[name] = naming, prefix
-    parts = {name: _part(name, naming, prefix, keys, found) for name, (naming, prefix) in found.items()}
+    parts: dict[PartName, Part] = {
+        name: _part(name, naming, prefix, keys, found) for name, (naming, prefix) in found.items()
+    }
     claimed = {key for part in parts.values() for key in part.keys.values()}
     kind, what = _kind(parts)
     return Layout(kind, what, parts, tuple(key for key in keys if key not in claimed))
@@ -335,6 +337,11 @@ def _foreign(keys: list[str]) -> str | None:
         if any(compiled.fullmatch(key) for key in keys):
             return what
     return None
+
+
+def parts_named_in(header: bytes) -> frozenset[PartName]:
+    """The parts whose names are all in a header, which is only searched: for long lists of files."""
+    return frozenset(name for name, _, keys in _SIGNATURES if all(key.encode() in header for key in keys))
 
 
 def _prefixes(name: PartName, key: str, present: Iterable[str]) -> list[str]:

@@ -429,8 +429,12 @@ def completed_config(own: str, text: str) -> str:
         return text
     for name, entries in ours.items():
         said = theirs.get(name)
-        both = isinstance(said, dict) and isinstance(entries, dict)
-        theirs[name] = {**entries, **_shared_blocks(cast("dict[str, Any]", said))} if both else said or entries
+        if not isinstance(said, dict) or not isinstance(entries, dict):
+            theirs[name] = said or entries
+        elif _is_from_diffusers(name, said := cast("dict[str, Any]", said)):
+            theirs[name] = entries
+        else:
+            theirs[name] = {**entries, **_shared_blocks(said)}
     return json.dumps(theirs)
 
 
@@ -478,16 +482,10 @@ def _model_sections(config: Mapping[str, object], unknown: list[str]) -> Iterato
 
 def _read_part(name: str, entries: dict[str, Any]) -> Section:
     """One part, in the names of Lightricks or of diffusers."""
-    if name == "scheduler" and "use_dynamic_shifting" in entries:
-        return _scheduler_from_diffusers(entries)
-    if name == "transformer" and (
-        entries.get("_class_name") == "LTXVideoTransformer3DModel"
-        or entries.get("qk_norm") == "rms_norm_across_heads"
-        or "patch_size_t" in entries
-    ):
-        return read_section(entries, name, _TRANSFORMER_DIFFUSERS)
-    if name == "vae" and (entries.get("_class_name") == "AutoencoderKLLTXVideo" or "block_out_channels" in entries):
-        return read_section(entries, name, _VAE_DIFFUSERS)
+    if _is_from_diffusers(name, entries):
+        if name == "scheduler":
+            return _scheduler_from_diffusers(entries)
+        return read_section(entries, name, _TRANSFORMER_DIFFUSERS if name == "transformer" else _VAE_DIFFUSERS)
     tables = {
         "transformer": {**_TRANSFORMER, **_TRANSFORMER_LATER},
         "vae": _VAE,
@@ -495,6 +493,16 @@ def _read_part(name: str, entries: dict[str, Any]) -> Section:
         "upscaler": _UPSCALER,
     }
     return read_section(_shared_blocks(entries), name, tables[name])
+
+
+def _is_from_diffusers(name: str, entries: Mapping[str, Any]) -> bool:
+    """Whether one part's config has the class or the keys that diffusers writes."""
+    if name == "scheduler":
+        return "use_dynamic_shifting" in entries
+    classes = ("LTXVideoTransformer3DModel", "AutoencoderKLLTXVideo")
+    across_heads = entries.get("qk_norm") == "rms_norm_across_heads"
+    own_keys = across_heads or "patch_size_t" in entries or "block_out_channels" in entries
+    return name in ("transformer", "vae") and (entries.get("_class_name") in classes or own_keys)
 
 
 def _shared_blocks(entries: dict[str, Any]) -> dict[str, Any]:
