@@ -228,8 +228,8 @@ def release(name: str) -> Release:
 
 
 # "0.9.8", "v0_9_8" and "098" in a file's name; "0.9" alone is 0.9.0.
-_NUMBER_IN_NAME = re.compile(r"(?<!\d)0([._-])9\1(\d)(?!\d)|(?<![a-z0-9])(?:ltxv?|v)?09(\d)(?![a-z0-9])")
-_FIRST_IN_NAME = re.compile(r"(?<!\d)0[._]9(?![._]?\d)")
+_NUMBER_IN_NAME = re.compile(r"(?<!\d)(?<!\d\.)0([._-])9\1(\d)(?!\d)|(?<![a-z0-9])(?:ltxv?|v)?09(\d)(?![a-z0-9])")
+_FIRST_IN_NAME = re.compile(r"(?<!\d)(?<!\d\.)0[._]9(?![._]?\d)")
 _DEV_IN_NAME = re.compile(r"(?<![a-z])dev(?![a-z])|(un|de|non|not)[-_ .]?distil")
 _DISTILLED_IN_NAME = re.compile(r"(?<!un)(?<!de)(?<!non)(?<!not)(?<!(?:un|de)[-_ .])(?<!(?:non|not)[-_ .])distil")
 

@@ -344,7 +344,9 @@ def read_file_metadata(metadata: Mapping[str, str], *, upscaler: bool) -> Sectio
     unknown: list[str] = []
     for key in sorted(metadata, key=_by_precedence):
         config = _config_at(metadata, key) or {}
-        entries = _sections_of(config, upscaler) or (config if key in _CONFIG_KEYS else {})
+        entries = _sections_of(config)
+        if config and not entries and key in _CONFIG_KEYS:
+            entries = {"upscaler": config} if upscaler else config
         fresh = {name: value for name, value in entries.items() if name not in sections}
         sections |= fresh
         if not fresh and key not in (*_CONFIG_KEYS, RELEASE_KEY, "format"):
@@ -447,10 +449,8 @@ def _object_in(text: str) -> dict[str, Any]:
     return cast("dict[str, Any]", config) if isinstance(config, dict) else {}
 
 
-def _sections_of(config: Mapping[str, Any], upscaler: bool) -> dict[str, object]:
-    """The parts that a JSON object describes. Where it has no part, and is not one: itself, as it is."""
-    if upscaler and not any(isinstance(config.get(name), dict) for name in _SECTION_NAMES):
-        return {"upscaler": config}
+def _sections_of(config: Mapping[str, Any]) -> Mapping[str, object]:
+    """The parts that a JSON object describes, with what else it has beside them; empty where it describes none."""
     alone = _part_of(config)
     if alone is not None:
         return {alone: config}
