@@ -118,7 +118,8 @@ def _add(paths: dict[str, Path], path: Path, folder: Path) -> None:
 
 
 def _named(name: str, kinds: Sequence[str]) -> Path | None:
-    """The model of this name: one of the list, or a file that is there and not listed by itself, such as a shard.
+    """The model of this name: one of the list, or a file or folder that is there and not listed by itself, such as a
+    shard, or a component of a pipeline.
 
     A graph from Windows has `\\` between folders.
     """
@@ -127,11 +128,12 @@ def _named(name: str, kinds: Sequence[str]) -> Path | None:
         if spelling in files:
             return files[spelling]
         inside = PurePosixPath(spelling)
-        if not spelling or inside.is_absolute() or ".." in inside.parts or not spelling.lower().endswith(NAMED):
+        if not inside.parts or inside.is_absolute() or ".." in inside.parts:
             continue
         for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
-            if (folder / inside).is_file():
-                return folder / inside
+            path = folder / inside
+            if (path.is_file() and spelling.lower().endswith(NAMED)) or (path / "config.json").is_file():
+                return path
     return None
 
 

@@ -76,9 +76,9 @@ def _entries(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]
 
 
 def _is_pipeline(files: list[str], folders: list[os.DirEntry[str]]) -> bool:
-    parts = [Path(entry.path) for entry in folders if entry.name in COMPONENTS]
-    named = "model_index.json" in files or any((part / "config.json").is_file() for part in parts)
-    return named and any(_weights_in(part) for part in parts)
+    """Without a `model_index.json`, components are models by themselves, as in a folder of text encoders."""
+    parts = (Path(entry.path) for entry in folders if entry.name in COMPONENTS)
+    return "model_index.json" in files and any(_weights_in(part) for part in parts)
 
 
 def _weights_in(folder: Path) -> list[str]:

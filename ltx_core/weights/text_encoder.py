@@ -250,9 +250,10 @@ def encoder_notes(opened: Opened) -> Iterator[str]:
     """What the file holds beside the encoder, as a sentence for the user. Raises as `Opened.part`."""
     left = [name for name in opened.part("text_encoder").keys if not _is_of_encoder(name)]
     if left:
+        count = f"{len(left)} tensor{'s' if left[1:] else ''}"
         whats = {what: None for start, what in _OTHERS.items() if any(name.startswith(start) for name in left)}
         yield (
-            f"{opened.checkpoint.path} holds more than a text encoder: {', '.join(whats)} ({len(left)} tensors) "
+            f"{opened.checkpoint.path} holds more than a text encoder: {', '.join(whats)} ({count}) "
             f"{'is' if len(whats) == 1 else 'are'} not used."
         )
 
