@@ -71,8 +71,8 @@ DTYPE = choice(
 )
 VERSION = choice(
     [FROM_FILE, *RELEASES],
-    "Which release it is; it decides the recommended settings. from the file: what its content shows. Choose a release "
-    "only where the file does not say.",
+    "Which release it is; it decides the recommended settings. from the file: what its content shows, and where that "
+    "leaves several, what its name says. Choose a release where the node says that it is in doubt.",
 )
 QUANTIZATION = choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)
 
@@ -181,7 +181,8 @@ class LoadModel(sockets.Node):
     CATEGORY = "LTXKit/loaders"
     DESCRIPTION = (
         "Loads an LTX-Video transformer and its VAE, from one file or from two. What the file is (version, layout, "
-        "precision) is read from its content, never from its name, and every weight is checked."
+        "precision) is read from its content, and every weight is checked. Its name decides only between releases that "
+        "the content cannot tell apart, and the node says so."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "load checkpoint", "unet loader", "diffusion model", "13b", "2b"]
     RETURN_TYPES = (sockets.MODEL, sockets.VAE)
@@ -193,9 +194,15 @@ class LoadModel(sockets.Node):
         model_names, vae_names = model_files(MODEL_KINDS), [SAME_FILE, *model_files(VAE_KINDS)]
         return {
             "required": {
-                "model_name": choice(model_names, "A file or folder in models/checkpoints or models/diffusion_models."),
+                "model_name": choice(
+                    model_names,
+                    "A file or folder in models/checkpoints or models/diffusion_models, or a file with several parts "
+                    "in another loader's folder.",
+                ),
                 "vae_name": choice(
-                    vae_names, "Where the VAE is, if the model file has none: in models/vae or models/checkpoints."
+                    vae_names,
+                    "Where the VAE is, if the model file has none: in models/vae or models/checkpoints, or in a file "
+                    "with several parts in another loader's folder.",
                 ),
                 "dtype": DTYPE,
                 "version": VERSION,
@@ -264,7 +271,11 @@ class LoadTextEncoder(sockets.Node):
         names = model_files(TEXT_ENCODER_KINDS)
         return {
             "required": {
-                "text_encoder_name": choice(names, "A file or folder in models/text_encoders or models/clip."),
+                "text_encoder_name": choice(
+                    names,
+                    "A file or folder in models/text_encoders or models/clip, or a checkpoint or diffusers folder that "
+                    "holds a text encoder too.",
+                ),
                 "dtype": DTYPE,
                 "keep_on_device": switch(
                     False, "Off: the weights leave the graphics card as soon as the prompts are encoded."

@@ -362,11 +362,12 @@ def _snapshot(path: Path) -> Path:
     snapshots = path / "snapshots"
     if not path.name.startswith("models--") or not snapshots.is_dir():
         return path
-    main = path / "refs" / "main"
-    named = snapshots / main.read_text(encoding="utf-8").strip() if main.is_file() else snapshots
-    if named != snapshots and named.is_dir():
-        return named
     found = [folder for folder in snapshots.iterdir() if folder.is_dir()]
+    main = path / "refs" / "main"
+    named = main.read_bytes().strip().decode("utf-8", "replace") if main.is_file() else ""
+    for folder in found:
+        if folder.name == named:
+            return folder
     return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=path)
 
 
