@@ -23,8 +23,9 @@ from ..quant.registry import stored_quantization
 from .build import Opened, open_models
 from .containers import DTYPE_NAMES, open_checkpoint
 from .diffusers_config import model_index, scheduler_entries, transformer_entries, vae_entries
+from .header_config import RELEASE_KEY, completed_config, is_official_form
 from .layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, Part, vae_from_diffusers
-from .metadata import RELEASE_KEY, completed_config, format_config, is_official_form
+from .metadata import format_config
 from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors
 
 STAGE = "convert"

@@ -34,8 +34,9 @@ from ..releases import (
 )
 from ..releases import release as released
 from .containers import COMPONENTS, Checkpoint
+from .header_config import RELEASE_KEY
 from .layouts import CROSS_ATTENTION, Layout, Part, block_groups
-from .metadata import RELEASE_KEY, Section, read_file_metadata, read_folder_configs
+from .metadata import Section, read_file_metadata, read_folder_configs
 
 Origin = Literal["metadata", "shapes", "version default", "file name", "given", "official default"]
 
