@@ -326,6 +326,7 @@ def _of_files(
     metadata: dict[str, str] = {}
     for component, places in weights.items():
         for file, keys in places.items():
+            _check_file(file)
             stored, header = read_header(file)
             metadata |= {name: text for name, text in header.items() if len(weights) == 1 or name in _OF_ALL_COMPONENTS}
             mapped = MappedFile(file)

@@ -7,7 +7,7 @@ leaves keys out is the exception: it takes the official scheduler's own defaults
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isqrt
 from typing import Any, Literal, TypeVar, cast
@@ -151,7 +151,7 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     origin: Origin = "given" if version else "metadata" if written else "version default"
     version = version or written
     possible = _candidates(version, stated.values, shown, generation)
-    candidates = releases_named(_name_of(checkpoint), possible) if "transformer" in layout.parts else possible
+    candidates = _fitting_name(checkpoint, possible) if "transformer" in layout.parts else possible
     defaults = _defaults(possible)
     values = {name: Value(value, "version default") for name, value in VAE_DEFAULTS.items() if "vae" in layout.parts}
     # For keys that the file's scheduler leaves out. A file without a scheduler does not get one.
@@ -232,17 +232,24 @@ def _told(checkpoint: Checkpoint, unknown: tuple[str, ...]) -> tuple[str | None,
     return written, unknown
 
 
-def _name_of(checkpoint: Checkpoint) -> str:
-    """The name that people have given to the file: of a folder in a usual form, that of the whole repository."""
+def _fitting_name(checkpoint: Checkpoint, possible: list[Release]) -> list[Release]:
+    """The candidates that the file's name leaves; where diffusers gave it and it says nothing, its repository's name."""
+    for name in _names_of(checkpoint):
+        fitting = releases_named(name, possible)
+        if fitting != possible:
+            return fitting
+    return possible
+
+
+def _names_of(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.path.absolute()
-    if checkpoint.container != "folder" and path.parent.name not in COMPONENTS:
-        return path.name
-    if path.is_file() and not (path.parent / "config.json").is_file():
-        return path.name
-    folder = path.parent if path.is_file() else path
-    if folder.name in COMPONENTS:
-        folder = folder.parent
-    return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
+    if path.is_file():
+        yield path.name
+        if not path.name.startswith("diffusion_pytorch_model") and not (path.parent / "config.json").is_file():
+            return
+        path = path.parent
+    folder = path.parent if path.name in COMPONENTS else path
+    yield folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
 def _candidates(

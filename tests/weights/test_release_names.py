@@ -155,6 +155,15 @@ def test_in_a_folder_the_name_is_that_of_the_repository(place: str, bare: Callab
         assert open_models(path).description.versions == ("13b-0.9.8-distilled",)
 
 
+def test_the_name_of_a_file_goes_before_that_of_its_repository(bare: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "LTX-Video-0.9.8-13B-distilled" / "transformer"
+    file = bare("13b", "ltxv-13b-0.9.7-dev.safetensors", folder)
+    (folder / "config.json").write_text('{"_class_name": "LTXVideoTransformer3DModel"}')
+    assert open_models(file).description.versions == ("13b-0.9.7-dev",)
+    file = bare("13b", "diffusion_pytorch_model.bf16.safetensors", tmp_path / "ltxv-13b-0.9.8-distilled")
+    assert open_models(file).description.versions == ("13b-0.9.8-distilled",)
+
+
 def test_folders_around_a_file_do_not_count(bare: Callable[..., Path], tmp_path: Path) -> None:
     file = bare("13b", "x.safetensors", tmp_path / "ltxv-13b-0.9.8-distilled")
     assert len(open_models(file).description.versions) == 4

@@ -171,7 +171,8 @@ def test_an_unfinished_download_is_said(tmp_path: Path) -> None:
     """aria2 reserves the whole size at once: the file looks complete."""
     save_file(FIRST, tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors.aria2").touch()
-    assert "download is not finished, as x.safetensors.aria2 beside it shows" in refused(tmp_path / "x.safetensors")
+    for path in (tmp_path / "x.safetensors", tmp_path):
+        assert "download is not finished, as x.safetensors.aria2 beside it shows" in refused(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
