@@ -233,7 +233,7 @@ def _told(checkpoint: Checkpoint, unknown: tuple[str, ...]) -> tuple[str | None,
 
 
 def _fitting_name(checkpoint: Checkpoint, possible: list[Release]) -> list[Release]:
-    """The candidates that the file's name leaves; where diffusers gave it and it says nothing, its repository's name."""
+    """The candidates that the file's name leaves, or, where that says nothing, its repository's name."""
     for name in _names_of(checkpoint):
         fitting = releases_named(name, possible)
         if fitting != possible:
