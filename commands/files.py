@@ -12,7 +12,12 @@ from .console import Console
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="a weights file, or a diffusers or transformers folder")
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="a weights file, one of its shards, or a diffusers or transformers folder",
+    )
     parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
@@ -34,7 +39,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if the checkpoint has none")
     parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
-    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    parser.add_argument("--version", metavar="NAME", help="as in `generate`")
     parser.add_argument(
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
     )
@@ -59,6 +64,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.budget.plan import Card, format_plan
     from ..ltx_core.budget.tiling import Tiling
     from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
+    from ..ltx_core.pipelines.recipe import recipe_for
     from ..ltx_core.shapes import PixelShape
 
     models = outline(
@@ -71,6 +77,9 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         quantization=options.quantization,
         text_quantization=options.text_quantization,
     )
+    versions = models.info.versions
+    for note in (*models.info.notes, *([recipe_for(versions)[1]] if len(versions) > 1 else [])):
+        console.note(note)
     width, height = options.size
     choices = Choices(
         branches=options.branches,
@@ -94,7 +103,9 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help="single-file, diffusers, fp8, fp8-scaled, or gguf- with q8_0, q5_1, q5_0, q4_1, q4_0 or bf16",
     )
-    parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    parser.add_argument(
+        "--version", metavar="NAME", help="which release the model is, if the file does not say; the copy says it then"
+    )
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:

@@ -85,7 +85,11 @@ def _model_arguments(models: Group) -> None:
     models.add_argument(
         "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
     )
-    models.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
+    models.add_argument(
+        "--version",
+        metavar="NAME",
+        help="which release the model is, if the file and its name do not say, or are wrong",
+    )
     models.add_argument(
         "--settings",
         metavar="NAME",

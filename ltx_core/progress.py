@@ -44,3 +44,12 @@ node."""
 def log_note(text: str) -> None:
     """A notes callback that writes to the log."""
     logging.getLogger("ltxkit").info(text)
+
+
+def doubt(text: str, notes: Notes) -> None:
+    """A sentence without which a result may be wrong unnoticed: where `notes` only writes to the log, as a warning,
+    which Python shows."""
+    if notes is log_note:
+        logging.getLogger("ltxkit").warning(text)
+    else:
+        notes(text)

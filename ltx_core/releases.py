@@ -9,7 +9,8 @@ before 0.9.5, and the published timestep lists are points of the linear-quadrati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -158,6 +159,11 @@ class Release:
     recipe: Recipe
 
     @property
+    def number(self) -> str:
+        """The number alone: "0.9.8"."""
+        return self.name.split("-")[1]
+
+    @property
     def distilled(self) -> bool:
         return self.recipe.distilled
 
@@ -219,6 +225,31 @@ def release(name: str) -> Release:
     if name not in RELEASES:
         raise ConfigError(f"got version {name!r}; expected one of {', '.join(RELEASES)}; choose the model's version")
     return RELEASES[name]
+
+
+# "0.9.8", "v0_9_8" and "098" in a file's name; "0.9" alone is 0.9.0.
+_NUMBER_IN_NAME = re.compile(r"(?<!\d)(?<!\d\.)0([._-])9\1(\d)(?!\d)|(?<![a-z0-9])(?:ltxv?|v)?09(\d)(?![a-z0-9])")
+_FIRST_IN_NAME = re.compile(r"(?<!\d)(?<!\d\.)0[._]9(?![._]?\d)")
+_DEV_IN_NAME = re.compile(r"(?<![a-z])dev(?![a-z])|(un|de|non|not)[-_ .]?distil")
+_DISTILLED_IN_NAME = re.compile(r"(?<!un)(?<!de)(?<!non)(?<!not)(?<!(?:un|de)[-_ .])(?<!(?:non|not)[-_ .])distil")
+
+
+def releases_named(name: str, candidates: Sequence[Release]) -> list[Release]:
+    """Those of the candidates that fit the name of a file, in their order; all of them where it says nothing.
+
+    What the name says and no candidate is, does not count: the content of the file decided first.
+    """
+    name = name.lower()
+    dev, distilled = (bool(pattern.search(name)) for pattern in (_DEV_IN_NAME, _DISTILLED_IN_NAME))
+    fitting = list(candidates)
+    if dev != distilled:  # with both in it, it may be a dev model with the distilled LoRA merged into it
+        fitting = [release for release in fitting if release.distilled == distilled] or fitting
+    numbers = {f"0.9.{match[2] or match[3]}" for match in _NUMBER_IN_NAME.finditer(name)}
+    if not numbers and _FIRST_IN_NAME.search(name):
+        numbers = {"0.9.0"}
+    if len(numbers) == 1:
+        fitting = [release for release in fitting if release.number in numbers] or fitting
+    return fitting
 
 
 FAMILY_OF_LAYERS: Mapping[int, Family] = {28: "2b", 48: "13b"}

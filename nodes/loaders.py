@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -21,8 +20,10 @@ from ..ltx_core.pipelines.preview import fit_preview
 from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
-from ..ltx_core.weights.build import load_upsampler, open_models
+from ..ltx_core.weights.build import load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
+from ..ltx_core.weights.layouts import PartName
+from ..ltx_core.weights.listing import SUFFIXES, holds, models_in
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
@@ -40,13 +41,19 @@ RESIDENT_BLOCKS = integer(
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
-SUFFIXES = (".safetensors", ".sft", ".gguf")
+NAMED = (*SUFFIXES, ".index.json")  # what a widget may name that the list does not have
 
 MODEL_KINDS = ("checkpoints", "diffusion_models")
 VAE_KINDS = ("vae", "checkpoints")
 TEXT_ENCODER_KINDS = ("text_encoders",)
 UPSCALER_KINDS = ("latent_upscale_models", "upscale_models")
 LORA_KINDS = ("loras",)
+# A file with several parts is a choice of each part's loader, whichever folder it lies in.
+_PARTS: Mapping[tuple[str, ...], PartName] = {
+    MODEL_KINDS: "transformer",
+    VAE_KINDS: "vae",
+    TEXT_ENCODER_KINDS: "text_encoder",
+}
 
 AS_STORED = "as stored"
 QUANTIZATION_TOOLTIP = (
@@ -66,8 +73,8 @@ DTYPE = choice(
 )
 VERSION = choice(
     [FROM_FILE, *RELEASES],
-    "Which release it is; it decides the recommended settings. from the file: what its content shows. Choose a release "
-    "only where the file does not say.",
+    "Which release it is; it decides the recommended settings. from the file: what its content shows, and where that "
+    "leaves several, what its name says. Choose a release where the node says that it is in doubt.",
 )
 QUANTIZATION = choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)
 
@@ -76,50 +83,79 @@ QUANTIZATION = choice([AS_STORED, *QUANTIZATION_NAMES], QUANTIZATION_TOOLTIP)
 
 
 def model_files(kinds: Sequence[str]) -> dict[str, Path]:
-    """The choices of a loader: weights files, folders in the Hugging Face layout as one entry each, and the model that
-    comes with the pack.
+    """The choices of a loader: weights files, folders in the Hugging Face layout as one entry each, files from the
+    folders of the other loaders that hold this one's part as well, and the model that comes with the pack.
 
     Returns:
         path by name, which is relative to its folder; of equal names, the later one contains its folder's name.
     """
     paths: dict[str, Path] = {}
-    for kind in kinds:
-        for folder in host().model_folders(kind):
-            for path in sorted(_weights_under(folder)):
-                name = path.relative_to(folder).as_posix()
-                paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
+    for folder, path in _found(kinds):
+        _add(paths, path, folder)
+    part = _PARTS.get(tuple(kinds))
+    if part is not None:
+        others = [kind for group in _PARTS for kind in group if kind not in kinds]
+        for folder, path in _found(list(dict.fromkeys(others))):
+            if holds(path, part):
+                _add(paths, path, folder)
     for kind in kinds:
         for name, path in bundled_files(kind).items():
             paths.setdefault(name, path)
     return paths
 
 
-def _weights_under(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder, followlinks=True):
-        here = Path(root)
-        if here != folder and any(file == "config.json" or file.endswith("index.json") for file in files):
-            yield here
-            folders.clear()
-        else:
-            yield from (here / file for file in files if file.endswith(SUFFIXES))
+def _found(kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    """(folder of a kind, a model in it), each folder once: several kinds may share one."""
+    seen: set[Path] = set()
+    for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
+        if folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            yield from ((folder, path) for path in sorted(models_in(folder)))
+
+
+def _add(paths: dict[str, Path], path: Path, folder: Path) -> None:
+    name = path.relative_to(folder).as_posix()
+    if paths.get(name) != path:
+        paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
+
+
+def _named(name: str, kinds: Sequence[str]) -> Path | None:
+    """The model of this name: one of the list, or a file or folder that is there and not listed by itself, such as a
+    shard, or a component of a pipeline.
+
+    A graph from Windows has `\\` between folders.
+    """
+    files = model_files(kinds)
+    for spelling in (name, name.replace("\\", "/")):
+        if spelling in files:
+            return files[spelling]
+        inside = PurePosixPath(spelling)
+        if not inside.parts or inside.is_absolute() or ".." in inside.parts:
+            continue
+        for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
+            path = folder / inside
+            if (path.is_file() and spelling.lower().endswith(NAMED)) or (path / "config.json").is_file():
+                return path
+    return None
 
 
 def model_path(name: str, kinds: Sequence[str]) -> Path:
     """The file that a loader's widget names. Raises ConfigError, with the available files and their folders."""
-    problem = missing_file(name, kinds)
-    if problem:
-        raise ConfigError(problem)
-    return model_files(kinds)[name]
+    path = _named(name, kinds)
+    if path is None:
+        raise ConfigError(_missing(name, kinds))
+    return path
 
 
 def missing_file(name: str, kinds: Sequence[str]) -> str | None:
     """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
-    files = model_files(kinds)
-    if name in files or not name:
-        return None
+    return _missing(name, kinds) if name and _named(name, kinds) is None else None
+
+
+def _missing(name: str, kinds: Sequence[str]) -> str:
     bundled = [path for kind in kinds for path in bundled_files(kind).values()]
     folders = [str(folder) for kind in kinds for folder in host().model_folders(kind)] or [f"models/{kinds[0]}"]
-    own = (file for file, path in files.items() if path not in bundled)
+    own = (file for file, path in model_files(kinds).items() if path not in bundled)
     available = ", ".join(own) or "no model"
     expected = f"{available} in {', '.join(folders)}"
     return f"got {name!r}, which does not exist; expected {expected}; put it into one of these folders"
@@ -147,7 +183,8 @@ class LoadModel(sockets.Node):
     CATEGORY = "LTXKit/loaders"
     DESCRIPTION = (
         "Loads an LTX-Video transformer and its VAE, from one file or from two. What the file is (version, layout, "
-        "precision) is read from its content, never from its name, and every weight is checked."
+        "precision) is read from its content, and every weight is checked. Its name decides only between releases that "
+        "the content cannot tell apart, and the node says so."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "load checkpoint", "unet loader", "diffusion model", "13b", "2b"]
     RETURN_TYPES = (sockets.MODEL, sockets.VAE)
@@ -159,9 +196,15 @@ class LoadModel(sockets.Node):
         model_names, vae_names = model_files(MODEL_KINDS), [SAME_FILE, *model_files(VAE_KINDS)]
         return {
             "required": {
-                "model_name": choice(model_names, "A file or folder in models/checkpoints or models/diffusion_models."),
+                "model_name": choice(
+                    model_names,
+                    "A file or folder in models/checkpoints or models/diffusion_models, or a file with several parts "
+                    "in another loader's folder.",
+                ),
                 "vae_name": choice(
-                    vae_names, "Where the VAE is, if the model file has none: in models/vae or models/checkpoints."
+                    vae_names,
+                    "Where the VAE is, if the model file has none: in models/vae or models/checkpoints, or in a file "
+                    "with several parts in another loader's folder.",
                 ),
                 "dtype": DTYPE,
                 "version": VERSION,
@@ -206,7 +249,7 @@ class LoadModel(sockets.Node):
         )
         vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
         vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
-        for note in info.notes:
+        for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
         model = sockets.Model(
             transformer,
@@ -234,7 +277,11 @@ class LoadTextEncoder(sockets.Node):
         names = model_files(TEXT_ENCODER_KINDS)
         return {
             "required": {
-                "text_encoder_name": choice(names, "A file or folder in models/text_encoders or models/clip."),
+                "text_encoder_name": choice(
+                    names,
+                    "A file or folder in models/text_encoders or models/clip, or a checkpoint or diffusers folder that "
+                    "holds a text encoder too.",
+                ),
                 "dtype": DTYPE,
                 "keep_on_device": switch(
                     False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
@@ -269,6 +316,8 @@ class LoadTextEncoder(sockets.Node):
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
+        for note in encoder.notes:
+            host().say(note)
         return (sockets.Encoder(encoder, keep_on_device, resident_blocks_of(resident_blocks)),)
 
 
@@ -348,7 +397,7 @@ class ApplyLoRA(sockets.Node):
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
-        path = model_files(LORA_KINDS).get(lora_name)  # not needed if `lora` is connected
+        path = _named(lora_name, LORA_KINDS)  # not needed if `lora` is connected
         return "" if path is None else _stamp(path)
 
     def run(

@@ -72,8 +72,9 @@ def build_t5(config: TextEncoderConfig) -> T5EncoderModel:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A loaded text encoder: model, tokenizer and architecture."""
+    """A loaded text encoder: model, tokenizer and architecture. notes: sentences that the user should see."""
 
     model: T5EncoderModel
     tokenizer: Tokenizer
     config: TextEncoderConfig
+    notes: tuple[str, ...] = ()

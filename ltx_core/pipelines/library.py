@@ -30,11 +30,11 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.placement import DevicePlacement, host_on
-from ..progress import Notes, Progress, log_note, silent
+from ..progress import Notes, Progress, doubt, log_note, silent
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..weights.build import CheckpointInfo, load_upsampler, open_models
+from ..weights.build import CheckpointInfo, load_upsampler, mixed_generations, open_models
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
@@ -137,8 +137,11 @@ class Components:
             check_recipe(chosen, transformer.config.num_layers, option)
         versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
         recipe, origin = recipe_for(versions)
-        for note in filter(None, (*info.notes, *matched, distilled, origin)):
+        for note in filter(None, (*matched, distilled, origin if len(versions) == 1 else "")):
             notes(note)
+        mixed = mixed_generations(opened, vae_opened)
+        for note in filter(None, (*info.notes, *encoder.notes, mixed, origin if len(versions) != 1 else "")):
+            doubt(note, notes)
         files = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
             transformer,

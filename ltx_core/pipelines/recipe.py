@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import ConfigError
 from ..releases import RELEASES, PassRecipe, Recipe
 from ..sampling.guidance import Guidance
+from ..weights.infer import NAME_THE_RELEASE
 from ..weights.lora import WeightedLoRA
 
 # For models without a recipe for two passes: it starts at the level of the 13B dev models' second pass, unguided.
@@ -45,7 +46,10 @@ def recipe_for(versions: Sequence[str]) -> tuple[Recipe, str]:
     recipe = RELEASES[first].recipe
     if others:
         also = ", ".join(others)
-        return recipe, f"The file does not say which version it is: sampling as {first}; it may also be {also}."
+        return recipe, (
+            f"The file does not say which version it is: sampling as {first}; it may also be {also}. If it is, "
+            f"{NAME_THE_RELEASE}."
+        )
     return recipe, f"Sampling as {first}."
 
 

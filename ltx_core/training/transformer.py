@@ -22,7 +22,7 @@ from ..models.transformer import LTXTransformer
 from ..pipelines.recipe import UNKNOWN, recipe_for
 from ..pipelines.settings import Overrides, PassSettings
 from ..placing.placement import DevicePlacement, host_on
-from ..progress import Notes, log_note
+from ..progress import Notes, doubt, log_note
 from ..releases import Recipe
 from ..sampling.noise import initialised, stream
 from ..sampling.patchify import Coordinates, patchify
@@ -65,7 +65,7 @@ class TransformerTask:
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
-        self.transformer, self.recipe, self.scheduler = self._start()
+        self.transformer, self.recipe, self.scheduler = self._start(notes)
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
                 f"got a transformer of {self.transformer.config.in_channels} channels; expected "
@@ -109,7 +109,7 @@ class TransformerTask:
     def _latents(self, source: Source, cache: LatentCache, notes: Notes) -> Latents:
         return Latents(source, self.vae, self.config.data, self.config.seed, cache=cache, notes=notes)
 
-    def _start(self) -> tuple[LTXTransformer, Recipe, SchedulerConfig | None]:
+    def _start(self, notes: Notes) -> tuple[LTXTransformer, Recipe, SchedulerConfig | None]:
         """The transformer, and how its checkpoint is sampled."""
         config = self.config
         if config.initial is not None:
@@ -123,7 +123,10 @@ class TransformerTask:
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
             model = model if config.lora else copied(model).requires_grad_(True)
-            return model, recipe_for(info.versions)[0], info.scheduler
+            recipe, origin = recipe_for(info.versions)
+            for note in (*info.notes, *([origin] if len(info.versions) > 1 else [])):
+                doubt(note, notes)
+            return model, recipe, info.scheduler
         if config.model is None or config.lora is not None:
             raise ConfigError("got no initial checkpoint; expected one for a LoRA, or without model; set initial")
         with initialised(config.seed, "new transformer"):

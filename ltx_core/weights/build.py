@@ -23,6 +23,7 @@ from ..models.video_vae import VideoVAE
 from ..progress import Progress, silent
 from ..quant.fp8 import use_fp8_matmul
 from ..quant.linear import ScaledLinear
+from ..releases import RELEASES
 from .assign import assign, preparation_for, stored_tensors
 from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
 from .infer import Description, Origin, describe, part_or_error
@@ -173,6 +174,19 @@ def open_models(path: Path | str, *, version: str | None = None, data: bool = Tr
     return Opened(checkpoint if data else _without_data(checkpoint), detect_layout(checkpoint.tensors), version)
 
 
+def mixed_generations(transformer: Opened, vae: Opened) -> str | None:
+    """A sentence for the user where a VAE is of another generation than the released versions of a transformer."""
+    versions, generation = transformer.description.versions, vae.description.generation
+    own = sorted({RELEASES[version].vae for version in versions})
+    if not own or generation is None or generation in own:
+        return None
+    return (
+        f"The VAE in {vae.checkpoint.path} is of the generation {generation}, and {transformer.checkpoint.path} "
+        f"({' or '.join(versions)}) was trained with the VAE of {' or '.join(own)}: their latents have nothing in "
+        "common, so clips are noise unless you have trained the two together. Use the VAE of the same release."
+    )
+
+
 def load_transformer(
     path: Path | str,
     *,
@@ -246,11 +260,15 @@ def _without_data(checkpoint: Checkpoint) -> Checkpoint:
 _TAKEN_FROM: Mapping[Origin, str] = {
     "given": "the given version",
     "version default": "the released versions that it can be",
+    "file name": "the released version that its name says",
     "official default": "Lightricks' scheduler where nothing is set",
 }
 
 
 def _notes(model: LTXTransformer, description: Description) -> Iterator[str]:
+    named = description.release_note()
+    if named is not None:
+        yield named
     taken: dict[Origin, list[str]] = {}
     for name, item in description.values.items():
         if item.origin in _TAKEN_FROM and (name.startswith("transformer.") or item.origin == "official default"):

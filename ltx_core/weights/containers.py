@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +23,7 @@ from ..errors import CheckpointError, UnsupportedError
 from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
 from .mapping import MappedFile
+from .shards import WeightSet, read_json, set_of, unfinished_download, weight_files
 
 Container = Literal["safetensors", "folder", "gguf"]
 
@@ -46,7 +48,7 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 # No program writes a longer header; the first 8 bytes of other formats decode to far more.
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 
 # Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it
 # is (`_class_name` in huggingface/diffusers, `architectures` in huggingface/transformers).
@@ -57,8 +59,9 @@ _COMPONENT_OF_CLASS = {
     "T5EncoderModel": "text_encoder",
     "T5ForConditionalGeneration": "text_encoder",
 }
-_COMPONENTS = ("transformer", "vae", "latent_upsampler", "text_encoder")
-_WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
+COMPONENTS = ("transformer", "vae", "latent_upsampler", "text_encoder")
+# Of a folder's headers, LTXKit writes these alone into the files of every component.
+_OF_ALL_COMPONENTS = ("config", "ltxkit_version")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Checkpoint:
     """An opened container.
 
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
-        of a folder only `config`, where the headers of its files have it (those that LTXKit wrote).
+        of a pipeline folder only what LTXKit writes into the headers of all its files.
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
         "text_encoder", "scheduler"); empty for a file.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
@@ -112,22 +115,45 @@ class Checkpoint:
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a safetensors or GGUF file, or a diffusers folder (one component, or a pipeline with `transformer/`, ...).
 
+    One of several shards, or their index, stands for the whole set. The folder of a repository in the cache of the
+    Hugging Face hub stands for the snapshot that was downloaded last.
+
     Raises:
-        CheckpointError: there is nothing at `path`, the file is truncated or damaged, is of another format, or a folder
-            lacks one of its shards.
+        CheckpointError: there is nothing at `path`, the file is truncated or damaged, is of another format, or a shard
+            of its set is missing.
         UnsupportedError: a GGUF file of a kind or with a tensor type that LTXKit does not read.
     """
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
-    if not path.exists():
-        raise CheckpointError(f"got {path}; expected a file or a folder that exists; check the path")
+    _check_file(path)
+    shards = set_of(path)
+    if shards is not None:
+        return _open_shards(path, shards)
     try:
         with path.open("rb") as file:
             head = file.read(len(MAGIC))
     except OSError as error:
         raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
     return _open_gguf(path) if head == MAGIC else _open_safetensors(path)
+
+
+def _check_file(path: Path) -> None:
+    """Raises CheckpointError: there is no file, or a download has not finished it."""
+    if not path.exists():
+        if path.is_symlink():
+            raise CheckpointError(
+                f"got {path}, a link to {path.readlink()}, which does not exist; expected a file; download it again"
+            )
+        raise CheckpointError(f"got {path}; expected a file or a folder that exists; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"got {path}, which is neither a file nor a folder; expected one; choose another path")
+    unfinished = unfinished_download(path.name, (file.name for file in path.parent.glob(f"{escape(path.name)}.*")))
+    if unfinished is not None:
+        raise CheckpointError(
+            f"got {path}, whose download is not finished, as {unfinished} beside it shows; expected a whole file; wait "
+            "for the download, or continue it"
+        )
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -180,7 +206,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             if foreign is not None:
                 raise foreign(path)
             length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
-            if length < 2 or length > _MAX_HEADER_BYTES or head[8:9] not in (b"{", b""):
+            if length < 2 or length > MAX_HEADER_BYTES or head[8:9] not in (b"{", b""):
                 raise CheckpointError(f"got {path}; expected a safetensors file, but it does not start like one")
             file.seek(8)
             text = file.read(length)
@@ -194,7 +220,19 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(
             f"got {path} with an unreadable header ({error}); expected a safetensors file; download it again"
         ) from error
+    _values_as_text(header)
     return _parse_header(path, header, data_start=8 + length, data_bytes=size - 8 - length)
+
+
+def _values_as_text(header: Any) -> None:
+    """The format allows texts alone in a header's metadata; programs that write it by hand put JSON values there."""
+    metadata: Any = header.get("__metadata__") if isinstance(header, dict) else None  # type: ignore[reportUnknownMemberType]
+    if isinstance(metadata, dict):
+        header["__metadata__"] = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in cast("dict[str, Any]", metadata).items()
+            if value is not None
+        }
 
 
 def _parse_header(
@@ -252,40 +290,86 @@ def _refusal(what: str, instead: str, path: Path) -> CheckpointError:
 
 
 def _open_folder(path: Path) -> Checkpoint:
-    components = {name: path / name for name in _COMPONENTS if (path / name).is_dir()}
+    folder = _snapshot(path)
+    components = {name: folder / name for name in COMPONENTS if (folder / name).is_dir()}
     if not components:
-        components = {_component_of(path): path}
-    configs = {name: config for name, folder in components.items() if (config := _read_config(folder)) is not None}
-    scheduler = path / "scheduler" / "scheduler_config.json"
+        components = {_component_of(folder): folder}
+    configs = {name: config for name, place in components.items() if (config := _read_config(place)) is not None}
+    scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        configs["scheduler"] = _read_json(scheduler)
+        configs["scheduler"] = read_json(scheduler)
+    weights = {component: weight_files(place) for component, place in components.items()}
+    if not any(weights.values()):
+        advice = "; pass the path of the GGUF file" if any(folder.glob("*.gguf")) else ""
+        raise CheckpointError(
+            f"got the folder {path}, which holds no safetensors weights; expected a diffusers model folder or a "
+            f"pipeline folder with transformer/ and vae/{advice}"
+        )
+    return _of_files(folder, weights, configs)
 
+
+def _open_shards(path: Path, shards: WeightSet) -> Checkpoint:
+    """The set that `path` belongs to, with the config of its folder."""
+    config = _read_config(path.parent)
+    component = _component_of(path.parent)
+    return _of_files(path, {component: shards.files}, {} if config is None else {component: config})
+
+
+def _of_files(
+    path: Path,
+    weights: Mapping[str, Mapping[Path, list[str] | None]],
+    configs: Mapping[str, Mapping[str, object]],
+) -> Checkpoint:
+    """weights: of each component, its files with the keys to take (None: all of them)."""
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, MappedFile] = {}
     metadata: dict[str, str] = {}
-    for component, folder in components.items():
-        for file, keys in _weight_files(folder).items():
+    for component, places in weights.items():
+        for file, keys in places.items():
+            _check_file(file)
             stored, header = read_header(file)
-            metadata |= {name: text for name, text in header.items() if name == "config"}
+            metadata |= {name: text for name, text in header.items() if len(weights) == 1 or name in _OF_ALL_COMPONENTS}
             mapped = MappedFile(file)
             for key in stored if keys is None else keys:
+                name = f"{component}/{key}"
                 if key not in stored:
                     raise CheckpointError(
                         f"got {file} without the tensor {key!r}; expected it there, as the folder's index says; "
                         "download the folder again"
                     )
-                tensors[f"{component}/{key}"] = stored[key]
-                files[f"{component}/{key}"] = mapped
-    if not tensors:
-        raise CheckpointError(
-            f"got the folder {path}, which holds no safetensors weights; expected a diffusers model folder or a "
-            "pipeline folder with transformer/ and vae/"
-        )
-
+                if name in files:
+                    raise CheckpointError(
+                        f"got {file} with the tensor {key!r}, which {files[name].path.name} has too; expected it in "
+                        "one of them; the files are not of one set: download them again"
+                    )
+                tensors[name], files[name] = stored[key], mapped
     mapped_files = tuple(dict.fromkeys(files.values()))
     return Checkpoint(
-        path, "folder", metadata, configs, tensors, mapped_files, lambda key: _stored(files[key], key, tensors[key])
+        path,
+        "folder",
+        metadata,
+        configs,
+        tensors,
+        mapped_files,
+        lambda name: _stored(files[name], name, tensors[name]),
     )
+
+
+def _snapshot(path: Path) -> Path:
+    """The folder with the files, where `path` is a repository in the cache of the Hugging Face hub.
+
+    Source of its form: huggingface/huggingface_hub docs/source/en/guides/manage-cache.md.
+    """
+    snapshots = path / "snapshots"
+    if not path.name.startswith("models--") or not snapshots.is_dir():
+        return path
+    found = [folder for folder in snapshots.iterdir() if folder.is_dir()]
+    main = path / "refs" / "main"
+    named = main.read_bytes().strip().decode("utf-8", "replace") if main.is_file() else ""
+    for folder in found:
+        if folder.name == named:
+            return folder
+    return max(found, key=lambda folder: folder.stat().st_mtime_ns, default=path)
 
 
 def _component_of(folder: Path) -> str:
@@ -303,52 +387,4 @@ def _component_of(folder: Path) -> str:
 
 def _read_config(folder: Path) -> dict[str, object] | None:
     file = folder / "config.json"
-    return _read_json(file) if file.is_file() else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"got {file}, which is not readable JSON ({error}); expected a JSON object; download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"got {file}; expected a JSON object; download it again")
-    return cast("dict[str, Any]", content)
-
-
-def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
-    """The weight files of one component, each with the keys to take from it (None: all of them)."""
-    for stem in _WEIGHT_STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
-        if (folder / f"{stem}.safetensors").is_file():
-            return {folder / f"{stem}.safetensors": None}
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise CheckpointError(
-            f"got {folder} with several weight files ({names}); expected one; pass the path of the one to use"
-        )
-    if not files and list(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"got {folder} with PyTorch pickles (*.bin) only; expected safetensors; pickles are not read"
-        )
-    return dict.fromkeys(files)
-
-
-def _shards(index: Path) -> dict[Path, list[str] | None]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"got {index} without a weight_map; expected a sharded index; download it again")
-    shards: dict[Path, list[str]] = {}
-    for key, name in cast("dict[str, str]", weight_map).items():
-        file = index.parent / name
-        if not file.is_file():
-            raise CheckpointError(
-                f"got {index.parent} without the shard {name}; expected it next to {index.name}; download it"
-            )
-        shards.setdefault(file, []).append(key)
-    return dict(shards.items())
+    return read_json(file) if file.is_file() else None

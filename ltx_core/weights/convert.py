@@ -23,6 +23,7 @@ from ..quant.registry import stored_quantization
 from .build import Opened, open_models
 from .containers import DTYPE_NAMES, open_checkpoint
 from .diffusers_config import model_index, scheduler_entries, transformer_entries, vae_entries
+from .header_config import RELEASE_KEY, completed_config, is_official_form
 from .layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, Part, vae_from_diffusers
 from .metadata import format_config
 from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors
@@ -40,6 +41,7 @@ _UNUSED_FILE = "unused_statistics.safetensors"
 # Left alone by city96/ComfyUI-GGUF's llama-quantize; small tensors and tables are even float32 (its tools/convert.py).
 _GGUF_KEPT = ("adaln_single.", "caption_projection.", "patchify_proj.", "proj_out.")
 _GGUF_SMALL = 1024
+_IN_GGUF = ("config", RELEASE_KEY)
 
 
 class _Source(Opened):
@@ -58,17 +60,27 @@ class _Source(Opened):
         return Pending(_DTYPES[info.dtype], info.shape, partial(self.checkpoint.tensor, key))
 
     def config_text(self) -> str:
-        """The metadata value `config`: the file's own, or else all config values of its models."""
-        if "config" in self.checkpoint.metadata:
-            return self.checkpoint.metadata["config"]
+        """The metadata value `config`: the file's own, or else all config values of its models.
+
+        What the user has said about the file is not in its own.
+        """
+        own = self.checkpoint.metadata.get("config")
+        if own is not None and self.version is None and is_official_form(own):
+            return own
         names = [part.name for part in self.parts]
-        return format_config(
+        text = format_config(
             CheckpointConfig(
                 transformer=self.description.transformer() if "transformer" in names else None,
                 vae=self.description.vae() if "vae" in names else None,
                 scheduler=self.description.scheduler() if "transformer" in names else None,
             )
         )
+        return completed_config(own, text) if own is not None else text
+
+    def metadata(self) -> dict[str, str]:
+        """The file's own metadata, with its config, and the release that the user has named."""
+        told = {} if self.version is None or "transformer" not in self.layout.parts else {RELEASE_KEY: self.version}
+        return {**self.checkpoint.metadata, "config": self.config_text(), **told}
 
 
 def convert(
@@ -80,7 +92,7 @@ def convert(
         to: "single-file" and "diffusers" change no value; "fp8" casts the weights of the blocks as the official files
             have them; "fp8-scaled" gives each a scale, which is more precise, in ComfyUI's form; "gguf-q8_0" and so on
             hold the transformer alone.
-        version: a released version, where the file cannot say which it is.
+        version: a released version, where the file cannot say which it is. It is written into the target.
 
     Returns:
         Names of tensors that have no place in the target.
@@ -106,8 +118,7 @@ def convert(
         entries = {name: _cast(entry) if _in_blocks(name, entry) else entry for name, entry in entries.items()}
     if to == "fp8-scaled":
         entries = dict(_scaled(entries))
-    metadata = {key: value for key, value in opened.checkpoint.metadata.items() if key != "config"}
-    stream_safetensors(target, entries, {"config": opened.config_text(), **metadata}, stage=STAGE, progress=progress)
+    stream_safetensors(target, entries, opened.metadata(), stage=STAGE, progress=progress)
     return () if opened.checkpoint.container != "folder" else opened.layout.rest
 
 
@@ -185,7 +196,7 @@ def _divided(entry: Pending) -> Tensor:
 
 def _write_folder(opened: _Source, target: Path, progress: Progress) -> tuple[str, ...]:
     """diffusers never looks at the header's `config`, where LTXKit finds what the folder's JSON has no key for."""
-    metadata = {"format": "pt", **opened.checkpoint.metadata, "config": opened.config_text()}
+    metadata = {"format": "pt", **opened.metadata()}
     scheduler = opened.description.scheduler()
     with whole(target, folder=True) as folder:
         for part in opened.parts:
@@ -238,7 +249,9 @@ def _write_gguf(opened: _Source, target: Path, kind: str, progress: Progress) ->
         writer = gguf.GGUFWriter(path, "ltxv")
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_string("config", opened.config_text())
+        for key, value in opened.metadata().items():
+            if key in _IN_GGUF:
+                writer.add_string(key, value)
         for name, entry in entries.items():
             per_block, block_bytes = gguf.GGML_QUANT_SIZES[kinds[name]]
             shape = (*entry.shape[:-1], entry.shape[-1] // per_block * block_bytes)

@@ -1,12 +1,13 @@
 """The configs of a checkpoint: from its metadata, else from its shapes, else from the version's defaults.
 
+Where metadata and shapes leave several released versions, the file's name chooses among them, and the user is told.
 Every value keeps its origin. What none of them says is not guessed: the error says what to pass. A scheduler that
 leaves keys out is the exception: it takes the official scheduler's own defaults, and the user is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isqrt
 from typing import Any, Literal, TypeVar, cast
@@ -29,13 +30,17 @@ from ..releases import (
     VAE_DEFAULTS,
     Release,
     VAEGeneration,
+    releases_named,
 )
 from ..releases import release as released
-from .containers import Checkpoint
+from .containers import COMPONENTS, Checkpoint
+from .header_config import RELEASE_KEY
 from .layouts import CROSS_ATTENTION, Layout, Part, block_groups
 from .metadata import Section, read_file_metadata, read_folder_configs
 
-Origin = Literal["metadata", "shapes", "version default", "given", "official default"]
+Origin = Literal["metadata", "shapes", "version default", "file name", "given", "official default"]
+
+NAME_THE_RELEASE = "name the release: --version of the commands, version= in Python, the widget version of Load Model"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Description:
     """Everything that is known about the models in one file (for text encoders see `text_encoder`).
 
     versions: released versions that the file can be, most likely first; empty when it is none of them.
+    possible: those that the content of the file leaves; `versions` are those among them that its name fits.
+    generation: of its VAE, by the tensors; None without one.
     values: config field ("transformer.num_layers") -> value and origin.
     missing: config fields of the file's parts without a value.
     unknown: metadata keys that LTXKit does not read.
@@ -56,9 +63,20 @@ class Description:
 
     path: str
     versions: tuple[str, ...]
+    possible: tuple[str, ...]
+    generation: VAEGeneration | None
     values: Mapping[str, Value]
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
+
+    def release_note(self) -> str | None:
+        """A sentence for the user where the name of the file decided which release it is."""
+        if self.versions == self.possible:
+            return None
+        return (
+            f"{self.path} does not say which release it is: it can be {_either(self.possible)}. By its name it is "
+            f"taken for {_either(self.versions)}. If that is wrong, {NAME_THE_RELEASE}."
+        )
 
     def transformer(self) -> TransformerConfig:
         return self._build("transformer", TransformerConfig)
@@ -129,13 +147,18 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     _check_agreement(checkpoint, stated.values, shown)
 
     generation = _vae_generation(layout.parts.get("vae"))
-    candidates = _candidates(version, stated.values, shown, generation)
-    defaults = _defaults(candidates)
+    written, unknown = _told(checkpoint, stated.unknown)
+    origin: Origin = "given" if version else "metadata" if written else "version default"
+    version = version or written
+    possible = _candidates(version, stated.values, shown, generation)
+    candidates = _fitting_name(checkpoint, possible) if "transformer" in layout.parts else possible
+    defaults = _defaults(possible)
     values = {name: Value(value, "version default") for name, value in VAE_DEFAULTS.items() if "vae" in layout.parts}
     # For keys that the file's scheduler leaves out. A file without a scheduler does not get one.
     if SCHEDULER_DEFAULTS.keys() & stated.values.keys():
         values |= {name: Value(value, "official default") for name, value in SCHEDULER_DEFAULTS.items()}
-    values |= {name: Value(value, "given" if version else "version default") for name, value in defaults.items()}
+    values |= {name: Value(value, "file name") for name, value in _defaults(candidates).items()}
+    values |= {name: Value(value, origin) for name, value in defaults.items()}
     values |= {name: Value(value, "shapes") for name, value in shown.items()}
     values |= {name: Value(value, "metadata") for name, value in stated.values.items()}
     _complete(values, generation)
@@ -143,16 +166,18 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     wanted = [name for part in parts for name in _fields(part.name, _PART_CONFIGS[part.name])]
     if "transformer" in layout.parts:
         wanted += _fields("scheduler", SchedulerConfig)
-    versions = tuple(release.name for release in candidates)
+    versions, remaining = (tuple(release.name for release in releases) for releases in (candidates, possible))
     if "upscaler" in layout.parts:
         doubles = (shown["upscaler.spatial_upsample"], shown["upscaler.temporal_upsample"])
-        versions = UPSCALERS.get(cast("tuple[bool, bool]", doubles), ())
+        versions = remaining = UPSCALERS.get(cast("tuple[bool, bool]", doubles), ())
     return Description(
         path=str(checkpoint.path),
         versions=versions,
+        possible=remaining,
+        generation=generation,
         values={name: values[name] for name in wanted if name in values},
         missing=tuple(name for name in wanted if name not in values),
-        unknown=stated.unknown,
+        unknown=unknown,
     )
 
 
@@ -199,6 +224,34 @@ def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> Non
 # --- which version ----------------------------------------------------------------------------------------------------
 
 
+def _told(checkpoint: Checkpoint, unknown: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The release that `convert` was told and wrote into the file, and the metadata that LTXKit does not read."""
+    written = checkpoint.metadata.get(RELEASE_KEY)
+    if written is not None and written not in RELEASES:  # of a later version of LTXKit
+        return None, (*unknown, RELEASE_KEY)
+    return written, unknown
+
+
+def _fitting_name(checkpoint: Checkpoint, possible: list[Release]) -> list[Release]:
+    """The candidates that the file's name leaves, or, where that says nothing, its repository's name."""
+    for name in _names_of(checkpoint):
+        fitting = releases_named(name, possible)
+        if fitting != possible:
+            return fitting
+    return possible
+
+
+def _names_of(checkpoint: Checkpoint) -> Iterator[str]:
+    path = checkpoint.path.absolute()
+    if path.is_file():
+        yield path.name
+        if not path.name.startswith("diffusion_pytorch_model") and not (path.parent / "config.json").is_file():
+            return
+        path = path.parent
+    folder = path.parent if path.name in COMPONENTS else path
+    yield folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
+
+
 def _candidates(
     version: str | None, stated: Mapping[str, object], shown: Mapping[str, object], generation: VAEGeneration | None
 ) -> list[Release]:
@@ -229,6 +282,10 @@ def _candidates(
     if stated.get(_STEPS):
         return [release for release in candidates if release.distilled] or candidates
     return sorted(candidates, key=lambda release: release.distilled)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _defaults(candidates: list[Release]) -> dict[str, object]:

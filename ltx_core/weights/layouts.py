@@ -252,8 +252,23 @@ _PREFIXES: Mapping[PartName, tuple[str, ...]] = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer/", "transformer.", "model/", ""),
     "vae": ("first_stage_model.", "vae/", "vae.", "model/", ""),
     "upscaler": ("latent_upsampler/", "latent_upsampler.", "model/", ""),
-    "text_encoder": ("text_encoders.t5xxl.transformer.", "text_encoder/", "text_encoder.", "model/", ""),
+    "text_encoder": (
+        "text_encoders.t5xxl.transformer.",
+        "text_encoders.t5xxl.",
+        "t5xxl.transformer.",
+        "t5xxl.",
+        "text_encoder/",
+        "text_encoder.",
+        "transformer.",
+        "model/",
+        "",
+    ),
 }
+# What programs put around a model, in front of all its names or between such a prefix and them, several at a time:
+# torch.compile, DistributedDataParallel, FSDP, PEFT, Lightning and trainers' own modules; "model/" is a folder.
+_WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.", "model.", "model/")
+# torch.compile of single blocks, FSDP and activation checkpointing put theirs into the middle of a name.
+_WRAPPER_INSIDE = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
     ("transformer", "single_file", ("patchify_proj.weight", "transformer_blocks.0.attn1.to_q.weight")),
     ("transformer", "diffusers", ("proj_in.weight", "time_embed.linear.weight", "caption_projection.linear_1.weight")),
@@ -302,12 +317,15 @@ def detect_layout(keys: Iterable[str]) -> Layout:
     if foreign is not None:
         return Layout("unknown", foreign, {}, ())
 
-    present = set(keys)
-    parts: dict[PartName, Part] = {}
+    found: dict[PartName, tuple[Naming, str]] = {}
+    present = {_WRAPPER_INSIDE.sub("", key) for key in keys}
     for name, naming, signature in _SIGNATURES:
-        for prefix in _PREFIXES[name]:
-            if name not in parts and all(prefix + key in present for key in signature):
-                parts[name] = _part(name, naming, prefix, keys)
+        for prefix in _prefixes(name, signature[0], present):
+            if name not in found and all(prefix + key in present for key in signature):
+                found[name] = naming, prefix
+    parts: dict[PartName, Part] = {
+        name: _part(name, naming, prefix, keys, found) for name, (naming, prefix) in found.items()
+    }
     claimed = {key for part in parts.values() for key in part.keys.values()}
     kind, what = _kind(parts)
     return Layout(kind, what, parts, tuple(key for key in keys if key not in claimed))
@@ -321,14 +339,49 @@ def _foreign(keys: list[str]) -> str | None:
     return None
 
 
-def _part(name: PartName, naming: Naming, prefix: str, keys: list[str]) -> Part:
-    inner = [key[len(prefix) :] for key in keys if key.startswith(prefix)]
+def parts_named_in(header: bytes) -> frozenset[PartName]:
+    """The parts whose names are all in a header, which is only searched: for long lists of files."""
+    return frozenset(name for name, _, keys in _SIGNATURES if all(key.encode() in header for key in keys))
+
+
+def _prefixes(name: PartName, key: str, present: Iterable[str]) -> list[str]:
+    """Prefixes under which a part may be found: those that some file has, in the order of `_PREFIXES`."""
+    there = {found[: -len(key)] for found in present if found.endswith(key)}
+    ranked = [(rank, prefix) for prefix in there if (rank := _rank(name, prefix)) is not None]
+    return [prefix for _, prefix in sorted(ranked)]
+
+
+def _rank(name: PartName, prefix: str) -> int | None:
+    """Place in `_PREFIXES` of what remains of a prefix without wrappers; None: it is no prefix of this part."""
+    known = _PREFIXES[name]
+    if prefix in known:
+        return known.index(prefix)
+    for wrapper in _WRAPPERS:
+        inner = prefix.removesuffix(wrapper) if prefix.endswith((f".{wrapper}", f"/{wrapper}")) else prefix
+        for rest in (prefix.removeprefix(wrapper), inner):
+            if rest != prefix and (rank := _rank(name, rest)) is not None:
+                return rank
+    return None
+
+
+def _part(
+    name: PartName, naming: Naming, prefix: str, keys: list[str], found: Mapping[PartName, tuple[Naming, str]]
+) -> Part:
+    """found: prefix of every part; a name that starts with several belongs to the part with the longest."""
+    longer = tuple(other for _, other in found.values() if len(other) > len(prefix) and other.startswith(prefix))
+    inner: dict[str, str] = {}
+    for key in keys:
+        bare = _WRAPPER_INSIDE.sub("", key)
+        if bare.startswith(prefix) and not bare.startswith(longer):
+            ours = bare[len(prefix) :]
+            # The same name with and without a wrapper: the second one keeps it, and is unexpected.
+            inner[ours if ours not in inner else key] = key
     if naming == "diffusers":
         key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
     else:
         key_map = T5_FROM_LLAMA_CPP if naming == "llama.cpp" else IDENTITY
     # A key without a rule keeps its name: the strict check after loading then reports it as unexpected.
-    return Part(name, naming, prefix, {key_map.rename(key) or key: prefix + key for key in inner})
+    return Part(name, naming, prefix, {key_map.rename(key) or key: stored for key, stored in inner.items()})
 
 
 def _kind(parts: Mapping[PartName, Part]) -> tuple[FileKind, str]:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from ..config import BlockKind, CheckpointConfig, UpsamplerConfig, VAEBlock
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
+from .header_config import ALLOWED_STEPS, PART_SIGNS, is_from_diffusers, sections_in, shared_blocks
 
 
 @dataclass(frozen=True)
@@ -329,56 +330,41 @@ def read_section(entries: Mapping[str, object], name: str, rules: Mapping[str, _
 
 
 def read_file_metadata(metadata: Mapping[str, str], *, upscaler: bool) -> Section:
-    """What the header of a safetensors file says, as sections "transformer", "vae", "scheduler" or "upscaler".
-
-    The official files keep one JSON string under `config`; an upscaler's is flat, the others have one object per part.
+    """What the header of a file says, as sections "transformer", "vae", "scheduler" or "upscaler".
 
     Raises:
-        CheckpointError: `config` is not a JSON object.
+        CheckpointError: as `sections_in`.
         ConfigError: as `read_section`.
     """
-    unknown = [key for key in metadata if key not in ("config", "format")]
-    config = _parse_config(metadata["config"]) if "config" in metadata else {}
-    sections = list(_upscaler_sections(config) if upscaler else _model_sections(config, unknown))
-    values = {field: value for section in sections for field, value in section.values.items()}
-    return Section(values, (*unknown, *(key for section in sections for key in section.unknown)))
+    sections, unknown = sections_in(metadata, upscaler=upscaler)
+    read = list(_model_sections(sections, unknown))
+    values = {field: value for section in read for field, value in section.values.items()}
+    return Section(values, (*unknown, *(key for section in read for key in section.unknown)))
 
 
-def _parse_config(text: str) -> dict[str, Any]:
-    try:
-        config: Any = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"got metadata whose `config` is not JSON ({error}); expected a JSON object; download the file again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"got metadata whose `config` is {text[:40]!r}; expected a JSON object; download the file again"
-        )
-    return cast("dict[str, Any]", config)
-
-
-def _upscaler_sections(config: Mapping[str, Any]) -> Iterator[Section]:
-    yield read_section(config, "upscaler", _UPSCALER)
-
-
-def _model_sections(config: Mapping[str, Any], unknown: list[str]) -> Iterator[Section]:
-    tables = {"transformer": {**_TRANSFORMER, **_TRANSFORMER_LATER}, "vae": _VAE, "scheduler": _SCHEDULER}
+def _model_sections(config: Mapping[str, object], unknown: list[str]) -> Iterator[Section]:
     for name, entries in config.items():
-        if name == "allowed_inference_steps":
+        if name == ALLOWED_STEPS:
             yield Section({"scheduler.allowed_inference_steps": _steps(entries, name)}, ())
-        elif name in tables and isinstance(entries, dict):
-            yield read_section(_shared_blocks(cast("dict[str, Any]", entries)), name, tables[name])
+        elif name in PART_SIGNS and isinstance(entries, dict):
+            yield _read_part(name, cast("dict[str, Any]", entries))
         else:
             unknown.append(name)
 
 
-def _shared_blocks(entries: dict[str, Any]) -> dict[str, Any]:
-    """0.9.0 has a single list `blocks` for encoder and decoder."""
-    if "blocks" not in entries:
-        return entries
-    rest = {key: value for key, value in entries.items() if key != "blocks"}
-    return {"encoder_blocks": entries["blocks"], "decoder_blocks": entries["blocks"], **rest}
+def _read_part(name: str, entries: dict[str, Any]) -> Section:
+    """One part, in the names of Lightricks or of diffusers."""
+    if is_from_diffusers(name, entries):
+        if name == "scheduler":
+            return _scheduler_from_diffusers(entries)
+        return read_section(entries, name, _TRANSFORMER_DIFFUSERS if name == "transformer" else _VAE_DIFFUSERS)
+    tables = {
+        "transformer": {**_TRANSFORMER, **_TRANSFORMER_LATER},
+        "vae": _VAE,
+        "scheduler": _SCHEDULER,
+        "upscaler": _UPSCALER,
+    }
+    return read_section(shared_blocks(entries), name, tables[name])
 
 
 def read_folder_configs(configs: Mapping[str, Mapping[str, object]]) -> Section:
@@ -389,12 +375,18 @@ def read_folder_configs(configs: Mapping[str, Mapping[str, object]]) -> Section:
         "latent_upsampler": ("upscaler", _UPSCALER),
     }
     sections = [read_section(configs[key], *tables[key]) for key in configs if key in tables]
-    if configs.get("scheduler", {}).get("use_dynamic_shifting") is True:
-        terminal = _optional_number(configs["scheduler"].get("shift_terminal"), "scheduler.shift_terminal")
-        shifted = {"sampler": "Uniform", "shifting": "SD3", "target_shift_terminal": terminal}
-        sections.append(Section({f"scheduler.{name}": value for name, value in shifted.items()}, ()))
+    sections.append(_scheduler_from_diffusers(configs.get("scheduler", {})))
     values = {field: value for section in sections for field, value in section.values.items()}
     return Section(values, tuple(key for section in sections for key in section.unknown))
+
+
+def _scheduler_from_diffusers(entries: Mapping[str, object]) -> Section:
+    """What diffusers' scheduler says of ours: the shift by size, which the first versions have."""
+    if entries.get("use_dynamic_shifting") is not True:
+        return Section({}, ())
+    terminal = _optional_number(entries.get("shift_terminal"), "scheduler.shift_terminal")
+    shifted = {"sampler": "Uniform", "shifting": "SD3", "target_shift_terminal": terminal}
+    return Section({f"scheduler.{name}": value for name, value in shifted.items()}, ())
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

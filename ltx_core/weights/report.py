@@ -23,7 +23,7 @@ from .build import Opened, open_models
 from .containers import DTYPE_NAMES, Checkpoint, TensorInfo
 from .infer import Description
 from .layouts import Layout, PartName
-from .text_encoder import text_encoder_config
+from .text_encoder import encoder_notes, text_encoder_config
 
 _DTYPE_WORDS = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPE_NAMES.items()}
 
@@ -37,7 +37,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         `types` (how many tensors are of each), `parameters` and `bytes` per part; `config`, each value with its origin;
         `missing` (config values that the file does not show); `unknown_metadata` and `unknown_tensors` (LTXKit does not
         read them);
-        `problems` (why it would not load).
+        `notes` (sentences for the user); `problems` (why it would not load).
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or of another format.
@@ -60,6 +60,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "missing": [],
         "unknown_metadata": [],
         "unknown_tensors": list(layout.rest) if layout.parts else [],
+        "notes": [],
         "problems": [],
     }
     for name, stored in _stored_by_part(checkpoint, layout).items():
@@ -82,6 +83,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         name: {"value": _plain(item.value), "from": item.origin} for name, item in description.values.items()
     }
     report["missing"] = list(description.missing)
+    report["notes"] += [note for note in (description.release_note(),) if note is not None]
     report["unknown_metadata"] = list(description.unknown)
     # Packed weights have shapes of their own and are checked when they are loaded.
     for part, quantization in quantizations.items():
@@ -158,6 +160,7 @@ def _add_text_encoder(report: dict[str, Any], opened: Opened) -> None:
     config = text_encoder_config(
         opened.stored("text_encoder"), checkpoint.configs.get("text_encoder", {}), checkpoint.path
     )
+    report["notes"] += encoder_notes(opened)
     for name, value in asdict(config).items():
         report["config"][f"text_encoder.{name}"] = {"value": value, "from": "shapes"}
     if (config.d_model, config.d_ff, config.num_layers) == T5_XXL:
@@ -185,7 +188,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         if len(report["types"][part]) > 1:
             counts = ", ".join(f"{number} {dtype}" for dtype, number in report["types"][part].items())
             lines.append((f"{part} tensors", counts))
-    for title in ("missing", "unknown_metadata", "unknown_tensors", "problems"):
+    for title in ("missing", "unknown_metadata", "unknown_tensors", "notes", "problems"):
         lines += [(title.replace("_", " "), str(entry)) for entry in report[title]]
     lines += [(name, f"{_short(item['value'])}  [{item['from']}]") for name, item in report["config"].items()]
     width = max(len(title) for title, _ in lines)

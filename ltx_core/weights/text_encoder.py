@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 STAGE = "load text encoder"
 
-# T5 has one embedding under both names; files hold the first, the second or both.
+# T5 has one embedding under both names; files hold the first, the second or both. Whole models share it with
+# the decoder.
 EMBEDDING = "shared.weight"
 EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
+_EMBEDDING_OF_DECODER = "decoder.embed_tokens.weight"
 
 # The same in every published T5, and visible in no shape (huggingface/transformers configuration_t5.py).
 MAX_DISTANCE = 128
@@ -90,7 +92,7 @@ def load_text_encoder(
             "pass the tokenizer that belongs to this text encoder"
         )
     model = _load(opened.checkpoint, keys, preparation, config, dtype, progress)
-    return TextEncoder(model, loaded_tokenizer, config)
+    return TextEncoder(model, loaded_tokenizer, config, tuple(encoder_notes(opened)))
 
 
 def text_encoder_on_meta(
@@ -110,7 +112,7 @@ def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str],
     keys = _encoder_keys(part)
     stored = checkpoint.stored(keys)
     preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
-    hf_config = checkpoint.configs.get(part.prefix.rstrip("/"), {})
+    hf_config = checkpoint.configs.get(part.prefix.partition("/")[0], {})
     return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
 
 
@@ -236,10 +238,43 @@ def _t5_part(opened: Opened) -> Part:
     return part
 
 
+# Everything that an encoder reads has a name in one of these, or marks how its weights are stored.
+_OF_ENCODER = ("encoder.", "shared.")
+# What else is in files of whole models, and in those that ComfyUI saves (comfy/sd1_clip.py); no encoder reads it.
+_OTHERS: Mapping[str, str] = {
+    "decoder.": "the decoder",
+    "lm_head.": "the head of the language model (lm_head)",
+    "logit_scale": "logit_scale",
+    "text_projection": "text_projection",
+    "spiece_model": "the tokenizer (spiece_model)",
+    "tokenizer": "the tokenizer",
+    "position_ids": "position_ids",
+    "embeddings_position_ids": "position_ids",
+}
+
+
+def _is_of_encoder(name: str) -> bool:
+    return name.startswith(_OF_ENCODER) or not name.startswith(tuple(_OTHERS))
+
+
+def encoder_notes(opened: Opened) -> Iterator[str]:
+    """What the file holds beside the encoder, as a sentence for the user. Raises as `Opened.part`."""
+    left = [name for name in opened.part("text_encoder").keys if not _is_of_encoder(name)]
+    if left:
+        count = f"{len(left)} tensor{'s' if left[1:] else ''}"
+        whats = {what: None for start, what in _OTHERS.items() if any(name.startswith(start) for name in left)}
+        yield (
+            f"{opened.checkpoint.path} holds more than a text encoder: {', '.join(whats)} ({count}) "
+            f"{'is' if len(whats) == 1 else 'are'} not used."
+        )
+
+
 def _encoder_keys(part: Part) -> dict[str, str]:
-    """Name in the module -> name in the file, the embedding under its first name only; a decoder is left out."""
-    keys = {name: key for name, key in part.keys.items() if not name.startswith(("decoder.", "lm_head."))}
+    """Name in the module -> name in the file, the embedding under its first name only; without what is not used."""
+    keys = {name: key for name, key in part.keys.items() if _is_of_encoder(name)}
     again = keys.pop(EMBEDDING_AGAIN, None)
+    if again is None:
+        again = part.keys.get(_EMBEDDING_OF_DECODER)
     if again is not None:
         keys.setdefault(EMBEDDING, again)
     return keys

@@ -47,7 +47,7 @@ class FakeHost:
     def tokenizers(self) -> list[Path]:
         return []
 
-    def progress(self, preview: object = None) -> Progress:  # noqa: ARG002
+    def progress(self, preview: object = None) -> Progress:
         return self.events.append
 
     def say(self, text: str) -> None:
