@@ -195,8 +195,13 @@ def text_encoder_config(
 
 
 def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
-    """First size of a weight; of one that is packed into bytes only config.json tells."""
+    """First size of a weight; of one that is packed into one row of bytes only config.json tells.
+
+    Formats that keep the rows may pad them with rows of zeros, which change no result.
+    """
     if info.dtype != "U8":
+        return info.shape[0]
+    if not otherwise and len(info.shape) == 2 and info.shape[1] > 1:
         return info.shape[0]
     if not otherwise:
         raise CheckpointError(
@@ -228,10 +233,9 @@ def _t5_part(opened: Opened) -> Part:
 def _encoder_keys(part: Part) -> dict[str, str]:
     """Name in the module -> name in the file, the embedding under its first name only; a decoder is left out."""
     keys = {name: key for name, key in part.keys.items() if not name.startswith(("decoder.", "lm_head."))}
-    again = keys.pop(EMBEDDING_AGAIN, None)
-    if again is not None:
-        keys.setdefault(EMBEDDING, again)
-    return keys
+    first, again = (name.removesuffix("weight") for name in (EMBEDDING, EMBEDDING_AGAIN))
+    repeated = {first + name.removeprefix(again): keys.pop(name) for name in list(keys) if name.startswith(again)}
+    return {**repeated, **keys} if EMBEDDING not in keys else keys  # with its scales, where it is quantized
 
 
 def _keep_from_overflow(model: nn.Module, tensors: dict[str, Tensor]) -> None:
