@@ -29,7 +29,7 @@ Stored = Mapping[str, Tensor]
 
 ROW_TILE, GROUP_TILE = 128, 4
 MXFP8_GROUP, NVFP4_GROUP = 32, 16
-NVFP4_PAD = 16  # both sizes of the weight are padded to multiples of it; those of mxfp8 to multiples of 32
+NVFP4_PAD = 16
 _ROTATION_STEP = 4  # a regular Hadamard matrix is a power of the one of this size
 _MANTISSA_BITS = 23  # of float32
 # Bytes that unpacking takes in addition to its result, as counted by a test: per number of a part, and per scale.
@@ -105,12 +105,14 @@ class Format(ABC):
 
     name: what `comfy_quant` calls it.  types: dtypes of the stored weight, by the names of safetensors.
     layout: comfy-kitchen's class for it.  any_rank: whether weights of convolutions may have it as well.
+    padding: both sizes are stored as multiples of it.
     """
 
     name: ClassVar[str]
     types: ClassVar[tuple[str, ...]]
     layout: ClassVar[str]
     any_rank: ClassVar[bool] = False
+    padding: ClassVar[int] = 1
 
     @property
     def rotation(self) -> int | None:
@@ -196,9 +198,10 @@ class MXFP8(Format):
     name = "mxfp8"
     types = ("F8_E4M3",)
     layout = "TensorCoreMXFP8Layout"
+    padding = MXFP8_GROUP
 
     def shapes(self, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-        rows, columns = round_up(rows, MXFP8_GROUP), round_up(columns, MXFP8_GROUP)
+        rows, columns = round_up(rows, self.padding), round_up(columns, self.padding)
         return {"packed": (rows, columns), "weight_scale": tiled_shape(rows, columns // MXFP8_GROUP)}
 
     def scales(self, stored: Stored, rows: int) -> Tensor:
@@ -218,9 +221,10 @@ class NVFP4(Format):
     name = "nvfp4"
     types = ("U8",)
     layout = "TensorCoreNVFP4Layout"
+    padding = NVFP4_PAD
 
     def shapes(self, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-        rows, columns = round_up(rows, NVFP4_PAD), round_up(columns, NVFP4_PAD)
+        rows, columns = round_up(rows, self.padding), round_up(columns, self.padding)
         return {
             "packed": (rows, columns // 2),
             "weight_scale": tiled_shape(rows, columns // NVFP4_GROUP),

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from .comfy_formats import MXFP8, MXFP8_GROUP, NVFP4, NVFP4_PAD, Float8, Format, Int8, Stored, dequantize, scratch_bytes
+from .comfy_formats import Float8, Format, Int8, Stored, dequantize, scratch_bytes
 from .comfy_products import kitchen, multiplies, product
 from .linear import QuantizedLinear
 
@@ -87,7 +87,7 @@ class ComfyLinear(QuantizedLinear):
 
     def _fits(self, x: Tensor) -> bool:
         """Whether the sizes are such as the kernels take, and no derivative is needed: these products have none."""
-        multiple = {MXFP8: MXFP8_GROUP, NVFP4: NVFP4_PAD}.get(type(self.kind), 1)
+        multiple = self.kind.padding
         whole = self.in_features % multiple == self.out_features % multiple == 0
         many = x.numel() >= _FEW_ROWS * self.in_features
         return whole and many and not (torch.is_grad_enabled() and x.requires_grad)

@@ -1,8 +1,8 @@
 """ComfyUI's format since autumn 2025: every quantized weight says for itself how it is stored.
 
-A layer has `comfy_quant`, bytes of JSON such as {"format": "nvfp4"}, and beside its `weight` the tensors that the format
-needs (`comfy_formats`). Files can have the JSON of all layers in their header instead; the container presents these as
-the same tensors. Layers of one file may have different formats, and some may be plain. Source: Comfy-Org/ComfyUI
+A layer has `comfy_quant`, bytes of JSON such as {"format": "nvfp4"}, and beside its `weight` the tensors that this
+format needs (`comfy_formats`). Files can have the JSON of all layers in their header instead; the container presents it
+as the same tensors. Layers of one file may have different formats, and some may be plain. Source: Comfy-Org/ComfyUI
 comfy/ops.py (`_load_quantized_module`), comfy/utils.py (`convert_old_quants`), QUANTIZATION.md.
 
 In addition to the scales there may be
@@ -134,7 +134,10 @@ def _is_packed(stored: Mapping[str, StoredTensor], stem: str) -> bool:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What the file says about one weight. sides: the tensors beside it, by role. shape: of its numbers in the model."""
+    """What the file says about one weight.
+
+    sides: roles of the tensors beside it. shape: of the weight in the model.
+    """
 
     stem: str
     kind: Format
@@ -154,9 +157,7 @@ class _Layer:
         rotation = self.kind.rotation
         if not self.kind.divides(columns) or (rotation is not None and not is_rotation_size(rotation)):
             raise CheckpointError(
-                self._got(
-                    f"of {columns} input features in groups of {rotation}", "groups (of 4, 16, 64 or 256) that fit"
-                )
+                self._got(f"of {columns} input features in groups of {rotation}", "groups (of 16, 64 or 256) that fit")
             )
         expected = self.kind.shapes(rows, columns)
         weight = tuple(stored[f"{self.stem}.weight"].shape)
@@ -261,7 +262,7 @@ class _Unpacked:
 
 
 def _beside_plain(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A scale of a weight that is stored as it is: nothing, if it is 1 or for activations in the stored format alone."""
+    """A scale of a weight that is stored as it is: nothing, if it is 1, or for activations in a stored format."""
     if key.endswith(".input_scale") or tensor.is_meta or bool((tensor.float() == 1).all()):
         return {}
     raise CheckpointError(
@@ -283,7 +284,7 @@ def _layers(stored: Mapping[str, StoredTensor]) -> dict[str, _Layer]:
         sides = tuple(side for side in _SIDES if f"{stem}.{side}" in stored)
         if marker is not None:
             said = _parsed(stem, marker)
-            kind, full_precision = _format(stem, said, stored), said.get("full_precision_matrix_mult", False) is True
+            kind, full_precision = _format(stem, said), said.get("full_precision_matrix_mult", False) is True
         elif info.dtype in FP8_DTYPES and sides and set(sides) <= {"weight_scale", "input_scale", "pre_quant_scale"}:
             # Nothing else is float8 with one scale, or one for each row; other scales need to be named.
             scale = stored.get(f"{stem}.weight_scale")
@@ -305,8 +306,8 @@ def _layers(stored: Mapping[str, StoredTensor]) -> dict[str, _Layer]:
 
 def _unnamed(stem: str, info: StoredTensor, like: str) -> UnsupportedError:
     return UnsupportedError(
-        f"got {stem}.weight of type {info.dtype}, which looks like {like} (ComfyUI's {MARKER}), without a {MARKER} that "
-        "says how it is stored; expected one beside the weight or in the header; use the bf16 file, or one that has it"
+        f"got {stem}.weight of type {info.dtype}, which looks like {like} (ComfyUI's {MARKER}), without a {MARKER} "
+        "that says how it is stored; expected one beside the weight or in the header; use the bf16 file, or one that has it"
     )
 
 
@@ -322,7 +323,7 @@ def _parsed(stem: str, marker: StoredTensor) -> dict[str, Any]:
     return cast("dict[str, Any]", said)
 
 
-def _format(stem: str, said: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> Format:
+def _format(stem: str, said: Mapping[str, Any]) -> Format:
     name = said.get("format")
     if name not in FORMATS or "num_experts" in said:
         what = f"{name!r} of several experts" if "num_experts" in said else repr(name)

@@ -127,7 +127,7 @@ def use_fp8_matmul(model: nn.Module) -> None:
         ConfigError: the model has no weights for which there is such a product.
     """
     linears = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
-    if not any([linear.multiply_stored() for linear in linears]):  # a list: every Linear is asked
+    if sum(linear.multiply_stored() for linear in linears) == 0:  # every Linear is asked
         raise ConfigError(
             "got fp8_matmul for a model without float8 (e4m3) weights, or others that are multiplied as they are "
             "stored; expected an fp8 file, a file that ComfyUI quantized and that does not ask for full precision, or "

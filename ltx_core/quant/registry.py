@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UnsupportedError
 from .bitsandbytes import BitsAndBytes
 from .comfy_quant import ComfyQuant
 from .fp8 import StoredFP8
@@ -14,6 +15,9 @@ from .linear import Quantization, StoredTensor
 from .on_load import QuantizeOnLoad
 
 QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes(), ComfyQuant())
+
+# Formats that are recognised to be refused by name.
+UNREAD: tuple[Any, ...] = ()
 
 # What a loader's `quantization` option takes.
 QUANTIZATION_NAMES = tuple(name for quantization in QUANTIZATIONS for name in quantization.on_load)
@@ -26,13 +30,21 @@ def stored_quantization(stored: Mapping[str, StoredTensor], source: Path | str) 
 
     Raises:
         CheckpointError: several quantizations claim them.
+        UnsupportedError: they are in a format that LTXKit does not read.
     """
+    unread = [known for known in UNREAD if known.claims(stored)]
     claiming = [known for known in QUANTIZATIONS if known.claims(stored)]
-    names = [known.name for known in claiming]
+    names = [known.name for known in (*claiming, *unread)]
     if len(names) > 1:
         raise CheckpointError(
             f"got {source}, whose weights are stored as {' and as '.join(names)}; expected one quantization; "
             "use a file with a single one"
+        )
+    if unread:
+        known_names = ", ".join(known.name for known in QUANTIZATIONS)
+        raise UnsupportedError(
+            f"got {source}, whose weights are stored as {unread[0].describe(stored)}; expected plain weights or one of "
+            f"{known_names}; use the bf16 file, or a file in one of these"
         )
     return claiming[0] if claiming else None
 

@@ -89,7 +89,8 @@ class Checkpoint:
     """An opened container.
 
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
-        of a folder only `config` and `_quantization_metadata`, where the headers of its files have it (those that LTXKit wrote).
+        of a folder only `config`, where the headers of its files have it (those that LTXKit wrote), and
+        `_quantization_metadata`, of all its files together.
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
         "text_encoder", "scheduler"); empty for a file.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.

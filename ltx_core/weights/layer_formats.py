@@ -1,7 +1,7 @@
 """How each layer of a file is stored, where the file says so: ComfyUI's `comfy_quant` tensors, or its header's entry.
 
-The entry `_quantization_metadata` is JSON, {"format_version": "1.0", "layers": {name: {"format": ...}}}. ComfyUI turns it
-into tensors `<name>.comfy_quant` (comfy/utils.py, `convert_old_quants`), and so does this module, so that everything
+The entry `_quantization_metadata` is JSON: {"format_version": "1.0", "layers": {name: {"format": ...}}}. ComfyUI turns
+it into tensors `<name>.comfy_quant` (comfy/utils.py, `convert_old_quants`), and so does this module, so that everything
 behind it sees one spelling.
 """
 
@@ -37,8 +37,8 @@ def described_layers(entry: object, source: str) -> dict[str, dict[str, Any]]:
         layers: Any = said["layers"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"got {source} with the header entry {ENTRY}, which has no layers ({error!r}); expected JSON with the format "
-            "of each layer; download the file again"
+            f"got {source} with the header entry {ENTRY}, which has no layers ({error!r}); expected JSON with the "
+            "format of each layer; download the file again"
         ) from error
     if not isinstance(layers, dict) or not all(isinstance(one, dict) for one in layers.values()):  # type: ignore[reportUnknownVariableType]
         raise CheckpointError(
@@ -67,7 +67,7 @@ def _found(described: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> dict
             by_ending.setdefault(ending, []).append(stem)
     found: dict[str, dict[str, Any]] = {}
     for name, said in described.items():
-        name = name.removesuffix(".weight")  # noqa: PLW2901
+        name = name.removesuffix(".weight")
         longer = min(by_ending.get(name, ()), key=len, default=None)
         shorter = next((ending for ending in _endings(name) if ending in stems), None)
         stem = name if name in stems else longer or shorter
