@@ -307,7 +307,8 @@ def _layers(stored: Mapping[str, StoredTensor]) -> dict[str, _Layer]:
 def _unnamed(stem: str, info: StoredTensor, like: str) -> UnsupportedError:
     return UnsupportedError(
         f"got {stem}.weight of type {info.dtype}, which looks like {like} (ComfyUI's {MARKER}), without a {MARKER} "
-        "that says how it is stored; expected one beside the weight or in the header; use the bf16 file, or one that has it"
+        "that says how it is stored; expected one beside the weight or in the header; use the bf16 file, or one with "
+        "them"
     )
 
 
