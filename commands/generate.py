@@ -105,7 +105,9 @@ def _memory_arguments(memory: Group) -> None:
         help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8-convrot on loading",
     )
     memory.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
-    memory.add_argument("--fp8-matmul", action="store_true", help="multiply quantized weights as stored, where possible")
+    memory.add_argument(
+        "--fp8-matmul", action="store_true", help="multiply quantized weights as stored, where possible"
+    )
     memory.add_argument(
         "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
     )

@@ -56,8 +56,8 @@ QUANTIZATION_TOOLTIP = (
 FP8_MATMUL_TOOLTIP = (
     "On: multiply fp8 weights in fp8, on cards that can (RTX 40, H100 and later): faster than computing from the same "
     "weights in bf16 (1.2 to 1.5 times on an H200), a little less precise. Needs an fp8 file, or quantization fp8. "
-    "Weights in ComfyUI's other formats (int8_tensorwise, mxfp8, nvfp4 and so on) are multiplied as they are too, if the "
-    "package comfy-kitchen is there, as in every current ComfyUI. Elsewhere Sample says that it has no effect."
+    "Weights in ComfyUI's other formats (int8_tensorwise, mxfp8, nvfp4 and so on) are multiplied as they are too, if "
+    "the package comfy-kitchen is there, as in every current ComfyUI. Elsewhere Sample says that it has no effect."
 )
 DTYPE = choice(
     DTYPES,

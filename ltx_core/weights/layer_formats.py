@@ -16,6 +16,12 @@ from ..quant.fp8 import COMFY_MARKER
 
 ENTRY = "_quantization_metadata"
 
+# Names of a part's model in other files than this one, longest first.
+_PREFIXES = (
+    "text_encoders.t5xxl.transformer.", "model.diffusion_model.", "first_stage_model.", "diffusion_model.",
+    "text_encoder.", "transformer.", "vae.",
+)  # fmt: skip
+
 
 def described_markers(entry: object, keys: Iterable[str], source: str) -> dict[str, bytes]:
     """Key of a `comfy_quant` tensor -> its bytes, for each layer that the entry describes and the file holds.
@@ -57,8 +63,8 @@ def merged(first: object, second: object, source: str) -> str:
 def _found(described: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The layers that the file holds, by the names that they have there.
 
-    The entry may have names with a prefix that the file lacks, or without the one that it has: ComfyUI's loaders of
-    diffusion models accept both.
+    The entry may have names with a prefix that the file lacks, or without the one that it has (ComfyUI's loaders of
+    diffusion models accept both), or with that of another kind of file.
     """
     stems = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
     by_ending: dict[str, list[str]] = {}
@@ -68,7 +74,8 @@ def _found(described: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> dict
     found: dict[str, dict[str, Any]] = {}
     for name, said in described.items():
         name = name.removesuffix(".weight")
-        longer = min(by_ending.get(name, ()), key=len, default=None)
+        bare = name.removeprefix(next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""))
+        longer = min((*by_ending.get(name, ()), *by_ending.get(bare, ())), key=len, default=None)
         shorter = next((ending for ending in _endings(name) if ending in stems), None)
         stem = name if name in stems else longer or shorter
         if stem is not None:

@@ -159,7 +159,6 @@ def test_comfyui_has_the_weights_of_our_files(to: str, exchange: Path, rms: Call
             assert_same_weights(model, theirs)
         difference = rms(velocity(model, exchange), expected)
         # ComfyUI multiplies int8 as it is stored, on every device; the other formats only where the device can.
-        print(to, name, difference)
         assert difference <= (1e-5 if dtype == torch.float32 and to != "comfy-int8" else 1e-2)
 
 
@@ -171,7 +170,6 @@ def test_our_weights_are_those_of_its_files(kind: str, exchange: Path, rms: Call
     assert info.quantization == "comfy_quant"
     assert_same_weights(model, theirs)
     model, _ = load_transformer(exchange / f"saved/{kind}.safetensors", dtype=torch.bfloat16)
-    print(kind, rms(velocity(model, exchange), expected))
     assert rms(velocity(model, exchange), expected) <= 1e-2
 
 
