@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -32,8 +33,10 @@ MXFP8_GROUP, NVFP4_GROUP = 32, 16
 NVFP4_PAD = 16
 _ROTATION_STEP = 4  # a regular Hadamard matrix is a power of the one of this size
 _MANTISSA_BITS = 23  # of float32
-# Bytes that unpacking takes in addition to its result, as counted by a test: per number of a part, and per scale.
-_SCRATCH, _SCALE_SCRATCH = 20, 10
+# Bytes that unpacking takes in addition to its result, as counted by a test: per number of a part, without a rotation
+# and with one; and per block scale, while these are read and afterwards.
+_SCRATCH, _SCRATCH_ROTATING = 8, 9
+_SCALES_READING, _SCALES_READ = 10, 4
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -52,7 +55,7 @@ def rotated(x: Tensor, group: int) -> Tensor:
     shape, stride = x.shape, 1
     while stride < group:
         x = x.reshape(-1, _ROTATION_STEP, stride)
-        x = x.sum(dim=1, keepdim=True) / 2 - x.flip(1)
+        x = x.flip(1).neg_().add_(x.sum(dim=1, keepdim=True).mul_(0.5))
         stride *= _ROTATION_STEP
     return x.reshape(shape)
 
@@ -103,13 +106,15 @@ def float4_levels(device: torch.device) -> Tensor:
 class Format(ABC):
     """How one weight is stored.
 
-    name: what `comfy_quant` calls it.  types: dtypes of the stored weight, by the names of safetensors.
+    name: what `comfy_quant` calls it.  types: what a file may call the dtype of the weight (safetensors' names).
+    dtypes: of each stored tensor that is not float32.
     layout: comfy-kitchen's class for it.  any_rank: whether weights of convolutions may have it as well.
     padding: both sizes are stored as multiples of it.
     """
 
     name: ClassVar[str]
     types: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[Mapping[str, torch.dtype]]
     layout: ClassVar[str]
     any_rank: ClassVar[bool] = False
     padding: ClassVar[int] = 1
@@ -152,6 +157,7 @@ class Float8(Format):
 
     name = "float8_e4m3fn"
     types = ("F8_E4M3",)
+    dtypes = MappingProxyType({"packed": torch.float8_e4m3fn})
     layout = "TensorCoreFP8E4M3Layout"
     any_rank = True
 
@@ -173,6 +179,7 @@ class Float8(Format):
 class Float8E5M2(Float8):
     name = "float8_e5m2"
     types = ("F8_E5M2",)
+    dtypes = MappingProxyType({"packed": torch.float8_e5m2})
     layout = "TensorCoreFP8E5M2Layout"
 
 
@@ -182,6 +189,7 @@ class Int8(Float8):
 
     name = "int8_tensorwise"
     types = ("I8",)
+    dtypes = MappingProxyType({"packed": torch.int8})
     layout = "TensorWiseINT8Layout"
 
     group: int | None = None
@@ -197,6 +205,7 @@ class MXFP8(Format):
 
     name = "mxfp8"
     types = ("F8_E4M3",)
+    dtypes = MappingProxyType({"packed": torch.float8_e4m3fn, "weight_scale": torch.uint8})
     layout = "TensorCoreMXFP8Layout"
     padding = MXFP8_GROUP
 
@@ -220,6 +229,7 @@ class NVFP4(Format):
 
     name = "nvfp4"
     types = ("U8",)
+    dtypes = MappingProxyType({"packed": torch.uint8, "weight_scale": torch.float8_e4m3fn})
     layout = "TensorCoreNVFP4Layout"
     padding = NVFP4_PAD
 
@@ -247,6 +257,7 @@ class ConvRotW4A4(Format):
 
     name = "convrot_w4a4"
     types = ("I8", "U8")
+    dtypes = MappingProxyType({"packed": torch.int8})
     layout = "TensorCoreConvRotW4A4Layout"
 
     group: int = 256
@@ -277,6 +288,7 @@ class AsymW4A8(Format):
 
     name = "asym_w4a8_int8"
     types = ("I8", "U8")
+    dtypes = MappingProxyType({"packed": torch.int8, "weight_s_rel": torch.float8_e4m3fn})
     layout = "AsymW4A8Int8Layout"
 
     group: int = 256
@@ -332,23 +344,30 @@ def dequantize(kind: Format, stored: Stored, shape: tuple[int, ...], dtype: torc
     device = stored["packed"].device
     result = torch.empty(rows, columns, dtype=dtype, device=device)
     scales = kind.scales(stored, rows)
-    smoothing = stored.get("pre_quant_scale")
     step = max(at_a_time(on_cpu=device.type == "cpu") // columns, 1)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
-        scale = scales if len(scales) == 1 else scales[part]
-        numbers = kind.levels(stored, part).unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)
-        numbers = numbers.flatten(1)[:, :columns]
-        if kind.rotation is not None:
-            numbers = rotated(numbers, kind.rotation)
-        if smoothing is not None:  # of the activations, on their way to the product
-            numbers = numbers * smoothing
-        result[part] = numbers
+        result[part] = _numbers(kind, stored, part, scales if len(scales) == 1 else scales[part], columns)
     return result.view(shape)
+
+
+def _numbers(kind: Format, stored: Stored, rows: slice, scale: Tensor, columns: int) -> Tensor:
+    """float32 (n, columns), of some rows. scale: theirs, or one for all."""
+    if kind.rotation is None:
+        numbers = _scaled(kind.levels(stored, rows), scale)[:, :columns]
+    else:  # in one expression: nothing else holds what is rotated
+        numbers = rotated(_scaled(kind.levels(stored, rows), scale), kind.rotation)
+    smoothing = stored.get("pre_quant_scale")
+    return numbers if smoothing is None else numbers.mul_(smoothing)
+
+
+def _scaled(levels: Tensor, scale: Tensor) -> Tensor:
+    return (levels.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(1)
 
 
 def scratch_bytes(kind: Format, rows: int, columns: int, *, on_cpu: bool) -> int:
     """Bytes that `dequantize` needs in addition to its result."""
-    scales = prod(kind.shapes(rows, columns).get("weight_scale", (rows,)))
+    scales = prod(kind.shapes(rows, columns).get("weight_scale", (0,)))
     part = max(min(rows * columns, at_a_time(on_cpu=on_cpu)), columns)
-    return _SCALE_SCRATCH * scales + _SCRATCH * part
+    per_number = _SCRATCH if kind.rotation is None else _SCRATCH_ROTATING
+    return max(_SCALES_READING * scales, _SCALES_READ * scales + per_number * part)

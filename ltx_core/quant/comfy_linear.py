@@ -41,7 +41,8 @@ class ComfyLinear(QuantizedLinear):
             shape = None if role in without else shapes.get(role)
             if role in kind.by_row and scales is not None:
                 shape = (scales,)
-            self.register_buffer(role, None if shape is None else torch.empty(shape, device="meta"))
+            dtype = kind.dtypes.get(role, torch.float32)
+            self.register_buffer(role, None if shape is None else torch.empty(shape, dtype=dtype, device="meta"))
         self.register_buffer("input_scale", None)
 
     def expect(self, role: str, size: int) -> None:

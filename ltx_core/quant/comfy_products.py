@@ -19,6 +19,8 @@ from .comfy_formats import MXFP8, NVFP4, AsymW4A8, ConvRotW4A4, Float8, Format, 
 
 _INT4_GROUP = 64  # of `convrot_w4a4`, the only one that comfy-kitchen has
 _TRIAL = (256, 256)  # sizes of the weight with which a device is tried
+_FINITE_BITS = 0x70  # bytes below are numbers in each of the formats
+_ONE_AS_EXPONENT = 127  # in E8M0
 _ALIKE = 0.9  # cosine: 4-bit activations alone cost more than one part in a hundred
 
 
@@ -118,18 +120,12 @@ def _trial(kind: Format, device: torch.device) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     stored: dict[str, Tensor] = {}
     for role, shape in kind.shapes(*_TRIAL).items():
-        stored[role] = torch.ones(shape)
+        dtype = kind.dtypes.get(role, torch.float32)
         if role == "packed":
-            stored[role] = torch.randint(0, 127, shape, generator=generator, dtype=torch.uint8)
-        elif role == "weight_scale" and isinstance(kind, MXFP8):
-            stored[role] = torch.full(shape, 127, dtype=torch.uint8)
-        elif role in ("weight_scale", "weight_s_rel") and isinstance(kind, NVFP4 | AsymW4A8):
-            stored[role] = torch.ones(shape).to(torch.float8_e4m3fn)
+            bits = torch.randint(0, _FINITE_BITS, shape, generator=generator, dtype=torch.uint8)
+            stored[role] = bits.view(dtype)
         elif role == "weight_codebook":
             stored[role] = torch.arange(-8.0, 8.0)
-    packed = stored["packed"]
-    if isinstance(kind, MXFP8):
-        stored["packed"] = packed.clamp(max=0x70).view(torch.float8_e4m3fn)
-    elif not isinstance(kind, NVFP4):
-        stored["packed"] = packed.view(torch.int8)
+        else:
+            stored[role] = torch.full(shape, _ONE_AS_EXPONENT if dtype == torch.uint8 else 1).to(dtype)
     return {role: tensor.to(device) for role, tensor in stored.items()}

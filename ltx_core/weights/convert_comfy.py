@@ -49,13 +49,6 @@ COMFY_FORMATS: Mapping[str, _Target] = {
     "comfy-nvfp4": _Target(lambda columns: NVFP4(), quantize_nvfp4),  # noqa: ARG005
 }
 
-_DTYPES: Mapping[type[Format], Mapping[str, torch.dtype]] = {
-    Float8: {"packed": torch.float8_e4m3fn},
-    Int8: {"packed": torch.int8},
-    MXFP8: {"packed": torch.float8_e4m3fn, "weight_scale": torch.uint8},  # F8_E8M0, which older readers do not know
-    NVFP4: {"packed": torch.uint8, "weight_scale": torch.float8_e4m3fn},
-}
-
 
 def comfy_entries(
     entries: Mapping[str, Pending], to: str, chosen: Callable[[str, Pending], bool]
@@ -72,7 +65,7 @@ def comfy_entries(
         stem, (rows, columns) = name.removesuffix(".weight"), entry.shape
         kind = target.kind(columns)
         for role, shape in kind.shapes(rows, columns).items():
-            dtype = _DTYPES[type(kind)].get(role, torch.float32)
+            dtype = kind.dtypes.get(role, torch.float32)
             if type(kind) is Float8 and role == "weight_scale":
                 shape = ()
             elif len(shape) == 1:  # numbers for the whole weight have no dimension, those of rows stand in a column
