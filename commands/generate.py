@@ -102,7 +102,7 @@ def _memory_arguments(memory: Group) -> None:
     memory.add_argument(
         "--quantization",
         metavar="KIND",
-        help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8-convrot on loading",
+        help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8_convrot on loading",
     )
     memory.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
     memory.add_argument(

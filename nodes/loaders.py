@@ -49,7 +49,7 @@ LORA_KINDS = ("loras",)
 AS_STORED = "as stored"
 QUANTIZATION_TOOLTIP = (
     "How to hold the large weights. as stored: what the file has (GGUF, fp8 and ComfyUI's quantized files stay as they "
-    "are). fp8, int8: half of a bf16 file's memory. mxfp8, int8-convrot: half as well, a little more precise; nvfp4: a "
+    "are). fp8, int8: half of a bf16 file's memory. mxfp8, int8_convrot: half as well, a little more precise; nvfp4: a "
     "quarter; cards multiply these three as they are (fp8_matmul). "
     "nf4: a quarter of it."
 )

@@ -59,7 +59,7 @@ class ComfyQuant:
         {
             "mxfp8": OnLoad(lambda linear: ComfyLinear(linear, MXFP8()), quantize_mxfp8),
             "nvfp4": OnLoad(lambda linear: ComfyLinear(linear, NVFP4()), quantize_nvfp4),
-            "int8-convrot": OnLoad(
+            "int8_convrot": OnLoad(
                 lambda linear: ComfyLinear(linear, Int8(rotation_for(linear.in_features))),
                 lambda weight: quantize_int8(weight, rotation_for(weight.shape[1])),
             ),

@@ -22,6 +22,7 @@ from ltxkit.ltx_core.quant.comfy_formats import MXFP8, NVFP4, AsymW4A8, ConvRotW
 from ltxkit.ltx_core.quant.comfy_linear import ComfyLinear
 from ltxkit.ltx_core.quant.comfy_products import multiplies
 from ltxkit.ltx_core.quant.comfy_quantize import quantize_int8, quantize_mxfp8, quantize_nvfp4
+from ltxkit.ltx_core.quant.fp8 import multiplies_fp8
 from ltxkit.ltx_core.quant.linear import remarks
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.convert import convert
@@ -65,7 +66,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("to", COMFY_FORMATS)
 def test_products_are_close_to_bf16(to: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nvfp4 and mxfp8 as cards multiply them: without one comfy-kitchen rounds the activations all the same."""
+    """nvfp4 as cards multiply it: without one comfy-kitchen rounds the activations all the same (mxfp8 it refuses)."""
     plain = velocity(load_transformer(source)[0])
     path = tmp_path / "quantized.safetensors"
     convert(source, path, to, version=VERSION)
@@ -75,11 +76,12 @@ def test_products_are_close_to_bf16(to: str, source: Path, tmp_path: Path, monke
         assert torch.equal(velocity(model), exact)  # no CPU multiplies these
         (remark,) = remarks(model, CPU)
         assert f"cpu does not multiply {to[6:]} as it is stored: fp8_matmul is on, and has no effect here." == remark
+    if to == "comfy-nvfp4":
         monkeypatch.setattr(comfy_linear, "multiplies", lambda kind, device: True)
     got = velocity(model)
     assert LEAST[to] <= cosine(got, plain) < 1
     assert LEAST[to] <= cosine(exact, plain) < 1
-    assert not torch.equal(got, exact)
+    assert torch.equal(got, exact) == (to == "comfy-mxfp8" or (to == "comfy-fp8" and not multiplies_fp8(CPU)))
     with DevicePlacement("cpu", resident_blocks=1)(model):
         assert torch.equal(velocity(model), got)  # streamed, with the same bits
 
@@ -125,12 +127,10 @@ def test_calibrated_and_smoothed_activations(monkeypatch: pytest.MonkeyPatch) ->
     expected = F.linear(x, weight, made.bias)
     assert cosine(made(x), expected) > 0.98
     made.expect("input_scale", 1)
-    found = made(x)
     made.input_scale = ((x * smoothing).abs().max() / (448 * 6)).reshape(1)
     assert torch.equal(made(x), linear_like(made, None)(x))  # what comfy-kitchen finds by itself
     made.input_scale = made.input_scale / 100  # far too small: activations are clamped
     assert cosine(made(x), expected) < 0.97
-    assert found.shape == (32, 128)
 
 
 def linear_like(made: ComfyLinear, input_scale: Tensor | None) -> ComfyLinear:
@@ -172,13 +172,13 @@ def test_a_device_is_asked_once_and_by_trying(fault: str, monkeypatch: pytest.Mo
 
 
 def test_without_the_package(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = velocity(load_transformer(source, quantization="int8-convrot")[0])
+    exact = velocity(load_transformer(source, quantization="int8_convrot")[0])
     for name in [name for name in sys.modules if name.split(".")[0] == "comfy_kitchen"]:
         monkeypatch.setitem(sys.modules, name, None)
     multiplies.cache_clear()
     try:
         assert comfy_products.kitchen() is None
-        model, _ = load_transformer(source, quantization="int8-convrot", fp8_matmul=True)
+        model, _ = load_transformer(source, quantization="int8_convrot", fp8_matmul=True)
         assert torch.equal(velocity(model), exact)
         (remark,) = remarks(model, CPU)
         assert remark.startswith("fp8_matmul is on, and has no effect on int8_tensorwise weights")
@@ -224,7 +224,7 @@ def test_full_precision_is_kept(to: str, source: Path, tmp_path: Path) -> None:
     exact, some = (load_transformer(tmp_path / f"{name}.safetensors")[0] for name in ("all", "some"))
     model, _ = load_transformer(tmp_path / "some.safetensors", fp8_matmul=True)
     x = torch.randn(1, 32, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for number, same in ((0, True), (1, False)):
+    for number, same in ((0, True), (1, to == "comfy-fp8" and not multiplies_fp8(CPU))):
         layers = [each.transformer_blocks[number].ff.net[0].proj for each in (exact, model)]
         assert torch.equal(layers[0](x), layers[1](x)) == same
     assert torch.equal(velocity(some), velocity(exact))

@@ -501,7 +501,7 @@ def test_what_is_stored_keeps_its_type(storage: str, transformer: LTXTransformer
 
 @pytest.mark.parametrize(
     ("quantization", "least"),
-    [("fp8", 0.999), ("int8", 0.9999), ("nf4", 0.98), ("mxfp8", 0.999), ("nvfp4", 0.98), ("int8-convrot", 0.9999)],
+    [("fp8", 0.999), ("int8", 0.9999), ("nf4", 0.98), ("mxfp8", 0.999), ("nvfp4", 0.98), ("int8_convrot", 0.9999)],
 )
 def test_quantized_on_load(
     quantization: str,
@@ -580,7 +580,7 @@ def test_requests_that_make_no_sense(tiny_models: TinyModels, transformer: LTXTr
     path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
     with pytest.raises(ConfigError, match=r"got quantization 'int8' for .* quantized already \(fp8\)"):
         load_transformer(path, quantization="int8")
-    assert QUANTIZATION_NAMES == ("fp8", "int8", "nf4", "mxfp8", "nvfp4", "int8-convrot")
+    assert QUANTIZATION_NAMES == ("fp8", "int8", "nf4", "mxfp8", "nvfp4", "int8_convrot")
 
 
 def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path: Path) -> None:
@@ -629,12 +629,12 @@ def test_a_device_without_the_type_of_the_weights(
     path = write_transformer(
         tmp_path / "model", plain(torch.bfloat16)(transformer.state_dict())[0], transformer.config, "bare"
     )
-    models = {name: load_transformer(path, quantization=name)[0] for name in ("fp8", "int8", "nf4", "int8-convrot")}
+    models = {name: load_transformer(path, quantization=name)[0] for name in ("fp8", "int8", "nf4", "int8_convrot")}
     monkeypatch.setattr(Tensor, "to", refusing)
     message = r"type torch\.float8_e4m3fn for meta, which does not support it .*int8, nf4 or GGUF file"
     with pytest.raises(UnsupportedError, match=message), DevicePlacement("meta")(models["fp8"]):
         pass
     assert all(tensor.device.type == "cpu" for tensor in models["fp8"].state_dict().values())  # none is left there
-    for name in ("int8", "nf4", "int8-convrot"):
+    for name in ("int8", "nf4", "int8_convrot"):
         with DevicePlacement("meta")(models[name]):
             assert all(tensor.is_meta for tensor in models[name].state_dict().values())
