@@ -149,8 +149,8 @@ def _with_layer_formats(checkpoint: Checkpoint) -> Checkpoint:
     if ENTRY in checkpoint.metadata:
         texts = described_markers(checkpoint.metadata[ENTRY], checkpoint.tensors, str(checkpoint.path))
     tensors = {
-        key: replace(info, content=lambda key=key: bytes(checkpoint.read(key).flatten().tolist()))
-        if key.endswith(ending) and info.dtype == "U8"
+        key: replace(info, content=lambda key=key: bytes(checkpoint.read(key).flatten().view(torch.uint8).tolist()))
+        if key.endswith(ending)
         else info
         for key, info in checkpoint.tensors.items()
     }
