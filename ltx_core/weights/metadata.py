@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ..config import BlockKind, CheckpointConfig, UpsamplerConfig, VAEBlock
 from ..errors import CheckpointError, ConfigError
+from .layer_formats import ENTRY as LAYER_FORMATS
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,7 @@ def read_file_metadata(metadata: Mapping[str, str], *, upscaler: bool) -> Sectio
         CheckpointError: `config` is not a JSON object.
         ConfigError: as `read_section`.
     """
-    unknown = [key for key in metadata if key not in ("config", "format")]
+    unknown = [key for key in metadata if key not in ("config", "format", LAYER_FORMATS)]
     config = _parse_config(metadata["config"]) if "config" in metadata else {}
     sections = list(_upscaler_sections(config) if upscaler else _model_sections(config, unknown))
     values = {field: value for section in sections for field, value in section.values.items()}

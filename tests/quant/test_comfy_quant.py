@@ -374,6 +374,9 @@ def test_the_header_says_the_same(header: str, place: str, transformer: LTXTrans
     model, info = load_transformer(path, dtype=torch.float32, version=VERSION)
     assert info.quantization == "comfy_quant"
     assert_weights(model, weights)
+    report = inspect(path, version=VERSION)
+    assert report["formats"] == {"transformer": {"int8_tensorwise": LAYERS * 10}}
+    assert report["unknown_metadata"] == report["problems"] == []
 
 
 def test_the_header_counts_where_both_speak(transformer: LTXTransformer, tmp_path: Path) -> None:
