@@ -101,7 +101,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="FORMAT",
-        help="single-file, diffusers, fp8, fp8-scaled, or gguf- with q8_0, q5_1, q5_0, q4_1, q4_0 or bf16",
+        help="single-file, diffusers, fp8, fp8-scaled, comfy- with fp8, int8, mxfp8 or nvfp4 (as ComfyUI reads them "
+        "since late 2025), or gguf- with q8_0, q5_1, q5_0, q4_1, q4_0 or bf16",
     )
     parser.add_argument(
         "--version", metavar="NAME", help="which release the model is, if the file does not say; the copy says it then"

@@ -106,9 +106,15 @@ def _memory_arguments(memory: Group) -> None:
     memory.add_argument(
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
     )
-    memory.add_argument("--quantization", metavar="KIND", help="make the model's weights fp8, int8 or nf4 on loading")
+    memory.add_argument(
+        "--quantization",
+        metavar="KIND",
+        help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8_convrot on loading",
+    )
     memory.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
-    memory.add_argument("--fp8-matmul", action="store_true", help="multiply fp8 weights in fp8, on cards that can")
+    memory.add_argument(
+        "--fp8-matmul", action="store_true", help="multiply quantized weights as stored, where possible"
+    )
     memory.add_argument(
         "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
     )

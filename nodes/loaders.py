@@ -57,14 +57,16 @@ _PARTS: Mapping[tuple[str, ...], PartName] = {
 
 AS_STORED = "as stored"
 QUANTIZATION_TOOLTIP = (
-    "How to hold the large weights. as stored: what the file has (GGUF and fp8 files stay as they are). "
-    "fp8, int8: half of a bf16 file's memory. "
+    "How to hold the large weights. as stored: what the file has (GGUF, fp8 and ComfyUI's quantized files stay as they "
+    "are). fp8, int8: half of a bf16 file's memory. mxfp8, int8_convrot: half as well, a little more precise; nvfp4: a "
+    "quarter; cards multiply these three as they are (fp8_matmul). "
     "nf4: a quarter of it."
 )
 FP8_MATMUL_TOOLTIP = (
     "On: multiply fp8 weights in fp8, on cards that can (RTX 40, H100 and later): faster than computing from the same "
     "weights in bf16 (1.2 to 1.5 times on an H200), a little less precise. Needs an fp8 file, or quantization fp8. "
-    "Elsewhere Sample says that it has no effect."
+    "Weights in ComfyUI's other formats (int8_tensorwise, mxfp8, nvfp4 and so on) are multiplied as they are too, if "
+    "the package comfy-kitchen is there, as in every current ComfyUI. Elsewhere Sample says that it has no effect."
 )
 DTYPE = choice(
     DTYPES,

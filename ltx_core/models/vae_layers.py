@@ -258,9 +258,9 @@ def _noise_term(noise: Tensor, per_channel_scale: Tensor) -> Tensor:
 
 
 def embed_timestep(embedder: TimeEmbedder, timestep: Tensor) -> Tensor:
-    """timestep (b,), already scaled -> (b, channels), computed in the dtype of the weights."""
-    weight = embedder.timestep_embedder.linear_1.weight
-    return embedder(timestep, weight.dtype).to(compute_dtype(weight))
+    """timestep (b,), already scaled -> (b, channels), computed in the dtype of the biases: weights may be quantized."""
+    bias = embedder.timestep_embedder.linear_1.bias
+    return embedder(timestep, bias.dtype).to(compute_dtype(bias))
 
 
 class UNetMidBlock3D(Layer):

@@ -23,12 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from .linear import OnLoad, Pack, ScaledLinear, StoredTensor, linear_weights, replace_linear
+from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
 
 FP8_DTYPES: Mapping[str, torch.dtype] = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 # Present in ComfyUI's scaled files; its dtype says which of the two formats is meant, and its value means nothing.
 SCALED_MARKER = "scaled_fp8"
+
+# Beside every weight that ComfyUI's later format quantizes, see `comfy_quant`.
+COMFY_MARKER = "comfy_quant"
 
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _TINY = torch.finfo(torch.float32).tiny
@@ -42,6 +45,7 @@ class Float8Linear(ScaledLinear):
     """A ScaledLinear of float8 weights, which can multiply them as they are.
 
     fp8_matmul: whether it does so on devices that can. For e4m3 only: torch has no product of e5m2 with scales by rows.
+    full_precision: the file asks for ordinary products of this layer (ComfyUI's `full_precision_matrix_mult`).
     scale_input: float32 (1,), what the activations are divided by on their way to float8; None: every row is divided by
         the number with which it uses the whole range.
     """
@@ -52,6 +56,7 @@ class Float8Linear(ScaledLinear):
         """stored, scales: as `ScaledLinear`. calibrated: whether there is a `scale_input`."""
         super().__init__(linear, stored, scales)
         self.fp8_matmul = False
+        self.full_precision = False
         self.register_buffer("scale_input", torch.empty(1, dtype=torch.float32, device="meta") if calibrated else None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,6 +69,10 @@ class Float8Linear(ScaledLinear):
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         y = _scaled_mm(packed, self.packed.t(), scale, weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def multiply_stored(self) -> bool:
+        self.fp8_matmul = self.packed.dtype == torch.float8_e4m3fn and not self.full_precision
+        return self.fp8_matmul
 
     def remark(self, device: torch.device) -> str | None:
         if not self.fp8_matmul or multiplies_fp8(device):
@@ -112,21 +121,18 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 
 def use_fp8_matmul(model: nn.Module) -> None:
-    """From now on the e4m3 weights of `model` are multiplied in float8 on devices that can.
+    """From now on quantized weights of `model` are multiplied as they are stored, on devices that can.
 
     Raises:
-        ConfigError: the model has no e4m3 weights.
+        ConfigError: the model has no weights for which there is such a product.
     """
-    linears = [
-        part for part in model.modules() if isinstance(part, Float8Linear) and part.packed.dtype == torch.float8_e4m3fn
-    ]
-    if not linears:
+    linears = [part for part in model.modules() if isinstance(part, QuantizedLinear)]
+    if sum(linear.multiply_stored() for linear in linears) == 0:  # every Linear is asked
         raise ConfigError(
-            "got fp8_matmul for a model without float8 (e4m3) weights; expected an fp8 file, or a bf16 file with "
-            "quantization fp8; choose one of these, or switch fp8_matmul off"
+            "got fp8_matmul for a model without float8 (e4m3) weights, or others that are multiplied as they are "
+            "stored; expected an fp8 file, a file that ComfyUI quantized and that does not ask for full precision, or "
+            "a bf16 file with quantization fp8; choose one of these, or switch fp8_matmul off"
         )
-    for linear in linears:
-        linear.fp8_matmul = True
 
 
 def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
@@ -145,8 +151,10 @@ class StoredFP8:
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
         """Float8 weights without a scale or with `scale_weight`. Those with `weight_scale` are ComfyUI's later form,
-        where float8 tensors can also be scales of other weights.
+        where float8 tensors can also be scales of other weights, and some weights plain float8.
         """
+        if SCALED_MARKER not in stored and any(key.endswith(f".{COMFY_MARKER}") for key in stored):
+            return False
         return SCALED_MARKER in stored or any(
             tensor.dtype in FP8_DTYPES and not key.endswith(".weight_scale") and f"{key}_scale" not in stored
             for key, tensor in stored.items()

@@ -28,6 +28,11 @@ class StoredTensor(Protocol):
     @property
     def dtype(self) -> str: ...
 
+    @property
+    def content(self) -> Callable[[], bytes] | None:
+        """Reads the bytes of a tensor that says how others are stored; None for all others."""
+        ...
+
 
 class Preparation(Protocol):
     """What turns the Linears of a model into quantized ones while its weights load."""
@@ -98,6 +103,10 @@ class QuantizedLinear(nn.Module, ABC):
     def unpacking_bytes(self, *, on_cpu: bool) -> int:  # noqa: ARG002 - for those that unpack piece by piece
         """Bytes that `dequantized` needs in addition to its result."""
         return 0
+
+    def multiply_stored(self) -> bool:
+        """From now on multiply the weight as it is stored, on devices that can. False: there is no such product."""
+        return False
 
     def remark(self, device: torch.device) -> str | None:  # noqa: ARG002 - for those that depend on the device
         """A sentence for the user about running this Linear on `device`, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from .bitsandbytes import BitsAndBytes
@@ -13,10 +14,10 @@ from .gguf import GGUF
 from .linear import Quantization, StoredTensor
 from .on_load import QuantizeOnLoad
 
-QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes())
+QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes(), ComfyQuant())
 
 # Formats that are recognised to be refused by name.
-UNREAD: tuple[ComfyQuant, ...] = (ComfyQuant(),)
+UNREAD: tuple[Any, ...] = ()
 
 # What a loader's `quantization` option takes.
 QUANTIZATION_NAMES = tuple(name for quantization in QUANTIZATIONS for name in quantization.on_load)

@@ -204,12 +204,13 @@ def load_transformer(
             quantized.
         version, data: as `open_models`.
         quantization: what to make of the plain Linears in the blocks while they load, one of `QUANTIZATION_NAMES`.
-        fp8_matmul: multiply float8 weights in float8, on devices that can: faster, a little less precise.
+        fp8_matmul: multiply float8 weights in float8, and weights in ComfyUI's formats as they are stored (by the
+            package comfy-kitchen), on devices that can: faster, a little less precise.
 
     Raises:
         CheckpointError: the file is damaged, incomplete or of another kind; the message names what it is.
         ConfigError: the model needs something that LTXKit does not implement, `version` has to be given, the weights
-            are quantized already, or `fp8_matmul` is given without float8 weights.
+            are quantized already, or `fp8_matmul` is given without weights for which there is such a product.
         UnsupportedError: weights stored in a way that LTXKit does not read.
     """
     opened = open_models(path, version=version, data=data)

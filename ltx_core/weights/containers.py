@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import escape
 from math import prod
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UnsupportedError
+from ..quant.fp8 import COMFY_MARKER
 from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
+from .layer_formats import ENTRY, described_markers, merged
 from .mapping import MappedFile
 from .shards import WeightSet, read_json, set_of, unfinished_download, weight_files
 
@@ -45,7 +47,8 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+# F8_E8M0: bare exponents, the scales of mxfp8; torch has a type for them since 2.7.
+_DTYPES = {**{name: dtype for dtype, name in DTYPE_NAMES.items()}, "F8_E8M0": torch.uint8}
 
 # No program writes a longer header; the first 8 bytes of other formats decode to far more.
 MAX_HEADER_BYTES = 100_000_000
@@ -62,6 +65,7 @@ _COMPONENT_OF_CLASS = {
 COMPONENTS = ("transformer", "vae", "latent_upsampler", "text_encoder")
 # Of a folder's headers, LTXKit writes these alone into the files of every component.
 _OF_ALL_COMPONENTS = ("config", "ltxkit_version")
+_NO_LAYERS = '{"layers": {}}'
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,14 @@ class TensorInfo:
     """What a header says about one tensor.
 
     shape: as torch has it. dtype: the container's own name: "BF16", "F8_E4M3", "Q4_K", ...
-    offset: of its first byte in the file.
+    offset: of its first byte in the file. content: reads a tensor that says how others are stored (`comfy_quant`).
     """
 
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
     offset: int
+    content: Callable[[], bytes] | None = None
 
     @property
     def parameters(self) -> int:
@@ -87,7 +92,8 @@ class Checkpoint:
     """An opened container.
 
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
-        of a pipeline folder only what LTXKit writes into the headers of all its files.
+        of a pipeline folder only what LTXKit writes into the headers of all its files. `_quantization_metadata` is that
+        of all its files together.
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
         "text_encoder", "scheduler"); empty for a file.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
@@ -123,7 +129,10 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             of its set is missing.
         UnsupportedError: a GGUF file of a kind or with a tensor type that LTXKit does not read.
     """
-    path = Path(path)
+    return _with_layer_formats(_open(Path(path)))
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     _check_file(path)
@@ -154,6 +163,29 @@ def _check_file(path: Path) -> None:
             f"got {path}, whose download is not finished, as {unfinished} beside it shows; expected a whole file; wait "
             "for the download, or continue it"
         )
+def _with_layer_formats(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with a `comfy_quant` tensor for every layer that its header describes, and with their `content`.
+
+    Where a layer has both, the header counts, as in ComfyUI.
+    """
+    ending = f".{COMFY_MARKER}"
+    texts: dict[str, bytes] = {}
+    if ENTRY in checkpoint.metadata:
+        texts = described_markers(checkpoint.metadata[ENTRY], checkpoint.tensors, str(checkpoint.path))
+    tensors = {
+        key: replace(info, content=lambda key=key: bytes(checkpoint.read(key).flatten().view(torch.uint8).tolist()))
+        if key.endswith(ending)
+        else info
+        for key, info in checkpoint.tensors.items()
+    }
+    tensors |= {
+        key: TensorInfo((len(text),), "U8", len(text), 0, lambda text=text: text) for key, text in texts.items()
+    }
+
+    def read(key: str) -> Tensor:
+        return torch.tensor(list(texts[key]), dtype=torch.uint8) if key in texts else checkpoint.read(key)
+
+    return replace(checkpoint, tensors=tensors, read=read)
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -328,7 +360,13 @@ def _of_files(
         for file, keys in places.items():
             _check_file(file)
             stored, header = read_header(file)
-            metadata |= {name: text for name, text in header.items() if len(weights) == 1 or name in _OF_ALL_COMPONENTS}
+            metadata |= {
+                name: text
+                for name, text in header.items()
+                if name != ENTRY and (len(weights) == 1 or name in _OF_ALL_COMPONENTS)
+            }
+            if ENTRY in header:
+                metadata[ENTRY] = merged(metadata.get(ENTRY, _NO_LAYERS), header[ENTRY], str(file))
             mapped = MappedFile(file)
             for key in stored if keys is None else keys:
                 name = f"{component}/{key}"

@@ -22,6 +22,7 @@ from ..quant.fp8 import SCALED_MARKER
 from ..quant.registry import stored_quantization
 from .build import Opened, open_models
 from .containers import DTYPE_NAMES, open_checkpoint
+from .convert_comfy import COMFY_FORMATS, comfy_entries
 from .diffusers_config import model_index, scheduler_entries, transformer_entries, vae_entries
 from .header_config import RELEASE_KEY, completed_config, is_official_form
 from .layouts import TRANSFORMER_FROM_DIFFUSERS, UNUSED_TENSORS, Part, vae_from_diffusers
@@ -30,7 +31,7 @@ from .save import TRANSFORMER_PREFIX, VAE_PREFIX, Pending, stream_safetensors
 
 STAGE = "convert"
 GGUF_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16")
-FORMATS = ("single-file", "diffusers", "fp8", "fp8-scaled", *(f"gguf-{name}" for name in GGUF_TYPES))
+FORMATS = ("single-file", "diffusers", "fp8", "fp8-scaled", *COMFY_FORMATS, *(f"gguf-{name}" for name in GGUF_TYPES))
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _PREFIXES = {"transformer": TRANSFORMER_PREFIX, "vae": VAE_PREFIX}
@@ -90,8 +91,9 @@ def convert(
 
     Args:
         to: "single-file" and "diffusers" change no value; "fp8" casts the weights of the blocks as the official files
-            have them; "fp8-scaled" gives each a scale, which is more precise, in ComfyUI's form; "gguf-q8_0" and so on
-            hold the transformer alone.
+            have them; "fp8-scaled" gives each a scale, which is more precise, in ComfyUI's form of 2025; "comfy-fp8",
+            "comfy-int8" (rotated by ConvRot), "comfy-mxfp8" and "comfy-nvfp4" are ComfyUI's present form, of the same
+            weights; "gguf-q8_0" and so on hold the transformer alone.
         version: a released version, where the file cannot say which it is. It is written into the target.
 
     Returns:
@@ -118,6 +120,8 @@ def convert(
         entries = {name: _cast(entry) if _in_blocks(name, entry) else entry for name, entry in entries.items()}
     if to == "fp8-scaled":
         entries = dict(_scaled(entries))
+    if to in COMFY_FORMATS:
+        entries = dict(comfy_entries(entries, to, _in_blocks))
     stream_safetensors(target, entries, opened.metadata(), stage=STAGE, progress=progress)
     return () if opened.checkpoint.container != "folder" else opened.layout.rest
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..errors import CheckpointError
+from .layer_formats import ENTRY as LAYER_FORMATS
 
 # Where the config is expected: an error in it is fatal. mmgp (WanGP) writes base64 (deepbeepmeep/mmgp safetensors2.py).
 _CONFIG_KEYS = ("config", "config_base64")
@@ -63,7 +64,7 @@ def sections_in(metadata: Mapping[str, str], *, upscaler: bool) -> tuple[dict[st
             entries = {"upscaler": config} if upscaler else config
         fresh = {name: value for name, value in entries.items() if name not in sections}
         sections |= fresh
-        if not fresh and key not in (*_CONFIG_KEYS, RELEASE_KEY, "format"):
+        if not fresh and key not in (*_CONFIG_KEYS, RELEASE_KEY, LAYER_FORMATS, "format"):
             unknown.append(key)
     return sections, unknown
 

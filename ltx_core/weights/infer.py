@@ -309,12 +309,19 @@ def _vae_generation(part: Part | None) -> VAEGeneration | None:
 
 
 class _Shapes:
-    """Shapes of one part by the module's names. Tensors packed by a quantization (integers) do not count."""
+    """Shapes of one part by the module's names. Weights that a quantization packs or pads do not count: integers, but
+    for the kernels of convolutions, and those with block scales.
+    """
 
     def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
         self.keys = tuple(part.keys)
         stored = checkpoint.stored(part.keys)
-        self._shapes = {name: info.shape for name, info in stored.items() if info.dtype not in ("U8", "I8")}
+        self._shapes = {
+            name: info.shape
+            for name, info in stored.items()
+            if info.dtype not in ("U8", "I8") or (info.dtype == "I8" and len(info.shape) > 2)
+            if not (f"{name}_scale" in stored and stored[f"{name}_scale"].dtype in ("U8", "F8_E8M0"))
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes

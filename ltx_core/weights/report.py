@@ -15,6 +15,7 @@ from ..errors import LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
+from ..quant.comfy_quant import ComfyQuant
 from ..quant.linear import Quantization
 from ..quant.registry import stored_quantization
 from ..releases import T5_XXL
@@ -37,7 +38,8 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         `types` (how many tensors are of each), `parameters` and `bytes` per part; `config`, each value with its origin;
         `missing` (config values that the file does not show); `unknown_metadata` and `unknown_tensors` (LTXKit does not
         read them);
-        `notes` (sentences for the user); `problems` (why it would not load).
+        `formats` (of the weights in each part that ComfyUI quantized, and how many are in each); `notes` (sentences for
+        the user); `problems` (why it would not load).
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or of another format.
@@ -52,6 +54,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "what": layout.what,
         "version": [],
         "quantization": None,
+        "formats": {},
         "dtype": {},
         "types": {},
         "parameters": {},
@@ -71,6 +74,11 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     try:
         quantizations = _quantizations(opened)
         report["quantization"] = next((known.name for known in quantizations.values() if known is not None), None)
+        report["formats"] = {
+            name: known.formats(opened.stored(name))
+            for name, known in quantizations.items()
+            if isinstance(known, ComfyQuant)
+        }
         description = opened.description
         if "text_encoder" in layout.parts:
             _add_text_encoder(report, opened)
@@ -85,9 +93,8 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
     report["missing"] = list(description.missing)
     report["notes"] += [note for note in (description.release_note(),) if note is not None]
     report["unknown_metadata"] = list(description.unknown)
-    # Packed weights have shapes of their own and are checked when they are loaded.
     for part, quantization in quantizations.items():
-        report["problems"] += _problems(opened, part) if quantization is None else ()
+        report["problems"] += _problems(opened, part, quantization)
     return report
 
 
@@ -139,13 +146,16 @@ _MODELS: Mapping[str, Callable[[Description], nn.Module]] = {
 }
 
 
-def _problems(opened: Opened, part: PartName) -> Iterator[str]:
-    """Why this part, of plain weights, would not load."""
+def _problems(opened: Opened, part: PartName, quantization: Quantization | None) -> Iterator[str]:
+    """Why this part would not load."""
     if part not in _MODELS:
         return
     try:
         with torch.device("meta"):
             model = _MODELS[part](opened.description)
+        if quantization is not None:  # packed weights have shapes of their own, which only loading compares
+            quantization.prepare(model, opened.stored(part), torch.bfloat16)
+            return
     except LTXKitError as error:
         yield str(error)
         return
@@ -185,6 +195,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     for part, count in report["parameters"].items():
         size = report["bytes"][part]
         lines.append((part, f"{count:,} parameters, {report['dtype'][part]}, {size / 1e6:,.1f} MB"))
+        if part in report["formats"]:
+            formats = ", ".join(f"{number} {name}" for name, number in report["formats"][part].items())
+            lines.append((f"{part} formats", formats))
         if len(report["types"][part]) > 1:
             counts = ", ".join(f"{number} {dtype}" for dtype, number in report["types"][part].items())
             lines.append((f"{part} tensors", counts))

@@ -35,7 +35,7 @@ STAGE = "load text encoder"
 # the decoder.
 EMBEDDING = "shared.weight"
 EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
-_EMBEDDING_OF_DECODER = "decoder.embed_tokens.weight"
+_EMBEDDING_AGAIN = ("encoder.embed_tokens.", "decoder.embed_tokens.")
 
 # The same in every published T5, and visible in no shape (huggingface/transformers configuration_t5.py).
 MAX_DISTANCE = 128
@@ -208,8 +208,13 @@ def text_encoder_config(
 
 
 def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
-    """First size of a weight; of one that is packed into bytes only config.json tells."""
+    """First size of a weight; of one that is packed into one row of bytes only config.json tells.
+
+    Formats that keep the rows may pad them with rows of zeros, which change no result.
+    """
     if info.dtype != "U8":
+        return info.shape[0]
+    if not otherwise and len(info.shape) == 2 and info.shape[1] > 1:
         return info.shape[0]
     if not otherwise:
         raise CheckpointError(
@@ -270,13 +275,14 @@ def encoder_notes(opened: Opened) -> Iterator[str]:
 
 
 def _encoder_keys(part: Part) -> dict[str, str]:
-    """Name in the module -> name in the file, the embedding under its first name only; without what is not used."""
+    """Name in the module -> name in the file, the embedding (with its scales, where it is quantized) under its first
+    name only; without what is not used."""
     keys = {name: key for name, key in part.keys.items() if _is_of_encoder(name)}
-    again = keys.pop(EMBEDDING_AGAIN, None)
-    if again is None:
-        again = part.keys.get(_EMBEDDING_OF_DECODER)
-    if again is not None:
-        keys.setdefault(EMBEDDING, again)
+    for again in _EMBEDDING_AGAIN:
+        keys = {name: key for name, key in keys.items() if not name.startswith(again)}
+        if EMBEDDING not in keys:
+            first = EMBEDDING.removesuffix("weight")
+            keys |= {first + n.removeprefix(again): key for n, key in part.keys.items() if n.startswith(again)}
     return keys
 
 

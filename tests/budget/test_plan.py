@@ -77,7 +77,7 @@ def test_bytes_are_those_of_the_loaded_models(tiny_models: Callable[..., Path]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4", "mxfp8", "nvfp4", "int8_convrot"])
 def test_bytes_of_what_is_quantized_while_it_loads(tiny_models: Callable[..., Path], quantization: str) -> None:
     checkpoint = tiny_models() / "checkpoints/ltxv-tiny.safetensors"
     planned = outline(checkpoint, quantization=quantization)
@@ -369,7 +369,7 @@ def test_work_of_unpacking_blocks(meta_device: Any, name: str) -> None:
         assert 2 * count + scratch_bytes(kind, count, on_cpu=False) == pytest.approx(counted.peak, rel=1e-3, abs=1000)
 
 
-@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4", "mxfp8", "nvfp4", "int8_convrot"])
 def test_work_of_a_quantized_linear(meta_device: Any, quantization: str) -> None:
     with torch.device("meta"):
         model = nn.Module()

@@ -412,7 +412,7 @@ def test_without_the_packages_of_the_extras(
         )
         for name, (_, store) in STORAGES.items()
     ]
-    for name in ("bitsandbytes", "gguf", "accelerate", "diffusers", "peft"):
+    for name in ("bitsandbytes", "gguf", "accelerate", "diffusers", "peft", "comfy_kitchen"):
         monkeypatch.setitem(sys.modules, name, None)
     for path in paths:
         load_transformer(path, version=VERSION)
@@ -425,40 +425,14 @@ def test_without_the_packages_of_the_extras(
 # --- who claims what ---
 
 
-def nvfp4(state: State) -> Stored:
-    """As ComfyUI saves it: two weights per byte, a float8 scale per 16 weights, and one scale for all."""
+def comfy(state: State) -> Stored:
+    """ComfyUI's format since late 2025, see test_comfy_quant.py."""
     stored = dict(state)
     for key, tensor in state.items():
         if is_block_linear(key, tensor):
-            stem, (rows, columns) = key.removesuffix(".weight"), tensor.shape
-            stored[key] = torch.zeros(rows, columns // 2, dtype=torch.uint8)
-            stored[f"{stem}.weight_scale"] = torch.ones(rows, columns // 16).to(torch.float8_e4m3fn)
-            stored[f"{stem}.weight_scale_2"] = torch.tensor(0.1)
-            stored[f"{stem}.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+            stored[key] = tensor.to(torch.float8_e4m3fn)
+            stored[f"{key}_scale"] = torch.ones(())
     return stored, {}
-
-
-def comfy(dtype: torch.dtype, scale: torch.dtype = torch.float32) -> Callable[[State], Stored]:
-    """ComfyUI's format with one scale per weight or per group, without the tensors that name the format."""
-
-    def store(state: State) -> Stored:
-        stored = dict(state)
-        for key, tensor in state.items():
-            if is_block_linear(key, tensor):
-                stored[key] = tensor.to(dtype)
-                stored[f"{key}_scale"] = torch.ones(1).to(scale)
-        return stored, {}
-
-    return store
-
-
-REFUSED: dict[str, Callable[[State], Stored]] = {
-    "nvfp4": nvfp4,
-    "float8_e4m3fn": comfy(torch.float8_e4m3fn),
-    "float8_e5m2": comfy(torch.float8_e5m2),
-    "mxfp8": comfy(torch.float8_e4m3fn, torch.uint8),
-    "int8_tensorwise": comfy(torch.int8),
-}
 
 
 def claiming(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -484,37 +458,13 @@ def test_gguf_alone_claims_blocks(kind: str, transformer: LTXTransformer) -> Non
     assert [known.name for known in (*QUANTIZATIONS, *UNREAD) if known.claims(stored)] == ["gguf"]
 
 
-@pytest.mark.parametrize("place", ["checkpoint", "bare", "component folder"])
-@pytest.mark.parametrize("kind", REFUSED)
-def test_a_format_that_is_not_read_is_refused_by_name(
-    kind: str, place: str, transformer: LTXTransformer, tmp_path: Path
-) -> None:
-    stored, _ = REFUSED[kind](transformer.state_dict())
-    assert claiming(stored) == ["comfy_quant"]
-    path = write_transformer(tmp_path / "model", stored, transformer.config, place)
-    for options in ({}, {"quantization": "fp8"}, {"data": False}):
-        with pytest.raises(UnsupportedError, match=rf"stored as {kind} \(ComfyUI's comfy_quant\).*use the bf16 file"):
-            load_transformer(path, version=VERSION, **options)
-    (problem,) = inspect(path, version=VERSION)["problems"]
-    assert f"stored as {kind} (ComfyUI's comfy_quant)" in problem
-
-
-def test_a_text_encoder_that_is_not_read_is_refused_by_name(
-    t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
-) -> None:
-    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
-    path = write_t5(tmp_path / "t5", nvfp4(state)[0], "file")
-    with pytest.raises(UnsupportedError, match="stored as nvfp4"):
-        load_text_encoder(path, tokenizer=tiny_models() / TEXT_ENCODER)
-
-
 def test_two_claims_at_once_are_refused_with_both_names(transformer: LTXTransformer, tmp_path: Path) -> None:
     state = transformer.state_dict()
     first = {key: tensor for key, tensor in state.items() if key.startswith("transformer_blocks.0.")}
     rest = {key: tensor for key, tensor in state.items() if key not in first}
     mixtures = {
         "fp8 and as bitsandbytes": (block_cast, bnb_4bit("nf4", nested=False)),
-        "fp8 and as comfy_quant": (comfy_scaled(torch.float8_e4m3fn), nvfp4),
+        "fp8 and as comfy_quant": (comfy_scaled(torch.float8_e4m3fn), comfy),
     }
     for names, (one, other) in mixtures.items():
         stored = one(first)[0] | other(rest)[0]
@@ -549,7 +499,10 @@ def test_what_is_stored_keeps_its_type(storage: str, transformer: LTXTransformer
 # --- quantized while they load ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("quantization", "least"), [("fp8", 0.999), ("int8", 0.9999), ("nf4", 0.98)])
+@pytest.mark.parametrize(
+    ("quantization", "least"),
+    [("fp8", 0.999), ("int8", 0.9999), ("nf4", 0.98), ("mxfp8", 0.999), ("nvfp4", 0.98), ("int8_convrot", 0.9999)],
+)
 def test_quantized_on_load(
     quantization: str,
     least: float,
@@ -621,13 +574,13 @@ def test_a_missing_scale_is_named(
 
 
 def test_requests_that_make_no_sense(tiny_models: TinyModels, transformer: LTXTransformer, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="got quantization 'q4'; expected one of fp8, int8, nf4"):
+    with pytest.raises(ConfigError, match="got quantization 'q4'; expected one of fp8, int8, nf4, mxfp8"):
         load_transformer(tiny_models() / CHECKPOINT, quantization="q4")
     stored, _ = block_cast(transformer.state_dict())
     path = write_transformer(tmp_path / "model", stored, transformer.config, "checkpoint")
     with pytest.raises(ConfigError, match=r"got quantization 'int8' for .* quantized already \(fp8\)"):
         load_transformer(path, quantization="int8")
-    assert QUANTIZATION_NAMES == ("fp8", "int8", "nf4")
+    assert QUANTIZATION_NAMES == ("fp8", "int8", "nf4", "mxfp8", "nvfp4", "int8_convrot")
 
 
 def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path: Path) -> None:
@@ -676,12 +629,12 @@ def test_a_device_without_the_type_of_the_weights(
     path = write_transformer(
         tmp_path / "model", plain(torch.bfloat16)(transformer.state_dict())[0], transformer.config, "bare"
     )
-    models = {name: load_transformer(path, quantization=name)[0] for name in QUANTIZATION_NAMES}
+    models = {name: load_transformer(path, quantization=name)[0] for name in ("fp8", "int8", "nf4", "int8_convrot")}
     monkeypatch.setattr(Tensor, "to", refusing)
     message = r"type torch\.float8_e4m3fn for meta, which does not support it .*int8, nf4 or GGUF file"
     with pytest.raises(UnsupportedError, match=message), DevicePlacement("meta")(models["fp8"]):
         pass
     assert all(tensor.device.type == "cpu" for tensor in models["fp8"].state_dict().values())  # none is left there
-    for name in ("int8", "nf4"):
+    for name in ("int8", "nf4", "int8_convrot"):
         with DevicePlacement("meta")(models[name]):
             assert all(tensor.is_meta for tensor in models[name].state_dict().values())
