@@ -170,7 +170,13 @@ def open_models(path: Path | str, *, version: str | None = None, data: bool = Tr
         CheckpointError, UnsupportedError: as `open_checkpoint`.
     """
     checkpoint = open_checkpoint(path)
-    return Opened(checkpoint if data else _without_data(checkpoint), detect_layout(checkpoint.tensors), version)
+    return Opened(checkpoint if data else _without_data(checkpoint), layout_of(checkpoint), version)
+
+
+def layout_of(checkpoint: Checkpoint) -> Layout:
+    """What a container holds, by its names, shapes and header, and, of a LoRA that could be for two models, its name."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return detect_layout(checkpoint.tensors, shapes, checkpoint.metadata, checkpoint.path.name)
 
 
 def load_transformer(

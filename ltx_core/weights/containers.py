@@ -6,14 +6,13 @@ until something reads it, and the pages can be dropped again by the operating sy
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
+from .headers import parse_safetensors, read_json_object
 from .mapping import MappedFile
 
 Container = Literal["safetensors", "folder", "gguf"]
@@ -188,39 +188,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
     if len(text) < length:
         raise CheckpointError(_truncated(path, size, f"at least {8 + length} bytes"))
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"got {path} with an unreadable header ({error}); expected a safetensors file; download it again"
-        ) from error
-    return _parse_header(path, header, data_start=8 + length, data_bytes=size - 8 - length)
-
-
-def _parse_header(
-    path: Path, header: Any, data_start: int, data_bytes: int
-) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    damaged = f"got {path} with a damaged header ({{}}); expected a safetensors file; download it again"
-    if not isinstance(header, dict):
-        raise CheckpointError(damaged.format("not a JSON object"))
-    entries = cast("dict[str, Any]", header)
-    metadata = entries.pop("__metadata__", None) or {}
-    tensors: dict[str, TensorInfo] = {}
-    end = 0
-    for name, entry in entries.items():
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-            start, stop = (int(offset) for offset in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(damaged.format(f"entry {name!r}")) from error
-        if dtype in _DTYPES and stop - start != prod(shape) * _DTYPES[dtype].itemsize:
-            raise CheckpointError(damaged.format(f"{name!r}: {stop - start} bytes for {dtype} of shape {list(shape)}"))
-        tensors[name] = TensorInfo(shape, dtype, stop - start, data_start + start)
-        end = max(end, stop)
-    if data_bytes < end:
-        raise CheckpointError(_truncated(path, data_bytes, f"{end} bytes of tensors"))
-    if data_bytes > end:
-        raise CheckpointError(damaged.format(f"{data_bytes - end} bytes follow the last tensor"))
+    start = 8 + length
+    entries, metadata = parse_safetensors(text, path, data_bytes=size - start)
+    tensors = {
+        name: TensorInfo(entry.shape, entry.dtype, entry.stop - entry.start, start + entry.start)
+        for name, entry in entries.items()
+    }
     return tensors, metadata
 
 
@@ -258,7 +231,7 @@ def _open_folder(path: Path) -> Checkpoint:
     configs = {name: config for name, folder in components.items() if (config := _read_config(folder)) is not None}
     scheduler = path / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        configs["scheduler"] = _read_json(scheduler)
+        configs["scheduler"] = read_json_object(scheduler)
 
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, MappedFile] = {}
@@ -296,26 +269,14 @@ def _component_of(folder: Path) -> str:
         *(cast("list[object]", architectures) if isinstance(architectures, list) else []),
     ]
     for name in names:
-        if name in _COMPONENT_OF_CLASS:
-            return _COMPONENT_OF_CLASS[cast(str, name)]
+        if isinstance(name, str) and name in _COMPONENT_OF_CLASS:
+            return _COMPONENT_OF_CLASS[name]
     return "model"
 
 
 def _read_config(folder: Path) -> dict[str, object] | None:
     file = folder / "config.json"
-    return _read_json(file) if file.is_file() else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"got {file}, which is not readable JSON ({error}); expected a JSON object; download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"got {file}; expected a JSON object; download it again")
-    return cast("dict[str, Any]", content)
+    return read_json_object(file) if file.is_file() else None
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
@@ -340,11 +301,15 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
 
 
 def _shards(index: Path) -> dict[Path, list[str] | None]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"got {index} without a weight_map; expected a sharded index; download it again")
     shards: dict[Path, list[str]] = {}
-    for key, name in cast("dict[str, str]", weight_map).items():
+    for key, name in cast("dict[str, object]", weight_map).items():
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"got {index} with {name!r} as the file of {key!r}; expected a file's name; download it again"
+            )
         file = index.parent / name
         if not file.is_file():
             raise CheckpointError(

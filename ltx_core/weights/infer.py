@@ -408,4 +408,6 @@ def part_or_error(
         "upscaler": "choose a file such as ltxv-spatial-upscaler-0.9.8.safetensors",
         "text_encoder": "choose a file such as t5xxl_fp16.safetensors or a text_encoder folder",
     }[name]
-    raise CheckpointError(f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {advice}")
+    raise CheckpointError(
+        f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {layout.instead or advice}"
+    )

@@ -62,6 +62,8 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "unknown_tensors": list(layout.rest) if layout.parts else [],
         "problems": [],
     }
+    if layout.instead:
+        report["problems"].append(f"{path} is {layout.what}; expected a file of LTX-Video; {layout.instead}")
     for name, stored in _stored_by_part(checkpoint, layout).items():
         report["dtype"][name] = _dtype(stored)
         report["types"][name] = dict(Counter(_word(info.dtype) for info in stored).most_common())
