@@ -51,7 +51,7 @@ _LORA = "use it with that model; for LTX-Video choose a LoRA that was trained fo
 
 MODELS: tuple[Foreign, ...] = (
     Foreign(
-        "an LTX-2 model (audio and video: LTX-2, 2.3 or 2.5), which is another model",
+        "an LTX-2 checkpoint (audio and video: LTX-2, 2.3 or 2.5), which is another model",
         _LTX2,
         "audio_patchify_proj; audio_adaln_single; av_ca_a2v_gate_adaln_single; transformer_blocks.{}.audio_attn1; "
         "transformer_blocks.{}.audio_to_video_attn; transformer_blocks.{}.attn1.to_gate_logits "
@@ -128,7 +128,7 @@ MODELS: tuple[Foreign, ...] = (
         _OTHER,
         "conditioner.embedders; label_emb.0.0; add_embedding.linear_1 down_blocks.{}.resnets.{}.time_emb_proj",
     ),
-    Foreign("a Kandinsky 3 model", _OTHER, "add_time_condition; down_blocks.{}.resnets_in"),
+    Foreign("a Kandinsky 3 checkpoint", _OTHER, "add_time_condition; down_blocks.{}.resnets_in"),
     Foreign("the VAE of Allegro", _VAE, "encoder.temp_conv_in; decoder.temp_conv_in"),
     Foreign(
         "a text-to-video UNet (ModelScope, I2VGen-XL, AnimateDiff)",
@@ -138,7 +138,7 @@ MODELS: tuple[Foreign, ...] = (
     Foreign(
         "a Stable Diffusion 1.x or 2.x checkpoint",
         _OTHER,
-        "input_blocks.0.0 middle_block; input_blocks.{}.{}.in_layers; cond_stage_model.transformer.text_model",
+        "input_blocks.0.0; input_blocks.{}.{}.in_layers; cond_stage_model.transformer.text_model",
     ),
     Foreign(
         "a Stable Diffusion UNet (diffusers)",
@@ -151,143 +151,147 @@ MODELS: tuple[Foreign, ...] = (
         "joint_blocks.{}; pos_embed.pos_embed time_text_embed.timestep_embedder transformer_blocks.{}.norm1_context",
     ),
     Foreign(
-        "a Stable Cascade model",
+        "a Stable Cascade checkpoint",
         _OTHER,
         "clip_txt_pooled_mapper; clip_txt_mapper; effnet_mapper; down_blocks.{}.{}.channelwise clf",
     ),
-    Foreign("a Chroma model", _OTHER, "distilled_guidance_layer; nerf_blocks"),
-    Foreign("a Hunyuan3D model", _OTHER, "latent_in cond_in double_blocks; geo_decoder.cross_attn_decoder"),
+    Foreign("a Chroma checkpoint", _OTHER, "distilled_guidance_layer; nerf_blocks"),
+    Foreign("a Hunyuan3D checkpoint", _OTHER, "latent_in cond_in double_blocks; geo_decoder.cross_attn_decoder"),
     Foreign(
-        "a HunyuanVideo model",
+        "a HunyuanVideo checkpoint",
         _OTHER,
         "txt_in.individual_token_refiner; double_blocks.{}.img_attn_qkv; context_embedder.token_refiner; "
         "cond_type_embed context_embedder_2; image_embedder.norm_in context_embedder_2",
     ),
-    Foreign("a HunyuanDiT model", _OTHER, "mlp_t5.{} pooler; text_embedding_padding time_extra_emb"),
-    Foreign("a JoyImage model", _OTHER, "double_blocks.{}.attn.img_attn_qkv; double_blocks.{}.img_mod.modulate_table"),
+    Foreign("a HunyuanDiT checkpoint", _OTHER, "mlp_t5.{} pooler; text_embedding_padding time_extra_emb"),
     Foreign(
-        "a Flux 2 model",
+        "a JoyImage checkpoint", _OTHER, "double_blocks.{}.attn.img_attn_qkv; double_blocks.{}.img_mod.modulate_table"
+    ),
+    Foreign(
+        "a Flux 2 checkpoint",
         _OTHER,
         "double_stream_modulation_img; double_stream_modulation_txt single_stream_modulation",
     ),
     Foreign(
-        "an Ovis or LongCat image model",
+        "an Ovis or LongCat image checkpoint",
         _OTHER,
         "double_blocks.{}.img_mlp.gate_proj; timestep_embedder.linear_1 context_embedder_norm",
     ),
     Foreign(
-        "a Nucleus image model",
+        "a Nucleus image checkpoint",
         _OTHER,
         "transformer_blocks.{}.img_mlp.experts; transformer_blocks.{}.img_mlp.gate",
     ),
     Foreign(
-        "a Qwen-Image model",
+        "a Qwen-Image checkpoint",
         _OTHER,
         "transformer_blocks.{}.img_mlp.net transformer_blocks.{}.txt_mlp; transformer_blocks.{}.img_mod; txt_norm "
         "txt_in img_in !double_blocks",
     ),
-    Foreign("a Motif-Video model", _OTHER, "x_embedder.proj context_embedder.linear_1 single_transformer_blocks"),
+    Foreign("a Motif-Video checkpoint", _OTHER, "x_embedder.proj context_embedder.linear_1 single_transformer_blocks"),
     Foreign(
-        "a Flux model",
+        "a Flux checkpoint",
         _OTHER,
         "double_blocks.{}.img_attn; single_blocks.{}.linear1; time_text_embed transformer_blocks.{}.attn.add_q_proj "
         "single_transformer_blocks.{}.proj_mlp",
     ),
     Foreign(
-        "a Bria or LongCat image model",
+        "a Bria or LongCat image checkpoint",
         _OTHER,
         "time_embed.timestep_embedder single_transformer_blocks.{}.proj_mlp",
     ),
-    Foreign("an AuraFlow model", _OTHER, "joint_transformer_blocks; double_layers.{}.mlpC; double_layers.{}.attn"),
-    Foreign("a Mochi model", _OTHER, "t5_yproj; blocks.{}.mod_x blocks.{}.mod_y; pos_frequencies"),
+    Foreign("an AuraFlow checkpoint", _OTHER, "joint_transformer_blocks; double_layers.{}.mlpC; double_layers.{}.attn"),
+    Foreign("a Mochi checkpoint", _OTHER, "t5_yproj; blocks.{}.mod_x blocks.{}.mod_y; pos_frequencies"),
     Foreign(
         "a variant of Wan (VACE, HuMo, Animate)",
         _OTHER,
         "vace_blocks; vace_patch_embedding; audio_proj.audio_proj_glob_1; face_adapter pose_patch_embedding",
     ),
     Foreign(
-        "a MiniMax model",
+        "a MiniMax checkpoint",
         _OTHER,
         "video_patch_proj audio_patch_proj; proj_in audio_proj_in token_refiner; time_proj preprocess_conv "
         "transformer_blocks proj_in postprocess_conv !cross_attention_proj",
     ),
-    Foreign("a Cosmos Predict 2 model", _OTHER, "blocks.{}.self_attn.q_proj blocks.{}.adaln_modulation_self_attn"),
+    Foreign("a Cosmos Predict 2 checkpoint", _OTHER, "blocks.{}.self_attn.q_proj blocks.{}.adaln_modulation_self_attn"),
     Foreign(
-        "a Cosmos model",
+        "a Cosmos checkpoint",
         _OTHER,
         "blocks.block0.blocks; learnable_pos_embed patch_embed; transformer_blocks.{}.norm1.linear_1 "
         "transformer_blocks.{}.norm2.linear_1 patch_embed; x_embedder.proj.{} t_embedder.{}.linear_1",
     ),
-    Foreign("a Helios model", _OTHER, "patch_short patch_mid patch_long"),
+    Foreign("a Helios checkpoint", _OTHER, "patch_short patch_mid patch_long"),
     Foreign(
-        "a Wan or SkyReels-V2 model",
+        "a Wan checkpoint (or SkyReels-V2, which is built like it)",
         _OTHER,
-        "blocks.{}.self_attn.q blocks.{}.cross_attn.q; blocks.{}.self_attn.norm_q; condition_embedder.time_embedder "
+        "blocks.{}.self_attn.q; blocks.{}.self_attn.norm_q; condition_embedder.time_embedder "
         "blocks.{}.attn1.to_q; condition_embedder.text_embedder blocks.{}.attn2.to_k; patch_embedding "
         "text_embedding.{} time_projection.{}",
     ),
     Foreign(
-        "a CogVideoX or CogView model",
+        "a CogVideoX or CogView checkpoint",
         _OTHER,
         "patch_embed.text_proj; transformer_blocks.{}.norm1.linear transformer_blocks.{}.norm2.linear "
         "!transformer_blocks.{}.norm2_context; blocks.{}.norm1.linear blocks.{}.norm2.linear; "
         "time_embedding_linear_1 patch_embed",
     ),
-    Foreign("a GLM-Image model", _OTHER, "glyph_projector prior_projector"),
-    Foreign("a Kandinsky 5 model", _OTHER, "visual_transformer_blocks; text_transformer_blocks visual_embeddings"),
-    Foreign("a HiDream model", _OTHER, "double_stream_blocks; single_stream_blocks p_embedder"),
-    Foreign("a Z-Image model", _OTHER, "cap_pad_token x_pad_token noise_refiner; all_x_embedder all_final_layer"),
+    Foreign("a GLM-Image checkpoint", _OTHER, "glyph_projector prior_projector"),
+    Foreign("a Kandinsky 5 checkpoint", _OTHER, "visual_transformer_blocks; text_transformer_blocks visual_embeddings"),
+    Foreign("a HiDream checkpoint", _OTHER, "double_stream_blocks; single_stream_blocks p_embedder"),
+    Foreign("a Z-Image checkpoint", _OTHER, "cap_pad_token x_pad_token noise_refiner; all_x_embedder all_final_layer"),
     Foreign(
-        "an OmniGen model",
+        "an OmniGen checkpoint",
         _OTHER,
         "patch_embedding.input_image_proj; ref_image_patch_embedder; input_image_patch_embedder; output_image_embedder",
     ),
     Foreign(
-        "a Lumina model",
+        "a Lumina checkpoint",
         _OTHER,
         "noise_refiner context_refiner; cap_embedder.{} layers.{}.attention; time_caption_embed layers.{}",
     ),
     Foreign(
-        "a Sana model",
+        "a Sana checkpoint",
         _OTHER,
         "transformer_blocks.{}.ff.conv_inverted; blocks.{}.mlp.inverted_conv; caption_norm transformer_blocks; "
         "attention_y_norm y_embedder.y_proj",
     ),
-    Foreign("a Latte model", _OTHER, "temporal_transformer_blocks pos_embed.proj"),
-    Foreign("a StepVideo model", _OTHER, "transformer_blocks.{}.attn1.wqkv; caption_norm.weight clip_projection"),
+    Foreign("a Latte checkpoint", _OTHER, "temporal_transformer_blocks pos_embed.proj"),
+    Foreign("a StepVideo checkpoint", _OTHER, "transformer_blocks.{}.attn1.wqkv; caption_norm.weight clip_projection"),
     Foreign(
-        "an Open-Sora model",
+        "an Open-Sora checkpoint",
         _OTHER,
         "spatial_blocks.{}.attn temporal_blocks.{}.attn; y_embedder spatial_blocks.{}",
     ),
     Foreign(
-        "a PixArt model",
+        "a PixArt checkpoint",
         _OTHER,
         "t_block.{} y_embedder.y_embedding; pos_embed.proj.weight@0=1152 adaln_single; csize_embedder ar_embedder",
     ),
-    Foreign("an Allegro model", _OTHER, "pos_embed.proj adaln_single caption_projection transformer_blocks.{}.attn1"),
-    Foreign("a DiT image model", _OTHER, "pos_embed.proj transformer_blocks.{}.norm1.emb; proj_out_1 proj_out_2"),
     Foreign(
-        "an EasyAnimate model",
+        "an Allegro checkpoint", _OTHER, "pos_embed.proj adaln_single caption_projection transformer_blocks.{}.attn1"
+    ),
+    Foreign("a DiT image checkpoint", _OTHER, "pos_embed.proj transformer_blocks.{}.norm1.emb; proj_out_1 proj_out_2"),
+    Foreign(
+        "an EasyAnimate checkpoint",
         _OTHER,
         "text_proj_t5 transformer_blocks; text_proj proj transformer_blocks.{}.attn2.add_q_proj",
     ),
-    Foreign("a SeedVR2 model", _OTHER, "vid_in.proj vid_out; blocks.{}.attn.proj_qkv.vid; blocks.{}.mlp.vid"),
+    Foreign("a SeedVR2 checkpoint", _OTHER, "vid_in.proj vid_out; blocks.{}.attn.proj_qkv.vid; blocks.{}.mlp.vid"),
     Foreign(
-        "an ACE-Step music model",
+        "an ACE-Step music checkpoint",
         _OTHER,
         "lyric_encoder; genre_embedder; proj_in_conv proj_out_conv time_embed_r; encoder.lyric_encoder",
     ),
     Foreign(
-        "a Stable Audio model",
+        "a Stable Audio checkpoint",
         _OTHER,
         "preprocess_conv postprocess_conv; to_cond_embed transformer.layers; timestep_features to_timestep_embed",
     ),
-    Foreign("a Krea 2 model", _OTHER, "txtfusion; text_fusion.layerwise_blocks; text_fusion txt_in"),
-    Foreign("an Ideogram model", _OTHER, "embed_image_indicator; llm_cond_proj"),
-    Foreign("an ERNIE-Image model", _OTHER, "layers.{}.adaLN_sa_ln; layers.{}.mlp.linear_fc2 x_embedder"),
+    Foreign("a Krea 2 checkpoint", _OTHER, "txtfusion; text_fusion.layerwise_blocks; text_fusion txt_in"),
+    Foreign("an Ideogram checkpoint", _OTHER, "embed_image_indicator; llm_cond_proj"),
+    Foreign("an ERNIE-Image checkpoint", _OTHER, "layers.{}.adaLN_sa_ln; layers.{}.mlp.linear_fc2 x_embedder"),
     Foreign(
-        "a PRX image model",
+        "a PRX image checkpoint",
         _OTHER,
         "blocks.{}.img_qkv_proj; blocks.{}.attention.img_qkv_proj; blocks.{}.txt_kv_proj",
     ),
@@ -392,11 +396,16 @@ COMPANIONS: tuple[Foreign, ...] = (
         "encoder.conv1",
     ),
     Foreign(
-        "a CLIP text or vision encoder",
+        "a CLIP text encoder",
         _TEXT,
-        "text_model.encoder.layers; vision_model.encoder.layers !multi_modal_projector; embeddings.token_embedding "
-        "encoder.layers.{}.self_attn; embeddings.patch_embedding encoder.layers.{}.self_attn !multi_modal_projector; "
-        "transformer.resblocks.{}.attn; visual.transformer.resblocks",
+        "text_model.encoder.layers; embeddings.token_embedding encoder.layers.{}.self_attn; "
+        "transformer.resblocks.{}.attn; cond_stage_model.model.transformer",
+    ),
+    Foreign(
+        "a CLIP or SigLIP vision encoder",
+        _TEXT,
+        "vision_model.encoder.layers !multi_modal_projector; "
+        "embeddings.patch_embedding encoder.layers.{}.self_attn !multi_modal_projector; visual.transformer.resblocks",
     ),
     Foreign(
         "a vision encoder (DINOv2, SigLIP, or a projector of a language model)",
@@ -504,13 +513,13 @@ LORAS: tuple[Foreign, ...] = (
         "context_embedder.token_refiner; transformer_blocks.19.norm1_context single_transformer_blocks; "
         "single_transformer_blocks.38",
     ),
+    _lora("AuraFlow", "joint_transformer_blocks; double_layers.{}; single_layers.{}"),
     _lora(
         "Flux (or HunyuanVideo)",
         "double_blocks.{}; single_blocks.{}; single_transformer_blocks.{}.attn; "
         "single_transformer_blocks.{}.proj_mlp; single_transformer_blocks.{}.proj_out; "
         "single_transformer_blocks.{}.norm",
     ),
-    _lora("AuraFlow", "joint_transformer_blocks; double_layers.{}; single_layers.{}"),
     _lora(
         "Qwen-Image",
         "transformer_blocks.{}.img_mlp; transformer_blocks.{}.txt_mlp; transformer_blocks.{}.img_mod; "

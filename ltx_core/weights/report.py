@@ -33,6 +33,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
 
     Returns:
         JSON-ready: `path`; `container`; `layout` (how its tensors are named); `kind` and `what` (the same in words);
+        `instead` (what to do with it, only of a model of others or a LoRA for one);
         `version` (a name of a release, or a list of those that it can be); `quantization`; `dtype` (of most bytes),
         `types` (how many tensors are of each), `parameters` and `bytes` per part; `config`, each value with its origin;
         `missing` (config values that the file does not show); `unknown_metadata` and `unknown_tensors` (LTXKit does not
@@ -63,7 +64,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "problems": [],
     }
     if layout.instead:
-        report["problems"].append(f"{path} is {layout.what}; expected a file of LTX-Video; {layout.instead}")
+        report["instead"] = layout.instead
     for name, stored in _stored_by_part(checkpoint, layout).items():
         report["dtype"][name] = _dtype(stored)
         report["types"][name] = dict(Counter(_word(info.dtype) for info in stored).most_common())
@@ -176,6 +177,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines = [
         ("file", report["path"]),
         ("kind", f"{report['kind']}: {report['what']}"),
+        *([("instead", report["instead"])] if "instead" in report else []),
         ("version", names or "not a released one"),
         ("container", report["container"]),
         ("layout", report["layout"] or "unknown"),

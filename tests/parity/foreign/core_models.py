@@ -405,7 +405,14 @@ def models() -> Mapping[str, Callable[[], Built]]:
         ),
         "CLIP L": clip_l,
         "CLIP vision": lambda: importlib.import_module("comfy.clip_model").CLIPVisionModelProjection(
-            {**_CLIP_L, "model_type": "clip_vision_model", "image_size": 224, "patch_size": 14, "num_channels": 3, "projection_dim": 768},
+            {
+                **_CLIP_L,
+                "model_type": "clip_vision_model",
+                "image_size": 224,
+                "patch_size": 14,
+                "num_channels": 3,
+                "projection_dim": 768,
+            },
             torch.bfloat16,
             "meta",
             _ops(),
