@@ -1,12 +1,13 @@
-"""Headers are read as they came from a stranger: what the format does not allow is refused here, by file and field.
+"""Headers come from strangers: what the format does not allow is refused here, by the file and the field.
 
-Rules of safetensors (huggingface/safetensors, safetensors/src/tensor.rs; `tests/weights/test_headers.py` compares with the
-package): the header is one JSON object in UTF-8; no name occurs twice; every tensor has a dtype, a shape of whole numbers
-and two offsets, whole numbers too; its bytes are as many as dtype and shape say; in the order of their offsets the tensors
-follow each other without overlap and without a hole, from the first byte after the header to the last one of the file.
+Rules of safetensors (huggingface/safetensors, safetensors/src/tensor.rs; `tests/weights/test_headers.py` compares with
+the package): the header is one JSON object in UTF-8; no name occurs twice; every tensor has a dtype, a shape of whole
+numbers and two offsets, whole numbers too; its bytes are as many as dtype and shape say; in the order of their offsets
+the tensors follow each other without overlap and without a hole, from the first byte after the header to the last one
+of the file.
 
-One thing is more lenient: the format allows only text as a value of `__metadata__`, and programs that write it by hand put
-objects there, which become text.
+One thing is more lenient: the format allows only text as a value of `__metadata__`, and programs that write it by hand
+put objects there, which become text.
 """
 
 from __future__ import annotations
@@ -62,25 +63,25 @@ class Entry(NamedTuple):
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """What of a JSON text is refused, in a few words."""
 
 
 def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
-        raise _Refused(f"a number of {len(text)} digits")
+        raise _RefusedError(f"a number of {len(text)} digits")
     # JSON allows -0, which is a decimal for other readers: two readers, two values.
     return int(text) if text != "-0" else _constant(text)
 
 
 def _constant(text: str) -> Any:
-    raise _Refused(f"the number {text}")
+    raise _RefusedError(f"the number {text}")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if number - number != 0:
-        raise _Refused(f"the number {text[:20]}, which no float64 can hold")
+        raise _RefusedError(f"the number {text[:20]}, which no float64 can hold")
     return number
 
 
@@ -90,7 +91,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise _Refused(f"the name {_short(name)} twice in one object")
+                raise _RefusedError(f"the name {_short(name)} twice in one object")
             seen.add(name)
     return entries
 
@@ -111,7 +112,7 @@ def parse_json(text: bytes | str, what: str) -> Any:
             decoded, parse_int=_whole, parse_float=_finite, parse_constant=_constant, object_pairs_hook=_unique
         )
         if _depth_of(value) > MAX_DEPTH:
-            raise _Refused(f"values nested more than {MAX_DEPTH} deep")
+            raise _RefusedError(f"values nested more than {MAX_DEPTH} deep")
     except RecursionError as error:
         raise _unreadable(what, f"values nested more than {MAX_DEPTH} deep") from error
     except UnicodeDecodeError as error:
@@ -170,8 +171,8 @@ def _depth_of(value: Any) -> int:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    names = {bool: "true or false", str: "text", list: "a list", int: "a number", float: "a number", dict: "an object"}
-    return names[type(value)]
+    kinds = ((bool, "true or false"), (str, "text"), (list, "a list"), (dict, "an object"))
+    return next((words for kind, words in kinds if isinstance(value, kind)), "a number")
 
 
 def _short(value: object) -> str:

@@ -8,12 +8,14 @@ missing is left to `infer`.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from ..config import BlockKind, CheckpointConfig, UpsamplerConfig, VAEBlock
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
+from .headers import parse_json_object
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,32 @@ _IGNORED = _Ignored()
 _Rule = _Read | _Only | _Ignored
 
 
+_LONGEST_VALUE = 200  # characters of a wrong value in a message
+
 # --- value parsers ----------------------------------------------------------------------------------------------------
 
 
 def _wrong(value: object, name: str, expected: str) -> ConfigError:
+    text = repr(value)
     return ConfigError(
-        f"got {name} = {value!r} in the checkpoint's config; expected {expected}; LTXKit cannot run this model"
+        f"got {name} = {text if len(text) <= _LONGEST_VALUE else f'{text[:_LONGEST_VALUE]}...'} in the checkpoint's "
+        f"config; expected {expected}; LTXKit cannot run this model"
     )
 
 
+_LARGEST = 2**24  # of any size or count in a config
+
+
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
-        raise _wrong(value, name, "a whole number")
+    # The comparison comes first: it is false for NaN, and int() of an infinity fails.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _LARGEST or value % 1:
+        raise _wrong(value, name, f"a whole number from 1 to {_LARGEST}")
     return int(value)
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(value, name, "a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise _wrong(value, name, "a finite number")
     return float(value)
 
 
@@ -79,8 +89,8 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _same_flag(value: Any, name: str) -> bool:
-    if not isinstance(value, list) or len(set(cast("list[Any]", value))) != 1:
-        raise _wrong(value, name, "a list of equal flags")
+    if not isinstance(value, list) or not value or any(item != value[0] for item in cast("list[Any]", value)):
+        raise _wrong(cast(object, value), name, "a list of equal flags")
     return _flag(value[0], name)
 
 
@@ -345,17 +355,7 @@ def read_file_metadata(metadata: Mapping[str, str], *, upscaler: bool) -> Sectio
 
 
 def _parse_config(text: str) -> dict[str, Any]:
-    try:
-        config: Any = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"got metadata whose `config` is not JSON ({error}); expected a JSON object; download the file again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"got metadata whose `config` is {text[:40]!r}; expected a JSON object; download the file again"
-        )
-    return cast("dict[str, Any]", config)
+    return parse_json_object(text, "metadata with a `config`")
 
 
 def _upscaler_sections(config: Mapping[str, Any]) -> Iterator[Section]:

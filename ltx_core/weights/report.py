@@ -8,7 +8,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import LTXKitError
@@ -19,7 +18,7 @@ from ..quant.linear import Quantization
 from ..quant.registry import stored_quantization
 from ..releases import T5_XXL
 from .assign import differences
-from .build import Opened, open_models
+from .build import Opened, on_meta, open_models
 from .containers import DTYPE_NAMES, Checkpoint, TensorInfo
 from .infer import Description
 from .layouts import Layout, PartName
@@ -145,8 +144,7 @@ def _problems(opened: Opened, part: PartName) -> Iterator[str]:
     if part not in _MODELS:
         return
     try:
-        with torch.device("meta"):
-            model = _MODELS[part](opened.description)
+        model = on_meta(_MODELS[part], opened.description, part)
     except LTXKitError as error:
         yield str(error)
         return
