@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -240,8 +242,11 @@ def _entry(name: str, entry: Any, path: Path) -> Entry:
     offsets = _counts(fields["data_offsets"], f"{_short(name)}: data_offsets", path)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _damaged(path, f"{_short(name)} has data_offsets {_short(list(offsets))}, expected a start and an end")
+    # The product from the left, as the package computes it: a 0 does not excuse what comes before it.
+    if max(accumulate(shape, mul), default=1) > _MAX_COUNT:
+        raise _damaged(path, f"{_short(name)} has the shape {_short(list(shape))}, more elements than can be counted")
     bits = prod(shape) * DTYPE_BITS[dtype]
-    if bits > 8 * _MAX_COUNT or bits % 8 or bits // 8 != offsets[1] - offsets[0]:
+    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
         raise _damaged(
             path, f"{_short(name)} has {offsets[1] - offsets[0]} bytes for {dtype} of shape {_short(list(shape))}"
         )
