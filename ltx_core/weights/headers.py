@@ -51,6 +51,7 @@ DTYPE_BITS: Mapping[str, int] = {
 MAX_DEPTH = 128  # of nested arrays and objects, as in serde_json, which reads the format elsewhere
 _MAX_DIGITS = 20  # of a whole number: 2**64 has as many
 _MAX_COUNT = 2**63 - 1  # bytes or elements that torch can count
+_MAX_AXES = 64  # of a tensor in torch
 
 
 class Entry(NamedTuple):
@@ -242,6 +243,8 @@ def _entry(name: str, entry: Any, path: Path) -> Entry:
     offsets = _counts(fields["data_offsets"], f"{_short(name)}: data_offsets", path)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _damaged(path, f"{_short(name)} has data_offsets {_short(list(offsets))}, expected a start and an end")
+    if len(shape) > _MAX_AXES:
+        raise _damaged(path, f"{_short(name)} has {len(shape)} axes, expected at most {_MAX_AXES}")
     # The product from the left, as the package computes it: a 0 does not excuse what comes before it.
     if max(accumulate(shape, mul), default=1) > _MAX_COUNT:
         raise _damaged(path, f"{_short(name)} has the shape {_short(list(shape))}, more elements than can be counted")

@@ -172,6 +172,11 @@ def test_values_of_the_metadata_that_are_no_text_become_text(tmp_path: Path) -> 
     assert metadata == {"config": '{"vae": {"dims": 3}}', "steps": "5", "text": "as it is"}
 
 
+def test_a_tensor_of_many_axes_is_not_multiplied_out(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'a' has 200000 axes"):
+        read_header(write(tmp_path / "x.safetensors", {"a": entry(shape=[2] * 200_000)}))
+
+
 def test_a_header_longer_than_the_format_allows(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", 100_000_001) + b"{" + b" " * 10)
