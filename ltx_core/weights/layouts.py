@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CheckpointError
+from .counts import FEW
 from .foreign import foreign_lora, foreign_model
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
@@ -127,6 +128,10 @@ def vae_from_diffusers(keys: Iterable[str]) -> KeyMap:
     other block list.
     """
     keys = list(keys)
+    # Every key is compared with every rule, and every block makes rules: no VAE has so many, and as they stand its names
+    # are refused as those of no model.
+    if any(len(block_groups(keys, blocks)) > FEW for blocks in ("encoder.down_blocks.", "decoder.up_blocks.")):
+        return IDENTITY
     rules: list[tuple[str, str]] = [
         ("latents_mean", "per_channel_statistics.mean-of-means"),
         ("latents_std", "per_channel_statistics.std-of-means"),
