@@ -128,8 +128,8 @@ def vae_from_diffusers(keys: Iterable[str]) -> KeyMap:
     other block list.
     """
     keys = list(keys)
-    # Every key is compared with every rule, and every block makes rules: no VAE has so many, and as they stand its names
-    # are refused as those of no model.
+    # Every key is compared with every rule, and every block makes rules. No VAE has so many blocks: as they stand, the
+    # names are refused.
     if any(len(block_groups(keys, blocks)) > FEW for blocks in ("encoder.down_blocks.", "decoder.up_blocks.")):
         return IDENTITY
     rules: list[tuple[str, str]] = [
