@@ -15,7 +15,7 @@ from .frames import (
     resize,
     rgb_frames,
 )
-from .pictures import PICTURE_SUFFIXES, Picture, read_image, read_picture, read_pictures
+from .pictures import PICTURE_SUFFIXES, Picture, is_animated, read_image, read_picture, read_pictures
 from .writing import compress, write_gif, write_image, write_video
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "compress",
     "contact_sheet",
     "crop_to_shape",
+    "is_animated",
     "is_clip",
     "read_image",
     "read_metadata",

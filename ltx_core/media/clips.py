@@ -20,12 +20,13 @@ from ..errors import ConfigError
 from ..progress import Notes, log_note
 from .decoding import Screen, decoded_frames, open_video
 from .pictures import PICTURE_SUFFIXES, Picture, is_animated, is_still, read_image, read_pictures
-from .timing import ASSUMED_RATE, LOOK_AHEAD, Shot, at_ticks, own_rate, timed
+from .timing import ASSUMED_RATE, LOOK_AHEAD, Shot, at_ticks, average_rate, own_rate, timed
 
-CLIP_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .webm .mkv .avi .gif .ts .m2ts .mts .mpg .mpeg .m2v .vob .wmv .asf .flv .f4v .3gp .3g2 .ogv .ogg "
-    ".mxf .y4m .ivf .h264 .264 .h265 .265 .hevc .mjpeg .mjpg .dv .nut".split()
-)
+CLIP_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".m2v", ".vob",
+    ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogg", ".mxf", ".y4m", ".ivf", ".h264", ".264", ".h265",
+    ".265", ".hevc", ".mjpeg", ".mjpg", ".dv", ".nut",
+})  # fmt: skip
 """Names of files that are listed as clips; animated WebP, PNG and AVIF are clips under the names of pictures."""
 
 
@@ -53,8 +54,8 @@ def read_video(
     """A clip in memory, with its frames at their times.
 
     start, limit: first frame and number of frames, counted after resampling.
-    fps: resample to this rate. None: the clip's own rate, at which each frame is seen once; a clip of variable rate gets
-        one at which its frames keep their times, and `notes` says so.
+    fps: resample to this rate. None: the clip's own rate, at which each frame is seen once; a clip of variable rate
+        gets one at which its frames keep their times, and `notes` says so.
 
     Raises:
         ConfigError: as `stream_video`; the clip has no frame number `start`.
@@ -74,7 +75,7 @@ def read_video(
                 shots = at_ticks(known, fps)
         else:
             shots = at_ticks(shots, fps)
-        frames = [frame for frame in _shown(itertools.islice(shots, start, stop))]
+        frames = list(_shown(itertools.islice(shots, start, stop)))
     if not frames:
         raise ConfigError(f"got {path}, which has no frame number {start}; expected a longer clip; start earlier")
     return Clip(torch.stack(frames), fps)
@@ -87,8 +88,7 @@ def video_fps(path: Path, notes: Notes = log_note) -> Fraction:
         if source.rate:
             return source.rate
         shots = list(timed(itertools.islice(source.shots, LOOK_AHEAD), ASSUMED_RATE, None, say))
-        span = (shots[-1].time or 0) - (shots[0].time or 0) + (shots[-1].duration or 0)
-        return len(shots) / span if span > 0 and shots[-1].duration else own_rate(shots, None)[0]
+        return average_rate(shots)
 
 
 def stream_video(
@@ -169,7 +169,7 @@ def _opened(path: Path, say: Notes) -> Generator[_Source, None, None]:
         yield _Source(None, _animation(path, say))
     elif is_still(path):
         say("is a picture: it is taken as a clip of one frame")
-        yield _Source(None, iter([Shot(lambda: read_image(path)[0])]))
+        yield _Source(None, iter([Shot(lambda: read_image(path, lambda _: None)[0], Fraction(0))]))
     else:
         with open_video(path) as (container, stream):
             rate = stream.average_rate or stream.guessed_rate

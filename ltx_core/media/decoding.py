@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, LTXKitError
 from ..progress import Notes
-from .colour import BT709, HDR_NAMES, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
+from .colour import HDR_NAMES, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -61,7 +61,8 @@ def _shown_stream(container: InputContainer, path: Path) -> VideoStream:
 
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if videos:
-        if videos[0].codec_context is None:
+        context: Any = videos[0].codec_context  # PyAV's stubs leave out that there may be none
+        if context is None:
             raise ConfigError(
                 f"got {path}, whose video this installation of PyAV cannot decode; expected H.264 or another common "
                 "codec; convert it"
@@ -80,24 +81,13 @@ def decoded_frames(container: InputContainer, stream: VideoStream, path: Path, s
     from av.error import FFmpegError
 
     damaged = count = 0
-    packets = container.demux(stream)
-    while True:
+    for packet in container.demux(stream):
         try:
-            packet = next(packets, None)
-            if packet is None:
-                break
             frames = packet.decode()
         except EOFError:
             break
-        except (FFmpegError, MemoryError) as error:
+        except FFmpegError:
             damaged += 1
-            if damaged > 1000 and not count:
-                raise ConfigError(
-                    f"got video {path}, of which nothing can be decoded ({error}); expected a readable file; "
-                    "choose another"
-                ) from error
-            if packet is None:
-                break
             continue
         for frame in frames:
             count += 1
@@ -132,7 +122,6 @@ class Screen:
         self.path, self.say = path, say
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
         self.context = context
-        self.square = True
         self._graph: tuple[_Look, Any, Any, Any] | None = None
         self._size: tuple[int, int] | None = None
         self._said: set[str] = set()
@@ -203,7 +192,8 @@ class Screen:
         from av.filter import Graph
 
         graph = Graph()
-        source = graph.add_buffer(width=look.width, height=look.height, format=look.format, time_base=Fraction(1, 1000))
+        pixels: Any = look.format  # a name does for every version
+        source = graph.add_buffer(width=look.width, height=look.height, format=pixels, time_base=Fraction(1, 1000))
         width, height = self._square_size(look.width, look.height)
         colours = [f"in_color_matrix={look.matrix}"] if look.matrix else []
         scale = graph.add(
@@ -266,7 +256,8 @@ def _display_matrix(frame: VideoFrame) -> _Matrix:
     """(a, b, c, d) of a display matrix: a point (x, y) is shown at (a x + c y, b x + d y), up to a shift."""
     from av.sidedata.sidedata import Type
 
-    stored = frame.side_data.get(Type.DISPLAYMATRIX)
+    side_data: Any = frame.side_data
+    stored = side_data.get(Type.DISPLAYMATRIX)
     if stored is None:
         return 1, 0, 0, 1
     numbers = memoryview(bytes(stored)).cast("i")  # native order
@@ -288,10 +279,11 @@ def _upright(pixels: Tensor, matrix: _Matrix) -> Tensor:
 
 
 def read_still(path: Path, notes: Notes) -> tuple[Tensor, Tensor | None] | None:
-    """A picture in a format that FFmpeg knows and Pillow does not (EXR, HDR, DPX, float TIFF, JPEG XL): its colours
-    (h, w, 3) and its opacity (h, w) or None. None: not a picture.
+    """A picture in a format that FFmpeg knows and Pillow does not (EXR, HDR, DPX, float TIFF): its colours (h, w, 3),
+    which floats may have beyond [0, 1], and its opacity (h, w) or None. None: not a picture.
 
-    Light in EXR and HDR becomes sRGB; what is brighter than white is clipped.
+    Coloured light in EXR and HDR becomes sRGB, and what is brighter than white is clipped; EXR of one channel, such as
+    depth, stays as it is.
     """
     try:
         with open_video(path) as (container, stream):
@@ -302,10 +294,9 @@ def read_still(path: Path, notes: Notes) -> tuple[Tensor, Tensor | None] | None:
             frame = next(decoded_frames(container, stream, path, screen.say))
             screen.check(frame, 0)
             pixels, alpha = screen.layers(frame)
-            finite = pixels.nan_to_num(0.0, 1.0, 0.0)
-            if stream.codec_context.name in _LINEAR:
+            if stream.codec_context.name in _LINEAR and not frame.format.name.startswith("gray"):
                 notes(f"{path} holds linear light, which is shown as sRGB.")
-                finite = to_srgb(finite)
-            return finite.clamp(0, 1), alpha
+                pixels = to_srgb(pixels.nan_to_num(0.0, 1.0, 0.0))
+            return pixels, alpha
     except ConfigError:
         return None

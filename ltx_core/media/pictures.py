@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-PICTURE_SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .jp2 .j2k .jxl .ppm .pgm .pbm .pnm .pfm .tga "
-    ".dds .psd .qoi .ico .exr .hdr .dpx".split()
-)
+PICTURE_SUFFIXES = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2",
+    ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".dds", ".psd", ".qoi", ".ico", ".exr", ".hdr", ".dpx",
+})  # fmt: skip
 """Names of files that are listed as pictures; what a file is, its content decides."""
 
 _MOVING = frozenset({"AVIF", "FLI", "GIF", "PNG", "TIFF", "WEBP"})
@@ -92,15 +92,21 @@ def read_picture(path: Path, notes: Notes = log_note) -> Picture:
     Raises:
         ConfigError: the file is missing, is not a picture, is damaged, or has more pixels than Pillow's limit.
     """
+    import numpy as np
+
     try:
         return next(_pillow_pictures(path, notes, all_of_them=False)).picture
-    except _NotOpened as error:
+    except _NotOpenedError as error:
         still = read_still(path, notes)
         if still is None:
             raise ConfigError(
                 f"got {path}, which is not a picture; expected PNG, JPEG, WebP or a similar format; choose another file"
             ) from error
-        return Picture(*still)
+    pixels, alpha = still
+    values = pixels.double().numpy()
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        pixels = torch.from_numpy(_in_unit_range(values, lambda text: notes(f"{path} {text}."))).float()
+    return Picture(pixels, alpha)
 
 
 def read_pictures(path: Path, notes: Notes = log_note) -> Iterator[TimedPicture]:
@@ -129,7 +135,7 @@ def _count(path: Path) -> int | None:
         return None
 
 
-class _NotOpened(ConfigError):
+class _NotOpenedError(ConfigError):
     """Pillow does not know the format."""
 
 
@@ -143,12 +149,14 @@ def _opened(path: Path) -> Generator[Image, None, None]:
             warnings.simplefilter("ignore")  # of half the limit, and of damaged tags: the file is shown or refused
             with Image.open(path) as file:
                 if file.format in _NOT_SHOWN:
-                    raise _NotOpened(f"got {path}, a {file.format} file; expected pixels; save it as PNG")
+                    raise _NotOpenedError(f"got {path}, a {file.format} file; expected pixels; save it as PNG")
                 yield file
     except LTXKitError:
         raise
     except UnidentifiedImageError as error:
-        raise _NotOpened(f"got {path}, which Pillow does not open; expected a picture; choose another file") from error
+        raise _NotOpenedError(
+            f"got {path}, which Pillow does not open; expected a picture; choose another file"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ConfigError(
             f"got picture {path}, which is too large ({str(error).split(', could')[0]}); expected fewer pixels; make "
@@ -160,8 +168,8 @@ def _opened(path: Path) -> Generator[Image, None, None]:
         ) from error
     except _DECODER_ERRORS as error:
         raise ConfigError(
-            f"got picture {path}, which is damaged ({error or type(error).__name__}); expected a readable file; save it "
-            "again or choose another"
+            f"got picture {path}, which is damaged ({error or type(error).__name__}); expected a readable file; save "
+            "it again or choose another"
         ) from error
 
 
@@ -195,9 +203,11 @@ def _seconds(milliseconds: float) -> Fraction:
 
 
 def _shown(picture: Image, say: Notes) -> Picture:
+    # Where it is not TIFF, Pillow has 16 bits in its 32-bit mode.
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF")
     picture = _upright(picture, say)
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _by_own_range(picture, say)
+    if deep or picture.mode in ("I", "F"):
+        return _by_own_range(picture, 65535 if deep else None, say)
     profile = picture.info.get("icc_profile")
     alpha = None
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
@@ -231,23 +241,24 @@ def _in_srgb(picture: Image, profile: bytes | None, say: Notes) -> Image:
         from PIL import ImageCms
 
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            kind: str = source.profile.xcolor_space.strip()
             if ImageCms.getProfileDescription(source).startswith("sRGB"):
                 return picture.convert("RGB")
             modes = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
-            mode = modes.get(source.profile.xcolor_space.strip())
+            mode = modes.get(kind)
             if mode == picture.mode or (mode == "RGB" and picture.mode not in ("CMYK", "LAB")):
                 srgb = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(picture.convert(mode), source, srgb, outputMode="RGB")
                 return converted or picture.convert("RGB")  # None comes only of a conversion in place
-            say(f"has an ICC profile for {source.profile.xcolor_space.strip()}, but is {picture.mode}: it is left out")
+            say(f"has an ICC profile for {kind}, but is {picture.mode}: it is left out")
         except (ImageCms.PyCMSError, *_DECODER_ERRORS) as error:
             say(f"has an ICC profile that cannot be used ({error}): its colours are taken as sRGB")
     return picture.convert("RGB")
 
 
-def _by_own_range(picture: Image, say: Notes) -> Picture:
-    """Grey of 16 or 32 bits, or of floats."""
+def _by_own_range(picture: Image, white: int | None, say: Notes) -> Picture:
+    """Grey of 16 or 32 bits, or of floats. white: the value that is 1; None: its numbers tell."""
     import numpy as np
 
     values = np.asarray(picture).astype(np.float64)
@@ -255,30 +266,23 @@ def _by_own_range(picture: Image, say: Notes) -> Picture:
     alpha = torch.from_numpy(values != hidden).float() if isinstance(hidden, int) else None
     if alpha is not None and bool(alpha.all()):
         alpha = None
-    if not np.isfinite(values).all():
-        say("has values that are not finite: they are shown as its least and greatest")
-        values = _finite(values)
-    if picture.mode != "F" and values.min() >= 0 and values.max() <= 65535:
-        values = values / 65535
-    elif values.min() < 0 or values.max() > 1:
-        values = _spread(values, say)
+    values = _in_unit_range(values, say) if white is None else (values / white).clip(0, 1)
     grey = torch.from_numpy(values).float()
     return Picture(grey[..., None].expand(-1, -1, 3), alpha)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    known = values[np.isfinite(values)]
-    least, greatest = (known.min(), known.max()) if known.size else (0.0, 0.0)
-    return np.nan_to_num(values, nan=least, posinf=greatest, neginf=least)
 
 
 _ROUNDING = 1e-2
 
 
-def _spread(values: np.ndarray, say: Notes) -> np.ndarray:
+def _in_unit_range(values: np.ndarray, say: Notes) -> np.ndarray:
     """Any numbers in [0, 1]: whole ones up to 255 or 65535 as 8 or 16 bits, others from the least to the greatest."""
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        say("has values that are not finite: they are shown as its least and greatest")
+        known = values[np.isfinite(values)]
+        ends = (known.min(), known.max()) if known.size else (0.0, 0.0)
+        values = np.nan_to_num(values, nan=ends[0], posinf=ends[1], neginf=ends[0])
     least, greatest = values.min(), values.max()
     if least >= -_ROUNDING and greatest <= 1 + _ROUNDING:
         return values.clip(0, 1)

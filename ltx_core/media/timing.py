@@ -50,7 +50,7 @@ def timed(shots: Iterable[Shot], rate: Fraction, ahead: int | None, say: Notes) 
         time = None if shot.time is None else shot.time + shift
         if number and (time is None or not 0 <= time - last <= _LONGEST_PAUSE):
             if not broken:
-                say(f"has no usable times from frame {number} on: it goes on in its order, at {float(rate):g} per second")
+                say(f"has no usable times from frame {number} on: it goes on at {float(rate):g} per second")
             broken = True
             time = last + 1 / rate
             shift = shift if shot.time is None else time - shot.time
@@ -119,6 +119,13 @@ def own_rate(shots: Sequence[Shot], stated: Fraction | None) -> tuple[Fraction, 
     if stated and stated <= _FASTEST:
         usual = max(stated, usual)
     return min(usual, Fraction(_FASTEST)), False
+
+
+def average_rate(shots: Sequence[Shot]) -> Fraction:
+    """Timed shots per second."""
+    last = shots[-1]
+    span = (last.time or Fraction(0)) - (shots[0].time or Fraction(0)) + (last.duration or Fraction(0))
+    return len(shots) / span if last.duration and span > 0 else own_rate(shots, None)[0]
 
 
 def _plain(rate: Fraction) -> Fraction:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from ..errors import ConfigError, ShapeError
 from ..files import whole
 from ..shapes import PixelShape
 from .frames import rgb_frames
+
 
 def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None = None) -> None:
     """One picture, (1, h, w, 3) or (h, w, 3) in [0, 1]; metadata goes into PNG text chunks, as JSON."""
@@ -126,7 +126,7 @@ def compress(frames: Tensor, crf: int) -> Tensor:
 
 
 def _blur(frames: Tensor) -> Tensor:
-    """3x3 Gaussian, sigma 1, mirrored at the border (torchvision's `gaussian_blur`); a side of one pixel is repeated."""
+    """3x3 Gaussian, sigma 1, mirrored at the border (torchvision's `gaussian_blur`); one pixel is repeated."""
     line = torch.exp(-0.5 * torch.tensor([-1.0, 0.0, 1.0]) ** 2)
     line = line / line.sum()
     kernel = torch.outer(line, line).expand(3, 1, 3, 3)
