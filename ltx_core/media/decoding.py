@@ -1,8 +1,4 @@
-"""Files in PyAV: which stream is shown, and a decoded frame as a player shows it.
-
-Colours go through FFmpeg's `scale` filter with every property named. `VideoFrame.to_ndarray` leaves the choice to PyAV,
-which before version 17 took each clip for BT.601.
-"""
+"""Files in PyAV: which stream is shown, and a decoded frame as a player shows it."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..progress import Notes
 from .colour import HDR_NAMES, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
+from .filters import Conversion
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -122,7 +119,7 @@ class Screen:
         self.path, self.say = path, say
         self.aspect = stream.sample_aspect_ratio or Fraction(1)
         self.context = context
-        self._graph: tuple[_Look, Any, Any, Any] | None = None
+        self._conversion: tuple[_Look, Conversion] | None = None
         self._size: tuple[int, int] | None = None
         self._said: set[str] = set()
 
@@ -178,43 +175,19 @@ class Screen:
 
     def _rgb(self, frame: VideoFrame) -> Tensor:
         """(h, w, 3 | 4) float32; the fourth channel is opacity."""
+        if frame.format.name.startswith("grayf"):  # `scale` takes it for studio range, whatever it is told
+            grey = torch.from_numpy(frame.to_ndarray().astype("float32"))
+            return grey[..., None].expand(-1, -1, 3)
         look = _Look(frame.width, frame.height, frame.format.name, self._matrix(frame), _is_full_range(frame))
-        if self._graph is None or self._graph[0] != look:
-            self._graph = (look, *self._converter(frame, look))
-        _, _, source, sink = self._graph
-        source.push(frame)
-        array = sink.pull().to_ndarray()
+        if self._conversion is None or self._conversion[0] != look:
+            colours = {"in_range": "full" if look.full_range else "limited", "out_range": "full"}
+            if look.matrix:
+                colours["in_color_matrix"] = look.matrix
+            size = self._square_size(look.width, look.height)
+            self._conversion = (look, Conversion(frame, size, _layout(frame), colours))
+        array = self._conversion[1](frame).to_ndarray()
         values = torch.from_numpy(array.astype("float32"))
         return values if array.dtype.kind == "f" else values / (255 if array.dtype.itemsize == 1 else 65535)
-
-    def _converter(self, frame: VideoFrame, look: _Look) -> tuple[Any, Any, Any]:
-        """A filter graph that gives RGB of square pixels, and its ends, which do not keep the graph alive."""
-        from av.filter import Graph
-
-        graph = Graph()
-        pixels: Any = look.format  # a name does for every version
-        source = graph.add_buffer(width=look.width, height=look.height, format=pixels, time_base=Fraction(1, 1000))
-        width, height = self._square_size(look.width, look.height)
-        colours = [f"in_color_matrix={look.matrix}"] if look.matrix else []
-        scale = graph.add(
-            "scale",
-            ":".join(
-                [
-                    f"{width}:{height}",
-                    *colours,
-                    f"in_range={'full' if look.full_range else 'limited'}",
-                    "out_range=full",
-                    "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp",
-                ]
-            ),
-        )
-        layout = graph.add("format", f"pix_fmts={_layout(frame)}")
-        sink = graph.add("buffersink")
-        source.link_to(scale)
-        scale.link_to(layout)
-        layout.link_to(sink)
-        graph.configure()
-        return graph, source, sink
 
     def _matrix(self, frame: VideoFrame) -> str:
         if frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3:

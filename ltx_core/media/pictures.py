@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = frozenset({
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2",
-    ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".dds", ".psd", ".qoi", ".ico", ".exr", ".hdr", ".dpx",
+    ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".dds", ".psd", ".qoi", ".ico", ".exr", ".hdr",
+    ".dpx",
 })  # fmt: skip
 """Names of files that are listed as pictures; what a file is, its content decides."""
 
@@ -190,8 +191,8 @@ def _pillow_pictures(path: Path, notes: Notes, *, all_of_them: bool) -> Iterator
             if number:
                 file.seek(number)
             file.load()
-            milliseconds = file.info.get("duration")
-            yield TimedPicture(_shown(file, say), None if milliseconds is None else _seconds(milliseconds))
+            seconds = None if file.format == "TIFF" else _seconds(file.info.get("duration") or 0)
+            yield TimedPicture(_shown(file, say), seconds)
 
 
 def _seconds(milliseconds: float) -> Fraction:

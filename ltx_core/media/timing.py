@@ -73,7 +73,7 @@ def _fault(times: Sequence[Fraction | None]) -> str:
 
 
 def at_ticks(shots: Iterable[Shot], fps: Fraction) -> Iterator[Shot]:
-    """For every tick of a rate, the shot that is nearest in time."""
+    """For every tick of a rate, the shot that is nearest in time; of two, the earlier."""
     count = 0
     origin = duration = Fraction(0)
     previous: Shot | None = None
@@ -84,7 +84,7 @@ def at_ticks(shots: Iterable[Shot], fps: Fraction) -> Iterator[Shot]:
             origin = time
         else:
             duration = time - previous_time
-            while count / fps < (previous_time + time) / 2 - origin:
+            while count / fps <= (previous_time + time) / 2 - origin:
                 yield previous
                 count += 1
         previous, previous_time = shot, time

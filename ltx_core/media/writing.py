@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError
 from ..files import whole
 from ..shapes import PixelShape
+from .filters import Conversion
 from .frames import rgb_frames
 
 
@@ -40,6 +41,9 @@ def write_gif(path: Path, frames: Tensor, fps: Fraction) -> None:
     pictures = [Image.fromarray(frame.numpy()) for frame in _bytes(rgb_frames(frames))]
     with whole(path) as temporary:
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+
+
+_STUDIO = {"in_range": "full", "out_range": "limited", "out_color_matrix": "bt709"}
 
 
 def write_video(
@@ -72,6 +76,7 @@ def write_video(
         raise ShapeError("got no frames; expected at least one; decode a latent that is not empty")
     height, width = first.shape[:2]
     count = 0
+    conversion: Conversion | None = None
     # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play an incomplete file.
     options = {"movflags": "use_metadata_tags+faststart"}
     with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
@@ -88,9 +93,9 @@ def write_video(
                     f"got a frame of {frame.shape[1]}x{frame.shape[0]} pixels after frames of {width}x{height}; "
                     "expected one size; resize the frames first"
                 )
-            picture = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
+            stored = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")
+            conversion = conversion or Conversion(stored, (width, height), "yuv420p", _STUDIO)
+            picture = conversion(stored)
             picture.pts, picture.time_base = count, 1 / fps
             container.mux(stream.encode(picture))
             count += 1
