@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 """Matrix coefficients, as ITU-T H.273 numbers them, under the names of FFmpeg's `scale`."""
 
+_FLOATS = ("grayf32le", "gbrpf32le", "gbrapf32le")
+"""Formats of pictures that are RGB or grey already: FFmpeg 7 clips their values, and takes grey for studio range."""
+
 _UNSPECIFIED = 2
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG; 1 is the studio range
 _LINEAR = ("exr", "hdr")  # formats of pictures that hold linear light
@@ -175,9 +178,9 @@ class Screen:
 
     def _rgb(self, frame: VideoFrame) -> Tensor:
         """(h, w, 3 | 4) float32; the fourth channel is opacity."""
-        if frame.format.name.startswith("grayf"):  # `scale` takes it for studio range, whatever it is told
-            grey = torch.from_numpy(frame.to_ndarray().astype("float32"))
-            return grey[..., None].expand(-1, -1, 3)
+        if frame.format.name in _FLOATS:
+            values = torch.from_numpy(frame.to_ndarray().copy())
+            return values if values.ndim == 3 else values[..., None].expand(-1, -1, 3)
         look = _Look(frame.width, frame.height, frame.format.name, self._matrix(frame), _is_full_range(frame))
         if self._conversion is None or self._conversion[0] != look:
             colours = {"in_range": "full" if look.full_range else "limited", "out_range": "full"}
@@ -261,7 +264,8 @@ def read_still(path: Path, notes: Notes) -> tuple[Tensor, Tensor | None] | None:
     try:
         with open_video(path) as (container, stream):
             kind = container.format.name
-            if not (kind.endswith("_pipe") or kind in ("image2", "jpegxl_anim")):
+            avif = container.metadata.get("major_brand") in ("avif", "avis")  # Pillow knows it from 11.3 on
+            if not (kind.endswith("_pipe") or kind in ("image2", "jpegxl_anim") or avif):
                 return None
             screen = Screen(path, stream, lambda text: notes(f"{path} {text}."))
             frame = next(decoded_frames(container, stream, path, screen.say))

@@ -135,7 +135,14 @@ def ffmpeg(path: Path, codec: str, pixels: np.ndarray, layout: str) -> None:
     context = av.CodecContext.create(codec, "w")
     context.height, context.width = pixels.shape[:2]
     context.pix_fmt, context.time_base = layout, Fraction(1, 24)
-    frame = av.VideoFrame.from_ndarray(pixels, format=layout)
+    if layout == "gbrpf32le":  # `from_ndarray` mixes up the planes before PyAV 16
+        frame = av.VideoFrame(context.width, context.height, layout)
+        for plane, channel in zip(frame.planes, (1, 2, 0), strict=True):
+            rows = np.zeros((context.height, plane.line_size // 4), np.float32)
+            rows[:, : context.width] = pixels[..., channel]
+            plane.update(rows.tobytes())
+    else:
+        frame = av.VideoFrame.from_ndarray(pixels, format=layout)
     frame.pts = 0
     path.write_bytes(b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)]))
 
