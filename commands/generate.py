@@ -55,8 +55,13 @@ def _usual_arguments(usual: Group) -> None:
 
 def _start_arguments(shown: Group) -> None:
     start = shown.add_mutually_exclusive_group()
-    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
-    start.add_argument("--video", type=Path, metavar="FILE", help="clip to start from")
+    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from: whatever Pillow opens")
+    start.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE",
+        help="clip to start from: a video, an animated picture, or a folder of numbered frames",
+    )
     shown.add_argument(
         "--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ..."
     )

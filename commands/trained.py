@@ -94,7 +94,7 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
 
 def _extend_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
-    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue")
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue, or its frames")
     parser.add_argument("--prompt", default="", help="what the clip shows")
     parser.add_argument("--frames", type=int, required=True, help="how many frames to add")
     parser.add_argument(
@@ -121,7 +121,7 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
 def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     size_arguments(parser)
-    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct")
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct, or its frames")
     parser.add_argument(
         "--sigma", type=float, default=0.0, help="0: the VAE alone; up to 1: add noise of this level and remove it"
     )

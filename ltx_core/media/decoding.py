@@ -19,6 +19,7 @@ from .filters import Conversion
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
@@ -81,9 +82,10 @@ def decoded_frames(container: InputContainer, stream: VideoStream, path: Path, s
     from av.error import FFmpegError
 
     damaged = count = 0
+    opacity = _opacity_decoder(stream)
     for packet in container.demux(stream):
         try:
-            frames = packet.decode()
+            frames = opacity.decode(packet if packet.size else None) if opacity else packet.decode()
         except EOFError:
             break
         except FFmpegError:
@@ -97,6 +99,23 @@ def decoded_frames(container: InputContainer, stream: VideoStream, path: Path, s
         raise ConfigError(f"got video {path}, which has {why}; expected a clip; choose another file")
     if damaged:
         say(f"is damaged: {damaged} of its packets cannot be decoded and are left out")
+
+
+def _opacity_decoder(stream: VideoStream) -> VideoCodecContext | None:
+    """For WebM with transparency, a decoder that shows it: FFmpeg's own for VP8 and VP9 leave it out."""
+    from av import CodecContext
+    from av.codec.codec import UnknownCodecError
+    from av.video.codeccontext import VideoCodecContext
+
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    names = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+    if tags.get("alpha_mode") != "1" or stream.codec_context.name not in names:
+        return None
+    try:
+        decoder = CodecContext.create(names[stream.codec_context.name], "r")
+    except UnknownCodecError:
+        return None
+    return decoder if isinstance(decoder, VideoCodecContext) else None
 
 
 class _Look(NamedTuple):

@@ -220,6 +220,7 @@ def test_hlg_becomes_sdr(tmp_path: Path) -> None:
         ("a.mov", "png", "rgba"),
         ("a.mov", "qtrle", "argb"),
         ("a.mkv", "ffv1", "bgra"),
+        ("a.webm", "libvpx-vp9", "yuva420p"),
         ("a.mov", "prores_ks", "yuva444p10le"),
     ],
 )
