@@ -40,6 +40,7 @@ class Clip:
 
 def is_clip(path: Path) -> bool:
     """Whether a file or folder is shown as a clip, not as a picture: by its name, or because it is animated."""
+    path = Path(path)
     return path.is_dir() or path.suffix.lower() in CLIP_SUFFIXES or is_animated(path)
 
 
@@ -69,10 +70,10 @@ def read_video(
         if fps is None:
             known = list(shots if stop is None else itertools.islice(shots, max(stop, LOOK_AHEAD)))
             fps, constant = own_rate(known, source.rate)
-            shots = iter(known)
+            shots = itertools.chain(known, shots)
             if not constant:
                 say(f"has a variable frame rate: its frames are shown at their times, at {float(fps):g} per second")
-                shots = at_ticks(known, fps)
+                shots = at_ticks(shots, fps)
         else:
             shots = at_ticks(shots, fps)
         frames = list(_shown(itertools.islice(shots, start, stop)))
@@ -163,6 +164,7 @@ class _Source:
 
 @contextlib.contextmanager
 def _opened(path: Path, say: Notes) -> Generator[_Source, None, None]:
+    path = Path(path)  # names do too
     if path.is_dir():
         yield _Source(None, _numbered(path))
     elif is_animated(path):

@@ -43,6 +43,7 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream], None
     import av
     from av.error import FFmpegError
 
+    path = Path(path)
     if path.exists() and not path.is_file():  # a pipe or a device could be waited for without end
         raise ConfigError(f"got video {path}, which is not a file; expected a file such as mp4; choose another")
     try:

@@ -145,6 +145,7 @@ def _opened(path: Path) -> Generator[Image, None, None]:
     """A file in Pillow. Whatever its decoders raise inside the block becomes one ConfigError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
+    path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device could be waited for without end
         raise ConfigError(f"got picture {path}, which is not a file; expected PNG, JPEG or WebP; choose another")
     try:

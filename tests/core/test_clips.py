@@ -296,6 +296,17 @@ def test_a_variable_rate_keeps_its_times(tmp_path: Path, suffix: str) -> None:
     assert len(list(media.stream_video(path))) == 6
 
 
+def test_a_fast_variable_rate_is_read_to_the_limit(tmp_path: Path) -> None:
+    """At 240 frames per second, 60 of the result need four times as many of the file."""
+    times = [number for number in range(400) if number % 50 not in (10, 11, 12)]
+    frames = [np.full((16, 16, 3), time * 255 // 400, np.uint8) for time in times]
+    path = encode(tmp_path / "fast.mp4", frames, rate=240, times=times)
+    clip, _ = read(path, limit=60)
+    assert clip.fps == 60
+    seen = clip.frames.mean((1, 2, 3)) * 400
+    assert (seen - torch.arange(60) * 4).abs().max() < 8
+
+
 def out_of_order(number: int, packet: Any) -> None:
     packet.pts = [0, 3, 1, 2, 4, 6, 5, 7][number]
     packet.dts = number - 3
@@ -393,6 +404,16 @@ def test_an_unset_time_is_a_tenth_of_a_second_as_in_browsers(tmp_path: Path) -> 
     pictures = [Image.fromarray(frame) for frame in levels(3)]
     pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=0)
     assert read(tmp_path / "a.gif")[0].fps == 10
+
+
+def test_a_picture_for_viewers_without_animation_is_no_part_of_it(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(frame) for frame in levels(4)]
+    options: dict[str, Any] = {"save_all": True, "default_image": True, "append_images": pictures[1:], "duration": 50}
+    pictures[0].save(tmp_path / "a.png", **options)
+    clip, _ = read(tmp_path / "a.png")
+    assert (shown(clip), clip.fps) == ([1, 2, 3], 20)
+    pictures[0].save(tmp_path / "b.png", **{**options, "append_images": pictures[1:2]})
+    assert not media.is_animated(tmp_path / "b.png")
 
 
 def test_transparent_animations_are_over_black(tmp_path: Path) -> None:
