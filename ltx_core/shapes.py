@@ -6,9 +6,14 @@ and s x s pixels to one latent cell (LTX-Video paper, arXiv 2501.00103, section 
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 from .errors import ShapeError
+from .values import shown
+
+LONGEST_SIDE = 16384  # pixels: ComfyUI's MAX_RESOLUTION (nodes.py), of every widget for a size
+MOST_FRAMES = 1_000_000  # eleven hours at 25 frames per second
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,28 @@ class PixelShape:
     width: int
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.height, self.width) < 1:
+        frames, height, width = (shown(value) for value in self)
+        if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in self):
             raise ShapeError(
-                f"got {self.frames} frames of {self.width}x{self.height} pixels; expected at least one frame and one "
-                "pixel each way; give a positive width, height and length"
+                f"got {frames} frames of {width}x{height} pixels; expected whole numbers; round the width, the height "
+                "and the length"
             )
+        if min(self) < 1:
+            raise ShapeError(
+                f"got {frames} frames of {width}x{height} pixels; expected at least one frame and one pixel each way; "
+                "give a positive width, height and length"
+            )
+
+    @classmethod
+    def asked(cls, frames: int, height: int, width: int) -> PixelShape:
+        """The size that a user asks for. Raises ShapeError also for one beyond every model and memory."""
+        size = cls(frames, height, width)
+        if max(height, width) > LONGEST_SIDE or frames > MOST_FRAMES:
+            raise ShapeError(
+                f"got {shown(frames)} frames of {shown(width)}x{shown(height)} pixels; expected at most {MOST_FRAMES} "
+                f"frames of {LONGEST_SIDE}x{LONGEST_SIDE}; make the clip smaller or shorter"
+            )
+        return size
 
     def __iter__(self):
         return iter((self.frames, self.height, self.width))
