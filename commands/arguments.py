@@ -25,9 +25,7 @@ from ..ltx_core.values import (
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 
-def number(
-    low: float = -math.inf, high: float = math.inf, *, above: float | None = None
-) -> Callable[[str], float]:
+def number(low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Callable[[str], float]:
     """The type of an option that takes a finite number from `low` to `high`, and above `above`."""
 
     def read(text: str) -> float:
@@ -35,7 +33,7 @@ def number(
             value = float(text)
         except ValueError:
             value = math.nan
-        _refused(check_number, text, value, low, high, above=above)
+        _refused(text, lambda: check_number("", value, low, high, above=above, advice=""))
         return value
 
     return read
@@ -49,16 +47,16 @@ def whole(low: float = -math.inf, high: float = math.inf) -> Callable[[str], int
             value: int | str = int(text)
         except ValueError:
             value = text
-        _refused(check_whole, text, value, low, high)
+        _refused(text, lambda: check_whole("", value, low, high, advice=""))
         return int(value)
 
     return read
 
 
-def _refused(check: Callable[..., None], text: str, value: object, *bounds: float, **more: float | None) -> None:
+def _refused(text: str, check: Callable[[], None]) -> None:
     """Run a check of the core; what it says goes behind the name of the option."""
     try:
-        check("", value, *bounds, advice="", **more)
+        check()
     except ConfigError as error:
         expected = str(error).partition("; expected ")[2].removesuffix("; ")
         raise argparse.ArgumentTypeError(f"got {shown(text)}; expected {expected}") from error

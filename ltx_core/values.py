@@ -26,7 +26,10 @@ def shown(value: object) -> str:
     """A value in a message, no longer than a line."""
     if isinstance(value, int) and value.bit_length() > 4 * SHOWN:  # Python refuses to write the longest ones
         return f"a number of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a longer number inside, or thousands of brackets
+        return f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}... ({len(text)} characters)"
 
 
@@ -38,6 +41,13 @@ def is_number(value: object) -> TypeGuard[float]:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond every float
         return False
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, which a float may be too."""
+    if isinstance(value, numbers.Integral):
+        return not isinstance(value, bool)
+    return is_number(value) and value == int(value)
 
 
 def check_number(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
+from ..ltx_core.values import shown
 from ..ltx_core.weights.build import load_upsampler, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
@@ -107,13 +108,16 @@ def model_path(name: str, kinds: Sequence[str]) -> Path:
     problem = missing_file(name, kinds)
     if problem:
         raise ConfigError(problem)
-    return model_files(kinds)[name]
+    files = model_files(kinds)
+    return files[_of_this_system(name, files)]
 
 
 def missing_file(name: str, kinds: Sequence[str]) -> str | None:
     """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
+    if not isinstance(name, str):
+        return f"got {shown(name)}; expected the name of a file"
     files = model_files(kinds)
-    if name in files or not name:
+    if _of_this_system(name, files) in files or not name:
         return None
     bundled = [path for kind in kinds for path in bundled_files(kind).values()]
     folders = [str(folder) for kind in kinds for folder in host().model_folders(kind)] or [f"models/{kinds[0]}"]
@@ -121,6 +125,11 @@ def missing_file(name: str, kinds: Sequence[str]) -> str | None:
     available = ", ".join(own) or "no model"
     expected = f"{available} in {', '.join(folders)}"
     return f"got {name!r}, which does not exist; expected {expected}; put it into one of these folders"
+
+
+def _of_this_system(name: str, files: Mapping[str, Path]) -> str:
+    """A name as files lists it: a graph from Windows has `\\` between folders."""
+    return name if name in files else name.replace("\\", "/")
 
 
 def _stamp(*paths: Path) -> str:
@@ -342,7 +351,8 @@ class ApplyLoRA(sockets.Node):
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
-        path = model_files(LORA_KINDS).get(lora_name)  # not needed if `lora` is connected
+        files = model_files(LORA_KINDS)
+        path = files.get(_of_this_system(lora_name, files))  # not needed if `lora` is connected
         return "" if path is None else _stamp(path)
 
     def run(
