@@ -272,7 +272,8 @@ def _constant_problem(inputs: dict[str, Any], name: str, spec: Input, *, ranges:
         return f"{name}: got the constant {shown(value)}; expected a link to a node that outputs {spec.type}"
     elif spec.type == "COMBO" and not isinstance(value, str | int | float):
         return f"{name}: got {shown(value)}; expected one of its choices"
-    return problem_with(name, value, spec) if ranges else None
+    # A number is checked here even where the class checks it: all problems of a prompt are reported at once.
+    return problem_with(name, value, spec) if ranges or spec.type in ("INT", "FLOAT") else None
 
 
 def node_title(prompt: Prompt, node_id: str) -> str:

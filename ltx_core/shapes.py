@@ -13,7 +13,7 @@ from .errors import ShapeError
 from .values import shown
 
 LONGEST_SIDE = 16384  # pixels: ComfyUI's MAX_RESOLUTION (nodes.py), of every widget for a size
-MOST_FRAMES = 1_000_000  # eleven hours at 25 frames per second
+MOST_FRAMES = 100_000  # of one clip: over an hour at 25 frames per second
 
 
 @dataclass(frozen=True)

@@ -350,7 +350,7 @@ def test_help_shows_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
         ({"image": "{model}"}, "which is not a picture"),
         ({"video": "{model}"}, "which cannot be read"),
         ({"size": "0x32"}, "positive width, height and length"),
-        ({"frames": 0}, "expected a whole number from 1 to 1000000"),
+        ({"frames": 0}, "expected a whole number from 1 to 100000"),
         ({"steps": 0}, "expected a whole number from 1 to 1000"),
         ({"version": "3b"}, "got version '3b'; expected one of 2b-0.9.0"),
     ],
