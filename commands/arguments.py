@@ -70,9 +70,7 @@ def size(text: str) -> tuple[int, int]:
     """WxH as (width, height), in pixels."""
     match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text)
     if not match:
-        raise argparse.ArgumentTypeError(
-            f"got {shown(text)}; expected width x height in pixels, such as 768x512"
-        )
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected width x height in pixels, such as 768x512")
     width, height = int(match[1]), int(match[2])
     try:
         PixelShape.asked(1, height, width)

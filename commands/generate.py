@@ -33,7 +33,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--save-latent", type=arguments.output(), metavar="FILE", help="the latent, as ComfyUI's Load Latent reads it"
     )
-    result.add_argument("--contact-sheet", type=arguments.picture, metavar="FILE.png", help="eight frames as one picture")
+    result.add_argument(
+        "--contact-sheet", type=arguments.picture, metavar="FILE.png", help="eight frames as one picture"
+    )
 
 
 def _usual_arguments(usual: Group) -> None:
@@ -67,9 +69,14 @@ def _start_arguments(shown: Group) -> None:
         "--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ..."
     )
     shown.add_argument(
-        "--strength", type=arguments.number(0, 1), default=1.0, help="how closely the clip keeps to its start, 0 to 1 (default 1)"
+        "--strength",
+        type=arguments.number(0, 1),
+        default=1.0,
+        help="how closely the clip keeps to its start, 0 to 1 (default 1)",
     )
-    shown.add_argument("--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)")
+    shown.add_argument(
+        "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
+    )
 
 
 def _model_arguments(models: Group) -> None:
@@ -109,7 +116,10 @@ def _memory_arguments(memory: Group) -> None:
     memory.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
     memory.add_argument("--fp8-matmul", action="store_true", help="multiply fp8 weights in fp8, on cards that can")
     memory.add_argument(
-        "--resident-blocks", type=arguments.whole(0), metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
+        "--resident-blocks",
+        type=arguments.whole(0),
+        metavar="N",
+        help="blocks that stay on the device (default: as `ltxkit plan`)",
     )
     memory.add_argument(
         "--tile",

@@ -38,10 +38,20 @@ STEPS = Option("steps", "steps", arguments.whole(1, MOST_STEPS), "steps of the s
 GUIDANCE = Option("guidance", "guidance_scale", _scale, "guidance scale; 1 is off", "SCALE")
 OF_PASS = (  # fields of PassSettings
     Option("sigmas", "sigmas", arguments.numbers, "levels such as 1,0.9,0.5 in place of a schedule", "LIST"),
-    Option("skip-initial-steps", "skip_initial_steps", _skipped, "steps of the schedule to leave out at its start", "N"),
+    Option(
+        "skip-initial-steps", "skip_initial_steps", _skipped, "steps of the schedule to leave out at its start", "N"
+    ),
     Option("skip-final-steps", "skip_final_steps", _skipped, "steps to leave out at its end", "N"),
-    Option("denoise-strength", "denoise_strength", arguments.number(0, 1, above=0), "share of the steps that run, the last ones", "SHARE"),
-    Option("guidance-rescale", "guidance_rescale", _share, "contrast of guidance taken back, 0 to 1; 0 is off", "SHARE"),
+    Option(
+        "denoise-strength",
+        "denoise_strength",
+        arguments.number(0, 1, above=0),
+        "share of the steps that run, the last ones",
+        "SHARE",
+    ),
+    Option(
+        "guidance-rescale", "guidance_rescale", _share, "contrast of guidance taken back, 0 to 1; 0 is off", "SHARE"
+    ),
     Option("stg-scale", "stg_scale", _scale, "spatio-temporal guidance; 0 is off", "SCALE"),
     Option("stg-blocks", "stg_blocks", arguments.whole_numbers, "blocks that it disturbs, such as 11,25", "LIST"),
     Option("stg-mode", "stg_mode", str, "what it disturbs in them", choices=STG_MODES),
@@ -57,7 +67,9 @@ OF_RUN = (  # fields of Overrides
         "conditions below strength 1 are denoised from their own level, or as officially",
         choices=LEVELS,
     ),
-    Option("condition-noise", "condition_noise", _share, "noise on conditions while sampling, for more motion", "SCALE"),
+    Option(
+        "condition-noise", "condition_noise", _share, "noise on conditions while sampling, for more motion", "SCALE"
+    ),
 )
 DECODING = (
     Option("decode-timestep", "decode_timestep", _share, "noise level that the decoder receives, 0 to 1", "LEVEL"),

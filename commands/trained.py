@@ -34,7 +34,9 @@ def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None
     )
     parser.add_argument("--fps", type=arguments.frame_rate, default=Fraction(25), help="frames per second (default 25)")
     parser.add_argument("--steps", type=arguments.whole(1, MOST_STEPS), default=20, help="of the sampler (default 20)")
-    parser.add_argument("--guidance", type=arguments.number(0, LARGEST_SCALE), default=3.0, help="guidance scale (default 3)")
+    parser.add_argument(
+        "--guidance", type=arguments.number(0, LARGEST_SCALE), default=3.0, help="guidance scale (default 3)"
+    )
     parser.add_argument("--seed", type=arguments.seed, default=0)
 
 
@@ -99,7 +101,10 @@ def _extend_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default="", help="what the clip shows")
     parser.add_argument("--frames", type=arguments.frames, required=True, help="how many frames to add")
     parser.add_argument(
-        "--overlap", type=arguments.count, default=9, help="frames that each window repeats from the last, k*t+1 (default 9)"
+        "--overlap",
+        type=arguments.count,
+        default=9,
+        help="frames that each window repeats from the last, k*t+1 (default 9)",
     )
     parser.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
 
@@ -124,7 +129,10 @@ def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     size_arguments(parser)
     parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct")
     parser.add_argument(
-        "--sigma", type=arguments.number(0, 1), default=0.0, help="0: the VAE alone; up to 1: add noise of this level and remove it"
+        "--sigma",
+        type=arguments.number(0, 1),
+        default=0.0,
+        help="0: the VAE alone; up to 1: add noise of this level and remove it",
     )
     parser.add_argument("--prompt", default="", help="what the clip shows, for --sigma above 0")
     parser.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")

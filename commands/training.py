@@ -34,7 +34,9 @@ def _vae_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change one value; may be repeated",
     )
-    parser.add_argument("--output", type=arguments.output_folder, metavar="DIR", help="folder of the run (default: the config's)")
+    parser.add_argument(
+        "--output", type=arguments.output_folder, metavar="DIR", help="folder of the run (default: the config's)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
 
 

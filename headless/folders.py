@@ -134,6 +134,7 @@ class NumberedFiles:
         """
         part = self.folder / f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write(part)
             path = self._take(part, suffix)
         except OSError as error:

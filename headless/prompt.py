@@ -68,11 +68,17 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
         if not equals or not dot:
             problems.append(f"got {shown(assignment)}; expected TITLE.input=value")
             continue
-        matches = [node_id for node_id, node in changed.items() if _is_node(node) and title in (node_id, node_title(changed, node_id))]
+        matches = [
+            node_id
+            for node_id, node in changed.items()
+            if _is_node(node) and title in (node_id, node_title(changed, node_id))
+        ]
         if len(matches) != 1:
             titles = ", ".join(sorted({repr(node_title(changed, node_id)) for node_id in changed}))
             several = f"the nodes {', '.join(matches)}; use one of these ids"
-            problems.append(f"{shown(assignment)}: {title!r} names {several if matches else f'no node; there are {titles}'}")
+            problems.append(
+                f"{shown(assignment)}: {title!r} names {several if matches else f'no node; there are {titles}'}"
+            )
             continue
         node = changed[matches[0]]
         node_class = _class_of(node, classes)

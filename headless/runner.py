@@ -133,7 +133,7 @@ def _check_received(node: dict[str, Any], node_class: Any, inputs: dict[str, Any
                 raise ConfigError(f"{label}: {problem}; change the node that it is linked to")
 
 
-class NodeFailure(RuntimeError):
+class NodeError(RuntimeError):
     """A node failed in a way that has no sentence; the message names the node and what it raised."""
 
 
@@ -146,11 +146,13 @@ def _naming(label: str) -> Generator[None]:
         raise type(error)(f"{label}: {error}") from error
     except OSError as error:
         if error.errno is None:  # not the disk: Pillow says so of a damaged picture
-            raise ConfigError(f"{label}: got a file that cannot be read ({error}); expected another; check it") from error
+            raise ConfigError(
+                f"{label}: got a file that cannot be read ({error}); expected another; check it"
+            ) from error
         named = f": {error.filename}" if error.filename is not None else ""
         raise OSError(error.errno, f"{label}: {error.strerror}{named}") from error
     except Exception as error:
-        raise NodeFailure(f"{label}: {type(error).__name__}: {error}") from error
+        raise NodeError(f"{label}: {type(error).__name__}: {error}") from error
 
 
 def run_workflow(

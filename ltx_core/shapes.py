@@ -6,11 +6,10 @@ and s x s pixels to one latent cell (LTX-Video paper, arXiv 2501.00103, section 
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 
 from .errors import ShapeError
-from .values import shown
+from .values import is_whole, shown
 
 LONGEST_SIDE = 16384  # pixels: ComfyUI's MAX_RESOLUTION (nodes.py), of every widget for a size
 MOST_FRAMES = 100_000  # of one clip: over an hour at 25 frames per second
@@ -59,7 +58,7 @@ class PixelShape:
 
     def __post_init__(self) -> None:
         frames, height, width = (shown(value) for value in self)
-        if not all(isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in self):
+        if not all(is_whole(value) and not isinstance(value, float) for value in self):
             raise ShapeError(
                 f"got {frames} frames of {width}x{height} pixels; expected whole numbers; round the width, the height "
                 "and the length"

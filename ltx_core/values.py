@@ -27,7 +27,7 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * SHOWN:  # Python refuses to write the longest ones
         return f"a number of {value.bit_length()} bits"
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split()) if not isinstance(value, str) else repr(value)
     except (ValueError, RecursionError):  # a longer number inside, or thousands of brackets
         return f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}... ({len(text)} characters)"
@@ -35,7 +35,7 @@ def shown(value: object) -> str:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number, of Python or numpy."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     try:
         return math.isfinite(value)
@@ -45,9 +45,9 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number, which a float may be too."""
-    if isinstance(value, numbers.Integral):
-        return not isinstance(value, bool)
-    return is_number(value) and value == int(value)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, numbers.Integral) or (is_number(value) and value == int(value))
 
 
 def check_number(
@@ -64,9 +64,11 @@ def check_number(
 
 
 def check_whole(name: str, value: object, low: float = -math.inf, high: float = math.inf, *, advice: str) -> None:
-    """Refuse what is not a whole number from `low` to `high`. Raises as `check_number`."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) <= high:
-        return
+    """Refuse what is not a whole number from `low` to `high`, of at most 64 bits. Raises as `check_number`."""
+    if not isinstance(value, bool) and isinstance(value, numbers.Integral):
+        number = int(value)
+        if low <= number <= high and abs(number) <= LARGEST_SEED:
+            return
     raise ConfigError(f"got {name}={shown(value)}; expected {_range(low, high, None, WHOLE)}; {advice}")
 
 
@@ -96,10 +98,15 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ConfigError(f"got {name}={shown(value)}; expected one of {', '.join(known)}; choose one")
 
 
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse what is not of this type. Raises ConfigError."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"got {name}={shown(value)}; expected {kind.__name__}; pass a value of that type")
+
+
 def check_text(name: str, value: object) -> None:
     """Refuse what is not text. Raises ConfigError."""
-    if not isinstance(value, str):
-        raise ConfigError(f"got {name}={shown(value)}; expected text; pass a string")
+    check_kind(name, value, str)
 
 
 def _range(low: float, high: float, above: float | None, kind: str) -> str:

@@ -112,7 +112,7 @@ def model_path(name: str, kinds: Sequence[str]) -> Path:
     return files[_of_this_system(name, files)]
 
 
-def missing_file(name: str, kinds: Sequence[str]) -> str | None:
+def missing_file(name: object, kinds: Sequence[str]) -> str | None:
     """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
     if not isinstance(name, str):
         return f"got {shown(name)}; expected the name of a file"

@@ -187,7 +187,7 @@ def _validating(cls: type[Node]) -> Any:
 
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, keyword, default=None) for name in (*asked, *decimals)]
-    setattr(VALIDATE_INPUTS, "__signature__", inspect.Signature([inspect.Parameter("cls", keyword), *parameters]))
+    VALIDATE_INPUTS.__signature__ = inspect.Signature([inspect.Parameter("cls", keyword), *parameters])
     return classmethod(VALIDATE_INPUTS)
 
 
@@ -209,8 +209,8 @@ class Node:
         """Every node checks its widgets: before anything runs in VALIDATE_INPUTS, because ComfyUI lets NaN pass, and in
         `run`, because it checks nothing that arrives through a link."""
         if "run" in cls.__dict__:
-            setattr(cls, "VALIDATE_INPUTS", _validating(cls))
-            setattr(cls, "run", _checked(cls.__dict__["run"]))
+            cls.VALIDATE_INPUTS = _validating(cls)
+            cls.run = _checked(cls.__dict__["run"])
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

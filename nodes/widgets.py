@@ -85,7 +85,7 @@ def declared_inputs(node_class: Any) -> dict[str, Input]:
 def problem_with(name: str, value: Any, spec: Input) -> str | None:
     """Why an input cannot have this constant, as `name: got X; expected Y`; None: it can.
 
-    By ComfyUI's rules (execution.py, `validate_inputs`), but for one: NaN, which no comparison there finds, and infinity
+    By the rules of ComfyUI (execution.py, `validate_inputs`) but one: NaN, which no comparison finds, and infinity
     are refused.
     """
     if spec.type in ("INT", "FLOAT"):

@@ -19,7 +19,7 @@ from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition, LatentItem, LatentReference
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
-from ..values import check_choice, check_crf, check_frame_rate, check_number, check_whole
+from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_number, check_whole
 from .encode import encode_posterior
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class ConditioningItem(ABC):
 
     def _check_values(self) -> None:
         """Raises ConfigError: a strength, policy or frames that cannot be."""
-        if not isinstance(self.frames, Tensor):
-            raise ConfigError(f"got frames of {type(self.frames).__name__}; expected a tensor (f, h, w, 3); convert it")
+        check_kind("frames", self.frames, Tensor)
         check_number("strength", self.strength, 0, 1, advice="1 keeps the picture unchanged")
         check_choice("resize", self.resize, RESIZE_POLICIES)
 

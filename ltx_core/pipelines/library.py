@@ -35,7 +35,7 @@ from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..values import check_choice, check_crf, check_frame_rate, check_seed, check_text, shown
+from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_seed, check_text, shown
 from ..weights.build import CheckpointInfo, load_upsampler, open_models
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
@@ -195,10 +195,8 @@ class Components:
         check_seed(seed)
         check_crf(crf)
         for item in conditions:
-            if not isinstance(item, ConditioningItem):
-                raise ConfigError(f"got the condition {shown(item)}; expected Condition or Reference; pass one of them")
-        if not isinstance(settings, Overrides):
-            raise ConfigError(f"got settings={shown(settings)}; expected Overrides; pass that, or the short forms")
+            check_kind("conditions", item, ConditioningItem)
+        check_kind("settings", settings, Overrides)
         settings = _with_short_forms(settings, steps, guidance_scale)
         asked = PixelShape.asked(frames, height, width)
         rate = _rate(self.recipe.frame_rate if fps is None else fps)
@@ -382,9 +380,7 @@ def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | Ba
     return DevicePlacement(chosen_device(device), resident_blocks=resident_blocks)
 
 
-def _check_choices(
-    dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None
-) -> None:
+def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:
     """Raises ConfigError: a name that does not exist, or a type in which no model works."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(

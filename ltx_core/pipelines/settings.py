@@ -16,7 +16,7 @@ from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import ADVICE, Guidance
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit
-from ..values import LARGEST_SCALE, MOST_STEPS, check_number, check_whole, shown
+from ..values import LARGEST_SCALE, MOST_STEPS, check_kind, check_number, check_whole
 from .recipe import REFINE
 
 Which = Literal["one", "first", "second"]
@@ -30,7 +30,6 @@ ADAIN = 1.0  # between the passes of every release (Lightricks/LTX-Video, LTXMul
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that are given."""
     return {name: value for name, value in values.items() if value is not None}
-
 
 
 def _check_range(values: Mapping[str, Any], most: float) -> None:
@@ -83,8 +82,8 @@ class PassSettings:
                 check_whole(name, getattr(self, name), 0, MOST_STEPS, advice=ADVICE)
         _check_range({"guidance_rescale": self.guidance_rescale, "stg_rescale": self.stg_rescale}, 1)
         _check_range({"guidance_scale": self.guidance_scale, "stg_scale": self.stg_scale}, LARGEST_SCALE)
-        if self.guidance is not None and not isinstance(self.guidance, Guidance):
-            raise ConfigError(f"got guidance={shown(self.guidance)}; expected a Guidance; set guidance_scale instead")
+        if self.guidance is not None:
+            check_kind("guidance", self.guidance, Guidance)
         self.over_guidance(Guidance())  # which refuses what it cannot be
 
     def over(self, entry: PassRecipe) -> PassRecipe:
@@ -157,9 +156,8 @@ class Overrides:
     tone_map: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("first", "second"):
-            if not isinstance(getattr(self, name), PassSettings):
-                raise ConfigError(f"got {name}={shown(getattr(self, name))}; expected PassSettings; pass the class")
+        check_kind("first", self.first, PassSettings)
+        check_kind("second", self.second, PassSettings)
         given = {"name": self.sampler, "condition_noise": self.condition_noise, "levels": self.levels}
         SamplerSettings(**_said(given))  # which refuses what it cannot be
         names = ("adain", "decode_timestep", "decode_noise_scale", "tone_map")

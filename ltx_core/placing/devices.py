@@ -35,7 +35,7 @@ def named_device(device: str | torch.device) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"got the device {shown(device)}; expected cuda, cuda:1, xpu, mps or cpu; leave it out for the best there is"
+            f"got the device {shown(device)}; expected cuda, cuda:1, xpu, mps or cpu; leave it out for the best"
         ) from error
 
 

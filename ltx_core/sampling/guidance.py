@@ -86,7 +86,7 @@ class Guidance:
         of each list serves all steps.
 
     Raises:
-        ConfigError: a value outside its range, lists of unequal length, or several entries without `guidance_timesteps`.
+        ConfigError: a value outside its range, unequal lists, or several entries without `guidance_timesteps`.
         UnsupportedError: STG mode "residual", which has no effect in the official code.
     """
 

@@ -14,7 +14,15 @@ from ltxkit.headless.prompt import PromptError, check
 from ltxkit.headless.runner import all_nodes
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.nodes import NODE_CLASS_MAPPINGS
-from ltxkit.nodes.loaders import LORA_KINDS, MODEL_KINDS, ApplyLoRA, LoadModel, LoadTextEncoder, missing_file, model_path
+from ltxkit.nodes.loaders import (
+    LORA_KINDS,
+    MODEL_KINDS,
+    ApplyLoRA,
+    LoadModel,
+    LoadTextEncoder,
+    missing_file,
+    model_path,
+)
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from ltxkit.nodes.widgets import Input, declared_inputs
 
@@ -75,12 +83,12 @@ def test_decimals_are_refused_before_anything_runs_in_comfyui(numeric: Any):
 def test_a_prompt_with_such_a_number_names_node_and_input(host: Any):
     classes = all_nodes()
     numbers = [
-        (node, name, spec)
+        (node, name)
         for node, node_class in classes.items()
         for name, spec in declared_inputs(node_class).items()
         if spec.type in ("INT", "FLOAT")
     ]
-    for node, name, spec in numbers:
+    for node, name in numbers:
         for value in (*NOT_FINITE, "nan", 10**4000):
             inputs = {key: each for key, each in arguments(classes[node]).items() if each is not None}
             prompt = {
@@ -125,9 +133,7 @@ def test_whole_numbers_may_arrive_as_floats(host: Any):
         (CreateGuidance, {"stg_blocks": "nan"}, "expected block numbers"),
     ],
 )
-def test_numbers_in_texts_are_refused_before_anything_runs(
-    host: Any, node: Any, values: dict[str, Any], message: str
-):
+def test_numbers_in_texts_are_refused_before_anything_runs(host: Any, node: Any, values: dict[str, Any], message: str):
     assert message in node.VALIDATE_INPUTS(input_types={}, **values)
 
 
