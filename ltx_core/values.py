@@ -111,13 +111,14 @@ def check_text(name: str, value: object) -> None:
 
 def _range(low: float, high: float, above: float | None, kind: str) -> str:
     if above is not None:
-        return f"{kind} above {above:g}" + (f", at most {_bound(high)}" if high != math.inf else "")
+        return f"{kind} above {above:g}" + (f", at most {bound(high)}" if high != math.inf else "")
     if low == -math.inf:
-        return kind if high == math.inf else f"{kind} of at most {_bound(high)}"
+        return kind if high == math.inf else f"{kind} of at most {bound(high)}"
     if high == math.inf:
-        return f"{kind} of {_bound(low)} or more"
-    return f"{_bound(low)} to {_bound(high)}" if kind == FINITE else f"{kind} from {_bound(low)} to {_bound(high)}"
+        return f"{kind} of {bound(low)} or more"
+    return f"{bound(low)} to {bound(high)}" if kind == FINITE else f"{kind} from {bound(low)} to {bound(high)}"
 
 
-def _bound(value: float) -> str:
+def bound(value: float) -> str:
+    """A bound in a message: a whole number in full."""
     return str(value) if isinstance(value, int) else f"{value:g}"

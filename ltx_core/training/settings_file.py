@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from ..errors import ConfigError, UnsupportedError
-from ..values import shown
+from ..values import bound, shown
 
 T = TypeVar("T")
 
@@ -40,12 +40,12 @@ class Range:
         if self == FINITE:
             return "a finite number"
         if self.above != -math.inf:
-            start = f"more than {self.above:g}"
+            start = f"more than {bound(self.above)}"
         else:
-            start = f"{self.low:g} or more" if self.high == self.below == math.inf else f"{self.low:g}"
+            start = f"{bound(self.low)} or more" if self.high == self.below == math.inf else f"{bound(self.low)}"
         if self.below != math.inf:
-            return f"{start} to less than {self.below:g}"
-        return start if self.high == math.inf else f"{start} to {self.high:g}"
+            return f"{start} to less than {bound(self.below)}"
+        return start if self.high == math.inf else f"{start} to {bound(self.high)}"
 
 
 FINITE = Range()
