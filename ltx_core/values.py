@@ -95,7 +95,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Refuse what is not one of the choices. Raises ConfigError."""
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"got {name}={shown(value)}; expected one of {', '.join(known)}; choose one")
+        raise ConfigError(f"got {name} {shown(value)}; expected one of {', '.join(known)}; choose one")
 
 
 def check_kind(name: str, value: object, kind: type) -> None:
