@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .foreign import has_scales_of_rows
 from .linear import StoredTensor
 
 _ENDINGS = (".comfy_quant", ".weight_scale", ".weight_scale_2")
@@ -17,9 +18,10 @@ class ComfyQuant:
     """Claims what ComfyUI's current loaders quantize. float8 with `scale_weight` is the older form, see `fp8`."""
 
     name = "comfy_quant"
+    instead = "use the bf16 file, or a file in one of these"
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
-        return any(key.endswith(_ENDINGS) for key in stored)
+        return any(key.endswith(_ENDINGS) for key in stored) and not has_scales_of_rows(stored)
 
     def describe(self, stored: Mapping[str, StoredTensor]) -> str:
         """The format of the weights in words, as far as their types and scales show it."""

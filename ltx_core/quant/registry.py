@@ -8,15 +8,17 @@ from pathlib import Path
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from .bitsandbytes import BitsAndBytes
 from .comfy_quant import ComfyQuant
-from .fp8 import StoredFP8
+from .foreign import FOREIGN
 from .gguf import GGUF
 from .linear import Quantization, StoredTensor
 from .on_load import QuantizeOnLoad
+from .scaled import ScaledInt8, StoredFP8
+from .unread import FORMATS, Unread
 
-QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes())
+QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes(), ScaledInt8(), *FOREIGN)
 
 # Formats that are recognised to be refused by name.
-UNREAD: tuple[ComfyQuant, ...] = (ComfyQuant(),)
+UNREAD: tuple[ComfyQuant | Unread, ...] = (ComfyQuant(), *FORMATS)
 
 # What a loader's `quantization` option takes.
 QUANTIZATION_NAMES = tuple(name for quantization in QUANTIZATIONS for name in quantization.on_load)
@@ -43,7 +45,7 @@ def stored_quantization(stored: Mapping[str, StoredTensor], source: Path | str) 
         known_names = ", ".join(known.name for known in QUANTIZATIONS)
         raise UnsupportedError(
             f"got {source}, whose weights are stored as {unread[0].describe(stored)}; expected plain weights or one of "
-            f"{known_names}; use the bf16 file, or a file in one of these"
+            f"{known_names}; {unread[0].instead}"
         )
     return claiming[0] if claiming else None
 

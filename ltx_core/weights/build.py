@@ -22,7 +22,7 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..progress import Progress, silent
 from ..quant.fp8 import use_fp8_matmul
-from ..quant.linear import ScaledLinear
+from ..quant.linear import ScaledLinear, linear_weights, unpack_linears
 from .assign import assign, preparation_for, stored_tensors
 from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
 from .infer import Description, Origin, describe, part_or_error
@@ -138,11 +138,14 @@ class Opened:
         self._log_unknown(name)
         with torch.device("meta"):
             model = build(self.description)
+        plain = linear_weights(model)
         tensors = stored_tensors(
             model, self.checkpoint, part.keys, preparation, dtype, stage=f"load {name}", progress=progress
         )
         versions = " or ".join(self.description.versions) or "not a released version"
         assign(model, tensors, source=path, what=f"{name}, layout {part.naming}, {versions}")
+        if name != "transformer":  # convolutions are plain numbers by now, and what few Linears there are gain nothing
+            unpack_linears(model, plain, dtype or torch.bfloat16)
         watch(model, self.checkpoint.files)
         return model.eval().requires_grad_(False), preparation.name if preparation is not None else None
 

@@ -21,6 +21,7 @@ from ..config import (
 )
 from ..errors import CheckpointError, ConfigError
 from ..models.transformer import LTXTransformer
+from ..quant.foreign import has_a_weight_per_number
 from ..releases import (
     FAMILY_OF_LAYERS,
     RELEASES,
@@ -251,13 +252,22 @@ def _vae_generation(part: Part | None) -> VAEGeneration | None:
 # --- what shapes show -------------------------------------------------------------------------------------------------
 
 
+_PACKED = frozenset({"U8", "I32", "U32"})
+
+
 class _Shapes:
-    """Shapes of one part by the module's names. Tensors packed by a quantization (integers) do not count."""
+    """Shapes of one part by the module's names. Tensors that a quantization packs (several weights in an integer) do not
+    count.
+    """
 
     def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
         self.keys = tuple(part.keys)
         stored = checkpoint.stored(part.keys)
-        self._shapes = {name: info.shape for name, info in stored.items() if info.dtype not in ("U8", "I8")}
+        self._shapes = {
+            name: info.shape
+            for name, info in stored.items()
+            if info.dtype not in _PACKED and (info.dtype != "I8" or has_a_weight_per_number(stored, name))
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes

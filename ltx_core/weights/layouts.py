@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CheckpointError
+from ..quant.scales import weight_name
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
 Naming = Literal["single_file", "diffusers", "transformers", "llama.cpp"]
@@ -302,7 +303,7 @@ def detect_layout(keys: Iterable[str]) -> Layout:
     if foreign is not None:
         return Layout("unknown", foreign, {}, ())
 
-    present = set(keys)
+    present = {weight_name(key) for key in keys}
     parts: dict[PartName, Part] = {}
     for name, naming, signature in _SIGNATURES:
         for prefix in _PREFIXES[name]:
@@ -327,8 +328,12 @@ def _part(name: PartName, naming: Naming, prefix: str, keys: list[str]) -> Part:
         key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
     else:
         key_map = T5_FROM_LLAMA_CPP if naming == "llama.cpp" else IDENTITY
-    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected.
-    return Part(name, naming, prefix, {key_map.rename(key) or key: prefix + key for key in inner})
+    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected. Other programs'
+    # names for the numbers of a weight come down to `weight`, as long as there is none beside them.
+    names = {key: key_map.rename(key) or key for key in inner}
+    taken = set(names.values())
+    plain = {name: name if weight_name(name) in taken else weight_name(name) for name in taken}
+    return Part(name, naming, prefix, {plain[name]: prefix + key for key, name in names.items()})
 
 
 def _kind(parts: Mapping[PartName, Part]) -> tuple[FileKind, str]:
