@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.ggml_blocks import BLOCK_TYPES
-from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
+from .gguf import MAGIC
+from .gguf_pieces import read_gguf
 from .mapping import MappedFile
 
 Container = Literal["safetensors", "folder", "gguf"]
@@ -86,8 +87,9 @@ class Checkpoint:
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
         of a folder only `config`, where the headers of its files have it (those that LTXKit wrote).
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
-        "text_encoder", "scheduler"); empty for a file.
+        "text_encoder", "scheduler"), or the one beside a GGUF file; empty for other files.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
+    label: what the container calls the model (`general.architecture` of GGUF), for messages; "" where it does not.
     """
 
     path: Path
@@ -97,6 +99,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     files: tuple[MappedFile, ...]
     read: Callable[[str], Tensor]
+    label: str = ""
 
     def stored(self, keys: Mapping[str, str]) -> dict[str, TensorInfo]:
         """What the header says about some tensors, by other names. keys: the other name -> the container's."""
@@ -140,18 +143,33 @@ def _open_safetensors(path: Path) -> Checkpoint:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    header = read_gguf_header(path)
-    tensors = {
-        name: TensorInfo(tensor.shape, tensor.block_type.name, tensor.nbytes, tensor.offset)
-        for name, tensor in header.tensors.items()
-    }
-    # What describes the format, the architecture's sizes (none are written for "ltxv") and a tokenizer.
-    described = ("general.", "tokenizer.", "comfy.", "split.", *(f"{name}." for name in ARCHITECTURES))
+    """The file, or all pieces of its model. A `config.json` beside it counts where it is one of LTX-Video or T5."""
+    headers = read_gguf(path)
+    first = next(iter(headers.values()))
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, MappedFile] = {}
+    for place, header in headers.items():
+        mapped = MappedFile(place)
+        for name, tensor in header.tensors.items():
+            tensors[name] = TensorInfo(tensor.shape, tensor.block_type.name, tensor.nbytes, tensor.offset)
+            files[name] = mapped
+    # What describes the format, the architecture's sizes and a tokenizer.
+    described = ("general.", "tokenizer.", "comfy.", "split.", f"{first.architecture}.")
     metadata = {
-        key: value for key, value in header.values.items() if isinstance(value, str) and not key.startswith(described)
+        key: value for key, value in first.values.items() if isinstance(value, str) and not key.startswith(described)
     }
-    file = MappedFile(path)
-    return Checkpoint(path, "gguf", metadata, {}, tensors, (file,), lambda key: _stored(file, key, tensors[key]))
+    config = _read_config(path.parent)
+    component = _component_of(path.parent) if config is not None and "config" not in metadata else "model"
+    return Checkpoint(
+        path,
+        "gguf",
+        metadata,
+        {component: config} if config is not None and component != "model" else {},
+        tensors,
+        tuple(dict.fromkeys(files.values())),
+        lambda key: _stored(files[key], key, tensors[key]),
+        first.architecture,
+    )
 
 
 def _stored(file: MappedFile, key: str, info: TensorInfo) -> Tensor:

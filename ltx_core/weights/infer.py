@@ -122,11 +122,11 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
             is of the other family.
         CheckpointError: the metadata is damaged, or says other sizes than the tensors have.
     """
-    stated = _stated(checkpoint, layout)
     shown: dict[str, object] = {}
     parts = [part for part in layout.parts.values() if part.name in _SHAPE_READERS]
     for part in parts:
         shown.update(_SHAPE_READERS[part.name](_Shapes(checkpoint, part)))
+    stated = _stated(checkpoint, layout, shown)
     _check_agreement(checkpoint, stated.values, shown)
 
     generation = _vae_generation(layout.parts.get("vae"))
@@ -157,23 +157,30 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     )
 
 
-def _stated(checkpoint: Checkpoint, layout: Layout) -> Section:
+def _stated(checkpoint: Checkpoint, layout: Layout, shown: Mapping[str, object]) -> Section:
     header = read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
-    if checkpoint.container != "folder":
+    if not checkpoint.configs:
         return header
     # A folder that LTXKit wrote has the single file's config in its headers, which say more than the JSON can.
     folder = read_folder_configs(checkpoint.configs)
+    if checkpoint.container == "gguf" and _disagreeing(folder.values, shown):
+        # Folders of many models hold the config of one of them.
+        return Section(header.values, (*header.unknown, "config.json beside the file, which is of another model"))
     return Section({**folder.values, **header.values}, (*folder.unknown, *header.unknown))
 
 
 def _check_agreement(checkpoint: Checkpoint, stated: Mapping[str, object], shown: Mapping[str, object]) -> None:
     """Raises CheckpointError: the metadata and the tensors have different sizes."""
-    for name, value in shown.items():
-        if isinstance(value, int) and stated.get(name, value) != value:
-            raise CheckpointError(
-                f"got {checkpoint.path}, whose metadata says {name} = {stated[name]} and whose tensors have {value}; "
-                "expected them to agree; the file is damaged, or its metadata belongs to another file"
-            )
+    for name in _disagreeing(stated, shown):
+        raise CheckpointError(
+            f"got {checkpoint.path}, whose metadata says {name} = {stated[name]} and whose tensors have {shown[name]}; "
+            "expected them to agree; the file is damaged, or its metadata belongs to another file"
+        )
+
+
+def _disagreeing(stated: Mapping[str, object], shown: Mapping[str, object]) -> list[str]:
+    """Sizes that the metadata and the tensors have both, and not the same."""
+    return [name for name, value in shown.items() if isinstance(value, int) and stated.get(name, value) != value]
 
 
 def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> None:
@@ -418,4 +425,5 @@ def part_or_error(
         "upscaler": "choose a file such as ltxv-spatial-upscaler-0.9.8.safetensors",
         "text_encoder": "choose a file such as t5xxl_fp16.safetensors or a text_encoder folder",
     }[name]
-    raise CheckpointError(f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {advice}")
+    label = f", labelled {checkpoint.label!r}" if layout.kind == "unknown" and checkpoint.label else ""
+    raise CheckpointError(f"got {checkpoint.path}, which is {layout.what}{label}; expected {wanted}; {advice}")

@@ -107,7 +107,7 @@ def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str],
     keys = _encoder_keys(part)
     stored = checkpoint.stored(keys)
     preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
-    hf_config = checkpoint.configs.get(part.prefix.rstrip("/"), {})
+    hf_config = checkpoint.configs.get(part.prefix.rstrip("/") or "text_encoder", {})
     return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
 
 
