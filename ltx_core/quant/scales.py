@@ -39,7 +39,6 @@ def weight_name(key: str) -> str:
     return f"{match[1]}weight" if match else key
 
 
-
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +96,7 @@ def scale_grid(
         CheckpointError: the scales fit the weight in no way.
     """
     rows, columns = weight[0] if weight else 1, prod(weight[1:])
-    down, across = _counts(scale, rows, columns)
+    down, across = _counts(scale, rows)
     height = _block(rows, down, cut=cut_by_powers_of_two)
     width = _block(columns, across, cut=cut_by_powers_of_two)
     if not height or not width:
@@ -108,7 +107,7 @@ def scale_grid(
     return Grid((down, across), (height, width))
 
 
-def _counts(scale: tuple[int, ...], rows: int, columns: int) -> tuple[int, int]:
+def _counts(scale: tuple[int, ...], rows: int) -> tuple[int, int]:
     """Blocks (down, across); (0, 0): the shape says neither."""
     sizes = [size for size in scale if size != 1]
     if not sizes:
@@ -161,4 +160,3 @@ class BlockScaledLinear(QuantizedLinear):
         """Three copies of one part in the dtype of the scales, and the scales of its columns."""
         count = max(min(self.out_features * self.in_features, at_a_time(on_cpu=on_cpu)), self.in_features)
         return 3 * 4 * count
-

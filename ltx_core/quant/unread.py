@@ -25,9 +25,9 @@ class Unread:
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
         first, *others = [re.compile(sign) for sign in self.signs]
-        return any(
-            first.fullmatch(key) and self.dtype in ("", info.dtype) for key, info in stored.items()
-        ) and all(any(sign.fullmatch(key) for key in stored) for sign in others)
+        return any(first.fullmatch(key) and self.dtype in ("", info.dtype) for key, info in stored.items()) and all(
+            any(sign.fullmatch(key) for key in stored) for sign in others
+        )
 
     def describe(self, stored: Mapping[str, StoredTensor]) -> str:  # noqa: ARG002 - as the other unread formats
         return self.name
@@ -50,7 +50,7 @@ FORMATS: tuple[Unread, ...] = (
     Unread("compressed-tensors of four bits", (r".*\.weight_shape",)),
     Unread("quanto of two or four bits", (r".*\.weight\._shift",)),
     *(
-        Unread("torchao of four bits", (r"(.*\.)?weight", r".*\._weight_(scale|zero_point|scale_and_zero)"), dtype=dtype)
+        Unread("torchao of four bits", (r"(.*\.)?weight", r".*\._weight_(scale|scale_and_zero)"), dtype=dtype)
         for dtype in ("I32", "U8")
     ),
     Unread("SDNQ", (r".*\.(svd_up|svd_down)",)),

@@ -22,6 +22,7 @@ from ..config import (
 from ..errors import CheckpointError, ConfigError
 from ..models.transformer import LTXTransformer
 from ..quant.foreign import has_a_weight_per_number
+from ..quant.scales import weight_name
 from ..releases import (
     FAMILY_OF_LAYERS,
     RELEASES,
@@ -158,7 +159,10 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
 
 
 def _stated(checkpoint: Checkpoint, layout: Layout, shown: Mapping[str, object]) -> Section:
-    header = read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
+    # torchao describes every tensor in the header; what of it counts, the tensors show.
+    of_tensors = {"tensor_names", *map(weight_name, checkpoint.tensors)}
+    metadata = {key: text for key, text in checkpoint.metadata.items() if key not in of_tensors}
+    header = read_file_metadata(metadata, upscaler=layout.kind == "upscaler")
     if not checkpoint.configs:
         return header
     # A folder that LTXKit wrote has the single file's config in its headers, which say more than the JSON can.
@@ -263,7 +267,7 @@ _PACKED = frozenset({"U8", "I32", "U32"})
 
 
 class _Shapes:
-    """Shapes of one part by the module's names. Tensors that a quantization packs (several weights in an integer) do not
+    """Shapes of one part by the module's names. Tensors that a quantization packs (several weights in a number) do not
     count.
     """
 
