@@ -35,6 +35,8 @@ def stored_quantization(stored: Mapping[str, StoredTensor], source: Path | str) 
     """
     unread = [known for known in UNREAD if known.claims(stored)]
     claiming = [known for known in QUANTIZATIONS if known.claims(stored)]
+    if any(isinstance(known, Unread) for known in unread):  # their scales have names that others have, too
+        unread, claiming = [known for known in unread if isinstance(known, Unread)][:1], []
     names = [known.name for known in (*claiming, *unread)]
     if len(names) > 1:
         raise CheckpointError(

@@ -41,7 +41,10 @@ class Spelling:
 
 
 # Ends of the names of scales in the files of other programs.
-OTHER_SCALES = (".weight._scale", "._weight_scale", ".weight_scale", ".weight_scale_2", ".weight_scale_inv")
+OTHER_SCALES = (
+    *(".weight._scale", "._weight_scale", ".weight_scale_inv"),  # see `foreign`
+    *(".weight_scale", ".weight_scale_2", ".comfy_quant"),
+)
 
 _SCALE_DTYPES = frozenset({"F64", "F32", "BF16", "F16", "F8_E8M0"})
 _WEIGHT_DTYPES = EIGHT_BITS.keys() | {"F32", "BF16", "F16"}
@@ -91,9 +94,11 @@ class Scaled:
                 joined |= dict.fromkeys((key, *sides), _Joined(key, scale, zero, grid, waits_for={key, *sides}))
 
         def pack(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
+            if key.endswith(f".{self.spelling.scale}"):
+                tensor = _scales(tensor)
             if key in kept:
                 name, shape = kept[key]
-                return {name: tensor if shape is None else _numbers(tensor).reshape(shape)}
+                return {name: tensor if shape is None else tensor.reshape(shape)}
             if key in joined:
                 return joined[key].with_part(key, tensor)
             if key == SCALED_MARKER or key.rpartition(".")[2] in self._unused:
@@ -164,24 +169,23 @@ class _Joined:
         self.waits_for.discard(key)
         if self.waits_for:
             return {}
-        weight, scale, zero = self.parts[self.key], _numbers(self.parts[self.scale]), self.parts.get(self.zero)
+        weight, scale, zero = self.parts[self.key], self.parts[self.scale], self.parts.get(self.zero)
         self.parts.clear()
-        plain = weight.is_floating_point() and weight.dtype.itemsize > 1
-        if plain and not scale.is_meta and bool((scale == 1).all()):
-            return {self.key: weight}  # stays mapped
-        shape, dtype = self.grid.shape, torch.float32
-        if plain:
-            scale = scale.float()
+        shape = self.grid.shape
+        if weight.is_floating_point() and weight.dtype.itemsize > 1:
+            if not scale.is_meta and bool((scale == 1).all()):
+                return {self.key: weight}  # stays mapped
+            scale = scale.float()  # the weight may be more precise than its scale
         zero = None if zero is None else zero.reshape(shape)
         numbers = weight.reshape(weight.shape[0] if weight.ndim else 1, -1)
-        return {self.key: self.grid.scaled(numbers, scale.reshape(shape), zero, dtype).reshape(weight.shape)}
+        return {self.key: self.grid.scaled(numbers, scale.reshape(shape), zero, torch.float32).reshape(weight.shape)}
 
 
-def _numbers(tensor: Tensor) -> Tensor:
-    """Scales as they are stored, in float32 where their dtype is none to compute in. Integers are zero points."""
-    if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) or not tensor.is_floating_point():
-        return tensor
-    return tensor.float()
+def _scales(tensor: Tensor) -> Tensor:
+    """Scales as they are stored, in float32 where their dtype is none to compute in."""
+    if tensor.dtype == torch.uint8:  # bare exponents, F8_E8M0: of the power of two
+        return torch.exp2(tensor.float() - 127)
+    return tensor if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) else tensor.float()
 
 
 # --- ComfyUI's form of 2025 -------------------------------------------------------------------------------------------
