@@ -87,7 +87,7 @@ class Checkpoint:
     metadata: the safetensors header's `__metadata__`, or the texts in a GGUF header that do not describe the format;
         of a folder only `config`, where the headers of its files have it (those that LTXKit wrote).
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
-        "text_encoder", "scheduler"), or the one beside a GGUF file; empty for other files.
+        "text_encoder", "scheduler"), or the one beside a file without a config of its own.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
     label: what the container calls the model (`general.architecture` of GGUF), for messages; "" where it does not.
     """
@@ -139,11 +139,14 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 def _open_safetensors(path: Path) -> Checkpoint:
     tensors, metadata = read_header(path)
     file = MappedFile(path)
-    return Checkpoint(path, "safetensors", metadata, {}, tensors, (file,), lambda key: _stored(file, key, tensors[key]))
+    configs = _configs_beside(path, metadata)
+    return Checkpoint(
+        path, "safetensors", metadata, configs, tensors, (file,), lambda key: _stored(file, key, tensors[key])
+    )
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    """The file, or all pieces of its model. A `config.json` beside it counts where it is one of LTX-Video or T5."""
+    """The file, or all pieces of its model."""
     headers = read_gguf(path)
     first = next(iter(headers.values()))
     tensors: dict[str, TensorInfo] = {}
@@ -158,18 +161,27 @@ def _open_gguf(path: Path) -> Checkpoint:
     metadata = {
         key: value for key, value in first.values.items() if isinstance(value, str) and not key.startswith(described)
     }
-    config = _read_config(path.parent)
-    component = _component_of(path.parent) if config is not None and "config" not in metadata else "model"
     return Checkpoint(
         path,
         "gguf",
         metadata,
-        {component: config} if config is not None and component != "model" else {},
+        _configs_beside(path, metadata),
         tensors,
         tuple(dict.fromkeys(files.values())),
         lambda key: _stored(files[key], key, tensors[key]),
         first.architecture,
     )
+
+
+def _configs_beside(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """`config.json` in the folder of a file whose header has no config, where it is one of LTX-Video or T5: packed
+    weights do not show their sizes. It may be of another model in the folder; `infer` compares.
+    """
+    if "config" in metadata or not (path.parent / "config.json").is_file():
+        return {}
+    component = _component_of(path.parent)
+    config = _read_config(path.parent)
+    return {component: config} if config is not None and component in _COMPONENTS else {}
 
 
 def _stored(file: MappedFile, key: str, info: TensorInfo) -> Tensor:

@@ -167,7 +167,7 @@ def _stated(checkpoint: Checkpoint, layout: Layout, shown: Mapping[str, object])
         return header
     # A folder that LTXKit wrote has the single file's config in its headers, which say more than the JSON can.
     folder = read_folder_configs(checkpoint.configs)
-    if checkpoint.container == "gguf" and _disagreeing(folder.values, shown):
+    if checkpoint.container != "folder" and _disagreeing(folder.values, shown):
         # Folders of many models hold the config of one of them.
         return Section(header.values, (*header.unknown, "config.json beside the file, which is of another model"))
     return Section({**folder.values, **header.values}, (*folder.unknown, *header.unknown))
