@@ -47,7 +47,7 @@ class Float8Linear(ScaledLinear):
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         packed, scale = quantize_rows(rows) if self.scale_input is None else self._calibrated(rows, self.scale_input)
-        weight_scale = scale.new_ones(1) if self.scale_weight is None else self.scale_weight
+        weight_scale = scale.new_ones(1) if self.scale_weight is None else self.scale_weight.float()
         weight_scale = weight_scale.expand(self.out_features).contiguous().unsqueeze(0)
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         y = _scaled_mm(packed, self.packed.t(), scale, weight_scale, bias)

@@ -77,10 +77,12 @@ class Grid:
         step = max(at_a_time(on_cpu=packed.device.type == "cpu") // max(columns, 1), 1)
         for start in range(0, len(packed), step):
             rows = slice(start, min(start + step, len(packed)))
-            numbers = self.split(packed[rows].to(scale.dtype))
+            numbers = packed[rows].to(scale.dtype, copy=True)
             if zero is not None:
-                numbers = numbers - self.expanded(zero.to(scale.dtype), rows, columns)
-            result[rows] = (numbers * self.expanded(scale, rows, columns)).flatten(1).to(dtype)
+                self.split(numbers).sub_(self.expanded(zero.to(scale.dtype), rows, columns))
+            self.split(numbers).mul_(self.expanded(scale, rows, columns))
+            result[rows] = numbers
+            del numbers  # before the next part needs as much
         return result
 
 
@@ -157,6 +159,8 @@ class BlockScaledLinear(QuantizedLinear):
         return self.grid.scaled(self.packed, self.scale_weight, self.zero_point, dtype)
 
     def unpacking_bytes(self, *, on_cpu: bool) -> int:
-        """Three copies of one part in the dtype of the scales, and the scales of its columns."""
-        count = max(min(self.out_features * self.in_features, at_a_time(on_cpu=on_cpu)), self.in_features)
-        return 3 * 4 * count
+        """One part in the dtype of the scales, and its scales: one for each weight where blocks do not divide a row."""
+        rows = max(min(self.out_features, at_a_time(on_cpu=on_cpu) // self.in_features), 1)
+        width = self.grid.block[1]
+        scales = self.in_features + self.grid.shape[1] if self.in_features % width else self.grid.shape[1]
+        return rows * (self.in_features + scales) * self.scale_weight.element_size()
