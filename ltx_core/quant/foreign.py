@@ -47,7 +47,7 @@ class CompressedTensors(Scaled):
 
 def has_scales_of_rows(stored: Mapping[str, StoredTensor]) -> bool:
     """Whether a file with `weight_scale` is another library's, and not ComfyUI's."""
-    if any(key.endswith((".comfy_quant", ".weight_scale_2")) for key in stored):
+    if any(key.endswith((".comfy_quant", ".weight_scale_2", ".pre_quant_scale")) for key in stored):
         return False
     scales = [info for key, info in stored.items() if key.endswith(".weight_scale")]
     return any(info.dtype in ("F32", "BF16", "F16") and any(size > 1 for size in info.shape) for info in scales)

@@ -18,6 +18,9 @@ from .linear import ScaledLinear
 
 FP8_DTYPES: Mapping[str, torch.dtype] = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
+# Present in ComfyUI's scaled files; its dtype says which of the two formats is meant, and its value means nothing.
+SCALED_MARKER = "scaled_fp8"
+
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _TINY = torch.finfo(torch.float32).tiny
 

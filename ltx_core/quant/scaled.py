@@ -14,12 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .fp8 import FP8_DTYPES, Float8Linear, quantize_fp8
+from .fp8 import FP8_DTYPES, SCALED_MARKER, Float8Linear, quantize_fp8
 from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
 from .scales import EIGHT_BITS, BlockScaledLinear, Grid, scale_grid
-
-# Present in ComfyUI's scaled files; its dtype says which of the two formats is meant, and its value means nothing.
-SCALED_MARKER = "scaled_fp8"
 
 
 @dataclass(frozen=True)

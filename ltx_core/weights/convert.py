@@ -18,8 +18,8 @@ from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..files import whole
 from ..models.transformer import LTXTransformer
 from ..progress import Progress, ProgressEvent, silent
+from ..quant.fp8 import SCALED_MARKER
 from ..quant.registry import stored_quantization
-from ..quant.scaled import SCALED_MARKER
 from .build import Opened, open_models
 from .containers import DTYPE_NAMES, open_checkpoint
 from .diffusers_config import model_index, scheduler_entries, transformer_entries, vae_entries

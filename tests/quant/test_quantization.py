@@ -391,6 +391,33 @@ def test_t5(
         assert (embedding(default) - expected).norm() <= bound * expected.norm()
 
 
+@pytest.mark.parametrize("storage", ["bnb nf4", "bnb int8", "quanto int8", "torchao fp8"])
+def test_one_file_of_a_folder(
+    storage: str,
+    transformer: LTXTransformer,
+    t5: transformers.T5EncoderModel,
+    tiny_models: TinyModels,
+    tmp_path: Path,
+    velocity: Callable[..., Tensor],
+) -> None:
+    """The sizes that packed weights hide are in the config.json beside it."""
+    stored, _ = STORAGES[storage][1](transformer.state_dict())
+    folder = write_transformer(tmp_path / "model", stored, transformer.config, "component folder")
+    whole, _ = load_transformer(folder, dtype=torch.float32, version=VERSION)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    model, _ = load_transformer(file, dtype=torch.float32, version=VERSION)
+    assert torch.equal(velocity(model), velocity(whole))
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    folder = write_t5(tmp_path / "t5", STORAGES[storage][1](state)[0], "component folder")
+    models = [
+        load_text_encoder(path, dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER).model
+        for path in (folder, folder / "model.safetensors")
+    ]
+    assert torch.equal(*map(embedding, models))
+    for path in (file, folder / "model.safetensors"):
+        assert inspect(path, version=VERSION)["problems"] == []
+
+
 # --- LoRA on them -----------------------------------------------------------------------------------------------------
 
 
