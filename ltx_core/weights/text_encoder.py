@@ -228,10 +228,9 @@ def _t5_part(opened: Opened) -> Part:
 def _encoder_keys(part: Part) -> dict[str, str]:
     """Name in the module -> name in the file, the embedding under its first name only; a decoder is left out."""
     keys = {name: key for name, key in part.keys.items() if not name.startswith(("decoder.", "lm_head."))}
-    again = keys.pop(EMBEDDING_AGAIN, None)
-    if again is not None:
-        keys.setdefault(EMBEDDING, again)
-    return keys
+    again, first = EMBEDDING_AGAIN.removesuffix("weight"), EMBEDDING.removesuffix("weight")
+    moved = {first + name.removeprefix(again): keys.pop(name) for name in list(keys) if name.startswith(again)}
+    return keys if EMBEDDING in keys else keys | moved  # with the scales beside it
 
 
 def _keep_from_overflow(model: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -391,6 +391,32 @@ def test_t5(
         assert (embedding(default) - expected).norm() <= bound * expected.norm()
 
 
+@pytest.mark.parametrize("names", ["first", "second", "both"])
+def test_a_scaled_embedding(
+    names: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """T5's embedding has two names; its scale has that of the weight beside it."""
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    stored, weights = comfy_scaled(E4M3)(state)
+    plain_embedding, scale = stored.pop("shared.weight"), torch.tensor(0.25)
+    weights["shared.weight"] = plain_embedding.float()
+    if names != "first":
+        stored["encoder.embed_tokens.weight"] = (state["shared.weight"] / scale).to(E4M3)
+        stored["encoder.embed_tokens.scale_weight"] = scale
+    if names == "first":
+        stored["shared.weight"], stored["shared.scale_weight"] = (state["shared.weight"] / scale).to(E4M3), scale
+    if names == "both":
+        stored["shared.weight"] = plain_embedding
+    else:
+        weights["shared.weight"] = (state["shared.weight"] / scale).to(E4M3).float() * scale
+    path = write_t5(tmp_path / "t5", stored, "file")
+    ours = load_text_encoder(path, dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER)
+    reference = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    reference.load_state_dict(weights | {"encoder.embed_tokens.weight": weights["shared.weight"]})
+    expected = embedding(reference)
+    assert (embedding(ours.model) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("storage", ["bnb nf4", "bnb int8", "quanto int8", "torchao fp8"])
 def test_one_file_of_a_folder(
     storage: str,
