@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CheckpointError
+from ..quant.scales import weight_name
 from .counts import FEW
 from .foreign import foreign_lora, foreign_model
 
@@ -322,7 +323,7 @@ def detect_layout(
         return Layout("lora", "a LoRA", {}, ()) if other is None else Layout("lora", other.what, {}, (), other.instead)
 
     found: dict[PartName, tuple[Naming, str]] = {}
-    present = {_WRAPPER_INSIDE.sub("", key) for key in keys}
+    present = {weight_name(_WRAPPER_INSIDE.sub("", key)) for key in keys}
     for name, naming, signature in _SIGNATURES:
         for prefix in _prefixes(name, signature[0], present):
             if name not in found and all(prefix + key in present for key in signature):
@@ -380,8 +381,12 @@ def _part(
         key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
     else:
         key_map = T5_FROM_LLAMA_CPP if naming == "llama.cpp" else IDENTITY
-    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected.
-    return Part(name, naming, prefix, {key_map.rename(key) or key: stored for key, stored in inner.items()})
+    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected. Other programs'
+    # names for the numbers of a weight come down to `weight`, as long as there is none beside them.
+    names = {key: key_map.rename(key) or key for key in inner}
+    taken = set(names.values())
+    plain = {name: name if weight_name(name) in taken else weight_name(name) for name in taken}
+    return Part(name, naming, prefix, {plain[names[key]]: stored for key, stored in inner.items()})
 
 
 def _kind(parts: Mapping[PartName, Part]) -> tuple[FileKind, str]:
