@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CheckpointError
+from .lora_keys import is_lora
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
 Naming = Literal["single_file", "diffusers", "transformers", "llama.cpp"]
@@ -264,10 +265,6 @@ _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
     ("text_encoder", "llama.cpp", ("enc.blk.0.attn_q.weight",)),
 )
 
-_LORA = re.compile(
-    r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.default)?\.weight$|_lora\.(up|down)\.weight$"
-)
-
 # Foreign files that end up in a model folder, each with one pattern that some key of it matches. First match wins.
 _FOREIGN: tuple[tuple[str, str], ...] = (
     (
@@ -296,7 +293,7 @@ UNUSED_TENSORS = frozenset(
 def detect_layout(keys: Iterable[str]) -> Layout:
     """What these keys are. A file that is nothing we know has kind "unknown" and says in words what it is."""
     keys = list(keys)
-    if any(_LORA.search(key) for key in keys):
+    if is_lora(keys):
         return Layout("lora", "a LoRA", {}, ())
     foreign = _foreign(keys)
     if foreign is not None:

@@ -19,9 +19,10 @@ from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGUF
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
 from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, quantization_by_name
+from ltxkit.ltx_core.weights.adapters import merged
 from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, fit_lora, load_lora, match_lora
 
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 2, 16, 2, 8, 24
 TARGETS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.1.ff.net.0.proj")
@@ -86,6 +87,17 @@ def write(path: Path, tensors: dict[str, dict[str, Tensor]], style: str = "comfy
     }
     save_file(stored | more, path)
     return path
+
+
+def added_to(model: LTXTransformer, path: Path) -> dict[str, Tensor]:
+    """What a LoRA adds to each parameter of a model."""
+    fit = fit_lora(load_lora(path), model)
+    base = model.state_dict()
+    return {
+        name: merged(base[name], [(change, 1.0) for change in changes]) - base[name]
+        for slot, changes in fit.changes.items()
+        for name in (f"{slot.module}.{slot.parameter}",)
+    }
 
 
 def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> LTXTransformer:
@@ -218,23 +230,25 @@ def test_alpha_in_the_header_is_what_peft_makes_of_it(stabilized: bool, model: L
         transformer_lora_layers=get_peft_model_state_dict(theirs),
         **_collate_lora_metadata({"transformer": theirs}),
     )
-    lora = load_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    deltas = added_to(model, tmp_path / "pytorch_lora_weights.safetensors")
     layers = {name: layer for name, layer in theirs.named_modules() if hasattr(layer, "get_delta_weight")}
-    assert len(lora.scales) == len(layers) == LAYERS * 6
+    assert len(deltas) == len(layers) == LAYERS * 6
     for name, layer in layers.items():
-        tensors = lora.targets[f"transformer.{name}"]
-        delta = lora.scales[f"transformer.{name}"] * tensors["up"] @ tensors["down"]
-        torch.testing.assert_close(delta, layer.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
-    assert len(set(lora.scales.values())) == 4
+        ours = TRANSFORMER_FROM_DIFFUSERS.rename(f"{name}.weight")
+        torch.testing.assert_close(deltas[ours], layer.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
+    assert len({layer.scaling["default"] for layer in layers.values()}) == 4
 
 
 def test_alpha_of_finetrainers(model: LTXTransformer, tmp_path: Path) -> None:
     """Its header has `lora_config` (finetrainers/trainer/sft_trainer/trainer.py)."""
     path = write(tmp_path / "lora.safetensors", factors(model, TARGETS[:1]), "finetrainers")
     save_file(load_file(path), path, {"lora_config": json.dumps({"r": 4, "lora_alpha": 8, "target_modules": "to_q"})})
-    assert list(load_lora(path).scales.values()) == [2.0]
+    pair = factors(model, TARGETS[:1])[TARGETS[0]]
+    torch.testing.assert_close(added_to(model, path), {f"{TARGETS[0]}.weight": 2.0 * pair["up"] @ pair["down"]})
     save_file(load_file(path), path, {"lora_config": "{"})
-    with pytest.raises(CheckpointError, match=r"unreadable LoRA settings in its header .*; expected JSON"):
+    with pytest.raises(
+        CheckpointError, match=r"lora_config in its header.*unreadable LoRA settings .*; expected JSON"
+    ):
         load_lora(path)
 
 
@@ -438,7 +452,7 @@ def test_a_magnitude_of_another_size(model: LTXTransformer, tmp_path: Path) -> N
     more = {f"diffusion_model.{TARGETS[0]}.dora_scale": torch.ones(8, 1)}
     lora = load_lora(write(tmp_path / "lora.safetensors", factors(model, TARGETS[:1]), **more))
     with (
-        pytest.raises(CheckpointError, match=r"magnitude of shape \[8, 1\]"),
+        pytest.raises(CheckpointError, match=r"dora_scale of shape \[8, 1\]; this model has \[32, 1\]"),
         applied(model, [WeightedLoRA(lora, 1.0)]),
     ):
         pass
