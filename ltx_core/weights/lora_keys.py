@@ -93,15 +93,20 @@ def _pair(key: str, match: re.Match[str]) -> LoRAKey | None:
 
 def is_lora(keys: Iterable[str]) -> bool:
     """Whether a file with these names is a LoRA, of whatever kind."""
+    glora: dict[str, set[str]] = {}
     for key in keys:
         parsed = parse(key)
-        if parsed is not None and (
+        if parsed is None:
+            continue
+        if (
             parsed.kind in ("lora", "loha", "lokr")
             or parsed.role == "oft_blocks"
             or key.rpartition(".")[2] in _NEVER_IN_MODELS
         ):
             return True
-    return False
+        if parsed.kind == "glora":
+            glora.setdefault(parsed.target, set()).add(parsed.role)
+    return any(len(roles) == 4 for roles in glora.values())  # one of them alone is an everyday name
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
