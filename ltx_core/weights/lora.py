@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..errors import CheckpointError
 from .adapters import Change
-from .containers import Checkpoint, open_checkpoint
-from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, replacement
+from .containers import open_checkpoint
+from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, whole_change
 from .lora_keys import MARKERS, Kind, in_text_encoder, is_lora, parse, superseded
 from .lora_settings import PeftSettings, read_settings
 
@@ -134,14 +135,16 @@ def load_lora(path: Path | str) -> LoRA:
     own: dict[str, dict[str, Stored]] = defaultdict(dict)
     whole: list[Stored] = []
     for key in keys:
-        parsed = parse(key)
+        parsed, stored = parse(key), Stored(key, checkpoint.tensor(key))
+        _check_finite(stored, checkpoint.path)
         if parsed is None:
             if not superseded(key, checkpoint.tensors):
-                whole.append(_stored(checkpoint, key))
-        elif parsed.kind == "target":
-            own[parsed.target][parsed.role] = _stored(checkpoint, key)
-        else:
-            adapters[parsed.target][parsed.kind, parsed.spelling][parsed.role] = _stored(checkpoint, key)
+                whole.append(stored)
+            continue
+        shared = parsed.kind == "target"
+        roles = own[parsed.target] if shared else adapters[parsed.target][parsed.kind, parsed.spelling]
+        if roles.setdefault(parsed.role, stored) is not stored:
+            whole.append(stored)  # a second tensor for one role has no meaning
     targets: list[Target] = []
     for name in dict.fromkeys([*adapters, *own]):
         alpha = _alpha(own[name].pop("alpha", None), checkpoint.path)
@@ -168,8 +171,12 @@ def _weights_file(path: Path) -> Path:
     )
 
 
-def _stored(checkpoint: Checkpoint, key: str) -> Stored:
-    return Stored(key, checkpoint.tensor(key))
+def _check_finite(stored: Stored, path: Path) -> None:
+    tensor = stored.tensor.float() if stored.tensor.element_size() == 1 else stored.tensor
+    if not math.isfinite(tensor.sum(dtype=torch.float32)):
+        raise CheckpointError(
+            f"got {path} with {stored.key}, which holds NaN or infinity; expected finite numbers; use another file"
+        )
 
 
 def _alpha(stored: Stored | None, path: Path) -> float | None:
@@ -257,7 +264,7 @@ def fit_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> Fi
             text.append(stored.key)
             continue
         try:
-            take(stored.key, None if slot is None else {slot: replacement(stored, slot)}, stored.key)
+            take(stored.key, whole_change(stored, slot), stored.key)
         except MisfitError as misfit:
             misfits.append(misfit)
 

@@ -14,6 +14,8 @@ from .layouts import TRANSFORMER_FROM_DIFFUSERS
 from .lora_keys import Kind, dotted, spellings
 from .lora_settings import PeftSettings
 
+_PARAMETERS = (".weight", ".bias", "scale_shift_table")  # what the names of a transformer's parameters end with
+
 SAME_SIZE = "a LoRA for the same model size (2B or 13B); use the one for this model"
 
 
@@ -131,9 +133,21 @@ def changes_of(target: Target, slots: Slots, settings: PeftSettings) -> dict[Slo
     return building.changes()
 
 
-def replacement(stored: Stored, slot: Slot) -> Change:
-    """A whole tensor in the place of the model's."""
-    return Change(replacement=_whole(stored, slot))
+def whole_change(stored: Stored, slot: Slot | None) -> dict[Slot, Change] | None:
+    """A whole tensor in the place of the model's; None where the model has no such parameter.
+
+    Raises:
+        MisfitError: it has another shape, or its name is neither that of an adapter's part nor of a parameter.
+    """
+    if slot is not None:
+        return {slot: Change(replacement=_whole(stored, slot))}
+    if stored.key.endswith(_PARAMETERS):
+        return None
+    raise MisfitError(
+        stored.key,
+        f"with {stored.key}, which is no part of an adapter that LTXKit knows",
+        "LoRA, DoRA, LoHa, LoKr, GLoRA, OFT, BOFT and whole tensors; use another file",
+    )
 
 
 @dataclass(eq=False)
