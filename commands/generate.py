@@ -80,7 +80,7 @@ def _model_arguments(models: Group) -> None:
         help="a LoRA (also LoHa, LoKr, OFT), or the folder of a trainer; may be repeated",
     )
     models.add_argument(
-        "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say it"
+        "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"
     )
     models.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     models.add_argument(

@@ -309,16 +309,7 @@ class ApplyLoRA(sockets.Node):
         "styles of diffusers, peft, Lightricks' trainer, ComfyUI, Kohya and finetrainers; DoRA, LoHa, LoKr, GLoRA, OFT "
         "and full differences too. What cannot be applied is refused by its name."
     )
-    SEARCH_ALIASES = [
-        "ltx",
-        "ltxv",
-        "lora loader",
-        "load lora",
-        "dora",
-        "lokr",
-        "distilled lora",
-        "LoraLoaderModelOnly",
-    ]
+    SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "lokr", "distilled", "LoraLoaderModelOnly"]
     RETURN_TYPES = (sockets.MODEL,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The model with the LoRA, for Sample or another LoRA.",)
@@ -332,7 +323,8 @@ class ApplyLoRA(sockets.Node):
                 "strength": decimal(1.0, -10.0, 10.0, 0.01, "0 leaves the model as it is."),
                 "allow_partial": switch(
                     False,
-                    "On: leave out what of the LoRA cannot be applied to this model, and say it. Off: refuse such a LoRA.",
+                    "On: leave out what of the LoRA cannot be applied to this model, and say so. Off: refuse such a "
+                    "LoRA.",
                 ),
                 "settings": choice(
                     [AUTOMATIC, OF_MODEL, *RELEASES],

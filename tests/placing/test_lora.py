@@ -246,9 +246,7 @@ def test_alpha_of_finetrainers(model: LTXTransformer, tmp_path: Path) -> None:
     pair = factors(model, TARGETS[:1])[TARGETS[0]]
     torch.testing.assert_close(added_to(model, path), {f"{TARGETS[0]}.weight": 2.0 * pair["up"] @ pair["down"]})
     save_file(load_file(path), path, {"lora_config": "{"})
-    with pytest.raises(
-        CheckpointError, match=r"lora_config in its header.*unreadable LoRA settings .*; expected JSON"
-    ):
+    with pytest.raises(CheckpointError, match=r"lora_config in its header.*unreadable LoRA settings .*; expected JSON"):
         load_lora(path)
 
 
