@@ -65,7 +65,8 @@ def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
                 size = 4 if kind == "loha" else itemsize
                 held += size * sum(stored.tensor.numel() for stored in roles.values())
                 if kind == "loha":
-                    work = max(work, 12 * roles["w1_a"].tensor.numel() * roles["w1_b"].tensor.shape[-1])
+                    first, second = roles["w1_a"].tensor, roles["w1_b"].tensor
+                    work = max(work, 12 * first.numel() * second.numel() // len(second) ** 2)
         held += itemsize * sum(stored.tensor.numel() for stored in item.lora.whole if item.strength)
     return held + work
 

@@ -49,12 +49,10 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.3
 
 
-def pair(
-    stem: str, seed: int = 0, ending: str = ".weight", rows: int = WIDTH, columns: int = WIDTH
-) -> dict[str, Tensor]:
+def pair(stem: str, seed: int = 0, *, rows: int = WIDTH, columns: int = WIDTH) -> dict[str, Tensor]:
     return {
-        f"{stem}.lora_A{ending}": noise(RANK, columns, seed=seed),
-        f"{stem}.lora_B{ending}": noise(rows, RANK, seed=seed + 1),
+        f"{stem}.lora_A.weight": noise(RANK, columns, seed=seed),
+        f"{stem}.lora_B.weight": noise(rows, RANK, seed=seed + 1),
     }
 
 
@@ -156,6 +154,7 @@ def test_transposed_factors(model: LTXTransformer, written: Callable[..., Path])
     assert_added(model, written(tensors), {f"{wide}.weight": up @ down})
 
 
+HALVES = {"a": (WIDTH, 2), "b": (2, WIDTH)}
 FORMATS: dict[str, tuple[dict[str, Tensor], Tensor]] = {
     "pair": (
         {"lora_A.weight": noise(RANK, WIDTH), "lora_B.weight": noise(WIDTH, RANK, seed=1)},
@@ -174,7 +173,7 @@ FORMATS: dict[str, tuple[dict[str, Tensor], Tensor]] = {
         torch.kron(noise(4, 8, seed=6), noise(8, 4, seed=7)),
     ),
     "loha": (
-        {f"hada_w{n}_{half}": noise(*shape, seed=8 + n) for n in (1, 2) for half, shape in (("a", (WIDTH, 2)), ("b", (2, WIDTH)))},
+        {f"hada_w{n}_{half}": noise(*HALVES[half], seed=8 + n) for n in (1, 2) for half in HALVES},
         (noise(WIDTH, 2, seed=9) @ noise(2, WIDTH, seed=9)) * (noise(WIDTH, 2, seed=10) @ noise(2, WIDTH, seed=10)),
     ),
     "diff": ({"diff": noise(WIDTH, WIDTH, seed=11)}, noise(WIDTH, WIDTH, seed=11)),
@@ -215,7 +214,7 @@ def test_two_formats_in_one_file_are_both_applied(
         (f"diffusion_model.{QUERY}.weight.diff", f"{QUERY}.weight"),
         ("diffusion_model.patchify_proj.diff", "patchify_proj.weight"),
         ("transformer.proj_in.diff_b", "patchify_proj.bias"),
-        ("transformer.time_embed.emb.timestep_embedder.linear_1.diff", "adaln_single.emb.timestep_embedder.linear_1.weight"),
+        ("transformer.time_embed.linear.diff", "adaln_single.linear.weight"),
         ("diffusion_model.caption_projection.linear_2.diff_b", "caption_projection.linear_2.bias"),
     ],
 )  # fmt: skip
@@ -325,7 +324,7 @@ def test_factors_of_few_bits(
 
 TEXT = (
     "lora_te_encoder_block_0_layer_0_SelfAttention_q", "lora_te1_text_model_encoder_layers_0_mlp_fc1",
-    "text_encoder.encoder.block.0.layer.0.SelfAttention.q", "text_encoder_2.x", "text_encoders.t5xxl.transformer.encoder.x",
+    "text_encoder.encoder.block.0.layer.0.SelfAttention.q", "text_encoder_2.x", "text_encoders.t5xxl.transformer.x",
     "t5xxl.transformer.encoder.block.0.x", "base_model.model.encoder.block.0.layer.0.SelfAttention.q",
     "lora_prior_te_x", "te.encoder.block.0", "lycoris_text_encoder_x",
 )  # fmt: skip

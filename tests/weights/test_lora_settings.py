@@ -14,14 +14,16 @@ from peft.utils.other import get_pattern_key
 from ltxkit.ltx_core.errors import CheckpointError, LTXKitError, UnsupportedError
 from ltxkit.ltx_core.weights.lora_settings import Patterns, PeftSettings, read_settings
 
+PARTS = ("attn1.to_q", "attn2.to_out.0", "ff.net.0.proj")
 PATHS = [
-    *(f"transformer_blocks.{block}.{part}" for block in (0, 1, 10, 27) for part in ("attn1.to_q", "attn2.to_out.0", "ff.net.0.proj")),
+    *(f"transformer_blocks.{block}.{part}" for block in (0, 1, 10, 27) for part in PARTS),
     "proj_out", "time_embed.linear", "caption_projection.linear_1", "blocks.proj_out", "x_proj_out",
 ]  # fmt: skip
 READ = (
-    "to_q", "attn1.to_q", r"attn1\.to_q", "0.attn1.to_q", "to_out.0", "^proj_out", "proj_out", "proj_out$", ".*", r".*\.to_q",
-    r".*attn2.*", r"transformer_blocks\.\d+\.attn1\.to_q", r"transformer_blocks\.1\d*\.ff\.net\.0\.proj", "transformer_blocks.1.+",
-    r"^transformer_blocks\.0\..*", "net.*proj", r"\w+", "_q", "o_q", ".to_q", "", r"proj\_out", "a*proj_out", "linear_1+",
+    "to_q", "attn1.to_q", r"attn1\.to_q", "0.attn1.to_q", "to_out.0", "^proj_out", "proj_out", "proj_out$", ".*",
+    r".*\.to_q", r".*attn2.*", r"transformer_blocks\.\d+\.attn1\.to_q", r"transformer_blocks\.1\d*\.ff\.net\.0\.proj",
+    "transformer_blocks.1.+", r"^transformer_blocks\.0\..*", "net.*proj", r"\w+", "_q", "o_q", ".to_q", "", r"proj\_out",
+    "a*proj_out", "linear_1+",
 )  # fmt: skip
 
 
