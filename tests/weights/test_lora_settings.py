@@ -22,8 +22,8 @@ PATHS = [
 READ = (
     "to_q", "attn1.to_q", r"attn1\.to_q", "0.attn1.to_q", "to_out.0", "^proj_out", "proj_out", "proj_out$", ".*",
     r".*\.to_q", r".*attn2.*", r"transformer_blocks\.\d+\.attn1\.to_q", r"transformer_blocks\.1\d*\.ff\.net\.0\.proj",
-    "transformer_blocks.1.+", r"^transformer_blocks\.0\..*", "net.*proj", r"\w+", "_q", "o_q", ".to_q", "", r"proj\_out",
-    "a*proj_out", "linear_1+",
+    "transformer_blocks.1.+", r"^transformer_blocks\.0\..*", "net.*proj", r"\w+", "_q", "o_q", ".to_q", "",
+    r"proj\_out", "a*proj_out", "linear_1+",
 )  # fmt: skip
 
 
