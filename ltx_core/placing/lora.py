@@ -150,20 +150,18 @@ class _ChangeOnDevice:
     def __call__(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         """What the change adds to the Linear's result. product: (..., in) -> x W^T."""
         scaled = x if self._columns is None else x * self._columns
-        change: Tensor | float = 0.0
-        for part in self._parts:
-            change = change + part(scaled)
+        changes = [part(scaled) for part in self._parts]
         if self._on_input is not None:
-            change = change + product(self._on_input(scaled))
+            changes.append(product(self._on_input(scaled)))
         if self._rotation is not None:
             base = product(scaled)
-            change = change + self._rotation(base) - base
+            changes.append(self._rotation(base) - base)
         if self._rows is not None:
             base = product(scaled)
-            change = (base + change) * self._rows - base
+            changes = [sum(changes, start=base) * self._rows - base]
         if self._columns is not None:
-            change = product(scaled) + change - product(x)
-        return self._strength * torch.as_tensor(change)
+            changes.append(product(scaled) - product(x))
+        return self._strength * sum(changes[1:], start=changes[0])
 
 
 @contextmanager

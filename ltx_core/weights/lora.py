@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 from .adapters import Change
 from .containers import open_checkpoint
 from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, whole_change
-from .lora_keys import MARKERS, Kind, in_text_encoder, is_lora, parse, superseded
+from .lora_keys import MARKERS, MAX_NAME, Kind, in_text_encoder, is_lora, parse, superseded
 from .lora_settings import PeftSettings, read_settings
 
 DISTILLED_RANK = 128  # of ltxv-13b-0.9.7-distilled-lora128
@@ -103,7 +103,7 @@ class LoRAReport:
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return f"{', '.join(name[:MAX_NAME] for name in names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,4 +287,4 @@ def _shown(target: Target) -> str:
 
 def _refusal(lora: LoRA, misfit: MisfitError, *, others: bool) -> CheckpointError:
     rest = "; set allow_partial to apply the rest" if others else ""
-    return CheckpointError(f"got the LoRA {lora.path} {misfit.got}; expected {misfit.expected}{rest}")
+    return CheckpointError(f"got the LoRA {lora.path} {misfit.got[:1000]}; expected {misfit.expected}{rest}")

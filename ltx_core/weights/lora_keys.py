@@ -56,6 +56,8 @@ _DIRECT: dict[str, tuple[Kind, str]] = {
 }
 _NEVER_IN_MODELS = frozenset({"diff", "diff_b", "w_norm", "b_norm", "set_weight"})
 
+MAX_NAME = 400  # no parameter of a transformer has a longer name, with all prefixes
+
 # Tensors without numbers, which only mark a file.
 MARKERS = frozenset({"scaled_fp8"})
 
@@ -129,6 +131,8 @@ _TEXT_ENCODER = re.compile(
 
 def spellings(target: str) -> Iterator[str]:
     """The path of a target with dots as underscores, without one prefix after the other, wrappers left out."""
+    if len(target) > MAX_NAME:
+        return
     flat = "_".join(_without_wrappers(target.split("."))).replace("__orig_mod_", "_")
     yield flat
     while (prefix := next((prefix for prefix in _PREFIXES if flat.startswith(prefix)), None)) is not None:
@@ -138,7 +142,7 @@ def spellings(target: str) -> Iterator[str]:
 
 def dotted(target: str) -> str:
     """The path of a target in its model, as peft has it: no prefix and no wrapper, dots kept."""
-    parts = _without_wrappers(target.split("."))
+    parts = _without_wrappers(target[:MAX_NAME].split("."))
     while len(parts) > 1 and f"{parts[0]}_" in _PREFIXES:
         parts = parts[1:]
     return ".".join(parts)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from ..errors import CheckpointError, UnsupportedError
+from .lora_keys import MAX_NAME
 
 CONFIG_FILE = "adapter_config.json"
 HEADER_ENTRIES = ("lora_adapter_metadata", "lora_config")  # of diffusers and of finetrainers
@@ -25,7 +26,7 @@ _OTHER_LAYERS = (
 )  # fmt: skip
 _OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-_MAX_PATTERNS, _MAX_ATOMS, _MAX_NAME = 64, 200, 400
+_MAX_PATTERNS, _MAX_ATOMS = 64, 200
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Patterns:
 
     def find(self, path: str) -> float | None:
         """The value of the first pattern that matches the path of a module, or None."""
-        if len(path) > _MAX_NAME or not (self._names or self._programs):
+        if len(path) > MAX_NAME or not (self._names or self._programs):
             return None  # no module has such a name
         starts = [0, *(index + 1 for index, character in enumerate(path) if character == ".")]
         found = [self._names[path[start:]] for start in starts if path[start:] in self._names]

@@ -361,7 +361,7 @@ def every_kind(model: LTXTransformer) -> dict[str, Tensor]:
         "0.attn1.to_k": {f"hada_w{n}_{half}": noise(*shape) for n in (1, 2) for half, shape in HALVES.items()},
         "0.attn1.to_v": {"oft_blocks": noise(8, 4, 4), "rescale": 1 + noise(32, 1)},
         "0.attn2.to_q": {"oft_blocks": noise(3, 8, 4, 4)},
-        "0.attn2.to_k": {f"{role}.weight": noise(*HALVES["ab"[role in ("a2", "b2")]]) for role in ("a1", "a2", "b1", "b2")},
+        "0.attn2.to_k": {f"{half}{n}.weight": noise(*HALVES["ab"[n - 1]]) for half in "ab" for n in (1, 2)},
         "0.attn2.to_v": {"set_weight": noise(32, 32), "diff_b": noise(32)},
         "1.attn1.to_q": {"diff": noise(32, 32), **low_rank(), "lora_B.bias": noise(32)},
         "1.attn1.to_k": {**low_rank(), "dora_scale": 1 + noise(1, 32)},

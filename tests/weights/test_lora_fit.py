@@ -483,6 +483,37 @@ def test_dora_is_asked_for_its_lengths(model: LTXTransformer, written: Callable[
         added(model, path)
 
 
+def test_long_names_cost_little(model: LTXTransformer, written: Callable[..., Path]) -> None:
+    """Quadratic work on these would not come back."""
+    for name in (
+        "lora_" * 40_000,
+        "model." * 40_000 + "to_q",
+        "_orig_mod." * 20_000 + "x",
+        "." * 200_000,
+    ):
+        with pytest.raises(CheckpointError, match=r"0 of 1 transformer targets matched") as refusal:
+            added(model, written(pair(name)))
+        assert len(str(refusal.value)) < 2000
+    many = {f"transformer_blocks.{number}.attn1.to_q.lora_A.weight": noise(1, 1) for number in range(1000)}
+    many |= {key.replace("_A", "_B"): tensor for key, tensor in many.items()}
+    with pytest.raises(CheckpointError, match="for a Linear of 1x1"):
+        added(model, written(many))
+
+
+def test_a_model_without_data_is_enough(model: LTXTransformer, written: Callable[..., Path]) -> None:
+    with torch.device("meta"):
+        outline = LTXTransformer(model.config)
+    tensors = {key: tensor for roles, _ in FORMATS.values() for key, tensor in roles.items()}
+    tensors = {f"diffusion_model.{QUERY}.{role}": tensor for role, tensor in tensors.items()}
+    tensors |= {
+        f"diffusion_model.{OUT}.oft_blocks": noise(8, 4, 4),
+        f"diffusion_model.{OUT}.dora_scale": noise(WIDTH, 1),
+    }
+    report = fit_lora(load_lora(written(tensors)), outline).report
+    assert str(report) == "2 of 2 transformer targets matched"
+    assert report.modules == {f"diffusion_model.{name}": name for name in (QUERY, OUT)}
+
+
 def test_a_scale_for_nothing(model: LTXTransformer, written: Callable[..., Path]) -> None:
     path = written({f"diffusion_model.{QUERY}.alpha": torch.tensor(1.0), **pair(f"diffusion_model.{OUT}")})
     with pytest.raises(CheckpointError, match=rf"with nothing for diffusion_model\.{QUERY} but a scale"):
