@@ -222,9 +222,9 @@ class Change:
         """What W becomes at strength 1.  weight: W or what replaces it, float32, of any shape; on any device."""
         result = weight.clone()
         for part in self.parts:
-            result += part.dense().to(weight.device).reshape(weight.shape)
+            result += part.to(weight).dense().reshape(weight.shape)
         if self.on_input is not None:
-            result += weight @ self.on_input.dense().to(weight.device)
+            result += weight @ self.on_input.to(weight).dense()
         if self.rotation is not None:
             result += self.rotation.to(weight)(weight.T).T - weight
         if self.magnitude is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..quant.linear import QuantizedLinear
 from .adapters import Change, Difference, Factors, Hadamard, Kronecker, Orthogonal, Part
 from .layouts import TRANSFORMER_FROM_DIFFUSERS
-from .lora_keys import Kind, dotted, spellings
+from .lora_keys import Kind, spellings
 from .lora_settings import PeftSettings
 
 _PARAMETERS = (".weight", ".bias", "scale_shift_table")  # what the names of a transformer's parameters end with
@@ -169,7 +169,7 @@ class _Building:
         """alpha / rank. rank None: two whole factors, to which a file's alpha does not apply."""
         if self.target.alpha is not None:
             return 1.0 if rank is None else self.target.alpha / rank
-        return self.settings.scale(dotted(self.target.name), rank)
+        return self.settings.scale(self.target.name, rank)
 
     def add(self, part: Part, rows: int, columns: int) -> None:
         """Raises MisfitError where a matrix of this size is no change of the weight."""

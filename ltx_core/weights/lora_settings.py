@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from ..errors import CheckpointError, UnsupportedError
-from .lora_keys import MAX_NAME
+from .lora_keys import MAX_NAME, dotted
 
 CONFIG_FILE = "adapter_config.json"
 HEADER_ENTRIES = ("lora_adapter_metadata", "lora_config")  # of diffusers and of finetrainers
@@ -45,18 +45,24 @@ class PeftSettings:
     has_magnitudes: bool = False
 
     def scale(self, target: str, rank: int | None) -> float:
-        """alpha / rank of a target, by its path in the model; 1 where nothing says alpha.
+        """alpha / rank of a target, by its name in the file; 1 where nothing says alpha.
 
         rank: as the shapes have it; None: they do not show it, and without settings the scale is 1.
         """
-        found = self.alphas.find(target)
+        found = self._own(self.alphas, target)
         alpha = self.alpha if found is None else found
         if rank is None:
-            own = self.ranks.find(target)
+            own = self._own(self.ranks, target)
             rank = self.rank if own is None else int(own)
         if alpha is None or rank is None:
             return 1.0
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
+
+    @staticmethod
+    def _own(patterns: Patterns, target: str) -> float | None:
+        """What a pattern says of a target: peft's are for paths in the model, others have the file's prefixes."""
+        found = patterns.find(dotted(target))
+        return patterns.find(target) if found is None else found
 
 
 def read_settings(path: Path, metadata: Mapping[str, str]) -> PeftSettings:

@@ -106,6 +106,10 @@ def test_alpha_rank_and_stabilization(tmp_path: Path) -> None:
     assert found.scale("blocks.0.to_k", 16) == 0.5
     assert found.scale("blocks.0.to_k", None) == 0.5  # two whole factors of LoKr: the rank of the settings
     assert PeftSettings().scale("to_q", 4) == 1.0
+    for pattern in ("^blocks.0.to_k", "transformer.blocks.0.to_k"):  # by the path in the model, and by the file's name
+        found = read_settings(written(tmp_path, {"lora_alpha": 4, "alpha_pattern": {pattern: 8}}), {})
+        assert found.scale("transformer.blocks.0.to_k", 4) == 2.0
+        assert found.scale("transformer.blocks.1.to_k", 4) == 1.0
 
 
 @pytest.mark.parametrize(
