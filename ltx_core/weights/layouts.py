@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..quant.scales import weight_name
 from .counts import FEW
 from .foreign import foreign_lora, foreign_model
+from .lora_keys import is_lora
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
 Naming = Literal["single_file", "diffusers", "transformers", "llama.cpp"]
@@ -292,11 +293,6 @@ _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
     ("text_encoder", "llama.cpp", ("enc.blk.0.attn_q.weight",)),
 )
 
-_LORA = re.compile(
-    r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.[^.]+)?\.weight$|_lora\.(up|down)\.weight$"
-    r"|\.(lokr_w[12](_[ab])?|hada_w[12]_[ab]|oft_blocks|oft_diag|diff|diff_b|set_weight)$"
-)
-
 # Tensors that files carry and nothing uses (Lightricks/LTX-Video vae_encode.py reads the first two statistics only).
 UNUSED_TENSORS = frozenset(
     f"per_channel_statistics.{name}" for name in ("mean-of-stds", "mean-of-stds_over_std-of-means", "channel")
@@ -318,7 +314,7 @@ def detect_layout(
     keys = list(keys)
     known = shapes or {}
     sized = {key: known.get(key, ()) for key in keys}
-    if any(_LORA.search(key) for key in keys):
+    if is_lora(keys):
         other = foreign_lora(sized, metadata or {}, file_name)
         return Layout("lora", "a LoRA", {}, ()) if other is None else Layout("lora", other.what, {}, (), other.instead)
 
