@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .fp8 import COMFY_MARKER
 from .linear import StoredTensor
 from .scaled import Scaled, Spelling
 
@@ -60,6 +61,9 @@ _OF_WHOLE_NUMBERS = ("SCB", "scale_weight", *(known.spelling.scale for known in 
 
 
 def has_a_weight_per_number(stored: Mapping[str, StoredTensor], key: str) -> bool:
-    """Whether the int8 tensor of this state-dict key has the shape of the weight."""
+    """Whether the int8 tensor of this state-dict key has the shape of the weight: kernels of convolutions always have;
+    matrices of ComfyUI's formats can hold two weights in a number."""
     stem = key.removesuffix("weight")
-    return any(stem + name in stored for name in _OF_WHOLE_NUMBERS)
+    if len(stored[key].shape) > 2:
+        return True
+    return f"{stem}{COMFY_MARKER}" not in stored and any(stem + name in stored for name in _OF_WHOLE_NUMBERS)
