@@ -164,6 +164,7 @@ class UpscaleLatent(sockets.Node):
     ) -> tuple[dict[str, Any], float]:
         samples = sockets.latent_samples(latent)
         sockets.refuse_guides(latent)
+        sockets.refuse_unfinished(latent, "Upscale Latent")
         if sockets.seems_guided(latent):
             host().say("If the last frames of this latent are guides of native nodes, crop them first: LTXVCropGuides.")
         vae = sockets.received(sockets.VAE, vae, "vae")

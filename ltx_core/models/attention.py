@@ -1,7 +1,7 @@
 """Self-attention with rotary positions and skipping, cross-attention to prepared text.
 
-Lightricks/LTX-Video attention.py. Tokens are (g b n d): g lanes (see `branches`), b samples. Attention has no mask: text
-is trimmed to its real length, which gives the same softmax. Only guides of unequal weight bring one.
+Lightricks/LTX-Video attention.py. Tokens are (g b n d): g lanes (see `branches`), b samples. Attention has no mask:
+text is trimmed to its real length, which gives the same softmax. Only guides of unequal weight bring one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,11 @@ class SelfAttention(Attention):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, weights: Tensor | None) -> Tensor:
         """Three (g b n inner) -> (g b n inner)"""
         rows = (self.split(part.flatten(0, 1)) for part in (query, key, value))
-        mean = attend(*rows) if weights is None else attend_weighted(*rows, weights)
+        query_rows, key_rows, value_rows = rows
+        if weights is None:
+            mean = attend(query_rows, key_rows, value_rows)
+        else:
+            mean = attend_weighted(query_rows, key_rows, value_rows, weights)
         return mean.unflatten(0, query.shape[:2])
 
 

@@ -25,7 +25,8 @@ from .settings import Settings, Which
 class Pass:
     """One pass. Every instance is valid and can run.
 
-    sigmas: (steps + 1) float32 levels, see `sampling.schedules`; the last is 0, or where the clip is left. sampler: how the steps are taken.
+    sigmas: (steps + 1) float32 levels, see `sampling.schedules`; the last is 0, or where the clip is left.
+    sampler: how the steps are taken.
     loras: applied to the transformer while the pass runs. stage: its name in progress events.
     """
 

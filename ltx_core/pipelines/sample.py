@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -46,7 +46,7 @@ class EncodedPrompt:
     weight: float = 1.0
 
     def read_at(self, sigma: float) -> bool:
-        return self.lowest <= sigma <= self.highest
+        return self.weight > 0 and self.lowest <= sigma <= self.highest
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +224,8 @@ def _initial_state(run_pass: Pass, clip: LatentClip, conditions: Conditions, noi
     coordinates = Coordinates(clip.scale, clip.fps, run_pass.transformer.config.causal_temporal_positioning)
     source = noise if clip.start == "noise" else torch.zeros  # what goes on has its noise
     state = initial_state(latent, source(latent.shape), sigma, coordinates, clip.denoise_mask)
-    items = conditions.encoded(clip.size, latent.shape[0], clip.fps, source, host)
+    encoder_noise = torch.zeros if isinstance(clip.start, Left) else noise
+    items = conditions.encoded(clip.size, latent.shape[0], clip.fps, encoder_noise, host)
     state = apply_conditions(state, items, coordinates, source)
     if isinstance(clip.start, Left):
         return _going_on(clip.start, state, clip.denoise_mask, conditions)
@@ -243,6 +244,8 @@ def _going_on(left: Left, state: LatentState, mask: Tensor | None, conditions: C
     if not conditions.items and same_mask:
         return before
     if torch.equal(state.positions, before.positions):
+        if torch.equal(state.denoise_mask, before.denoise_mask):
+            return replace(before, weights=state.weights)
         x = before.latent
     else:
         x = torch.cat([state.latent[:, : state.num_extra], before.latent[:, before.num_extra :]], dim=1)

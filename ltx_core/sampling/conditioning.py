@@ -132,15 +132,20 @@ class LatentGuide:
     def frame(self) -> None:
         return None
 
+    @property
+    def used(self) -> Tensor:
+        """The tokens (g*h*w) bool that are not omitted."""
+        return patchify(self.mask)[0, :, 0] >= 0
+
     def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:  # noqa: ARG002
         """As `LatentCondition.apply_to`; nothing is drawn."""
         positions = self.positions.to(state.positions)
         tokens, drawn = patchify(self.latent).to(state.latent), patchify(self.noise).to(state.latent)
         mask = patchify(self.mask.expand(self.latent.shape[0], -1, -1, -1, -1)).to(state.latent)
-        used = mask[0, :, 0] >= 0
+        used = self.used
         level = mask.clamp(0, self.sigma)
         noised = level * drawn + (1 - level) * tokens
-        weights = None if self.weights is None else self.weights[used.to(self.weights.device)]
+        weights = None if self.weights is None else self.weights[used]
         return _insert(
             state,
             _Extra(noised[:, used], mask[:, used], positions[..., used], tokens[:, used], drawn[:, used], weights),

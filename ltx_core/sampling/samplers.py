@@ -66,7 +66,7 @@ Flow = Callable[[Tensor, Point], Tensor]
 """(x (b n c), point) -> velocity (b n c), float32: one evaluation of the model, with that step's guidance."""
 
 Integrator = Callable[[Flow, Tensor, Iterable[Step], Noise, StepCallback], Tensor]
-"""(flow, x (b n c) at the first level, steps, noise for fresh draws, callback after every step) -> x at the last level."""
+"""(flow, x (b n c) at the first level, steps, noise for fresh draws, callback after a step) -> x at the last level."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ def level_at(share: float) -> float:
     if not 0 < share < 1:
         return 1.0 if share <= 0 else 0.0
     moved = math.exp(COMFYUI_SHIFT)
-    return moved / (moved + (1 / (1 - share) - 1))
+    level = moved / (moved + (1 / (1 - share) - 1))
+    return float(torch.tensor(level, dtype=torch.float32))  # as levels are compared
 
 
 def check_sigmas(sigmas: Tensor, *, unfinished: bool = False) -> None:
