@@ -185,17 +185,16 @@ def guide_weights(entries: Sequence[Mapping[str, Any]], used: Tensor) -> Tensor 
     weights = torch.ones(used.shape[0])
     start = 0
     for entry in entries:
-        cells = torch.arange(start, start + int(entry["pre_filter_count"]))[
-            used[start : start + int(entry["pre_filter_count"])]
-        ]
-        start += int(entry["pre_filter_count"])
+        end = start + int(entry["pre_filter_count"])
+        cells = torch.arange(start, end)[used[start:end]]
+        start = end
         weights[cells] = float(entry["strength"])
         if entry.get("pixel_mask") is not None and len(cells):
             shares = _cell_means(entry["pixel_mask"], LatentShape(*entry["latent_shape"]))
             if len(shares) != len(cells):
                 raise ShapeError(
-                    f"got an attention mask for {len(shares)} cells of a guide that has {len(cells)}; expected as many; "
-                    "connect the mask to LTXVAddGuide again"
+                    f"got an attention mask for {len(shares)} cells of a guide that has {len(cells)}; expected as "
+                    "many; connect the mask to LTXVAddGuide again"
                 )
             weights[cells] *= shares
     return None if bool((weights == 1).all()) else weights

@@ -372,6 +372,7 @@ UNSUPPORTED = {
     "concat_mask": "InpaintModelConditioning",
     "generated_keyframes": "nodes for keyframes of LTX-2",
 }
+OF_PROMPT = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "strength")
 OF_CLIP = ("frame_rate", "keyframe_idxs", "guide_attention_entries")  # the same in every prompt of a clip
 
 
@@ -414,9 +415,10 @@ def _prompt(embeddings: Any, values: Mapping[str, Any], name: str) -> EncodedPro
             "Conditioning (Concat) makes it; expected one mask for all; write both texts into one prompt, or use "
             "Conditioning (Combine)"
         )
-    start = max(values.get("start_percent", 0.0), values.get("clip_start_percent", 0.0))
-    end = min(values.get("end_percent", 1.0), values.get("clip_end_percent", 1.0))
-    return EncodedPrompt(embeddings, mask, level_at(start), level_at(end), float(values.get("strength", 1.0)))
+    shares = {key: float(value) for key, value in values.items() if key in OF_PROMPT and value is not None}
+    start = max(shares.get("start_percent", 0.0), shares.get("clip_start_percent", 0.0))
+    end = min(shares.get("end_percent", 1.0), shares.get("clip_end_percent", 1.0))
+    return EncodedPrompt(embeddings, mask, level_at(start), level_at(end), shares.get("strength", 1.0))
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -81,9 +81,7 @@ def guide(graph: Graph, name: str, after: str = "", **inputs: Any) -> None:
 
 
 def cropped(graph: Graph, name: str, guided: str) -> str:
-    graph[f"{name} cropped"] = node(
-        "LTXVCropGuides", positive=[guided, 0], negative=[guided, 1], latent=[name, 0]
-    )
+    graph[f"{name} cropped"] = node("LTXVCropGuides", positive=[guided, 0], negative=[guided, 1], latent=[name, 0])
     graph[f"{name} cropped"]["output"] = 2
     return f"{name} cropped"
 
@@ -182,7 +180,7 @@ def ranges(graph: Graph, name: str, of: list[Any], start: float, end: float) -> 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_prompts_for_ranges_of_the_schedule(core: Server, sampler: str):
-    """The 0.914 level is the middle of ComfyUI's schedule: two prompts in turn, one negative for the beginning alone."""
+    """The 0.914 level is the middle of ComfyUI's schedule: two prompts in turn, a negative for the beginning."""
     graph = common()
     graph["other"] = node(
         "LTXKitEncodePrompt", text_encoder=["t5", 0], positive="a blue cube", negative="", frame_rate=24.0
@@ -224,7 +222,7 @@ def test_combined_prompts(core: Server):
 @pytest.mark.parametrize(
     ("class_name", "inputs", "named"),
     [
-        ("ConditioningSetArea", {"width": 32, "height": 32, "x": 0, "y": 0, "strength": 1.0}, "Set Area"),
+        ("ConditioningSetArea", {"width": 64, "height": 64, "x": 0, "y": 0, "strength": 1.0}, "Set Area"),
         ("ConditioningSetAreaPercentageVideo",
          {"width": 0.5, "height": 0.5, "temporal": 1.0, "x": 0.0, "y": 0.0, "z": 0.0, "strength": 1.0}, "Set Area"),
         ("ConditioningSetMask", {"mask": ["mask", 0], "strength": 1.0, "set_cond_area": "default"}, "Set Mask"),
@@ -277,7 +275,9 @@ def test_two_samplers_in_a_row(core: Server, first: str, second: str):
     half(graph, "native high", "theirs", ["empty", 0], 0)
     half(graph, "native low", "theirs", ["native high", 0], 1)
     natively(graph, "whole", ["empty", 0], ["prompt", 0], ["prompt", 1])
-    high, low, native_high, native_low, whole = results(core, graph, "high", "low", "native high", "native low", "whole")
+    high, low, native_high, native_low, whole = results(
+        core, graph, "high", "low", "native high", "native low", "whole"
+    )
     assert_close(high, native_high)
     assert_close(low, native_low)
     assert_close(low, whole)
@@ -296,9 +296,7 @@ def test_the_half_way_latent_of_image_to_video_keeps_its_picture(core: Server):
 
 def test_conditions_without_a_vae_are_refused_before_anything_runs(core: Server):
     graph = common()
-    graph["condition"] = node(
-        "LTXKitAddCondition", image=["picture", 0], frame=0, strength=1.0, resize="crop"
-    )
+    graph["condition"] = node("LTXKitAddCondition", image=["picture", 0], frame=0, strength=1.0, resize="crop")
     graph["ours"] = ours(["empty", 0], ["prompt", 0], ["prompt", 1])
     graph["ours"]["inputs"]["conditions"] = ["condition", 0]
     graph["save"] = node("TestSaveTensor", value=["ours", 0], name="x")
