@@ -49,7 +49,7 @@ OF_RUN = (  # fields of Overrides
         "levels",
         "levels",
         str,
-        "conditions below strength 1 are denoised from their own level, or as officially",
+        "conditions below strength 1 are denoised from their own level, as officially, or blended in as by ComfyUI",
         choices=LEVELS,
     ),
     Option("condition-noise", "condition_noise", float, "noise on conditions while sampling, for more motion", "SCALE"),

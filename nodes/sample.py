@@ -81,7 +81,9 @@ class SampleVideo(sockets.Node):
                 "conditions": link(
                     sockets.CONDITION, "Pictures and clips, from Condition; a control video, from Reference."
                 ),
-                "schedule": link("SIGMAS", "From Schedule. Without it: the checkpoint's own."),
+                "schedule": link(
+                    "SIGMAS", "From Schedule, or a part of it from SplitSigmas. Without it: the checkpoint's own."
+                ),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
                 "levels": LEVELS,
                 "add_noise": switch(

@@ -134,7 +134,7 @@ class LatentClip:
 def sample(
     run_pass: Pass, clip: LatentClip, prompts: Prompts, *, noise: Noise, host: Host, conditions: Conditions = NOTHING
 ) -> Tensor:
-    """Denoise a latent from the first level of a pass to the last, which is 0 unless the pass is half of two.
+    """Denoise a latent from the first level of a pass to 0.
 
     noise: `SeededNoise(seed)`; the initial noise is its first draw. conditions: encoded at the size of the clip.
     Progress is sent before the first step and after every step, with the current estimate of the clean latent.
@@ -146,6 +146,11 @@ def sample(
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
         CheckpointError: a LoRA is not for this model. UnsupportedError: the model returned numbers that are not finite.
     """
+    if run_pass.left_at > 0:
+        raise ConfigError(
+            f"got a pass that ends at level {run_pass.left_at:g}; expected 0, where a clip is finished; leave "
+            "`unfinished` out, or call sample_state"
+        )
     state = sample_state(run_pass, clip, prompts, noise=noise, host=host, conditions=conditions)
     return state.grid(state.latent)
 
@@ -154,7 +159,8 @@ def sample(
 def sample_state(
     run_pass: Pass, clip: LatentClip, prompts: Prompts, *, noise: Noise, host: Host, conditions: Conditions = NOTHING
 ) -> LatentState:
-    """`sample`, whose result is the whole state on the CPU, with the tokens of conditions."""
+    """`sample` to the last level of a pass, which may be above 0. The result is the whole state on the CPU, with the
+    tokens of conditions."""
     transformer, total = run_pass.transformer, len(run_pass.sigmas) - 1
     _check_latent(clip.latent, transformer.config.in_channels)
     _check_prompts(prompts, clip.latent.shape[0], transformer.config.caption_channels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.sampling.conditioning import LatentCondition, initial_state
+from ltxkit.ltx_core.sampling.conditioning import LatentCondition, all_at, initial_state
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.patchify import Coordinates, patchify
 from ltxkit.ltx_core.sampling.samplers import SAMPLERS, Point, SamplerSettings, check_sampler, integrate
@@ -125,6 +125,53 @@ def test_every_evaluation_sees_fresh_noise_on_conditions(name, levels):
         assert float(noise.std()) == pytest.approx(1, abs=0.4)  # of 36 draws: 3.4 standard errors
         assert all(not torch.allclose(noise, other, atol=0.1) for other in noises[:number])
     assert torch.equal(done.latent[:, :CELLS], shown if levels == "own" else seen[-1][1])
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "stochastic"])
+@pytest.mark.parametrize("sigma", [1.0, 0.8])
+def test_comfyui_blends_by_the_mask_in_every_evaluation(name, sigma):
+    """Against ComfyUI's steps as they stand there: x and x0 of all tokens at the schedule's level, both blended."""
+    mask = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(2))
+    mask[:, :, 0], mask[:, :, 1] = 0, 1
+    clean, noise = clip(4), clip(5)
+    state = all_at(initial_state(clean, noise, sigma, COORDINATES, mask), sigma)
+    sigmas = explicit([sigma, 0.6, 0.3])
+    done = run(name, state, sigmas, levels="comfyui")
+
+    share, kept, draws = patchify(mask), patchify(clean), SeededNoise(1)
+
+    def estimate(x: Tensor, level: float) -> Tensor:
+        seen = x * share + kept * (1 - share)
+        velocity = gaussian(seen, Point(0, level, share * level))
+        return (seen - level * velocity) * share + kept * (1 - share)
+
+    x = sigma * patchify(noise) + (1 - sigma) * kept
+    for level, lower in pairwise(sigmas.tolist()):
+        x0 = estimate(x, level)
+        slope = (x - x0) / level
+        if name == "stochastic":
+            fresh = draws((1, 6, SHAPE.tokens)).transpose(1, 2) if lower else 0
+            x = (1 - lower) * x0 + lower * fresh
+            continue
+        ahead = x + (lower - level) * slope
+        if name == "heun" and lower:
+            slope = (slope + (ahead - estimate(ahead, lower)) / lower) / 2
+            ahead = x + (lower - level) * slope
+        x = ahead
+    torch.testing.assert_close(done.latent, x, atol=2e-6, rtol=1e-5)
+    assert torch.equal(done.latent[:, :CELLS], kept[:, :CELLS])
+
+
+@pytest.mark.parametrize("levels", ["own", "official", "comfyui"])
+@pytest.mark.parametrize("name", ["euler", "heun", "stochastic"])
+def test_two_parts_of_a_schedule_are_the_whole(name, levels):
+    state = LatentCondition(clip(5, frames=1), 0, 0.5).apply_to(start(), COORDINATES, SeededNoise(0))
+    sigmas, draws = explicit([1.0, 0.75, 0.5, 0.25]), SeededNoise(1)
+    whole = run(name, state, sigmas, levels=levels)
+    for part in (sigmas[:3], sigmas[2:]):
+        settings = SamplerSettings(name, levels=levels)
+        state = integrate(gaussian, state, part, settings, noise=draws, callback=lambda *_: None)
+    assert torch.equal(state.latent, whole.latent)
 
 
 def test_soft_conditions_alone_take_the_noise_of_the_schedule():
