@@ -20,7 +20,7 @@ from ..ltx_core.sampling.noise import Noise
 from ..ltx_core.sampling.patchify import patchify, unpatchify
 from ..ltx_core.shapes import LatentShape, PixelShape
 from .host import host
-from .sockets import Canvas
+from .sockets import Canvas, same_value
 
 
 def denoise_mask(noise_mask: Tensor, latent: Tensor, frames_per_latent: int) -> Tensor:
@@ -127,15 +127,20 @@ def refuse_native_guides(values: Mapping[str, Any], wanted_for: str) -> None:
         )
 
 
-def same_guides(positive: Mapping[str, Any], negative: Mapping[str, Any]) -> None:
-    """Raises UnsupportedError unless the values of both prompts have the same guides."""
-    corners, others = positive.get("keyframe_idxs"), negative.get("keyframe_idxs")
-    if corners is None and others is None:
-        return
-    if corners is None or others is None or not torch.equal(corners, others):
+def check_one_clip(positive: Mapping[str, Any], negative: Mapping[str, Any]) -> None:
+    """Raises UnsupportedError where the values of the two prompts describe different clips."""
+    if not all(
+        same_value(positive.get(key), negative.get(key)) for key in ("keyframe_idxs", "guide_attention_entries")
+    ):
         raise UnsupportedError(
             "got guides (keyframe_idxs) that differ between `positive` and `negative`; expected the same; connect both "
             "outputs of the last LTXVAddGuide"
+        )
+    rates = {float(values["frame_rate"]) for values in (positive, negative) if values.get("frame_rate")}
+    if len(rates) > 1:
+        raise UnsupportedError(
+            f"got frame rates {' and '.join(f'{rate:g}' for rate in sorted(rates))} on `positive` and `negative`; "
+            "expected one; connect both through the same LTXVConditioning, or Encode Prompt (LTXKit)"
         )
 
 

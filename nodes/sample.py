@@ -21,12 +21,12 @@ from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .guides import (
+    check_one_clip,
     comfyui_mask,
     denoise_mask,
     guides_of,
     mask_on_grid,
     refuse_native_guides,
-    same_guides,
     sample_guided,
     say_partial,
 )
@@ -136,7 +136,7 @@ class SampleVideo(sockets.Node):
         )
         only_pass = made_pass(handle, settings_of(handle, overrides), "one", grid.tokens)
         if only_pass.is_guided:
-            same_guides(values, values_of_negative)
+            check_one_clip(values, values_of_negative)
         left = sockets.left_of(latent, float(only_pass.sigmas[0]))
         mask = mask_on_grid(latent.get("noise_mask"), canvas, size)
         if mask is not None:

@@ -388,7 +388,7 @@ def from_conditioning(conditioning: object, name: str) -> tuple[tuple[EncodedPro
         )
     first = conditioning[0][1]
     for _, values in conditioning:
-        other = next((key for key in OF_CLIP if not _same(values.get(key), first.get(key))), None)
+        other = next((key for key in OF_CLIP if not same_value(values.get(key), first.get(key))), None)
         if other is not None:
             raise UnsupportedError(
                 f"got prompts with different {other} combined on `{name}`; expected the same in all; combine the "
@@ -421,13 +421,14 @@ def _prompt(embeddings: Any, values: Mapping[str, Any], name: str) -> EncodedPro
     return EncodedPrompt(embeddings, mask, level_at(start), level_at(end), shares.get("strength", 1.0))
 
 
-def _same(value: Any, other: Any) -> bool:
+def same_value(value: Any, other: Any) -> bool:
+    """Whether two values of CONDITIONING are equal, with the tensors in them."""
     if isinstance(value, Tensor) and isinstance(other, Tensor):
         return value.shape == other.shape and torch.equal(value, other)
     if isinstance(value, list) and isinstance(other, list):
-        return len(value) == len(other) and all(_same(*pair) for pair in zip(value, other, strict=True))
+        return len(value) == len(other) and all(same_value(*pair) for pair in zip(value, other, strict=True))
     if isinstance(value, dict) and isinstance(other, dict):
-        return value.keys() == other.keys() and all(_same(each, other[key]) for key, each in value.items())
+        return value.keys() == other.keys() and all(same_value(each, other[key]) for key, each in value.items())
     return not isinstance(value, Tensor) and not isinstance(other, Tensor) and bool(value == other)
 
 

@@ -269,6 +269,8 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts) -> int:
         branches=run_pass.branches + len(texts) - len(prompts.by_name),
         text_tokens=[text.embeddings.shape[1] for text in texts],
     )
+    if state.weights is not None:
+        work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
     return work + device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
 
 

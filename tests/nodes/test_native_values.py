@@ -15,7 +15,7 @@ from ltxkit.ltx_core.sampling.samplers import SAMPLERS
 from ltxkit.nodes import sockets
 from ltxkit.nodes.condition import AddCondition, AddReference
 from ltxkit.nodes.latent import DecodeVideo, EmptyLatent, UpscaleLatent
-from ltxkit.nodes.loaders import LoadModel, LoadUpscaler
+from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance
 from ltxkit.nodes.text import EncodePrompt
@@ -69,7 +69,7 @@ def with_values(conditioning: Any, **values: Any) -> Any:
     return [[embeddings, {**old, **values}] for embeddings, old in conditioning]
 
 
-def halves(sampled: Any, latent: dict[str, Any] | None = None, second: Any = (), **inputs: Any) -> dict[str, Any]:
+def halves(sampled: Any, latent: Any = None, second: Any = (), **inputs: Any) -> dict[str, Any]:
     """Two Samples in a row, with the halves that SplitSigmas makes of a schedule."""
     high = sampled(latent, **inputs, schedule=LEVELS[:3])
     return sampled(high, **{**inputs, **dict(second)}, schedule=LEVELS[2:])
@@ -245,6 +245,11 @@ def test_guides_that_do_not_fit_are_refused(sampled: Any, prompts: Any):
     latent, values = guided()
     with pytest.raises(UnsupportedError, match="differ between `positive` and `negative`"):
         sampled(latent, positive=with_values(prompts[0], **values))
+    other = with_values(prompts[1], **guided(strength=2.0)[1])
+    with pytest.raises(UnsupportedError, match="differ between `positive` and `negative`"):
+        sampled(latent, positive=with_values(prompts[0], **values), negative=other)
+    with pytest.raises(UnsupportedError, match="frame rates 24 and 30 on `positive` and `negative`"):
+        sampled(negative=with_values(prompts[1], frame_rate=30))
 
 
 def test_two_stage_has_no_place_for_them(loaded: Any, prompts: Any, models: Path):
@@ -260,8 +265,6 @@ def test_two_stage_has_no_place_for_them(loaded: Any, prompts: Any, models: Path
 @pytest.fixture(scope="module")
 def other(host: Any) -> Any:
     """A second prompt."""
-    from ltxkit.nodes.loaders import LoadTextEncoder
-
     (encoder,) = LoadTextEncoder().run("t5-tiny", "fp32", False)
     return EncodePrompt().run(encoder, "a blue cube on a table", "", 24.0)[0]
 
