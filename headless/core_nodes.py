@@ -17,6 +17,7 @@ from torch import Tensor
 from ..ltx_core import media
 from ..ltx_core.files import whole
 from .folders import NumberedFiles, check_file, file_digest, input_files, named_file
+from .sampling_nodes import SAMPLING_NODES
 from .video import VideoComponents, VideoInFile, VideoInMemory
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -345,4 +346,5 @@ CORE_NODES: dict[str, type] = {
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,
     "SetLatentNoiseMask": SetLatentNoiseMask,
+    **SAMPLING_NODES,
 }

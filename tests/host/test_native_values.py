@@ -5,12 +5,17 @@ The same tiny checkpoint is sampled by ComfyUI's samplers and by ours.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from comfy_client import Server
 from test_native import common, natively, node, ours
+
+from ltxkit.headless.host import PlainHost
+from ltxkit.headless.runner import Runner, all_nodes
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -241,6 +246,47 @@ def test_what_we_do_not_have_is_refused_by_name(core: Server, class_name: str, i
     error = core.run(graph).error
     assert named in error
     assert "`positive`" in error
+
+
+# ------------------------------------------------------------------------------------------------ without ComfyUI
+
+
+def test_ltxkit_run_has_the_same_nodes(core: Server, models_folder: Path):
+    """A graph of two prompts in turn and two samplers in a row: the server's latent."""
+    graph = common()
+    split(graph)
+    graph["both"] = node(
+        "ConditioningCombine",
+        conditioning_1=ranges(graph, "early", ["prompt", 0], 0.0, 0.5),
+        conditioning_2=ranges(graph, "late", ["prompt", 1], 0.5, 1.0),
+    )
+    for name, latent, output in (("high", ["empty", 0], 0), ("low", ["high", 0], 1)):
+        graph[name] = ours(latent, ["both", 0], ["prompt", 1])
+        graph[name]["inputs"].update(schedule=["split", output], levels="comfyui")
+    graph["empty"] = node(
+        "LTXKitEmptyLatent", width=64, height=96, frames=17, seconds=0.0, frame_rate=24.0, batch_size=1
+    )
+    (theirs,) = results(core, graph, "low")
+    kept: dict[str, Any] = {}
+
+    class Keep:
+        RETURN_TYPES = ()
+        FUNCTION = "run"
+        OUTPUT_NODE = True
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": {"value": ("*",), "name": ("STRING", {})}}
+
+        def run(self, value: Any, name: str) -> tuple[()]:
+            kept[name] = value["samples"].numpy()
+            return ()
+
+    native = ("native", "euler", "noise", "picture", "no noise")
+    run = {name: each for name, each in graph.items() if name not in native}
+    plain = PlainHost(models_folder, core.base / "input", core.base / "output", device=torch.device("cpu"))
+    Runner(plain, {**all_nodes(), "TestSaveTensor": Keep}).run(run)
+    assert_close(kept["low"], theirs)
 
 
 # ------------------------------------------------------------------------------------------------ two samplers in a row
