@@ -20,6 +20,7 @@ from ..ltx_core import media
 from ..ltx_core.errors import CheckpointError
 from ..ltx_core.files import whole
 from .folders import NumberedFiles, check_file, check_prefix, file_digest, input_files, named_file, say
+from .sampling_nodes import SAMPLING_NODES
 from .video import VideoComponents, VideoInFile, VideoInMemory
 
 MAX_RESOLUTION = 16384  # nodes.py
@@ -387,4 +388,5 @@ CORE_NODES: dict[str, type] = {
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,
     "SetLatentNoiseMask": SetLatentNoiseMask,
+    **SAMPLING_NODES,
 }

@@ -164,6 +164,7 @@ class UpscaleLatent(sockets.Node):
     ) -> tuple[dict[str, Any], float]:
         samples = sockets.latent_samples(latent)
         sockets.refuse_guides(latent)
+        sockets.refuse_unfinished(latent, "Upscale Latent")
         if sockets.seems_guided(latent):
             host().say("If the last frames of this latent are guides of native nodes, crop them first: LTXVCropGuides.")
         vae = sockets.received(sockets.VAE, vae, "vae")
@@ -270,6 +271,10 @@ class DecodeVideo(sockets.Node):
         tile_size: int = 0,
     ) -> tuple[Tensor]:
         decoding = Decoding(decode_timestep, decode_noise_scale, tone_map)
+        sockets.latent_samples(latent)
+        left = sockets.left_of(latent)
+        if left is not None:
+            host().say(f"This latent was left at level {left.level:g}: its noise is in the picture.")
         clips = decode_clips(latent, vae, decoding, seed, tile_size)
         canvas = sockets.latent_canvas(latent)
         if canvas is not None:

@@ -24,10 +24,11 @@ from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.sample import EncodedPrompt
+from ..ltx_core.pipelines.sample import EncodedPrompt, Left
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.sampling.preview import LinearPreview
+from ..ltx_core.sampling.schedules import level_at
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
@@ -44,6 +45,7 @@ LORA = "LTXKIT_LORA"
 
 # ComfyUI pads T5 for LTXV to this length (comfy/text_encoders/lt.py); prompts of unequal length can then be mixed.
 PADDED_TOKENS = 128
+LEVEL_TOLERANCE = 1e-4  # between a level and the same one from another schedule
 DEFAULT_FRAME_RATE = 25.0  # of ComfyUI's LTXV model for a CONDITIONING without one (model_base.py)
 
 # The node to connect to a socket of ours; the likeliest mistake is a native MODEL or VAE.
@@ -125,10 +127,18 @@ class NoiseDrawn(NamedTuple):
     drawn: tuple[int, ...]
 
 
+class Unfinished(NamedTuple):
+    """A clip that a Sample left at a level above 0, and the samples of its LATENT."""
+
+    left: Left
+    samples: Tensor
+
+
 # Keys that our nodes write into a LATENT in addition to ComfyUI's own and `ltxkit_canvas`.
 GUIDES = "ltxkit_guides"  # number of latent frames at its end that are guides of native nodes
 MOTION = "ltxkit_motion"  # the settings that govern motion, for the score that Decode shows
 NOISE = "ltxkit_noise_drawn"  # a NoiseDrawn, after which the next Sample continues
+LEFT = "ltxkit_left"  # an Unfinished, from which the next Sample goes on
 
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, LTXKIT_LORA a file's path,
 # and LTXKIT_CONDITION a tuple of Condition and Reference, in the order in which they were chained.
@@ -243,6 +253,17 @@ class Node:
         return None
 
 
+NO_VAE = (
+    "got `conditions` without `vae`; expected the VAE of the model, which encodes them; connect `vae` of Load Model "
+    "(LTXKit)"
+)
+
+
+def without_vae(input_types: Mapping[str, str]) -> str | None:
+    """The problem of a node whose `conditions` are linked and whose `vae` is not; None without it."""
+    return NO_VAE if "conditions" in input_types and "vae" not in input_types else None
+
+
 def _wrong_type(received_type: str, expected: str, name: str) -> str:
     remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
     return f"got {received_type} on `{name}`; expected {expected}{remedy}"
@@ -318,6 +339,45 @@ def continued_noise(latent: Mapping[str, Any], seed: int) -> SeededNoise:
     return SeededNoise(seed, before.drawn if isinstance(before, NoiseDrawn) and before.seed == seed else ())
 
 
+def left_of(latent: Mapping[str, Any], sigma: float | None = None) -> Left | None:
+    """The clip of a LATENT that a Sample left above level 0. None for any other LATENT, and for one whose samples have
+    changed since: a native sampler copies what it does not know.
+
+    sigma: the level at which the next pass starts.
+
+    Raises:
+        ConfigError: the clip was left at another level.
+    """
+    record = latent.get(LEFT)
+    if not isinstance(record, Unfinished):
+        return None
+    samples, level = latent["samples"], record.left.level
+    same = samples is record.samples or (
+        samples.shape == record.samples.shape and torch.equal(samples.cpu(), record.samples.cpu())
+    )
+    if same and sigma is not None and abs(sigma - level) > LEVEL_TOLERANCE:
+        raise ConfigError(
+            f"got a schedule that starts at level {sigma:g} for a latent that was left at level {level:g}; expected "
+            "the rest of the same schedule; connect `low_sigmas` of the SplitSigmas whose `high_sigmas` made the latent"
+        )
+    if not same and sigma is not None and abs(sigma - level) <= LEVEL_TOLERANCE:
+        host().say(
+            f"The latent was left at level {level:g} and has changed since: noise is added as to a finished one. If it "
+            "still has its noise, turn add_noise off."
+        )
+    return record.left if same else None
+
+
+def refuse_unfinished(latent: Mapping[str, Any], wanted_for: str) -> None:
+    """Raises ConfigError if a LATENT is half sampled."""
+    left = left_of(latent)
+    if left is not None:
+        raise ConfigError(
+            f"got a latent that was left at level {left.level:g}; expected a finished one for {wanted_for}; sample the "
+            "rest of its schedule first"
+        )
+
+
 def refuse_guides(latent: Mapping[str, Any]) -> None:
     """Raises ConfigError if a LATENT from our Sample still contains guides of native nodes."""
     if latent.get(GUIDES):
@@ -342,7 +402,7 @@ def upscaled(latent: Mapping[str, Any], samples: Tensor, *, slower: bool = False
     same rate for a clip at half the speed (`slower`).
     """
     canvas = latent_canvas(latent)
-    larger = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas")}
+    larger = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas", LEFT)}
     if canvas is not None:
         times = samples.shape[-1] // canvas.grid.width
         frames, height, width = canvas.size
@@ -365,22 +425,76 @@ def to_conditioning(prompt: EncodedPrompt, frame_rate: float, device: torch.devi
     return [[embeddings, {"attention_mask": F.pad(mask, (0, padding)).to(device), "frame_rate": frame_rate}]]
 
 
-def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, dict[str, Any]]:
-    """The prompt in a CONDITIONING, and the other values in it.
+# Values of native nodes that change what ComfyUI samples with LTX-Video, and that we do not have, by the nodes that
+# write them. All other values that are not read here have no effect there either.
+UNSUPPORTED = {
+    "area": "Conditioning (Set Area)",
+    "mask": "Conditioning (Set Mask)",
+    "hooks": "Cond Set Props and other nodes for hooks",
+    "control": "Apply ControlNet",
+    "gligen": "GLIGEN Textbox Apply",
+    "default": "Cond Set Default Combine",
+    "concat_mask": "InpaintModelConditioning",
+    "generated_keyframes": "nodes for keyframes of LTX-2",
+}
+OF_PROMPT = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "strength")
+OF_CLIP = ("frame_rate", "keyframe_idxs", "guide_attention_entries")  # the same in every prompt of a clip
+
+
+def from_conditioning(conditioning: object, name: str) -> tuple[tuple[EncodedPrompt, ...], dict[str, Any]]:
+    """The prompts in a CONDITIONING (several, where native nodes have combined them), and the values of the clip.
 
     Raises:
-        ConfigError: not a CONDITIONING. UnsupportedError: several combined.
+        ConfigError: not a CONDITIONING. UnsupportedError: values of native nodes that we do not have.
     """
     if not isinstance(conditioning, list) or not conditioning or not isinstance(conditioning[0], list | tuple):
         raise ConfigError(
             f"got {type(conditioning).__name__} on `{name}`; expected CONDITIONING; connect Encode Prompt (LTXKit)"
         )
-    if len(conditioning) > 1:
+    first = conditioning[0][1]
+    for _, values in conditioning:
+        other = next((key for key in OF_CLIP if not same_value(values.get(key), first.get(key))), None)
+        if other is not None:
+            raise UnsupportedError(
+                f"got prompts with different {other} combined on `{name}`; expected the same in all; combine the "
+                "prompts first, and connect LTXVConditioning or LTXVAddGuide behind that"
+            )
+    return tuple(_prompt(embeddings, values, name) for embeddings, values in conditioning), dict(first)
+
+
+def _prompt(embeddings: Any, values: Mapping[str, Any], name: str) -> EncodedPrompt:
+    foreign = next((key for key in UNSUPPORTED if values.get(key) is not None), None)
+    if foreign is not None:
         raise UnsupportedError(
-            f"got {len(conditioning)} conditionings combined on `{name}`; expected one; connect a single prompt"
+            f"got {foreign!r} in the CONDITIONING on `{name}`; expected a prompt for the whole picture; disconnect "
+            f"{UNSUPPORTED[foreign]}, or sample with ComfyUI's own nodes"
         )
-    embeddings, values = conditioning[0]
-    return EncodedPrompt(embeddings, values.get("attention_mask")), values
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 3:
+        raise ConfigError(
+            f"got CONDITIONING without a text on `{name}`; expected (1, tokens, width); connect Encode Prompt (LTXKit)"
+        )
+    mask = values.get("attention_mask")
+    if mask is not None and mask.shape[-1] != embeddings.shape[1]:
+        raise UnsupportedError(
+            f"got a prompt of {embeddings.shape[1]} tokens on `{name}` with a mask for {mask.shape[-1]}, as "
+            "Conditioning (Concat) makes it; expected one mask for all; write both texts into one prompt, or use "
+            "Conditioning (Combine)"
+        )
+    shares = {key: float(value) for key, value in values.items() if key in OF_PROMPT and value is not None}
+    start = max(shares.get("start_percent", 0.0), shares.get("clip_start_percent", 0.0))
+    end = min(shares.get("end_percent", 1.0), shares.get("clip_end_percent", 1.0))
+    return EncodedPrompt(embeddings, mask, level_at(start), level_at(end), shares.get("strength", 1.0))
+
+
+def same_value(value: Any, other: Any) -> bool:
+    """Whether two values of CONDITIONING are equal, with the tensors in them."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return value.shape == other.shape and torch.equal(value, other)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(same_value(*pair) for pair in zip(value, other, strict=True))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(same_value(each, other[key]) for key, each in value.items())
+    return not isinstance(value, Tensor) and not isinstance(other, Tensor) and bool(value == other)
 
 
 def frame_rate(values: Mapping[str, Any], canvas: Canvas | None) -> float:

@@ -120,9 +120,10 @@ def server_next(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """A running ComfyUI 0.8.0 with this pack."""
-    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, package)
+    helper = (Path(__file__).parent / "helper_pack.py").read_text()
+    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, package, others={"helper": helper})
     fill_inputs(base / "input")
-    with serve(comfyui_next, base) as running:
+    with serve(comfyui_next, base, packs=("ltxkit", "helper")) as running:
         yield running
 
 
@@ -138,7 +139,8 @@ def server_newest(
     static = front_end("1.58.1")
     if isinstance(static, str):
         pytest.skip(static)
-    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package)
+    helper = (Path(__file__).parent / "helper_pack.py").read_text()
+    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package, others={"helper": helper})
     fill_inputs(base / "input")
-    with serve(comfyui_newest, base, "--cache-none", front_end=static) as running:
+    with serve(comfyui_newest, base, "--cache-none", front_end=static, packs=("ltxkit", "helper")) as running:
         yield running

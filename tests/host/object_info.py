@@ -10,6 +10,7 @@ from ltxkit.nodes import NODE_DISPLAY_NAME_MAPPINGS
 
 # ComfyUI's NODE_DISPLAY_NAME_MAPPINGS for these nodes; other nodes are shown under their ids.
 CORE_DISPLAY_NAMES = {
+    "ConditioningCombine": "Conditioning (Combine)",
     "CreateVideo": "Create Video",
     "GetVideoComponents": "Get Video Components",
     "ImageScale": "Upscale Image",

@@ -392,11 +392,6 @@ def test_text_of_another_encoder_is_refused(loaded: Any):
         sampled(loaded, (other, other))
 
 
-def test_several_prompts_combined_are_refused(loaded: Any, prompts: Any):
-    with pytest.raises(UnsupportedError, match="got 2 conditionings combined on `positive`"):
-        sampled(loaded, (prompts[0] * 2, prompts[1]))
-
-
 def test_a_latent_with_sound_or_of_a_picture_is_refused(loaded: Any, prompts: Any):
     with pytest.raises(UnsupportedError, match="LTX-2"):
         sampled(loaded, prompts, {"samples": object()})
@@ -434,7 +429,7 @@ def test_a_schedule_that_is_none_is_refused(loaded: Any, prompts: Any):
 def test_prompts_survive_the_way_through_conditioning():
     embeddings = torch.randn(1, 5, 8)
     conditioning = sockets.to_conditioning(EncodedPrompt(embeddings, torch.ones(1, 5)), 24.0, torch.device("cpu"))
-    prompt, values = sockets.from_conditioning(conditioning, "positive")
+    (prompt,), values = sockets.from_conditioning(conditioning, "positive")
     assert torch.equal(prompt.embeddings[:, :5], embeddings)
     assert prompt.mask is not None
     assert prompt.mask.sum() == 5
