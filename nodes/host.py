@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
+from ..ltx_core.weights.layouts import PartName
 from .pictures import Pace, animation
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     _CorePreview = tuple[str, Image, int]  # format, picture, longest side
 
 log = logging.getLogger("ltxkit")
+
+
+class Storage(NamedTuple):
+    """How weights are held. dtype: None: as stored. quantization: of plain Linears on loading; None: none."""
+
+    dtype: torch.dtype | None = None
+    quantization: str | None = None
 
 
 class NodeHost(Protocol):
@@ -100,6 +108,19 @@ class NodeHost(Protocol):
     @property
     def output_device(self) -> torch.device:
         """The device for tensors that leave a node."""
+        ...
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """The type of pictures, latents and prompts that leave a node."""
+        ...
+
+    def recognise(self, outputs: tuple[Any, ...]) -> None:
+        """Let the program's caches know the models among the outputs of a node."""
+        ...
+
+    def launched_with(self, part: PartName) -> Storage:
+        """How the program was told to hold the weights of a part; what a widget says comes first."""
         ...
 
 
@@ -237,6 +258,26 @@ class ComfyUIHost:
         from comfy import model_management
 
         return model_management.intermediate_device()
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        from comfy import model_management
+
+        # `--fp16-intermediates`; earlier versions of ComfyUI do not have it
+        return getattr(model_management, "intermediate_dtype", lambda: torch.float32)()
+
+    def recognise(self, outputs: tuple[Any, ...]) -> None:
+        from .patcher import patcher_of
+
+        for output in outputs:
+            module = getattr(output, "module", output)
+            if isinstance(module, nn.Module):
+                patcher_of(module)
+
+    def launched_with(self, part: PartName) -> Storage:
+        from .launch import storage_of
+
+        return storage_of(part)
 
 
 def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Tensor, bool], _CorePreview | None]:

@@ -25,10 +25,11 @@ from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.placing.copies import DeviceCopies
-from ..ltx_core.placing.streaming import streamed
+from ..ltx_core.placing.streaming import DirectTransfers, streamed
+from . import launch
 
 # What a model is called in core's log ("Requested to load ...").
-NAMES: dict[type[nn.Module], str] = {
+NAMES: dict[type, str] = {
     LTXTransformer: "LTXKitTransformer",
     StackedT5: "LTXKitTextEncoder",
     VideoVAE: "LTXKitVAE",
@@ -63,7 +64,8 @@ def placed(module: nn.Module, memory_required: int, chosen: int | None) -> Gener
         # Exactly what streaming takes: models beside it stay where they are.
         needed = Weights.of(module).on_device(resident) + memory_required + model_management.extra_reserved_memory()
         model_management.free_memory(needed, device)
-        with streamed(module, device, resident):
+        transfers = None if launch.streams_beside() else DirectTransfers(device)
+        with streamed(module, device, resident, transfers=transfers, pin=launch.may_pin()):
             yield device
 
 
@@ -114,7 +116,7 @@ def patcher_of(module: nn.Module) -> Any:
         patcher.detach()
         patcher = None
     if patcher is None:
-        handle = _handle_class(NAMES.get(type(module), f"LTXKit{type(module).__name__}"))()
+        handle = _handle_class(_name(module))()
         patcher = _whole_model_patcher()(handle, device, torch.device("cpu"), weight_bytes(module) or 1)
         patcher.module = weakref.ref(module)
         module.__dict__["patcher"] = patcher
@@ -176,6 +178,10 @@ def _entered(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.modules():
         if next(part.children(), None) is None:
             yield part
+
+
+def _name(module: nn.Module) -> str:
+    return next((name for kind, name in NAMES.items() if isinstance(module, kind)), f"LTXKit{type(module).__name__}")
 
 
 class _Handle(nn.Module):

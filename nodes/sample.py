@@ -125,7 +125,7 @@ class SampleVideo(sockets.Node):
             guides=(guides, values.get("keyframe_idxs")),
             host=sockets.stage_host(handle),
         )
-        sampled = {**latent, "samples": result.to(host().output_device)}
+        sampled = {**latent, "samples": sockets.outgoing(result)}
         sampled[sockets.GUIDES], sampled[sockets.MOTION] = guides, motion_settings(chain, condition_noise)
         sampled[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
         return (sampled,)
@@ -242,13 +242,13 @@ class GenerateTwoStage(sockets.Node):
             conditions=Conditions(_on_canvas(chain, asked, PixelShape(size.frames, height, width)), vae),
         )
         result = {
-            "samples": latent.to(host().output_device),
+            "samples": sockets.outgoing(latent),
             sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
         }
         (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
         fitted = resize(frames_made[:frames], height, width, "stretch")
         say_motion([fitted], motion_settings(chain, condition_noise))
-        return fitted.to(host().output_device), result
+        return sockets.outgoing(fitted), result
 
 
 def _on_canvas(items: Sequence[ConditioningItem], asked: PixelShape, grid: PixelShape) -> tuple[ConditioningItem, ...]:
