@@ -170,7 +170,8 @@ class ComfyUIHost:
     def tokenizers(self) -> list[Path]:
         import folder_paths
 
-        shipped = Path(folder_paths.__file__).parent / "comfy/text_encoders/t5_tokenizer/tokenizer.json"
+        core = Path(str(folder_paths.__file__)).parent
+        shipped = core / "comfy/text_encoders/t5_tokenizer/tokenizer.json"
         return [shipped] if shipped.is_file() else []
 
     def progress(self, preview: Callable[[], LinearPreview] | None = None) -> Progress:

@@ -50,10 +50,8 @@ class Native(ModelPatcher):
         self.left = []
 
     def partially_load(self, device, extra_memory=0, **_):
-        room = self.size if self.dynamic else self.model.model_loaded_weight_memory + extra_memory
-        self.model.model_loaded_weight_memory = int(
-            min(self.size, room, self.loaded_size() + mm.get_free_memory(device))
-        )
+        most = self.loaded_size() + min(mm.get_free_memory(device), 1e32 if self.dynamic else extra_memory)
+        self.model.model_loaded_weight_memory = int(min(self.size, most))
         self.model.device = device
         return 0
 
@@ -176,7 +174,7 @@ def interrupted():
             places["transfer"] = half_way_through_a_transfer
         for what, interrupting in places.items():
             with interrupting():
-                raised = exception_of(lambda: run(*parts, native))
+                raised = exception_of(run, *parts, native)
             mm.interrupt_current_processing(False)
             mm.unload_all_models()
             clean = ([pointers(module) for module in placed], hooks(placed)) == before
@@ -186,9 +184,9 @@ def interrupted():
     return found
 
 
-def exception_of(work):
+def exception_of(work, *inputs):
     try:
-        work()
+        work(*inputs)
     except BaseException as error:
         return type(error).__name__
     return None
@@ -238,24 +236,24 @@ def hooks(placed):
 
 def unloaded_in_the_middle():
     """Another pack's route unloads everything while we sample: the run ends well, and then the card is empty."""
-    encoder, model, vae = parts = models()
+    encoder, model, _ = parts = models()
+    originals = pointers(model.transformer)
     native = Dynamic(NATIVE)
     fake_card.fake_card(24 * GB)
     expected = run(*parts, native)
-    before = pointers(model.transformer)
     block = model.transformer.transformer_blocks[1]
     handle = block.register_forward_pre_hook(lambda *_: mm.unload_all_models())
     prompts = nodes["LTXKitEncodePrompt"]().run(encoder, "a red ball", "blurry", 24.0)
     latent = sample(model, prompts, 1)
     handle.remove()
-    after = pointers(model.transformer)
+    left = pointers(model.transformer) == originals
     equal = torch.equal(latent, expected[0])
     again = run(*parts, native)
-    loaded_again = pointers(model.transformer) != before
+    loaded_again = pointers(model.transformer) != originals
     mm.unload_all_models()
     return {
         "equal": equal,
-        "left": before != after,
+        "left": left,
         "again": all(torch.equal(*pair) for pair in zip(again, expected, strict=True)),
         "loaded again": loaded_again,
         "loaded": [one.model_loaded_memory() for one in mm.current_loaded_models],
