@@ -10,7 +10,7 @@ from torch import nn
 
 from ..ltx_core.placing.placement import DevicePlacement
 from ..ltx_core.progress import Notes, Progress, log_note, silent
-from ..nodes.host import Storage
+from ..nodes.launch import Storage
 from .video import VideoInFile
 
 # Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).

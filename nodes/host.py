@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
 from ..ltx_core.weights.layouts import PartName
+from .launch import Storage, storage_of
 from .pictures import Pace, animation
 
 if TYPE_CHECKING:
@@ -33,13 +34,6 @@ if TYPE_CHECKING:
     _CorePreview = tuple[str, Image, int]  # format, picture, longest side
 
 log = logging.getLogger("ltxkit")
-
-
-class Storage(NamedTuple):
-    """How weights are held. dtype: None: as stored. quantization: of plain Linears on loading; None: none."""
-
-    dtype: torch.dtype | None = None
-    quantization: str | None = None
 
 
 class NodeHost(Protocol):
@@ -276,8 +270,6 @@ class ComfyUIHost:
                 patcher_of(module)
 
     def launched_with(self, part: PartName) -> Storage:
-        from .launch import storage_of
-
         return storage_of(part)
 
 

@@ -12,16 +12,21 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .host import Storage
-
-if TYPE_CHECKING:
-    from ..ltx_core.weights.layouts import PartName
+from ..ltx_core.weights.layouts import PartName
 
 log = logging.getLogger("ltxkit")
+
+
+class Storage(NamedTuple):
+    """How weights are held. dtype: None: as stored. quantization: of plain Linears on loading; None: none."""
+
+    dtype: torch.dtype | None = None
+    quantization: str | None = None
+
 
 # Names of the options in ComfyUI's `args`, the first that is set decides. `--force-fp16` sets `fp16_unet`.
 _DTYPES: Mapping[str, Mapping[str, torch.dtype]] = {

@@ -27,7 +27,8 @@ from ..ltx_core.weights.listing import SUFFIXES, holds, models_in
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
-from .host import Storage, host
+from .host import host
+from .launch import Storage
 from .widgets import choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -18,8 +18,9 @@ from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 from ltxkit.nodes import sockets
 from ltxkit.nodes.condition import AddCondition
-from ltxkit.nodes.host import Storage, use_host
+from ltxkit.nodes.host import use_host
 from ltxkit.nodes.latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
+from ltxkit.nodes.launch import Storage
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler, model_files
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule
