@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -201,6 +202,9 @@ class ComfyUIHost:
     @contextmanager
     def listening(self) -> Generator[list[str]]:
         self._said = said = []
+        unknown = _unknown_inputs.get(getattr(_server(), "last_node_id", None) or "")
+        if unknown:
+            self.say(unknown)
         try:
             yield said
         finally:
@@ -310,12 +314,42 @@ def _server() -> Any:
 _our_browsers: set[str] = set()
 
 
+# What a node of the last prompt has to say of inputs that it does not have, by its id.
+_unknown_inputs: dict[str, str] = {}
+
+
+def _note_unknown_inputs(request: dict[str, Any]) -> dict[str, Any]:
+    """Remember inputs of our nodes in a prompt that this version does not have; ComfyUI drops them without a word."""
+    _unknown_inputs.clear()
+    prompt = request.get("prompt")
+    registered = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+    for node_id, node in prompt.items() if isinstance(prompt, dict) else ():
+        unknown = _unknown_names(node, registered) if isinstance(node, dict) else []
+        if unknown:
+            _unknown_inputs[node_id] = (
+                f"This graph sets {', '.join(unknown)}, which this version of LTXKit does not know: without effect. "
+                "It may come from a later version; update LTXKit."
+            )
+    return request
+
+
+def _unknown_names(node: dict[str, Any], registered: dict[str, Any]) -> list[str]:
+    kind, inputs = node.get("class_type"), node.get("inputs")
+    run: Callable[..., Any] | None = getattr(registered.get(str(kind)), "run", None)
+    if run is None or not str(kind).startswith("LTXKit") or not isinstance(inputs, dict):
+        return []
+    return [name for name in inputs if name not in signature(run).parameters]
+
+
 def add_routes() -> None:
-    """Let our front-end code say that it is there. Without ComfyUI's server this has nothing to do."""
+    """Let our front-end code say that it is there, and read prompts for what is not known here. Without ComfyUI's
+    server this has nothing to do."""
     server = _server()
     if server is None:
         return
     from aiohttp import web
+
+    server.add_on_prompt_handler(_note_unknown_inputs)
 
     @server.routes.post("/ltxkit/browsers")
     async def is_there(request: Any) -> Any:

@@ -20,6 +20,7 @@ from fake_card import CPU, DEVICE, NAMES, arguments, live_bytes, load, load_text
 import ltxkit.nodes.patcher as ours
 from ltxkit.ltx_core.budget import weights
 from ltxkit.ltx_core.placing import streaming
+from ltxkit.nodes import launch
 
 GB = 10**9
 THE_13B, T5, VAE, NATIVE = 13 * GB, 4 * GB, 2 * GB, 4 * GB  # in float8, and a native model
@@ -311,6 +312,47 @@ def recognised():
     outputs = [*nodes["LTXKitLoadModel"]().execute(**inputs)]
     outputs += nodes["LTXKitLoadTextEncoder"]().execute(text_encoder_name="t5-tiny", dtype="auto", keep_on_device=False)
     return [is_model_patcher_output(output) for output in outputs]
+
+
+def flags():
+    """The types of transformer, VAE and text encoder under each launch flag, where the widget says auto and fp32."""
+    found = {"unknown": [name for name in options() if not hasattr(args, name)]}
+    for name in ("", *FLAGS):
+        if name:
+            setattr(args, name, True)
+        found[name or "none"] = [dtypes("auto"), dtypes("fp32")]
+        if name:
+            setattr(args, name, False)
+    return found
+
+
+FLAGS = ("force_fp32", "bf16_unet", "fp16_unet", "fp8_e4m3fn_unet", "bf16_vae", "fp16_vae", "fp32_vae")
+FLAGS += ("fp8_e4m3fn_text_enc", "fp32_text_enc", "use_sage_attention")
+
+
+def options():
+    own = (launch._DTYPES, launch._QUANTIZATIONS)
+    return [*launch._WITHOUT_EFFECT, *(name for table in own for names in table.values() for name in names)]
+
+
+def dtypes(widget):
+    model, vae = nodes["LTXKitLoadModel"]().run(NAMES[0], "in the model file", widget, "from the file")
+    (encoder,) = nodes["LTXKitLoadTextEncoder"]().run("t5-tiny", widget, False)
+    quantized = [any("Float8" in type(part).__name__ for part in m.modules()) for m in (model.module, encoder.module)]
+    first = [next(module.parameters()).dtype for module in (model.module, vae, encoder.module)]
+    return [str(dtype).removeprefix("torch.") for dtype in first], quantized
+
+
+def intermediates():
+    """`--fp16-intermediates`: what leaves our nodes, and that it may come back."""
+    args.fp16_intermediates = True
+    parts = models()
+    fake_card.fake_card(24 * GB)
+    prompts = nodes["LTXKitEncodePrompt"]().run(parts[0], "a red ball", "blurry", 24.0)
+    latent, frames = run_ours(*parts)
+    encoded = nodes["LTXKitEncodeVideo"]().run(frames, parts[2], 24.0)[0]["samples"]
+    args.fp16_intermediates = False
+    return [str(tensor.dtype) for tensor in (prompts[0][0][0], latent, frames, encoded)]
 
 
 with torch.inference_mode():

@@ -162,3 +162,35 @@ def test_highvram_keeps_the_text_encoder(comfyui_newest: ComfyUI, sharing: Calla
 @pytest.mark.comfy_next
 def test_the_ram_cache_recognises_our_models(comfyui_newest: ComfyUI, sharing: Callable[[ComfyUI, str], Any]):
     assert sharing(comfyui_newest, "recognised") == [True, True, True]
+
+
+@pytest.mark.comfy_next
+def test_auto_follows_the_launch_flags_and_a_choice_wins(
+    comfyui_newest: ComfyUI, sharing: Callable[[ComfyUI, str], Any]
+):
+    found = sharing(comfyui_newest, "flags")
+    assert found.pop("unknown") == []
+    stored, plain = found["none"][0]
+    assert plain == [False, False]
+    expected = {
+        "force_fp32": (["float32"] * 3, plain),
+        "bf16_unet": (["bfloat16", *stored[1:]], plain),
+        "fp16_unet": (["float16", *stored[1:]], plain),
+        "fp8_e4m3fn_unet": (stored, [True, False]),
+        "bf16_vae": ([stored[0], "bfloat16", stored[2]], plain),
+        "fp16_vae": ([stored[0], "float16", stored[2]], plain),
+        "fp32_vae": ([stored[0], "float32", stored[2]], plain),
+        "fp8_e4m3fn_text_enc": (stored, [False, True]),
+        "fp32_text_enc": ([*stored[:2], "float32"], plain),
+        "use_sage_attention": (stored, plain),
+    }
+    for flag, (types, quantized) in expected.items():
+        assert found[flag][0] == [types, quantized], flag
+        assert found[flag][1] == [["float32"] * 3, plain], flag  # the widget says fp32
+
+
+@pytest.mark.comfy_next
+def test_what_leaves_a_node_has_comfyuis_intermediate_type(
+    comfyui_newest: ComfyUI, sharing: Callable[[ComfyUI, str], Any]
+):
+    assert sharing(comfyui_newest, "intermediates") == ["torch.float16"] * 4
