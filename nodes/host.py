@@ -1,7 +1,8 @@
 """What nodes need from the program around them: model folders, progress, a device to run on, text on the node.
 
 `NodeHost` is the protocol and `ComfyUIHost` its implementation for ComfyUI; `ltxkit run` has its own
-(`headless/host.py`). No other file of LTXKit knows ComfyUI, whose modules are imported only in the functions below.
+(`headless/host.py`). Beside it, `patcher.py` has our part of ComfyUI's memory management, and `launch.py` reads its
+launch flags. No other file of LTXKit knows ComfyUI, whose modules are imported only inside functions.
 """
 
 # Type checks run where ComfyUI's modules are not installed.

@@ -180,7 +180,7 @@ def test_auto_follows_the_launch_flags_and_a_choice_wins(
         "bf16_vae": ([stored[0], "bfloat16", stored[2]], plain),
         "fp16_vae": ([stored[0], "float16", stored[2]], plain),
         "fp32_vae": ([stored[0], "float32", stored[2]], plain),
-        "fp8_e4m3fn_text_enc": (stored, [False, True]),
+        "fp8_e4m3fn_text_enc": ([*stored[:2], "bfloat16"], [False, True]),  # as always beside quantized weights
         "fp32_text_enc": ([*stored[:2], "float32"], plain),
         "use_sage_attention": (stored, plain),
     }
