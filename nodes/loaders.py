@@ -18,10 +18,10 @@ from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.preview import fit_preview
 from ..ltx_core.pipelines.recipe import versions_with
-from ..ltx_core.quant.registry import QUANTIZATION_NAMES
+from ..ltx_core.quant.registry import QUANTIZATION_NAMES, stored_quantization
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.values import shown
-from ..ltx_core.weights.build import load_upsampler, mixed_generations, open_models
+from ..ltx_core.weights.build import Opened, load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.layouts import PartName
 from ..ltx_core.weights.listing import SUFFIXES, holds, models_in
@@ -29,6 +29,7 @@ from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
 from .host import host
+from .launch import Storage
 from .widgets import choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -71,8 +72,9 @@ FP8_MATMUL_TOOLTIP = (
 )
 DTYPE = choice(
     DTYPES,
-    "Type of the weights. auto: as stored, which takes the least memory. bf16, fp16, fp32: converted to that type; "
-    "fp16 overflows in these models now and then.",
+    "Type of the weights. auto: as ComfyUI's launch flags say (--bf16-unet, --fp32-vae and so on), or else as stored, "
+    "which takes the least memory. bf16, fp16, fp32: converted to that type, whatever the flags; fp16 overflows in "
+    "these models now and then.",
 )
 VERSION = choice(
     [FROM_FILE, *RELEASES],
@@ -181,6 +183,22 @@ def quantization_of(widget: str) -> str | None:
     return None if widget == AS_STORED else widget
 
 
+def held_as(part: PartName, opened: Opened, dtype: str, quantization: str = AS_STORED) -> Storage:
+    """What the widgets of a loader say. Where `dtype` is auto, the host's launch flags decide; its quantization is for
+    plain weights alone."""
+    chosen = Storage(DTYPES[dtype], quantization_of(quantization))
+    if dtype != "auto":
+        return chosen
+    launched = host().launched_with(part)
+    if chosen.quantization is None and launched.quantization is not None and _is_plain(part, opened):
+        return launched
+    return Storage(launched.dtype, chosen.quantization)
+
+
+def _is_plain(part: PartName, opened: Opened) -> bool:
+    return stored_quantization(opened.stored(part), opened.checkpoint.path) is None
+
+
 # ------------------------------------------------------------------------------------------------ nodes
 
 
@@ -246,14 +264,15 @@ class LoadModel(sockets.Node):
         release = None if version == FROM_FILE else version
         progress = host().progress()
         opened = open_models(path, version=release)
+        storage = held_as("transformer", opened, dtype, quantization)
         transformer, info = opened.transformer(
-            dtype=DTYPES[dtype],
-            quantization=quantization_of(quantization),
+            dtype=storage.dtype,
+            quantization=storage.quantization,
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
         vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
-        vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
+        vae = vae_opened.vae(dtype=held_as("vae", vae_opened, dtype).dtype, progress=progress)
         for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
         model = sockets.Model(
@@ -314,10 +333,12 @@ class LoadTextEncoder(sockets.Node):
         quantization: str = AS_STORED,
         resident_blocks: int = -1,
     ) -> tuple[sockets.Encoder]:
+        path = model_path(text_encoder_name, TEXT_ENCODER_KINDS)
+        storage = held_as("text_encoder", open_models(path), dtype, quantization)
         encoder = load_text_encoder(
-            model_path(text_encoder_name, TEXT_ENCODER_KINDS),
-            dtype=DTYPES[dtype],
-            quantization=quantization_of(quantization),
+            path,
+            dtype=storage.dtype,
+            quantization=storage.quantization,
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
@@ -359,7 +380,8 @@ class LoadUpscaler(sockets.Node):
 
     def run(self, upscaler_name: str, dtype: str) -> tuple[LatentUpsampler]:
         path = model_path(upscaler_name, UPSCALER_KINDS)
-        return (load_upsampler(path, dtype=DTYPES[dtype], progress=host().progress()),)
+        storage = held_as("upscaler", open_models(path), dtype)
+        return (load_upsampler(path, dtype=storage.dtype, progress=host().progress()),)
 
 
 class ApplyLoRA(sockets.Node):

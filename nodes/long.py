@@ -187,7 +187,7 @@ class GenerateLongVideo(sockets.Node):
         write_video(path, finished, fps=Fraction(frame_rate).limit_denominator(1001))
         here.say(statistics.describe(motion_settings(chain, condition_noise)))
         canvas = sockets.Canvas(asked, frame_rate, grid)
-        return here.video(path), {"samples": latent.to(here.output_device), "ltxkit_canvas": canvas}
+        return here.video(path), {"samples": sockets.outgoing(latent), "ltxkit_canvas": canvas}
 
 
 def _digest(latent: Tensor, *values: object) -> str:

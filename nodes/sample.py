@@ -162,7 +162,7 @@ class SampleVideo(sockets.Node):
             host=sockets.stage_host(handle),
         )
         sampled = {key: value for key, value in latent.items() if key != sockets.LEFT}
-        sampled["samples"] = result.to(host().output_device)
+        sampled["samples"] = sockets.outgoing(result)
         if left is not None:
             sampled[sockets.LEFT] = sockets.Unfinished(left, sampled["samples"])
             host().say(f"Left at level {left.level:g}, for a second Sample with the rest of the schedule.")
@@ -283,13 +283,13 @@ class GenerateTwoStage(sockets.Node):
             conditions=Conditions(_on_canvas(chain, asked, PixelShape(size.frames, height, width)), vae),
         )
         result = {
-            "samples": latent.to(host().output_device),
+            "samples": sockets.outgoing(latent),
             sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
         }
         (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
         fitted = resize(frames_made[:frames], height, width, "stretch")
         say_motion([fitted], motion_settings(chain, condition_noise))
-        return fitted.to(host().output_device), result
+        return sockets.outgoing(fitted), result
 
 
 def _on_canvas(items: Sequence[ConditioningItem], asked: PixelShape, grid: PixelShape) -> tuple[ConditioningItem, ...]:

@@ -85,6 +85,11 @@ class Model:
         return self.transformer
 
     @property
+    def patcher(self) -> object:
+        """What ComfyUI's caches recognise a model by; None elsewhere."""
+        return getattr(self.module, "patcher", None)
+
+    @property
     def lora_names(self) -> tuple[tuple[str, float], ...]:
         """Identifies a stack of LoRAs: each file, with its time and size, and strength."""
         stats = [(item, item.lora.path.stat()) for item in self.loras]
@@ -106,6 +111,11 @@ class Encoder:
     def module(self) -> nn.Module:
         """What a host places."""
         return self.encoder.model
+
+    @property
+    def patcher(self) -> object:
+        """As in Model."""
+        return getattr(self.module, "patcher", None)
 
 
 @dataclass(frozen=True)
@@ -237,6 +247,7 @@ class Node:
         """`run`, whose sentences become the node's `ui` output: front ends keep it, and caches bring it back."""
         with host().listening() as said:
             result = self.run(**inputs)
+        host().recognise(result)
         return {"ui": {"text": said}, "result": result} if said else result
 
     @classmethod
@@ -297,6 +308,11 @@ def stage_host(*handles: Model | Encoder) -> Host:
 
     preview = next((handle.preview for handle in handles if isinstance(handle, Model)), None)
     return Host(place, here.spare_memory, here.progress(preview), here.say)
+
+
+def outgoing(tensor: Tensor) -> Tensor:
+    """A picture or latent on the device, and of the type, in which the host passes them between nodes."""
+    return tensor.to(host().output_device, host().output_dtype)
 
 
 # ------------------------------------------------------------------------------------------------ LATENT
@@ -416,12 +432,14 @@ def upscaled(latent: Mapping[str, Any], samples: Tensor, *, slower: bool = False
 # ------------------------------------------------------------------------------------------------ CONDITIONING
 
 
-def to_conditioning(prompt: EncodedPrompt, frame_rate: float, device: torch.device) -> list[list[Any]]:
+def to_conditioning(
+    prompt: EncodedPrompt, frame_rate: float, device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[list[Any]]:
     """CONDITIONING in the form of ComfyUI's LTXV nodes: padded on the right, integer `attention_mask`, `frame_rate`."""
     embeddings = prompt.embeddings.float()
     mask = torch.ones(embeddings.shape[:2], dtype=torch.int64) if prompt.mask is None else prompt.mask
     padding = max(PADDED_TOKENS - embeddings.shape[1], 0)
-    embeddings = F.pad(embeddings, (0, 0, 0, padding)).to(device)
+    embeddings = F.pad(embeddings, (0, 0, 0, padding)).to(device, dtype)
     return [[embeddings, {"attention_mask": F.pad(mask, (0, padding)).to(device), "frame_rate": frame_rate}]]
 
 

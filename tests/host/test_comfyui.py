@@ -129,6 +129,18 @@ def test_what_a_node_says_is_in_the_history(server: Server, workflow: Callable[[
     assert any("Sampling as 2b-0.9.8-distilled." in lines for lines in said.values())
 
 
+def test_inputs_of_a_later_version_are_named_on_their_node(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("t2v-2b")
+    (node,) = (node for node in prompt if prompt[node]["class_type"] == "LTXKitEmptyLatent")
+    prompt[node]["inputs"]["of_tomorrow"] = 3
+    events = server.run(prompt)
+    assert events.error == ""
+    (named, *_) = server.history(events)["outputs"][node]["text"]
+    assert named.startswith("This graph sets of_tomorrow, which this version of LTXKit does not know")
+    said = [text for where, text in server.run(workflow("t2v-2b")).texts if where == node]
+    assert not any("of_tomorrow" in text for text in said)
+
+
 def test_models_in_extra_folders_are_listed(server: Server):
     names, _ = server.get("/object_info/LTXKitLoadModel")["LTXKitLoadModel"]["input"]["required"]["model_name"]
     assert "from-elsewhere.safetensors" in names

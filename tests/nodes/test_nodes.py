@@ -20,6 +20,7 @@ from ltxkit.nodes import sockets
 from ltxkit.nodes.condition import AddCondition
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
+from ltxkit.nodes.launch import Storage
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler, model_files
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule
@@ -32,6 +33,7 @@ class FakeHost:
     """A host with nothing beyond the protocol."""
 
     output_device = torch.device("cpu")
+    output_dtype = torch.float32
 
     def __init__(self, models: Path) -> None:
         self.models = models
@@ -40,6 +42,7 @@ class FakeHost:
         self.placed: list[nn.Module] = []
         self.resident: list[tuple[nn.Module, int | None]] = []
         self.released: list[nn.Module] = []
+        self.launched: dict[str, Storage] = {}
 
     def model_folders(self, kind: str) -> list[Path]:
         return [path for path in (self.models / kind,) if path.is_dir()]
@@ -67,6 +70,12 @@ class FakeHost:
     def spare_memory(self, module: nn.Module) -> int | None:
         return None
 
+    def recognise(self, outputs: tuple[Any, ...]) -> None:
+        pass
+
+    def launched_with(self, part: str) -> Storage:
+        return self.launched.get(part, Storage())
+
 
 @pytest.fixture(scope="module")
 def host(tiny_models: Callable[..., Path]) -> Iterator[FakeHost]:
@@ -77,7 +86,7 @@ def host(tiny_models: Callable[..., Path]) -> Iterator[FakeHost]:
 
 @pytest.fixture(autouse=True)
 def forget(host: FakeHost) -> None:
-    for remembered in (host.said, host.events, host.placed, host.resident, host.released):
+    for remembered in (host.said, host.events, host.placed, host.resident, host.released, host.launched):
         remembered.clear()
 
 
