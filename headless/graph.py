@@ -239,15 +239,14 @@ class Level:
         said = stored if isinstance(stored, list) else []
         inside = {name: place for name in self._input_names() if (place := self._promoted(name)) is not None}
         host.values = {name: node.values.get(widget) for name, (_, node, widget) in inside.items()}
-        order = [slot.name for slot in host.inputs if slot.name in inside]
-        order += [name for name in inside if name not in order]
-        position, seeds_count = 0, len(said) > len(order)  # some front ends also stored what becomes of a seed
-        for name in order:
+        # Some front ends also stored what becomes of a seed after a run.
+        position, with_controls = 0, len(said) > len(inside) and not host.properties.get("proxyWidgets")
+        for name in inside:
             if position < len(said) and said[position] is not None:
                 host.values[name] = said[position]
             position += 1
             level, node, widget = inside[name]
-            if seeds_count and widget_names(level.kinds.inputs(node.type), node.values).count(f"{widget} control"):
+            if with_controls and widget_names(level.kinds.inputs(node.type), node.values).count(f"{widget} control"):
                 position += 1
         for slot in host.inputs:
             slot.is_widget = slot.name in inside
