@@ -174,5 +174,10 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
     return "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names)
 
 
+_LONGEST_NAME = 200  # in a message
+
+
 def _some(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    # A name in a file can be as long as the file.
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..." for name in names[:limit]]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")

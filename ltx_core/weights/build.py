@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import SchedulerConfig
+from ..errors import CheckpointError, LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
@@ -137,8 +138,7 @@ class Opened:
         # First of all: the sizes of weights in a format that is not read would only give a misleading message.
         preparation = preparation_for(self.stored(name), path, quantization, only=LTXTransformer.BLOCK_PREFIX)
         self._log_unknown(name)
-        with torch.device("meta"):
-            model = build(self.description)
+        model = on_meta(build, self.description, name)
         tensors = stored_tensors(
             model, self.checkpoint, part.keys, preparation, dtype, stage=f"load {name}", progress=progress
         )
@@ -160,6 +160,24 @@ class Opened:
             logger.info("%s has metadata that LTXKit does not read: %s", self.checkpoint.path, ", ".join(unknown))
 
 
+def on_meta(build: Callable[[Description], _Module], description: Description, name: str) -> _Module:
+    """A module without its data.
+
+    Raises:
+        CheckpointError: the file's config has sizes that no such module can have.
+    """
+    try:
+        with torch.device("meta"):
+            return build(description)
+    except LTXKitError:
+        raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # torch's words for sizes it cannot make
+        raise CheckpointError(
+            f"got {description.path}, from whose config and shapes no {name} can be built ({error}); expected those of "
+            "a complete model; download it again"
+        ) from error
+
+
 def open_models(path: Path | str, *, version: str | None = None, data: bool = True) -> Opened:
     """Open a file or folder to load its models from; its header is read once.
 
@@ -171,7 +189,13 @@ def open_models(path: Path | str, *, version: str | None = None, data: bool = Tr
         CheckpointError, UnsupportedError: as `open_checkpoint`.
     """
     checkpoint = open_checkpoint(path)
-    return Opened(checkpoint if data else _without_data(checkpoint), detect_layout(checkpoint.tensors), version)
+    return Opened(checkpoint if data else _without_data(checkpoint), layout_of(checkpoint), version)
+
+
+def layout_of(checkpoint: Checkpoint) -> Layout:
+    """What a container holds, by its names, shapes and header; by its own name only where these leave two models."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return detect_layout(checkpoint.tensors, shapes, checkpoint.metadata, checkpoint.path.name)
 
 
 def mixed_generations(transformer: Opened, vae: Opened) -> str | None:

@@ -6,7 +6,6 @@ until something reads it, and the pages can be dropped again by the operating sy
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from functools import partial
 from glob import escape
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -23,9 +22,10 @@ from ..errors import CheckpointError, UnsupportedError
 from ..quant.fp8 import COMFY_MARKER
 from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
+from .headers import parse_safetensors, read_json_object
 from .layer_formats import ENTRY, described_markers, merged
 from .mapping import MappedFile
-from .shards import WeightSet, read_json, set_of, unfinished_download, weight_files
+from .shards import WeightSet, set_of, unfinished_download, weight_files
 
 Container = Literal["safetensors", "folder", "gguf"]
 
@@ -163,6 +163,8 @@ def _check_file(path: Path) -> None:
             f"got {path}, whose download is not finished, as {unfinished} beside it shows; expected a whole file; wait "
             "for the download, or continue it"
         )
+
+
 def _with_layer_formats(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with a `comfy_quant` tensor for every layer that its header describes, and with their `content`.
 
@@ -246,51 +248,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
     if len(text) < length:
         raise CheckpointError(_truncated(path, size, f"at least {8 + length} bytes"))
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"got {path} with an unreadable header ({error}); expected a safetensors file; download it again"
-        ) from error
-    _values_as_text(header)
-    return _parse_header(path, header, data_start=8 + length, data_bytes=size - 8 - length)
-
-
-def _values_as_text(header: Any) -> None:
-    """The format allows texts alone in a header's metadata; programs that write it by hand put JSON values there."""
-    metadata: Any = header.get("__metadata__") if isinstance(header, dict) else None  # type: ignore[reportUnknownMemberType]
-    if isinstance(metadata, dict):
-        header["__metadata__"] = {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in cast("dict[str, Any]", metadata).items()
-            if value is not None
-        }
-
-
-def _parse_header(
-    path: Path, header: Any, data_start: int, data_bytes: int
-) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    damaged = f"got {path} with a damaged header ({{}}); expected a safetensors file; download it again"
-    if not isinstance(header, dict):
-        raise CheckpointError(damaged.format("not a JSON object"))
-    entries = cast("dict[str, Any]", header)
-    metadata = entries.pop("__metadata__", None) or {}
-    tensors: dict[str, TensorInfo] = {}
-    end = 0
-    for name, entry in entries.items():
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-            start, stop = (int(offset) for offset in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(damaged.format(f"entry {name!r}")) from error
-        if dtype in _DTYPES and stop - start != prod(shape) * _DTYPES[dtype].itemsize:
-            raise CheckpointError(damaged.format(f"{name!r}: {stop - start} bytes for {dtype} of shape {list(shape)}"))
-        tensors[name] = TensorInfo(shape, dtype, stop - start, data_start + start)
-        end = max(end, stop)
-    if data_bytes < end:
-        raise CheckpointError(_truncated(path, data_bytes, f"{end} bytes of tensors"))
-    if data_bytes > end:
-        raise CheckpointError(damaged.format(f"{data_bytes - end} bytes follow the last tensor"))
+    start = 8 + length
+    entries, metadata = parse_safetensors(text, path, data_bytes=size - start)
+    tensors = {
+        name: TensorInfo(entry.shape, entry.dtype, entry.stop - entry.start, start + entry.start)
+        for name, entry in entries.items()
+    }
     return tensors, metadata
 
 
@@ -329,7 +292,7 @@ def _open_folder(path: Path) -> Checkpoint:
     configs = {name: config for name, place in components.items() if (config := _read_config(place)) is not None}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        configs["scheduler"] = read_json(scheduler)
+        configs["scheduler"] = read_json_object(scheduler)
     weights = {component: weight_files(place) for component, place in components.items()}
     if not any(weights.values()):
         advice = "; pass the path of the GGUF file" if any(folder.glob("*.gguf")) else ""
@@ -418,11 +381,11 @@ def _component_of(folder: Path) -> str:
         *(cast("list[object]", architectures) if isinstance(architectures, list) else []),
     ]
     for name in names:
-        if name in _COMPONENT_OF_CLASS:
-            return _COMPONENT_OF_CLASS[cast(str, name)]
+        if isinstance(name, str) and name in _COMPONENT_OF_CLASS:
+            return _COMPONENT_OF_CLASS[name]
     return "model"
 
 
 def _read_config(folder: Path) -> dict[str, object] | None:
     file = folder / "config.json"
-    return read_json(file) if file.is_file() else None
+    return read_json_object(file) if file.is_file() else None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..errors import CheckpointError
+from .headers import parse_json
 from .layer_formats import ENTRY as LAYER_FORMATS
 
 # Where the config is expected: an error in it is fatal. mmgp (WanGP) writes base64 (deepbeepmeep/mmgp safetensors2.py).
@@ -81,8 +82,8 @@ def _config_at(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
             text = base64.b64decode(text, validate=True).decode("utf-8")
         elif key not in _CONFIG_KEYS and key != ALLOWED_STEPS and not text.lstrip().startswith("{"):
             return None
-        config: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config: Any = parse_json(text, f"metadata whose `{key}`")
+    except (ValueError, CheckpointError) as error:
         if key not in _CONFIG_KEYS:
             return None
         raise CheckpointError(

@@ -34,8 +34,9 @@ from ..releases import (
 )
 from ..releases import release as released
 from .containers import COMPONENTS, Checkpoint
+from .counts import Indices, check_counts
 from .header_config import RELEASE_KEY
-from .layouts import CROSS_ATTENTION, Layout, Part, block_groups
+from .layouts import CROSS_ATTENTION, Layout, Part
 from .metadata import Section, read_file_metadata, read_folder_configs
 
 Origin = Literal["metadata", "shapes", "version default", "file name", "given", "official default"]
@@ -161,7 +162,12 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     values |= {name: Value(value, origin) for name, value in defaults.items()}
     values |= {name: Value(value, "shapes") for name, value in shown.items()}
     values |= {name: Value(value, "metadata") for name, value in stated.values.items()}
-    _complete(values, generation)
+    _complete(str(checkpoint.path), values, generation)
+    check_counts(
+        str(checkpoint.path),
+        {name: item.value for name, item in values.items()},
+        {part.name: len(part.keys) for part in parts},
+    )
 
     wanted = [name for part in parts for name in _fields(part.name, _PART_CONFIGS[part.name])]
     if "transformer" in layout.parts:
@@ -182,6 +188,13 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
 
 
 def _stated(checkpoint: Checkpoint, layout: Layout) -> Section:
+    try:
+        return _read_stated(checkpoint, layout)
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{error} (the file: {checkpoint.path})") from error
+
+
+def _read_stated(checkpoint: Checkpoint, layout: Layout) -> Section:
     header = read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
     if checkpoint.container != "folder":
         return header
@@ -200,10 +213,13 @@ def _check_agreement(checkpoint: Checkpoint, stated: Mapping[str, object], shown
             )
 
 
-def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> None:
+def _complete(path: str, values: dict[str, Value], generation: VAEGeneration | None) -> None:
     """Fields that follow from several others."""
     hidden = values.pop("transformer.hidden_size", None)
     heads = values.get("transformer.num_attention_heads")
+    of_head = values.get("transformer.attention_head_dim")
+    if hidden is not None and heads is not None and of_head is not None:
+        _check_width(path, cast(int, hidden.value), cast(int, heads.value), cast(int, of_head.value))
     if hidden is not None and heads is not None and "transformer.attention_head_dim" not in values:
         width, count = cast(int, hidden.value), cast(int, heads.value)
         if width % count:
@@ -219,6 +235,14 @@ def _complete(values: dict[str, Value], generation: VAEGeneration | None) -> Non
         stored = cast("tuple[VAEBlock, ...]", blocks.value)
         paths = tuple(replace(block, residual=has_path and block.kind.startswith("compress")) for block in stored)
         values["vae.decoder_blocks"] = Value(paths, "shapes")
+
+
+def _check_width(path: str, hidden: int, heads: int, of_head: int) -> None:
+    if heads * of_head != hidden:
+        raise CheckpointError(
+            f"got {path}, whose config has {heads} heads of {of_head} for tensors of width {hidden}; expected heads "
+            "that add up to the width; the file is damaged, or its config belongs to another file"
+        )
 
 
 # --- which version ----------------------------------------------------------------------------------------------------
@@ -314,7 +338,8 @@ class _Shapes:
     """
 
     def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
-        self.keys = tuple(part.keys)
+        self.path = checkpoint.path
+        self._indices = Indices(part.keys, str(checkpoint.path))
         stored = checkpoint.stored(part.keys)
         self._shapes = {
             name: info.shape
@@ -328,17 +353,27 @@ class _Shapes:
 
     def size(self, name: str, axis: int) -> int | None:
         shape = self._shapes.get(name)
-        return shape[axis] if shape is not None and len(shape) > axis else None
+        if shape is None or len(shape) <= axis:
+            return None
+        if not shape[axis]:
+            raise CheckpointError(
+                f"got {self.path} with {name} of shape {list(shape)}; expected a size of 1 or more on each axis; the "
+                "file is damaged, download it again"
+            )
+        return shape[axis]
 
     def need(self, name: str, axis: int) -> int:
         size = self.size(name, axis)
         if size is None:
-            raise CheckpointError(f"got a file without {name}; expected a complete model; download it again")
+            raise CheckpointError(
+                f"got {self.path} without {name}, or with too few axes of it; expected a complete model; download it "
+                "again"
+            )
         return size
 
     def count(self, prefix: str) -> int:
-        """Length of a list of modules by its last index: a gap then shows as missing tensors."""
-        return max(block_groups(self.keys, prefix), default=-1) + 1
+        """As `Indices.count`."""
+        return self._indices.count(prefix)
 
 
 def _known(**sizes: object) -> dict[str, object]:
@@ -472,4 +507,6 @@ def part_or_error(
         "upscaler": "choose a file such as ltxv-spatial-upscaler-0.9.8.safetensors",
         "text_encoder": "choose a file such as t5xxl_fp16.safetensors or a text_encoder folder",
     }[name]
-    raise CheckpointError(f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {advice}")
+    raise CheckpointError(
+        f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {layout.instead or advice}"
+    )

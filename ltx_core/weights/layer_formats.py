@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from ..errors import CheckpointError
 from ..quant.fp8 import COMFY_MARKER
+from .headers import parse_json
 
 ENTRY = "_quantization_metadata"
 
@@ -39,9 +40,9 @@ def described_markers(entry: object, keys: Iterable[str], source: str) -> dict[s
 def described_layers(entry: object, source: str) -> dict[str, dict[str, Any]]:
     """Name of a layer -> what the entry says about it. Arguments and errors as `described_markers`."""
     try:
-        said: Any = json.loads(entry) if isinstance(entry, str) else entry
+        said: Any = parse_json(entry, f"{source} with the header entry {ENTRY}") if isinstance(entry, str) else entry
         layers: Any = said["layers"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"got {source} with the header entry {ENTRY}, which has no layers ({error!r}); expected JSON with the "
             "format of each layer; download the file again"

@@ -7,11 +7,13 @@ from the file's names to the module's. Nothing is decided from a file name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CheckpointError
+from .counts import FEW
+from .foreign import foreign_lora, foreign_model
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
 Naming = Literal["single_file", "diffusers", "transformers", "llama.cpp"]
@@ -126,6 +128,10 @@ def vae_from_diffusers(keys: Iterable[str]) -> KeyMap:
     other block list.
     """
     keys = list(keys)
+    # Every key is compared with every rule, and every block makes rules. No VAE has so many blocks: as they stand, the
+    # names are refused.
+    if any(len(block_groups(keys, blocks)) > FEW for blocks in ("encoder.down_blocks.", "decoder.up_blocks.")):
+        return IDENTITY
     rules: list[tuple[str, str]] = [
         ("latents_mean", "per_channel_statistics.mean-of-means"),
         ("latents_std", "per_channel_statistics.std-of-means"),
@@ -184,13 +190,17 @@ def _block_roles(keys: list[str], half: Literal["encoder", "decoder"]) -> list[_
     return [_role(group) for group in block_groups(keys, f"{half}.{blocks}.").values()]
 
 
+_MAX_DIGITS = 10  # of a module's number in a list
+
+
 def block_groups(keys: Iterable[str], prefix: str) -> dict[int, list[str]]:
     """Keys `<prefix><i>.<rest>` gathered by i, as the rests, in the order of i."""
     groups: dict[int, list[str]] = {}
     for key in keys:
         if key.startswith(prefix):
             number, _, rest = key[len(prefix) :].partition(".")
-            if number.isdigit():
+            # Digits of other scripts are none here, and int() refuses thousands of them.
+            if number.isascii() and number.isdecimal() and len(number) < _MAX_DIGITS:
                 groups.setdefault(int(number), []).append(rest)
     return dict(sorted(groups.items()))
 
@@ -238,12 +248,14 @@ class Layout:
     kind: one of the kinds that `ltxkit inspect` reports; "checkpoint" holds a transformer and a VAE.
     what: in words, for messages ("a LoRA", "a Stable Diffusion XL checkpoint", ...).
     rest: keys that belong to none of the parts.
+    instead: what to do with a model of others, or with a LoRA for one, as the end of a message; "" for ours.
     """
 
     kind: FileKind
     what: str
     parts: Mapping[PartName, Part]
     rest: tuple[str, ...]
+    instead: str = ""
 
 
 # Prefixes under which each part is found: official single file, ComfyUI's exports, folders, bare.
@@ -280,26 +292,8 @@ _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
 )
 
 _LORA = re.compile(
-    r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.default)?\.weight$|_lora\.(up|down)\.weight$"
-)
-
-# Foreign files that end up in a model folder, each with one pattern that some key of it matches. First match wins.
-_FOREIGN: tuple[tuple[str, str], ...] = (
-    (
-        "an LTX-2 checkpoint (audio and video), which is another model",
-        r"(.*[./])?(audio_patchify_proj|audio_proj_in)\..*",
-    ),
-    ("a ControlNet", r"(.*[./])?(control_model|controlnet_cond_embedding|zero_convs|controlnet_blocks)\..*"),
-    ("a Stable Diffusion XL checkpoint", r"conditioner\.embedders\..*|(.*[./])?label_emb\.0\.0\.weight"),
-    ("a Stable Diffusion 1.x or 2.x checkpoint", r"(.*[./])?input_blocks\.0\.0\.weight"),
-    ("a Stable Diffusion UNet", r"(.*[./])?down_blocks\.0\.resnets\.0\.time_emb_proj\.weight"),
-    ("a Stable Diffusion 3 checkpoint", r"(.*[./])?joint_blocks\.0\..*"),
-    ("a Flux checkpoint", r"(.*[./])?double_blocks\.0\.img_.*"),
-    ("a Wan checkpoint", r"(.*[./])?blocks\.0\.self_attn\.q\.weight"),
-    ("a CogVideoX checkpoint", r"(.*[./])?transformer_blocks\.0\.norm1\.linear\.weight"),
-    ("a CLIP text encoder", r"(.*[./])?text_model\.encoder\.layers\.0\..*"),
-    ("a language model", r"(.*[./])?layers\.0\.self_attn\.q_proj\.weight"),
-    ("an image VAE", r"(.*[./])?decoder\.(up\.0\.block|up_blocks\.0\.resnets)\.0\.conv1\.weight"),
+    r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.[^.]+)?\.weight$|_lora\.(up|down)\.weight$"
+    r"|\.(lokr_w[12](_[ab])?|hada_w[12]_[ab]|oft_blocks|oft_diag|diff|diff_b|set_weight)$"
 )
 
 # Tensors that files carry and nothing uses (Lightricks/LTX-Video vae_encode.py reads the first two statistics only).
@@ -308,14 +302,24 @@ UNUSED_TENSORS = frozenset(
 )
 
 
-def detect_layout(keys: Iterable[str]) -> Layout:
-    """What these keys are. A file that is nothing we know has kind "unknown" and says in words what it is."""
+def detect_layout(
+    keys: Iterable[str],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    file_name: str = "",
+) -> Layout:
+    """What these keys are. A file that is nothing we know has kind "unknown" and says in words what it is.
+
+    Args:
+        shapes: of the tensors; without them, models of others that have our names are taken for ours.
+        metadata, file_name: of a LoRA, which may say there what it is for.
+    """
     keys = list(keys)
+    known = shapes or {}
+    sized = {key: known.get(key, ()) for key in keys}
     if any(_LORA.search(key) for key in keys):
-        return Layout("lora", "a LoRA", {}, ())
-    foreign = _foreign(keys)
-    if foreign is not None:
-        return Layout("unknown", foreign, {}, ())
+        other = foreign_lora(sized, metadata or {}, file_name)
+        return Layout("lora", "a LoRA", {}, ()) if other is None else Layout("lora", other.what, {}, (), other.instead)
 
     found: dict[PartName, tuple[Naming, str]] = {}
     present = {_WRAPPER_INSIDE.sub("", key) for key in keys}
@@ -326,17 +330,13 @@ def detect_layout(keys: Iterable[str]) -> Layout:
     parts: dict[PartName, Part] = {
         name: _part(name, naming, prefix, keys, found) for name, (naming, prefix) in found.items()
     }
+    bare = {_WRAPPER_INSIDE.sub("", key): shape for key, shape in sized.items()}
+    other = foreign_model(bare, beside_ours=bool(parts))
+    if other is not None:
+        return Layout("unknown", other.what, {}, (), other.instead)
     claimed = {key for part in parts.values() for key in part.keys.values()}
     kind, what = _kind(parts)
     return Layout(kind, what, parts, tuple(key for key in keys if key not in claimed))
-
-
-def _foreign(keys: list[str]) -> str | None:
-    for what, pattern in _FOREIGN:
-        compiled = re.compile(pattern)
-        if any(compiled.fullmatch(key) for key in keys):
-            return what
-    return None
 
 
 def parts_named_in(header: bytes) -> frozenset[PartName]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..quant.linear import QuantizedLinear
+from .build import layout_of
 from .containers import Checkpoint, open_checkpoint
 from .layouts import TRANSFORMER_FROM_DIFFUSERS
 
@@ -116,6 +117,7 @@ def load_lora(path: Path | str) -> LoRA:
         CheckpointError: the file is damaged, holds no LoRA, or half of a pair is missing.
     """
     checkpoint = open_checkpoint(path)
+    refuse_foreign(checkpoint)
     targets: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key in checkpoint.tensors:
         match = _ROLE_PATTERN.search(key)
@@ -136,6 +138,15 @@ def load_lora(path: Path | str) -> LoRA:
     settings = _peft_settings(checkpoint)
     scales = {target: _scale(target, tensors, settings) for target, tensors in targets.items() if "down" in tensors}
     return LoRA(checkpoint.path, targets, scales)
+
+
+def refuse_foreign(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError: it is a LoRA for another model, or another model, by name."""
+    layout = layout_of(checkpoint)
+    if layout.instead:
+        raise CheckpointError(
+            f"got {checkpoint.path}, which is {layout.what}; expected a LoRA for LTX-Video; {layout.instead}"
+        )
 
 
 def _peft_settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -8,6 +8,7 @@ missing is left to `infer`.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -48,24 +49,32 @@ _IGNORED = _Ignored()
 _Rule = _Read | _Only | _Ignored
 
 
+_LONGEST_VALUE = 200  # characters of a wrong value in a message
+
 # --- value parsers ----------------------------------------------------------------------------------------------------
 
 
 def _wrong(value: object, name: str, expected: str) -> ConfigError:
+    text = repr(value)
     return ConfigError(
-        f"got {name} = {value!r} in the checkpoint's config; expected {expected}; LTXKit cannot run this model"
+        f"got {name} = {text if len(text) <= _LONGEST_VALUE else f'{text[:_LONGEST_VALUE]}...'} in the checkpoint's "
+        f"config; expected {expected}; LTXKit cannot run this model"
     )
 
 
+_LARGEST = 2**24  # of any size or count in a config
+
+
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
-        raise _wrong(value, name, "a whole number")
+    # The comparison comes first: it is false for NaN, and int() of an infinity fails.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _LARGEST or value % 1:
+        raise _wrong(value, name, f"a whole number from 1 to {_LARGEST}")
     return int(value)
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong(value, name, "a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise _wrong(value, name, "a finite number")
     return float(value)
 
 
@@ -80,8 +89,8 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _same_flag(value: Any, name: str) -> bool:
-    if not isinstance(value, list) or len(set(cast("list[Any]", value))) != 1:
-        raise _wrong(value, name, "a list of equal flags")
+    if not isinstance(value, list) or not value or any(item != value[0] for item in cast("list[Any]", value)):
+        raise _wrong(cast(object, value), name, "a list of equal flags")
     return _flag(value[0], name)
 
 

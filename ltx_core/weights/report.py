@@ -20,7 +20,7 @@ from ..quant.linear import Quantization
 from ..quant.registry import stored_quantization
 from ..releases import T5_XXL
 from .assign import differences
-from .build import Opened, open_models
+from .build import Opened, on_meta, open_models
 from .containers import DTYPE_NAMES, Checkpoint, TensorInfo
 from .infer import Description
 from .layouts import Layout, PartName
@@ -34,6 +34,7 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
 
     Returns:
         JSON-ready: `path`; `container`; `layout` (how its tensors are named); `kind` and `what` (the same in words);
+        `instead` (what to do with it, only of a model of others or a LoRA for one);
         `version` (a name of a release, or a list of those that it can be); `quantization`; `dtype` (of most bytes),
         `types` (how many tensors are of each), `parameters` and `bytes` per part; `config`, each value with its origin;
         `missing` (config values that the file does not show); `unknown_metadata` and `unknown_tensors` (LTXKit does not
@@ -66,6 +67,8 @@ def inspect(path: Path | str, version: str | None = None) -> dict[str, Any]:
         "notes": [],
         "problems": [],
     }
+    if layout.instead:
+        report["instead"] = layout.instead
     for name, stored in _stored_by_part(checkpoint, layout).items():
         report["dtype"][name] = _dtype(stored)
         report["types"][name] = dict(Counter(_word(info.dtype) for info in stored).most_common())
@@ -151,8 +154,7 @@ def _problems(opened: Opened, part: PartName, quantization: Quantization | None)
     if part not in _MODELS:
         return
     try:
-        with torch.device("meta"):
-            model = _MODELS[part](opened.description)
+        model = on_meta(_MODELS[part], opened.description, part)
         if quantization is not None:  # packed weights have shapes of their own, which only loading compares
             quantization.prepare(model, opened.stored(part), torch.bfloat16)
             return
@@ -187,6 +189,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines = [
         ("file", report["path"]),
         ("kind", f"{report['kind']}: {report['what']}"),
+        *([("instead", report["instead"])] if "instead" in report else []),
         ("version", names or "not a released one"),
         ("container", report["container"]),
         ("layout", report["layout"] or "unknown"),

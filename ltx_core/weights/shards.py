@@ -8,7 +8,6 @@ modeling_utils.py, huggingface/diffusers model_loading_utils.py).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 from ..errors import CheckpointError
+from .headers import read_json_object
 
 SAFETENSORS = (".safetensors", ".sft")
 
@@ -217,7 +217,7 @@ def _indexed(folder: Path, names: list[str]) -> Iterator[WeightSet]:
         path, usual = folder / name, _INDEX_NAME.fullmatch(name)
         if usual is None and not _mentions_weights(path):
             continue
-        weight_map: Any = read_json(path).get("weight_map")
+        weight_map: Any = read_json_object(path).get("weight_map")
         if not isinstance(weight_map, dict):
             if usual is None:
                 continue
@@ -260,16 +260,3 @@ def _stays_inside(name: str) -> bool:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
     return bool(posix.parts) and not outside and "\0" not in name
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A file that holds a JSON object. Raises CheckpointError: it does not."""
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"got {file}, which is not readable JSON ({error}); expected a JSON object; download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"got {file}; expected a JSON object; download it again")
-    return cast("dict[str, Any]", content)

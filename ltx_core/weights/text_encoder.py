@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .assign import assign, preparation_for, stored_tensors
 from .build import Opened, open_models
 from .bundled import T5_TOKENIZER
 from .containers import Checkpoint, TensorInfo
+from .counts import FEW, PER_TEXT_ENCODER_BLOCK
 from .layouts import Part, block_groups
 from .mapping import watch
 
@@ -40,6 +41,7 @@ _EMBEDDING_AGAIN = ("encoder.embed_tokens.", "decoder.embed_tokens.")
 # The same in every published T5, and visible in no shape (huggingface/transformers configuration_t5.py).
 MAX_DISTANCE = 128
 LAYER_NORM_EPSILON = 1e-6
+_LARGEST_STATED = 2**24  # of any number in config.json
 EOS_ID = 1
 T5_VOCABULARY = 32128  # embeddings of every T5 v1.1; its tokenizer has 32,000 pieces
 
@@ -185,37 +187,73 @@ def text_encoder_config(
         CheckpointError: a tensor is missing.
     """
     block = f"{StackedT5.BLOCK_PREFIX}0.layer"
-    try:
-        vocab_size, d_model = stored[EMBEDDING].shape
-        buckets, num_heads = stored[f"{block}.0.SelfAttention.relative_attention_bias.weight"].shape
-        inner = _rows(stored[f"{block}.0.SelfAttention.q.weight"], hf_config.get("d_kv", 0) * num_heads, path)
-        d_ff = _rows(stored[f"{block}.1.DenseReluDense.wi_0.weight"], hf_config.get("d_ff", 0), path)
-    except KeyError as error:
+    vocab_size, d_model = _matrix(stored, EMBEDDING, path)
+    buckets, num_heads = _matrix(stored, f"{block}.0.SelfAttention.relative_attention_bias.weight", path)
+    inner = _rows(stored, f"{block}.0.SelfAttention.q.weight", _stated(hf_config, "d_kv", 0, path) * num_heads, path)
+    d_ff = _rows(stored, f"{block}.1.DenseReluDense.wi_0.weight", _stated(hf_config, "d_ff", 0, path), path)
+    num_layers = len(block_groups(stored, StackedT5.BLOCK_PREFIX))
+    if num_layers > FEW and num_layers * PER_TEXT_ENCODER_BLOCK > len(stored):
         raise CheckpointError(
-            f"got {path} without the tensor {error.args[0]}; expected a complete T5 v1.1 encoder; download it again"
-        ) from error
+            f"got {path}, whose names speak of {num_layers} layers, with {len(stored)} tensors; expected at least "
+            f"{num_layers * PER_TEXT_ENCODER_BLOCK} tensors; the file is damaged, download it again"
+        )
     return TextEncoderConfig(
         vocab_size=vocab_size,
         d_model=d_model,
         d_kv=inner // num_heads,
         d_ff=d_ff,
-        num_layers=len(block_groups(stored, StackedT5.BLOCK_PREFIX)),
+        num_layers=num_layers,
         num_heads=num_heads,
         relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=int(hf_config.get("relative_attention_max_distance", MAX_DISTANCE)),
-        layer_norm_epsilon=float(hf_config.get("layer_norm_epsilon", LAYER_NORM_EPSILON)),
+        relative_attention_max_distance=_stated(hf_config, "relative_attention_max_distance", MAX_DISTANCE, path),
+        layer_norm_epsilon=_stated(hf_config, "layer_norm_epsilon", LAYER_NORM_EPSILON, path),
     )
 
 
-def _rows(info: TensorInfo, otherwise: int, path: Path) -> int:
+_Number = TypeVar("_Number", int, float)
+
+
+def _stated(config: Mapping[str, Any], name: str, otherwise: _Number, path: Path) -> _Number:
+    """A positive number of config.json, of the type of `otherwise`, which is taken where there is none."""
+    value = config.get(name, otherwise)
+    if value == otherwise:
+        return otherwise
+    kinds = int if isinstance(otherwise, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= _LARGEST_STATED:
+        raise CheckpointError(
+            f"got {path}, whose config.json has {name} = {str(value)[:80]}; expected a positive number, and a whole "
+            "one for sizes; use the config.json that belongs to these weights"
+        )
+    return type(otherwise)(value)
+
+
+def _matrix(stored: Mapping[str, TensorInfo], name: str, path: Path) -> tuple[int, int]:
+    """The two sizes of a tensor. Raises CheckpointError: it is missing or no matrix."""
+    info = _need(stored, name, path)
+    if len(info.shape) != 2 or 0 in info.shape:
+        raise CheckpointError(
+            f"got {path} with {name} of shape {list(info.shape)}; expected two sizes of at least 1; the file is "
+            "damaged, download it again"
+        )
+    return info.shape[0], info.shape[1]
+
+
+def _need(stored: Mapping[str, TensorInfo], name: str, path: Path) -> TensorInfo:
+    if name not in stored:
+        raise CheckpointError(
+            f"got {path} without the tensor {name}; expected a complete T5 v1.1 encoder; download it again"
+        )
+    return stored[name]
+
+
+def _rows(stored: Mapping[str, TensorInfo], name: str, otherwise: int, path: Path) -> int:
     """First size of a weight; of one that is packed into one row of bytes only config.json tells.
 
     Formats that keep the rows may pad them with rows of zeros, which change no result.
     """
-    if info.dtype != "U8":
-        return info.shape[0]
-    if not otherwise and len(info.shape) == 2 and info.shape[1] > 1:
-        return info.shape[0]
+    info = _need(stored, name, path)
+    if info.dtype != "U8" or (not otherwise and len(info.shape) == 2 and info.shape[1] > 1):
+        return _matrix(stored, name, path)[0]
     if not otherwise:
         raise CheckpointError(
             f"got {path}, whose 4-bit weights do not show its sizes; expected its config.json next to it; "

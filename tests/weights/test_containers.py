@@ -118,7 +118,7 @@ def test_truncated(file: Path, kept: float) -> None:
         (b"\x80\x02}q\x00" + bytes(60), "PyTorch pickle"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (struct.pack("<Q", 20) + b"{not json, not json}", "unreadable header"),
+        (struct.pack("<Q", 20) + b"{not json, not json}", "not readable JSON"),
         (struct.pack("<Q", 2) + b"{}junk", "bytes follow the last tensor"),
     ],
 )
@@ -131,9 +131,9 @@ def test_not_a_safetensors_file(tmp_path: Path, content: bytes, words: str) -> N
 def test_damaged_headers(tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 12]}
     path = raw(tmp_path / "x.safetensors", json.dumps({"w": entry}).encode(), bytes(12))
-    assert "'w': 12 bytes for F32 of shape [2, 2]" in refused(path)
+    assert "'w' has 12 bytes for F32 of shape [2, 2]" in refused(path)
     path = raw(tmp_path / "x.safetensors", json.dumps({"w": {"dtype": "F32"}}).encode())
-    assert "entry 'w'" in refused(path)
+    assert "'w' has no shape and no data_offsets" in refused(path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
