@@ -79,10 +79,10 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Named:
-    """A node as `%Node.widget%` in a file's prefix finds it."""
+    """A node as `%Node.widget%` in a file's prefix finds it: by `alias`, its class if nobody changed that, or title."""
 
     id: str
-    type: str
+    alias: str
     title: str
     values: Json
 
@@ -130,7 +130,8 @@ def convert(graph: Json, kinds: Kinds) -> Converted:
     left_out: list[str] = []
     problems: list[str] = []
     for level, node in root.everything():
-        named.append(Named(level.id(node), node.type, node.title, dict(node.values)))
+        alias = node.properties.get("Node name for S&R", node.type)
+        named.append(Named(level.id(node), alias, node.title, dict(node.values)))
         if node.mode in (MUTED, BYPASSED):
             left_out.append(node.title)
         elif not level.is_virtual(node):
