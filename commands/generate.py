@@ -55,8 +55,13 @@ def _usual_arguments(usual: Group) -> None:
 
 def _start_arguments(shown: Group) -> None:
     start = shown.add_mutually_exclusive_group()
-    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
-    start.add_argument("--video", type=Path, metavar="FILE", help="clip to start from")
+    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from: whatever Pillow opens")
+    start.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE",
+        help="clip to start from: a video, an animated picture, or a folder of numbered frames",
+    )
     shown.add_argument(
         "--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ..."
     )
@@ -131,7 +136,7 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
 
     spare_main_memory()
     said = settings.overrides(options)
-    conditions, fps = _conditions(options)
+    conditions, fps = _conditions(options, console)
     width, height = options.size
     clip = _load(options, console).generate(
         options.prompt,
@@ -156,7 +161,7 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-def _conditions(options: argparse.Namespace) -> tuple[list[ConditioningItem], Fraction | None]:
+def _conditions(options: argparse.Namespace, console: Console) -> tuple[list[ConditioningItem], Fraction | None]:
     """What the clip starts from and follows, and its frame rate: --fps, else that of the videos."""
     from ..ltx_core import media
     from ..ltx_core.pipelines.condition import Condition, Reference
@@ -164,13 +169,13 @@ def _conditions(options: argparse.Namespace) -> tuple[list[ConditioningItem], Fr
     fps: Fraction | None = options.fps
     conditions: list[ConditioningItem] = []
     if options.image:
-        conditions.append(Condition(media.read_image(options.image), strength=options.strength))
+        conditions.append(Condition(media.read_image(options.image, console.note), strength=options.strength))
     if options.video:
-        start = media.read_video(options.video, limit=options.frames, fps=fps)
+        start = media.read_video(options.video, limit=options.frames, fps=fps, notes=console.note)
         fps = start.fps
         conditions.append(Condition(start.frames, strength=options.strength))
     if options.reference:
-        reference = media.read_video(options.reference, limit=options.frames, fps=fps)
+        reference = media.read_video(options.reference, limit=options.frames, fps=fps, notes=console.note)
         fps = reference.fps
         conditions.append(Reference(reference.frames, fps=float(fps)))
     return conditions, fps

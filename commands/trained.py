@@ -94,7 +94,7 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
 
 def _extend_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
-    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue")
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue, or its frames")
     parser.add_argument("--prompt", default="", help="what the clip shows")
     parser.add_argument("--frames", type=int, required=True, help="how many frames to add")
     parser.add_argument(
@@ -108,7 +108,7 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.shapes import PixelShape
     from ..ltx_core.training.generate import extend, load_models, window_frames
 
-    clip, host = read_video(options.video, fps=options.fps).frames, host_of(console)
+    clip, host = read_video(options.video, fps=options.fps, notes=console.note).frames, host_of(console)
     models = load_models(options.model, host=host)
     window = window_frames(len(clip), options.overlap, models.vae.config.scale_factors.frames)
     settings = clip_settings(options, PixelShape(window, *clip.shape[1:3]))
@@ -121,7 +121,7 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
 def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     size_arguments(parser)
-    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct")
+    parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct, or its frames")
     parser.add_argument(
         "--sigma", type=float, default=0.0, help="0: the VAE alone; up to 1: add noise of this level and remove it"
     )
@@ -137,7 +137,7 @@ def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     if not 0 <= options.sigma <= 1:
         raise ConfigError(f"got --sigma {options.sigma}; expected 0 to 1; pass 0 for the VAE alone")
     settings, host = clip_settings(options, clip_size(options)), host_of(console)
-    pixels = _read_clip(options.video, options.fps, settings.size)[None]
+    pixels = _read_clip(options.video, options.fps, settings.size, console)[None]
     models = load_models(options.model, host=host)
     restored = reconstruct(models, pixels, [options.prompt], settings, sigma=options.sigma, host=host)
     write_video(options.output, [to_frames(restored.pixels[0])], fps=options.fps)
@@ -145,13 +145,13 @@ def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-def _read_clip(path: Path, fps: Fraction, size: PixelShape) -> Tensor:
+def _read_clip(path: Path, fps: Fraction, size: PixelShape, console: Console) -> Tensor:
     """The first frames of a video, resized, as (3 f h w) in [-1, 1]."""
     from einops import rearrange
 
     from ..ltx_core.media import read_video, resize
 
-    frames = read_video(path, fps=fps).frames
+    frames = read_video(path, fps=fps, notes=console.note).frames
     if len(frames) < size.frames:
         raise ConfigError(f"got {path} with {len(frames)} frames; expected {size.frames} or more; lower --frames")
     frames = resize(frames[: size.frames], size.height, size.width, "crop", kernel="bicubic")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core import media
+from ..ltx_core.errors import CheckpointError
 from ..ltx_core.files import whole
-from .folders import NumberedFiles, check_file, file_digest, input_files, named_file
+from .folders import NumberedFiles, check_file, file_digest, input_files, named_file, say
 from .video import VideoComponents, VideoInFile, VideoInMemory
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
 MAX_RESOLUTION = 16384  # nodes.py
 
 SaveHidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
@@ -40,7 +40,7 @@ class LoadImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": (input_files(IMAGE_SUFFIXES), {"image_upload": True})}}
+        return {"required": {"image": (input_files(media.PICTURE_SUFFIXES), {"image_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, image: str) -> str:
@@ -51,28 +51,46 @@ class LoadImage:
         return check_file(image)
 
     def load_image(self, image: str) -> tuple[Tensor, Tensor]:
-        """Frames (f, h, w, 3) of the size of the first, others dropped; mask (f, h, w), 1 for transparent pixels."""
-        import numpy as np
-        from PIL import Image, ImageOps, ImageSequence
+        """Frames (f, h, w, 3) of the size of the first, others dropped, with the colours of transparent pixels; mask
+        (f, h, w), 1 for transparent pixels, or (f, 64, 64) of zeros where nothing is transparent.
 
-        images: list[Tensor] = []
-        masks: list[Tensor] = []
-        with Image.open(named_file(image)) as file:
-            for frame in ImageSequence.Iterator(file):
-                picture = ImageOps.exif_transpose(frame)
-                if picture.mode == "I":
-                    picture = picture.point(lambda value: value * (1 / 255))
-                pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)
-                if images and pixels.shape != images[0].shape:
-                    continue
-                mask = torch.zeros(64, 64)
-                if "A" in picture.getbands() or (picture.mode == "P" and "transparency" in picture.info):
-                    mask = 1 - torch.from_numpy(np.asarray(picture.convert("RGBA").getchannel("A"), np.float32) / 255)
-                images.append(pixels)
-                masks.append(mask)
-                if file.format == "MPO":  # a photograph with a second view in it
-                    break
-        return torch.stack(images), torch.stack(masks)
+        Raises ConfigError, which names the file, for one that is not a picture or damaged.
+        """
+        path = named_file(image)
+        pictures = _pictures(path)
+        same = [picture for picture in pictures if picture.pixels.shape == pictures[0].pixels.shape]
+        if len(same) < len(pictures):
+            say(f"{path} has {len(pictures) - len(same)} pictures of another size than its first: they are left out.")
+        images = torch.stack([picture.pixels for picture in same])
+        if all(picture.alpha is None for picture in same):
+            return images, torch.zeros(len(same), 64, 64)
+        opaque = torch.ones(images.shape[1:3])
+        return images, 1 - torch.stack([opaque if picture.alpha is None else picture.alpha for picture in same])
+
+
+def _pictures(path: Path) -> list[media.Picture]:
+    """All pictures of an animation, or one."""
+    if media.is_animated(path):
+        return [timed.picture for timed in media.read_pictures(path, say)]
+    return [media.read_picture(path, say)]
+
+
+class LoadImageMask(LoadImage):
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "load_image_mask"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**super().INPUT_TYPES()["required"], "channel": (["alpha", "red", "green", "blue"],)}}
+
+    @classmethod
+    def IS_CHANGED(cls, image: str, channel: str = "") -> str:  # noqa: ARG003 - a change of it is seen anyway
+        return super().IS_CHANGED(image)
+
+    def load_image_mask(self, image: str, channel: str) -> tuple[Tensor]:
+        """(f, h, w): a colour as it is, or 1 for transparent pixels."""
+        images, mask = self.load_image(image)
+        return (mask if channel == "alpha" else images[..., ["red", "green", "blue"].index(channel)],)
 
 
 class SaveImage:
@@ -184,7 +202,7 @@ class LoadVideo:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"file": ("COMBO", {"options": input_files(VIDEO_SUFFIXES), "video_upload": True})}}
+        return {"required": {"file": ("COMBO", {"options": input_files(media.CLIP_SUFFIXES), "video_upload": True})}}
 
     @classmethod
     def IS_CHANGED(cls, file: str) -> float:
@@ -195,7 +213,7 @@ class LoadVideo:
         return check_file(file)
 
     def load(self, file: str) -> tuple[VideoInFile]:
-        return (VideoInFile(named_file(file)),)
+        return (VideoInFile(named_file(file), say),)
 
 
 class GetVideoComponents:
@@ -312,11 +330,19 @@ class LoadLatent:
         return check_file(latent)
 
     def load(self, latent: str) -> tuple[dict[str, Tensor]]:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        tensors = load_file(named_file(latent))
+        path = named_file(latent)
+        try:
+            tensors = load_file(path)
+            samples = tensors["latent_tensor"].float()
+        except (SafetensorError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"got {path}, which is not a latent ({error}); expected a file of Save Latent; choose another"
+            ) from error
         scale = 1.0 if "latent_format_version_0" in tensors else 1 / 0.18215  # files older than the version mark
-        return ({"samples": tensors["latent_tensor"].float() * scale},)
+        return ({"samples": samples * scale},)
 
 
 class SetLatentNoiseMask:
@@ -338,6 +364,7 @@ CORE_NODES: dict[str, type] = {
     "ImageFromBatch": ImageFromBatch,
     "ImageScale": ImageScale,
     "LoadImage": LoadImage,
+    "LoadImageMask": LoadImageMask,
     "LoadLatent": LoadLatent,
     "LoadVideo": LoadVideo,
     "PreviewImage": PreviewImage,

@@ -20,6 +20,11 @@ def _host() -> PlainHost:
     return current
 
 
+def say(text: str) -> None:
+    """A sentence for the user, beside the node that runs."""
+    _host().say(text)
+
+
 def _inside(folder: Path, name: str) -> Path:
     """`folder / name`, unless that leaves the folder (ConfigError)."""
     path = (folder / name).resolve()

@@ -8,9 +8,11 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..ltx_core import media
+from ..ltx_core.progress import Notes, log_note
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +43,13 @@ class VideoInMemory:
 
 
 class VideoInFile:
-    """A VIDEO whose file is read when its frames are needed."""
+    """A VIDEO whose file is read when its frames are needed.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    As in ComfyUI, it has each stored frame once, and the average of its rate.
+    """
+
+    def __init__(self, path: Path, notes: Notes = log_note) -> None:
+        self.path, self.notes = path, notes
 
     def get_components(self) -> VideoComponents:
         return self._components
@@ -55,9 +60,8 @@ class VideoInFile:
 
     def frames(self) -> Iterator[Tensor]:
         """The frames (1, h, w, 3), one at a time: a long clip is never in memory as a whole."""
-        return (frame[None] for frame in media.stream_video(self.path))
+        return (frame[None] for frame in media.stream_video(self.path, notes=self.notes))
 
     @cached_property
     def _components(self) -> VideoComponents:
-        clip = media.read_video(self.path)
-        return VideoComponents(clip.frames, clip.fps)
+        return VideoComponents(torch.cat(list(self.frames())), self.rate)

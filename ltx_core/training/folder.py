@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +14,14 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import ConfigError, LTXKitError
-from ..media import read_image, resize, stream_video, video_fps
+from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, resize, stream_video, video_fps
 from ..progress import Notes
 from ..sampling.noise import seed_sequence
 from ..shapes import PixelShape
+from .captions import caption_beside, listed_captions
 from .data import HOLD_OUT, Sample, Samples, Split, file_identity, shuffled, stacked
 
-VIDEOS = {".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".gif"}
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FILE_COLUMNS = ("file", "file_name", "media_path", "video", "path")
-CAPTION_COLUMNS = ("caption", "text", "prompt")
-LISTED = 20  # of the skipped files, this many are named
+LISTED = 20  # of the skipped files, and of the remarks about others, this many are named
 
 
 @dataclass(frozen=True)
@@ -42,12 +34,11 @@ class Media:
 
 
 class VideoFolder:
-    """All videos below a folder, each at the size (of the config's `sizes`) that fits it best: the most frames that it
-    has, then the nearest aspect ratio. Pictures serve sizes of one frame. Clips start at their first frame, are
-    resampled to the frame rate, resized, and cropped around the middle.
+    """All videos and animated pictures below a folder, each at the size (of the config's `sizes`) that fits it best:
+    the most frames that it has, then the nearest aspect ratio. Pictures serve sizes of one frame. Clips start at their
+    first frame, are resampled to the frame rate, resized, and cropped around the middle.
 
-    Captions: a .csv, .json or .jsonl file in the folder with a column for the file (`file`, `file_name`, `media_path`,
-    ...) and one for the text (`caption`, `text`, `prompt`), or a .txt next to each file.
+    Captions: see `captions`. A folder of numbered frames that they name is a clip too.
 
     Raises:
         ConfigError: the folder does not exist or holds no usable video; the reasons are listed.
@@ -59,30 +50,33 @@ class VideoFolder:
         if not folder.is_dir():
             raise ConfigError(f"got data.path {folder}; expected a folder of videos; check the path")
         self.sizes, self.fps, self.seed = list(sizes), Fraction(fps).limit_denominator(1001), seed
-        captions = _captions(folder)
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS | IMAGES)
-        skipped = {str(name): "named by the captions, but missing" for name in captions if not name.is_file()}
+        files = _media_below(folder)
+        captions = listed_captions(folder, files, notes)
+        frames = {path for path in captions if path.is_dir()}
+        files = sorted([*(path for path in files if not frames & set(path.resolve().parents)), *frames])
+        skipped = {str(name): "named by the captions, but missing" for name in captions if not name.exists()}
+        remarks: list[str] = []
         usable: list[Media] = []
         resampled = uncaptioned = 0
         for path in files:
-            caption = captions.get(path.resolve()) or _text_beside(path)
+            caption = captions.get(path.resolve()) or caption_beside(path)
             try:
-                size, other_rate = self._examine(path)
+                size, other_rate = self._examine(path, remarks.append)
             except (LTXKitError, OSError) as error:
                 skipped[str(path)] = str(error)
                 continue
             resampled += other_rate
             uncaptioned += caption is None
             usable.append(Media(path, caption or "", size))
-        listed = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:LISTED])
-        if len(skipped) > LISTED:
-            listed += f"; and {len(skipped) - LISTED} more"
+        listed = _some([f"{name}: {why}" for name, why in skipped.items()])
         if not usable:
             content = f"none of {len(files)} files can be used" if files else "no video"
             raise ConfigError(
                 f"got {folder}: {content}; expected at least one video with a caption. {listed}".rstrip(". ")
             )
         notes(f"{folder}: {len(usable)} files used, {len(skipped)} skipped{f' ({listed})' if listed else ''}")
+        if remarks:
+            notes(f"{folder}: {_some(remarks)}")
         if resampled:
             notes(f"{resampled} clips have another frame rate and are resampled to {fps:g} frames per second")
         if uncaptioned:
@@ -92,16 +86,15 @@ class VideoFolder:
         self.media = held_out if split == "validation" else kept
         self.groups = {size: [m for m in self.media if m.size == size] for size in self.sizes}
 
-    def _examine(self, path: Path) -> tuple[PixelShape, bool]:
+    def _examine(self, path: Path, remark: Notes) -> tuple[PixelShape, bool]:
         """The size that suits a file, and whether it has another frame rate."""
-        if path.suffix.lower() in IMAGES:
-            frames, other_rate = read_image(path), False
+        if not is_clip(path):
+            frames, other_rate = read_image(path, remark), False
         else:
             longest = max(size.frames for size in self.sizes)
-            frames = list(islice(stream_video(path, fps=self.fps), longest))
-            if not frames:
-                raise ConfigError(f"got {path} without a frame; expected a video; replace the file")
-            other_rate = abs(float(video_fps(path)) - float(self.fps)) > 0.01 * float(self.fps)
+            frames = list(stream_video(path, fps=self.fps, limit=longest, notes=remark))
+            rate = self.fps if path.is_dir() else video_fps(path)
+            other_rate = abs(float(rate) - float(self.fps)) > 0.01 * float(self.fps)
         count, (height, width) = len(frames), frames[0].shape[:2]
         fitting = [size for size in self.sizes if size.frames <= count]
         if not fitting:
@@ -129,10 +122,10 @@ class VideoFolder:
 
     def _pixels(self, media: Media, size: PixelShape) -> Tensor:
         """(3, f, h, w) in [-1, 1]; the last frame of a shorter clip is repeated."""
-        if media.path.suffix.lower() in IMAGES:
-            frames = read_image(media.path)
+        if is_clip(media.path):
+            frames = torch.stack(list(stream_video(media.path, fps=self.fps, limit=size.frames)))
         else:
-            frames = torch.stack(list(islice(stream_video(media.path, fps=self.fps), size.frames)))
+            frames = read_image(media.path)
         frames = resize(frames, size.height, size.width, "crop", kernel="bicubic")
         missing = size.frames - len(frames)
         if missing > 0:
@@ -149,58 +142,11 @@ class VideoFolder:
         return sorted({media.caption for media in self.media} - {""}) or ["a video"]
 
 
-def _captions(folder: Path) -> dict[Path, str]:
-    """Captions by file, from every table in the folder.
-
-    Raises:
-        ConfigError: a table cannot be read, or lacks a column.
-    """
-    captions: dict[Path, str] = {}
-    for table in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".json", ".jsonl")):
-        try:
-            rows = list(_rows(table))
-        except (ValueError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(
-                f"got {table}, which cannot be read ({error}); expected a table of captions; correct it"
-            ) from error
-        for number, row in enumerate(rows, start=1):
-            file = next((str(row[name]) for name in FILE_COLUMNS if row.get(name)), None)
-            text = next((str(row[name]) for name in CAPTION_COLUMNS if row.get(name)), None)
-            if file is None or text is None:
-                raise ConfigError(
-                    f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file "
-                    f"({', '.join(FILE_COLUMNS)}) and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
-                )
-            captions[(folder / file).resolve()] = text
-    return captions
+def _media_below(folder: Path) -> list[Path]:
+    """Files below a folder that have the name of a clip or a picture, in order."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in CLIP_SUFFIXES | PICTURE_SUFFIXES)
 
 
-def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
-    text = table.read_text(encoding="utf-8-sig")
-    if table.suffix.lower() == ".csv":
-        yield from csv.DictReader(io.StringIO(text, newline=""))  # a quoted caption may span lines
-        return
-    # Not splitlines(): JSON may contain Unicode's line separators unescaped.
-    lines = text.split("\n")
-    rows = json.loads(text) if table.suffix.lower() == ".json" else [json.loads(line) for line in lines if line.strip()]
-    for row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"an entry is {row!r}, not an object")
-        yield row
-
-
-def _text_beside(path: Path) -> str | None:
-    """The caption in the .txt file of the same name, with or without a byte order mark.
-
-    Raises:
-        ConfigError: the file is not UTF-8.
-    """
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
-        return None
-    try:
-        return beside.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"got {beside}, which is not UTF-8 ({error}); expected a caption; save it as UTF-8"
-        ) from error
+def _some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
+    return "; ".join(text.rstrip(".") for text in texts[:LISTED]) + more

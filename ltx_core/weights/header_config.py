@@ -167,7 +167,7 @@ def completed_config(own: str, text: str) -> str:
 def _object_in(text: str) -> dict[str, Any]:
     """The JSON object of a text; an empty one where it is none."""
     try:
-        config: Any = json.loads(text)
-    except (ValueError, RecursionError):
+        config: Any = parse_json(text, "a config")
+    except CheckpointError:
         return {}
     return cast("dict[str, Any]", config) if isinstance(config, dict) else {}

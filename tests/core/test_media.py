@@ -238,17 +238,19 @@ def test_image_round_trip_is_exact_and_carries_metadata(tmp_path: Path) -> None:
     assert json.loads(Image.open(tmp_path / "a.png").info["prompt"]) == {"1": 2}
 
 
-def test_alpha_is_left_out_and_grey_repeated(tmp_path: Path) -> None:
+def test_alpha_is_over_black_and_grey_repeated(tmp_path: Path) -> None:
     rgba = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
-    assert np.array_equal(media.read_image(tmp_path / "rgba.png")[0].numpy() * 255, rgba[..., :3].astype(np.float32))
+    notes: list[str] = []
+    over_black = rgba[..., :3] / 255 * (rgba[..., 3:] / 255)
+    assert torch.allclose(
+        media.read_image(tmp_path / "rgba.png", notes.append)[0], torch.from_numpy(over_black).float()
+    )
+    assert notes == [f"{tmp_path / 'rgba.png'} is transparent in parts, which are shown on black."]
     Image.fromarray(rgba[..., 0]).save(tmp_path / "grey.png")
     grey = media.read_image(tmp_path / "grey.png")
     assert grey.shape == (1, 4, 6, 3)
     assert np.array_equal(grey[0, ..., 2].numpy() * 255, rgba[..., 0].astype(np.float32))
-    deep = (rgba[..., 0].astype(np.uint16) << 8) + 3
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert torch.allclose(media.read_image(tmp_path / "deep.png")[0, ..., 1], torch.from_numpy(deep / 65535).float())
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -268,6 +270,27 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
         media.read_image(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=r"missing\.png, which cannot be read \(No such file"):
         media.read_image(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.full((1, 4, 4, 3), 200.0), "values from 200 to 200; expected 0 to 1; divide bytes by 255"),
+        (torch.full((1, 4, 4, 3), 200), "divide bytes by 255"),
+        (torch.linspace(-1, 1, 48).view(1, 4, 4, 3), r"take \(frames \+ 1\) / 2"),
+    ],
+)
+def test_values_of_another_range_are_refused(frames: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        media.rgb_frames(frames)
+
+
+def test_bytes_are_divided_and_rounding_is_clipped() -> None:
+    stored = torch.arange(48, dtype=torch.uint8).view(1, 4, 4, 3) * 5
+    assert torch.equal(media.rgb_frames(stored), stored / 255)
+    overshot = torch.tensor([-0.1, 0.5, 1.2]).expand(2, 4, 4, 3)
+    assert torch.equal(media.rgb_frames(overshot), overshot.clamp(0, 1))
+    assert torch.equal(media.rgb_frames(overshot[..., 1:2]), torch.full((2, 4, 4, 3), 0.5))
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 8, 8, 2), (1, 0, 8, 3)])
@@ -386,6 +409,12 @@ def test_compress_edges() -> None:
     assert weak < strong
     with pytest.raises(ConfigError, match="got crf 64"):
         media.compress(frames, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 64), (64, 1), (1, 1), (2, 3)])
+def test_a_line_of_pixels_is_compressed_too(height: int, width: int) -> None:
+    grey = torch.full((1, height, width, 3), 0.5)
+    assert (media.compress(grey, 10) - grey).abs().max() < 0.02
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80), (80, 48), (63, 100)])

@@ -1,0 +1,46 @@
+"""Pictures and clips in and out. Frames are (f, h, w, 3) float32 sRGB in [0, 1], as a ComfyUI IMAGE.
+
+Every reader of the pack comes here: the library's conditions, the commands, the stand-ins for ComfyUI's nodes, the
+training folder. What Pillow and PyAV open looks as a good player shows it; a file that they do not open is named in one
+sentence. A file appears under its name only when it is complete: an interrupt or a full disk leaves nothing behind.
+"""
+
+from .clips import CLIP_SUFFIXES, Clip, is_clip, read_metadata, read_video, stream_video, video_fps
+from .frames import (
+    RESIZE_POLICIES,
+    ResizeKernel,
+    ResizePolicy,
+    contact_sheet,
+    crop_to_shape,
+    resize,
+    rgb_frames,
+)
+from .pictures import PICTURE_SUFFIXES, Picture, is_animated, read_image, read_picture, read_pictures
+from .writing import compress, write_gif, write_image, write_video
+
+__all__ = [
+    "CLIP_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "RESIZE_POLICIES",
+    "Clip",
+    "Picture",
+    "ResizeKernel",
+    "ResizePolicy",
+    "compress",
+    "contact_sheet",
+    "crop_to_shape",
+    "is_animated",
+    "is_clip",
+    "read_image",
+    "read_metadata",
+    "read_picture",
+    "read_pictures",
+    "read_video",
+    "resize",
+    "rgb_frames",
+    "stream_video",
+    "video_fps",
+    "write_gif",
+    "write_image",
+    "write_video",
+]

@@ -1,0 +1,143 @@
+"""The stand-ins for ComfyUI's loading nodes: what they give is what the nodes of core 0.33 give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ltxkit.headless.core_nodes import GetVideoComponents, LoadImage, LoadImageMask, LoadLatent, LoadVideo, SaveVideo
+from ltxkit.headless.host import PlainHost
+from ltxkit.headless.runner import Runner, all_nodes
+from ltxkit.ltx_core import media
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.nodes.host import use_host
+
+RGBA = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, notes: list[str]) -> Iterator[Path]:
+    """The input folder of a process that runs graphs."""
+    (tmp_path / "in").mkdir()
+    with use_host(PlainHost(tmp_path, tmp_path / "in", tmp_path / "out", notes=notes.append)):
+        yield tmp_path / "in"
+
+
+def clip(path: Path, times: list[int] | None = None) -> None:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 24)
+        for number, time in enumerate(times or range(6)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 24)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def test_colours_of_transparent_pixels_stay_and_the_mask_is_their_transparency(inputs: Path) -> None:
+    Image.fromarray(RGBA).save(inputs / "a.png")
+    image, mask = LoadImage().load_image("a.png")
+    assert torch.equal(image, torch.from_numpy(RGBA[None, ..., :3]) / 255)
+    assert torch.equal(mask, 1 - torch.from_numpy(RGBA[None, ..., 3]) / 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "I;16"])
+def test_an_opaque_picture_has_an_empty_mask(inputs: Path, mode: str) -> None:
+    picture = Image.fromarray(RGBA[..., :3])
+    deep = Image.fromarray(RGBA[..., 0].astype(np.uint16) * 257)
+    (deep if mode == "I;16" else picture.convert(mode)).save(inputs / "a.png")
+    image, mask = LoadImage().load_image("a.png")
+    shown = RGBA[..., :1] if mode == "I;16" else np.array(picture.convert(mode).convert("RGB"))
+    assert torch.allclose(image[0], (torch.from_numpy(shown) / 255).expand(20, 30, 3))
+    assert torch.equal(mask, torch.zeros(1, 64, 64))
+
+
+def test_a_palette_with_a_transparent_colour(inputs: Path) -> None:
+    palette = Image.fromarray(RGBA[..., :3]).quantize(16)
+    palette.save(inputs / "a.png", transparency=3)
+    image, mask = LoadImage().load_image("a.png")
+    assert torch.equal(image[0], torch.from_numpy(np.array(palette.convert("RGB"))) / 255)
+    assert torch.equal(mask[0], torch.from_numpy(np.asarray(palette) == 3).float())
+
+
+def test_an_animation_is_a_batch(inputs: Path) -> None:
+    pictures = [Image.new("RGBA", (8, 8), (shade, 0, 0, 255 - shade)) for shade in (0, 100, 200)]
+    pictures[0].save(inputs / "a.webp", save_all=True, append_images=pictures[1:], duration=40, lossless=True)
+    image, mask = LoadImage().load_image("a.webp")
+    assert image.shape == (3, 8, 8, 3)
+    assert (image[:, 0, 0, 0] * 255).round().tolist() == [0, 100, 200]
+    assert (mask[:, 0, 0] * 255).round().tolist() == [0, 100, 200]
+
+
+@pytest.mark.parametrize(("channel", "index"), [("red", 0), ("green", 1), ("blue", 2), ("alpha", 3)])
+def test_a_channel_is_a_mask(inputs: Path, channel: str, index: int) -> None:
+    Image.fromarray(RGBA).save(inputs / "a.png")
+    values = torch.from_numpy(RGBA[None, ..., index]) / 255
+    (mask,) = LoadImageMask().load_image_mask("a.png", channel)
+    assert torch.equal(mask, 1 - values if channel == "alpha" else values)
+    assert LoadImageMask.IS_CHANGED("a.png", channel) == LoadImage.IS_CHANGED("a.png")
+
+
+def test_a_clip_has_each_stored_frame_once_at_its_average_rate(inputs: Path) -> None:
+    clip(inputs / "a.mp4", times=[0, 1, 2, 6, 7, 8])
+    (video,) = LoadVideo().load("a.mp4")
+    images, sound, fps = GetVideoComponents().split(video)
+    assert images.shape == (6, 32, 48, 3)
+    assert (images.mean((1, 2, 3)) * 255 / 20).round().tolist() == [0, 1, 2, 3, 4, 5]
+    with av.open(str(inputs / "a.mp4")) as file:
+        assert fps == float(file.streams.video[0].average_rate)
+    assert sound is None
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.gif", "a.ts"])
+def test_other_clips_are_saved_again(inputs: Path, tmp_path: Path, name: str) -> None:
+    if name == "a.ts":
+        clip(inputs / name)
+    else:
+        pictures = [Image.new("RGB", (48, 32), (20 * number,) * 3) for number in range(6)]
+        pictures[0].save(inputs / name, save_all=True, append_images=pictures[1:], duration=40)
+    SaveVideo().save(LoadVideo().load(name)[0], "clip", "auto", "auto")
+    saved = media.read_video(tmp_path / "out" / "clip_00001_.mp4")
+    assert (saved.frames.mean((1, 2, 3)) * 255 / 20).round().tolist() == [0, 1, 2, 3, 4, 5]
+    assert saved.fps == (24 if name == "a.ts" else 25)
+
+
+def graph(loader: dict[str, Any]) -> dict[str, Any]:
+    second = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    return {"1": {**loader, "_meta": {"title": "My picture"}}, "2": second}
+
+
+@pytest.mark.parametrize("content", [b"text", b"", b"\x89PNG\r\n\x1a\n" + bytes(20)])
+def test_a_broken_picture_is_named_with_file_and_node(inputs: Path, tmp_path: Path, content: bytes) -> None:
+    (inputs / "bad.png").write_bytes(content)
+    host = PlainHost(tmp_path, inputs, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"My picture.*bad\.png, which .*; expected "):
+        Runner(host, all_nodes()).run(graph({"class_type": "LoadImage", "inputs": {"image": "bad.png"}}))
+
+
+def test_what_is_changed_in_a_picture_is_said_at_its_node(inputs: Path, tmp_path: Path, notes: list[str]) -> None:
+    Image.fromarray(np.linspace(0, 9, 64, dtype=np.float32).reshape(8, 8)).save(inputs / "depth.tif")
+    host = PlainHost(tmp_path, inputs, tmp_path / "out", notes=notes.append)
+    Runner(host, all_nodes()).run(graph({"class_type": "LoadImage", "inputs": {"image": "depth.tif"}}))
+    assert "My picture" in notes[0]
+    assert "has values from 0 to 9, which are spread over black to white" in notes[0]
+
+
+def test_a_file_that_is_no_latent_is_named(inputs: Path) -> None:
+    (inputs / "bad.latent").write_bytes(b"text")
+    with pytest.raises(CheckpointError, match=r"bad\.latent, which is not a latent"):
+        LoadLatent().load("bad.latent")
