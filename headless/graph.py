@@ -384,16 +384,8 @@ class Level:
         name = names[link.origin_slot]
         for index, outer_slot in enumerate(host.inputs):
             if outer_slot.name == name and outer_slot.link is not None:
-                found = level.input_source(host, index, seen)
-                if found is None and level.is_primitive(outer_slot) and name in host.values:
-                    break
-                return found
+                return level.input_source(host, index, seen)
         return Source("", -1, host.values[name], is_value=True) if name in host.values else None
-
-    def is_primitive(self, slot: Slot) -> bool:
-        link = self.links.get(slot.link or "")
-        origin = self.nodes.get(link.origin) if link else None
-        return origin is not None and origin.type == "PrimitiveNode"
 
     def output_source(self, node: Node, slot: int, wanted: str, seen: tuple[str, ...]) -> Source | None:
         """What comes out of an output, for an input of the type `wanted`."""
