@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .commands import digits, files, generate, graphs, machine, trained, training
 from .commands.command import FAILED, INTERRUPTED, REFUSED
@@ -38,13 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return REFUSED
     except OSError as error:
-        say(error.strerror or str(error))
+        reason = error.strerror or str(error)
+        named = error.filename is not None and str(error.filename) not in reason
+        say(f"{reason}: {error.filename}" if named else reason)
         return FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong option in one line: the usage of `generate` alone has forty."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{message} (see `{self.prog} --help`)")
+        self.exit(REFUSED)
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands and their options."""
-    top = argparse.ArgumentParser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
+    top = _Parser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
     top.add_argument("--version", action="version", version=f"ltxkit {version()}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:

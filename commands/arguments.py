@@ -3,63 +3,157 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ..ltx_core.errors import ConfigError, ShapeError
+from ..ltx_core.files import PICTURES, VIDEOS, check_output
+from ..ltx_core.shapes import MOST_FRAMES, PixelShape
+from ..ltx_core.values import (
+    LARGEST_SEED,
+    LARGEST_STRENGTH,
+    check_frame_rate,
+    check_number,
+    check_whole,
+    shown,
+)
+
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Callable[[str], float]:
+    """The type of an option that takes a finite number from `low` to `high`, and above `above`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        _refused(text, lambda: check_number("", value, low, high, above=above, advice=""))
+        return value
+
+    return read
+
+
+def whole(low: float = -math.inf, high: float = math.inf) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        try:
+            value: int | str = int(text)
+        except ValueError:
+            value = text
+        _refused(text, lambda: check_whole("", value, low, high, advice=""))
+        return int(value)
+
+    return read
+
+
+def _refused(text: str, check: Callable[[], None]) -> None:
+    """Run a check of the core; what it says goes behind the name of the option."""
+    try:
+        check()
+    except ConfigError as error:
+        expected = str(error).partition("; expected ")[2].removesuffix("; ")
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected {expected}") from error
+
+
+count = whole(1)
+seed = whole(0, LARGEST_SEED)
 
 
 def size(text: str) -> tuple[int, int]:
     """WxH as (width, height), in pixels."""
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected width x height in pixels, such as 768x512")
-    return int(match[1]), int(match[2])
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected width x height in pixels, such as 768x512")
+    width, height = int(match[1]), int(match[2])
+    try:
+        PixelShape.asked(1, height, width)
+    except ShapeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return width, height
+
+
+frames = whole(1, MOST_FRAMES)
 
 
 def frame_rate(text: str) -> Fraction:
     """Frames per second, with a denominator of at most 1001: video files store it in 32 bits."""
     try:
+        if "/" not in text:
+            check_frame_rate("fps", float(text))  # first: Fraction writes out the zeros of 1e999999999
         rate = Fraction(text).limit_denominator(1001)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if rate <= 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a positive rate such as 24, 29.97 or 24000/1001")
+        check_frame_rate("fps", rate)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"got {shown(text)}; expected a positive rate such as 24, 29.97 or 24000/1001"
+        ) from error
     return rate
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers between commas or spaces."""
+    """Finite numbers between commas or spaces."""
     try:
-        return tuple(float(word) for word in text.replace(",", " ").split())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected numbers such as 1,0.9,0.5") from error
+        values = tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) for value in values):
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected numbers such as 1,0.9,0.5")
+    return values
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers between commas or spaces; none at all in an empty text."""
+    """Whole numbers of 0 or more between commas or spaces; none at all in an empty text."""
     try:
-        return tuple(int(word) for word in text.replace(",", " ").split())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected whole numbers such as 11,25") from error
+        values = tuple(int(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        values = (-1,)
+    if min(values, default=0) < 0:
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected whole numbers such as 11,25")
+    return values
 
 
-def mp4(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".mp4":
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a name that ends in .mp4")
-    return path
+def output(*suffixes: str) -> Callable[[str], Path]:
+    """The type of an option that names a file to write, with one of these suffixes; with none: any file."""
+    return lambda text: _output(text, suffixes, folder=False)
+
+
+def output_folder(text: str) -> Path:
+    """A folder to write to, which may not exist yet."""
+    return _output(text, (), folder=True)
+
+
+def _output(text: str, suffixes: Sequence[str], *, folder: bool) -> Path:
+    try:
+        check_output(text, suffixes, folder=folder)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+mp4 = output(*VIDEOS)
+picture = output(*PICTURES)
 
 
 def weighted_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE=STRENGTH; the part after the last "=" is a strength if it is a number."""
     path, equals, strength = text.rpartition("=")
     try:
-        return (Path(path), float(strength)) if equals else (Path(text), 1.0)
+        value = float(strength) if equals else 1.0
     except ValueError:
         return Path(text), 1.0
+    if not equals or Path(text).exists():
+        return Path(text), 1.0
+    if not -LARGEST_STRENGTH <= value <= LARGEST_STRENGTH:
+        raise argparse.ArgumentTypeError(
+            f"got {shown(text)}; expected a strength of {-LARGEST_STRENGTH} to {LARGEST_STRENGTH}, such as FILE=0.8"
+        )
+    return Path(path), value
 
 
 def torch_dtype(name: str) -> Any:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..ltx_core.weights.bundled import BUNDLED
+from . import arguments
 from .command import DONE, FAILED, Command
 from .console import Console
 from .trained import clip_settings, clip_size, host_of, model_arguments, size_arguments
@@ -14,7 +15,9 @@ from .trained import clip_settings, clip_size, host_of, model_arguments, size_ar
 def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="run of train")
     parser.add_argument("--upscaler", type=Path, metavar="DIR", help="run of the upscaler, if there is one")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "-o", "--output", type=arguments.output_folder, required=True, metavar="DIR", help="folder to write"
+    )
 
 
 def _bundle(options: argparse.Namespace, console: Console) -> int:
@@ -32,10 +35,15 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         "--upscaler", type=Path, metavar="DIR", help=f"run of the upscaler, or {BUNDLED}: also measures two stages"
     )
     parser.add_argument(
-        "--glyph-size", type=int, default=40, help="of the digits in the training clips, in pixels (default 40)"
+        "--glyph-size",
+        type=arguments.count,
+        default=40,
+        help="of the digits in the training clips, in pixels (default 40)",
     )
-    parser.add_argument("--clips", type=int, default=200, help="how many clips to make (default 200)")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write score.json and a sheet")
+    parser.add_argument("--clips", type=arguments.count, default=200, help="how many clips to make (default 200)")
+    parser.add_argument(
+        "-o", "--output", type=arguments.output_folder, metavar="DIR", help="also write score.json and a sheet"
+    )
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:

@@ -48,15 +48,22 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=arguments.size, default=(768, 512), metavar="WxH", help="in pixels (default 768x512)"
     )
-    parser.add_argument("--frames", type=int, default=121, help="of the clip (default 121)")
-    parser.add_argument("--branches", type=int, help="of a step: 2 with guidance, 3 with STG (default: the recipe's)")
+    parser.add_argument("--frames", type=arguments.frames, default=121, help="of the clip (default 121)")
+    parser.add_argument(
+        "--branches", type=arguments.whole(1, 3), help="of a step: 2 with guidance, 3 with STG (default: the recipe's)"
+    )
     parser.add_argument("--image", action="store_true", help="the clip starts from a picture")
     parser.add_argument("--reference", action="store_true", help="the clip follows the reference video of an IC-LoRA")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--card", type=float, metavar="GiB", help="memory of a card (default: the one here)")
+    where.add_argument(
+        "--card",
+        type=arguments.number(0, 2**20, above=0),
+        metavar="GiB",
+        help="memory of a card (default: the one here)",
+    )
     where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
-    parser.add_argument("--resident-blocks", type=int, metavar="N", help="as in `generate`")
-    parser.add_argument("--tile", type=int, metavar="CELLS", help="as in `generate`")
+    parser.add_argument("--resident-blocks", type=arguments.whole(0), metavar="N", help="as in `generate`")
+    parser.add_argument("--tile", type=arguments.count, metavar="CELLS", help="as in `generate`")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
@@ -121,11 +128,13 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
 
 
 def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for checkpoints/, text_encoders/ and so on")
+    parser.add_argument(
+        "folder", type=arguments.output_folder, metavar="DIR", help="folder for checkpoints/, text_encoders/ and so on"
+    )
     parser.add_argument("--family", choices=("2b", "13b"), default="2b")
     parser.add_argument("--vae", choices=("0.9.0", "0.9.1", "0.9.5"), default="0.9.5")
     parser.add_argument("--compression", choices=("32x8", "16x4"), default="32x8", help="space x time, per latent cell")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.seed, default=0)
 
 
 def _make_tiny(options: argparse.Namespace, console: Console) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..ltx_core.errors import ConfigError
 from . import arguments, settings
 from .command import DONE, Command
 from .console import Console
@@ -15,6 +17,10 @@ from .settings import Group
 if TYPE_CHECKING:
     from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.library import Components
+    from ..ltx_core.pipelines.settings import Overrides
+    from ..ltx_core.weights.lora import WeightedLoRA
+
+READ = ("model", "text_encoder", "vae", "upscaler", "tokenizer", "image", "video", "reference")  # options with inputs
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +31,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     settings.recipe_arguments(parser)
     result = parser.add_argument_group("more results")
     result.add_argument(
-        "--save-latent", type=Path, metavar="FILE", help="the latent, as ComfyUI's Load Latent reads it"
+        "--save-latent", type=arguments.output(), metavar="FILE", help="the latent, as ComfyUI's Load Latent reads it"
     )
-    result.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="eight frames as one picture")
+    result.add_argument(
+        "--contact-sheet", type=arguments.picture, metavar="FILE.png", help="eight frames as one picture"
+    )
 
 
 def _usual_arguments(usual: Group) -> None:
@@ -41,14 +49,14 @@ def _usual_arguments(usual: Group) -> None:
         "--negative", metavar="TEXT", help="what the clip avoids, where the recipe uses it (default: the recipe's)"
     )
     usual.add_argument("--size", type=arguments.size, required=True, metavar="WxH", help="of the result, in pixels")
-    usual.add_argument("--frames", type=int, required=True, help="of the result")
+    usual.add_argument("--frames", type=arguments.frames, required=True, help="of the result")
     usual.add_argument(
         "--fps",
         type=arguments.frame_rate,
         metavar="RATE",
         help="frames per second (default: of --video, or the recipe's)",
     )
-    usual.add_argument("--seed", type=int, default=0, help="the same seed gives the same clip (default 0)")
+    usual.add_argument("--seed", type=arguments.seed, default=0, help="the same seed gives the same clip (default 0)")
     settings.usual_arguments(usual)
     usual.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
 
@@ -66,9 +74,14 @@ def _start_arguments(shown: Group) -> None:
         "--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ..."
     )
     shown.add_argument(
-        "--strength", type=float, default=1.0, help="how closely the clip keeps to its start, 0 to 1 (default 1)"
+        "--strength",
+        type=arguments.number(0, 1),
+        default=1.0,
+        help="how closely the clip keeps to its start, 0 to 1 (default 1)",
     )
-    shown.add_argument("--crf", type=int, default=29, help="H.264 compression of the start, 0 for none (default 29)")
+    shown.add_argument(
+        "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
+    )
 
 
 def _model_arguments(models: Group) -> None:
@@ -121,11 +134,14 @@ def _memory_arguments(memory: Group) -> None:
         "--fp8-matmul", action="store_true", help="multiply quantized weights as stored, where possible"
     )
     memory.add_argument(
-        "--resident-blocks", type=int, metavar="N", help="blocks that stay on the device (default: as `ltxkit plan`)"
+        "--resident-blocks",
+        type=arguments.whole(0),
+        metavar="N",
+        help="blocks that stay on the device (default: as `ltxkit plan`)",
     )
     memory.add_argument(
         "--tile",
-        type=int,
+        type=arguments.count,
         metavar="CELLS",
         help="decode in tiles of this many latent cells (default: as `ltxkit plan`)",
     )
@@ -136,9 +152,12 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
 
     spare_main_memory()
     said = settings.overrides(options)
+    _check_outputs(options)
+    loras = _loras(options)
+    _check_request(options, said, loras)
     conditions, fps = _conditions(options, console)
     width, height = options.size
-    clip = _load(options, console).generate(
+    clip = _load(options, loras, console).generate(
         options.prompt,
         negative_prompt=options.negative,
         width=width,
@@ -181,11 +200,59 @@ def _conditions(options: argparse.Namespace, console: Console) -> tuple[list[Con
     return conditions, fps
 
 
-def _load(options: argparse.Namespace, console: Console) -> Components:
-    from ..ltx_core.pipelines.library import Components
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raises ConfigError: two results under one name, or one that would replace what the run reads."""
+    written: list[Path] = []
+    read = [path for path in (getattr(options, name) for name in READ) if path is not None]
+    for path in (options.output, options.save_latent, options.contact_sheet):
+        if path is None:
+            continue
+        for other in (*written, *read, *(path for path, _ in options.lora)):
+            if path.absolute() == other.absolute() or (path.exists() and other.exists() and path.samefile(other)):
+                role = "another result" if other in written else "a file that the run reads"
+                raise ConfigError(f"got the output {path}, which is {role}; expected a name of its own; name another")
+        written.append(path)
+
+
+def _loras(options: argparse.Namespace) -> list[WeightedLoRA]:
     from ..ltx_core.weights.lora import WeightedLoRA, load_lora
 
-    loras = [WeightedLoRA(load_lora(path), strength, options.allow_partial) for path, strength in options.lora]
+    return [WeightedLoRA(load_lora(path), strength, options.allow_partial) for path, strength in options.lora]
+
+
+def _device(options: argparse.Namespace) -> str | list[str] | None:
+    """The value of --device: one name or several."""
+    return options.device.split(",") if options.device and "," in options.device else options.device
+
+
+def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence[WeightedLoRA]) -> None:
+    """Refuse from the headers of the files what the models would refuse, once they are loaded."""
+    from ..ltx_core.pipelines.dry_run import outline
+    from ..ltx_core.pipelines.preflight import check_request
+    from ..ltx_core.placing.devices import chosen_device
+    from ..ltx_core.shapes import PixelShape
+
+    names = _device(options)
+    devices = [chosen_device(name) for name in (names if isinstance(names, list) else [names])]
+    models = outline(
+        options.model,
+        options.text_encoder,
+        vae=options.vae,
+        upscaler=options.upscaler,
+        version=options.version,
+        dtype=arguments.torch_dtype(options.dtype),
+        quantization=options.quantization,
+        text_quantization=options.text_quantization,
+    )
+    width, height = options.size
+    asked = PixelShape.asked(options.frames, height, width)
+    device = devices[0] if len(devices) == 1 else None
+    check_request(models, asked, said, settings=options.settings, loras=loras, device=device)
+
+
+def _load(options: argparse.Namespace, loras: Sequence[WeightedLoRA], console: Console) -> Components:
+    from ..ltx_core.pipelines.library import Components
+
     return Components.load(
         options.model,
         options.text_encoder,
@@ -199,7 +266,7 @@ def _load(options: argparse.Namespace, console: Console) -> Components:
         fp8_matmul=options.fp8_matmul,
         loras=loras,
         settings=options.settings,
-        device=options.device.split(",") if options.device and "," in options.device else options.device,
+        device=_device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
         progress=console.progress,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from . import arguments
 from .command import DONE, Command
 from .console import Console
 
@@ -15,7 +16,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
     )
     parser.add_argument("--input", type=Path, default=Path("input"), help="folder that Load Image and Load Video read")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for the results")
+    parser.add_argument("--output", type=arguments.output_folder, default=Path("output"), help="folder for the results")
     parser.add_argument(
         "--set",
         action="append",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ltx_core.config import LEVELS, SAMPLER_NAMES, STG_MODES
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.values import LARGEST_SCALE, MOST_STEPS
 from . import arguments
 
 if TYPE_CHECKING:
@@ -29,18 +30,32 @@ class Option:
     choices: Sequence[str] | None = None
 
 
-STEPS = Option("steps", "steps", int, "steps of the sampler", "N")
-GUIDANCE = Option("guidance", "guidance_scale", float, "guidance scale; 1 is off", "SCALE")
+_share = arguments.number(0, 1)
+_scale = arguments.number(0, LARGEST_SCALE)
+_skipped = arguments.whole(0, MOST_STEPS)
+
+STEPS = Option("steps", "steps", arguments.whole(1, MOST_STEPS), "steps of the sampler", "N")
+GUIDANCE = Option("guidance", "guidance_scale", _scale, "guidance scale; 1 is off", "SCALE")
 OF_PASS = (  # fields of PassSettings
     Option("sigmas", "sigmas", arguments.numbers, "levels such as 1,0.9,0.5 in place of a schedule", "LIST"),
-    Option("skip-initial-steps", "skip_initial_steps", int, "steps of the schedule to leave out at its start", "N"),
-    Option("skip-final-steps", "skip_final_steps", int, "steps to leave out at its end", "N"),
-    Option("denoise-strength", "denoise_strength", float, "share of the steps that run, the last ones", "SHARE"),
-    Option("guidance-rescale", "guidance_rescale", float, "contrast of guidance taken back, 0 to 1; 0 is off", "SHARE"),
-    Option("stg-scale", "stg_scale", float, "spatio-temporal guidance; 0 is off", "SCALE"),
+    Option(
+        "skip-initial-steps", "skip_initial_steps", _skipped, "steps of the schedule to leave out at its start", "N"
+    ),
+    Option("skip-final-steps", "skip_final_steps", _skipped, "steps to leave out at its end", "N"),
+    Option(
+        "denoise-strength",
+        "denoise_strength",
+        arguments.number(0, 1, above=0),
+        "share of the steps that run, the last ones",
+        "SHARE",
+    ),
+    Option(
+        "guidance-rescale", "guidance_rescale", _share, "contrast of guidance taken back, 0 to 1; 0 is off", "SHARE"
+    ),
+    Option("stg-scale", "stg_scale", _scale, "spatio-temporal guidance; 0 is off", "SCALE"),
     Option("stg-blocks", "stg_blocks", arguments.whole_numbers, "blocks that it disturbs, such as 11,25", "LIST"),
     Option("stg-mode", "stg_mode", str, "what it disturbs in them", choices=STG_MODES),
-    Option("stg-rescale", "stg_rescale", float, "contrast of STG taken back, 0 to 1; 1 is off (sic)", "SHARE"),
+    Option("stg-rescale", "stg_rescale", _share, "contrast of STG taken back, 0 to 1; 1 is off (sic)", "SHARE"),
     Option("cfg-star", "cfg_star", None, "scale the negative prediction to the positive one first"),
 )
 OF_RUN = (  # fields of Overrides
@@ -52,14 +67,16 @@ OF_RUN = (  # fields of Overrides
         "conditions below strength 1 are denoised from their own level, or as officially",
         choices=LEVELS,
     ),
-    Option("condition-noise", "condition_noise", float, "noise on conditions while sampling, for more motion", "SCALE"),
+    Option(
+        "condition-noise", "condition_noise", _share, "noise on conditions while sampling, for more motion", "SCALE"
+    ),
 )
 DECODING = (
-    Option("decode-timestep", "decode_timestep", float, "noise level that the decoder receives, 0 to 1", "LEVEL"),
-    Option("decode-noise-scale", "decode_noise_scale", float, "share of noise in what it decodes, 0 to 1", "SHARE"),
-    Option("tone-map", "tone_map", float, "extreme values taken back, 0 to 1; 0 is off", "SHARE"),
+    Option("decode-timestep", "decode_timestep", _share, "noise level that the decoder receives, 0 to 1", "LEVEL"),
+    Option("decode-noise-scale", "decode_noise_scale", _share, "share of noise in what it decodes, 0 to 1", "SHARE"),
+    Option("tone-map", "tone_map", _share, "extreme values taken back, 0 to 1; 0 is off", "SHARE"),
 )
-ADAIN = Option("adain", "adain", float, "colours go back to those of the first pass, 0 to 1", "SHARE")
+ADAIN = Option("adain", "adain", _share, "colours go back to those of the first pass, 0 to 1", "SHARE")
 
 
 def usual_arguments(group: Group) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.values import LARGEST_SCALE, MOST_STEPS
 from ..ltx_core.weights.bundled import BUNDLED
 from . import arguments
 from .command import DONE, Command
@@ -32,16 +33,18 @@ def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None
         help=f"run of train, a folder with its files, or {BUNDLED}, the model that comes with the pack",
     )
     parser.add_argument("--fps", type=arguments.frame_rate, default=Fraction(25), help="frames per second (default 25)")
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=arguments.whole(1, MOST_STEPS), default=20, help="of the sampler (default 20)")
+    parser.add_argument(
+        "--guidance", type=arguments.number(0, LARGEST_SCALE), default=3.0, help="guidance scale (default 3)"
+    )
+    parser.add_argument("--seed", type=arguments.seed, default=0)
 
 
 def size_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=arguments.size, default=(64, 64), metavar="WxH", help="in pixels (default 64x64)"
     )
-    parser.add_argument("--frames", type=int, default=25, help="(default 25)")
+    parser.add_argument("--frames", type=arguments.frames, default=25, help="(default 25)")
 
 
 def clip_size(options: argparse.Namespace) -> PixelShape:
@@ -73,7 +76,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     size_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be repeated; clip i gets seed + i")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=arguments.output_folder, required=True, metavar="DIR")
 
 
 def _sample(options: argparse.Namespace, console: Console) -> int:
@@ -96,11 +99,14 @@ def _extend_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to continue, or its frames")
     parser.add_argument("--prompt", default="", help="what the clip shows")
-    parser.add_argument("--frames", type=int, required=True, help="how many frames to add")
+    parser.add_argument("--frames", type=arguments.frames, required=True, help="how many frames to add")
     parser.add_argument(
-        "--overlap", type=int, default=9, help="frames that each window repeats from the last, k*t+1 (default 9)"
+        "--overlap",
+        type=arguments.count,
+        default=9,
+        help="frames that each window repeats from the last, k*t+1 (default 9)",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4")
+    parser.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
 
 
 def _extend(options: argparse.Namespace, console: Console) -> int:
@@ -123,10 +129,13 @@ def _reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
     size_arguments(parser)
     parser.add_argument("--video", type=Path, required=True, metavar="FILE", help="clip to reconstruct, or its frames")
     parser.add_argument(
-        "--sigma", type=float, default=0.0, help="0: the VAE alone; up to 1: add noise of this level and remove it"
+        "--sigma",
+        type=arguments.number(0, 1),
+        default=0.0,
+        help="0: the VAE alone; up to 1: add noise of this level and remove it",
     )
     parser.add_argument("--prompt", default="", help="what the clip shows, for --sigma above 0")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4")
+    parser.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
 
 
 def _reconstruct(options: argparse.Namespace, console: Console) -> int:
@@ -134,8 +143,6 @@ def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.training.generate import load_models, reconstruct
     from ..ltx_core.training.pictures import to_frames
 
-    if not 0 <= options.sigma <= 1:
-        raise ConfigError(f"got --sigma {options.sigma}; expected 0 to 1; pass 0 for the VAE alone")
     settings, host = clip_settings(options, clip_size(options)), host_of(console)
     pixels = _read_clip(options.video, options.fps, settings.size, console)[None]
     models = load_models(options.model, host=host)

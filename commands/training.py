@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.files import check_output
+from . import arguments
 from .command import DONE, INTERRUPTED, Command
 from .console import Console
 
@@ -32,7 +34,9 @@ def _vae_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change one value; may be repeated",
     )
-    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: the config's)")
+    parser.add_argument(
+        "--output", type=arguments.output_folder, metavar="DIR", help="folder of the run (default: the config's)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
 
 
@@ -55,7 +59,7 @@ def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides:
     """The config of one of `tasks`, with the values that have options of their own last."""
     from ..ltx_core.training.config import load_config
 
-    overrides = {"output": options.output, **overrides}
+    overrides = {"output": None if options.output is None else str(options.output), **overrides}
     # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
     quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in overrides.items() if value}
     config = load_config(options.config, [*options.overrides, *(f"{key}={value}" for key, value in quoted.items())])
@@ -63,6 +67,7 @@ def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides:
         raise ConfigError(
             f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
         )
+    check_output(config.output, folder=True)
     return config
 
 

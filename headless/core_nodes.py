@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..ltx_core import media
 from ..ltx_core.errors import CheckpointError
 from ..ltx_core.files import whole
-from .folders import NumberedFiles, check_file, file_digest, input_files, named_file, say
+from .folders import NumberedFiles, check_file, check_prefix, file_digest, input_files, named_file, say
 from .video import VideoComponents, VideoInFile, VideoInMemory
 
 MAX_RESOLUTION = 16384  # nodes.py
@@ -105,16 +106,21 @@ class SaveImage:
         prefix = ("STRING", {"default": "ComfyUI"})
         return {"required": {"images": ("IMAGE",), "filename_prefix": prefix}, "hidden": SaveHidden}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str = "ComfyUI") -> bool | str:
+        return check_prefix(cls.KIND, filename_prefix)
+
     def save_images(
         self, images: Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
     ) -> dict[str, Any]:
         names = NumberedFiles.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
-        entries = []
-        for index, image in enumerate(images):
-            path = names.path(".png", index)
-            media.write_image(path, image, _metadata(prompt, extra_pnginfo))
-            entries.append(names.entry(path))
+        metadata = _metadata(prompt, extra_pnginfo)
+        entries = [names.save(".png", partial(_write_image, image, metadata)) for image in images]
         return {"ui": {"images": entries}}
+
+
+def _write_image(image: Tensor, metadata: dict[str, Any], path: Path) -> None:
+    media.write_image(path, image, metadata)
 
 
 class PreviewImage(SaveImage):
@@ -263,6 +269,10 @@ class SaveVideo:
             "hidden": SaveHidden,
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str) -> bool | str:
+        return check_prefix("output", filename_prefix)
+
     def save(
         self,
         video: VideoInFile | VideoInMemory,
@@ -275,11 +285,10 @@ class SaveVideo:
         frames = video.frames()
         first = next(frames)
         names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
-        path = names.path(".mp4")
         rate = Fraction(round(video.rate * 1000), 1000)
-        pieces = itertools.chain([first], frames)
-        media.write_video(path, pieces, fps=rate, metadata=_metadata(prompt, extra_pnginfo))
-        return {"ui": {"images": [names.entry(path)], "animated": [True]}}
+        pieces, metadata = itertools.chain([first], frames), _metadata(prompt, extra_pnginfo)
+        entry = names.save(".mp4", lambda path: media.write_video(path, pieces, fps=rate, metadata=metadata))
+        return {"ui": {"images": [entry], "animated": [True]}}
 
 
 # ------------------------------------------------------------------------------------------------ latents
@@ -296,6 +305,10 @@ class SaveLatent:
         prefix = ("STRING", {"default": "latents/ComfyUI"})
         return {"required": {"samples": ("LATENT",), "filename_prefix": prefix}, "hidden": SaveHidden}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str) -> bool | str:
+        return check_prefix("output", filename_prefix)
+
     def save(
         self, samples: dict[str, Any], filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
     ) -> dict[str, Any]:
@@ -304,12 +317,14 @@ class SaveLatent:
         from safetensors.torch import save_file
 
         names = NumberedFiles.under("output", filename_prefix)
-        path = names.path(".latent")
         tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
         metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
-        with whole(path) as temporary:
-            save_file(tensors, temporary, metadata)
-        return {"ui": {"latents": [names.entry(path)]}}
+
+        def write(path: Path) -> None:
+            with whole(path) as temporary:
+                save_file(tensors, temporary, metadata)
+
+        return {"ui": {"latents": [names.save(".latent", write)]}}
 
 
 class LoadLatent:

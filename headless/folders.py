@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import re
+import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.files import TEMPORARY, check_output
+from ..ltx_core.values import shown
 from ..nodes.host import host
 from .host import PlainHost
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and a number and a suffix follow
 
 
 def _host() -> PlainHost:
@@ -27,12 +35,27 @@ def say(text: str) -> None:
 
 def _inside(folder: Path, name: str) -> Path:
     """`folder / name`, unless that leaves the folder (ConfigError)."""
+    _check_name(name)
+    if not (folder / name).exists():
+        name = name.replace("\\", "/")  # as Windows separates folders
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    if re.match(r"[A-Za-z]:", name) or not path.is_relative_to(folder.resolve()):
         raise ConfigError(
             f"got the path {name!r}, which leaves {folder}; expected a file inside it; move the file there"
         )
     return path
+
+
+def _check_name(name: object) -> None:
+    """Raises ConfigError: what no file system takes for a name."""
+    if not isinstance(name, str):
+        raise ConfigError(f"got the name {shown(name)}; expected text; write the name of a file")
+    try:
+        fits = "\0" not in name and len(os.fsencode(Path(name).name)) <= LONGEST_NAME
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"got the name {shown(name)}; expected one that a file can have; write another")
 
 
 def named_file(name: str) -> Path:
@@ -46,11 +69,12 @@ def check_file(name: str) -> bool | str:
     """For VALIDATE_INPUTS: whether the file exists."""
     try:
         path = named_file(name)
-    except ConfigError as error:
+        is_file = path.is_file()
+    except (ConfigError, OSError) as error:
         return str(error)
-    if path.is_file():
+    if is_file:
         return True
-    return f"got {name!r}; expected a file in {path.parent}; put it there, or point --input to its folder"
+    return f"got {shown(name)}; expected a file in {path.parent}; put it there, or point --input to its folder"
 
 
 def file_digest(name: str) -> str:
@@ -62,9 +86,21 @@ def input_files(suffixes: frozenset[str]) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes) if folder.is_dir() else []
 
 
+def check_prefix(kind: str, prefix: str) -> bool | str:
+    """For VALIDATE_INPUTS: whether files can be saved under a prefix."""
+    try:
+        check_output(NumberedFiles.under(kind, prefix).path(".png"))
+    except (ConfigError, OSError) as error:
+        return str(error)
+    return True
+
+
 @dataclass(frozen=True)
 class NumberedFiles:
-    """Unused names, numbered as ComfyUI's core numbers them: `<prefix>_00001_.mp4` and so on."""
+    """Unused names, numbered as ComfyUI's core numbers them: `<prefix>_00001_.mp4` and so on.
+
+    Several processes may save under one prefix at once: a number is taken when a file is complete, by the file itself.
+    """
 
     folder: Path
     subfolder: str
@@ -82,6 +118,10 @@ class NumberedFiles:
             prefix = prefix.replace(f"%{name}%", str(value))
         root = _host().folder(kind)
         target = _inside(root, prefix)
+        if target == root.resolve() or Path(prefix.replace("\\", "/")).name in ("", ".."):
+            raise ConfigError(
+                f"got the filename_prefix {shown(prefix)}; expected the start of a file's name; write one, such as clip"
+            )
         counter = re.compile(re.escape(target.name) + r"_(\d+)_?\..*")
         used = [counter.fullmatch(path.name) for path in target.parent.iterdir()] if target.parent.is_dir() else []
         first = max((int(match[1]) for match in used if match), default=0) + 1
@@ -91,6 +131,36 @@ class NumberedFiles:
     def path(self, suffix: str, offset: int = 0) -> Path:
         return self.folder / f"{self.stem}_{self.first + offset:05}_{suffix}"
 
-    def entry(self, path: Path) -> dict[str, str]:
-        """The file in the form of a node's `ui`."""
+    def save(self, suffix: str, write: Callable[[Path], object]) -> dict[str, str]:
+        """A file under the next free number, in the form of a node's `ui`. write: writes it under another name.
+
+        Raises:
+            OSError: it cannot be written; the message names it.
+        """
+        part = self.folder / f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(part)
+            path = self._take(part, suffix)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self.path(suffix)} ({error.__cause__ or error})") from error
+        finally:
+            part.unlink(missing_ok=True)
         return {"filename": path.name, "subfolder": self.subfolder, "type": self.kind}
+
+    def _take(self, part: Path, suffix: str) -> Path:
+        """Give a complete file the next free name. That either succeeds or fails as a whole: no look comes first."""
+        for offset in itertools.count():
+            path = self.path(suffix, offset)
+            try:
+                os.link(part, path)
+            except FileExistsError:
+                continue
+            except OSError:  # a file system without hard links
+                try:
+                    path.touch(exist_ok=False)
+                except FileExistsError:
+                    continue
+                part.replace(path)
+            return path
+        raise AssertionError("itertools.count ends")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
-from ..nodes.widgets import Input, declared_inputs, types_match
+from ..ltx_core.values import shown
+from ..nodes.widgets import Input, declared_inputs, problem_with, types_match
 
 Prompt = dict[str, Any]  # of nodes, once it is validated
 Classes = Mapping[str, type]
@@ -30,8 +31,8 @@ def read_prompt(path: Path) -> Prompt:
         ConfigError: not JSON, not a prompt, or a graph in the editor's own format.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = json.loads(path.read_bytes())  # in UTF-8, -16 or -32, with a byte order mark or without
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"got {path}, which cannot be read as JSON ({error}); expected an API-format workflow; export it again"
         ) from error
@@ -59,24 +60,31 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
     Raises:
         ConfigError: a node or input that does not exist, or a title of several nodes; all problems in one message.
     """
-    changed: Prompt = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in prompt.items()}
+    changed: Prompt = {node_id: _copied(node) for node_id, node in prompt.items()}
     problems: list[str] = []
     for assignment in assignments:
         target, equals, text = assignment.partition("=")
         title, dot, name = target.rpartition(".")
         if not equals or not dot:
-            problems.append(f"got {assignment!r}; expected TITLE.input=value")
+            problems.append(f"got {shown(assignment)}; expected TITLE.input=value")
             continue
-        matches = [node_id for node_id in changed if title in (node_id, node_title(changed, node_id))]
+        matches = [
+            node_id
+            for node_id, node in changed.items()
+            if _is_node(node) and title in (node_id, node_title(changed, node_id))
+        ]
         if len(matches) != 1:
             titles = ", ".join(sorted({repr(node_title(changed, node_id)) for node_id in changed}))
             several = f"the nodes {', '.join(matches)}; use one of these ids"
-            problems.append(f"{assignment!r}: {title!r} names {several if matches else f'no node; there are {titles}'}")
+            problems.append(
+                f"{shown(assignment)}: {title!r} names {several if matches else f'no node; there are {titles}'}"
+            )
             continue
         node = changed[matches[0]]
-        declared = declared_inputs(classes[node["class_type"]]) if node.get("class_type") in classes else {}
+        node_class = _class_of(node, classes)
+        declared = {} if node_class is None else declared_inputs(node_class)
         if name not in declared and name not in node["inputs"]:
-            problems.append(f"{assignment!r}: {title!r} has no input {name!r}; it has {', '.join(declared)}")
+            problems.append(f"{shown(assignment)}: {title!r} has no input {name!r}; it has {', '.join(declared)}")
             continue
         node["inputs"][name] = text if name in declared and declared[name].type == "STRING" else _json_or_text(text)
     if problems:
@@ -87,8 +95,23 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of more figures than Python reads, thousands of brackets
         return text
+
+
+def _copied(node: Any) -> Any:
+    """A node whose inputs can be changed. What is no node stays as it is, for `check` to name."""
+    return {**node, "inputs": dict(node.get("inputs", {}))} if _is_node(node) else node
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("inputs", {}), dict)
+
+
+def _class_of(node: Any, classes: Classes) -> type | None:
+    """The class of a node; None: it names none that exists."""
+    name = node.get("class_type") if isinstance(node, dict) else None
+    return classes.get(name) if isinstance(name, str) else None
 
 
 # ------------------------------------------------------------------------------------------------ checking
@@ -126,11 +149,14 @@ def check(prompt: Prompt, classes: Classes) -> None:
     problems: list[Problem] = []
     for node_id, node in prompt.items():
         name = node.get("class_type") if isinstance(node, dict) else None
-        if name not in classes:
-            text = f"the node class {name!r} does not exist here" if name else "class_type is missing"
+        if not isinstance(node, dict):
+            text = f"got {shown(node)} in place of a node; expected {{class_type, inputs}}; remove the entry"
             problems.append(Problem(node_id, text))
-        elif not isinstance(node.get("inputs", {}), dict):
-            problems.append(Problem(node_id, f"inputs is {node['inputs']!r}; expected {{name: value}}"))
+        elif _class_of(node, classes) is None:
+            text = f"the node class {shown(name)} does not exist here" if name else "class_type is missing"
+            problems.append(Problem(node_id, text))
+        elif not _is_node(node):
+            problems.append(Problem(node_id, f"inputs is {shown(node['inputs'])}; expected {{name: value}}"))
     broken = {problem.node_id for problem in problems}
     outputs = output_nodes(prompt, classes, broken)
     if not outputs and not broken:
@@ -221,11 +247,11 @@ def _input_problems(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[
 def _link_problem(prompt: Prompt, name: str, link: Any, spec: Input, classes: Classes) -> tuple[str | None, str | None]:
     """The problem of a link, and the type that arrives through it (None if that is unknown)."""
     if not is_link(link):
-        return f"{name}: got {link!r}; expected a link [node id, output number]", None
+        return f"{name}: got {shown(link)}; expected a link [node id, output number]", None
     source, slot = link
     if source not in prompt:
         return f"{name}: linked to node {source!r}, which is not in the prompt", None
-    source_class: Any = classes.get(prompt[source].get("class_type", "") if isinstance(prompt[source], dict) else "")
+    source_class: Any = _class_of(prompt[source], classes)
     if source_class is None:
         return None, None  # reported at the source
     outputs = source_class.RETURN_TYPES
@@ -247,27 +273,21 @@ def _constant_problem(inputs: dict[str, Any], name: str, spec: Input, *, ranges:
         try:
             value = inputs[name] = _CONVERT[spec.type](value)
         except (TypeError, ValueError, OverflowError):
-            return f"{name}: got {value!r}; expected {spec.type}"
+            return f"{name}: got {shown(value)}; expected {spec.type}"
     elif spec.is_socket:
-        return f"{name}: got the constant {value!r}; expected a link to a node that outputs {spec.type}"
-    if not ranges:
-        return None
-    low, high = spec.options.get("min"), spec.options.get("max")
-    if low is not None and value < low:
-        return f"{name}: got {value}; expected at least {low}"
-    if high is not None and value > high:
-        return f"{name}: got {value}; expected at most {high}"
-    if spec.choices is not None and value not in spec.choices:
-        choices = ", ".join(repr(choice) for choice in spec.choices) if len(spec.choices) <= 20 else ""
-        return f"{name}: got {value!r}; expected one of {choices or f'{len(spec.choices)} choices'}"
-    return None
+        return f"{name}: got the constant {shown(value)}; expected a link to a node that outputs {spec.type}"
+    elif spec.type == "COMBO" and not isinstance(value, str | int | float):
+        return f"{name}: got {shown(value)}; expected one of its choices"
+    # A number is checked here even where the class checks it: all problems of a prompt are reported at once.
+    return problem_with(name, value, spec) if ranges or spec.type in ("INT", "FLOAT") else None
 
 
 def node_title(prompt: Prompt, node_id: str) -> str:
     """The title that the user sees on a node, otherwise its class."""
     node = prompt[node_id] if isinstance(prompt[node_id], dict) else {}
     meta = node.get("_meta")
-    return (meta.get("title") if isinstance(meta, dict) else None) or _class_name(prompt, node_id)
+    title = meta.get("title") if isinstance(meta, dict) else None
+    return title if title and isinstance(title, str) else _class_name(prompt, node_id)
 
 
 def node_label(prompt: Prompt, node_id: str) -> str:
@@ -278,4 +298,5 @@ def node_label(prompt: Prompt, node_id: str) -> str:
 
 def _class_name(prompt: Prompt, node_id: str) -> str:
     node = prompt[node_id]
-    return (node.get("class_type") if isinstance(node, dict) else None) or "?"
+    name = node.get("class_type") if isinstance(node, dict) else None
+    return name if name and isinstance(name, str) else "?"

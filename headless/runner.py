@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..ltx_core.errors import LTXKitError
+from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.files import check_output
+from ..ltx_core.placing.devices import clear_of_memory
 from ..ltx_core.progress import Notes, Progress, log_note, silent
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.host import use_host
-from ..nodes.widgets import declared_inputs
+from ..nodes.widgets import declared_inputs, problem_with
 from .core_nodes import CORE_NODES
 from .host import PlainHost
 from .prompt import (
@@ -32,8 +34,6 @@ from .prompt import (
     read_prompt,
     set_inputs,
 )
-
-log = logging.getLogger("ltxkit")
 
 UI = dict[str, Any]
 
@@ -82,9 +82,11 @@ class Runner:
             node = prompt[node_id]
             inputs = {
                 name: [signatures[value[0]], value[1]] if is_link(value) else {"constant": value}
-                for name, value in sorted(node["inputs"].items())
+                for name, value in sorted(self._declared(node).items())
             }
-            text = json.dumps([node["class_type"], inputs, self._changed(node)], sort_keys=True)
+            with _naming(node_label(prompt, node_id)):
+                changed = self._changed(node)
+            text = json.dumps([node["class_type"], inputs, changed], sort_keys=True)
             signatures[node_id] = hashlib.sha256(text.encode()).hexdigest()
         return signatures
 
@@ -93,31 +95,64 @@ class Runner:
         is_changed = getattr(self.classes[node["class_type"]], "IS_CHANGED", None)
         if is_changed is None:
             return None
-        value = is_changed(**{name: None if is_link(value) else value for name, value in node["inputs"].items()})
+        given = self._declared(node)
+        value = is_changed(**{name: None if is_link(value) else value for name, value in given.items()})
         return uuid.uuid4().hex if value != value else value
+
+    def _declared(self, node: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a node that its class has. As in ComfyUI the others are dropped: older front ends exported, for
+        example, the button of Load Image as `upload`."""
+        declared = declared_inputs(self.classes[node["class_type"]])
+        return {name: value for name, value in node["inputs"].items() if name in declared}
 
     def _execute(self, prompt: Prompt, node_id: str, signatures: dict[str, str]) -> tuple[tuple[Any, ...], UI]:
         node = prompt[node_id]
         node_class: Any = self.classes[node["class_type"]]
-        declared = declared_inputs(node_class)
         inputs = {
             name: self._results[signatures[value[0]]][0][value[1]] if is_link(value) else value
-            for name, value in node["inputs"].items()
-            if name in declared
+            for name, value in self._declared(node).items()
         }
+        label = node_label(prompt, node_id)
+        _check_received(node, node_class, inputs, label)
         hidden = {"PROMPT": prompt, "UNIQUE_ID": node_id, "EXTRA_PNGINFO": None}
         inputs.update({name: hidden.get(kind) for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()})
         self.host.running = node_title(prompt, node_id)
-        try:
+        with _naming(label), clear_of_memory("this node"):
             returned = getattr(node_class(), node_class.FUNCTION)(**inputs)
-        except LTXKitError as error:
-            raise type(error)(f"{node_label(prompt, node_id)}: {error}") from error
-        except Exception:
-            log.error("%s failed", node_label(prompt, node_id))
-            raise
         if isinstance(returned, dict):
             return tuple(returned.get("result", ())), returned.get("ui", {})
         return tuple(returned), {}
+
+
+def _check_received(node: dict[str, Any], node_class: Any, inputs: dict[str, Any], label: str) -> None:
+    """Raises ConfigError for a value that has come through a link and that the input could not have as a constant."""
+    for name, spec in declared_inputs(node_class).items():
+        if name in inputs and is_link(node["inputs"][name]) and spec.type != "COMBO":
+            problem = problem_with(name, inputs[name], spec)
+            if problem:
+                raise ConfigError(f"{label}: {problem}; change the node that it is linked to")
+
+
+class NodeError(RuntimeError):
+    """A node failed in a way that has no sentence; the message names the node and what it raised."""
+
+
+@contextmanager
+def _naming(label: str) -> Generator[None]:
+    """Inside, every error gets the name of the node in which it arises."""
+    try:
+        yield
+    except LTXKitError as error:
+        raise type(error)(f"{label}: {error}") from error
+    except OSError as error:
+        if error.errno is None:  # not the disk: Pillow says so of a damaged picture
+            raise ConfigError(
+                f"{label}: got a file that cannot be read ({error}); expected another; check it"
+            ) from error
+        named = f": {error.filename}" if error.filename is not None else ""
+        raise OSError(error.errno, f"{label}: {error.strerror}{named}") from error
+    except Exception as error:
+        raise NodeError(f"{label}: {type(error).__name__}: {error}") from error
 
 
 def run_workflow(
@@ -140,6 +175,7 @@ def run_workflow(
     Raises:
         LTXKitError: the file is not a prompt, has problems (the message names all), or a node refused its input.
     """
+    check_output(output_folder, folder=True)
     host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):

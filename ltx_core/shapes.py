@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import ShapeError
+from .values import is_whole, shown
+
+LONGEST_SIDE = 16384  # pixels: ComfyUI's MAX_RESOLUTION (nodes.py), of every widget for a size
+MOST_FRAMES = 100_000  # of one clip: over an hour at 25 frames per second
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,28 @@ class PixelShape:
     width: int
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.height, self.width) < 1:
+        frames, height, width = (shown(value) for value in self)
+        if not all(is_whole(value) and not isinstance(value, float) for value in self):
             raise ShapeError(
-                f"got {self.frames} frames of {self.width}x{self.height} pixels; expected at least one frame and one "
-                "pixel each way; give a positive width, height and length"
+                f"got {frames} frames of {width}x{height} pixels; expected whole numbers; round the width, the height "
+                "and the length"
             )
+        if min(self) < 1:
+            raise ShapeError(
+                f"got {frames} frames of {width}x{height} pixels; expected at least one frame and one pixel each way; "
+                "give a positive width, height and length"
+            )
+
+    @classmethod
+    def asked(cls, frames: int, height: int, width: int) -> PixelShape:
+        """The size that a user asks for. Raises ShapeError also for one beyond every model and memory."""
+        size = cls(frames, height, width)
+        if max(height, width) > LONGEST_SIDE or frames > MOST_FRAMES:
+            raise ShapeError(
+                f"got {shown(frames)} frames of {shown(width)}x{shown(height)} pixels; expected at most {MOST_FRAMES} "
+                f"frames of {LONGEST_SIDE}x{LONGEST_SIDE}; make the clip smaller or shorter"
+            )
+        return size
 
     def __iter__(self):
         return iter((self.frames, self.height, self.width))

@@ -20,6 +20,7 @@ from ..ltx_core.pipelines.preview import fit_preview
 from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES
 from ..ltx_core.releases import RELEASES
+from ..ltx_core.values import shown
 from ..ltx_core.weights.build import load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.layouts import PartName
@@ -149,8 +150,10 @@ def model_path(name: str, kinds: Sequence[str]) -> Path:
     return path
 
 
-def missing_file(name: str, kinds: Sequence[str]) -> str | None:
+def missing_file(name: object, kinds: Sequence[str]) -> str | None:
     """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
+    if not isinstance(name, str):
+        return f"got {shown(name)}; expected the name of a file"
     return _missing(name, kinds) if name and _named(name, kinds) is None else None
 
 

@@ -1,9 +1,13 @@
 """Nodes for the steps of a pass: schedule and guidance."""
 
+# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +24,7 @@ from ..ltx_core.shapes import LatentShape
 from . import sockets
 from .host import host
 from .passes import received_sigmas
-from .widgets import choice, decimal, integer, link, switch, text
+from .widgets import choice, decimal, declared_inputs, integer, link, problem_with, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
 WHICH: Mapping[str, Which] = {PRESET: "one", FIRST_PASS: "first", SECOND_PASS: "second"}
@@ -92,6 +96,12 @@ class CreateSchedule(sockets.Node):
                 ),
             },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str], kind: str = "", levels: str = "") -> bool | str:
+        wrong = None if kind in ("", *KINDS) else problem_with("kind", kind, declared_inputs(cls)["kind"])
+        problem = _problem_of(lambda: explicit(_numbers(levels, "levels", "1000, 909, 725"))) if kind == LIST else None
+        return cls.wrong_link(input_types) or wrong or problem or True
 
     def run(
         self,
@@ -169,6 +179,11 @@ class CreateGuidance(sockets.Node):
             "optional": SHOWN,
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types: dict[str, str], stg_blocks: str = "") -> bool | str:
+        problem = _problem_of(lambda: Guidance(skip_blocks=(_whole_numbers(stg_blocks),)))
+        return cls.wrong_link(input_types) or problem or True
+
     def run(
         self,
         guidance_scale: float,
@@ -243,6 +258,20 @@ class CreateStepGuidance(sockets.Node):
             "optional": SHOWN,
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls,
+        input_types: dict[str, str],
+        guidance_timesteps: str | None = None,
+        guidance_scale: str | None = None,
+        stg_scale: str | None = None,
+        stg_rescale: str | None = None,
+        stg_blocks: str | None = None,
+    ) -> bool | str:
+        lists = (guidance_timesteps, guidance_scale, stg_scale, stg_rescale, stg_blocks)
+        problem = None if None in lists else _problem_of(lambda: _step_guidance(*map(str, lists)))
+        return cls.wrong_link(input_types) or problem or True
+
     def run(
         self,
         guidance_timesteps: str,
@@ -256,18 +285,30 @@ class CreateStepGuidance(sockets.Node):
         model: sockets.Model | None = None,
         schedule: Tensor | None = None,
     ) -> tuple[Guidance]:
-        guidance = Guidance(
-            scale=_numbers(guidance_scale, "guidance_scale", "1, 6, 8"),
-            stg_scale=_numbers(stg_scale, "stg_scale", "0, 4, 4"),
-            rescaling_scale=_numbers(stg_rescale, "stg_rescale", "1, 0.5, 0.5"),
-            skip_blocks=_block_lists(stg_blocks),
-            guidance_timesteps=_numbers(guidance_timesteps, "guidance_timesteps", "1, 0.99, 0.9") or None,
-            stg_mode=stg_mode,
-            cfg_star=cfg_star,
-            guidance_rescale=guidance_rescale,
-        )
+        lists = _step_guidance(guidance_timesteps, guidance_scale, stg_scale, stg_rescale, stg_blocks)
+        guidance = replace(lists, stg_mode=stg_mode, cfg_star=cfg_star, guidance_rescale=guidance_rescale)
         _say_guidance(guidance, model, schedule)
         return (guidance,)
+
+
+def _step_guidance(timesteps: str, scale: str, stg_scale: str, stg_rescale: str, stg_blocks: str) -> Guidance:
+    """The guidance that the lists of Guidance per Step describe. Raises ConfigError: they cannot be, or do not fit."""
+    return Guidance(
+        scale=_numbers(scale, "guidance_scale", "1, 6, 8"),
+        stg_scale=_numbers(stg_scale, "stg_scale", "0, 4, 4"),
+        rescaling_scale=_numbers(stg_rescale, "stg_rescale", "1, 0.5, 0.5"),
+        skip_blocks=_block_lists(stg_blocks),
+        guidance_timesteps=_numbers(timesteps, "guidance_timesteps", "1, 0.99, 0.9") or None,
+    )
+
+
+def _problem_of(make: Callable[[], object]) -> str | None:
+    """What making a value raises."""
+    try:
+        make()
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _say_guidance(guidance: Guidance, model: Any, schedule: Any) -> None:

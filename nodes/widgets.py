@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..ltx_core.values import is_number, is_whole, shown
+
 Declared = tuple[Any, dict[str, Any]]
 
 
@@ -82,6 +84,30 @@ def read_inputs(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:
             choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" else None
             inputs[name] = Input("COMBO" if isinstance(kind, list) else kind, group == "required", choices, options)
     return inputs
+
+
+def problem_with(name: str, value: Any, spec: Input) -> str | None:
+    """Why an input cannot have this constant, as `name: got X; expected Y`; None: it can.
+
+    By the rules of ComfyUI (execution.py, `validate_inputs`) but one: NaN, which no comparison finds, and infinity
+    are refused.
+    """
+    if spec.type in ("INT", "FLOAT"):
+        if spec.type == "INT" and not is_whole(value):
+            return f"{name}: got {shown(value)}; expected a whole number"
+        if spec.type == "FLOAT" and not is_number(value):
+            return f"{name}: got {shown(value)}; expected a finite number"
+        low, high = spec.options.get("min"), spec.options.get("max")
+        if low is not None and value < low:
+            return f"{name}: got {shown(value)}; expected at least {low}"
+        if high is not None and value > high:
+            return f"{name}: got {shown(value)}; expected at most {high}"
+    if spec.type == "STRING" and not isinstance(value, str):
+        return f"{name}: got {shown(value)}; expected text"
+    if spec.choices is not None and value not in list(spec.choices):
+        choices = ", ".join(repr(choice) for choice in spec.choices) if len(spec.choices) <= 20 else ""
+        return f"{name}: got {shown(value)}; expected one of {choices or f'{len(spec.choices)} choices'}"
+    return None
 
 
 def types_match(received: str, expected: str) -> bool:

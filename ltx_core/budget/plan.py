@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..shapes import PixelShape
+from ..values import check_whole
 
 CONTEXT_BYTES = 600 * 2**20
 """Memory that the driver, its context and the kernels take on a card before any tensor: an estimate, not measured here,
@@ -25,7 +26,8 @@ class Card:
 
     @classmethod
     def of_size(cls, total: int, name: str = "") -> Card:
-        """A hypothetical card of `total` bytes."""
+        """A hypothetical card of `total` bytes. Raises ConfigError: not a positive whole number of them."""
+        check_whole("card", total, 1, advice="pass the size of a card in bytes")
         return cls(name or f"{total / 2**30:g} GiB card", total - CONTEXT_BYTES, total)
 
 

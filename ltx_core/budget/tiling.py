@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ..errors import ConfigError
 from ..models.video_vae import STREAM_FRAMES
 from ..shapes import LatentShape
+from ..values import check_whole
 
 HALO = 10
 """Latent cells around a tile that are computed and discarded. The receptive field of the decoders reaches 22 cells
@@ -53,12 +53,10 @@ class Tiling:
     halo: int = HALO
 
     def __post_init__(self) -> None:
-        sides = [side for side in (self.frames, self.height, self.width) if side is not None]
-        if min(sides) < 1 or self.halo < 0:
-            raise ConfigError(
-                f"got tiles of {self.width}x{self.height} cells, {self.frames} frames, halo {self.halo}; expected "
-                f"positive sizes; omit a size for no limit, and leave the halo at {HALO}"
-            )
+        for name, side in (("frames", self.frames), ("tile", self.height), ("tile", self.width)):
+            if side is not None:
+                check_whole(name, side, 1, advice="omit it for no limit")
+        check_whole("halo", self.halo, 0, advice=f"leave it at {HALO}")
 
     @classmethod
     def square(cls, side: int | None) -> Tiling | None:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from ..host import Host
-from ..media import ResizePolicy, compress, crop_to_shape, resize, rgb_frames
+from ..media import RESIZE_POLICIES, ResizePolicy, compress, crop_to_shape, resize, rgb_frames
 from ..models.video_vae import LOGVAR_RANGE
 from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition, LatentItem, LatentReference
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
+from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_number, check_whole
 from .encode import encode_posterior
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ class ConditioningItem(ABC):
     def describe(self) -> dict[str, object]:
         """The item as JSON values, without its frames: everything else that distinguishes it."""
 
+    def _check_values(self) -> None:
+        """Raises ConfigError: a strength, policy or frames that cannot be."""
+        check_kind("frames", self.frames, Tensor)
+        check_number("strength", self.strength, 0, 1, advice="1 keeps the picture unchanged")
+        check_choice("resize", self.resize, RESIZE_POLICIES)
+
     def _check_frames(self) -> None:
         frames = self.frames
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
@@ -89,6 +96,9 @@ class Condition(ConditioningItem):
     crf: H.264 compression of every frame (`media.compress`), after cropping and before resizing, as in the official
         code, whose value is 29; 0: none. None: not set: the library then takes the value of the run, and a direct call
         of `sample` does not compress.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     frames: Tensor
@@ -99,6 +109,12 @@ class Condition(ConditioningItem):
 
     needs_lora = False
     in_one_window = True
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        check_whole("frame", self.frame, advice="0 is the first frame, -1 the last")
+        if self.crf is not None:
+            check_crf(self.crf)
 
     def prepared(self, crf: int) -> Condition:
         return replace(self, frames=rgb_frames(self.frames), crf=crf if self.crf is None else self.crf)
@@ -166,6 +182,9 @@ class Reference(ConditioningItem):
 
     It starts with the clip. strength: IC-LoRAs are trained at 1.
     fps: of the frames; for a clip with another rate, the frames nearest in time are taken. None: the rate of the clip.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     frames: Tensor
@@ -175,6 +194,11 @@ class Reference(ConditioningItem):
 
     needs_lora = True
     in_one_window = False
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        if self.fps is not None:
+            check_frame_rate("fps", self.fps)
 
     def prepared(self, crf: int) -> Reference:  # noqa: ARG002 - a reference is never compressed
         return replace(self, frames=rgb_frames(self.frames))

@@ -16,13 +16,14 @@ from ..budget.plan import Card, Plan, Stage
 from ..budget.tiling import Tiling
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
 from ..config import TextEncoderConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..placing.devices import best_device, memory
+from ..placing.devices import chosen_device, memory, swap_memory
 from ..shapes import LatentShape, PixelShape
+from ..values import check_whole
 from ..weights.build import CheckpointInfo, Opened, open_models
 from ..weights.bundled import find_model
 from ..weights.containers import DTYPE_NAMES
@@ -120,9 +121,9 @@ def card_here(device: str | torch.device | None = None) -> Card:
     """The device that a run would use, `device` or the best available, with its free memory now.
 
     Raises:
-        ConfigError: the system does not report how much memory it has.
+        ConfigError: no such device, or the system does not report how much memory it has.
     """
-    chosen = best_device() if device is None else torch.device(device)
+    chosen = chosen_device(device)
     available = memory(chosen)
     if available is None:
         raise ConfigError(
@@ -130,6 +131,30 @@ def card_here(device: str | torch.device | None = None) -> Card:
         )
     is_cpu = chosen.type == "cpu"
     return Card("main memory" if is_cpu else str(chosen), available.free, available.total, is_main_memory=is_cpu)
+
+
+def check_fits(models: Outline, size: PixelShape, device: torch.device) -> None:
+    """Refuse a clip whose work is more than all the memory that there is, in words rather than an allocator's.
+
+    What is more than the free memory alone may still go well, and is left to the run.
+
+    Raises:
+        UnsupportedError: it does not fit.
+    """
+    there = memory(device)
+    if there is None:
+        return
+    is_cpu = device.type == "cpu"
+    total = there.total + (swap_memory() if is_cpu else 0)
+    card = Card("main memory" if is_cpu else str(device), there.total, there.total, is_main_memory=is_cpu)
+    needed = _plan(models, size, card, AUTO)
+    if needed.peak > total:
+        stage = max(needed.stages, key=lambda stage: stage.peak)
+        raise UnsupportedError(
+            f"got {size.frames} frames of {size.width}x{size.height} pixels, for which the stage '{stage.name}' takes "
+            f"{needed.peak / 1e9:.1f} GB; expected at most the {total / 1e9:.1f} GB of {card.name}; make the clip "
+            "smaller or shorter: `ltxkit plan` names a size that fits"
+        )
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -150,6 +175,13 @@ class Choices:
     text_tokens: int = MAX_TOKENS
     shows_picture: bool = False
     follows_reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.branches is not None:
+            check_whole("branches", self.branches, 1, 3, advice="1 is plain, 2 with guidance, 3 with STG")
+        if self.resident is not None:
+            check_whole("resident_blocks", self.resident, 0, advice="leave it out for as many as fit")
+        check_whole("text_tokens", self.text_tokens, 1, advice="pass the length of a prompt")
 
 
 AUTO = Choices()

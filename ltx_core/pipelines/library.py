@@ -10,7 +10,6 @@ this module calls: `text.encode_prompts`, `sample.sample`, `two_stage.generate_t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -23,31 +22,36 @@ from torch import Tensor
 from .. import media
 from ..budget.tiling import Tiling
 from ..errors import ConfigError
-from ..files import whole
+from ..files import PICTURES, VIDEOS, check_output, whole
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
+from ..placing.devices import chosen_device, clear_of_memory
 from ..placing.placement import DevicePlacement, host_on
 from ..progress import Notes, Progress, doubt, log_note, silent
+from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
+from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_seed, check_text, shown
 from ..weights.build import CheckpointInfo, load_upsampler, mixed_generations, open_models
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import load_text_encoder
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
+from .dry_run import Outline, check_fits
 from .passes import Pass, tokens_of_passes
 from .recipe import check_recipe, recipe_for, versions_with
 from .sample import LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
 from .text import encode_prompts
-from .two_stage import Upscaling, first_pass_size, generate_two_stage
+from .two_stage import Upscaling, check_upscalable, first_pass_size, generate_two_stage
 
 SHEET_FRAMES = 8
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
 
 Path_ = Path | str
@@ -112,11 +116,12 @@ class Components:
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
+        placement = _placement(device, resident_blocks)
+        tiling = Tiling.square(tile)
+        _check_choices(dtype, (quantization, text_quantization), version, settings)
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
-        if settings is not None and settings not in RELEASES:
-            raise ConfigError(f"got settings {settings!r}; expected one of {', '.join(RELEASES)}; choose one")
         opened = open_models(model, version=version)
         transformer, info = opened.transformer(
             dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
@@ -150,14 +155,13 @@ class Components:
             loaded_upscaler,
             info,
             recipe,
-            BalancedPlacement(device)
-            if isinstance(device, Sequence) and not isinstance(device, str)
-            else DevicePlacement(device, resident_blocks=resident_blocks),
+            placement,
             {name: Path(path).name for name, path in files.items() if path},
-            Tiling.square(tile),
+            tiling,
             tuple(loras),
         )
 
+    @clear_of_memory("this clip")
     def generate(
         self,
         prompt: str,
@@ -188,8 +192,16 @@ class Components:
             ShapeError, ConfigError: a size or setting that cannot work.
         """
         host = host_on(self.placement, progress, notes)
+        check_text("prompt", prompt)
+        if negative_prompt is not None:
+            check_text("negative_prompt", negative_prompt)
+        check_seed(seed)
+        check_crf(crf)
+        for item in conditions:
+            check_kind("conditions", item, ConditioningItem)
+        check_kind("settings", settings, Overrides)
         settings = _with_short_forms(settings, steps, guidance_scale)
-        asked = PixelShape(frames, height, width)
+        asked = PixelShape.asked(frames, height, width)
         rate = _rate(self.recipe.frame_rate if fps is None else fps)
         size = self._size(asked, notes)
         all_settings = Settings(self.recipe, settings)
@@ -197,6 +209,10 @@ class Components:
         for run_pass in passes:
             for remark in run_pass.remarks(self.recipe):
                 notes(remark)
+        if isinstance(self.placement, DevicePlacement):
+            encoder = (self.text_encoder.model, self.text_encoder.config)
+            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler)
+            check_fits(models, asked, self.placement.device)
         negative_prompt = self._negative(passes, negative_prompt, notes)
 
         texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
@@ -244,7 +260,9 @@ class Components:
         """The size of the first pass, or of the only one."""
         scale = self.vae.config.scale_factors
         if self.upscaler is not None:
-            return first_pass_size(asked, scale)
+            size = first_pass_size(asked, scale)
+            check_upscalable(self.upscaler, size.latent(scale))
+            return size
         size = asked.padded(scale)
         if size != asked:
             notes(f"Made with {size.frames} frames of {size.width}x{size.height} pixels, then cropped to your size.")
@@ -306,12 +324,17 @@ class Clip:
         """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; equal at every call."""
         return self.decoder(self.latent, progress)
 
+    @clear_of_memory("decoding this clip")
     def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
         """Decode into an mp4, frame by frame. contact_sheet: where to save some of the frames as one picture.
 
         Raises:
-            OSError: the disk is full or the folder is not writable; no partial file remains.
+            ConfigError: a name that cannot be written, before anything is decoded.
+            OSError: the disk is full; no partial file remains.
         """
+        check_output(path, VIDEOS)
+        if contact_sheet is not None:
+            check_output(contact_sheet, PICTURES)
         sheet_numbers = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
         sheet_frames: list[Tensor] = []
 
@@ -328,9 +351,10 @@ class Clip:
             media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
 
     def save_latent(self, path: Path_) -> None:
-        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises OSError as `save` does."""
+        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises as `save` does."""
         from safetensors.torch import save_file
 
+        check_output(path)
         tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
         with whole(Path(path)) as temporary:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
@@ -346,10 +370,31 @@ def _with_short_forms(settings: Overrides, steps: int | None, guidance_scale: fl
 
 
 def _rate(fps: Fraction | float) -> Fraction:
-    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
-    if rate <= 0:
-        raise ConfigError(f"got {fps} frames per second; expected a positive rate; 24, 25 and 30 are usual")
+    check_frame_rate("fps", fps)
+    rate = Fraction(fps).limit_denominator(1001)
+    check_frame_rate("fps", rate)  # which the rounding may have made 0
     return rate
+
+
+def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | BalancedPlacement:
+    """Raises ConfigError: a device that this machine does not have, or a number of blocks below 0."""
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        return BalancedPlacement([chosen_device(each) for each in device])
+    return DevicePlacement(chosen_device(device), resident_blocks=resident_blocks)
+
+
+def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:
+    """Raises ConfigError: a name that does not exist, or a type in which no model works."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(
+            f"got dtype {shown(dtype)}; expected {', '.join(map(str, DTYPES))} or None; for fewer bits use quantization"
+        )
+    for name in quantizations:
+        if name is not None:
+            check_choice("quantization", name, QUANTIZATION_NAMES)
+    for option, name in (("version", version), ("settings", settings)):
+        if name is not None:
+            check_choice(option, name, RELEASES)
 
 
 def _check_widths(

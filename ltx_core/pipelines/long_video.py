@@ -22,6 +22,7 @@ from ..host import Host
 from ..sampling.filters import adain
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
+from ..values import check_frame_rate, check_number, check_seed, check_whole
 from ..weights.containers import open_checkpoint
 from ..weights.save import write_safetensors
 from .condition import Condition, ConditioningItem, Conditions, Reference
@@ -60,6 +61,9 @@ class LongSettings:
     adain_factor: how far the channel statistics of every window move to those of the first, against drift.
     folder: where finished windows are kept; None: nowhere.
     fingerprint: identifies the models, see `fingerprint`; part of the name of every kept window.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     size: PixelShape
@@ -71,6 +75,14 @@ class LongSettings:
     adain_factor: float = 0.0
     folder: Path | None = None
     fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        check_frame_rate("fps", self.fps)
+        check_seed(self.seed)
+        for name, frames in (("window_frames", self.window_frames), ("overlap_frames", self.overlap_frames)):
+            check_whole(name, frames, 1, advice="pass a number of frames such as 121, less for the overlap")
+        check_number("strength", self.strength, 0, 1, advice="1 keeps the overlap unchanged")
+        check_number("adain", self.adain_factor, 0, 1, advice="0 turns it off")
 
 
 def plan_windows(settings: LongSettings, frames_per_latent: int) -> tuple[Window, ...]:

@@ -21,6 +21,7 @@ from ..sampling.patchify import Coordinates
 from ..sampling.samplers import integrate
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
+from ..values import check_frame_rate
 from .condition import NOTHING, Conditions
 from .passes import Pass
 
@@ -60,6 +61,9 @@ class LatentClip:
     scale: ScaleFactors
     fps: float
     denoise_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_frame_rate("fps", self.fps)
 
     @classmethod
     def empty(cls, vae: VideoVAE, size: PixelShape, fps: float) -> LatentClip:

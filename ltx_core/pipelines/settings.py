@@ -6,7 +6,6 @@ line and trainer fill in the same fields, and `passes.Pass` is made from nothing
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -14,16 +13,16 @@ from typing import Any, Literal
 from ..config import Levels, STGMode
 from ..errors import ConfigError
 from ..releases import PassRecipe, Recipe
-from ..sampling.guidance import Guidance
+from ..sampling.guidance import ADVICE, Guidance
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit
+from ..values import LARGEST_SCALE, MOST_STEPS, check_kind, check_number, check_whole
 from .recipe import REFINE
 
 Which = Literal["one", "first", "second"]
 """The only pass of a run, or the first or the second of two."""
 
 SCHEDULE = ("steps", "skip_initial_steps", "skip_final_steps")
-NOT_NEGATIVE = ("skip_initial_steps", "skip_final_steps", "guidance_scale", "stg_scale")
 
 ADAIN = 1.0  # between the passes of every release (Lightricks/LTX-Video, LTXMultiScalePipeline)
 
@@ -33,11 +32,9 @@ def _said(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_range(values: Mapping[str, float | None], most: float) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 <= value <= most:
-            expected = "0 or more" if most == math.inf else f"0 to {most:g}"
-            raise ConfigError(f"got {name}={value}; expected {expected}; leave it out for the recipe's own value")
+def _check_range(values: Mapping[str, Any], most: float) -> None:
+    for name, value in _said(values).items():
+        check_number(name, value, 0, most, advice=ADVICE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +73,17 @@ class PassSettings:
                     f"got sigmas and {' and '.join(scheduled)}; expected the levels themselves or a schedule; leave "
                     "one of them out"
                 )
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"got {self.steps} steps; expected at least 1; set the number of steps")
-        if self.denoise_strength is not None and not 0 < self.denoise_strength <= 1:
-            raise ConfigError(
-                f"got denoise_strength={self.denoise_strength}; expected more than 0, at most 1; 1 runs all steps"
-            )
+        if self.steps is not None:
+            check_whole("steps", self.steps, 1, MOST_STEPS, advice="set the number of steps")
+        if self.denoise_strength is not None:
+            check_number("denoise_strength", self.denoise_strength, 0, 1, above=0, advice="1 runs all steps")
+        for name in ("skip_initial_steps", "skip_final_steps"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 0, MOST_STEPS, advice=ADVICE)
         _check_range({"guidance_rescale": self.guidance_rescale, "stg_rescale": self.stg_rescale}, 1)
-        _check_range({name: getattr(self, name) for name in NOT_NEGATIVE}, math.inf)
-        _check_range({"stg_blocks": min(self.stg_blocks) if self.stg_blocks else None}, math.inf)
+        _check_range({"guidance_scale": self.guidance_scale, "stg_scale": self.stg_scale}, LARGEST_SCALE)
+        if self.guidance is not None:
+            check_kind("guidance", self.guidance, Guidance)
         self.over_guidance(Guidance())  # which refuses what it cannot be
 
     def over(self, entry: PassRecipe) -> PassRecipe:
@@ -129,8 +128,8 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, value in (("decode_timestep", self.timestep), ("decode_noise_scale", self.noise_scale)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"got {name}={value}; expected 0 to 1; the official recipes have 0.05 and 0.025")
+            check_number(name, value, 0, 1, advice="the official recipes have 0.05 and 0.025")
+        check_number("tone_map", self.tone_map, 0, 1, advice="0 turns it off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +156,10 @@ class Overrides:
     tone_map: float | None = None
 
     def __post_init__(self) -> None:
-        SamplerSettings(self.sampler or "euler", self.condition_noise or 0.0, self.levels or "own")
+        check_kind("first", self.first, PassSettings)
+        check_kind("second", self.second, PassSettings)
+        given = {"name": self.sampler, "condition_noise": self.condition_noise, "levels": self.levels}
+        SamplerSettings(**_said(given))  # which refuses what it cannot be
         names = ("adain", "decode_timestep", "decode_noise_scale", "tone_map")
         _check_range({name: getattr(self, name) for name in names}, 1)
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from ..budget import stages
 from ..errors import ConfigError, ShapeError
 from ..host import Host
+from ..models.upsampler import NORM_GROUPS
 from ..progress import ProgressEvent
 from ..releases import DOWNSCALE_FACTOR
 from ..sampling.filters import adain
 from ..sampling.noise import Noise
 from ..shapes import LatentShape, PixelShape, ScaleFactors
+from ..values import check_number
 from .condition import NOTHING, Conditions
 from .passes import Pass
 from .sample import LatentClip, Prompts, sample
@@ -41,9 +43,26 @@ def first_pass_size(size: PixelShape, scale: ScaleFactors, factor: float = DOWNS
     if min(height, width) < 1:
         raise ShapeError(
             f"got {size.width}x{size.height} pixels for two passes at factor {factor:.3g}; expected sides of at least "
-            f"{scale.width / factor:.0f}x{scale.height / factor:.0f}; make the clip larger or use one pass"
+            f"{_least_side(scale.width, factor)}x{_least_side(scale.height, factor)}; make the clip larger or use one "
+            "pass"
         )
     return PixelShape(size.padded(scale).frames, height, width)
+
+
+def _least_side(cell: int, factor: float) -> int:
+    """The shortest side, in pixels, of which `factor` leaves a whole cell: 49 of 32, because 48 * 0.6666666 < 32."""
+    side = int(cell / factor)
+    return side if int(side * factor) >= cell else side + 1
+
+
+def check_upscalable(upsampler: LatentUpsampler, grid: LatentShape) -> None:
+    """Raises ShapeError: a latent of one cell, for an upscaler whose norms have one channel in each group: there is
+    nothing to take a deviation of."""
+    if grid.tokens == 1 and upsampler.config.mid_channels <= NORM_GROUPS:
+        raise ShapeError(
+            f"got a latent of one cell for an upscaler of {upsampler.config.mid_channels} channels; expected two cells "
+            "or more; make the clip larger or longer, or use one pass"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +71,17 @@ class Upscaling:
 
     vae: of the latent, for its statistics. adain_factor: how far each channel's mean and deviation return to those of
     the input latent; 1 in the official recipe, 0 by default in diffusers.
+
+    Raises:
+        ConfigError: a factor outside 0 to 1.
     """
 
     upsampler: LatentUpsampler
     vae: VideoVAE
     adain_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("adain", self.adain_factor, 0, 1, advice="0 turns it off")
 
 
 @torch.no_grad()
@@ -69,7 +94,7 @@ def upscale_latent(upscaling: Upscaling, latent: Tensor, *, host: Host) -> Tenso
         (b c f 2h 2w) or (b c 2f-1 h w) float32 on the CPU, normalised.
 
     Raises:
-        ShapeError: the latent has another number of channels than the upscaler.
+        ShapeError: the latent has another number of channels than the upscaler; also as `check_upscalable`.
     """
     upsampler, vae = upscaling.upsampler, upscaling.vae
     channels = upsampler.config.in_channels
@@ -78,6 +103,7 @@ def upscale_latent(upscaling: Upscaling, latent: Tensor, *, host: Host) -> Tenso
             f"got a latent of shape {tuple(latent.shape)}; expected (batch, {channels}, frames, height, width); use "
             "the upscaler of this model family"
         )
+    check_upscalable(upsampler, LatentShape(*latent.shape[2:]))
     host.progress(ProgressEvent("upscale", 0, 1))
     latent = latent.float().cpu()
     dtype = next(upsampler.parameters()).dtype
@@ -121,6 +147,7 @@ def generate_two_stage(
             "got a temporal upscaler; expected a spatial one for two passes; use a file such as "
             "ltxv-spatial-upscaler-0.9.8.safetensors"
         )
+    check_upscalable(upscaling.upsampler, clip.grid)
     first, second = passes
     small = sample(first, clip, prompts, noise=noise[0], host=host, conditions=conditions)
     large = upscale_latent(upscaling, small, host=host)

@@ -14,6 +14,7 @@ from ..budget.weights import weight_bytes
 from ..errors import ConfigError
 from ..models.blocks import block_stack
 from .copies import DeviceCopies
+from .devices import named_device
 from .placement import DevicePlacement
 
 
@@ -41,7 +42,7 @@ class BalancedPlacement:
         """Raises ConfigError if there is no device."""
         if not devices:
             raise ConfigError("got no devices; expected one or more; name them, such as cuda:0 and cuda:1")
-        self.devices = [torch.device(device) for device in devices]
+        self.devices = [named_device(device) for device in devices]
         self._first = DevicePlacement(self.devices[0])
 
     @property

@@ -8,12 +8,16 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..errors import ConfigError, LTXKitError, UnsupportedError
+from ..values import shown
 
 
 def best_device() -> torch.device:
@@ -23,6 +27,72 @@ def best_device() -> torch.device:
     if torch.xpu.is_available():
         return torch.device("xpu", torch.xpu.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def named_device(device: str | torch.device) -> torch.device:
+    """A device by its name. Raises ConfigError for a name that torch does not know."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"got the device {shown(device)}; expected cuda, cuda:1, xpu, mps or cpu; leave it out for the best"
+        ) from error
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """The device that a user names; None: the best there is.
+
+    Raises:
+        ConfigError: an unknown name, or a device that this machine does not have.
+    """
+    if device is None:
+        return best_device()
+    chosen = named_device(device)
+    try:
+        if chosen.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=chosen)
+    # What torch raises depends on the kind of device: AssertionError without CUDA, NotImplementedError for others.
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"got the device {chosen}, which cannot be used here ({_first_line(error)}); expected one that this "
+            f"machine has, such as {best_device()}; leave it out for the best there is"
+        ) from error
+    return chosen
+
+
+def _first_line(error: BaseException) -> str:
+    """torch lists every backend that it was built with: the first sentence says enough."""
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+
+
+# Texts of torch's errors for memory that cannot be had (c10/core/CPUAllocator and impl/alloc_cpu.cpp, at::empty).
+_NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be allocated, on a device or in main memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+@contextmanager
+def clear_of_memory(what: str) -> Generator[None]:
+    """Inside, an allocator's error becomes a sentence.
+
+    Raises:
+        UnsupportedError: there is not enough memory for `what`.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, LTXKitError) or not is_out_of_memory(error):
+            raise
+        raise UnsupportedError(
+            f"got too little memory for {what} ({_first_line(error)}); expected enough for its size and length; make "
+            "the clip smaller or shorter: `ltxkit plan` names a size that fits"
+        ) from error
 
 
 def device_of_process(number: int) -> torch.device:
@@ -58,41 +128,18 @@ def memory(device: torch.device) -> Memory | None:
         return Memory(total - torch.mps.current_allocated_memory(), total)
     if sys.platform != "linux":
         return None
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    sizes = {words[0]: int(words[1]) * 1024 for words in lines}
+    sizes = _meminfo()
     return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
 
 
-def describe_devices() -> list[str]:
-    """Every device here in one sentence each, the one that is used first."""
-    best = best_device()
-    lines: list[str] = []
-    if best.type in ("cuda", "xpu"):
-        accelerator: Any = torch.get_device_module(best)
-        for number in range(accelerator.device_count()):
-            name = accelerator.get_device_name(number)
-            lines.append(f"{best.type}:{number}: {name}{_room(torch.device(best.type, number))}")
-    elif best.type != "cpu":
-        lines.append(f"{best.type}{_room(best)}")
-    return [*lines, f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads{_room(torch.device('cpu'))}"]
+def swap_memory() -> int:
+    """Bytes by which the disk extends main memory; 0 where the system does not report it."""
+    return _meminfo().get("SwapTotal:", 0) if sys.platform == "linux" else 0
 
 
-def _room(device: torch.device) -> str:
-    here = memory(device)
-    return "" if here is None else f", {here.free / 2**30:.1f} of {here.total / 2**30:.1f} GiB free"
-
-
-def failing_device() -> str | None:
-    """Why the device that is used does not compute; None if it does. A driver may be there and fail."""
-    device = best_device()
-    try:
-        torch.ones(2, device=device).sum().item()
-    except RuntimeError as error:
-        return (
-            f"got the device {device}, which does not compute ({error}); expected one that does; "
-            "check its driver, or hide it (CUDA_VISIBLE_DEVICES=)"
-        )
-    return None
+def _meminfo() -> dict[str, int]:
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return {words[0]: int(words[1]) * 1024 for words in lines}
 
 
 LARGE_BLOCK = 2**20
@@ -155,3 +202,35 @@ class SideStream:
 def side_stream(device: torch.device) -> SideStream | None:
     """A side stream, on devices that have them."""
     return SideStream(device) if device.type in ("cuda", "xpu") else None
+
+
+def describe_devices() -> list[str]:
+    """Every device here in one sentence each, the one that is used first."""
+    best = best_device()
+    lines: list[str] = []
+    if best.type in ("cuda", "xpu"):
+        accelerator: Any = torch.get_device_module(best)
+        for number in range(accelerator.device_count()):
+            name = accelerator.get_device_name(number)
+            lines.append(f"{best.type}:{number}: {name}{_room(torch.device(best.type, number))}")
+    elif best.type != "cpu":
+        lines.append(f"{best.type}{_room(best)}")
+    return [*lines, f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads{_room(torch.device('cpu'))}"]
+
+
+def _room(device: torch.device) -> str:
+    here = memory(device)
+    return "" if here is None else f", {here.free / 2**30:.1f} of {here.total / 2**30:.1f} GiB free"
+
+
+def failing_device() -> str | None:
+    """Why the device that is used does not compute; None if it does. A driver may be there and fail."""
+    device = best_device()
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        return (
+            f"got the device {device}, which does not compute ({error}); expected one that does; "
+            "check its driver, or hide it (CUDA_VISIBLE_DEVICES=)"
+        )
+    return None

@@ -15,8 +15,9 @@ from ..budget.weights import Weights, resident_blocks, room_for_weights, room_fo
 from ..host import Host
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
+from ..values import check_whole
 from .copies import DeviceCopies
-from .devices import best_device, memory
+from .devices import best_device, memory, named_device
 from .streaming import streamed
 
 
@@ -34,8 +35,12 @@ class DevicePlacement:
         keep: modules that fit stay on the device until `release`; useful where several models fit together.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             None: as many as fit.
+
+        Raises ConfigError for a device that torch does not know, or a number below 0.
         """
-        self.device = torch.device(device) if device is not None else best_device()
+        self.device = named_device(device) if device is not None else best_device()
+        if resident_blocks is not None:
+            check_whole("resident_blocks", resident_blocks, 0, advice="leave it out for as many as fit")
         self._keep = keep
         self._resident_blocks = resident_blocks
         self._kept: WeakKeyDictionary[nn.Module, DeviceCopies] = WeakKeyDictionary()

@@ -5,19 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..values import check_number
 
 
 def adain(latent: Tensor, reference: Tensor, factor: float = 1.0) -> Tensor:
     """`latent` (b c f h w) moved by `factor` of the way to the mean and standard deviation of `reference`.
 
     Per sample and channel, over all frames and cells; the grids may differ. Commutes with per-channel normalisation.
+    Where one of the two has no deviation, because it has a single cell or equal ones, the mean alone is moved.
     Source: Lightricks/LTX-Video pipeline_ltx_video.py adain_filter_latent (arXiv 1703.06868).
     """
-    std, mean = torch.std_mean(latent, dim=(2, 3, 4), keepdim=True)
-    target_std, target_mean = torch.std_mean(reference, dim=(2, 3, 4), keepdim=True)
+    check_number("adain", factor, 0, 1, advice="0 turns it off")
+    std, mean = _std_mean(latent)
+    target_std, target_mean = _std_mean(reference)
+    varied = (std > 0) & (target_std > 0)
+    std, target_std = torch.where(varied, std, 1.0), torch.where(varied, target_std, 1.0)
     moved = (latent - mean).div_(std).mul_(target_std).add_(target_mean)
     return torch.lerp(latent, moved, factor)
+
+
+def _std_mean(latent: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample and channel; the deviation of a single cell is 0."""
+    if latent[0, 0].numel() == 1:
+        return torch.zeros_like(latent), latent
+    return torch.std_mean(latent, dim=(2, 3, 4), keepdim=True)
 
 
 def tone_map(latent: Tensor, compression: float) -> Tensor:
@@ -28,8 +39,7 @@ def tone_map(latent: Tensor, compression: float) -> Tensor:
     Raises:
         ConfigError: compression outside 0 to 1.
     """
-    if not 0 <= compression <= 1:
-        raise ConfigError(f"got tone map compression {compression}; expected 0 to 1; 0 turns it off")
+    check_number("tone_map", compression, 0, 1, advice="0 turns it off")
     k = 0.75 * compression
     return latent * (1 - 0.8 * k * torch.sigmoid(4 * k * (latent.abs() - 1)))
 
@@ -44,9 +54,8 @@ def film_grain(frames: Tensor, intensity: float, saturation: float, generator: t
     Raises:
         ConfigError: intensity or saturation outside 0 to 1.
     """
-    for name, value in (("intensity", intensity), ("saturation", saturation)):
-        if not 0 <= value <= 1:
-            raise ConfigError(f"got film grain {name} {value}; expected 0 to 1; intensity 0 turns it off")
+    for name, value in (("film_grain", intensity), ("grain_saturation", saturation)):
+        check_number(name, value, 0, 1, advice="a film_grain of 0 turns it off")
     noise = torch.stack([torch.randn(frames.shape[1:], generator=generator) for _ in frames])
     grain = torch.lerp(noise[..., 1:2], noise * noise.new_tensor([2.0, 1.0, 3.0]), saturation)
     return (frames + intensity * grain.to(frames)).clamp(0, 1)

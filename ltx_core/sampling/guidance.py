@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..config import STG_MODES, STGMode
 from ..errors import ConfigError, UnsupportedError
+from ..values import LARGEST_SCALE, check_number, check_whole, shown
 
+ADVICE = "leave it out for the recipe's own value"
 _CHOICES = f"{', '.join(STG_MODES[:-1])} or {STG_MODES[-1]}"
 
 
@@ -84,7 +86,7 @@ class Guidance:
         of each list serves all steps.
 
     Raises:
-        ConfigError: lists of unequal length, or several entries without `guidance_timesteps`.
+        ConfigError: a value outside its range, unequal lists, or several entries without `guidance_timesteps`.
         UnsupportedError: STG mode "residual", which has no effect in the official code.
     """
 
@@ -104,13 +106,24 @@ class Guidance:
                 "layers ignore it and nothing is perturbed; pick another mode"
             )
         if self.stg_mode not in STG_MODES:
-            raise ConfigError(f"got STG mode '{self.stg_mode}'; expected {_CHOICES}; pick one")
+            raise ConfigError(f"got STG mode {shown(self.stg_mode)}; expected {_CHOICES}; pick one")
         lists = {
             "guidance_scale": self.scale,
             "stg_scale": self.stg_scale,
             "rescaling_scale": self.rescaling_scale,
             "skip_block_list": self.skip_blocks,
         }
+        for name, values, most in (
+            ("guidance_scale", self.scale, LARGEST_SCALE),
+            ("stg_scale", self.stg_scale, LARGEST_SCALE),
+            ("stg_rescale", self.rescaling_scale, 1),
+            ("guidance_timesteps", self.guidance_timesteps or (), 1),
+            ("guidance_rescale", (self.guidance_rescale,), 1),
+        ):
+            for value in values:
+                check_number(name, value, 0, most, advice=ADVICE)
+        for block in (block for blocks in self.skip_blocks for block in blocks):
+            check_whole("stg_blocks", block, 0, advice=ADVICE)
         expected = 1 if self.guidance_timesteps is None else len(self.guidance_timesteps)
         wrong = {name: len(values) for name, values in lists.items() if len(values) not in (1, expected) or not values}
         if wrong or expected == 0:

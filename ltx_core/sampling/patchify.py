@@ -8,8 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ShapeError
 from ..shapes import LatentShape, ScaleFactors
+from ..values import check_frame_rate
 
 
 def patchify(latent: Tensor) -> Tensor:
@@ -41,10 +42,7 @@ class Coordinates:
     causal: bool
 
     def __post_init__(self) -> None:
-        if not self.fps > 0:
-            raise ConfigError(
-                f"got {self.fps} frames per second; expected a positive rate; set the frame rate of the clip"
-            )
+        check_frame_rate("fps", self.fps)
 
     def positions(self, shape: LatentShape, first_frame: int = 0) -> Tensor:
         """Upper left corner of each cell, (1, 3, f*h*w) float32: seconds, pixels down, pixels right.

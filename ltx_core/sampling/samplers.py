@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import LEVELS, Levels
 from ..errors import ConfigError
+from ..values import check_choice, check_number
 from .noise import Noise, token_noise
 from .schedules import check_sigmas
 from .state import LatentState
@@ -217,10 +218,8 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         check_sampler(self.name)
-        if self.levels not in LEVELS:
-            raise ConfigError(f"got levels {self.levels!r}; expected {' or '.join(LEVELS)}; choose one of them")
-        if not self.condition_noise >= 0:
-            raise ConfigError(f"got condition noise {self.condition_noise}; expected 0 or more; 0 turns it off")
+        check_choice("levels", self.levels, LEVELS)
+        check_number("condition_noise", self.condition_noise, 0, 1, advice="0 turns it off, the recipes have 0.15")
 
 
 EULER = SamplerSettings()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..values import MOST_STEPS, check_whole, is_number, shown
 
 SHIFT_TOKENS = (1024, 4096)  # rf.py get_normal_shift: token counts between which the shift is interpolated,
 SHIFT_VALUES = (0.95, 2.05)  # and its values there; not clamped outside
@@ -96,11 +97,12 @@ def explicit(values: Sequence[float]) -> Tensor:
     Raises:
         ConfigError: the list is empty, starts above 1000, contains a value that is not finite, or does not descend.
     """
-    levels = [float(value) for value in values]
-    if not levels or not all(math.isfinite(value) for value in levels):
+    if not values or not all(is_number(value) for value in values):
         raise ConfigError(
-            f"got the levels {levels}; expected descending numbers; give at least one, for example 1, 0.9, 0.5"
+            f"got the levels {shown(list(values))}; expected descending numbers; give at least one, for example 1, "
+            "0.9, 0.5"
         )
+    levels = [float(value) for value in values]
     if levels[0] > 1:
         levels = [value / 1000 for value in levels]
     while len(levels) > 1 and levels[-1] == levels[-2] == 0:
@@ -161,8 +163,7 @@ def check_sigmas(sigmas: Tensor) -> None:
 
 
 def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ConfigError(f"got {steps} steps; expected at least 1; set the number of steps")
+    check_whole("steps", steps, 1, MOST_STEPS, advice="set the number of steps")
 
 
 def _closed(levels: Tensor) -> Tensor:

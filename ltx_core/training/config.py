@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import ConfigError
-from .settings_file import AtLeast, build, read_tree
+from ..values import FASTEST, LARGEST_SCALE, LARGEST_SEED
+from .settings_file import Range, Section, build, read_tree
 
-Count = Annotated[int, AtLeast(1)]
+Count = Annotated[int, Range(1)]
+CountFromZero = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(0)]
+Decay = Annotated[float, Range(0, below=1)]
 PRESETS = Path(__file__).parents[2] / "assets" / "training"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Section):
     """Where clips come from and how large they are.
 
     kind: "digits" draws scikit-learn's digits, "mnist" those of the idx files in `path`, "moving_mnist" reads a
@@ -31,16 +38,16 @@ class Data:
 
     kind: Literal["digits", "mnist", "moving_mnist", "folder"]
     path: Path | None = None
-    sizes: tuple[tuple[int, int, int], ...]
-    glyph_size: int = 28
-    spread: float = 1.0
-    enlarged: float = 0.0
-    fps: float = 25.0
+    sizes: tuple[tuple[Count, Count, Count], ...]
+    glyph_size: Count = 28
+    spread: Share = 1.0
+    enlarged: Share = 0.0
+    fps: Annotated[float, Range(above=0, high=FASTEST)] = 25.0
     validation_clips: Count = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization:
+class Optimization(Section):
     """How the weights are updated.
 
     steps: updates of the weights. batch_size: clips per update, over all processes; each process computes its share in
@@ -59,15 +66,15 @@ class Optimization:
     batch_size: Count
     accumulation: Count = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    warmup_steps: int = 100
+    learning_rate: Positive
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    weight_decay: NotNegative = 0.0
+    warmup_steps: CountFromZero = 100
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    decay_steps: int = 0
-    final: float = 0.05
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.0
+    decay_steps: CountFromZero = 0
+    final: Share = 0.05
+    max_grad_norm: Positive = 1.0
+    ema_decay: Decay = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -75,7 +82,7 @@ class Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logging:
+class Logging(Section):
     """What a run writes and how often, in steps. TensorBoard and W&B must be installed to be used."""
 
     log_every: Count = 10
@@ -87,12 +94,12 @@ class Logging:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class Term(Section):
     """One loss: its weight, the step at which it starts, and the number of steps over which it grows to that weight."""
 
-    weight: float
-    start: int = 0
-    ramp: int = 0
+    weight: NotNegative
+    start: CountFromZero = 0
+    ramp: CountFromZero = 0
 
     def at(self, step: int) -> float:
         """The weight at `step`."""
@@ -102,15 +109,15 @@ class Term:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adversary:
+class Adversary(Section):
     """The reconstruction GAN. width: channels of the discriminator's first layer."""
 
-    weight: float = 0.0
-    start: int = 0
-    ramp: int = 0
-    width: int = 32
-    layers: int = 3
-    learning_rate: float = 2e-4
+    weight: NotNegative = 0.0
+    start: CountFromZero = 0
+    ramp: CountFromZero = 0
+    width: Count = 32
+    layers: Count = 3
+    learning_rate: Positive = 2e-4
     loss: Literal["hinge", "logistic"] = "hinge"
 
     @property
@@ -119,7 +126,7 @@ class Adversary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAETraining:
+class VAETraining(Section):
     """`ltxkit train-vae`.
 
     model: the `vae` member of a released checkpoint's metadata.
@@ -133,7 +140,7 @@ class VAETraining:
 
     task: Literal["vae"] = "vae"
     output: Path
-    seed: int = 0
+    seed: Seed = 0
     initial: Path | None = None
     data: Data
     model: dict[str, Any]
@@ -155,7 +162,7 @@ class VAETraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(Section):
     """Where text embeddings come from.
 
     encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if the folder has
@@ -172,7 +179,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noising:
+class Noising(Section):
     """The distribution of noise levels in training: logit-normal, shifted towards 1 by the number of tokens.
 
     shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples
@@ -180,23 +187,23 @@ class Noising:
     """
 
     mean: float = 0.0
-    std: float = 1.0
+    std: Positive = 1.0
     shift: float | Literal["tokens"] = "tokens"
-    uniform: float = 0.1
-    stretch: float = 0.005
+    uniform: Share = 0.1
+    stretch: Annotated[float, Range(0, below=0.5)] = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRASettings:
+class LoRASettings(Section):
     """The low-rank update alpha / rank * B A. targets: names of the Linears inside a transformer block."""
 
     rank: Count = 32
-    alpha: float = 32.0
+    alpha: Positive = 32.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerTraining:
+class TransformerTraining(Section):
     """`ltxkit train`.
 
     model: the `transformer` member of a released checkpoint's metadata; None: the architecture of `initial`.
@@ -209,7 +216,7 @@ class TransformerTraining:
 
     task: Literal["transformer"] = "transformer"
     output: Path
-    seed: int = 0
+    seed: Seed = 0
     vae: Path | None = None
     initial: Path | None = None
     version: str | None = None
@@ -220,28 +227,28 @@ class TransformerTraining:
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
     noising: Noising = Noising()
-    text_dropout: float = 0.2
-    first_frame: float = 0.1
-    cache_clips: int = 0
+    text_dropout: Share = 0.2
+    first_frame: Share = 0.1
+    cache_clips: CountFromZero = 0
     validation_samples: Count = 64
     sample_steps: Count = 20
-    guidance_scale: float = 3.0
+    guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] = 3.0
     prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpscalerTraining:
+class UpscalerTraining(Section):
     """`ltxkit train` with task "upscaler": from the latents of a clip to those of the same clip at twice the size."""
 
     task: Literal["upscaler"] = "upscaler"
     output: Path
-    seed: int = 0
+    seed: Seed = 0
     vae: Path | None = None
     data: Data
     model: dict[str, Any]
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
-    cache_clips: int = 0
+    cache_clips: CountFromZero = 0
 
 
 Training = VAETraining | TransformerTraining | UpscalerTraining
@@ -267,7 +274,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Training:
         known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
         raise ConfigError(f"got config {path}; expected a YAML file or one of the presets {known}; check the name")
     tree = read_tree(file, overrides)
-    if not isinstance(tree, dict) or tree.get("task") not in TASKS:
+    if not isinstance(tree, dict) or not isinstance(tree.get("task"), str) or tree["task"] not in TASKS:
         got = tree.get("task") if isinstance(tree, dict) else tree
         raise ConfigError(f"got task {got!r} in {file}; expected one of {', '.join(TASKS)}; set task")
     return build(TASKS[tree["task"]], tree, "")

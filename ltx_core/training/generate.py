@@ -35,6 +35,7 @@ from ..releases import Recipe
 from ..sampling.guidance import Guidance
 from ..sampling.noise import SeededNoise
 from ..shapes import LatentShape, PixelShape
+from ..values import check_frame_rate, check_number, check_seed, check_whole
 from ..weights.build import load_upsampler, open_models
 from ..weights.bundled import find_run
 from ..weights.text_encoder import load_text_encoder
@@ -81,6 +82,11 @@ class ClipSettings:
     seed: int = 0
     overrides: Overrides = NO_OVERRIDES
     batch_size: int = 20
+
+    def __post_init__(self) -> None:
+        check_frame_rate("fps", self.fps)
+        check_seed(self.seed)
+        check_whole("batch_size", self.batch_size, 1, advice="pass the number of clips that are made at once")
 
 
 def load_models(run: Path, upscaler: Path | None = None, *, host: Host) -> Models:
@@ -182,6 +188,7 @@ def extend(
     Raises:
         ConfigError: an overlap that the VAE cannot have, or that is longer than the clip.
     """
+    check_whole("frames", frames, 1, advice="pass the number of frames to add")
     if overlap > len(clip):
         raise ConfigError(
             f"got an overlap of {overlap} frames with a clip of {len(clip)}; expected at most the clip; "
@@ -231,6 +238,7 @@ def reconstruct(
 
     The noise is removed without guidance, by as many steps as a whole clip takes, with their levels times sigma.
     """
+    check_number("sigma", sigma, 0, 1, advice="0 is the VAE alone")
     vae, scale = models.vae, models.vae.config.scale_factors
     quiet = replace(host, progress=silent)
     frames = rearrange((pixels + 1) / 2, "b c f h w -> b f h w c")

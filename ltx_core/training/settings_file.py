@@ -1,12 +1,13 @@
 """Frozen dataclasses from YAML and back, strictly: a key that names no field is an error that shows the nearest one.
 
-This file knows types only. `AtLeast` in a field's annotation is the one rule about values.
+This file knows types only. `Range` in a field's annotation is the one rule about values; a float is always finite.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,67 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from ..errors import ConfigError, UnsupportedError
+from ..values import bound, shown
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class AtLeast:
-    """The lower bound of a number: `Annotated[int, AtLeast(1)]`."""
+class Range:
+    """The bounds of a number: `Annotated[int, Range(1)]`. above: a bound that it must exceed. below: one that it must
+    not reach."""
 
-    bound: int
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def check(self, value: float, name: str) -> None:
+        """Raises ConfigError outside the bounds."""
+        if not (self.low <= value <= self.high and self.above < value < self.below):
+            raise ConfigError(f"got {name}: {shown(value)}; expected {self}; change the value")
+
+    def __str__(self) -> str:
+        if self == FINITE:
+            return "a finite number"
+        if self.above != -math.inf:
+            start = f"more than {bound(self.above)}"
+        else:
+            start = f"{bound(self.low)} or more" if self.high == self.below == math.inf else f"{bound(self.low)}"
+        if self.below != math.inf:
+            return f"{start} to less than {bound(self.below)}"
+        return start if self.high == math.inf else f"{start} to {bound(self.high)}"
+
+
+FINITE = Range()
+
+
+class Section:
+    """Base of the dataclasses: values that are not read from a file are held to the same rules."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            _check(hint, getattr(self, name), name)
+
+
+def _check(hint: Any, value: Any, name: str) -> None:
+    """The rules of a type for a value of it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is not None and not isinstance(value, str):
+            for option in arguments:
+                _check(option, value, name)
+    elif origin is Annotated:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigError(f"got {name}: {shown(value)}; expected {arguments[0].__name__}; change the value")
+        for rule in arguments[1:]:
+            rule.check(value, name)
+    elif origin is tuple and isinstance(value, tuple):
+        kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        for number, (kind, item) in enumerate(zip(kinds, value, strict=False)):
+            _check(kind, item, f"{name}[{number}]")
+    elif hint is float and isinstance(value, int | float):
+        FINITE.check(value, name)
 
 
 def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
@@ -38,14 +91,17 @@ def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
     except ImportError as error:
         raise UnsupportedError("got no PyYAML; expected it to read a training config; do pip install pyyaml") from error
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
                 raise ConfigError(f"got --set {override}; expected a.b=value; name the key and its value")
             parsed = yaml.safe_load(value)
             _put(tree, key.split("."), parsed if value.lstrip()[:1] in ("'", '"') else _number(parsed), key)
-    except yaml.YAMLError as error:
+    # ValueError: a date such as 2024-13-45, or another encoding.
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"got {file}, which is not YAML ({error}); expected a training config; correct it") from error
     return tree
 
@@ -111,13 +167,12 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
                 continue
         return _convert(options[-1], value, name)
     if origin is Annotated:
-        number, bounds = _convert(arguments[0], value, name), [a for a in arguments[1:] if isinstance(a, AtLeast)]
-        for rule in bounds:
-            if number < rule.bound:
-                raise ConfigError(f"got {name}: {value!r}; expected {rule.bound} or more; change the value")
+        number = _convert(arguments[0], value, name)
+        for rule in arguments[1:]:
+            rule.check(number, name)
         return number
     if origin is Literal:
-        if value in arguments:
+        if any(value == argument and type(value) is type(argument) for argument in arguments):
             return value
         raise ConfigError(f"got {name}: {value!r}; expected one of {', '.join(map(str, arguments))}; pick one")
     if dataclasses.is_dataclass(hint):
@@ -131,10 +186,11 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         value = _number(value)
         if isinstance(value, (int, float)):
+            FINITE.check(value, name)
             return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f"got {name}: {value!r}; expected {getattr(hint, '__name__', hint)}; change the value")
+    raise ConfigError(f"got {name}: {shown(value)}; expected {getattr(hint, '__name__', hint)}; change the value")
 
 
 def _tuple(arguments: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:

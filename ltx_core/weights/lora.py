@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..quant.linear import QuantizedLinear
+from ..values import LARGEST_STRENGTH, check_number
 from .build import layout_of
 from .containers import Checkpoint, open_checkpoint
 from .layouts import TRANSFORMER_FROM_DIFFUSERS
@@ -79,11 +80,18 @@ class LoRA:
 
 @dataclass(frozen=True, eq=False)
 class WeightedLoRA:
-    """A LoRA at a strength (0: not at all). allow_partial: leave out what the model does not have."""
+    """A LoRA at a strength (0: not at all). allow_partial: leave out what the model does not have.
+
+    Raises:
+        ConfigError: a strength that is no finite number, or far beyond what LoRAs are made for.
+    """
 
     lora: LoRA
     strength: float
     allow_partial: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("strength", self.strength, -LARGEST_STRENGTH, LARGEST_STRENGTH, advice="1 is what it is made for")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
         "nodes/host.py:partially_load",  # what ComfyUI's ModelPatcher passes and ours ignores
         "nodes/host.py:partially_unload",
         "nodes/sockets.py:execute",  # any node's inputs, on their way to its `run`
+        "nodes/sockets.py:checked",  # the widgets of a node, which its `run` names
     }
 
 
@@ -85,6 +86,7 @@ def test_a_pass_is_made_in_one_place(sources: dict[str, ast.Module]):
     assert users <= {
         "ltx_core/pipelines/library.py",
         "ltx_core/pipelines/dry_run.py",
+        "ltx_core/pipelines/preflight.py",
         "ltx_core/training/generate.py",
         "nodes/passes.py",
     }

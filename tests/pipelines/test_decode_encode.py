@@ -318,7 +318,7 @@ def test_what_decode_refuses(vaes: dict[str, VideoVAE]) -> None:
         replace(DECODING, timestep=1.5)
     with pytest.raises(ConfigError, match="got decode_noise_scale=-1; expected 0 to 1"):
         replace(DECODING, noise_scale=-1)
-    with pytest.raises(ConfigError, match="got tiles of 0xNone cells"):
+    with pytest.raises(ConfigError, match="got tile=0; expected a whole number of 1 or more"):
         Tiling(width=0)
     assert not placed.asked
     with pytest.raises(UnsupportedError, match="got numbers that are not finite from the VAE"):

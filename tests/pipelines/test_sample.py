@@ -319,7 +319,7 @@ def test_the_recipes_of_the_diffusers_page(transformer, vae, upsampler, kind):
             "got a negative prompt mask",
         ),
         ({"negative": None}, ConfigError, "got guidance scale 3.0 without a negative prompt"),
-        ({"fps": 0.0}, ConfigError, "got 0.0 frames per second"),
+        ({"fps": 0.0}, ConfigError, "got fps=0.0; expected a positive rate"),
         ({"guidance": Guidance(stg_scale=(1.0,), skip_blocks=((7,),))}, ConfigError, r"got STG blocks \[7\]"),
         ({"conditions": [Condition(picture(1), 17)]}, ConfigError, "got a condition at frame 17; expected -17 to 16"),
         ({"conditions": [Condition(picture(1), -18)]}, ConfigError, "got a condition at frame -18"),

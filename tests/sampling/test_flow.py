@@ -258,8 +258,8 @@ def test_tone_map():
     ("call", "error", "message"),
     [
         (lambda: run(start(), torch.tensor([0.5, 0.9, 0.0]), towards(0)), ConfigError, "every level to be lower"),
-        (lambda: SamplerSettings(condition_noise=-1), ConfigError, "got condition noise -1"),
-        (lambda: Coordinates(ScaleFactors(8, 32, 32), 0.0, True), ConfigError, "got 0.0 frames per second"),
+        (lambda: SamplerSettings(condition_noise=-1), ConfigError, "got condition_noise=-1; expected 0 to 1"),
+        (lambda: Coordinates(ScaleFactors(8, 32, 32), 0.0, True), ConfigError, "got fps=0.0; expected a positive rate"),
         (
             lambda: LatentCondition(clip(1, 1), 33).apply_to(start(), COORDINATES, SeededNoise(0)),
             ConfigError,
@@ -291,9 +291,9 @@ def test_tone_map():
             "got two conditions on frame 8",
         ),
         (lambda: unpatchify(start().latent[:, 1:], SHAPE), ShapeError, "got 29 tokens; expected 30"),
-        (lambda: film_grain(clip(1), 1.5, 0.5, torch.Generator()), ConfigError, "got film grain intensity 1.5"),
-        (lambda: film_grain(clip(1), 0.1, -1, torch.Generator()), ConfigError, "got film grain saturation -1"),
-        (lambda: tone_map(clip(1), 1.5), ConfigError, "got tone map compression 1.5"),
+        (lambda: film_grain(clip(1), 1.5, 0.5, torch.Generator()), ConfigError, "got film_grain=1.5; expected 0 to 1"),
+        (lambda: film_grain(clip(1), 0.1, -1, torch.Generator()), ConfigError, "got grain_saturation=-1"),
+        (lambda: tone_map(clip(1), 1.5), ConfigError, "got tone_map=1.5; expected 0 to 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(call, error, message):

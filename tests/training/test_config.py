@@ -56,6 +56,26 @@ def test_presets_describe_models_that_can_be_built(preset: str) -> None:
         ("logging.keep=-1", "keep: -1; expected 1 or more"),
         ("crop_frames=0", "crop_frames: 0; expected 1 or more"),
         ("data.kind=cats", "expected one of digits, mnist, moving_mnist, folder"),
+        ("data.kind=[digits]", "expected one of digits, mnist, moving_mnist, folder"),
+        ("seed=-1", r"seed: -1; expected 0 to 18446744073709551615"),
+        ("data.fps=.nan", r"data\.fps: nan; expected a finite number"),
+        ("data.fps=0", r"data\.fps: 0\.0; expected more than 0 to 1000"),
+        ("data.glyph_size=0", r"glyph_size: 0; expected 1 or more"),
+        ("data.sizes=[[0, 32, 32]]", r"data\.sizes\[0\]\[0\]: 0; expected 1 or more"),
+        ("data.spread=1.5", r"spread: 1\.5; expected 0 to 1"),
+        ("optimization.learning_rate=.nan", r"learning_rate: nan; expected a finite number"),
+        ("optimization.learning_rate=-1", r"learning_rate: -1\.0; expected more than 0"),
+        ("optimization.learning_rate=.inf", r"learning_rate: inf; expected a finite number"),
+        ("optimization.betas=[2, 2]", r"betas\[0\]: 2\.0; expected 0 to less than 1"),
+        ("optimization.ema_decay=.nan", r"ema_decay: nan"),
+        ("optimization.ema_decay=2", r"ema_decay: 2\.0; expected 0 to less than 1"),
+        ("optimization.warmup_steps=-1", r"warmup_steps: -1; expected 0 or more"),
+        ("adversary.layers=-1", r"adversary\.layers: -1; expected 1 or more"),
+        ("kl.weight=.nan", r"kl\.weight: nan"),
+        ("kl.weight=-1", r"kl\.weight: -1\.0; expected 0 or more"),
+        ("unlock_psnr=.inf", r"unlock_psnr: inf; expected a finite number"),
+        ("task=[vae]", r"got task \['vae'\]"),
+        ("seed=2024-13-45", "which is not YAML"),
         ("task=sing", "got task 'sing'"),
         ("steps", "expected a.b=value"),
         ("data=3", "expected a section"),
@@ -66,6 +86,14 @@ def test_wrong_keys_and_values_say_what_is_expected(override: str, message: str)
         load_config("digits-vae", [override])
 
 
+def test_settings_made_in_code_are_held_to_the_same_rules() -> None:
+    common = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    Optimization(**common)
+    for name, value in (("steps", 0), ("learning_rate", float("nan")), ("ema_decay", 1.0), ("betas", (0.9, 2.0))):
+        with pytest.raises(ConfigError, match=rf"got {name}.*; expected"):
+            Optimization(**{**common, name: value})
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"one of the presets .*digits-vae"):
         load_config("no-such-preset")
@@ -73,6 +101,10 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("task: [vae", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"not YAML"):
         load_config(broken)
+    for content in (b"\xff\xfe\x00\x01", b"[" * 5000, b"a: 2024-13-45"):
+        broken.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"^got .*; expected"):
+            load_config(broken)
     broken.write_text("task: vae\noutput: x\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"without data, model, optimization"):
         load_config(broken)
