@@ -388,3 +388,21 @@ CORE_NODES: dict[str, type] = {
     "SaveVideo": SaveVideo,
     "SetLatentNoiseMask": SetLatentNoiseMask,
 }
+
+
+CORE_TITLES = {
+    "CreateVideo": "Create Video",
+    "GetVideoComponents": "Get Video Components",
+    "ImageFromBatch": "Get Image from Batch",
+    "ImageScale": "Upscale Image",
+    "LoadImage": "Load Image",
+    "LoadImageMask": "Load Image (as Mask)",
+    "LoadLatent": "Load Latent",
+    "LoadVideo": "Load Video",
+    "PreviewImage": "Preview Image",
+    "SaveImage": "Save Image",
+    "SaveLatent": "Save Latent",
+    "SaveVideo": "Save Video",
+    "SetLatentNoiseMask": "Set Latent Noise Mask",
+}
+"""Titles in the newest core; older ones show some nodes under their ids."""

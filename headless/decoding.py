@@ -89,9 +89,7 @@ class _Conversion:
             right, bottom = -frame.width % _ALIGNED, -frame.height % _ALIGNED
             graph: Any = Graph()
             stored: Any = frame.format.name
-            source = graph.add_buffer(
-                width=frame.width, height=frame.height, format=stored, time_base=frame.time_base
-            )
+            source = graph.add_buffer(width=frame.width, height=frame.height, format=stored, time_base=frame.time_base)
             pad = graph.add("pad", f"{frame.width + right}:{frame.height + bottom}:0:0")
             fill = graph.add("fillborders", f"left=0:right={right}:top=0:bottom={bottom}:mode=smear")
             sink = graph.add("buffersink")

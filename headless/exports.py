@@ -38,6 +38,11 @@ def read_export(path: Path, kinds: Kinds) -> Converted:
             return convert(data, kinds)
         except ConfigError as error:
             raise ConfigError(f"{path.name}: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(
+                f"got {path}, whose subgraphs or reroutes follow each other hundreds of times; expected fewer; unpack "
+                "some in ComfyUI"
+            ) from error
     if not isinstance(data, dict) or not data or not any(isinstance(node, dict) for node in data.values()):
         raise ConfigError(
             f"got {path}, which contains no nodes; expected a workflow that ComfyUI saved or exported; export it again"

@@ -124,7 +124,7 @@ def convert(graph: Json, kinds: Kinds) -> Converted:
         ConfigError: a link that leads nowhere, a subgraph inside itself or without its definition, nodes of no known
             class that something needs; all of one kind in one message, each with the title of its node.
     """
-    root = Level(graph, kinds, _definitions(graph))
+    root = Level(graph, _File(kinds, _definitions(graph)))
     prompt: Json = {}
     named: list[Named] = []
     left_out: list[str] = []
@@ -151,6 +151,26 @@ def convert(graph: Json, kinds: Kinds) -> Converted:
     return Converted(prompt, tuple(named), tuple(left_out))
 
 
+MOST_NODES = 100_000
+
+
+@dataclass
+class _File:
+    """What all levels of a file share. nodes: how many they have so far."""
+
+    kinds: Kinds
+    definitions: Mapping[str, Json]
+    nodes: int = 0
+
+    def count(self, more: int) -> None:
+        """Raises ConfigError: subgraphs in subgraphs can be a short file and have more nodes than fit into memory."""
+        self.nodes += more
+        if self.nodes > MOST_NODES:
+            raise ConfigError(
+                f"got a graph of more than {MOST_NODES} nodes; expected fewer; use fewer subgraphs in subgraphs"
+            )
+
+
 def _definitions(graph: Json) -> dict[str, Json]:
     """Subgraphs by id. Older files have those of a subgraph inside it."""
     found: dict[str, Json] = {}
@@ -173,21 +193,21 @@ class Level:
     def __init__(
         self,
         graph: Json,
-        kinds: Kinds,
-        definitions: Mapping[str, Json],
+        file: _File,
         outer: tuple[Level, Node] | None = None,
         chain: tuple[str, ...] = (),
     ) -> None:
-        self.graph, self.kinds, self.definitions = graph, kinds, definitions
+        self.graph, self.kinds, self.definitions = graph, file.kinds, file.definitions
         self.outer, self.chain = outer, chain
         self.path: str = "" if outer is None else f"{outer[0].id(outer[1])}:"
         self.links = _links(graph)
         listed = [stored for stored in graph.get("nodes") or [] if isinstance(stored, dict)]
+        file.count(len(listed))
         self.nodes = {str(stored.get("id")): self._node(stored) for stored in listed}
         self.inner = {
-            node.id: Level(definitions[node.type], kinds, definitions, (self, node), (*chain, node.type))
+            node.id: Level(self.definitions[node.type], file, (self, node), (*chain, node.type))
             for node in self.nodes.values()
-            if node.type in definitions and self._may_contain(node)
+            if node.type in self.definitions and self._may_contain(node)
         }
         for node_id, level in self.inner.items():
             level.promote(self.nodes[node_id])
@@ -205,8 +225,7 @@ class Level:
         return f"{self.path}{node.id}"
 
     def label(self, node: Node) -> str:
-        named = self.kinds.title(node.type) if node.type not in self.definitions else node.title
-        kind = "" if named == node.title else f"{node.type}, "
+        kind = "" if node.type in self.definitions or node.type == node.title else f"{node.type}, "
         return f'"{node.title}" ({kind}{self.id(node)})'
 
     def everything(self) -> Iterator[tuple[Level, Node]]:
@@ -352,7 +371,9 @@ class Level:
         slot = node.inputs[index]
         key = f"{self.id(node)}[{index}]"
         if key in seen:
-            raise ConfigError(f"{self.label(node)}: {slot.name} is linked to itself in a circle; remove one of the links")
+            raise ConfigError(
+                f"{self.label(node)}: {slot.name} is linked to itself in a circle; remove one of the links"
+            )
         seen = (*seen, key)
         if slot.link is None:
             return None

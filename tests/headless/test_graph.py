@@ -238,9 +238,7 @@ def test_a_group_node_is_named(graphs: Callable[[str], Json], prompt_of: Callabl
     assert '"Mine" (workflow>Mine, 2), a group node' in refusal(prompt_of, graph)
 
 
-def test_a_node_of_another_pack_stays_unless_nothing_is_connected(
-    graphs: Callable[[str], Json], kinds: Kinds
-):
+def test_a_node_of_another_pack_stays_unless_nothing_is_connected(graphs: Callable[[str], Json], kinds: Kinds):
     graph = graphs("plain")
     graph["nodes"][1] |= {"type": "Strange", "properties": {"aux_id": "someone/strange-nodes"}}
     panel = {"id": 50, "type": "Fast Groups Bypasser (rgthree)", "mode": 0, "inputs": [], "outputs": []}
