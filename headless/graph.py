@@ -11,61 +11,20 @@ The rules are those of the front end 1.58.1 (Comfy-Org/ComfyUI_frontend, `graphT
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..ltx_core.errors import ConfigError
-from ..nodes.widgets import Input, declared_inputs
-from .stored_values import is_widget, stored_values, widget_names
-
-Json = dict[str, Any]
+from .stored_graph import Json, Kinds, Link, Named, Node, Slot, read_definitions, read_links, read_node
+from .stored_values import widget_names
+from .texts import one_of_each
 
 RUNS, MUTED, BYPASSED = 0, 2, 4  # other modes ("on event", "on trigger") are left from LiteGraph, and run
 INPUT_SIDE, OUTPUT_SIDE = "-10", "-20"  # ids of the two borders of a subgraph
 NOTES = frozenset({"Note", "MarkdownNote"})
 GROUP_NODE = re.compile(r"workflow[>/]")
-
-
-class Link(NamedTuple):
-    origin: str
-    origin_slot: int
-    target: str
-    target_slot: int
-
-
-@dataclass
-class Slot:
-    """An input of a node: the id of its link (None: nothing is connected), and whether a widget fills it then."""
-
-    name: str
-    type: str
-    link: str | None
-    is_widget: bool = False
-
-
-@dataclass
-class Node:
-    """A node of a graph. values: what its widgets say, by name."""
-
-    id: str
-    type: str
-    title: str
-    mode: int
-    inputs: list[Slot]
-    outputs: list[str]
-    values: Json
-    stored: Json = field(repr=False)
-
-    @property
-    def properties(self) -> Json:
-        found = self.stored.get("properties")
-        return found if isinstance(found, dict) else {}
-
-    def slot(self, name: str) -> Slot | None:
-        return next((slot for slot in self.inputs if slot.name == name), None)
 
 
 class Source(NamedTuple):
@@ -78,38 +37,12 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Named:
-    """A node as `%Node.widget%` in a file's prefix finds it: by `alias`, its class if nobody changed that, or title."""
-
-    id: str
-    alias: str
-    title: str
-    values: Json
-
-
-@dataclass(frozen=True)
 class Converted:
     """A prompt, all nodes of its graph, and the titles of those that are muted or bypassed."""
 
     prompt: Json
     named: tuple[Named, ...]
     left_out: tuple[str, ...]
-
-
-class Kinds:
-    """What is known of the classes of nodes: their inputs, and the titles that they have by themselves."""
-
-    def __init__(self, classes: Mapping[str, type], titles: Mapping[str, str]) -> None:
-        self.classes, self._titles = classes, titles
-        self._inputs: dict[str, dict[str, Input]] = {}
-
-    def inputs(self, kind: str) -> dict[str, Input]:
-        if kind not in self._inputs:
-            self._inputs[kind] = declared_inputs(self.classes[kind]) if kind in self.classes else {}
-        return self._inputs[kind]
-
-    def title(self, kind: str) -> str:
-        return self._titles.get(kind, kind)
 
 
 def is_graph(data: Any) -> bool:
@@ -124,7 +57,7 @@ def convert(graph: Json, kinds: Kinds) -> Converted:
         ConfigError: a link that leads nowhere, a subgraph inside itself or without its definition, nodes of no known
             class that something needs; all of one kind in one message, each with the title of its node.
     """
-    root = Level(graph, _File(kinds, _definitions(graph)))
+    root = Level(graph, _File(kinds, read_definitions(graph)))
     prompt: Json = {}
     named: list[Named] = []
     left_out: list[str] = []
@@ -171,19 +104,6 @@ class _File:
             )
 
 
-def _definitions(graph: Json) -> dict[str, Json]:
-    """Subgraphs by id. Older files have those of a subgraph inside it."""
-    found: dict[str, Json] = {}
-    stack: list[Any] = [graph]
-    while stack:
-        inside = stack.pop().get("definitions")
-        for each in (inside.get("subgraphs") or []) if isinstance(inside, dict) else []:
-            if isinstance(each, dict) and str(each.get("id")) not in found:
-                found[str(each.get("id"))] = each
-                stack.append(each)
-    return found
-
-
 # ------------------------------------------------------------------------------------------------ one level
 
 
@@ -200,7 +120,7 @@ class Level:
         self.graph, self.kinds, self.definitions = graph, file.kinds, file.definitions
         self.outer, self.chain = outer, chain
         self.path: str = "" if outer is None else f"{outer[0].id(outer[1])}:"
-        self.links = _links(graph)
+        self.links = read_links(graph)
         listed = [stored for stored in graph.get("nodes") or [] if isinstance(stored, dict)]
         file.count(len(listed))
         self.nodes = {str(stored.get("id")): self._node(stored) for stored in listed}
@@ -239,17 +159,9 @@ class Level:
         return node.type in _VIRTUAL or node.type in NOTES or node.type in self.definitions
 
     def _node(self, stored: Json) -> Node:
-        kind = str(stored.get("type"))
-        declared = self.kinds.inputs(kind)
-        values = stored_values(declared, stored)
-        title = stored.get("title")
-        if not isinstance(title, str) or not title:
-            definition = self.definitions.get(kind)
-            title = str(definition.get("name") or "Subgraph") if definition else self.kinds.title(kind)
-        outputs = [str(slot.get("type", "*")) for slot in stored.get("outputs") or [] if isinstance(slot, dict)]
-        mode = stored.get("mode", RUNS)
-        inputs = _slots(declared, stored)
-        return Node(str(stored.get("id")), kind, title, mode, inputs, outputs, values, stored)
+        definition = self.definitions.get(str(stored.get("type")))
+        name = "" if definition is None else str(definition.get("name") or "Subgraph")
+        return read_node(stored, self.kinds, name)
 
     # -------------------------------------------------------------------------------- the widgets of a subgraph
 
@@ -497,93 +409,3 @@ def _joins(one: str, other: str) -> bool:
     if one in ("", "*", "0") or other in ("", "*", "0"):
         return True
     return bool(set(one.lower().split(",")) & set(other.lower().split(",")))
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def _links(graph: Json) -> dict[str, Link]:
-    """Links by id: lists (version 0.4) or objects (version 1), in a list or by id."""
-    table = graph.get("links") or []
-    found: dict[str, Link] = {}
-    for key, stored in table.items() if isinstance(table, dict) else ((None, each) for each in table):
-        if isinstance(stored, dict):
-            fields = [stored.get(name) for name in ("origin_id", "origin_slot", "target_id", "target_slot")]
-            key = stored.get("id", key)
-        elif isinstance(stored, list) and len(stored) >= 5:
-            key, *fields = stored[:5]
-        else:
-            continue
-        origin, origin_slot, target, target_slot = fields
-        found[str(key)] = Link(str(origin), _whole(origin_slot), str(target), _whole(target_slot))
-    return found
-
-
-def _whole(value: Any) -> int:
-    return int(value) if isinstance(value, int | str) and str(value).lstrip("-").isdigit() else -1
-
-
-def _slots(declared: Mapping[str, Input], stored: Json) -> list[Slot]:
-    """The inputs of a node in the front end's order: sockets and then widgets as they are declared, then what the file
-    has beside them."""
-    listed = [slot for slot in stored.get("inputs") or [] if isinstance(slot, dict) and "name" in slot]
-    by_name = {str(slot["name"]): slot for slot in listed}
-    slots = [Slot(name, spec.type, None) for name, spec in declared.items() if not is_widget(spec)]
-    slots += [Slot(name, spec.type, None, is_widget=True) for name, spec in declared.items() if is_widget(spec)]
-    known = {slot.name for slot in slots}
-    for name, slot in by_name.items():
-        if name not in known:
-            slots.append(Slot(name, "*", None, is_widget="widget" in slot))
-    for slot in slots:
-        if slot.name in by_name:
-            found = by_name[slot.name]
-            link = found.get("link")
-            slot.link = None if link is None else str(link)
-            slot.type = str(found["type"]) if isinstance(found.get("type"), str | int) else slot.type
-    return slots
-
-
-# ------------------------------------------------------------------------------------------------ texts
-
-_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-
-
-def one_of_each(text: str) -> str:
-    """A text of several lines as the front end sends it: without comments, and one of each `{a|b}`, drawn anew each
-    time; `\\{` is a brace."""
-    return re.sub(r"\\([{}|])", r"\1", _drawn(_COMMENT.sub("", text)))
-
-
-def _drawn(text: str) -> str:
-    made, position = "", 0
-    while position < len(text):
-        if text[position] == "\\":
-            made += text[position : position + 2]
-            position += 2
-        elif text[position] == "{":
-            options, position = _options(text, position + 1)
-            made += _drawn(random.choice(options))  # noqa: S311 - nothing depends on it
-        else:
-            made += text[position]
-            position += 1
-    return made
-
-
-def _options(text: str, position: int) -> tuple[list[str], int]:
-    """The alternatives of a brace that opens before `position`, and the position after the brace that closes it."""
-    options, depth = [""], 0
-    while position < len(text):
-        character = text[position]
-        position += 1
-        if character == "\\":
-            options[-1] += text[position - 1 : position + 1]
-            position += 1
-            continue
-        if character == "}" and depth == 0:
-            break
-        if character == "|" and depth == 0:
-            options.append("")
-            continue
-        depth += (character == "{") - (character == "}")
-        options[-1] += character
-    return options, position

@@ -23,9 +23,7 @@ from ..nodes.widgets import problem_with
 from .core_nodes import CORE_NODES, CORE_TITLES
 from .dynamic import as_received, live_inputs
 from .exports import read_export
-from .graph import Kinds
 from .host import PlainHost
-from .prefixes import fill_prefixes
 from .prompt import (
     Classes,
     Prompt,
@@ -37,6 +35,8 @@ from .prompt import (
     output_nodes,
     set_inputs,
 )
+from .stored_graph import Kinds
+from .texts import fill_prefixes
 
 UI = dict[str, Any]
 

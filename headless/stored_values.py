@@ -16,8 +16,24 @@ Json = dict[str, Any]
 
 # Types that the front end has a widget for (1.58.1, scripts/widgets.ts), beside those of a prompt's constants.
 _OTHER_WIDGETS = frozenset(
-    "BOUNDING_BOX BOUNDING_BOXES CHART COLOR COLORS COMPOSITOR CURVE GALLERIA IMAGECOMPARE IMAGEUPLOAD MARKDOWN PAINTER "
-    "RANGE RESOLUTION_PREVIEW TEXTAREA VIDEO_EDIT".split()
+    (
+        "BOUNDING_BOX",
+        "BOUNDING_BOXES",
+        "CHART",
+        "COLOR",
+        "COLORS",
+        "COMPOSITOR",
+        "CURVE",
+        "GALLERIA",
+        "IMAGECOMPARE",
+        "IMAGEUPLOAD",
+        "MARKDOWN",
+        "PAINTER",
+        "RANGE",
+        "RESOLUTION_PREVIEW",
+        "TEXTAREA",
+        "VIDEO_EDIT",
+    )
 )
 _UPLOADS = ("image_upload", "animated_image_upload", "video_upload")
 _EMPTY = {"INT": 0, "FLOAT": 0, "STRING": "", "BOOLEAN": False}
@@ -102,7 +118,7 @@ def _has_control(name: str, spec: Input) -> bool:
 def _without_sockets(declared: Mapping[str, Input], listed: list[Any]) -> list[Any]:
     """Front ends before 1.16 also stored a value for each input that had to be a socket."""
     kept: list[bool] = []
-    for name, spec in declared.items():
+    for spec in declared.values():
         forced = bool(spec.options.get("forceInput"))
         if forced or is_widget(spec):
             kept += [not forced, *([True] if spec.options.get("control_after_generate") else [])]

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ltxkit.headless.exports import read_export
-from ltxkit.headless.graph import Kinds, Named
 from ltxkit.headless.host import PlainHost
-from ltxkit.headless.prefixes import fill_prefixes, formatted
 from ltxkit.headless.prompt import set_inputs
 from ltxkit.headless.runner import Runner, all_nodes, known_kinds, run_workflow
+from ltxkit.headless.stored_graph import Kinds, Named
+from ltxkit.headless.texts import fill_prefixes, formatted
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.nodes.host import use_host
@@ -142,7 +142,7 @@ def filled(prefix: str, **inputs: Any) -> str:
     [
         ("clip", "clip"),
         ("a/%date:yyyy-MM-dd%/b", "a/2026-03-07/b"),
-        ("%date:yy.M.d h_mm_ss%", "26.3.7 12_05_09"),
+        ("%date:yy.M.d%", "26"),  # as in the front end, where a point ends it
         ("%First.seed%-%Second.seed%-%Sampler.seed%", "7-8-7"),
         ("%First.steps%%First.on%%First.nothing%", "2true"),
         ("%First.name%", "a_b__c_"),
@@ -246,7 +246,7 @@ class Chooser:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "run"
     OUTPUT_NODE = True
-    got: Json = {}  # noqa: RUF012 - of the last run
+    got: Json = {}  # of the last run
 
     @classmethod
     def INPUT_TYPES(cls) -> Json:

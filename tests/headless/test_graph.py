@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from ltxkit.headless.graph import Kinds, convert, one_of_each
+from ltxkit.headless.graph import convert
 from ltxkit.headless.runner import all_nodes, known_kinds
+from ltxkit.headless.stored_graph import Kinds
+from ltxkit.headless.texts import one_of_each
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.nodes.host import use_host
 

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from ltxkit.headless.core_nodes import CORE_NODES
+from ltxkit.headless.exports import read_export
 from ltxkit.headless.folders import NumberedFiles
 from ltxkit.headless.host import PlainHost
-from ltxkit.headless.exports import read_export
-from ltxkit.headless.graph import Kinds
 from ltxkit.headless.prompt import PromptError, check, set_inputs
 from ltxkit.headless.runner import NodeError, Runner, all_nodes, run_workflow
+from ltxkit.headless.stored_graph import Kinds
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError, UnsupportedError
 from ltxkit.nodes.host import use_host

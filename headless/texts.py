@@ -1,19 +1,20 @@
-"""Words between per cent signs in the names of files: `%date:yyyy-MM-dd%` and `%Node.widget%`.
+"""What ComfyUI's front end makes of texts when it sends a prompt (Comfy-Org/ComfyUI_frontend, utils/formatUtil.ts and
+utils/searchAndReplace.ts): one of each `{a|b}`, and `%date:yyyy-MM-dd%` and `%Node.widget%` in the names of files.
 
-ComfyUI's front end replaces them when it sends a prompt (Comfy-Org/ComfyUI_frontend, utils/searchAndReplace.ts); core
-knows `%width%`, `%year%` and the like, which stay for it (folder_paths.py, `compute_vars`).
+Core knows `%width%`, `%year%` and the like, which stay for it (folder_paths.py, `compute_vars`).
 """
 
 from __future__ import annotations
 
 import datetime
+import random
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
-from .graph import Named
 from .prompt import Prompt, is_link, node_label
+from .stored_graph import Named
 
 _WORD = re.compile(r"%([^%]+)%")
 _DATE = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
@@ -96,3 +97,49 @@ def _as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+# ------------------------------------------------------------------------------------------------ alternatives
+
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+
+
+def one_of_each(text: str) -> str:
+    """A text of several lines as the front end sends it: without comments, and one of each `{a|b}`, drawn anew each
+    time; `\\{` is a brace."""
+    return re.sub(r"\\([{}|])", r"\1", _drawn(_COMMENT.sub("", text)))
+
+
+def _drawn(text: str) -> str:
+    made, position = "", 0
+    while position < len(text):
+        if text[position] == "\\":
+            made += text[position : position + 2]
+            position += 2
+        elif text[position] == "{":
+            options, position = _options(text, position + 1)
+            made += _drawn(random.choice(options))
+        else:
+            made += text[position]
+            position += 1
+    return made
+
+
+def _options(text: str, position: int) -> tuple[list[str], int]:
+    """The alternatives of a brace that opens before `position`, and the position after the brace that closes it."""
+    options, depth = [""], 0
+    while position < len(text):
+        character = text[position]
+        position += 1
+        if character == "\\":
+            options[-1] += text[position - 1 : position + 1]
+            position += 1
+            continue
+        if character == "}" and depth == 0:
+            break
+        if character == "|" and depth == 0:
+            options.append("")
+            continue
+        depth += (character == "{") - (character == "}")
+        options[-1] += character
+    return options, position
