@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ltx_core.errors import ConfigError
 from ..ltx_core.media.decoding import open_video
 from ..ltx_core.progress import Notes
 
@@ -32,6 +33,34 @@ class Shown(NamedTuple):
 
     pixels: Tensor
     alpha: Tensor | None
+
+
+class Stored(NamedTuple):
+    """How a file has its video: FFmpeg's names of the container, and of the codec; bits of a channel."""
+
+    containers: tuple[str, ...]
+    codec: str
+    depth: int
+    colour_space: str
+
+
+_COLOUR_SPACES = {1: "sRGB", 13: "sRGB", 18: "HDR", 16: "HDR PQ"}
+"""Names of core's by transfer characteristics, as ITU-T H.273 numbers them."""
+
+
+def stored_as(path: Path) -> Stored | None:
+    """None: PyAV finds no frames in the file."""
+    try:
+        with open_video(path) as (container, stream):
+            if next(container.decode(stream), None) is None:
+                return None
+            parts = stream.format.components
+            transfer: Any = stream.codec_context.color_trc
+            depth = max((part.bits for part in parts), default=8)
+            names = tuple(container.format.name.split(","))
+            return Stored(names, stream.codec.canonical_name, depth, _COLOUR_SPACES.get(int(transfer), "sRGB"))
+    except ConfigError:
+        return None
 
 
 def decoded(path: Path, notes: Notes) -> Iterator[Shown]:
@@ -54,6 +83,26 @@ def decoded(path: Path, notes: Notes) -> Iterator[Shown]:
                 damaged += 1
         if damaged:
             notes(f"{path} is damaged in {damaged} places, where its frames are left out.")
+
+
+def decoded_or_none(path: Path, notes: Notes) -> list[Shown] | None:
+    """All frames, or None for what the readers of `media` show, and core does not: files that PyAV does not open (an
+    animated WebP), and values beyond 0 to 1."""
+    said: list[str] = []
+    try:
+        frames = list(decoded(path, said.append))
+    except ConfigError:
+        return None
+    if not frames or not all(_in_unit_range(frame.pixels) for frame in frames):
+        return None
+    for text in said:
+        notes(text)
+    return frames
+
+
+def _in_unit_range(pixels: Tensor) -> bool:
+    least, greatest = pixels.aminmax()
+    return bool(least >= -1e-2 and greatest <= 1 + 1e-2)  # False for NaN too; conversions overshoot by a little
 
 
 class _Conversion:

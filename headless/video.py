@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..ltx_core import media
 from ..ltx_core.progress import Notes, log_note
+from .decoding import Stored, decoded, stored_as
+from .encoding import CONTAINERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,8 @@ class VideoInMemory:
     """A VIDEO whose frames are in memory."""
 
     components: VideoComponents
+    depth: int = 8  # bits of a channel where it is stored
+    colour_space: str = "sRGB"
 
     def get_components(self) -> VideoComponents:
         return self.components
@@ -60,7 +64,28 @@ class VideoInFile:
 
     def frames(self) -> Iterator[Tensor]:
         """The frames (1, h, w, 3), one at a time: a long clip is never in memory as a whole."""
-        return (frame[None] for frame in media.stream_video(self.path, notes=self.notes))
+        if self._stored is None:  # an animation that only Pillow opens
+            return (frame[None] for frame in media.stream_video(self.path, notes=self.notes))
+        return (frame.pixels[None] for frame in decoded(self.path, self.notes))
+
+    @property
+    def depth(self) -> int:
+        return 8 if self._stored is None else self._stored.depth
+
+    @property
+    def colour_space(self) -> str:
+        return "sRGB" if self._stored is None else self._stored.colour_space
+
+    def is_stored_as(self, container: str, codec: str) -> bool:
+        """Whether the file has the video in this container and codec; "auto" is any."""
+        stored = self._stored
+        if stored is None or (codec != "auto" and codec != stored.codec):
+            return False
+        return container == "auto" or CONTAINERS[container] in stored.containers
+
+    @cached_property
+    def _stored(self) -> Stored | None:
+        return stored_as(self.path)
 
     @cached_property
     def _components(self) -> VideoComponents:

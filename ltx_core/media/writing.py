@@ -82,7 +82,7 @@ def write_video(
     with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         for key, value in (metadata or {}).items():
             container.metadata[key] = json.dumps(value)
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **_repeatable()})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **repeatable()})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
@@ -103,7 +103,7 @@ def write_video(
     return PixelShape(count, height, width)
 
 
-def _repeatable() -> dict[str, str]:
+def repeatable() -> dict[str, str]:
     """Options with which libx264 makes the same file of the same frames, every time.
 
     With AVX-512 its macroblock tree does not, even on one thread: seven different files in 60 runs at 96x64, unless the
