@@ -142,10 +142,11 @@ class SaveVideo:
         names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
         rate = Fraction(round(video.rate * 1000), 1000)
 
+        stored = _kept(video, format["format"], chosen)
+
         def write(path: Path) -> None:
-            if _keeps(video, format["format"], chosen) and copy_streams(video.path, path, metadata):
-                return
-            write_clip(path, itertools.chain([first], frames), rate, encoding, metadata)
+            if stored is None or not copy_streams(stored, path, metadata):
+                write_clip(path, itertools.chain([first], frames), rate, encoding, metadata)
 
         entry = names.save(encoding.suffix, write)
         return {"ui": {"images": [entry], "animated": [True]}, "result": (video,)}
@@ -162,8 +163,8 @@ def _encoding(container: str, chosen: dict[str, Any], video: Video) -> Encoding:
     return Encoding(name, codec, settings.get("crf"), video.depth, space)
 
 
-def _keeps(video: Video, container: str, chosen: dict[str, Any]) -> bool:
-    """Whether a clip from a file is stored as it is: nothing else was asked for."""
+def _kept(video: Video, container: str, chosen: dict[str, Any]) -> Path | None:
+    """The file of a clip that is stored as it is: nothing else was asked for."""
     if not isinstance(video, VideoInFile) or (chosen.get("encoding") or {}).get("crf") is not None:
-        return False
-    return video.is_stored_as(container, chosen["codec"])
+        return None
+    return video.path if video.is_stored_as(container, chosen["codec"]) else None

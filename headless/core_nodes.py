@@ -76,7 +76,7 @@ class LoadImage:
 
 
 def _pictures(path: Path) -> list[media.Picture]:
-    """What only Pillow opens, such as an animated WebP, or what is beyond 0 to 1: all pictures of an animation, or one."""
+    """What only Pillow opens (an animated WebP), or what is beyond 0 to 1: all pictures of an animation, or one."""
     if media.is_animated(path):
         return [timed.picture for timed in media.read_pictures(path, say)]
     return [media.read_picture(path, say)]
