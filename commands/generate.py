@@ -98,10 +98,10 @@ def _model_arguments(models: Group) -> None:
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="may be repeated",
+        help="a LoRA (also LoHa, LoKr, OFT), or the folder of a trainer; may be repeated",
     )
     models.add_argument(
-        "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
+        "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"
     )
     models.add_argument(
         "--version",

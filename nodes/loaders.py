@@ -366,9 +366,10 @@ class ApplyLoRA(sockets.Node):
     CATEGORY = "LTXKit/loaders"
     DESCRIPTION = (
         "Adds a LoRA to a model, next to its weights and never into them; chain nodes for several. Reads the key "
-        "styles of diffusers, Lightricks' trainer, ComfyUI, Kohya and finetrainers, DoRA and full differences too."
+        "styles of diffusers, peft, Lightricks' trainer, ComfyUI, Kohya and finetrainers; DoRA, LoHa, LoKr, GLoRA, OFT "
+        "and full differences too. What cannot be applied is refused by its name."
     )
-    SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "distilled lora", "LoraLoaderModelOnly"]
+    SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "lokr", "distilled", "LoraLoaderModelOnly"]
     RETURN_TYPES = (sockets.MODEL,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The model with the LoRA, for Sample or another LoRA.",)
@@ -381,7 +382,9 @@ class ApplyLoRA(sockets.Node):
                 "lora_name": choice(model_files(LORA_KINDS), "A file in models/loras."),
                 "strength": decimal(1.0, -10.0, 10.0, 0.01, "0 leaves the model as it is."),
                 "allow_partial": switch(
-                    False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
+                    False,
+                    "On: leave out what of the LoRA cannot be applied to this model, and say so. Off: refuse such a "
+                    "LoRA.",
                 ),
                 "settings": choice(
                     [AUTOMATIC, OF_MODEL, *RELEASES],

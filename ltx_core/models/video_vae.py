@@ -58,6 +58,10 @@ class Posterior:
         return self.mean + (0.5 * self.logvar.clamp(*LOGVAR_RANGE)).exp() * noise.to(self.mean)
 
 
+# `decoder.timestep_scale_multiplier` of every release.
+TIMESTEP_SCALE_MULTIPLIER = 1000.0
+
+
 class PerChannelStatistics(nn.Module):
     """Mean and standard deviation that normalise latents, named as in the file; its three other tensors are unused."""
 
@@ -123,7 +127,7 @@ class Decoder(nn.Module):
             self.up_blocks.append(layer)
         self.conv_out = CausalConv3d(width, config.out_channels * config.patch_size**2, causal=causal, padding=padding)
         if config.timestep_conditioning:
-            self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
+            self.timestep_scale_multiplier = nn.Parameter(torch.tensor(TIMESTEP_SCALE_MULTIPLIER))
             self.last_time_embedder = TimeEmbedder(width * 2)
             self.last_scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
 

@@ -20,10 +20,10 @@ from ..config import SchedulerConfig
 from ..errors import CheckpointError, LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
-from ..models.video_vae import VideoVAE
+from ..models.video_vae import TIMESTEP_SCALE_MULTIPLIER, VideoVAE
 from ..progress import Progress, silent
-from ..quant.fp8 import use_fp8_matmul
-from ..quant.linear import ScaledLinear
+from ..quant.fp8 import FP8_DTYPES, use_fp8_matmul
+from ..quant.linear import ScaledLinear, linear_weights, unpack_linears
 from ..releases import RELEASES
 from .assign import assign, preparation_for, stored_tensors
 from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
@@ -32,6 +32,8 @@ from .layouts import Layout, Naming, Part, PartName, detect_layout
 from .mapping import watch
 
 logger = logging.getLogger(__name__)
+
+_MULTIPLIER = "decoder.timestep_scale_multiplier"
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -139,11 +141,17 @@ class Opened:
         preparation = preparation_for(self.stored(name), path, quantization, only=LTXTransformer.BLOCK_PREFIX)
         self._log_unknown(name)
         model = on_meta(build, self.description, name)
+        plain = linear_weights(model)
         tensors = stored_tensors(
             model, self.checkpoint, part.keys, preparation, dtype, stage=f"load {name}", progress=progress
         )
+        if name == "vae" and _MULTIPLIER in tensors and self.stored(name)[_MULTIPLIER].dtype in FP8_DTYPES:
+            # 448 is the greatest number of float8_e4m3fn, so a cast of the whole file has lost this one.
+            tensors[_MULTIPLIER] = torch.full_like(tensors[_MULTIPLIER], TIMESTEP_SCALE_MULTIPLIER)
         versions = " or ".join(self.description.versions) or "not a released version"
         assign(model, tensors, source=path, what=f"{name}, layout {part.naming}, {versions}")
+        if name != "transformer":  # convolutions are plain numbers by now, and what few Linears there are gain nothing
+            unpack_linears(model, plain, dtype or torch.bfloat16)
         watch(model, self.checkpoint.files)
         return model.eval().requires_grad_(False), preparation.name if preparation is not None else None
 

@@ -22,6 +22,8 @@ from ..config import (
 )
 from ..errors import CheckpointError, ConfigError
 from ..models.transformer import LTXTransformer
+from ..quant.foreign import has_a_weight_per_number
+from ..quant.scales import weight_name
 from ..releases import (
     FAMILY_OF_LAYERS,
     RELEASES,
@@ -140,11 +142,11 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
             is of the other family.
         CheckpointError: the metadata is damaged, or says other sizes than the tensors have.
     """
-    stated = _stated(checkpoint, layout)
     shown: dict[str, object] = {}
     parts = [part for part in layout.parts.values() if part.name in _SHAPE_READERS]
     for part in parts:
         shown.update(_SHAPE_READERS[part.name](_Shapes(checkpoint, part)))
+    stated = _stated(checkpoint, layout, shown)
     _check_agreement(checkpoint, stated.values, shown)
 
     generation = _vae_generation(layout.parts.get("vae"))
@@ -187,30 +189,40 @@ def describe(checkpoint: Checkpoint, layout: Layout, version: str | None = None)
     )
 
 
-def _stated(checkpoint: Checkpoint, layout: Layout) -> Section:
+def _stated(checkpoint: Checkpoint, layout: Layout, shown: Mapping[str, object]) -> Section:
     try:
-        return _read_stated(checkpoint, layout)
+        return _read_stated(checkpoint, layout, shown)
     except (CheckpointError, ConfigError) as error:
         raise type(error)(f"{error} (the file: {checkpoint.path})") from error
 
 
-def _read_stated(checkpoint: Checkpoint, layout: Layout) -> Section:
-    header = read_file_metadata(checkpoint.metadata, upscaler=layout.kind == "upscaler")
-    if checkpoint.container != "folder":
+def _read_stated(checkpoint: Checkpoint, layout: Layout, shown: Mapping[str, object]) -> Section:
+    # torchao describes every tensor in the header; what of it counts, the tensors show.
+    of_tensors = {"tensor_names", *map(weight_name, checkpoint.tensors)}
+    metadata = {key: text for key, text in checkpoint.metadata.items() if key not in of_tensors}
+    header = read_file_metadata(metadata, upscaler=layout.kind == "upscaler")
+    if not checkpoint.configs:
         return header
     # A folder that LTXKit wrote has the single file's config in its headers, which say more than the JSON can.
     folder = read_folder_configs(checkpoint.configs)
+    if checkpoint.container != "folder" and _disagreeing(folder.values, shown):
+        # Folders of many models hold the config of one of them.
+        return Section(header.values, (*header.unknown, "config.json beside the file, which is of another model"))
     return Section({**folder.values, **header.values}, (*folder.unknown, *header.unknown))
 
 
 def _check_agreement(checkpoint: Checkpoint, stated: Mapping[str, object], shown: Mapping[str, object]) -> None:
     """Raises CheckpointError: the metadata and the tensors have different sizes."""
-    for name, value in shown.items():
-        if isinstance(value, int) and stated.get(name, value) != value:
-            raise CheckpointError(
-                f"got {checkpoint.path}, whose metadata says {name} = {stated[name]} and whose tensors have {value}; "
-                "expected them to agree; the file is damaged, or its metadata belongs to another file"
-            )
+    for name in _disagreeing(stated, shown):
+        raise CheckpointError(
+            f"got {checkpoint.path}, whose metadata says {name} = {stated[name]} and whose tensors have {shown[name]}; "
+            "expected them to agree; the file is damaged, or its metadata belongs to another file"
+        )
+
+
+def _disagreeing(stated: Mapping[str, object], shown: Mapping[str, object]) -> list[str]:
+    """Sizes that the metadata and the tensors have both, and not the same."""
+    return [name for name, value in shown.items() if isinstance(value, int) and stated.get(name, value) != value]
 
 
 def _complete(path: str, values: dict[str, Value], generation: VAEGeneration | None) -> None:
@@ -332,9 +344,12 @@ def _vae_generation(part: Part | None) -> VAEGeneration | None:
 # --- what shapes show -------------------------------------------------------------------------------------------------
 
 
+_PACKED = frozenset({"U8", "I32", "U32"})
+
+
 class _Shapes:
-    """Shapes of one part by the module's names. Weights that a quantization packs or pads do not count: integers, but
-    for the kernels of convolutions, and those with block scales.
+    """Shapes of one part by the module's names. Weights that a quantization packs (several in a number) or pads (those
+    with block scales of one byte) do not count.
     """
 
     def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
@@ -344,7 +359,7 @@ class _Shapes:
         self._shapes = {
             name: info.shape
             for name, info in stored.items()
-            if info.dtype not in ("U8", "I8") or (info.dtype == "I8" and len(info.shape) > 2)
+            if info.dtype not in _PACKED and (info.dtype != "I8" or has_a_weight_per_number(stored, name))
             if not (f"{name}_scale" in stored and stored[f"{name}_scale"].dtype in ("U8", "F8_E8M0"))
         }
 
@@ -507,6 +522,7 @@ def part_or_error(
         "upscaler": "choose a file such as ltxv-spatial-upscaler-0.9.8.safetensors",
         "text_encoder": "choose a file such as t5xxl_fp16.safetensors or a text_encoder folder",
     }[name]
+    label = f", labelled {checkpoint.label!r}" if layout.kind == "unknown" and checkpoint.label else ""
     raise CheckpointError(
-        f"got {checkpoint.path}, which is {layout.what}; expected {wanted}; {layout.instead or advice}"
+        f"got {checkpoint.path}, which is {layout.what}{label}; expected {wanted}; {layout.instead or advice}"
     )

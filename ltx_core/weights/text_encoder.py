@@ -114,7 +114,8 @@ def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str],
     keys = _encoder_keys(part)
     stored = checkpoint.stored(keys)
     preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
-    hf_config = checkpoint.configs.get(part.prefix.partition("/")[0], {})
+    component = part.prefix.partition("/")[0] if "/" in part.prefix else "text_encoder"
+    hf_config = checkpoint.configs.get(component, {})
     return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
 
 

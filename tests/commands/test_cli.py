@@ -143,23 +143,30 @@ def test_generate_with_everything_that_changes_the_model(
     save_file(pair, tmp_path / "one=fits.safetensors")
     missing = {key.replace("blocks.3", "blocks.90"): tensor.clone() for key, tensor in pair.items()}
     save_file(pair | missing, tmp_path / "deeper.safetensors")
+    (tmp_path / "trainer").mkdir()
+    lokr = {f"base_model.model.{stem[16:]}.lokr_w{n}": torch.randn(side, side) for n, side in ((1, 4), (2, 16))}
+    save_file(lokr, tmp_path / "trainer/adapter_model.safetensors")
+    (tmp_path / "trainer/adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", "r": 16, "alpha": 8}))
     media.write_video(tmp_path / "depth.mp4", [torch.rand(12, 32, 64, 3)], fps=Fraction(12))
     output = tmp_path / "out.mp4"
     changes: dict[str, object] = {"quantization": "fp8", "text_quantization": "int8", "fps": None, "steps": None}
     changes |= {"settings": "2b-0.9.8-distilled", "reference": tmp_path / "depth.mp4", "version": "2b-0.9.5"}
     loras = ["--lora", str(tmp_path / "one=fits.safetensors"), "--lora", f"{tmp_path / 'deeper.safetensors'}=-0.5"]
+    loras += ["--lora", str(tmp_path / "trainer")]
     status, _, err = run([*arguments(files, output, **changes), *loras, "--allow-partial", "--fp8-matmul"], capsys)
     assert status == 0, err
     assert "one=fits.safetensors: 1 of 1 transformer targets matched." in err
     assert (
         f"deeper.safetensors: 1 of 2 transformer targets matched, not in the model: {stem.replace('3', '90')}." in err
     )
+    assert "adapter_model.safetensors: 1 of 1 transformer targets matched." in err
     assert "Sampling as 2b-0.9.8-distilled." in err
     assert media.video_fps(output) == 12
     settings = media.read_metadata(output)["ltxkit"]
     assert [(one["file"], one["strength"]) for one in settings["loras"]] == [
         ("one=fits.safetensors", 1.0),
         ("deeper.safetensors", -0.5),
+        ("adapter_model.safetensors", 1.0),
     ]
     assert len(settings["passes"][0]["sigmas"]) == 9  # of the distilled recipe
     assert [one["kind"] for one in settings["conditions"]] == ["reference"]
