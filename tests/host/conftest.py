@@ -134,11 +134,13 @@ def server_newest(
     package: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A running ComfyUI 0.33.0 with this pack and front end 1.58.1."""
+    """A running ComfyUI 0.33.0 with this pack, the helper pack, and front end 1.58.1."""
     static = front_end("1.58.1")
     if isinstance(static, str):
         pytest.skip(static)
-    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package)
+    helper = (Path(__file__).parent / "helper_pack.py").read_text()
+    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package, others={"helper": helper})
     fill_inputs(base / "input")
-    with serve(comfyui_newest, base, "--cache-none", front_end=static) as running:
+    packs = ("ltxkit", "helper")
+    with serve(comfyui_newest, base, "--cache-none", packs=packs, front_end=static) as running:
         yield running
