@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ltx_core import media
+from .dynamic import DYNAMIC
 from .encoding import COLOUR_SPACES, Encoding, copy_streams, write_clip
 from .folders import NumberedFiles, check_file, check_prefix, input_files, named_file, said_in_files, say
 from .video import VideoComponents, VideoInFile, VideoInMemory
@@ -76,8 +77,8 @@ class CreateVideo:
 # ------------------------------------------------------------------------------------------------ saving
 
 
-def _dynamic(options: list[dict[str, Any]], **more: Any) -> Declared:
-    return "COMFY_DYNAMICCOMBO_V3", {"options": options, **more}
+def _dynamic(options: list[dict[str, Any]]) -> Declared:
+    return DYNAMIC, {"options": options}
 
 
 def _option(key: str, required: dict[str, Any] | None = None, optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class SaveVideo:
                 "filename_prefix": ("STRING", {"default": "video/ComfyUI"}),
                 "format": _dynamic([_option(name, {"codec": _dynamic(codecs)}) for name, codecs in _CODECS.items()]),
             },
-            "optional": {"codec": _dynamic(_CODECS["auto"], hidden=True)},  # where older cores have it
+            "optional": {"codec": _dynamic(_CODECS["auto"])},  # where older cores have it
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
