@@ -1,7 +1,8 @@
 """Stand-ins for the few ComfyUI core nodes that our workflows use without ComfyUI.
 
 Ids, inputs, outputs and meaning are the core's (Comfy-Org/ComfyUI 0.3.64: nodes.py, comfy_extras/nodes_video.py,
-comfy_extras/nodes_images.py); the code is ours. There is no sound: `GetVideoComponents` returns None for it.
+comfy_extras/nodes_images.py); the code is ours. Sound begins with the first frame, also in a file whose video starts
+later than its sound; where it ends before the frames do, silence follows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..ltx_core import media
 from ..ltx_core.errors import CheckpointError
 from ..ltx_core.files import whole
 from .folders import NumberedFiles, check_file, check_prefix, file_digest, input_files, named_file, say
-from .video import VideoComponents, VideoInFile, VideoInMemory
+from .video import Audio, VideoComponents, VideoInFile, VideoInMemory
 
 MAX_RESOLUTION = 16384  # nodes.py
 
@@ -232,9 +233,9 @@ class GetVideoComponents:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"video": ("VIDEO",)}}
 
-    def split(self, video: VideoInFile | VideoInMemory) -> tuple[Tensor, None, float]:
+    def split(self, video: VideoInFile | VideoInMemory) -> tuple[Tensor, Audio | None, float]:
         parts = video.get_components()
-        return parts.images, None, float(parts.frame_rate)
+        return parts.images, parts.audio, float(parts.frame_rate)
 
 
 class CreateVideo:
@@ -247,7 +248,7 @@ class CreateVideo:
         fps = ("FLOAT", {"default": 30.0, "min": 1.0, "max": 120.0, "step": 1.0})
         return {"required": {"images": ("IMAGE",), "fps": fps}, "optional": {"audio": ("AUDIO",)}}
 
-    def create(self, images: Tensor, fps: float, audio: None = None) -> tuple[VideoInMemory]:
+    def create(self, images: Tensor, fps: float, audio: Audio | None = None) -> tuple[VideoInMemory]:
         return (VideoInMemory(VideoComponents(images, Fraction(fps), audio)),)
 
 
@@ -287,7 +288,10 @@ class SaveVideo:
         names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
         rate = Fraction(round(video.rate * 1000), 1000)
         pieces, metadata = itertools.chain([first], frames), _metadata(prompt, extra_pnginfo)
-        entry = names.save(".mp4", lambda path: media.write_video(path, pieces, fps=rate, metadata=metadata))
+        sound = video.sound()
+        entry = names.save(
+            ".mp4", lambda path: media.write_video(path, pieces, fps=rate, metadata=metadata, sound=sound)
+        )
         return {"ui": {"images": [entry], "animated": [True]}}
 
 
