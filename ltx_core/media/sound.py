@@ -144,9 +144,11 @@ def _start_of(container: InputContainer, video: VideoStream, path: Path) -> tupl
     """When the first frame is shown, and how exactly the file states it, both in seconds."""
     frame = next(decoded_frames(container, video, path, lambda _: None))
     base = frame.time_base or video.time_base
-    if frame.pts is None or base is None:
+    # AVI has no times of presentation: those of its first frames are late by the decoder's delay.
+    time = video.start_time if container.format.name == "avi" else frame.pts
+    if time is None or base is None:
         return Fraction(0), Fraction(0)
-    return frame.pts * base, Fraction(base)
+    return time * base, Fraction(base)
 
 
 @dataclass(frozen=True)

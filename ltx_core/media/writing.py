@@ -85,6 +85,8 @@ def write_video(
     conversion: Conversion | None = None
     # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play an incomplete file.
     options = {"movflags": "use_metadata_tags+faststart"}
+    if sound is not None:  # in milliseconds, its default, an mp4 cannot say after which sample the sound ends
+        options["movie_timescale"] = str(sound.rate)
     with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         for key, value in (metadata or {}).items():
             container.metadata[key] = json.dumps(value)
