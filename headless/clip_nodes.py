@@ -1,5 +1,9 @@
 """Stand-ins for ComfyUI's nodes for clips: inputs, outputs and meaning are those of core 0.33, which take what every
-older core's do (comfy_extras/nodes_video.py). There is no sound: `GetVideoComponents` returns None for it."""
+older core's do (comfy_extras/nodes_video.py).
+
+Sound begins with the first frame, also in a file whose video starts later than its sound; where it ends before the
+frames do, silence follows.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from torch import Tensor
 
 from ..ltx_core import media
 from .dynamic import DYNAMIC
-from .encoding import COLOUR_SPACES, Encoding, copy_streams, write_clip
+from .encoding import COLOUR_SPACES, Clip, Encoding, copy_streams, write_clip
 from .folders import NumberedFiles, check_file, check_prefix, input_files, named_file, said_in_files, say
-from .video import VideoComponents, VideoInFile, VideoInMemory
+from .video import Audio, VideoComponents, VideoInFile, VideoInMemory
 
 Video = VideoInFile | VideoInMemory
 Declared = tuple[str, dict[str, Any]]
@@ -51,9 +55,9 @@ class GetVideoComponents:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"video": ("VIDEO",)}}
 
-    def split(self, video: Video) -> tuple[Tensor, None, float, int, str]:
+    def split(self, video: Video) -> tuple[Tensor, Audio | None, float, int, str]:
         parts = video.get_components()
-        return parts.images, None, float(parts.frame_rate), video.depth, video.colour_space
+        return parts.images, parts.audio, float(parts.frame_rate), video.depth, video.colour_space
 
 
 class CreateVideo:
@@ -70,7 +74,9 @@ class CreateVideo:
             "optional": {"audio": ("AUDIO",), "bit_depth": depth},
         }
 
-    def create(self, images: Tensor, fps: float, audio: None = None, bit_depth: int = 8) -> tuple[VideoInMemory]:
+    def create(
+        self, images: Tensor, fps: float, audio: Audio | None = None, bit_depth: int = 8
+    ) -> tuple[VideoInMemory]:
         return (VideoInMemory(VideoComponents(images, Fraction(fps), audio), bit_depth),)
 
 
@@ -143,11 +149,12 @@ class SaveVideo:
         names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
         rate = Fraction(round(video.rate * 1000), 1000)
 
+        sound = video.sound()
         stored = _kept(video, format["format"], chosen)
 
         def write(path: Path) -> None:
             if stored is None or not copy_streams(stored, path, metadata):
-                write_clip(path, itertools.chain([first], frames), rate, encoding, metadata)
+                write_clip(path, Clip(itertools.chain([first], frames), rate, sound), encoding, metadata)
 
         entry = names.save(encoding.suffix, write)
         return {"ui": {"images": [entry], "animated": [True]}, "result": (video,)}

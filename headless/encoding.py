@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.files import whole
 from ..ltx_core.media.frames import rgb_frames
+from ..ltx_core.media.sound import Sound, SoundTrack
 from ..ltx_core.media.writing import repeatable
 
 CONTAINERS = {"mp4": "mp4", "mkv": "matroska", "webm": "webm"}
@@ -60,11 +61,18 @@ class Encoding:
         return {"crf": str(self.crf), **own}
 
 
-def write_clip(
-    path: Path, pieces: Iterable[Tensor], fps: Fraction, encoding: Encoding, metadata: Mapping[str, object]
-) -> None:
-    """pieces: (f, h, w, 3) in [0, 1] (pixels beyond are clipped), of one size. The last row or column of an odd side is
-    repeated: the formats need even ones.
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """What is stored. pieces: (f, h, w, 3) in [0, 1], beyond which pixels are clipped, of one size. sound: None: no
+    track."""
+
+    pieces: Iterable[Tensor]
+    fps: Fraction
+    sound: Sound | None = None
+
+
+def write_clip(path: Path, clip: Clip, encoding: Encoding, metadata: Mapping[str, object]) -> None:
+    """Write a clip. The last row or column of an odd side is repeated: the formats need even ones.
 
     Raises:
         UnsupportedError: the encoder does not take this size.
@@ -72,7 +80,7 @@ def write_clip(
     import av
     from av.error import FFmpegError
 
-    frames = (_even(frame) for piece in pieces for frame in rgb_frames(piece))
+    frames = (_even(frame) for piece in clip.pieces for frame in rgb_frames(piece))
     first = next(frames, None)
     if first is None:
         raise ConfigError("got a clip without frames; expected at least one; connect another")
@@ -83,21 +91,29 @@ def write_clip(
             "expected larger frames; choose the codec h264"
         )
     layout = "yuv420p10le" if encoding.depth > 8 or encoding.is_hdr else "yuv420p"
-    options = _TAGS_KEPT if encoding.container == "mp4" else {}
+    options = dict(_TAGS_KEPT) if encoding.container == "mp4" else {}
+    if options and clip.sound is not None:  # in milliseconds, its default, an mp4 cannot say where the sound ends
+        options["movie_timescale"] = str(clip.sound.rate)
     with (
         whole(path) as temporary,
         av.open(str(temporary), "w", format=CONTAINERS[encoding.container], options=options) as container,
     ):
         for key, value in metadata.items():
             container.metadata[key] = json.dumps(value)
-        stream: Any = container.add_stream(ENCODERS[encoding.codec], rate=fps)
+        stream: Any = container.add_stream(ENCODERS[encoding.codec], rate=clip.fps)
         stream.width, stream.height, stream.pix_fmt = width, height, layout
         stream.options = encoding.options()
         _mark(stream.codec_context, encoding)
+        sound_codec = "libopus" if encoding.container == "webm" else "aac"
+        track = None if clip.sound is None else SoundTrack(container, clip.sound, sound_codec)
         try:
-            for frame in itertools.chain([first], frames):
+            for number, frame in enumerate(itertools.chain([first], frames), 1):
                 container.mux(stream.encode(_stored(frame, layout, encoding)))
+                if track is not None:
+                    track.write_until(number / clip.fps)
             container.mux(stream.encode(None))
+            if track is not None:
+                track.close()
         except FFmpegError as error:
             raise UnsupportedError(
                 f"got frames of {width}x{height} pixels, which the codec {encoding.codec} does not store ({error}); "

@@ -1,4 +1,4 @@
-"""VIDEO values: frames in memory, or a file that is read when its frames are needed."""
+"""VIDEO values: frames in memory, or a file that is read when its frames are needed. AUDIO values: their sound."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -17,13 +18,20 @@ from .decoding import Stored, decoded, stored_as
 from .encoding import CONTAINERS
 
 
+class Audio(TypedDict):
+    """An AUDIO, as in ComfyUI: waveform (batch, channels, samples) float32, and its samples per second."""
+
+    waveform: Tensor
+    sample_rate: int
+
+
 @dataclass(frozen=True, eq=False)
 class VideoComponents:
     """The parts of a VIDEO, named as in ComfyUI's class of this name."""
 
     images: Tensor
     frame_rate: Fraction
-    audio: None = None
+    audio: Audio | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,13 @@ class VideoInMemory:
     def frames(self) -> Iterator[Tensor]:
         """The frames (f, h, w, 3), in one piece."""
         yield self.components.images
+
+    def sound(self) -> media.Sound | None:
+        """As in ComfyUI, the first of a batch; none where there are no samples."""
+        audio = self.components.audio
+        if audio is None or not audio["waveform"].numel():
+            return None
+        return media.Sound(audio["waveform"][0], int(audio["sample_rate"]))
 
 
 class VideoInFile:
@@ -87,6 +102,12 @@ class VideoInFile:
     def _stored(self) -> Stored | None:
         return stored_as(self.path)
 
+    def sound(self) -> media.Sound | None:
+        """The sound from the first frame on; None: the file has none."""
+        return media.read_sound(self.path, notes=self.notes)
+
     @cached_property
     def _components(self) -> VideoComponents:
-        return VideoComponents(torch.cat(list(self.frames())), self.rate)
+        sound = self.sound()
+        audio: Audio | None = None if sound is None else {"waveform": sound.waveform[None], "sample_rate": sound.rate}
+        return VideoComponents(torch.cat(list(self.frames())), self.rate, audio)

@@ -13,7 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ltxkit.headless.core_nodes import GetVideoComponents, LoadImage, LoadImageMask, LoadLatent, LoadVideo, SaveVideo
+from ltxkit.headless.core_nodes import (
+    CreateVideo,
+    GetVideoComponents,
+    LoadImage,
+    LoadImageMask,
+    LoadLatent,
+    LoadVideo,
+    SaveVideo,
+)
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import Runner, all_nodes
 from ltxkit.ltx_core import media
@@ -115,6 +123,46 @@ def test_other_clips_are_saved_again(inputs: Path, tmp_path: Path, name: str) ->
     saved = media.read_video(tmp_path / "out" / "clip_00001_.mp4")
     assert (saved.frames.mean((1, 2, 3)) * 255 / 20).round().tolist() == [0, 1, 2, 3, 4, 5]
     assert saved.fps == (24 if name == "a.ts" else 25)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(44100, 1), (48000, 2), (48000, 6)])
+def test_the_sound_of_a_clip_is_an_audio_and_is_saved_again(
+    inputs: Path, tmp_path: Path, rate: int, channels: int
+) -> None:
+    tone = (torch.arange(rate // 4) * 0.2).sin().mul(2**14).round() / 2**15
+    sound = media.Sound(tone.expand(channels, -1), rate)  # a quarter of a second: six frames
+    media.write_video(
+        inputs / "a.mp4", [torch.zeros(6, 32, 48, 3)], fps=Fraction(24), sound=sound, sound_codec="flac"
+    )
+    (video,) = LoadVideo().load("a.mp4")
+    images, audio, fps, *_ = GetVideoComponents().split(video)
+    assert audio is not None
+    assert set(audio) == {"waveform", "sample_rate"}
+    assert audio["sample_rate"] == rate
+    assert torch.equal(audio["waveform"], sound.waveform[None])
+    same, longer, shorter = images, images.repeat(2, 1, 1, 1), images[:3]
+    for number, frames in enumerate((same, longer, shorter), 1):
+        SaveVideo().save(CreateVideo().create(frames, fps, audio)[0], "clip", {"format": "auto"})
+        saved = media.read_sound(tmp_path / "out" / f"clip_0000{number}_.mp4")
+        assert saved is not None
+        assert (saved.rate, saved.channels) == (rate, channels)
+        assert abs(saved.waveform.shape[1] - len(frames) / 24 * rate) < 1
+        inside = saved.waveform[:1, 1000 : min(len(frames), 6) * rate // 24 - 1000]
+        assert (inside - sound.waveform[:1, 1000 : 1000 + inside.shape[1]]).abs().max() < 0.05
+    SaveVideo().save(video, "clip", {"format": "auto"})  # read from its file and written, without a node in between
+    saved = media.read_sound(tmp_path / "out" / "clip_00004_.mp4")
+    assert saved is not None
+    assert saved.waveform.shape[1] == rate // 4
+
+
+def test_a_clip_without_sound_is_saved_without_a_track(inputs: Path, tmp_path: Path) -> None:
+    clip(inputs / "a.mp4")
+    images, audio, fps, *_ = GetVideoComponents().split(LoadVideo().load("a.mp4")[0])
+    assert audio is None
+    empty: Any = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 48000}
+    for number, none in enumerate((None, audio, empty), 1):
+        SaveVideo().save(CreateVideo().create(images, fps, none)[0], "clip", {"format": "auto"})
+        assert media.read_sound(tmp_path / "out" / f"clip_0000{number}_.mp4") is None
 
 
 def graph(loader: dict[str, Any]) -> dict[str, Any]:

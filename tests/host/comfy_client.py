@@ -215,7 +215,7 @@ def serve(
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
+    for _ in range(720):  # three minutes: on a busy machine its imports take one
         if process.poll() is not None:
             raise AssertionError(f"ComfyUI ended while starting:\n{server.log.read_text()[-3000:]}")
         try:
