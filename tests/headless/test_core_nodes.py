@@ -25,7 +25,7 @@ from ltxkit.headless.core_nodes import (
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import Runner, all_nodes
 from ltxkit.ltx_core import media
-from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.nodes.host import use_host
 
 RGBA = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
@@ -131,9 +131,7 @@ def test_the_sound_of_a_clip_is_an_audio_and_is_saved_again(
 ) -> None:
     tone = (torch.arange(rate // 4) * 0.2).sin().mul(2**14).round() / 2**15
     sound = media.Sound(tone.expand(channels, -1), rate)  # a quarter of a second: six frames
-    media.write_video(
-        inputs / "a.mp4", [torch.zeros(6, 32, 48, 3)], fps=Fraction(24), sound=sound, sound_codec="flac"
-    )
+    media.write_video(inputs / "a.mp4", [torch.zeros(6, 32, 48, 3)], fps=Fraction(24), sound=sound, sound_codec="flac")
     (video,) = LoadVideo().load("a.mp4")
     images, audio, fps, *_ = GetVideoComponents().split(video)
     assert audio is not None
@@ -190,3 +188,135 @@ def test_a_file_that_is_no_latent_is_named(inputs: Path) -> None:
     (inputs / "bad.latent").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"bad\.latent, which is not a latent"):
         LoadLatent().load("bad.latent")
+
+
+# ------------------------------------------------------------------------------------------------ formats
+
+
+def stored(path: Path) -> dict[str, Any]:
+    with av.open(str(path)) as file:
+        video = file.streams.video[0]
+        context: Any = video.codec_context
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video)]
+        return {
+            "container": file.format.name.split(",")[0],
+            "codec": video.codec.canonical_name,
+            "layout": context.pix_fmt,
+            "colours": (context.color_primaries, int(context.color_trc), int(context.colorspace)),
+            "frames": np.stack(frames).astype(np.float32),
+            "sound": [(track.codec.canonical_name, track.rate) for track in file.streams.audio],
+            "prompt": {key.lower(): value for key, value in file.metadata.items()}.get("prompt"),
+        }
+
+
+SDR, HLG, PQ = (1, 13, 1), (9, 18, 9), (9, 16, 9)  # as core marks them
+
+
+@pytest.mark.parametrize(
+    ("format", "codec", "settings", "made"),
+    [
+        ("auto", "auto", None, ("mov", "h264", "yuv420p", SDR)),
+        ("mp4", "h264", {"crf": 30.0, "color_space": "auto"}, ("mov", "h264", "yuv420p", SDR)),
+        ("mp4", "av1", None, ("mov", "av1", "yuv420p", SDR)),
+        ("mkv", "auto", None, ("matroska", "h264", "yuv420p", SDR)),
+        ("mkv", "h264", {"crf": 20.0, "color_space": "HDR"}, ("matroska", "h264", "yuv420p10le", HLG)),
+        ("webm", "auto", None, ("matroska", "av1", "yuv420p", SDR)),
+        ("webm", "av1", {"crf": 40.0, "color_space": "HDR PQ"}, ("matroska", "av1", "yuv420p10le", PQ)),
+    ],
+)
+def test_a_clip_is_saved_in_every_format_of_the_core(
+    inputs: Path, tmp_path: Path, format: str, codec: str, settings: dict[str, Any] | None, made: tuple[Any, ...]
+) -> None:
+    frames = torch.linspace(0, 1, 96)[None, None, :, None].expand(3, 64, 96, 3).contiguous()
+    audio: Any = {"waveform": torch.zeros(1, 2, 6000), "sample_rate": 44100}
+    (video,) = CreateVideo().create(frames, 24.0, audio)
+    chosen: dict[str, Any] = {"codec": codec}
+    if settings:
+        chosen["encoding"] = {"encoding": "re-encode", **settings}
+    said = SaveVideo().save(video, "clip", {"format": format, "codec": chosen}, prompt={"1": {}})
+    assert said["result"] == (video,)
+    suffix = "mp4" if format == "auto" else format
+    assert said["ui"]["images"][0]["filename"] == f"clip_00001_.{suffix}"
+    file = stored(tmp_path / f"out/clip_00001_.{suffix}")
+    assert (file["container"], file["codec"], file["layout"], file["colours"]) == made
+    assert np.abs(file["frames"] / 255 - frames.numpy()).mean() < 0.03
+    assert file["sound"] == [("opus", 48000) if format == "webm" else ("aac", 44100)]
+    assert file["prompt"] == '{"1": {}}'
+
+
+def test_ten_bits_keep_what_eight_lose(inputs: Path, tmp_path: Path) -> None:
+    frames = torch.linspace(0.5, 0.52, 96)[None, None, :, None].expand(2, 64, 96, 3).contiguous()
+    for number, depth in enumerate((8, 10), 1):
+        (video,) = CreateVideo().create(frames, 24.0, None, depth)
+        assert GetVideoComponents().split(video)[3:] == (depth, "sRGB")
+        best = {"codec": "h264", "encoding": {"encoding": "re-encode", "crf": 1.0, "color_space": "sRGB"}}
+        SaveVideo().save(video, "clip", {"format": "mkv", "codec": best})
+        (again,) = LoadVideo().load(f"clip_0000{number}_.mkv [output]")
+        images, _, _, found, space = GetVideoComponents().split(again)
+        assert (found, space) == (depth, "sRGB")
+        assert len(images[0, 32, :, 0].unique()) > (12 if depth == 10 else 3)
+
+
+def test_a_clip_from_a_file_is_stored_as_it_is_unless_something_else_is_asked_for(inputs: Path, tmp_path: Path) -> None:
+    clip(inputs / "a.mp4")
+    (video,) = LoadVideo().load("a.mp4")
+    before = stored(inputs / "a.mp4")["frames"]
+    SaveVideo().save(video, "clip", {"format": "auto", "codec": {"codec": "auto"}}, prompt={"1": {}})
+    SaveVideo().save(video, "clip", {"format": "mp4", "codec": {"codec": "h264"}})
+    for number in (1, 2):
+        assert np.array_equal(stored(tmp_path / f"out/clip_0000{number}_.mp4")["frames"], before)
+    assert stored(tmp_path / "out/clip_00001_.mp4")["prompt"] == '{"1": {}}'
+    SaveVideo().save(video, "clip", {"format": "mkv", "codec": {"codec": "auto"}})
+    assert stored(tmp_path / "out/clip_00003_.mkv")["codec"] == "h264"
+
+
+def test_a_size_that_the_codec_does_not_take_is_one_sentence(inputs: Path) -> None:
+    (video,) = CreateVideo().create(torch.zeros(2, 32, 48, 3), 24.0)
+    with pytest.raises(UnsupportedError, match="got frames of 48x32 pixels for the codec av1"):
+        SaveVideo().save(video, "clip", {"format": "webm"})
+
+
+def test_older_prompts_name_the_codec_beside_the_format(inputs: Path, tmp_path: Path) -> None:
+    Image.fromarray(RGBA[..., :3]).save(inputs / "a.png")
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 24}},
+        "3": {"class_type": "SaveVideo", "inputs": {"video": ["2", 0], "filename_prefix": "x"}},
+    }
+    for number, names in enumerate(
+        ({"format": "mp4", "codec": "h264"}, {"format": "auto", "format.codec": "auto", "codec": "auto"}), 1
+    ):
+        graph["3"]["inputs"] |= names
+        Runner(PlainHost(tmp_path, inputs, tmp_path / "out"), all_nodes()).run(graph)
+        assert stored(tmp_path / f"out/x_0000{number}_.mp4")["codec"] == "h264"
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+
+def test_nodes_that_hold_or_show_a_value(inputs: Path, tmp_path: Path, notes: list[str]) -> None:
+    graph: dict[str, Any] = {}
+    values = {"Int": 7, "Float": 0.5, "String": "a", "StringMultiline": "a\nb", "Boolean": True}
+    for name, value in values.items():
+        graph[name] = {"class_type": f"Primitive{name}", "inputs": {"value": value}}
+        graph[f"show {name}"] = {"class_type": "PreviewAny", "inputs": {"source": [name, 0]}}
+    host = PlainHost(tmp_path, inputs, tmp_path / "out", notes=notes.append)
+    shown = Runner(host, all_nodes()).run(graph).ui
+    assert [shown[f"show {name}"]["text"] for name in values] == [("7",), ("0.5",), ("a",), ("a\nb",), ("True",)]
+    assert [note.rpartition(": ")[2] for note in notes] == ["7", "0.5", "a", "a\nb", "True"]
+
+
+def test_a_picture_is_saved_as_core_cuts_it(inputs: Path, tmp_path: Path) -> None:
+    from ltxkit.headless.core_nodes import SaveImage
+
+    images = torch.tensor([0.9999, 0.5, 1.5, -1.0]).reshape(1, 1, 4, 1).expand(1, 1, 4, 3)
+    SaveImage().save_images(images, "x")
+    assert np.array(Image.open(tmp_path / "out/x_00001_.png"))[0, :, 0].tolist() == [254, 127, 255, 0]
+
+
+@pytest.mark.parametrize(("index", "length", "kept"), [(0, 2, [0, 1]), (-2, 5, [3, 4]), (9, 1, [4]), (-9, 1, [0])])
+def test_a_picture_of_a_batch_is_counted_from_either_end(index: int, length: int, kept: list[int]) -> None:
+    from ltxkit.headless.core_nodes import ImageFromBatch
+
+    images = torch.arange(5.0).reshape(5, 1, 1, 1)
+    assert ImageFromBatch().frombatch(images, index, length)[0].flatten().tolist() == kept
