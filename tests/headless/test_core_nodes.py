@@ -278,7 +278,7 @@ def test_a_size_that_the_codec_does_not_take_is_one_sentence(inputs: Path) -> No
 
 def test_older_prompts_name_the_codec_beside_the_format(inputs: Path, tmp_path: Path) -> None:
     Image.fromarray(RGBA[..., :3]).save(inputs / "a.png")
-    graph = {
+    graph: dict[str, Any] = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
         "2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 24}},
         "3": {"class_type": "SaveVideo", "inputs": {"video": ["2", 0], "filename_prefix": "x"}},

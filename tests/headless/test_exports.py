@@ -116,7 +116,7 @@ def test_subgraphs_that_multiply_are_refused(tmp_path: Path):
         inside = [{"id": number, "type": f"level {key + 1}", "mode": 0} for number in range(10)]
         return {"id": f"level {key}", "name": "More", "nodes": inside, "inputs": [], "outputs": [], "links": []}
 
-    graph = {"nodes": [{"id": 1, "type": "level 0", "mode": 0}], "links": []}
+    graph: Json = {"nodes": [{"id": 1, "type": "level 0", "mode": 0}], "links": []}
     graph["definitions"] = {"subgraphs": [level(key) for key in range(9)]}
     with pytest.raises(ConfigError, match="more than 100000 nodes"):
         read_export(write(tmp_path, graph), NOTHING)
@@ -132,7 +132,7 @@ NODES = (
 
 
 def filled(prefix: str, **inputs: Any) -> str:
-    prompt = {"1": {"class_type": "Sampler", "inputs": inputs}, "3": {"class_type": "Saver", "inputs": {}}}
+    prompt: Json = {"1": {"class_type": "Sampler", "inputs": inputs}, "3": {"class_type": "Saver", "inputs": {}}}
     prompt["3"]["inputs"]["filename_prefix"] = prefix
     return fill_prefixes(prompt, NODES, NOON)["3"]["inputs"]["filename_prefix"]
 

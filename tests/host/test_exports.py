@@ -119,16 +119,15 @@ def ours(
     comfyui_newest: ComfyUI,
     server_newest: Server,
     models_folder: Path,
+    repository: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Path]]:
     """The files that `ltxkit run` makes of the exports, in the environment of the core."""
-    import ltxkit
-
     folder = tmp_path_factory.mktemp("exports")
     for name, prompt in exports.items():
         (folder / f"{name}.json").write_text(json.dumps(prompt))
     site = tmp_path_factory.mktemp("site")
-    (site / "ltxkit").symlink_to(Path(ltxkit.__file__).parent)
+    (site / "ltxkit").symlink_to(repository)
     folders = [str(site), str(models_folder), str(server_newest.base / "input"), str(folder)]
     done = comfyui_newest.run(RUN_ALL, *folders, timeout=900)
     assert done.returncode == 0, done.stderr
