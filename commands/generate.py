@@ -15,6 +15,7 @@ from .console import Console
 from .settings import Group
 
 if TYPE_CHECKING:
+    from ..ltx_core.media import Sound
     from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.library import Components
     from ..ltx_core.pipelines.settings import Overrides
@@ -78,6 +79,18 @@ def _start_arguments(shown: Group) -> None:
         type=arguments.number(0, 1),
         default=1.0,
         help="how closely the clip keeps to its start, 0 to 1 (default 1)",
+    )
+    shown.add_argument(
+        "--no-sound",
+        action="store_true",
+        help="leave out the sound of --video, or of --reference; otherwise it goes through, cut to the result or "
+        "followed by silence",
+    )
+    shown.add_argument(
+        "--sound-codec",
+        choices=("aac", "flac"),
+        default="aac",
+        help="aac plays everywhere (default); flac keeps every sample",
     )
     shown.add_argument(
         "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
@@ -156,6 +169,7 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     loras = _loras(options)
     _check_request(options, said, loras)
     conditions, fps = _conditions(options, console)
+    sound = _sound(options, fps, console)
     width, height = options.size
     clip = _load(options, loras, console).generate(
         options.prompt,
@@ -173,7 +187,13 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     )
     if options.save_latent:
         clip.save_latent(options.save_latent)
-    clip.save(options.output, contact_sheet=options.contact_sheet, progress=console.progress)
+    clip.save(
+        options.output,
+        contact_sheet=options.contact_sheet,
+        sound=sound,
+        sound_codec=options.sound_codec,
+        progress=console.progress,
+    )
     for path in (options.save_latent, options.contact_sheet, options.output):
         if path:
             console.result(str(path))
@@ -198,6 +218,15 @@ def _conditions(options: argparse.Namespace, console: Console) -> tuple[list[Con
         fps = reference.fps
         conditions.append(Reference(reference.frames, fps=float(fps)))
     return conditions, fps
+
+
+def _sound(options: argparse.Namespace, fps: Fraction | None, console: Console) -> Sound | None:
+    """What is heard with the clip: the sound of --video, else of --reference. fps: of the clip, where one is given."""
+    from ..ltx_core import media
+
+    seconds = None if fps is None else options.frames / fps
+    files = () if options.no_sound else filter(None, (options.video, options.reference))
+    return next(filter(None, (media.read_sound(path, seconds=seconds, notes=console.note) for path in files)), None)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from . import arguments
@@ -11,7 +12,12 @@ from .console import Console
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workflow", type=Path, help="a workflow in API format, such as those in workflows/api/")
+    parser.add_argument(
+        "workflow",
+        type=Path,
+        help="a workflow that ComfyUI saved or exported (with API or without), a picture, clip or latent that has one "
+        "inside, or the name of a bundled one, such as demo-text",
+    )
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
     )
@@ -22,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TITLE.INPUT=VALUE",
-        help="change an input of a node; may be repeated",
+        help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1'; may be repeated",
     )
 
 
@@ -30,6 +36,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..headless.runner import run_workflow
     from ..ltx_core.placing.devices import spare_main_memory
 
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     spare_main_memory()
     files = run_workflow(
         options.workflow,
@@ -44,4 +51,4 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-COMMANDS = (Command("run", "Run a ComfyUI workflow (API format) without ComfyUI.", _arguments, _run),)
+COMMANDS = (Command("run", "Run a ComfyUI workflow without ComfyUI.", _arguments, _run),)

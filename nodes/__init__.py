@@ -9,6 +9,7 @@ from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
 from .plan import PlanMemory
 from .sample import GenerateTwoStage, SampleVideo
+from .sound import KeepSound
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from .text import EncodePrompt
 from .train import TrainLoRA
@@ -33,6 +34,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
+    "LTXKitKeepSound": KeepSound,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -55,6 +57,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
+    "LTXKitKeepSound": "Sound (LTXKit)",
 }
 
 add_routes()

@@ -204,7 +204,8 @@ def _validating(cls: type[Node]) -> Any:
     def VALIDATE_INPUTS(cls: type[Node], *given: Any, **named: Any) -> bool | str:
         values = {**dict(zip((*asked, *decimals), given, strict=False)), **named}
         declared = declared_inputs(cls)
-        problems = (problem_with(name, values[name], declared[name]) for name in decimals if name in values)
+        known = (name for name in decimals if values.get(name) is not None)  # ComfyUI passes None for a link
+        problems = (problem_with(name, values[name], declared[name]) for name in known)
         problem = next(filter(None, problems), None)
         return problem or own(cls, **{name: value for name, value in values.items() if name in asked})
 

@@ -72,8 +72,12 @@ class Input:
 
 def declared_inputs(node_class: Any) -> dict[str, Input]:
     """The inputs that a node class declares, required ones first, by name."""
+    return read_inputs(node_class.INPUT_TYPES())
+
+
+def read_inputs(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:
+    """The inputs in a declaration, required ones first, by name."""
     inputs: dict[str, Input] = {}
-    groups = node_class.INPUT_TYPES()
     for group in ("required", "optional"):
         for name, spec in groups.get(group, {}).items():
             kind, options = spec[0], spec[1] if len(spec) > 1 else {}

@@ -325,14 +325,30 @@ class Clip:
         return self.decoder(self.latent, progress)
 
     @clear_of_memory("decoding this clip")
-    def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
+    def save(
+        self,
+        path: Path_,
+        *,
+        contact_sheet: Path_ | None = None,
+        sound: media.Sound | Path_ | None = None,
+        sound_codec: str = "aac",
+        progress: Progress = silent,
+    ) -> None:
         """Decode into an mp4, frame by frame. contact_sheet: where to save some of the frames as one picture.
 
+        sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
+            whose sound it is. sound_codec: one of `media.SOUND_CODECS`.
+
         Raises:
-            ConfigError: a name that cannot be written, before anything is decoded.
+            ConfigError: a name that cannot be written, or a sound that cannot be read, before anything is decoded.
             OSError: the disk is full; no partial file remains.
         """
         check_output(path, VIDEOS)
+        check_choice("sound_codec", sound_codec, media.SOUND_CODECS)
+        if isinstance(sound, str | Path):
+            sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
+        elif sound is not None:
+            check_kind("sound", sound, media.Sound)
         if contact_sheet is not None:
             check_output(contact_sheet, PICTURES)
         sheet_numbers = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
@@ -345,7 +361,14 @@ class Clip:
                 count += len(chunk)
                 yield chunk
 
-        media.write_video(Path(path), chunks(), fps=self.fps, metadata={"ltxkit": self.settings})
+        media.write_video(
+            Path(path),
+            chunks(),
+            fps=self.fps,
+            metadata={"ltxkit": self.settings},
+            sound=sound,
+            sound_codec=sound_codec,
+        )
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
             media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})

@@ -192,6 +192,42 @@ def test_generate_with_everything_that_changes_the_model(
 
 
 @pytest.mark.slow
+def test_generate_keeps_the_sound_of_its_video(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At another frame rate too, the clip has the samples of its first seconds; then it is silent."""
+    tone = (0.4 * torch.sin(torch.arange(8000) * 0.3)).mul(2**15).round() / 2**15
+    source = media.Sound(torch.stack([tone, -tone]), 8000)
+    clip, guide, silent = (tmp_path / name for name in ("clip.mp4", "guide.mp4", "silent.mp4"))
+    pictures = torch.rand(12, 32, 64, 3)
+    media.write_video(clip, [pictures], fps=Fraction(24), sound=source, sound_codec="flac")  # half a second
+    media.write_video(guide, [pictures], fps=Fraction(24), sound=media.Sound(source.waveform[:1], 8000))
+    media.write_video(silent, [pictures], fps=Fraction(24))
+
+    def made(**changes: object) -> media.Sound | None:
+        status, _, error = run(arguments(files, tmp_path / "out.mp4", **changes), capsys)
+        assert status == 0, error
+        return media.read_sound(tmp_path / "out.mp4")
+
+    for fps, frames, heard in ((24, 9, 3000), (24, 17, 4000), (12, 9, 4000), (None, 17, 4000)):
+        sound = made(video=clip, fps=fps, frames=frames, sound_codec="flac")
+        assert sound is not None
+        assert sound.rate == 8000
+        assert sound.waveform.shape == (2, round(frames / (fps or 24) * 8000))
+        assert torch.equal(sound.waveform[:, :heard], source.waveform[:, :heard])
+        assert not sound.waveform[:, heard:].any()
+    assert made(video=silent) is None
+    with_aac = made(video=clip, fps=24)
+    assert with_aac is not None
+    assert (with_aac.waveform - source.waveform[:, :3000]).abs().max() < 0.05
+    first = made(video=silent, reference=guide)
+    assert first is not None
+    assert first.channels == 1
+    status, _, _ = run([*arguments(files, tmp_path / "out.mp4", video=clip), "--no-sound"], capsys)
+    assert status == 0
+    assert media.read_sound(tmp_path / "out.mp4") is None
+
+
 def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments(files, tmp_path / "a.mp4", save_latent=tmp_path / "a.latent", seed=3), capsys)[0] == 0
     ltx = Components.load(files["--model"], files["--text-encoder"], device="cpu")

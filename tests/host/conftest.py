@@ -27,6 +27,8 @@ import user_folders
 from comfy_client import ComfyUI, Server, find_comfyui, make_base, serve
 from graph_page import front_end
 
+from ltxkit.ltx_core.media import Clip, Sound
+
 
 @pytest.fixture(scope="session")
 def models_folder(tiny_models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -62,6 +64,32 @@ def made_size() -> Callable[[str], tuple[int, int, int]]:
     scaled = ("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage", "demo-text", "demo-first-frame")
     sizes |= dict.fromkeys(scaled, (17, 96, 90))
     return lambda name: sizes.get(name, (17, 64, 60))
+
+
+@pytest.fixture(scope="session")
+def heard_frames() -> dict[str, list[tuple[int, int]]]:
+    """By the name of a workflow that keeps the sound of its clip, the frames of the reduced result that have sound."""
+    two_stage = {key: [(0, 9)] for key in ("two-stage-13b-dev", "two-stage-13b-distilled")}
+    whole = {"video-to-video-2b": [(0, 21)], "inpaint-2b": [(0, 21)], "ic-lora-13b": [(0, 17)]}
+    return {**whole, **two_stage, "extend-2b": [(0, 9)], "interpolate-2b": [(0, 17)]}
+
+
+@pytest.fixture(scope="session")
+def check_sound() -> Callable[[Sound, Clip, list[tuple[int, int]]], None]:
+    """check_sound(sound, clip, heard): as long as the frames; loud in the frames `heard`, silent in the others."""
+
+    def check(sound: Sound, clip: Clip, heard: list[tuple[int, int]]) -> None:
+        assert (sound.rate, sound.channels) == (48000, 2)
+        assert abs(sound.waveform.shape[1] - len(clip.frames) / clip.fps * sound.rate) <= 48  # 1 ms: an mp4's unit
+        for number in range(len(clip.frames)):
+            span = [round((number + part) / clip.fps * sound.rate) for part in (0.25, 0.75)]
+            loud = sound.waveform[:, span[0] : span[1]].abs().amax()
+            if any(first <= number < last for first, last in heard):
+                assert loud > 0.3, number
+            elif all(number not in (first - 1, last) for first, last in heard):  # AAC spreads over 20 ms
+                assert loud < 0.01, number
+
+    return check
 
 
 def _comfyui(variable: str, folder: str) -> ComfyUI:
@@ -135,7 +163,7 @@ def server_newest(
     package: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A running ComfyUI 0.33.0 with this pack and front end 1.58.1."""
+    """A running ComfyUI 0.33.0 with this pack, the helper pack, and front end 1.58.1."""
     static = front_end("1.58.1")
     if isinstance(static, str):
         pytest.skip(static)

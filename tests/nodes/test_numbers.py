@@ -78,6 +78,7 @@ def test_decimals_are_refused_before_anything_runs_in_comfyui(numeric: Any):
         for value in (*NOT_FINITE, spec.options["max"] + 1, spec.options["min"] - 1):
             assert f"{name}: got" in node_class.VALIDATE_INPUTS(**given, **{name: value})
         assert node_class.VALIDATE_INPUTS(**given, **{name: spec.options["default"]}) is True
+        assert node_class.VALIDATE_INPUTS(**given, **{name: None}) is True  # ComfyUI: the input is linked
 
 
 def test_a_prompt_with_such_a_number_names_node_and_input(host: Any):
