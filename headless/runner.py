@@ -19,6 +19,7 @@ from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.host import use_host
 from ..nodes.widgets import declared_inputs
 from .core_nodes import CORE_NODES
+from .core_parts import CORE_PARTS
 from .host import PlainHost
 from .prompt import (
     Classes,
@@ -152,4 +153,4 @@ def run_workflow(
 
 def all_nodes() -> dict[str, type]:
     """Every class that a prompt may name here: the stand-ins for core nodes, and ours."""
-    return {**CORE_NODES, **NODE_CLASS_MAPPINGS}
+    return {**CORE_NODES, **CORE_PARTS, **NODE_CLASS_MAPPINGS}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ltx_core.errors import ConfigError
-from ...nodes import NODE_CLASS_MAPPINGS
-from ..core_nodes import CORE_NODES
+from ...nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from ..runner import all_nodes
 from . import core_rules, other_rules, pack_rules
 from .graph import CONVERTED, KEPT, LEFT_OUT, Blocked, Call, Line, NewGraph, Rule, is_link, plain
 from .known import OF_CORE, pack_of
@@ -17,6 +17,7 @@ from .values import Clip, Guider, Latent, Levels, Link, Missing, Model, Noise, O
 
 RULES: Mapping[str, Rule] = {**core_rules.RULES, **pack_rules.RULES, **other_rules.RULES}
 CORE = "ComfyUI"
+BRIDGES = {"MODEL": "LTXKitConvertModelToNative", "VAE": "LTXKitConvertVAEToNative"}
 _CORE_IDS = frozenset({"comfy-core", "comfyanonymous/ComfyUI", "Comfy-Org/ComfyUI"})
 
 
@@ -144,7 +145,7 @@ def _kept(call: Call) -> Any:
     ours = call.type in NODE_CLASS_MAPPINGS
     inputs = {name: _as_input(call, name, call.get(name), ours=ours) for name in call.inputs}
     link = call.add(call.type, inputs)
-    known: Any = NODE_CLASS_MAPPINGS.get(call.type) or CORE_NODES.get(call.type)
+    known: Any = all_nodes().get(call.type)
     outputs = getattr(known, "RETURN_TYPES", None)
     if getattr(known, "OUTPUT_NODE", False) or call.meta.get("is_output"):
         call.outputs.append(link.node)
@@ -157,9 +158,13 @@ def _as_input(call: Call, name: str, value: Any, *, ours: bool) -> Any:
         if ours:
             return value.link
         kind = {Model: "MODEL", Vae: "VAE", Clip: "CLIP"}[type(value)]
+        bridge = BRIDGES.get(kind, "")
+        if bridge in NODE_CLASS_MAPPINGS:
+            call.note(f"{NODE_DISPLAY_NAME_MAPPINGS[bridge]} gives it ComfyUI's {kind}")
+            return call.add(bridge, {kind.lower(): value.link}, title="")
         raise Blocked(
-            f"its {name} takes a native {kind}, and LTXKit's is another; keep ComfyUI's own loader for it, or connect a "
-            "bridge of LTXKit between"
+            f"its {name} takes a native {kind}, and LTXKit's is another; keep ComfyUI's own loader for it, and leave this "
+            "node out of the migration"
         )
     if isinstance(value, Latent):
         if value.conditions:
@@ -192,19 +197,17 @@ def _pack(class_type: str, meta: Mapping[str, Any]) -> str:
     pack = pack_of(class_type, meta)
     if class_type in NODE_CLASS_MAPPINGS:
         return ""
-    return CORE if pack in _CORE_IDS or class_type in OF_CORE or class_type in CORE_NODES else pack or "an unknown pack"
+    return CORE if pack in _CORE_IDS or class_type in OF_CORE or class_type in all_nodes() else pack or "an unknown pack"
 
 
 def _missing(new: NewGraph) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     for node in new.prompt.values():
         pack = _pack(node["class_type"], node["_meta"])
-        if pack and pack != CORE and node["class_type"] not in _PARTS_OF_CORE:
+        if pack and pack != CORE:
             found.setdefault(pack, {})[node["class_type"]] = None
     return {pack: tuple(types) for pack, types in found.items()}
 
-
-_PARTS_OF_CORE = frozenset({"LatentCut", "LatentConcat"})  # in every core that has V3 nodes
 
 
 def _frame_rate(prompt: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from .sampling import (
     numbers,
     of_list,
     one_by_one,
+    picture_link,
     sampled,
     sampler_name,
     schedule_link,
@@ -201,8 +202,7 @@ def _extend(call: Call) -> tuple[Any, ...]:
             raise Blocked("the number of its new frames is that of a clip of unknown length; write num_new_frames")
         more = guiding.frames - 1 - overlap
     more = more // 8 * 8
-    if None in (old.width, old.height):
-        raise Blocked("the size of its clip is not known; expected a size in a widget; put EmptyLTXVLatentVideo before")
+    old = _measured(call, old, vae)
     end = replace(decoded(call, old, vae), take=-(overlap + 1))
     conditions: list[Condition | Reference] = [Condition(end, 0, call.get("strength", 0.5), "stretch")]
     if isinstance(guiding, Latent):
@@ -215,6 +215,20 @@ def _extend(call: Call) -> tuple[Any, ...]:
     frames = old.frames + more if isinstance(old.frames, int) else None
     latent = Latent(call.add("LatentConcat", joined, title=""), old.width, old.height, frames)
     return _with_prompts(call, latent)
+
+
+def _measured(call: Call, latent: Latent, vae: Vae) -> Latent:
+    """A latent with its size, which a node measures on its frames where no widget says it."""
+    if None not in (latent.width, latent.height, latent.frames):
+        return latent
+    frames = latent.pixels or decoded(call, latent, vae)
+    link = call.add("GetImageSize", {"image": picture_link(call, replace(frames, crf=0))}, title="")
+    sides = [Link(link.node, index) for index in range(3)]
+    width, height, count = (
+        side if side is not None else measured
+        for side, measured in zip((latent.width, latent.height, latent.frames), sides, strict=True)
+    )
+    return replace(latent, width=width, height=height, frames=count)
 
 
 def _in_context(call: Call) -> tuple[Any, ...]:
@@ -249,8 +263,7 @@ def _looping(call: Call) -> tuple[Any, ...]:
     guider, noise, sampler, sigmas = _parts(call)
     vae: Vae = call.needed("vae", Vae, "the VAE of the model")
     canvas: Latent = call.needed("latents", Latent, "the latent that gives the size")
-    if None in (canvas.width, canvas.height, canvas.frames):
-        raise Blocked("the size of its clip is not known; expected a size in a widget; put EmptyLTXVLatentVideo before")
+    canvas = _measured(call, canvas, vae)
     if noise.seed is None:
         raise Blocked("a long clip starts from noise; expected RandomNoise; connect it")
     several = call.get("optional_positive_conditionings")
