@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from .condition import AddCondition, AddReference
-from .host import add_routes
+from .host import add_routes, register_replacements
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
+from .old_graphs import (
+    AdaptLatent,
+    AddFilmGrain,
+    AddNativeGuide,
+    CreateNativeGuider,
+    EncodePromptList,
+    PassOn,
+    ReportMissing,
+    SampleNatively,
+    SetDecodeNoise,
+)
 from .plan import PlanMemory
+from .replacements import REPLACEMENTS
 from .sample import GenerateTwoStage, SampleVideo
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from .text import EncodePrompt
@@ -33,6 +45,15 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
+    "LTXKitCreateNativeGuider": CreateNativeGuider,
+    "LTXKitSampleNatively": SampleNatively,
+    "LTXKitEncodePromptList": EncodePromptList,
+    "LTXKitAddNativeGuide": AddNativeGuide,
+    "LTXKitAdaptLatent": AdaptLatent,
+    "LTXKitAddFilmGrain": AddFilmGrain,
+    "LTXKitSetDecodeNoise": SetDecodeNoise,
+    "LTXKitPassOn": PassOn,
+    "LTXKitReportMissing": ReportMissing,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -55,6 +76,16 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
+    "LTXKitCreateNativeGuider": "Guider by Level (LTXKit)",
+    "LTXKitSampleNatively": "Sample Natively (LTXKit)",
+    "LTXKitEncodePromptList": "Encode Prompt List (LTXKit)",
+    "LTXKitAddNativeGuide": "Native Guide (LTXKit)",
+    "LTXKitAdaptLatent": "Adapt Latent (LTXKit)",
+    "LTXKitAddFilmGrain": "Film Grain (LTXKit)",
+    "LTXKitSetDecodeNoise": "Decode Noise (LTXKit)",
+    "LTXKitPassOn": "Pass On (LTXKit)",
+    "LTXKitReportMissing": "Missing Node (LTXKit)",
 }
 
 add_routes()
+register_replacements(REPLACEMENTS)
