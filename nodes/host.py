@@ -337,8 +337,7 @@ def register_replacements(replacements: Sequence[Any]) -> None:
         return
     for each in replacements:
         names = {"new_node_id": each.new, "old_node_id": each.old, "old_widget_ids": list(each.widgets)}
-        mappings = {"input_mapping": each.input_mapping(), "output_mapping": each.output_mapping()}
-        manager.register(io.NodeReplace(**names, **mappings))
+        manager.register(io.NodeReplace(**names, input_mapping=each.input_mapping()))
     by_old = {each.old: each for each in replacements}
 
     def complete(body: dict[str, Any]) -> dict[str, Any]:

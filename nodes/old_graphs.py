@@ -161,10 +161,10 @@ def _projection(positive: Tensor, negative: Tensor) -> Tensor:
 class SampleNatively(sockets.Node):
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "In the place of LTXVBaseSampler, LTXVTiledSampler, LTXVExtendSampler, LTXVInContextSampler and "
-        "LTXVLoopingSampler in graphs of July 2025: one pass of ComfyUI's own sampler, or several windows of a long clip."
+        "In the place of LTXVBaseSampler, LTXVExtendSampler, LTXVInContextSampler and LTXVLoopingSampler in "
+        " graphs of July 2025: one pass of ComfyUI's own sampler, or several windows of a long clip."
     )
-    SEARCH_ALIASES = ["ltx", "ltxv", "LTXVBaseSampler", "LTXVTiledSampler", "LTXVExtendSampler", "LTXVLoopingSampler"]
+    SEARCH_ALIASES = ["ltx", "ltxv", "LTXVBaseSampler", "LTXVExtendSampler", "LTXVLoopingSampler"]
     RETURN_TYPES = ("LATENT", "CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("latent", "positive", "negative")
     OUTPUT_TOOLTIPS = ("The sampled clip.", "The prompt of the guider.", "The negative prompt of the guider.")
@@ -221,6 +221,18 @@ class SampleNatively(sockets.Node):
             "long clip": _long_clip,
         }[task](native, said)
         return (made, *guider.raw_conds)
+
+
+class RefineNatively(SampleNatively):
+    DESCRIPTION = "In the place of LTXVTiledSampler in graphs of July 2025: a pass of ComfyUI's own sampler over a clip."
+    SEARCH_ALIASES = ["ltx", "ltxv", "LTXVTiledSampler"]
+    RETURN_TYPES = ("LATENT", "LATENT")
+    RETURN_NAMES = ("latent", "denoised")
+    OUTPUT_TOOLTIPS = ("The sampled clip.", "The same clip: the old node gave it twice.")
+
+    def run(self, **said: Any) -> tuple[Any, ...]:
+        made, *_ = super().run(**said)
+        return made, made
 
 
 class _Pass:

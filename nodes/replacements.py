@@ -16,8 +16,8 @@ _CONTROL = "control"  # the widget behind a seed, which no input has
 class Replacement:
     """One old id. widgets: its widgets in the order in which files store them. inputs: new names by old ones.
 
-    values: new inputs that the old node did not have. outputs: new output numbers by old ones; None: the same.
-    optional: old inputs that a prompt may lack.
+    values: new inputs that the old node did not have. optional: old inputs that a prompt may lack. Outputs have the same
+    numbers: core 0.33 fails on others where the next node is replaced too.
     """
 
     old: str
@@ -25,21 +25,15 @@ class Replacement:
     widgets: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Mapping[int, int] | None = None
     optional: tuple[str, ...] = ()
 
     def default(self, name: str) -> Any:
         """The value of an old input that a prompt lacks; None for a socket."""
-        return _SAMPLE.get(self.inputs[name]) if self.new == "LTXKitSampleNatively" else None
+        return _SAMPLE.get(self.inputs[name]) if self.new in ("LTXKitSampleNatively", "LTXKitRefineNatively") else None
 
     def input_mapping(self) -> list[dict[str, Any]]:
         renamed = [{"new_id": new, "old_id": old} for old, new in self.inputs.items()]
         return renamed + [{"new_id": new, "set_value": value} for new, value in self.values.items()]
-
-    def output_mapping(self) -> list[dict[str, int]] | None:
-        if self.outputs is None:
-            return None
-        return [{"new_idx": new, "old_idx": old} for old, new in self.outputs.items()]
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -64,10 +58,12 @@ _SAMPLE = {
 }
 
 
-def _sample(old: str, task: str, widgets: str, renamed: Mapping[str, str], **rest: Any) -> Replacement:
+def _sample(
+    old: str, task: str, widgets: str, renamed: Mapping[str, str], new: str = "LTXKitSampleNatively", **rest: Any
+) -> Replacement:
     said = {name: value for name, value in _SAMPLE.items() if name not in renamed.values()} | {"task": task}
     said |= rest.pop("values", {})
-    return Replacement(old, "LTXKitSampleNatively", tuple(widgets.split()), {**_PARTS, **renamed}, said, **rest)
+    return Replacement(old, new, tuple(widgets.split()), {**_PARTS, **renamed}, said, **rest)
 
 
 def _passed(old: str, name: str, note: str, widgets: str = "") -> Replacement:
@@ -116,7 +112,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             "optional_cond_indices": "frames_of_images",
             "images_cond_strengths": "strengths",
         },
-        outputs={0: 0, 1: 0},
+        new="LTXKitRefineNatively",
         optional=("optional_cond_images", "optional_cond_indices", "images_cond_strengths"),
     ),
     _sample(
