@@ -94,11 +94,17 @@ class ImageStitch:
             return (image1,)
         beside = direction in ("left", "right")
         frames = max(len(image1), len(image2))
-        first, second = (torch.cat((each, each[-1:].expand(frames - len(each), -1, -1, -1))) for each in (image1, image2))
+        first, second = (
+            torch.cat((each, each[-1:].expand(frames - len(each), -1, -1, -1))) for each in (image1, image2)
+        )
         if match_image_size:
             height, width = first.shape[1:3]
             _, old_height, old_width, _ = second.shape
-            size = (height, int(height * old_width / old_height)) if beside else (int(width * old_height / old_width), width)
+            size = (
+                (height, int(height * old_width / old_height))
+                if beside
+                else (int(width * old_height / old_width), width)
+            )
             second = F.interpolate(second.movedim(-1, 1), size, mode="bilinear").movedim(1, -1)
         axis = 1 if beside else 2
         longest = max(first.shape[axis], second.shape[axis])
@@ -111,6 +117,10 @@ class ImageStitch:
             shape[3 - axis] = spacing_width
             parts.insert(1, torch.tensor(COLOURS[spacing_color]).expand(*shape[:3], 3))
         return (torch.cat(parts, dim=3 - axis),)
+
+
+def _lasting(image: Tensor, frames: int) -> Tensor:
+    return torch.cat((image, image[-1:].expand(frames - len(image), -1, -1, -1)))
 
 
 def _centred(image: Tensor, axis: int, length: int) -> Tensor:

@@ -311,8 +311,8 @@ def core_node(node_id: str, **inputs: Any) -> tuple[Any, ...]:
     """The outputs of one of ComfyUI's own nodes. Raises UnsupportedError where there is none of this id."""
     if not has_core_node(node_id):
         raise UnsupportedError(
-            f"got a node that needs ComfyUI's {node_id}, which is not here; expected a ComfyUI that has it; run the graph "
-            "there, or migrate it (`ltxkit migrate`)"
+            f"got a node that needs ComfyUI's {node_id}, which is not here; expected a ComfyUI that has it; run the "
+            "graph there, or migrate it (`ltxkit migrate`)"
         )
     node_class: Any = sys.modules["nodes"].NODE_CLASS_MAPPINGS[node_id]
     if hasattr(node_class, "define_schema"):

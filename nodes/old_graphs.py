@@ -84,9 +84,7 @@ class CreateNativeGuider(sockets.Node):
         return (native_guider(model, (positive, negative), lists, skip_above, cfg_star=cfg_star_rescale),)
 
 
-def native_guider(
-    model: Any, conds: tuple[Any, Any], lists: Lists, skip_above: float, *, cfg_star: bool
-) -> Any:
+def native_guider(model: Any, conds: tuple[Any, Any], lists: Lists, skip_above: float, *, cfg_star: bool) -> Any:
     """A GUIDER of core's own class, whose scale and STG follow the level of the step.
 
     Raises:
@@ -189,7 +187,9 @@ class SampleNatively(sockets.Node):
                 "overlap": integer(24, 8, 1000, "Frames of the end of one part with which the next begins."),
                 "window": integer(80, 24, 1000, "Frames of a window of a long clip."),
                 "strength": decimal(0.9, 0.0, 1.0, 0.01, "Of the pictures, and of the overlap."),
-                "crop": choice(["center", "disabled"], "How pictures get the size of the clip."),
+                "crop": choice(
+                    ["center", "disabled"], "How pictures get the size of the clip. center: cut. disabled: stretch."
+                ),
                 "crf": integer(0, 0, 100, "Compression of the pictures. 0: off."),
                 "blur": integer(0, 0, 10, "Radius of a blur on the pictures. 0: off."),
                 "frames_of_images": text("0", "Frame of each picture."),
@@ -204,7 +204,49 @@ class SampleNatively(sockets.Node):
             },
         }
 
-    def run(self, vae: Any, guider: Any, sampler: Any, sigmas: Any, noise: Any, task: str, **said: Any) -> tuple[Any, ...]:
+    def run(
+        self,
+        vae: Any,
+        guider: Any,
+        sampler: Any,
+        sigmas: Any,
+        noise: Any,
+        task: str,
+        width: int,
+        height: int,
+        frames: int,
+        overlap: int,
+        window: int,
+        strength: float,
+        crop: str,
+        crf: int,
+        blur: int,
+        frames_of_images: str,
+        strengths: str,
+        adain: float,
+        latent: Any = None,
+        guiding_latent: Any = None,
+        images: Tensor | None = None,
+        prompts: Any = None,
+    ) -> tuple[Any, ...]:
+        said = {
+            "width": width,
+            "height": height,
+            "frames": frames,
+            "overlap": overlap,
+            "window": window,
+            "strength": strength,
+            "crop": crop,
+            "crf": crf,
+            "blur": blur,
+            "adain": adain,
+            "frames_of_images": frames_of_images or "0",
+            "strengths": strengths,
+            "latent": latent,
+            "guiding_latent": guiding_latent,
+            "images": images,
+            "prompts": prompts,
+        }
         if not isinstance(getattr(guider, "raw_conds", None), tuple):
             raise ConfigError(
                 "got a guider without its prompts; expected one of Guider by Level (LTXKit); put that in its place"
@@ -224,15 +266,21 @@ class SampleNatively(sockets.Node):
 
 
 class RefineNatively(SampleNatively):
-    DESCRIPTION = "In the place of LTXVTiledSampler in graphs of July 2025: a pass of ComfyUI's own sampler over a clip."
+    DESCRIPTION = "In the place of LTXVTiledSampler in graphs of July 2025: ComfyUI's own sampler over a clip."
     SEARCH_ALIASES = ["ltx", "ltxv", "LTXVTiledSampler"]
     RETURN_TYPES = ("LATENT", "LATENT")
     RETURN_NAMES = ("latent", "denoised")
     OUTPUT_TOOLTIPS = ("The sampled clip.", "The same clip: the old node gave it twice.")
 
-    def run(self, **said: Any) -> tuple[Any, ...]:
-        made, *_ = super().run(**said)
-        return made, made
+    def execute(self, **inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
+        """The clip, twice, in the place of the clip and its prompts."""
+        made = super().execute(**inputs)
+        if isinstance(made, dict):
+            return {**made, "result": made["result"][:1] * 2}
+        return made[:1] * 2
+
+
+Guide = tuple[Tensor, int, float]
 
 
 class _Pass:
@@ -255,7 +303,9 @@ class _Pass:
     def pixels(self, latent: Mapping[str, Any]) -> Tensor:
         return core_node("VAEDecode", vae=self.vae, samples=latent)[0]
 
-    def sample(self, latent: Any, guides: Sequence[tuple[Tensor, int, float]], *, seed_offset: int = 0) -> dict[str, Any]:
+    def sample(
+        self, latent: Any, guides: Sequence[tuple[Tensor, int, float]], *, seed_offset: int = 0
+    ) -> dict[str, Any]:
         """A pass over `latent`. guides: frames (f, h, w, 3), where they stand, and their strength."""
         positive, negative = self.positive, self.negative
         for images, frame, strength in guides:
@@ -272,7 +322,7 @@ class _Pass:
         return core_node("LTXVCropGuides", positive=positive, negative=negative, latent=made)[2]
 
 
-def _images(native: _Pass, said: Mapping[str, Any], width: int, height: int) -> list[tuple[Tensor, int, float]]:
+def _images(said: Mapping[str, Any], width: int, height: int) -> list[Guide]:
     images = said.get("images")
     if images is None:
         return []
@@ -294,7 +344,7 @@ def _images(native: _Pass, said: Mapping[str, Any], width: int, height: int) -> 
 
 def _new_clip(native: _Pass, said: Mapping[str, Any]) -> dict[str, Any]:
     width, height, frames = said["width"], said["height"], said["frames"]
-    guides = _images(native, said, width, height)
+    guides = _images(said, width, height)
     if len(guides) == 1 and guides[0][1] == 0:
         size = {"width": width, "height": height, "length": frames, "batch_size": 1}
         conds = {"positive": native.positive, "negative": native.negative}
@@ -304,7 +354,7 @@ def _new_clip(native: _Pass, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refined(native: _Pass, said: Mapping[str, Any]) -> dict[str, Any]:
-    return native.sample(said["latent"], _images(native, said, *native.size(said["latent"])))
+    return native.sample(said["latent"], _images(said, *native.size(said["latent"])))
 
 
 def _extended(native: _Pass, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,7 +388,7 @@ def _followed(native: _Pass, said: Mapping[str, Any]) -> dict[str, Any]:
     guiding = said["guiding_latent"]
     width, height = native.size(guiding)
     frames = (guiding["samples"].shape[2] - 1) * native.time + 1 if said["frames"] < 0 else said["frames"]
-    guides = [(native.pixels(guiding), 0, 1.0), *_images(native, said, width, height)]
+    guides = [(native.pixels(guiding), 0, 1.0), *_images(said, width, height)]
     return native.sample(native.empty(width, height, frames), guides)
 
 
@@ -358,7 +408,7 @@ def _long_clip(native: _Pass, said: Mapping[str, Any]) -> dict[str, Any]:
             native.positive = listed[min(index, len(listed) - 1)]
 
     use(0)
-    guides = _images(native, said, width, height)
+    guides = _images(said, width, height)
     first = part(0, window)
     if first is not None:
         guides.insert(0, (native.pixels(first), 0, 1.0))
@@ -408,7 +458,11 @@ class AddNativeGuide(sockets.Node):
     SEARCH_ALIASES = ["ltx", "ltxv", "LTXVAddGuideAdvanced", "LTXVImgToVideoAdvanced"]
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
     RETURN_NAMES = ("positive", "negative", "latent")
-    OUTPUT_TOOLTIPS = ("The prompt with the guide.", "The negative prompt with the guide.", "The latent with the guide.")
+    OUTPUT_TOOLTIPS = (
+        "The prompt with the guide.",
+        "The negative prompt with the guide.",
+        "The latent with the guide.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -423,8 +477,14 @@ class AddNativeGuide(sockets.Node):
                 "strength": decimal(1.0, 0.0, 1.0, 0.01, "1 keeps it as it is."),
                 "crf": integer(29, 0, 51, "Compression. 0: off."),
                 "blur_radius": integer(0, 0, 7, "Radius of a blur. 0: off."),
-                "interpolation": choice(methods, "How its size is changed."),
-                "crop": choice(["disabled", "center"], "How it gets the size of the clip."),
+                "interpolation": choice(
+                    methods,
+                    "How its size is changed: lanczos, bislerp, bicubic and bilinear are smooth, area averages, "
+                    "nearest and nearest-exact take one pixel.",
+                ),
+                "crop": choice(
+                    ["disabled", "center"], "How it gets the size of the clip. disabled: stretch. center: cut."
+                ),
                 "width": integer(768, 32, 16384, "Of a new clip, without a latent."),
                 "height": integer(512, 32, 16384, "Of a new clip, without a latent."),
                 "length": integer(97, 1, 16384, "Frames of a new clip, without a latent."),
@@ -433,24 +493,39 @@ class AddNativeGuide(sockets.Node):
             "optional": {"latent": link("LATENT", "The clip. Without it: a new one that begins with the picture.")},
         }
 
-    def run(self, positive: Any, negative: Any, vae: Any, image: Tensor, latent: Any = None, **said: Any) -> tuple[Any, ...]:
-        width, height = said["width"], said["height"]
+    def run(
+        self,
+        positive: Any,
+        negative: Any,
+        vae: Any,
+        image: Tensor,
+        frame: int,
+        strength: float,
+        crf: int,
+        blur_radius: int,
+        interpolation: str,
+        crop: str,
+        width: int,
+        height: int,
+        length: int,
+        batch_size: int,
+        latent: Any = None,
+    ) -> tuple[Any, ...]:
         if latent is not None:
             _, across, down = vae.downscale_index_formula
             width, height = latent["samples"].shape[-1] * across, latent["samples"].shape[-2] * down
-        method = "nearest-exact" if said["interpolation"] == "nearest" else said["interpolation"]
-        scale = {"upscale_method": method, "width": width, "height": height, "crop": said["crop"]}
+        method = "nearest-exact" if interpolation == "nearest" else interpolation
+        scale = {"upscale_method": method, "width": width, "height": height, "crop": crop}
         frames = core_node("ImageScale", image=image, **scale)[0].clamp(0, 1)
-        if said["crf"]:
-            frames = core_node("LTXVPreprocess", image=frames, img_compression=said["crf"])[0]
-        if said["blur_radius"]:
-            radius = said["blur_radius"]
-            frames = core_node("ImageBlur", image=frames, blur_radius=radius, sigma=0.3 * radius)[0]
-        conds = {"positive": positive, "negative": negative, "vae": vae, "image": frames, "strength": said["strength"]}
+        if crf:
+            frames = core_node("LTXVPreprocess", image=frames, img_compression=crf)[0]
+        if blur_radius:
+            frames = core_node("ImageBlur", image=frames, blur_radius=blur_radius, sigma=0.3 * blur_radius)[0]
+        conds = {"positive": positive, "negative": negative, "vae": vae, "image": frames, "strength": strength}
         if latent is None:
-            size = {"width": width, "height": height, "length": said["length"], "batch_size": said["batch_size"]}
+            size = {"width": width, "height": height, "length": length, "batch_size": batch_size}
             return core_node("LTXVImgToVideo", **conds, **size)[:3]
-        return core_node("LTXVAddGuide", **conds, latent=latent, frame_idx=said["frame"])[:3]
+        return core_node("LTXVAddGuide", **conds, latent=latent, frame_idx=frame)[:3]
 
 
 # ------------------------------------------------------------------------------------------------ latents, pictures
@@ -561,7 +636,7 @@ class PassOn(sockets.Node):
 
 class ReportMissing(sockets.Node):
     CATEGORY = CATEGORY
-    DESCRIPTION = "In the place of a node of July 2025 that LTXKit does not have: it says what to do instead, and stops."
+    DESCRIPTION = "In the place of a node of July 2025 that is not here: it says what to do instead, and stops."
     SEARCH_ALIASES = ["ltx", "ltxv", "FlowEdit", "RF edit"]
     RETURN_TYPES = (ANY, ANY, ANY)
     RETURN_NAMES = ("first", "second", "third")
@@ -581,4 +656,6 @@ class ReportMissing(sockets.Node):
         }
 
     def run(self, instead_of: str, remedy: str, first: Any = None, second: Any = None) -> tuple[Any, ...]:  # noqa: ARG002
-        raise UnsupportedError(f"got {instead_of}, an experiment of July 2025; expected a node that LTXKit has; {remedy}")
+        raise UnsupportedError(
+            f"got {instead_of}, an experiment of July 2025; expected a node that LTXKit has; {remedy}"
+        )

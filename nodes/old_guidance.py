@@ -58,7 +58,9 @@ def lists_of(sigmas: Any, cfg: Any, stg: Any, rescale: Any, blocks: str) -> List
     try:
         layers = tuple(tuple(int(each) for each in numbers(part.partition("[")[2])) for part in blocks.split("]")[:-1])
     except ValueError as error:
-        raise ConfigError(f"got {blocks!r} as stg_layers_indices; expected lists such as [14], [14]; correct it") from error
+        raise ConfigError(
+            f"got {blocks!r} as stg_layers_indices; expected lists such as [14], [14]; correct it"
+        ) from error
     return (*columns, layers)  # type: ignore[return-value]
 
 

@@ -16,8 +16,8 @@ _CONTROL = "control"  # the widget behind a seed, which no input has
 class Replacement:
     """One old id. widgets: its widgets in the order in which files store them. inputs: new names by old ones.
 
-    values: new inputs that the old node did not have. optional: old inputs that a prompt may lack. Outputs have the same
-    numbers: core 0.33 fails on others where the next node is replaced too.
+    values: new inputs that the old node did not have. optional: old inputs that a prompt may lack. Outputs have the
+    same numbers: core 0.33 fails on others where the next node is replaced too.
     """
 
     old: str
@@ -210,9 +210,13 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         {"vae": "vae", "latents": "samples"},
         {"tile_size": 512, "overlap": 64, "temporal_size": 4096, "temporal_overlap": 8},
     ),
-    Replacement("LTXVPromptEnhancer", "PrimitiveStringMultiline", ("prompt", "max_resulting_tokens"), {"prompt": "value"}),
-    Replacement("LTXVPromptEnhancerLoader", "PrimitiveString", ("llm_name", "image_captioner_name"), {"llm_name": "value"}),
-    _passed("LTXQ8Patch", "model", "the model runs without the Q8 kernels, which belong to another library.", "use_fp8"),
+    Replacement(
+        "LTXVPromptEnhancer", "PrimitiveStringMultiline", ("prompt", "max_resulting_tokens"), {"prompt": "value"}
+    ),
+    Replacement(
+        "LTXVPromptEnhancerLoader", "PrimitiveString", ("llm_name", "image_captioner_name"), {"llm_name": "value"}
+    ),
+    _passed("LTXQ8Patch", "model", "the model runs without the Q8 kernels of another library."),
     _passed("LTXVPatcherVAE", "vae", ""),
     _passed("ImageToCPU", "image", ""),
     _passed("ModifyLTXModel", "model", ""),

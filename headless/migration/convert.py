@@ -13,7 +13,22 @@ from . import core_rules, other_rules, pack_rules
 from .graph import CONVERTED, KEPT, LEFT_OUT, Blocked, Call, Line, NewGraph, Rule, is_link, plain
 from .known import OF_CORE, pack_of
 from .sampling import encoded, picture_link, schedule_link
-from .values import Clip, Guider, Latent, Levels, Link, Missing, Model, Noise, Other, Picture, Sampler, Sigmas, Text, Vae
+from .values import (
+    Clip,
+    Guider,
+    Latent,
+    Levels,
+    Link,
+    Missing,
+    Model,
+    Noise,
+    Other,
+    Picture,
+    Sampler,
+    Sigmas,
+    Text,
+    Vae,
+)
 
 RULES: Mapping[str, Rule] = {**core_rules.RULES, **pack_rules.RULES, **other_rules.RULES}
 CORE = "ComfyUI"
@@ -127,7 +142,9 @@ def _inputs(node: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
         elif 0 <= value[1] < len(source):
             found[name] = source[value[1]]
         else:
-            found[name] = Missing(f"its {name} is linked to output {value[1]} of node {value[0]}, which has no such one")
+            found[name] = Missing(
+                f"its {name} is linked to output {value[1]} of node {value[0]}, which has no such one"
+            )
     return found
 
 
@@ -163,8 +180,8 @@ def _as_input(call: Call, name: str, value: Any, *, ours: bool) -> Any:
             call.note(f"{NODE_DISPLAY_NAME_MAPPINGS[bridge]} gives it ComfyUI's {kind}")
             return call.add(bridge, {kind.lower(): value.link}, title="")
         raise Blocked(
-            f"its {name} takes a native {kind}, and LTXKit's is another; keep ComfyUI's own loader for it, and leave this "
-            "node out of the migration"
+            f"its {name} takes a native {kind}, and LTXKit's is another; keep ComfyUI's own loader for "
+            "it, and leave this node out of the migration"
         )
     if isinstance(value, Latent):
         if value.conditions:
@@ -197,7 +214,9 @@ def _pack(class_type: str, meta: Mapping[str, Any]) -> str:
     pack = pack_of(class_type, meta)
     if class_type in NODE_CLASS_MAPPINGS:
         return ""
-    return CORE if pack in _CORE_IDS or class_type in OF_CORE or class_type in all_nodes() else pack or "an unknown pack"
+    return (
+        CORE if pack in _CORE_IDS or class_type in OF_CORE or class_type in all_nodes() else pack or "an unknown pack"
+    )
 
 
 def _missing(new: NewGraph) -> dict[str, tuple[str, ...]]:
@@ -209,11 +228,14 @@ def _missing(new: NewGraph) -> dict[str, tuple[str, ...]]:
     return {pack: tuple(types) for pack, types in found.items()}
 
 
-
 def _frame_rate(prompt: Mapping[str, Any]) -> Any:
     """The rate that the graph's prompts say; ComfyUI's own default without one."""
     for node in prompt.values():
-        if isinstance(node, dict) and node.get("class_type") == "LTXVConditioning" and isinstance(node.get("inputs"), dict):
+        if (
+            isinstance(node, dict)
+            and node.get("class_type") == "LTXVConditioning"
+            and isinstance(node.get("inputs"), dict)
+        ):
             rate = node["inputs"].get("frame_rate")
             if isinstance(rate, int | float) and not isinstance(rate, bool) and rate >= 1:
                 return plain(rate)
@@ -223,11 +245,7 @@ def _frame_rate(prompt: Mapping[str, Any]) -> Any:
 def _load_vaes_with_models(new: NewGraph) -> None:
     """A VAE of its own file is an input of the node that loads the model."""
     alone = [key for key, node in new.prompt.items() if node["inputs"].keys() == {"vae_name"}]
-    whole = [
-        key
-        for key, node in new.prompt.items()
-        if node["class_type"] == "LTXKitLoadModel" and key not in alone
-    ]
+    whole = [key for key, node in new.prompt.items() if node["class_type"] == "LTXKitLoadModel" and key not in alone]
     for key in alone:
         if not whole:
             raise ConfigError(

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...nodes.old_guidance import numbers
 from .graph import Blocked, Call, Rule, plain
 from .sampling import (
     constant_guidance,
     ltxv_levels,
-    numbers,
     of_list,
     picture_link,
     sampled,
@@ -22,7 +22,6 @@ from .values import (
     Condition,
     Guider,
     Latent,
-    Levels,
     Link,
     Model,
     Noise,
@@ -276,7 +275,7 @@ def _split_denoise(call: Call) -> tuple[Any, ...]:
     return split(sigmas, steps - round(steps * call.number("denoise", 1.0)))
 
 
-def _flip(call: Call) -> tuple[Any, ...]:
+def _flip(_: Call) -> tuple[Any, ...]:
     raise Blocked("levels that rise belong to RF inversion, which is not here; use Sample from an encoded clip")
 
 

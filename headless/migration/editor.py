@@ -40,7 +40,9 @@ def editor_graph(prompt: Mapping[str, Any]) -> Json:
                 while len(origin) <= output:
                     origin.append({"name": "output", "type": "*", "links": []})
                 origin[output]["links"].append(slot["link"])
-                links.append([slot["link"], int(source), output, int(node_id), slots.index(slot), origin[output]["type"]])
+                links.append(
+                    [slot["link"], int(source), output, int(node_id), slots.index(slot), origin[output]["type"]]
+                )
         own = outputs.setdefault(node_id, [])
         names = getattr(known, "RETURN_NAMES", None) or getattr(known, "RETURN_TYPES", ())
         for index, kind in enumerate(getattr(known, "RETURN_TYPES", ())):
@@ -56,7 +58,9 @@ def editor_graph(prompt: Mapping[str, Any]) -> Json:
             "flags": {},
             "order": order,
             "mode": 0,
-            "inputs": [{key: value for key, value in slot.items() if value is not None or key == "link"} for slot in slots],
+            "inputs": [
+                {key: value for key, value in slot.items() if value is not None or key == "link"} for slot in slots
+            ],
             "outputs": own,
             "properties": {"Node name for S&R": node["class_type"]},
             "widgets_values": values,

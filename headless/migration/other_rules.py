@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...nodes.old_guidance import numbers
 from .core_rules import picture, save_video, scaled
 from .graph import Blocked, Call, Rule
-from .sampling import numbers, of_list, picture_link
+from .sampling import of_list, picture_link
 from .values import Levels, Link, Picture
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...nodes.old_guidance import PRESETS, numbers
 from .core_rules import decoded, empty, lora, picture, size, with_condition
 from .graph import Blocked, Call, Rule, plain
 from .sampling import (
     conditions_link,
-    numbers,
     of_list,
     one_by_one,
     picture_link,
@@ -41,21 +41,6 @@ from .values import (
     Vae,
 )
 
-_SIX = (1.0, 0.9933, 0.985, 0.9767, 0.9008, 0.618)
-# The presets of STGAdvancedPresets: threshold, levels, cfg, stg, rescale, blocks.
-PRESETS: Mapping[str, tuple[Any, ...]] = {
-    "13b Dynamic": (
-        *(0.997, _SIX, (1, 6, 8, 6, 1, 1), (0, 4, 4, 4, 2, 1), (1, 0.5, 0.5, 1, 1, 1)),
-        ((11, 25, 35, 39), (22, 35, 39), (28,), (28,), (28,), (28,)),
-    ),
-    "13b Balanced": (
-        *(0.998, _SIX, (1, 6, 8, 6, 1, 1), (0, 4, 4, 4, 2, 1), (1, 0.5, 0.5, 1, 1, 1)),
-        ((12,), (12,), (5,), (5,), (28,), (29,)),
-    ),
-    "13b Upscale": (0.997, _SIX, (1,) * 6, (1,) * 6, (1,) * 6, ((42,),) * 6),
-    "13b Distilled": (0.997, (1.0,), (1,), (0,), (1,), ((25,),)),
-    "2b": (0.997, _SIX, (4, 4, 4, 4, 1, 1), (2, 2, 2, 2, 1, 0), (1,) * 6, ((14,),) * 6),
-}
 _COLUMNS = ("sigmas", "cfg_values", "stg_scale_values", "stg_rescale_values", "stg_layers_indices")
 EXPERIMENT = "an experiment on core's model classes, which is not here"
 
@@ -82,7 +67,7 @@ def _stg_advanced(call: Call) -> tuple[Any, ...]:
     preset = call.get("preset")
     name = preset.value if isinstance(preset, Other) else preset
     if name in PRESETS:
-        threshold, *columns = PRESETS[str(name)]
+        threshold, columns = PRESETS[str(name)]
         lists = {**dict(zip(_COLUMNS, columns, strict=True)), "cfg_star_rescale": True}
         call.note(f"the lists of its preset {name}")
     elif name not in (None, "", "Custom"):
@@ -107,7 +92,9 @@ def _lists(call: Call, model: Model) -> dict[str, Any]:
             tuple(int(number) for number in numbers(part.partition("[")[2])) for part in said.split("]")[:-1]
         )
     except ValueError as error:
-        raise Blocked(f"its stg_layers_indices are {said!r}; expected lists such as [14], [14]; correct them") from error
+        raise Blocked(
+            f"its stg_layers_indices are {said!r}; expected lists such as [14], [14]; correct them"
+        ) from error
     if not found["stg_layers_indices"] and model.stg_blocks:
         blocks = tuple(int(number) for number in numbers(model.stg_blocks))
         found["stg_layers_indices"] = (blocks,) * len(found["sigmas"])
@@ -278,16 +265,25 @@ def _looping(call: Call) -> tuple[Any, ...]:
         "text_encoder": positive.encoder,
         "prompts": _lines(call, positive, canvas.frames, window, overlap),
         "negative": guider.negative.text,
-        **{"width": canvas.width, "height": canvas.height, "frames": canvas.frames},
+        "width": canvas.width,
+        "height": canvas.height,
+        "frames": canvas.frames,
         "frame_rate": plain(guider.negative.frame_rate or positive.frame_rate or 25),
-        **{"window_frames": window, "overlap_frames": overlap},
+        "window_frames": window,
+        "overlap_frames": overlap,
         "overlap_strength": plain(call.get("temporal_overlap_cond_strength", 0.5)),
         "adain": plain(call.get("adain_factor", 0.0)),
-        **{"seed": noise.seed, "condition_noise": 0, "decode_timestep": 0.05, "decode_noise_scale": 0.025},
+        "seed": noise.seed,
+        "condition_noise": 0,
+        "decode_timestep": 0.05,
+        "decode_noise_scale": 0.025,
         "conditions": conditions_link(call, _long_conditions(call, vae)),
         "schedule": schedule_link(call, _from_noise(call, sigmas), guider.skip_above, fresh=True),
         "guidance": call.add(*guider.guidance, title="Guidance"),
-        **{"sampler": sampler_name(call, sampler.name), "levels": "own", "tone_map": 0, "tile_size": 0},
+        "sampler": sampler_name(call, sampler.name),
+        "levels": "own",
+        "tone_map": 0,
+        "tile_size": 0,
     }
     link = call.add("LTXKitGenerateLongVideo", said)
     return (Latent(Link(link.node, 1), canvas.width, canvas.height, canvas.frames),)
@@ -312,7 +308,10 @@ def _long_conditions(call: Call, vae: Vae) -> list[Condition | Reference]:
         call.note("the picture before the clip (negative index) is left out; a Condition in each window anchors it")
     if call.whole("horizontal_tiles", 1) > 1 or call.whole("vertical_tiles", 1) > 1:
         call.note("sampled in one piece: there are no tiles here; blocks are streamed where memory requires it")
-    if call.text("per_tile_seed_offsets", "0") not in ("0", "") or call.text("per_tile_use_negative_latents", "1") != "1":
+    if (
+        call.text("per_tile_seed_offsets", "0") not in ("0", "")
+        or call.text("per_tile_use_negative_latents", "1") != "1"
+    ):
         call.note("settings for single windows are left out")
     return shown
 
@@ -419,11 +418,13 @@ def _noise_masks(call: Call) -> tuple[Any, ...]:
 
 
 def _masks(call: Call) -> tuple[Any, ...]:
-    unchanged = not call.whole("grow_mask") and call.number("clamp_min", 0.5) == 0 and call.number("clamp_max", 1.0) == 1
+    unchanged = (
+        not call.whole("grow_mask") and call.number("clamp_min", 0.5) == 0 and call.number("clamp_max", 1.0) == 1
+    )
     if call.switch("invert_input_masks") or not unchanged or call.text("pooling_method", "max") != "max":
         raise Blocked(
-            "it changes masks by its own rules; use mask nodes (InvertMask, GrowMask), and Set Latent Noise Mask, which "
-            "takes a mask for each frame"
+            "it changes masks by its own rules; use mask nodes (InvertMask, GrowMask) and Set Latent Noise Mask, "
+            "which takes a mask for each frame"
         )
     return (call.get("masks"),)
 
@@ -450,7 +451,9 @@ def _film_grain(call: Call) -> tuple[Any, ...]:
     node_id = source.link.node
     while call.new.prompt[node_id]["class_type"] != "LTXKitDecodeVideo":
         before = call.new.prompt[node_id]["inputs"].get("image")
-        if call.new.prompt[node_id]["class_type"] not in ("ImageScale", "ImageFromBatch") or not isinstance(before, list):
+        if call.new.prompt[node_id]["class_type"] not in ("ImageScale", "ImageFromBatch") or not isinstance(
+            before, list
+        ):
             call.note("film grain is left out: its frames do not come from Decode Video, which adds it; add it there")
             return (source,)
         chain.append(node_id)
@@ -527,7 +530,9 @@ RULES: Mapping[str, Rule] = {
     "LTXVAddLatents": _append,
     "LTXVSetVideoLatentNoiseMasks": _noise_masks,
     "LTXVPreprocessMasks": _masks,
-    "LinearOverlapLatentTransition": _experiment("windows overlap in Long Video, two clips in the template interpolate"),
+    "LinearOverlapLatentTransition": _experiment(
+        "windows overlap in Long Video, two clips in the template interpolate"
+    ),
     "Set VAE Decoder Noise": _decoder_noise,
     "LTXVSetVAEDecoderNoise": _decoder_noise,
     "DecoderNoise": _decoder_noise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,12 +29,6 @@ def sampler_name(call: Call, name: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ levels
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers in a text, between commas, spaces or brackets. Raises ValueError for anything else."""
-    words = text.replace(",", " ").replace(";", " ").replace("[", " ").replace("]", " ").split()
-    return tuple(float(word) for word in words)
 
 
 def listed(values: Sequence[float]) -> str:
@@ -117,7 +112,7 @@ def schedule_link(call: Call, sigmas: Sigmas, skip_above: float, *, fresh: bool)
         return call.add("LTXKitCreateSchedule", said, title="Schedule")
     assert values is not None  # levels are known, or a schedule gives them, or a link
     values = values[skipped:]
-    if len(values) < 2 or any(one <= other for one, other in zip(values, values[1:], strict=False)):
+    if len(values) < 2 or any(one <= other for one, other in itertools.pairwise(values)):
         raise Blocked(f"its levels are {listed(values)}; expected descending ones; correct the list")
     whole = values if values[-1] == 0 else (*values, 0.0)
     link = call.add("LTXKitCreateSchedule", {**_SCHEDULE, "kind": "list", "levels": listed(whole)}, title="Schedule")
@@ -256,9 +251,11 @@ def one_by_one(call: Call, picture: Picture, count: int) -> list[Picture]:
     """The single pictures of a batch, for conditions at `count` frames."""
     if count == 1 or len(picture.parts) == count:
         return list(picture.parts) if len(picture.parts) == count else [picture]
-    batch = picture_link(call, Picture(picture.link, take=picture.take, count=picture.count))
+    one = {"image": picture_link(call, Picture(picture.link, take=picture.take, count=picture.count)), "length": 1}
     return [
-        Picture(call.add("ImageFromBatch", {"image": batch, "batch_index": i, "length": 1}, title=""), picture.crf, count=1)
+        Picture(
+            call.add("ImageFromBatch", {"image": batch, "batch_index": i, "length": 1}, title=""), picture.crf, count=1
+        )
         for i in range(count)
     ]
 
