@@ -119,10 +119,6 @@ class ImageStitch:
         return (torch.cat(parts, dim=3 - axis),)
 
 
-def _lasting(image: Tensor, frames: int) -> Tensor:
-    return torch.cat((image, image[-1:].expand(frames - len(image), -1, -1, -1)))
-
-
 def _centred(image: Tensor, axis: int, length: int) -> Tensor:
     missing = length - image.shape[axis]
     before, after = missing // 2, missing - missing // 2

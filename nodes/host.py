@@ -325,7 +325,7 @@ def register_replacements(replacements: Sequence[Any]) -> None:
 
     A prompt may lack optional inputs, which core's own replacing does not expect: they are added first.
     """
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     manager = getattr(server, "node_replace_manager", None)
     if manager is None:
         return

@@ -130,9 +130,9 @@ def _guided(base: Any) -> Any:
 
             guided = {**options, "sampler_cfg_function": combine} if not math.isclose(entry.cfg, 1) else options
             self.cfg = entry.cfg
-            result = super().predict_noise(x, timestep, guided, seed)
+            result: Tensor = super().predict_noise(x, timestep, guided, seed)
             if entry.stg:
-                positive = seen.get("positive", result)
+                positive: Tensor = seen.get("positive", result)
                 inner = {**options.get("transformer_options", {}), STG_OPTION: frozenset(entry.blocks)}
                 disturbed = {**options, "transformer_options": inner, "sampler_post_cfg_function": []}
                 self.cfg = 1.0
@@ -601,7 +601,7 @@ class SetDecodeNoise(sockets.Node):
         }
 
     def run(self, vae: Any, decode_timestep: float, decode_noise_scale: float) -> tuple[Any]:
-        module = getattr(vae, "first_stage_model", None)
+        module: Any = getattr(vae, "first_stage_model", None)
         if not hasattr(module, "decode_timestep"):
             host().say("This VAE decodes without noise: nothing to set.")
             return (vae,)

@@ -72,7 +72,8 @@ def entries_of(lists: Lists) -> tuple[Entry, ...]:
             f"got lists of {', '.join(map(str, lengths))} entries; expected equally many levels, cfg, stg, rescale and "
             "blocks; correct them"
         )
-    return tuple(Entry(level, *rest, tuple(blocks)) for level, *rest, blocks in zip(*lists, strict=True))
+    rows = zip(*lists, strict=True)
+    return tuple(Entry(level, cfg, stg, rescale, tuple(blocks)) for level, cfg, stg, rescale, blocks in rows)
 
 
 def at_level(entries: Sequence[Entry], level: float) -> Entry:

@@ -162,6 +162,8 @@ def _kept(call: Call) -> Any:
     ours = call.type in NODE_CLASS_MAPPINGS
     inputs = {name: _as_input(call, name, call.get(name), ours=ours) for name in call.inputs}
     link = call.add(call.type, inputs)
+    said = {name: call.meta[name] for name in ("cnr_id", "aux_id", "ver") if name in call.meta}
+    call.new.prompt[link.node]["_meta"].update(said)
     known: Any = all_nodes().get(call.type)
     outputs = getattr(known, "RETURN_TYPES", None)
     if getattr(known, "OUTPUT_NODE", False) or call.meta.get("is_output"):

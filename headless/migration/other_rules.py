@@ -67,9 +67,10 @@ def _fitted(call: Call, source: Picture, width: Any, height: Any) -> tuple[Any, 
 def _size(call: Call) -> tuple[Any, ...]:
     source = picture(call, "image")
     known = (source.width, source.height, source.count)
-    link = call.add("GetImageSize", {"image": source.link}) if None in known else None
-    found = [known[i] if known[i] is not None else Link(link.node, i) for i in range(3) if link or known[i] is not None]
-    return (source, *found)
+    if None not in known:
+        return (source, *known)
+    link = call.add("GetImageSize", {"image": source.link})
+    return (source, *(Link(link.node, index) if side is None else side for index, side in enumerate(known)))
 
 
 def _core_size(call: Call) -> tuple[Any, ...]:

@@ -251,13 +251,12 @@ def one_by_one(call: Call, picture: Picture, count: int) -> list[Picture]:
     """The single pictures of a batch, for conditions at `count` frames."""
     if count == 1 or len(picture.parts) == count:
         return list(picture.parts) if len(picture.parts) == count else [picture]
-    one = {"image": picture_link(call, Picture(picture.link, take=picture.take, count=picture.count)), "length": 1}
-    return [
-        Picture(
-            call.add("ImageFromBatch", {"image": batch, "batch_index": i, "length": 1}, title=""), picture.crf, count=1
-        )
-        for i in range(count)
-    ]
+    batch = picture_link(call, Picture(picture.link, take=picture.take, count=picture.count))
+    made: list[Picture] = []
+    for index in range(count):
+        said = {"image": batch, "batch_index": index, "length": 1}
+        made.append(Picture(call.add("ImageFromBatch", said, title=""), picture.crf, count=1))
+    return made
 
 
 def conditions_link(call: Call, items: Sequence[Condition | Reference]) -> Link | None:
