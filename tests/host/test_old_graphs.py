@@ -10,7 +10,7 @@ from comfy_client import Server
 from ltxkit.headless.migration.known import OF_OLD_PACK
 from ltxkit.nodes.replacements import REPLACEMENTS
 
-pytestmark = [pytest.mark.comfy_newest, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
