@@ -59,11 +59,18 @@ _SAMPLE = {
 
 
 def _sample(
-    old: str, task: str, widgets: str, renamed: Mapping[str, str], new: str = "LTXKitSampleNatively", **rest: Any
+    old: str,
+    task: str,
+    widgets: str,
+    renamed: Mapping[str, str],
+    *,
+    optional: tuple[str, ...],
+    values: Mapping[str, Any] | None = None,
+    new: str = "LTXKitSampleNatively",
 ) -> Replacement:
-    said = {name: value for name, value in _SAMPLE.items() if name not in renamed.values()} | {"task": task}
-    said |= rest.pop("values", {})
-    return Replacement(old, new, tuple(widgets.split()), {**_PARTS, **renamed}, said, **rest)
+    said = {name: value for name, value in _SAMPLE.items() if name not in renamed.values()}
+    said |= {"task": task, **(values or {})}
+    return Replacement(old, new, tuple(widgets.split()), {**_PARTS, **renamed}, said, optional)
 
 
 def _passed(old: str, name: str, note: str, widgets: str = "") -> Replacement:
