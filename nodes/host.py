@@ -346,8 +346,8 @@ def register_replacements(replacements: Sequence[Any]) -> None:
             old = by_old.get(node.get("class_type", "")) if isinstance(node, dict) else None
             if old is not None and not has_core_node(old.old) and isinstance(node.get("inputs"), dict):
                 node.setdefault("_meta", {})
-                for name in old.optional:
-                    node["inputs"].setdefault(name, old.default(name))
+                for name, default in old.optional.items():
+                    node["inputs"].setdefault(name, default)
         return body
 
     server.add_on_prompt_handler(complete)

@@ -16,8 +16,8 @@ _CONTROL = "control"  # the widget behind a seed, which no input has
 class Replacement:
     """One old id. widgets: its widgets in the order in which files store them. inputs: new names by old ones.
 
-    values: new inputs that the old node did not have. optional: old inputs that a prompt may lack. Outputs have the
-    same numbers: core 0.33 fails on others where the next node is replaced too.
+    values: new inputs that the old node did not have. optional: defaults of the old inputs that a prompt may lack.
+    Outputs have the same numbers: core 0.33 fails on others where the next node is replaced too.
     """
 
     old: str
@@ -25,11 +25,7 @@ class Replacement:
     widgets: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    optional: tuple[str, ...] = ()
-
-    def default(self, name: str) -> Any:
-        """The value of an old input that a prompt lacks; None for a socket."""
-        return _SAMPLE.get(self.inputs[name]) if self.new in ("LTXKitSampleNatively", "LTXKitRefineNatively") else None
+    optional: Mapping[str, Any] = field(default_factory=dict)
 
     def input_mapping(self) -> list[dict[str, Any]]:
         renamed = [{"new_id": new, "old_id": old} for old, new in self.inputs.items()]
@@ -64,7 +60,7 @@ def _sample(
     widgets: str,
     renamed: Mapping[str, str],
     *,
-    optional: tuple[str, ...],
+    optional: Mapping[str, Any],
     values: Mapping[str, Any] | None = None,
     new: str = "LTXKitSampleNatively",
 ) -> Replacement:
@@ -92,7 +88,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         "LTXKitCreateNativeGuider",
         (*_GUIDER.split(), "stg_layers_indices"),
         _same("model", "positive", "negative", *_GUIDER.split(), "stg_layers_indices", "preset"),
-        optional=("preset",),
+        optional={"preset": None},
     ),
     Replacement("STGAdvancedPresets", "PrimitiveString", ("preset",), {"preset": "value"}),
     _sample(
@@ -105,7 +101,14 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             "optional_cond_images": "images",
             "optional_cond_indices": "frames_of_images",
         },
-        optional=("optional_cond_images", "optional_cond_indices", "strength", "crop", "crf", "blur"),
+        optional={
+            "optional_cond_images": None,
+            "optional_cond_indices": "0",
+            "strength": 0.9,
+            "crop": "disabled",
+            "crf": 35,
+            "blur": 0,
+        },
     ),
     _sample(
         "LTXVTiledSampler",
@@ -120,7 +123,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             "images_cond_strengths": "strengths",
         },
         new="LTXKitRefineNatively",
-        optional=("optional_cond_images", "optional_cond_indices", "images_cond_strengths"),
+        optional={"optional_cond_images": None, "optional_cond_indices": "0", "images_cond_strengths": "0.9"},
     ),
     _sample(
         "LTXVExtendSampler",
@@ -133,7 +136,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             "frame_overlap": "overlap",
             "optional_guiding_latents": "guiding_latent",
         },
-        optional=("optional_guiding_latents", "strength"),
+        optional={"optional_guiding_latents": None, "strength": 0.5},
     ),
     _sample(
         "LTXVInContextSampler",
@@ -141,7 +144,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
         "num_frames",
         {"guiding_latents": "guiding_latent", "num_frames": "frames", "optional_cond_image": "images"},
         values={"strength": 1.0, "crop": "disabled"},
-        optional=("optional_cond_image", "num_frames"),
+        optional={"optional_cond_image": None, "num_frames": -1},
     ),
     _sample(
         "LTXVLoopingSampler",
@@ -160,12 +163,12 @@ REPLACEMENTS: tuple[Replacement, ...] = (
             "optional_positive_conditionings": "prompts",
         },
         values={"strengths": "1", "crop": "disabled"},
-        optional=(
-            "adain_factor",
-            "optional_cond_image",
-            "optional_guiding_latents",
-            "optional_positive_conditionings",
-        ),
+        optional={
+            "adain_factor": 0.0,
+            "optional_cond_image": None,
+            "optional_guiding_latents": None,
+            "optional_positive_conditionings": None,
+        },
     ),
     Replacement("MultiPromptProvider", "LTXKitEncodePromptList", ("prompts",), _same("prompts", "clip")),
     Replacement(
