@@ -1,4 +1,4 @@
-"""`ltxkit run`: a ComfyUI workflow without ComfyUI."""
+"""`ltxkit run`: a ComfyUI workflow without ComfyUI. `ltxkit migrate`: old and native graphs into ours."""
 
 from __future__ import annotations
 
@@ -51,4 +51,43 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-COMMANDS = (Command("run", "Run a ComfyUI workflow without ComfyUI.", _arguments, _run),)
+def _migrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "workflow",
+        type=Path,
+        help="a workflow with nodes of ComfyUI-LTXVideo (July 2025) or ComfyUI's own LTXV nodes, saved or exported",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="the new file; without it, NAME-ltxkit.json beside the old one",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["ui", "api"],
+        help="ui: to open in ComfyUI; api: to send to it. `ltxkit run` takes both. Without it, that of the old file",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the new file if it exists")
+
+
+def _migrate(options: argparse.Namespace, console: Console) -> int:
+    from ..headless.migration.convert import summary
+    from ..headless.migration.file import migrate_file
+
+    done = migrate_file(options.workflow, options.output, form=options.format, overwrite=options.overwrite)
+    for line in done.migrated.report:
+        console.note(str(line))
+    for title in done.muted:
+        console.note(f"{title}: left out; it was muted or bypassed")
+    for pack, types in done.migrated.missing.items():
+        console.note(f"still needed: {pack}, for {', '.join(types)}")
+    console.note(f"{summary(done.migrated.report)}")
+    console.result(str(done.path))
+    return DONE
+
+
+COMMANDS = (
+    Command("run", "Run a ComfyUI workflow without ComfyUI.", _arguments, _run),
+    Command("migrate", "Turn an old or native workflow into one of LTXKit's nodes.", _migrate_arguments, _migrate),
+)

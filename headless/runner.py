@@ -21,6 +21,7 @@ from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import use_host
 from ..nodes.widgets import problem_with
 from .core_nodes import CORE_NODES, CORE_TITLES
+from .core_parts import CORE_PARTS
 from .dynamic import as_received, live_inputs
 from .exports import read_export
 from .host import PlainHost
@@ -207,7 +208,7 @@ def _saves(prompt: Prompt, classes: Classes) -> bool:
 
 def all_nodes() -> dict[str, type]:
     """Every class that a prompt may name here: the stand-ins for core nodes, and ours."""
-    return {**CORE_NODES, **NODE_CLASS_MAPPINGS}
+    return {**CORE_NODES, **CORE_PARTS, **NODE_CLASS_MAPPINGS}
 
 
 def known_kinds(classes: Classes) -> Kinds:

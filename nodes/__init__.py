@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from .condition import AddCondition, AddReference
-from .host import add_routes
+from .host import add_routes, register_replacements
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
+from .old_graphs import (
+    AdaptLatent,
+    AddFilmGrain,
+    AddNativeGuide,
+    CreateNativeGuider,
+    EncodePromptList,
+    PassOn,
+    RefineNatively,
+    ReportMissing,
+    SampleNatively,
+    SetDecodeNoise,
+)
 from .plan import PlanMemory
+from .replacements import REPLACEMENTS
 from .sample import GenerateTwoStage, SampleVideo
 from .sound import KeepSound
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
@@ -35,6 +48,16 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
     "LTXKitKeepSound": KeepSound,
+    "LTXKitCreateNativeGuider": CreateNativeGuider,
+    "LTXKitSampleNatively": SampleNatively,
+    "LTXKitRefineNatively": RefineNatively,
+    "LTXKitEncodePromptList": EncodePromptList,
+    "LTXKitAddNativeGuide": AddNativeGuide,
+    "LTXKitAdaptLatent": AdaptLatent,
+    "LTXKitAddFilmGrain": AddFilmGrain,
+    "LTXKitSetDecodeNoise": SetDecodeNoise,
+    "LTXKitPassOn": PassOn,
+    "LTXKitReportMissing": ReportMissing,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -58,6 +81,17 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
     "LTXKitKeepSound": "Sound (LTXKit)",
+    "LTXKitCreateNativeGuider": "Guider by Level (LTXKit)",
+    "LTXKitSampleNatively": "Sample Natively (LTXKit)",
+    "LTXKitRefineNatively": "Refine Natively (LTXKit)",
+    "LTXKitEncodePromptList": "Encode Prompt List (LTXKit)",
+    "LTXKitAddNativeGuide": "Native Guide (LTXKit)",
+    "LTXKitAdaptLatent": "Adapt Latent (LTXKit)",
+    "LTXKitAddFilmGrain": "Film Grain (LTXKit)",
+    "LTXKitSetDecodeNoise": "Decode Noise (LTXKit)",
+    "LTXKitPassOn": "Pass On (LTXKit)",
+    "LTXKitReportMissing": "Missing Node (LTXKit)",
 }
 
 add_routes()
+register_replacements(REPLACEMENTS)

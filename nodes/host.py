@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from inspect import signature
@@ -356,3 +356,54 @@ def add_routes() -> None:
     async def is_there(request: Any) -> Any:
         _our_browsers.add(str((await request.json()).get("client_id")))
         return web.Response()
+
+
+def has_core_node(node_id: str) -> bool:
+    """Whether ComfyUI, or a pack in it, has a node of this id."""
+    return node_id in getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+
+
+def core_node(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    """The outputs of one of ComfyUI's own nodes. Raises UnsupportedError where there is none of this id."""
+    if not has_core_node(node_id):
+        raise UnsupportedError(
+            f"got a node that needs ComfyUI's {node_id}, which is not here; expected a ComfyUI that has it; run the "
+            "graph there, or migrate it (`ltxkit migrate`)"
+        )
+    node_class: Any = sys.modules["nodes"].NODE_CLASS_MAPPINGS[node_id]
+    if hasattr(node_class, "define_schema"):
+        return tuple(node_class.execute(**inputs).result)
+    return tuple(getattr(node_class(), node_class.FUNCTION)(**inputs))
+
+
+def register_replacements(replacements: Sequence[Any]) -> None:
+    """Tell ComfyUI what to put in the place of old node ids: from core 0.33 on, older ones have nothing like it.
+
+    A prompt may lack optional inputs, which core's own replacing does not expect: they are added first.
+    """
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    manager = getattr(server, "node_replace_manager", None)
+    if manager is None:
+        return
+    try:
+        from comfy_api.latest import io
+    except ImportError:
+        return
+    if not hasattr(io, "NodeReplace"):
+        return
+    for each in replacements:
+        names = {"new_node_id": each.new, "old_node_id": each.old, "old_widget_ids": list(each.widgets)}
+        manager.register(io.NodeReplace(**names, input_mapping=each.input_mapping()))
+    by_old = {each.old: each for each in replacements}
+
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        prompt = body.get("prompt")
+        for node in prompt.values() if isinstance(prompt, dict) else ():
+            old = by_old.get(node.get("class_type", "")) if isinstance(node, dict) else None
+            if old is not None and not has_core_node(old.old) and isinstance(node.get("inputs"), dict):
+                node.setdefault("_meta", {})
+                for name, default in old.optional.items():
+                    node["inputs"].setdefault(name, default)
+        return body
+
+    server.add_on_prompt_handler(complete)
