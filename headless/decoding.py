@@ -2,7 +2,7 @@
 
 Core has read both through PyAV since 2026 (comfy_api/latest/_input_impl/video_types.py, `get_components_internal`), and
 so gives other numbers than a player shows: it knows no colour profiles and no HDR. Older cores read pictures with
-Pillow, as `media.read_picture` does: theirs differ by up to 0.01 in JPEG, and by less in grey PNG.
+Pillow, as `media.read_picture` does: theirs differ by about 1/255 in JPEG and grey PNG, and clips by more at edges.
 """
 
 from __future__ import annotations

