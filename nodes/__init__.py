@@ -7,6 +7,13 @@ from .host import add_routes
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
+from .native import (
+    ConvertModelFromNative,
+    ConvertModelToNative,
+    ConvertTextEncoderFromNative,
+    ConvertVAEFromNative,
+    ConvertVAEToNative,
+)
 from .plan import PlanMemory
 from .sample import GenerateTwoStage, SampleVideo
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
@@ -33,6 +40,11 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
+    "LTXKitConvertModelToNative": ConvertModelToNative,
+    "LTXKitConvertVAEToNative": ConvertVAEToNative,
+    "LTXKitConvertModelFromNative": ConvertModelFromNative,
+    "LTXKitConvertTextEncoderFromNative": ConvertTextEncoderFromNative,
+    "LTXKitConvertVAEFromNative": ConvertVAEFromNative,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -55,6 +67,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
+    "LTXKitConvertModelToNative": "Model to ComfyUI (LTXKit)",
+    "LTXKitConvertVAEToNative": "VAE to ComfyUI (LTXKit)",
+    "LTXKitConvertModelFromNative": "Model from ComfyUI (LTXKit)",
+    "LTXKitConvertTextEncoderFromNative": "Text Encoder from ComfyUI (LTXKit)",
+    "LTXKitConvertVAEFromNative": "VAE from ComfyUI (LTXKit)",
 }
 
 add_routes()

@@ -24,7 +24,7 @@ from ..progress import Progress, silent
 from ..quant.fp8 import use_fp8_matmul
 from ..quant.linear import ScaledLinear
 from .assign import assign, preparation_for, stored_tensors
-from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
+from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, checkpoint_in_memory, open_checkpoint
 from .infer import Description, Origin, describe, part_or_error
 from .layouts import Layout, Naming, Part, PartName, detect_layout
 from .mapping import watch
@@ -171,6 +171,16 @@ def open_models(path: Path | str, *, version: str | None = None, data: bool = Tr
     """
     checkpoint = open_checkpoint(path)
     return Opened(checkpoint if data else _without_data(checkpoint), detect_layout(checkpoint.tensors), version)
+
+
+def open_tensors(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, version: str | None = None
+) -> Opened:
+    """As `open_models`, of a model that another program has loaded: our modules get these tensors, not copies.
+
+    name, tensors, metadata: as `checkpoint_in_memory`, which also says what is raised.
+    """
+    return Opened(checkpoint_in_memory(name, tensors, metadata), detect_layout(tensors), version)
 
 
 def load_transformer(

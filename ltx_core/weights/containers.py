@@ -23,7 +23,7 @@ from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
 from .mapping import MappedFile
 
-Container = Literal["safetensors", "folder", "gguf"]
+Container = Literal["safetensors", "folder", "gguf", "memory"]
 
 # Names of the safetensors format (huggingface/safetensors, safetensors/src/tensor.rs `Dtype`).
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
@@ -128,6 +128,30 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
     return _open_gguf(path) if head == MAGIC else _open_safetensors(path)
+
+
+def checkpoint_in_memory(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+    """The tensors of a model that another program has loaded, as a container: reading one gives the tensor itself.
+
+    name: what the user knows the model by, for messages. metadata: as in a safetensors header.
+
+    Raises:
+        UnsupportedError: a tensor is of a class of its own (another program's quantization), or of another type than
+            those in `DTYPE_NAMES`.
+    """
+    for key, tensor in tensors.items():
+        of_its_own = type(tensor) not in (Tensor, torch.nn.Parameter)
+        if of_its_own or tensor.dtype not in DTYPE_NAMES:
+            found = type(tensor).__name__ if of_its_own else str(tensor.dtype)
+            raise UnsupportedError(
+                f"got {name} with {key!r} as {found}; expected plain tensors, which torch itself computes with; load "
+                "the bf16 or fp8 file"
+            )
+    infos = {
+        key: TensorInfo(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], tensor.numel() * tensor.itemsize, 0)
+        for key, tensor in tensors.items()
+    }
+    return Checkpoint(Path(name), "memory", metadata, {}, infos, (), lambda key: tensors[key].detach())
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------

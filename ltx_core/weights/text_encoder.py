@@ -78,8 +78,28 @@ def load_text_encoder(
         ConfigError: `quantization` is unknown, or the weights are quantized already.
         UnsupportedError: weights stored in a way that LTXKit does not read.
     """
-    path = Path(path)
     opened = open_models(path)
+    return text_encoder_from(
+        opened,
+        dtype=dtype,
+        quantization=quantization,
+        tokenizer=tokenizer,
+        host_tokenizers=host_tokenizers,
+        progress=progress,
+    )
+
+
+def text_encoder_from(
+    opened: Opened,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+    tokenizer: Path | str | None = None,
+    host_tokenizers: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> TextEncoder:
+    """As `load_text_encoder`, of a container that is open."""
+    path = opened.checkpoint.path
     keys, preparation, config = _prepared(opened, quantization)
     tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers, vocabulary=config.vocab_size)
     loaded_tokenizer = Tokenizer.from_file(tokenizer_file, config.vocab_size)
