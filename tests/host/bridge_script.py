@@ -1,7 +1,8 @@
 """Runs in a single process of ComfyUI's interpreter: our models in ComfyUI's own samplers, and its models in our nodes.
 
 Each function below is one check and returns its findings; the script prints all as one line of JSON, by name. What
-raises an LTXKitError is reported with its message. Arguments: ComfyUI's folder, the pack, the models folder, the checks.
+raises an LTXKitError is reported with its message. Arguments: ComfyUI's folder, the pack, the models folder, a folder
+for the LoRAs that are made here, the checks.
 """
 
 # ruff: noqa: E402, T201
@@ -13,7 +14,7 @@ import sys
 import types
 from pathlib import Path
 
-comfy_root, pack, models, *checks = sys.argv[1:]
+comfy_root, pack, models, scratch, *checks = sys.argv[1:]
 sys.argv = sys.argv[:1]
 sys.path.insert(0, comfy_root)
 
@@ -21,6 +22,7 @@ from comfy.cli_args import args
 
 args.cpu = True  # otherwise the next import would look for a driver
 
+import utils.install_util  # noqa: F401  # as main.py does: later another package puts its own `utils` first
 import comfy.ldm.lightricks.vae.causal_video_autoencoder as native_vae_module
 import comfy.model_patcher
 import comfy.sample
@@ -28,13 +30,15 @@ import comfy.samplers
 import comfy.sd
 import comfy.text_encoders.lt
 import comfy.utils
+import comfy_extras.nodes_easycache
+import comfy_extras.nodes_torch_compile
 import folder_paths
 import torch
 from comfy import model_management as mm
 
 folder_paths.models_dir = models
 for kind, (folders, _) in list(folder_paths.folder_names_and_paths.items()):
-    folders[:] = [str(Path(models) / kind)]
+    folders[:] = [scratch if kind == "loras" else str(Path(models) / kind)]
 
 spec = importlib.util.spec_from_file_location("ltxkit", f"{pack}/__init__.py", submodule_search_locations=[pack])
 module = importlib.util.module_from_spec(spec)
@@ -66,14 +70,19 @@ def from_native(model, version="from the file"):
     return nodes["LTXKitConvertModelFromNative"]().run(model, version)[0]
 
 
-def native_model(name=CHECKPOINT, dtype=torch.float32, metadata=True):
-    """ComfyUI's own MODEL of a file."""
+def native_model(name=CHECKPOINT, dtype=torch.float32, without=()):
+    """ComfyUI's own MODEL of a file. without: what its metadata do not say."""
     state, header = comfy.utils.load_torch_file(str(Path(models) / "checkpoints" / name), return_metadata=True)
-    prefix = "model.diffusion_model."
-    state = {key.removeprefix(prefix): value.to(dtype) for key, value in state.items() if key.startswith(prefix)}
-    return comfy.sd.load_diffusion_model_state_dict(
-        state, model_options={"dtype": dtype}, metadata=header if metadata else None
-    )
+    state = {key: value.to(dtype) for key, value in state.items() if key.startswith("model.diffusion_model.")}
+    config = json.loads(header["config"])
+    config["transformer"] = {key: value for key, value in config["transformer"].items() if key not in without}
+    return comfy.sd.load_state_dict_guess_config(
+        state,
+        output_vae=False,
+        output_clip=False,
+        model_options={"dtype": dtype},
+        metadata={"config": json.dumps(config)},
+    )[0]
 
 
 def native_vae(name="ltxv-tiny-0.9.0.safetensors", **config):
@@ -166,6 +175,186 @@ def ours_in_native():
     found["unpatched"] = apart(native(model), native(native_model()))
     again = to_native(handle)
     found["one model"] = again is not model and again.is_clone(model)
+    return found
+
+
+def easycache():
+    """EasyCache at threshold 0 changes nothing, and has run in every step; at a high one it skips steps."""
+    handle, _ = load()
+    node = comfy_extras.nodes_easycache.EasyCacheNode
+    steps = []
+    kept = comfy_extras.nodes_easycache.EasyCacheHolder.update_cache_diff
+
+    def counted(holder, *inputs):
+        steps.append(holder)
+        return kept(holder, *inputs)
+
+    comfy_extras.nodes_easycache.EasyCacheHolder.update_cache_diff = counted
+    cached = native(node.execute(to_native(handle), 0.0, 0.0, 1.0, False)[0])
+    found = {"apart": apart(cached, ours(handle)), "steps": len(steps)}
+    steps.clear()
+    found["skipping"] = apart(native(node.execute(to_native(handle), 3.0, 0.0, 1.0, False)[0]), cached)
+    return {**found, "steps when skipping": len(steps)}
+
+
+def write_loras():
+    """A file of factors with alpha, one of DoRA, one of whole differences of weights and biases."""
+    width, layers, rank = 64, 28, 4
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return 0.1 * torch.randn(*shape, generator=generator)
+
+    kinds = {"factors": {}, "dora": {}, "differences": {}}
+    for layer in range(0, layers, 3):
+        for name in ("attn1.to_q", "attn2.to_v", "attn1.to_out.0"):
+            stem = f"diffusion_model.transformer_blocks.{layer}.{name}"
+            for kind in ("factors", "dora"):
+                kinds[kind][f"{stem}.lora_A.weight"] = draw(rank, width)
+                kinds[kind][f"{stem}.lora_B.weight"] = draw(width, rank)
+            kinds["factors"][f"{stem}.alpha"] = torch.tensor(2.0 * rank)
+            kinds["dora"][f"{stem}.dora_scale"] = 1 + draw(width, 1)
+            kinds["differences"][f"{stem}.diff"] = draw(width, width)
+            kinds["differences"][f"{stem}.diff_b"] = draw(width)
+        kinds["differences"][f"diffusion_model.transformer_blocks.{layer}.attn1.q_norm.diff"] = draw(width)
+    for kind, tensors in kinds.items():
+        path = Path(scratch) / f"{kind}.safetensors"
+        comfy.utils.save_torch_file(tensors, str(path))
+        yield path
+
+
+def native_lora():
+    """LoraLoaderModelOnly on our model is our LoRA node on it; with a file of factors, of DoRA, of differences."""
+    from nodes import LoraLoaderModelOnly
+
+    found = {}
+    handle, _ = load()
+    plain = ours(handle)
+    for name in sorted(path.name for path in write_loras()):
+        (mine,) = nodes["LTXKitApplyLoRA"]().run(handle, name, 0.8, False, "automatic")
+        expected = ours(mine)
+        loaded = LoraLoaderModelOnly().load_lora_model_only(to_native(handle), name, 0.8)[0]
+        found[name] = {
+            "effect": apart(expected, plain),
+            "native node": apart(native(loaded), expected),
+            "patches": len(loaded.patches),
+            "our LoRA carried over": apart(native(to_native(mine)), expected),
+            "taken back": apart(ours(from_native(loaded)), expected),
+        }
+    found["afterwards"] = apart(native(to_native(handle)), plain)
+    found["shared"] = pointers(to_native(handle).model.diffusion_model) == pointers(handle.transformer)
+    return found
+
+
+def torch_compile():
+    """TorchCompileModel compiles our blocks' native modules and gives the same."""
+    import torch._dynamo.utils as dynamo
+
+    handle, _ = load()
+    model = comfy_extras.nodes_torch_compile.TorchCompileModel.execute(to_native(handle), "inductor")[0]
+    result = native(model)
+    return {"apart": apart(result, ours(handle)), "graphs": dynamo.counters["stats"]["unique_graphs"]}
+
+
+def attention_patches():
+    """An attention override (as SageAttention nodes set it) and a replaced block (as STG nodes set it) are called."""
+    handle, _ = load()
+    calls = {"attention": 0, "block": 0}
+    model = to_native(handle).clone()
+
+    def attention(function, *inputs, **options):
+        calls["attention"] += 1
+        return function(*inputs, **options)
+
+    def block(inputs, extra):
+        calls["block"] += 1
+        return extra["original_block"](inputs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = attention
+    model.set_model_patch_replace(block, "dit", "double_block", 3)
+    found = {"apart": apart(native(model), ours(handle)), **calls}
+    model.set_model_patch_replace(lambda inputs, extra: {"img": inputs["img"]}, "dit", "double_block", 3)
+    return {**found, "skipped block": apart(native(model), ours(handle))}
+
+
+def native_schedule():
+    """Levels of LTXVScheduler, of a scheduler that reads the model, and of ModelSamplingLTXV."""
+    from comfy_extras.nodes_lt import LTXVScheduler, ModelSamplingLTXV
+
+    global SIGMAS
+    handle, _ = load()
+    levels = LTXVScheduler.execute(4, 2.05, 0.95, True, 0.1, empty())[0]
+    kept, SIGMAS = SIGMAS, levels
+    found = {"apart": apart(native(to_native(handle), levels), ours(handle)), "levels": levels.tolist()}
+    SIGMAS = kept
+    shifted = ModelSamplingLTXV.execute(to_native(handle), 2.05, 0.95, empty())[0]
+    plain, moved = (comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+                    for model in (to_native(handle), shifted))  # fmt: skip
+    found["shift"] = float((plain - moved).abs().max())
+    return found
+
+
+def context_windows():
+    """Core's context windows are asked for by the model."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    node = getattr(__import__("comfy_extras.nodes_context_windows", fromlist=["x"]), "LTXVContextWindowsNode", None)
+    handle, _ = load()
+    whole = native(to_native(handle))
+    windows = []
+    import comfy.context_windows
+
+    kept = comfy.context_windows.IndexListContextHandler.evaluate_context_windows
+
+    def counted(*inputs, **options):
+        windows.append(1)
+        return kept(*inputs, **options)
+
+    comfy.context_windows.IndexListContextHandler.evaluate_context_windows = counted
+    del node
+    model = ContextWindowsManualNode.execute(
+        to_native(handle), context_length=2, context_overlap=1, context_schedule="standard_static", context_stride=1,
+        closed_loop=False, fuse_method="pyramid", dim=2, freenoise=False,
+    )[0]  # fmt: skip
+    return {"apart": apart(native(model), whole), "windows": len(windows)}
+
+
+def other_models():
+    """bf16 weights, 13B, another scale of the VAE: computed natively as by us."""
+    found = {}
+    handle, _ = load(dtype="auto")
+    model = to_native(handle)
+    found["bf16"] = apart(native(model), ours(handle))
+    found["bf16 shared"] = pointers(model.model.diffusion_model) == pointers(handle.transformer)
+    found["bf16 type"] = str(model.model.diffusion_model.dtype)
+    handle, _ = load("ltxv-13b-0.9.7-dev.safetensors")
+    found["13b"] = apart(native(to_native(handle)), ours(handle))
+    handle, _ = load("ltxv-tiny-16x4.safetensors")
+    native_part = to_native(handle).model.diffusion_model
+    found["scale"] = list(native_part.vae_scale_factors)
+    found["channels"] = native_part.patchify_proj.in_features
+    return found
+
+
+def native_in_ours():
+    """ComfyUI's model in our Sample: its weights, and what its own KSampler makes."""
+    model = native_model()
+    before = pointers(model.model.diffusion_model)
+    handle = from_native(model)
+    found = {"sample": apart(ours(handle), native(model))}
+    found["shared"] = pointers(handle.transformer) == before == pointers(model.model.diffusion_model)
+    found["versions"] = list(handle.info.versions)
+    found["causal"] = handle.transformer.config.causal_temporal_positioning
+    found["said"] = list(said)
+    said.clear()
+    model = native_model(without=("causal_temporal_positioning",))  # whose positions core then computes in its own way
+    handle = from_native(model)
+    found["without metadata"] = apart(ours(handle), native(model))
+    found["without metadata, causal"] = handle.transformer.config.causal_temporal_positioning
+    found["without metadata, said"] = list(said)
+    back = to_native(from_native(model))
+    found["there and back"] = apart(native(back), native(model))
+    found["there and back shared"] = pointers(back.model.diffusion_model) == pointers(model.model.diffusion_model)
     return found
 
 
