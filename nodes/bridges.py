@@ -12,8 +12,8 @@ import inspect
 import json
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +38,7 @@ from . import sockets
 from .host import host
 
 _PREFIX = "diffusion_model."  # of a transformer's weights in a ModelPatcher
+_CAUSAL = "causal_temporal_positioning"
 _OURS = "ltxkit"  # key of our callbacks
 _NATIVE_SCALE = ScaleFactors(8, 32, 32)  # what core's VAE nodes assume of LTXV (comfy/sd.py)
 _NATIVE_CHANNELS = 128
@@ -203,27 +204,27 @@ def _patch(patcher: Any, item: WeightedLoRA, transformer: LTXTransformer) -> Non
     if not item.strength:
         return
     tensors: dict[str, Tensor] = {}
-    keys: dict[str, str] = {}
+    weights: dict[str, str] = {}  # by the name that the tensors have
+    expected: set[str] = set()
     for target, module in report.modules.items():
-        roles = item.lora.targets[target]
-        stem = f"{_PREFIX}{module}"
-        keys[stem] = f"{stem}.weight"
-        if {"down", "diff"} <= roles.keys():
+        roles, stem = item.lora.targets[target], f"{_PREFIX}{module}"
+        weights[stem] = f"{stem}.weight"
+        expected |= {f"{stem}.{_PATCHED[role]}" for role in roles if role in _PATCHED}
+        if _of_two_kinds(roles) or ("magnitude" in roles and f"{stem}.weight" in patcher.patches):
             raise UnsupportedError(
-                f"got {item.lora.path.name} with factors and a full difference for {module}; expected one of them, "
-                "since ComfyUI uses one; sample with LTXKit's nodes"
+                f"got {item.lora.path.name}, whose change of {module} (DoRA or a full difference) is one of several; "
+                "expected it alone or first, since ComfyUI computes it from weights that are changed already; apply "
+                "it first, or sample with LTXKit's nodes"
             )
         tensors |= {f"{stem}.{_ROLE_NAMES[role]}": tensor for role, tensor in roles.items() if role in _ROLE_NAMES}
         if "down" in roles:
-            tensors[f"{stem}.alpha"] = torch.tensor(item.lora.scales[target] * roles["down"].shape[0])
-    patches = native.load_lora(tensors, keys, log_missing=False)
-    expected = {
-        key
-        for target, module in report.modules.items()
-        for role in item.lora.targets[target]
-        if (key := _patched_key(role, f"{_PREFIX}{module}")) is not None
-    }
-    left = sorted(expected - set(patcher.add_patches(patches, item.strength)))
+            scale = item.lora.scales[target]
+            tensors[f"{stem}.alpha"] = torch.tensor(scale * roles["down"].shape[0])
+            if "magnitude" in roles:
+                weight = transformer.get_submodule(module).get_parameter("weight")
+                tensors[f"{stem}.dora_scale"] = _native_magnitude(roles, scale, weight)
+    taken = patcher.add_patches(native.load_lora(tensors, weights, log_missing=False), item.strength)
+    left = sorted(expected - set(taken))
     if left:
         raise UnsupportedError(
             f"got {item.lora.path.name}, of which ComfyUI takes no patch for {', '.join(left[:3])}; expected all; "
@@ -231,19 +232,21 @@ def _patch(patcher: Any, item: WeightedLoRA, transformer: LTXTransformer) -> Non
         )
 
 
-_ROLE_NAMES = {
-    "down": "lora_down.weight",
-    "up": "lora_up.weight",
-    "magnitude": "dora_scale",
-    "diff": "diff",
-    "diff_b": "diff_b",
-}
+def _of_two_kinds(roles: Mapping[str, Tensor]) -> bool:
+    return ("down" in roles) + ("diff" in roles) > 1 or ("magnitude" in roles and "down" not in roles)
 
 
-def _patched_key(role: str, stem: str) -> str | None:
-    if role == "diff_b":
-        return f"{stem}.bias"
-    return f"{stem}.weight" if role in ("down", "diff") else None
+def _native_magnitude(roles: Mapping[str, Tensor], scale: float, weight: Tensor) -> Tensor:
+    """What to give core as DoRA's magnitude (out, 1) for our result: it divides by the lengths of the rows of W
+    (comfy/weight_adapter/base.py), we by those of W + dW (arXiv 2402.09353)."""
+    weight = weight.float()
+    changed = torch.addmm(weight, roles["up"].float(), roles["down"].float(), alpha=scale)
+    magnitude = roles["magnitude"].float().flatten() * weight.norm(dim=1) / changed.norm(dim=1)
+    return magnitude[:, None]
+
+
+_ROLE_NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "diff": "diff", "diff_b": "diff_b"}
+_PATCHED = {"down": "weight", "diff": "weight", "diff_b": "bias"}  # what a role changes
 
 
 def to_native_vae(vae: VideoVAE) -> Any:
@@ -266,12 +269,11 @@ def to_native_vae(vae: VideoVAE) -> Any:
     try:
         native = sd.VAE(sd=dict(tensors), metadata=metadata, dtype=dtype)
     except RuntimeError as error:  # sizes: some cores build one width only
-        raise _lacking("VAE", error) from error
+        raise _lacking("VAE", str(error).splitlines()[-1].strip()) from error
     module = native.first_stage_model
-    problems = [name for name, tensor in module.state_dict().items() if name in tensors and tensor.is_meta]
     unknown = sorted(tensors.keys() - module.state_dict().keys())
-    if problems or unknown:
-        raise _lacking("VAE", f"it has no {', '.join((*problems, *unknown)[:3])}")
+    if unknown:
+        raise _lacking("VAE", f"it has no {', '.join(unknown[:3])}")
     for name, parameter in module.named_parameters():
         if name in tensors and parameter.device == tensors[name].device:
             parameter.data = tensors[name]
@@ -306,15 +308,18 @@ def from_native_model(model: Any, version: str | None, resident_blocks: int | No
     _unload(model)
     stated = _built_from(inner, native_class)
     scale = ScaleFactors(*stated.pop("vae_scale_factors"))
-    opened = open_tensors(
-        f"the {what} of ComfyUI",
-        _weights(model, _PREFIX, what),
-        {"config": json.dumps({"transformer": stated})},
-        version=version,
-    )
-    transformer, info = opened.transformer(progress=host().progress())
+    tensors = _weights(model, _PREFIX, what)
+
+    def opened(values: Mapping[str, Any]) -> Opened:
+        metadata = {"config": json.dumps({"transformer": values})}
+        return open_tensors(f"the {what} of ComfyUI", tensors, metadata, version=version)
+
+    transformer, info = opened(stated).transformer(progress=host().progress())
+    if _CAUSAL not in inner.model_config.unet_config:  # core's default says nothing about which release it is
+        said = opened({name: value for name, value in stated.items() if name != _CAUSAL}).description
+        info = replace(info, versions=said.versions, scheduler=said.scheduler())
+        _say_positions(transformer.config, said.versions)
     _share_again(model, native, transformer)
-    _say_positions(transformer.config, info.versions)
     for note in info.notes:
         host().say(note)
     return sockets.Model(transformer, info, scale, resident_blocks=resident_blocks)
@@ -354,15 +359,12 @@ def from_native_text_encoder(clip: Any) -> TextEncoder:
 
 
 def _tokenizer_of(clip: Any) -> Path:
-    """The file of the T5 tokenizer of a CLIP; if it shows none, one of the host's, then that of the pack."""
-    parts = vars(clip.tokenizer).values() if hasattr(clip.tokenizer, "__dict__") else ()
-    for part in parts:
+    """The file of the T5 tokenizer of a CLIP; where it shows none, that of the host, then that of the pack."""
+    for name, part in vars(clip.tokenizer).items():
         folder = Path(str(getattr(getattr(part, "tokenizer", None), "name_or_path", "")))
-        files = [folder / name for name in ("tokenizer.json", "spiece.model")]
-        if folder.name and "t5" in str(getattr(part, "embedding_key", "")):
-            yield_file = next((file for file in files if file.is_file()), None)
-            if yield_file is not None:
-                return yield_file
+        for file in (folder / "tokenizer.json", folder / "spiece.model"):
+            if "t5" in name and file.is_file():
+                return file
     return next(iter(host().tokenizers()), T5_TOKENIZER)
 
 
@@ -454,7 +456,7 @@ _FIELDS = (
     "positional_embedding_theta",
     "positional_embedding_max_pos",
     "timestep_scale_multiplier",
-    "causal_temporal_positioning",
+    _CAUSAL,
     "vae_scale_factors",
 )
 # Of later models; refused on reading unless they have the values of these.
@@ -462,11 +464,13 @@ _LATER = ("frequencies_precision", "rope_type", "use_middle_indices_grid")
 
 
 def _say_positions(config: TransformerConfig, versions: tuple[str, ...]) -> None:
+    """Tell the user where core's default is not what a release was trained with: it is kept."""
     causal = config.causal_temporal_positioning
-    if versions and all(RELEASES[name].causal_temporal_positioning != causal for name in versions):
+    others = [name for name in versions if RELEASES[name].causal_temporal_positioning != causal]
+    if others:
         host().say(
-            f"ComfyUI computes this model with causal_temporal_positioning = {causal}, since its file does not say; "
-            f"{' or '.join(versions)} was trained with {not causal}. Load Model (LTXKit) does that."
+            f"The file did not say {_CAUSAL} to ComfyUI, which then takes {causal}, and so does this model. "
+            f"{', '.join(others)}: trained with {not causal}, as Load Model (LTXKit) has it."
         )
 
 
@@ -533,26 +537,20 @@ def _any(value: Any) -> bool:
 
 
 def _named(value: Any) -> str:
-    """The functions in a patch, in brackets."""
-    names = sorted(set(_function_names(value)))
+    """What is in a patch, in brackets: the keys it was added under, or the names of its functions and classes."""
+    names = sorted(set(_names(value)))
     return f" ({', '.join(names)})" if names else ""
 
 
-def _function_names(value: Any) -> Iterator[str]:
+def _names(value: Any, key: str | None = None) -> Iterator[str]:
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _function_names(inner) if _any(inner) else ()
-            if isinstance(key, str) and _any(inner) and callable_inside(inner):
-                yield key
+        for name, inner in value.items():
+            yield from _names(inner, name if isinstance(name, str) else key)
     elif isinstance(value, list | tuple | set):
         for inner in value:
-            yield from _function_names(inner)
-    elif callable(value):
-        yield getattr(value, "__qualname__", type(value).__name__)
-
-
-def callable_inside(value: Any) -> bool:
-    return isinstance(value, list | tuple | set) and any(callable(inner) for inner in value)
+            yield from _names(inner, key)
+    elif _any(value):
+        yield key or getattr(value, "__qualname__", type(value).__name__)
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -577,7 +575,7 @@ def _weights(patcher: Any, prefix: str, what: str) -> dict[str, Tensor]:
     """
     tensors = {
         name.removeprefix(prefix): tensor
-        for name, tensor in patcher.model.state_dict().items()
+        for name, tensor in patcher.model.state_dict(keep_vars=True).items()
         if name.startswith(prefix)
     }
     for key, patches in patcher.patches.items():
@@ -601,13 +599,7 @@ def _weights(patcher: Any, prefix: str, what: str) -> dict[str, Tensor]:
 
 def _share_again(patcher: Any, native: nn.Module, ours: nn.Module) -> None:
     """After core has unloaded its model, it takes the weights from ours, as long as that exists."""
-    originals = {
-        name: tensor
-        for name, tensor in ours.state_dict().items()
-        if (theirs := dict(native.named_parameters()).get(name)) is not None and theirs.data_ptr() == tensor.data_ptr()
-    }
+    theirs = {name: parameter.data_ptr() for name, parameter in native.named_parameters()}
+    originals = {name: tensor for name, tensor in ours.state_dict().items() if theirs.get(name) == tensor.data_ptr()}
     _share_after_unloading(patcher, native, originals)
 
-
-__all__ = ["from_native_model", "from_native_text_encoder", "from_native_vae", "to_native_model", "to_native_vae"]
-_ = (Callable, Opened)

@@ -28,7 +28,10 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.sd
+import comfy.sd1_clip
+import comfy.text_encoders.flux
 import comfy.text_encoders.lt
+import comfy.text_encoders.t5
 import comfy.utils
 import comfy_extras.nodes_easycache
 import comfy_extras.nodes_torch_compile
@@ -239,21 +242,26 @@ def native_lora():
             "native node": apart(native(loaded), expected),
             "patches": len(loaded.patches),
             "our LoRA carried over": apart(native(to_native(mine)), expected),
-            "taken back": apart(ours(from_native(loaded)), expected),
+            "taken back": apart(ours(from_native(loaded)), native(loaded)),
         }
     found["afterwards"] = apart(native(to_native(handle)), plain)
     found["shared"] = pointers(to_native(handle).model.diffusion_model) == pointers(handle.transformer)
     return found
 
 
-def torch_compile():
-    """TorchCompileModel compiles our blocks' native modules and gives the same."""
+def torch_compile(inductor=False):
+    """TorchCompileModel compiles the native modules over our weights, with the same result. Inductor takes a minute."""
     import torch._dynamo.utils as dynamo
 
     handle, _ = load()
-    model = comfy_extras.nodes_torch_compile.TorchCompileModel.execute(to_native(handle), "inductor")[0]
+    backend = "inductor" if inductor else "aot_eager"
+    model = comfy_extras.nodes_torch_compile.TorchCompileModel.execute(to_native(handle), backend)[0]
     result = native(model)
     return {"apart": apart(result, ours(handle)), "graphs": dynamo.counters["stats"]["unique_graphs"]}
+
+
+def torch_compile_with_inductor():
+    return torch_compile(inductor=True)
 
 
 def attention_patches():
@@ -324,7 +332,7 @@ def other_models():
     found = {}
     handle, _ = load(dtype="auto")
     model = to_native(handle)
-    found["bf16"] = apart(native(model), ours(handle))
+    found["bf16"] = apart(native(model), native(native_model(dtype=torch.bfloat16)))
     found["bf16 shared"] = pointers(model.model.diffusion_model) == pointers(handle.transformer)
     found["bf16 type"] = str(model.model.diffusion_model.dtype)
     handle, _ = load("ltxv-13b-0.9.7-dev.safetensors")
@@ -345,17 +353,298 @@ def native_in_ours():
     found["shared"] = pointers(handle.transformer) == before == pointers(model.model.diffusion_model)
     found["versions"] = list(handle.info.versions)
     found["causal"] = handle.transformer.config.causal_temporal_positioning
-    found["said"] = list(said)
     said.clear()
     model = native_model(without=("causal_temporal_positioning",))  # whose positions core then computes in its own way
     handle = from_native(model)
+    found["without metadata, versions"] = list(handle.info.versions)
+    found["without metadata, said"] = list(said)
     found["without metadata"] = apart(ours(handle), native(model))
     found["without metadata, causal"] = handle.transformer.config.causal_temporal_positioning
-    found["without metadata, said"] = list(said)
     back = to_native(from_native(model))
     found["there and back"] = apart(native(back), native(model))
     found["there and back shared"] = pointers(back.model.diffusion_model) == pointers(model.model.diffusion_model)
     return found
+
+
+def refusal(convert, *inputs):
+    try:
+        convert(*inputs)
+    except LTXKitError as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"
+
+
+def refused_models():
+    """What a MODEL cannot bring along, by what it says."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+    from comfy_extras.nodes_lt import ModelSamplingLTXV
+
+    found = {}
+
+    def patched(name, patch, *inputs, **options):
+        model = native_model_once().clone()
+        result = patch(model, *inputs, **options)
+        found[name] = refusal(from_native, model if result is None else result)
+
+    patched("easycache", lambda m: comfy_extras.nodes_easycache.EasyCacheNode.execute(m, 0.2, 0.15, 0.95, False)[0])
+    patched("compile", lambda m: comfy_extras.nodes_torch_compile.TorchCompileModel.execute(m, "inductor")[0])
+    patched("sampling", lambda m: ModelSamplingLTXV.execute(m, 2.05, 0.95)[0])
+    windows = (2, 1, "standard_static", 1, False, "pyramid", 2, False)
+    patched("windows", lambda m: ContextWindowsManualNode.execute(m, *windows)[0])
+    patched("cfg function", lambda m: m.set_model_sampler_cfg_function(lambda inputs: inputs["cond"]))
+    patched("post cfg", lambda m: m.set_model_sampler_post_cfg_function(lambda inputs: inputs["denoised"]))
+    patched("unet wrapper", lambda m: m.set_model_unet_function_wrapper(lambda apply, inputs: None))
+    patched("mask function", lambda m: m.set_model_denoise_mask_function(lambda *inputs: None))
+    patched("attention", lambda m: m.set_model_attn1_patch(lambda *inputs: None))
+    patched("block", lambda m: m.set_model_patch_replace(lambda *inputs: None, "dit", "double_block", 3))
+    patched("object", lambda m: m.add_object_patch("diffusion_model.proj_out", torch.nn.Identity()))
+    patched("weight wrapper", lambda m: m.add_weight_wrapper("diffusion_model.proj_out.weight", lambda weight: weight))
+    patched("injection", lambda m: m.set_injections("adapter", [types.SimpleNamespace()]))
+    patched("additional", lambda m: m.set_additional_models("control", [native_model_once().clone()]))
+    patched("hooks", lambda m: m.hook_patches.update({"ref": {"diffusion_model.proj_out.weight": [1]}}))
+    patched("callback", lambda m: m.add_callback("on_load_after", print))
+    found["nothing"] = refusal(from_native, native_model_once().clone())
+    return found
+
+
+def native_model_once(made={}):  # noqa: B006
+    if not made:
+        made[0] = native_model()
+    return made[0]
+
+
+def other_classes():
+    """MODELs of other classes, VAEs of other kinds, weights that are no plain tensors, quantized ones of ours."""
+    found = {"none": refusal(from_native, None)}
+    import comfy.model_base
+
+    model = native_model()
+    model.model.__class__ = comfy.model_base.HunyuanVideo
+    found["another family"] = refusal(from_native, model)
+    model = native_model()
+    model.model.diffusion_model.__class__ = type("PatchedLTXVModel", (type(model.model.diffusion_model),), {})
+    found["another pack's class"] = refusal(from_native, model)
+
+    class GGMLTensor(torch.nn.Parameter):
+        pass
+
+    model = native_model()
+    part = model.model.diffusion_model.proj_out
+    part.weight = GGMLTensor(part.weight.data, requires_grad=False)
+    found["another pack's tensor"] = refusal(from_native, model)
+    handle, vae = load(quantization="int8")
+    found["our int8"] = refusal(to_native, handle)
+    found["wrong type"] = refusal(to_native, native_model())
+    _, other = load("ltxv-tiny-16x4.safetensors")
+    found["our other VAE"] = refusal(nodes["LTXKitConvertVAEToNative"]().run, other)
+    taesd = types.SimpleNamespace(first_stage_model=torch.nn.Conv2d(3, 3, 1), patcher=None)
+    found["another VAE"] = refusal(nodes["LTXKitConvertVAEFromNative"]().run, taesd)
+    config = handle.transformer.config
+    from dataclasses import replace
+
+    for name, value in (("norm_eps", 1e-5), ("out_channels", 64)):
+        handle, _ = load()
+        handle.transformer.config = replace(config, **{name: value})
+        found[f"our {name}"] = refusal(to_native, handle)
+    return found
+
+
+def native_clip(kind="ltxv", family=None):
+    """ComfyUI's CLIP with the tiny T5, whose vocabulary is that of the real one, and the file of that T5."""
+    folder = Path(models) / "text_encoders" / "t5-tiny"
+    state = comfy.utils.load_torch_file(str(folder / "model.safetensors"))
+    state = {key: value.float() for key, value in state.items()}
+    generator = torch.Generator().manual_seed(1)
+    state["shared.weight"] = torch.randn(32128, state["shared.weight"].shape[1], generator=generator)
+    state.pop("encoder.embed_tokens.weight", None)
+    path = Path(scratch) / "t5-tiny-32128.safetensors"
+    if not path.exists():
+        comfy.utils.save_torch_file(state, str(path))
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {name: config[name] for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")}
+    options = {"dtype": torch.float32, "t5xxl_model_config": sizes}
+    if kind == "ltxv":
+        clip, tokenizer = comfy.text_encoders.lt.ltxv_te(), comfy.text_encoders.lt.LTXVT5Tokenizer
+    elif kind == "flux":
+        clip, tokenizer = comfy.text_encoders.flux.flux_clip(), comfy.text_encoders.flux.FluxTokenizer
+    else:
+        clip, tokenizer = comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer
+    target = types.SimpleNamespace(params={}, clip=clip, tokenizer=tokenizer)
+    clip = comfy.sd.CLIP(target, model_options=options)
+    for part in clip.cond_stage_model.modules():
+        if isinstance(part, comfy.text_encoders.t5.T5):
+            part.load_state_dict(state, strict=False)
+    return clip, path
+
+
+def from_clip(clip, **options):
+    return nodes["LTXKitConvertTextEncoderFromNative"]().run(clip, False, **options)[0]
+
+
+def the_t5(clip):
+    return next(part for part in clip.cond_stage_model.modules() if isinstance(part, comfy.text_encoders.t5.T5))
+
+
+def text_encoders():
+    """The T5 of a native CLIP, of two families: shared, and with the text of our own loader."""
+    from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
+
+    text = "a red ball rolls"
+    found = {}
+    for kind in ("ltxv", "flux"):
+        clip, path = native_clip(kind)
+        handle = from_clip(clip)
+        theirs, own = pointers(the_t5(clip)), pointers(handle.encoder.model)
+        found[f"{kind} shared"] = all(own[name] == pointer for name, pointer in theirs.items() if name in own)
+        found[f"{kind} weights"] = len(own)
+        encoded = nodes["LTXKitEncodePrompt"]().run(handle, text, "blurry", 24.0)
+        loaded = types.SimpleNamespace(encoder=load_text_encoder(path, host_tokenizers=ComfyUIHost().tokenizers()))
+        mine = module.nodes.sockets.Encoder(loaded.encoder, False)
+        expected = nodes["LTXKitEncodePrompt"]().run(mine, text, "blurry", 24.0)
+        found[f"{kind} equal"] = torch.equal(encoded[0][0][0], expected[0][0][0])
+        if kind == "ltxv":
+            ((cond, values),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+            mask = values["attention_mask"].bool()
+            found["native encoding"] = apart(encoded[0][0][0][:, : cond.shape[1]][mask], cond[mask])
+    clip, _ = native_clip()
+    key = next(key for key in clip.patcher.model_state_dict() if key.endswith("0.SelfAttention.q.weight"))
+    clip = clip.clone()
+    clip.add_patches({key: ("diff", (torch.ones_like(clip.patcher.model_state_dict()[key]),))}, 0.5)
+    said.clear()
+    patched = from_clip(clip)
+    name = key[key.index("encoder.block"):]
+    found["patched"] = apart(patched.encoder.model.get_parameter(name) - 0.5, the_t5(clip).get_parameter(name))
+    found["said"] = list(said)
+    return found
+
+
+def refused_text_encoders():
+    found = {}
+    clip, _ = native_clip()
+    layered = clip.clone()
+    layered.clip_layer(-2)
+    found["layer"] = refusal(from_clip, layered)
+    optioned = clip.clone()
+    optioned.tokenizer_options["t5xxl_min_length"] = 300
+    found["tokenizer options"] = refusal(from_clip, optioned)
+    hooked = clip.clone()
+    hooked.apply_hooks_to_conds = object()
+    found["hooks"] = refusal(from_clip, hooked)
+    forced = clip.clone()
+    forced.patcher.forced_hooks = types.SimpleNamespace(clone=lambda: None)
+    found["forced hooks"] = refusal(from_clip, forced)
+    found["no T5"] = refusal(from_clip, native_clip("sd1")[0])
+    found["not a CLIP"] = refusal(from_clip, native_model())
+    umt5, _ = native_clip()
+    block = the_t5(umt5).encoder.block[1].layer[0].SelfAttention
+    block.relative_attention_bias = the_t5(umt5).encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    found["umt5"] = refusal(from_clip, umt5)
+    handle, _ = load("ltxv-13b-0.9.7-dev.safetensors")
+    found["fitting width"] = refusal(lambda: from_clip(clip, model=handle))
+    from dataclasses import replace
+
+    handle.transformer.config = replace(handle.transformer.config, caption_channels=4096)
+    found["wrong width"] = refusal(lambda: from_clip(clip, model=handle))
+    return found
+
+
+def decoded(vae, latent):
+    return nodes["LTXKitDecodeVideo"]().run({"samples": latent}, vae, 0.05, 0.025, 0)[0]
+
+
+def vaes():
+    """ComfyUI's VAE as ours and ours as ComfyUI's: each pads as its owner does."""
+    generator = torch.Generator().manual_seed(2)
+    latent = torch.randn(1, 128, 3, 3, 2, generator=generator)
+    name = "ltxv-tiny-0.9.0.safetensors"
+    _, mine = load(name)
+    plain = decoded(mine, latent)
+    found = {}
+    for case, config in {
+        "stated": {},
+        "not stated": {"spatial_padding_mode": None},
+        "replicate": {"spatial_padding_mode": "replicate"},
+    }.items():
+        native = native_vae(name, **config)
+        (vae,) = nodes["LTXKitConvertVAEFromNative"]().run(native)
+        frames = native.decode(latent)[0]
+        encoded = native.encode(plain)
+        own = nodes["LTXKitEncodeVideo"]().run(plain, vae, 24.0)[0]["samples"]
+        theirs = {key: value for key, value in pointers(native.first_stage_model).items() if "of-" not in key}
+        found[case] = {
+            "decode": apart(decoded(vae, latent), frames),
+            "encode": apart(own, encoded),
+            "shared": all(pointers(vae)[key] == pointer for key, pointer in theirs.items()),
+            "padding": vae.config.spatial_padding_mode,
+            "from the file": apart(frames, plain),
+        }
+    with narrow(mine.config.encoder_base_channels, mine.config.decoder_base_channels):
+        (back,) = nodes["LTXKitConvertVAEToNative"]().run(mine)
+    parameters = {name: parameter.data_ptr() for name, parameter in back.first_stage_model.named_parameters()}
+    found["ours in native"] = {
+        "decode": apart(back.decode(latent)[0], plain),
+        "encode": apart(back.encode(plain), nodes["LTXKitEncodeVideo"]().run(plain, mine, 24.0)[0]["samples"]),
+        "shared": all(pointers(mine)[name] == pointer for name, pointer in parameters.items()),
+    }
+    for generation in ("ltxv-tiny.safetensors", "ltxv-2b-0.9.8-distilled.safetensors"):  # draws noise: weights alone
+        (vae,) = nodes["LTXKitConvertVAEFromNative"]().run(native_vae(generation))
+        _, own = load(generation)
+        found[generation] = apart(decoded(vae, latent), decoded(own, latent))
+    patched = native_vae(name)
+    patched.patcher.add_object_patch("decoder.conv_out", torch.nn.Identity())
+    found["patched"] = refusal(nodes["LTXKitConvertVAEFromNative"]().run, patched)
+    _, mine = load(name)
+    found["width"] = refusal(nodes["LTXKitConvertVAEToNative"]().run, mine)
+    return found
+
+
+def fake_card():
+    """On a card with its own memory, weights are in main memory once after unloading, on both sides."""
+    handle, vae = load()
+    free = 2**40
+    mm.get_free_memory = lambda device=None, torch_free_too=False: (free, free) if torch_free_too else free
+    mm.get_torch_device = mm.vae_device = mm.text_encoder_device = lambda: DEVICE
+    mm.unet_offload_device = mm.vae_offload_device = lambda: CPU
+    mm.is_device_cpu = lambda device: device == CPU
+    mm.soft_empty_cache = lambda force=False: None
+    before = pointers(handle.transformer)
+    expected = ours(handle)
+    model = to_native(handle)
+    found = {"converted while on the card": pointers(model.model.diffusion_model) == before}
+    found["native"] = apart(native(model), expected)
+    found["loaded"] = str(model.current_loaded_device())
+    found["ours again"] = apart(ours(handle), expected)
+    mm.unload_all_models()
+    found["shared after unloading"] = pointers(model.model.diffusion_model) == before == pointers(handle.transformer)
+    other = native_model()
+    theirs = pointers(other.model.diffusion_model)
+    native(other)
+    taken = from_native(other)
+    found["theirs taken while on the card"] = pointers(taken.transformer) == pointers(other.model.diffusion_model)
+    found["theirs"] = apart(ours(taken), expected)
+    own = pointers(taken.transformer)
+    native(other)
+    mm.unload_all_models()
+    found["theirs shared after unloading"] = pointers(other.model.diffusion_model) == own == pointers(taken.transformer)
+    del theirs
+    return found
+
+
+def mixed_precision():
+    """A model that core has loaded in its own fp8 format."""
+    state, header = comfy.utils.load_torch_file(str(Path(models) / "checkpoints" / CHECKPOINT), return_metadata=True)
+    prefix = "model.diffusion_model."
+    state = {key: value for key, value in state.items() if key.startswith(prefix)}
+    for key in [key for key in state if ".attn1.to_q.weight" in key]:
+        state[key] = state[key].to(torch.float8_e4m3fn)
+        state[f"{key}_scale"] = torch.tensor(1.0)
+        text = json.dumps({"format": "float8_e4m3fn"}).encode()
+        state[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(text), dtype=torch.uint8)
+    try:
+        model = comfy.sd.load_state_dict_guess_config(state, output_vae=False, output_clip=False, metadata=header)[0]
+    except Exception as error:  # noqa: BLE001  # this core does not read the format
+        return {"core": type(error).__name__}
+    return {"refused": refusal(from_native, model), "core": "reads it"}
 
 
 if __name__ == "__main__":
