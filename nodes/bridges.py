@@ -480,8 +480,8 @@ def _say_positions(config: TransformerConfig, versions: tuple[str, ...]) -> None
 def _refuse(what: str, names: list[str]) -> None:
     if names:
         raise UnsupportedError(
-            f"got a {what} with {', '.join(names)}; expected one with patches of weights (LoRA) only, since LTXKit has "
-            f"its own sampling; connect the {what} from before the node that adds this"
+            f"got a {what} with {', '.join(names)}; expected one with patches of weights (LoRA) only, since LTXKit "
+            f"computes with code of its own; connect the {what} from before the node that adds this"
         )
 
 

@@ -617,16 +617,14 @@ def fake_card():
     mm.unload_all_models()
     found["shared after unloading"] = pointers(model.model.diffusion_model) == before == pointers(handle.transformer)
     other = native_model()
-    theirs = pointers(other.model.diffusion_model)
     native(other)
     taken = from_native(other)
     found["theirs taken while on the card"] = pointers(taken.transformer) == pointers(other.model.diffusion_model)
-    found["theirs"] = apart(ours(taken), expected)
     own = pointers(taken.transformer)
+    found["theirs"] = apart(ours(taken), expected)
     native(other)
     mm.unload_all_models()
     found["theirs shared after unloading"] = pointers(other.model.diffusion_model) == own == pointers(taken.transformer)
-    del theirs
     return found
 
 
@@ -645,6 +643,51 @@ def mixed_precision():
     except Exception as error:  # noqa: BLE001  # this core does not read the format
         return {"core": type(error).__name__}
     return {"refused": refusal(from_native, model), "core": "reads it"}
+
+
+def hooks():
+    """A LoRA as a hook on the prompts: core changes weights while it samples, and ours are as before afterwards."""
+    import comfy.hooks
+
+    global PROMPTS
+    handle, _ = load()
+    before = {name: tensor.clone() for name, tensor in handle.transformer.state_dict().items()}
+    path = next(path for path in write_loras() if path.stem == "factors")
+    (mine,) = nodes["LTXKitApplyLoRA"]().run(handle, path.name, 0.8, False, "automatic")
+    expected = ours(mine)
+    hook = comfy.hooks.create_hook_lora(comfy.utils.load_torch_file(str(path)), 0.8, 0.0)
+    kept = PROMPTS
+    PROMPTS = [comfy.hooks.set_hooks_for_conditioning(prompt, hook) for prompt in kept]
+    try:
+        result = native(to_native(handle))
+    finally:
+        PROMPTS = kept
+    after = handle.transformer.state_dict()
+    return {
+        "apart": apart(result, expected),
+        "unchanged": all(torch.equal(after[name], tensor) for name, tensor in before.items()),
+        "afterwards": apart(native(to_native(handle)), ours(handle)),
+    }
+
+
+def small_types():
+    """Weights in fp8 and T5 in 16 bits: shared as they are."""
+    model = native_model(dtype=torch.float8_e4m3fn)
+    handle = from_native(model)
+    theirs = set(pointers(model.model.diffusion_model).values())
+    large = {tensor.data_ptr() for tensor in handle.transformer.state_dict().values() if tensor.ndim == 2}
+    found = {"fp8": apart(ours(handle), native(model)), "fp8 shared": len(theirs & large) / len(large)}
+    for dtype in (torch.float16, torch.bfloat16):
+        clip, _ = native_clip()
+        the_t5(clip).to(dtype)
+        encoder = from_clip(clip).encoder.model
+        own = pointers(encoder)
+        found[f"{dtype} shared"] = all(own[name] == pointer for name, pointer in pointers(the_t5(clip)).items())
+        reference, _ = native_clip()
+        expected = nodes["LTXKitEncodePrompt"]().run(from_clip(reference), "a red ball", "", 24.0)[0][0][0]
+        result = nodes["LTXKitEncodePrompt"]().run(from_clip(clip), "a red ball", "", 24.0)[0][0][0]
+        found[f"{dtype}"] = apart(result, expected)
+    return found
 
 
 if __name__ == "__main__":
