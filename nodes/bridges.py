@@ -29,8 +29,8 @@ from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.quant.linear import QuantizedLinear
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import ScaleFactors
-from ..ltx_core.weights.bundled import T5_TOKENIZER
 from ..ltx_core.weights.build import Opened, open_tensors
+from ..ltx_core.weights.bundled import T5_TOKENIZER
 from ..ltx_core.weights.lora import WeightedLoRA, match_lora
 from ..ltx_core.weights.metadata import format_config
 from ..ltx_core.weights.text_encoder import text_encoder_from
@@ -49,8 +49,8 @@ def outside_comfyui() -> str | None:
     if "folder_paths" in sys.modules:
         return None
     return (
-        "got a node that connects LTXKit with ComfyUI's own models, outside ComfyUI; expected LTXKit's nodes alone; run "
-        "the graph in ComfyUI, or put LTXKit's own loaders and Sample in their place"
+        "got a node that connects LTXKit with ComfyUI's own models, outside ComfyUI; expected LTXKit's nodes alone; "
+        "run the graph in ComfyUI, or put LTXKit's own loaders and Sample in their place"
     )
 
 
@@ -145,7 +145,10 @@ def _native_model(transformer: LTXTransformer, scale: ScaleFactors, *, disable_d
     def again(disable_dynamic: bool = False) -> Any:
         return _native_model(transformer, scale, disable_dynamic=disable_dynamic)
 
-    patcher.cached_patcher_init = (again, ())  # how newer cores make a MODEL without dynamic memory, or for another card
+    patcher.cached_patcher_init = (
+        again,
+        (),
+    )  # how newer cores make a MODEL without dynamic memory, or for another card
     _share_after_unloading(patcher, native, tensors)
     return patcher
 
@@ -296,8 +299,8 @@ def from_native_model(model: Any, version: str | None, resident_blocks: int | No
     what = "MODEL"
     base = _core("comfy.model_base", "LTXV")
     native_class = _core("comfy.ldm.lightricks.model", "LTXVModel").LTXVModel
-    inner = getattr(model, "model", None)
-    native = getattr(inner, "diffusion_model", None)
+    inner: Any = getattr(model, "model", None)
+    native: Any = getattr(inner, "diffusion_model", None)
     if not isinstance(inner, base.LTXV) or type(native) is not native_class:
         found = type(native if isinstance(inner, base.LTXV) else inner).__name__
         raise UnsupportedError(
@@ -376,7 +379,7 @@ def from_native_vae(vae: Any) -> VideoVAE:
     """
     what = "VAE"
     autoencoder = _core("comfy.ldm.lightricks.vae.causal_video_autoencoder", "VideoVAE")
-    native = getattr(vae, "first_stage_model", None)
+    native: Any = getattr(vae, "first_stage_model", None)
     if type(native) is not autoencoder.VideoVAE:
         raise UnsupportedError(
             f"got a {what} of the class {type(native).__name__}; expected ComfyUI's VAE of LTX-Video (VideoVAE); load "
@@ -424,13 +427,13 @@ def _built_from(inner: Any, native_class: type[nn.Module]) -> dict[str, Any]:
     """
     given: Mapping[str, Any] = inner.model_config.unet_config
     parameters = inspect.signature(native_class.__init__).parameters
-    defaults = {name: value.default for name, value in parameters.items() if value.default is not inspect.Parameter.empty}
+    defaults = {
+        name: value.default for name, value in parameters.items() if value.default is not inspect.Parameter.empty
+    }
     values = {**defaults, **given}
     technical = ("dtype", "device", "operations", "image_model")
     strange = sorted(
-        name
-        for name, default in defaults.items()
-        if name not in (*_FIELDS, *technical) and values[name] != default
+        name for name, default in defaults.items() if name not in (*_FIELDS, *technical) and values[name] != default
     )
     if strange:
         raise UnsupportedError(
@@ -602,4 +605,3 @@ def _share_again(patcher: Any, native: nn.Module, ours: nn.Module) -> None:
     theirs = {name: parameter.data_ptr() for name, parameter in native.named_parameters()}
     originals = {name: tensor for name, tensor in ours.state_dict().items() if theirs.get(name) == tensor.data_ptr()}
     _share_after_unloading(patcher, native, originals)
-

@@ -100,7 +100,9 @@ class ConvertTextEncoderFromNative(Bridge):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "clip": link(NATIVE_CLIP, "From Load CLIP, DualCLIPLoader or TripleCLIPLoader, with T5 v1.1 XXL in it."),
+                "clip": link(
+                    NATIVE_CLIP, "From Load CLIP, DualCLIPLoader or TripleCLIPLoader, with T5 v1.1 XXL in it."
+                ),
                 "keep_on_device": switch(
                     False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
                 ),

@@ -55,6 +55,13 @@ SOURCES = {
     LORA: "Train LoRA (LTXKit)",
 }
 
+# The node between a native output and a socket of ours.
+BRIDGES = {
+    ("MODEL", MODEL): "Model from ComfyUI (LTXKit)",
+    ("CLIP", TEXT_ENCODER): "Text Encoder from ComfyUI (LTXKit)",
+    ("VAE", VAE): "VAE from ComfyUI (LTXKit)",
+}
+
 T = TypeVar("T")
 
 
@@ -180,7 +187,10 @@ class Node:
 
 def _wrong_type(received_type: str, expected: str, name: str) -> str:
     remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
-    return f"got {received_type} on `{name}`; expected {expected}{remedy}"
+    bridge = BRIDGES.get((received_type, expected))
+    return (
+        f"got {received_type} on `{name}`; expected {expected}{remedy}{f', or {bridge!r} in between' if bridge else ''}"
+    )
 
 
 def received(socket: str, value: object, name: str) -> Any:

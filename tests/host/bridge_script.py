@@ -7,11 +7,14 @@ for the LoRAs that are made here, the checks.
 
 # ruff: noqa: E402, T201
 
+import functools
 import gc
 import importlib.util
+import inspect
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 comfy_root, pack, models, scratch, *checks = sys.argv[1:]
@@ -22,7 +25,6 @@ from comfy.cli_args import args
 
 args.cpu = True  # otherwise the next import would look for a driver
 
-import utils.install_util  # noqa: F401  # as main.py does: later another package puts its own `utils` first
 import comfy.ldm.lightricks.vae.causal_video_autoencoder as native_vae_module
 import comfy.model_patcher
 import comfy.sample
@@ -37,6 +39,7 @@ import comfy_extras.nodes_easycache
 import comfy_extras.nodes_torch_compile
 import folder_paths
 import torch
+import utils.install_util  # noqa: F401  # as main.py does: later another package puts its own `utils` first
 from comfy import model_management as mm
 
 folder_paths.models_dir = models
@@ -49,7 +52,6 @@ sys.modules["ltxkit"] = module
 spec.loader.exec_module(module)
 nodes = module.NODE_CLASS_MAPPINGS
 from ltxkit.ltx_core.errors import LTXKitError
-from ltxkit.ltx_core.weights.lora import load_lora
 from ltxkit.nodes.host import ComfyUIHost
 
 said = []
@@ -107,8 +109,6 @@ class narrow:
         self.widths = encoder, decoder
 
     def __enter__(self):
-        import functools
-
         self.classes = native_vae_module.Encoder, native_vae_module.Decoder
         encoder, decoder = self.classes
         native_vae_module.Encoder = functools.partial(encoder, base_channels=self.widths[0])
@@ -303,15 +303,12 @@ def native_schedule():
 
 
 def context_windows():
-    """Core's context windows are asked for by the model."""
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+    """Core's context windows take the model for itself."""
+    import comfy.context_windows
 
-    node = getattr(__import__("comfy_extras.nodes_context_windows", fromlist=["x"]), "LTXVContextWindowsNode", None)
     handle, _ = load()
     whole = native(to_native(handle))
     windows = []
-    import comfy.context_windows
-
     kept = comfy.context_windows.IndexListContextHandler.evaluate_context_windows
 
     def counted(*inputs, **options):
@@ -319,12 +316,20 @@ def context_windows():
         return kept(*inputs, **options)
 
     comfy.context_windows.IndexListContextHandler.evaluate_context_windows = counted
-    del node
-    model = ContextWindowsManualNode.execute(
-        to_native(handle), context_length=2, context_overlap=1, context_schedule="standard_static", context_stride=1,
-        closed_loop=False, fuse_method="pyramid", dim=2, freenoise=False,
-    )[0]  # fmt: skip
+    (model,) = with_windows(to_native(handle))
     return {"apart": apart(native(model), whole), "windows": len(windows)}
+
+
+def with_windows(model):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    options = {
+        "context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
+        "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False,
+    }  # fmt: skip
+    taken = inspect.signature(ContextWindowsManualNode.execute).parameters  # older cores have fewer
+    node = ContextWindowsManualNode.execute(model, **{name: value for name, value in options.items() if name in taken})
+    return (node[0],)
 
 
 def other_models():
@@ -376,7 +381,6 @@ def refusal(convert, *inputs):
 
 def refused_models():
     """What a MODEL cannot bring along, by what it says."""
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
     from comfy_extras.nodes_lt import ModelSamplingLTXV
 
     found = {}
@@ -389,8 +393,7 @@ def refused_models():
     patched("easycache", lambda m: comfy_extras.nodes_easycache.EasyCacheNode.execute(m, 0.2, 0.15, 0.95, False)[0])
     patched("compile", lambda m: comfy_extras.nodes_torch_compile.TorchCompileModel.execute(m, "inductor")[0])
     patched("sampling", lambda m: ModelSamplingLTXV.execute(m, 2.05, 0.95)[0])
-    windows = (2, 1, "standard_static", 1, False, "pyramid", 2, False)
-    patched("windows", lambda m: ContextWindowsManualNode.execute(m, *windows)[0])
+    patched("windows", lambda m: with_windows(m)[0])
     patched("cfg function", lambda m: m.set_model_sampler_cfg_function(lambda inputs: inputs["cond"]))
     patched("post cfg", lambda m: m.set_model_sampler_post_cfg_function(lambda inputs: inputs["denoised"]))
     patched("unet wrapper", lambda m: m.set_model_unet_function_wrapper(lambda apply, inputs: None))
@@ -440,8 +443,6 @@ def other_classes():
     taesd = types.SimpleNamespace(first_stage_model=torch.nn.Conv2d(3, 3, 1), patcher=None)
     found["another VAE"] = refusal(nodes["LTXKitConvertVAEFromNative"]().run, taesd)
     config = handle.transformer.config
-    from dataclasses import replace
-
     for name, value in (("norm_eps", 1e-5), ("out_channels", 64)):
         handle, _ = load()
         handle.transformer.config = replace(config, **{name: value})
@@ -512,7 +513,7 @@ def text_encoders():
     clip.add_patches({key: ("diff", (torch.ones_like(clip.patcher.model_state_dict()[key]),))}, 0.5)
     said.clear()
     patched = from_clip(clip)
-    name = key[key.index("encoder.block"):]
+    name = key[key.index("encoder.block") :]
     found["patched"] = apart(patched.encoder.model.get_parameter(name) - 0.5, the_t5(clip).get_parameter(name))
     found["said"] = list(said)
     return found
@@ -541,8 +542,6 @@ def refused_text_encoders():
     found["umt5"] = refusal(from_clip, umt5)
     handle, _ = load("ltxv-13b-0.9.7-dev.safetensors")
     found["fitting width"] = refusal(lambda: from_clip(clip, model=handle))
-    from dataclasses import replace
-
     handle.transformer.config = replace(handle.transformer.config, caption_channels=4096)
     found["wrong width"] = refusal(lambda: from_clip(clip, model=handle))
     return found
@@ -570,7 +569,7 @@ def vaes():
         frames = native.decode(latent)[0]
         encoded = native.encode(plain)
         own = nodes["LTXKitEncodeVideo"]().run(plain, vae, 24.0)[0]["samples"]
-        theirs = {key: value for key, value in pointers(native.first_stage_model).items() if "of-" not in key}
+        theirs = {name: parameter.data_ptr() for name, parameter in native.first_stage_model.named_parameters()}
         found[case] = {
             "decode": apart(decoded(vae, latent), frames),
             "encode": apart(own, encoded),
@@ -600,7 +599,7 @@ def vaes():
 
 def fake_card():
     """On a card with its own memory, weights are in main memory once after unloading, on both sides."""
-    handle, vae = load()
+    handle, _ = load()
     free = 2**40
     mm.get_free_memory = lambda device=None, torch_free_too=False: (free, free) if torch_free_too else free
     mm.get_torch_device = mm.vae_device = mm.text_encoder_device = lambda: DEVICE
@@ -640,7 +639,7 @@ def mixed_precision():
         state[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(text), dtype=torch.uint8)
     try:
         model = comfy.sd.load_state_dict_guess_config(state, output_vae=False, output_clip=False, metadata=header)[0]
-    except Exception as error:  # noqa: BLE001  # this core does not read the format
+    except Exception as error:  # this core does not read the format
         return {"core": type(error).__name__}
     return {"refused": refusal(from_native, model), "core": "reads it"}
 
@@ -675,7 +674,8 @@ def small_types():
     model = native_model(dtype=torch.float8_e4m3fn)
     handle = from_native(model)
     theirs = set(pointers(model.model.diffusion_model).values())
-    large = {tensor.data_ptr() for tensor in handle.transformer.state_dict().values() if tensor.ndim == 2}
+    tensors = handle.transformer.state_dict().items()
+    large = {tensor.data_ptr() for name, tensor in tensors if tensor.ndim == 2 and "table" not in name}
     found = {"fp8": apart(ours(handle), native(model)), "fp8 shared": len(theirs & large) / len(large)}
     for dtype in (torch.float16, torch.bfloat16):
         clip, _ = native_clip()
