@@ -437,8 +437,8 @@ def _built_from(inner: Any, native_class: type[nn.Module]) -> dict[str, Any]:
     )
     if strange:
         raise UnsupportedError(
-            f"got a MODEL with {', '.join(f'{name} = {values[name]}' for name in strange)}; expected a model up to 0.9.8, "
-            "which has none of these; load another checkpoint"
+            f"got a MODEL with {', '.join(f'{name} = {values[name]}' for name in strange)}; expected a model up to "
+            "0.9.8, which has none of these; load another checkpoint"
         )
     known = {name: values[name] for name in (*_FIELDS, *_LATER) if name in values}
     usual = TransformerConfig.of_size(layers=1, heads=1, head_dim=2, channels=1, captions=1)

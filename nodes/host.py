@@ -260,9 +260,10 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
     """What sends the pictures of a latent: all frames as an animation to our code in the browser, or else the first
     frame in the form of ComfyUI's ProgressBar."""
     import latent_preview
-    from comfy.cli_args import LatentPreviewMethod, args
     from PIL import Image
     from server import PromptServer
+
+    from comfy.cli_args import LatentPreviewMethod, args
 
     if args.preview_method == LatentPreviewMethod.NoPreviews:
         return lambda denoised, last: None  # noqa: ARG005

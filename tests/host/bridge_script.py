@@ -98,11 +98,11 @@ def native_vae(name="ltxv-tiny-0.9.0.safetensors", **config):
     stated = json.loads(header["config"])["vae"]
     width = {half: stated[f"{half}_base_channels"] for half in ("encoder", "decoder")}
     stated = {key: value for key, value in {**stated, **config}.items() if value is not None}
-    with narrow(width["encoder"], width["decoder"]):
+    with NarrowVAEs(width["encoder"], width["decoder"]):
         return comfy.sd.VAE(sd=state, metadata={"config": json.dumps({"vae": stated})}, dtype=torch.float32)
 
 
-class narrow:
+class NarrowVAEs:
     """Inside, core's VAE has these widths."""
 
     def __init__(self, encoder, decoder):
@@ -435,7 +435,7 @@ def other_classes():
     part = model.model.diffusion_model.proj_out
     part.weight = GGMLTensor(part.weight.data, requires_grad=False)
     found["another pack's tensor"] = refusal(from_native, model)
-    handle, vae = load(quantization="int8")
+    handle, _ = load(quantization="int8")
     found["our int8"] = refusal(to_native, handle)
     found["wrong type"] = refusal(to_native, native_model())
     _, other = load("ltxv-tiny-16x4.safetensors")
@@ -577,7 +577,7 @@ def vaes():
             "padding": vae.config.spatial_padding_mode,
             "from the file": apart(frames, plain),
         }
-    with narrow(mine.config.encoder_base_channels, mine.config.decoder_base_channels):
+    with NarrowVAEs(mine.config.encoder_base_channels, mine.config.decoder_base_channels):
         (back,) = nodes["LTXKitConvertVAEToNative"]().run(mine)
     parameters = {name: parameter.data_ptr() for name, parameter in back.first_stage_model.named_parameters()}
     found["ours in native"] = {
