@@ -36,10 +36,10 @@ from ..ltx_core.weights.metadata import format_config
 from ..ltx_core.weights.text_encoder import text_encoder_from
 from . import sockets
 from .host import host
+from .patches import OURS, refuse, refuse_patches
 
 _PREFIX = "diffusion_model."  # of a transformer's weights in a ModelPatcher
 _CAUSAL = "causal_temporal_positioning"
-_OURS = "ltxkit"  # key of our callbacks
 _NATIVE_SCALE = ScaleFactors(8, 32, 32)  # what core's VAE nodes assume of LTXV (comfy/sd.py)
 _NATIVE_CHANNELS = 128
 
@@ -196,8 +196,8 @@ def _share_after_unloading(patcher: Any, native: nn.Module, shared: Mapping[str,
             ):
                 parameter.data = original
 
-    patcher.remove_callbacks_with_key(events.ON_DETACH, _OURS)
-    patcher.add_callback_with_key(events.ON_DETACH, _OURS, share)
+    patcher.remove_callbacks_with_key(events.ON_DETACH, OURS)
+    patcher.add_callback_with_key(events.ON_DETACH, OURS, share)
 
 
 def _patch(patcher: Any, item: WeightedLoRA, transformer: LTXTransformer) -> None:
@@ -307,7 +307,7 @@ def from_native_model(model: Any, version: str | None, resident_blocks: int | No
             f"got a {what} of the class {found}; expected ComfyUI's LTXV, the LTX-Video models up to 0.9.8; load an "
             "LTX-Video checkpoint (LTX-2 and other families are not LTXKit's)"
         )
-    _refuse_patches(model, what)
+    refuse_patches(model, what)
     _unload(model)
     stated = _built_from(inner, native_class)
     scale = ScaleFactors(*stated.pop("vae_scale_factors"))
@@ -347,13 +347,13 @@ def from_native_text_encoder(clip: Any) -> TextEncoder:
             "t5xxl_fp16.safetensors (Load CLIP of type ltxv, or Load Text Encoder of LTXKit)"
         )
     ((prefix, native),) = found.items()
-    _refuse_patches(patcher, what, default=("manual_cast_dtype",))
+    refuse_patches(patcher, what, default=("manual_cast_dtype",))
     options = {
         "a layer (CLIP Set Last Layer)": clip.layer_idx is not None,
         "options of the tokenizer": bool(getattr(clip, "tokenizer_options", None)),
         "hooks": bool(getattr(clip, "apply_hooks_to_conds", None)) or bool(getattr(clip, "use_clip_schedule", None)),
     }
-    _refuse(what, [name for name, present in options.items() if present])
+    refuse(what, [name for name, present in options.items() if present])
     _unload(patcher)
     opened = open_tensors(f"the {what} of ComfyUI", _weights(patcher, f"{prefix}.", what), {})
     encoder = text_encoder_from(opened, tokenizer=_tokenizer_of(clip), progress=host().progress())
@@ -385,7 +385,7 @@ def from_native_vae(vae: Any) -> VideoVAE:
             f"got a {what} of the class {type(native).__name__}; expected ComfyUI's VAE of LTX-Video (VideoVAE); load "
             "the VAE of an LTX-Video checkpoint"
         )
-    _refuse_patches(vae.patcher, what)
+    refuse_patches(vae.patcher, what)
     _unload(vae.patcher)
     encoder, decoder = native.encoder, native.decoder
     stated = {
@@ -475,85 +475,6 @@ def _say_positions(config: TransformerConfig, versions: tuple[str, ...]) -> None
             f"The file did not say {_CAUSAL} to ComfyUI, which then takes {causal}, and so does this model. "
             f"{', '.join(others)}: trained with {not causal}, as Load Model (LTXKit) has it."
         )
-
-
-# ------------------------------------------------------------------------------------------------ patches
-
-
-def _refuse(what: str, names: list[str]) -> None:
-    if names:
-        raise UnsupportedError(
-            f"got a {what} with {', '.join(names)}; expected one with patches of weights (LoRA) only, since LTXKit "
-            f"computes with code of its own; connect the {what} from before the node that adds this"
-        )
-
-
-def _refuse_patches(patcher: Any, what: str, default: tuple[str, ...] = ()) -> None:
-    """Raises UnsupportedError, with their names, for patches that are not of weights.
-
-    default: object patches that core itself sets.
-    """
-    _refuse(what, list(_foreign_patches(patcher, default)))
-
-
-def _foreign_patches(patcher: Any, default: tuple[str, ...]) -> Iterator[str]:
-    options: Mapping[str, Any] = patcher.model_options
-    for name, value in options.items():
-        if name == "transformer_options":
-            yield from (f"transformer_options[{key!r}]{_named(inner)}" for key, inner in value.items() if _any(inner))
-        elif _any(value) and name != "disable_cfg1_optimization":
-            yield f"{name}{_named(value)}"
-    yield from (f"the patched object {name}" for name in patcher.object_patches if name not in default)
-    for attribute, words in _KINDS_OF_PATCH.items():
-        value = getattr(patcher, attribute, None)
-        if attribute == "callbacks":
-            value = _without_ours(value)
-        if _any(value):
-            yield f"{words}{_named(value)}"
-
-
-_KINDS_OF_PATCH = {
-    "weight_wrapper_patches": "wrapped weights",
-    "wrappers": "wrappers",
-    "callbacks": "callbacks",
-    "injections": "injections",
-    "additional_models": "additional models",
-    "hook_patches": "hooks",
-    "forced_hooks": "hooks",
-}
-
-
-def _without_ours(callbacks: Any) -> Any:
-    return {
-        event: {key: functions for key, functions in by_key.items() if key != _OURS}
-        for event, by_key in (callbacks or {}).items()
-    }
-
-
-def _any(value: Any) -> bool:
-    """Whether there is something in nested containers."""
-    if isinstance(value, Mapping):
-        return any(_any(inner) for inner in value.values())
-    if isinstance(value, list | tuple | set):
-        return any(_any(inner) for inner in value)
-    return value is not None and value is not False
-
-
-def _named(value: Any) -> str:
-    """What is in a patch, in brackets: the keys it was added under, or the names of its functions and classes."""
-    names = sorted(set(_names(value)))
-    return f" ({', '.join(names)})" if names else ""
-
-
-def _names(value: Any, key: str | None = None) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _names(inner, name if isinstance(name, str) else key)
-    elif isinstance(value, list | tuple | set):
-        for inner in value:
-            yield from _names(inner, key)
-    elif _any(value):
-        yield key or getattr(value, "__qualname__", type(value).__name__)
 
 
 # ------------------------------------------------------------------------------------------------ weights
