@@ -12,7 +12,7 @@ import inspect
 import json
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +26,6 @@ from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.quant.linear import QuantizedLinear
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import ScaleFactors
 from ..ltx_core.weights.build import Opened, open_tensors
@@ -36,7 +35,7 @@ from ..ltx_core.weights.metadata import format_config
 from ..ltx_core.weights.text_encoder import text_encoder_from
 from . import sockets
 from .host import host
-from .patches import OURS, refuse, refuse_patches
+from .patches import OURS, PATCHED, ROLE_NAMES, native_magnitude, of_two_kinds, refuse, refuse_patches, refuse_quantized
 
 _PREFIX = "diffusion_model."  # of a transformer's weights in a ModelPatcher
 _CAUSAL = "causal_temporal_positioning"
@@ -89,7 +88,7 @@ def to_native_model(handle: sockets.Model) -> Any:
             has no form there.
     """
     transformer = handle.transformer
-    _refuse_quantized(transformer)
+    refuse_quantized(transformer)
     host().release(transformer)  # the weights in main memory are shared, not copies of them on a device
     made = transformer.__dict__.get("_ltxkit_native")
     if made is None or made[0] != handle.scale:
@@ -98,16 +97,6 @@ def to_native_model(handle: sockets.Model) -> Any:
     for item in handle.loras:
         _patch(patcher, item, transformer)
     return patcher
-
-
-def _refuse_quantized(module: nn.Module) -> None:
-    kinds = sorted({type(part).__name__ for part in module.modules() if isinstance(part, QuantizedLinear)})
-    if kinds:
-        raise UnsupportedError(
-            f"got quantized weights ({', '.join(kinds)}), which ComfyUI's layers cannot share; expected plain bf16, "
-            "fp16 or fp32 weights; load the model as stored from a bf16 file, or load this file with ComfyUI's own "
-            "loader"
-        )
 
 
 def _native_model(transformer: LTXTransformer, scale: ScaleFactors, *, disable_dynamic: bool = False) -> Any:
@@ -145,10 +134,8 @@ def _native_model(transformer: LTXTransformer, scale: ScaleFactors, *, disable_d
     def again(disable_dynamic: bool = False) -> Any:
         return _native_model(transformer, scale, disable_dynamic=disable_dynamic)
 
-    patcher.cached_patcher_init = (
-        again,
-        (),
-    )  # how newer cores make a MODEL without dynamic memory, or for another card
+    # How newer cores make a MODEL without dynamic memory, or for another card.
+    patcher.cached_patcher_init = (again, ())
     _share_after_unloading(patcher, native, tensors)
     return patcher
 
@@ -212,20 +199,20 @@ def _patch(patcher: Any, item: WeightedLoRA, transformer: LTXTransformer) -> Non
     for target, module in report.modules.items():
         roles, stem = item.lora.targets[target], f"{_PREFIX}{module}"
         weights[stem] = f"{stem}.weight"
-        expected |= {f"{stem}.{_PATCHED[role]}" for role in roles if role in _PATCHED}
-        if _of_two_kinds(roles) or ("magnitude" in roles and f"{stem}.weight" in patcher.patches):
+        expected |= {f"{stem}.{PATCHED[role]}" for role in roles if role in PATCHED}
+        if of_two_kinds(roles) or ("magnitude" in roles and f"{stem}.weight" in patcher.patches):
             raise UnsupportedError(
                 f"got {item.lora.path.name}, whose change of {module} (DoRA or a full difference) is one of several; "
                 "expected it alone or first, since ComfyUI computes it from weights that are changed already; apply "
                 "it first, or sample with LTXKit's nodes"
             )
-        tensors |= {f"{stem}.{_ROLE_NAMES[role]}": tensor for role, tensor in roles.items() if role in _ROLE_NAMES}
+        tensors |= {f"{stem}.{ROLE_NAMES[role]}": tensor for role, tensor in roles.items() if role in ROLE_NAMES}
         if "down" in roles:
             scale = item.lora.scales[target]
             tensors[f"{stem}.alpha"] = torch.tensor(scale * roles["down"].shape[0])
             if "magnitude" in roles:
                 weight = transformer.get_submodule(module).get_parameter("weight")
-                tensors[f"{stem}.dora_scale"] = _native_magnitude(roles, scale, weight)
+                tensors[f"{stem}.dora_scale"] = native_magnitude(roles, scale, weight)
     taken = patcher.add_patches(native.load_lora(tensors, weights, log_missing=False), item.strength)
     left = sorted(expected - set(taken))
     if left:
@@ -233,23 +220,6 @@ def _patch(patcher: Any, item: WeightedLoRA, transformer: LTXTransformer) -> Non
             f"got {item.lora.path.name}, of which ComfyUI takes no patch for {', '.join(left[:3])}; expected all; "
             "sample with LTXKit's nodes"
         )
-
-
-def _of_two_kinds(roles: Mapping[str, Tensor]) -> bool:
-    return ("down" in roles) + ("diff" in roles) > 1 or ("magnitude" in roles and "down" not in roles)
-
-
-def _native_magnitude(roles: Mapping[str, Tensor], scale: float, weight: Tensor) -> Tensor:
-    """What to give core as DoRA's magnitude (out, 1) for our result: it divides by the lengths of the rows of W
-    (comfy/weight_adapter/base.py), we by those of W + dW (arXiv 2402.09353)."""
-    weight = weight.float()
-    changed = torch.addmm(weight, roles["up"].float(), roles["down"].float(), alpha=scale)
-    magnitude = roles["magnitude"].float().flatten() * weight.norm(dim=1) / changed.norm(dim=1)
-    return magnitude[:, None]
-
-
-_ROLE_NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "diff": "diff", "diff_b": "diff_b"}
-_PATCHED = {"down": "weight", "diff": "weight", "diff_b": "bias"}  # what a role changes
 
 
 def to_native_vae(vae: VideoVAE) -> Any:

@@ -1,4 +1,5 @@
-"""Patches of a native MODEL, CLIP or VAE that cannot go along to our nodes: found and refused by name.
+"""Patches across the bridges: those of a native MODEL, CLIP or VAE that cannot go along are found and refused by name;
+our LoRAs get the names and values that core expects, and quantized weights of ours are refused.
 
 Only attributes of core's ModelPatcher are read here (comfy/model_patcher.py); nothing of core is imported.
 """
@@ -8,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.quant.linear import QuantizedLinear
 
 OURS = "ltxkit"  # key of our own callbacks
 
@@ -87,3 +92,30 @@ def _names(value: Any, key: str | None = None) -> Iterator[str]:
             yield from _names(inner, key)
     elif _any(value):
         yield key or getattr(value, "__qualname__", type(value).__name__)
+
+
+def of_two_kinds(roles: Mapping[str, Tensor]) -> bool:
+    return ("down" in roles) + ("diff" in roles) > 1 or ("magnitude" in roles and "down" not in roles)
+
+
+def native_magnitude(roles: Mapping[str, Tensor], scale: float, weight: Tensor) -> Tensor:
+    """What to give core as DoRA's magnitude (out, 1) for our result: it divides by the lengths of the rows of W
+    (comfy/weight_adapter/base.py), we by those of W + dW (arXiv 2402.09353)."""
+    weight = weight.float()
+    changed = torch.addmm(weight, roles["up"].float(), roles["down"].float(), alpha=scale)
+    magnitude = roles["magnitude"].float().flatten() * weight.norm(dim=1) / changed.norm(dim=1)
+    return magnitude[:, None]
+
+
+ROLE_NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "diff": "diff", "diff_b": "diff_b"}
+PATCHED = {"down": "weight", "diff": "weight", "diff_b": "bias"}  # what a role changes
+
+
+def refuse_quantized(module: nn.Module) -> None:
+    kinds = sorted({type(part).__name__ for part in module.modules() if isinstance(part, QuantizedLinear)})
+    if kinds:
+        raise UnsupportedError(
+            f"got quantized weights ({', '.join(kinds)}), which ComfyUI's layers cannot share; expected plain bf16, "
+            "fp16 or fp32 weights; load the model as stored from a bf16 file, or load this file with ComfyUI's own "
+            "loader"
+        )
