@@ -7,6 +7,13 @@ from .host import add_routes, register_replacements
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
+from .native import (
+    ConvertModelFromNative,
+    ConvertModelToNative,
+    ConvertTextEncoderFromNative,
+    ConvertVAEFromNative,
+    ConvertVAEToNative,
+)
 from .old_graphs import (
     AdaptLatent,
     AddFilmGrain,
@@ -58,6 +65,11 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitSetDecodeNoise": SetDecodeNoise,
     "LTXKitPassOn": PassOn,
     "LTXKitReportMissing": ReportMissing,
+    "LTXKitConvertModelToNative": ConvertModelToNative,
+    "LTXKitConvertVAEToNative": ConvertVAEToNative,
+    "LTXKitConvertModelFromNative": ConvertModelFromNative,
+    "LTXKitConvertTextEncoderFromNative": ConvertTextEncoderFromNative,
+    "LTXKitConvertVAEFromNative": ConvertVAEFromNative,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -91,6 +103,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitSetDecodeNoise": "Decode Noise (LTXKit)",
     "LTXKitPassOn": "Pass On (LTXKit)",
     "LTXKitReportMissing": "Missing Node (LTXKit)",
+    "LTXKitConvertModelToNative": "Model to ComfyUI (LTXKit)",
+    "LTXKitConvertVAEToNative": "VAE to ComfyUI (LTXKit)",
+    "LTXKitConvertModelFromNative": "Model from ComfyUI (LTXKit)",
+    "LTXKitConvertTextEncoderFromNative": "Text Encoder from ComfyUI (LTXKit)",
+    "LTXKitConvertVAEFromNative": "VAE from ComfyUI (LTXKit)",
 }
 
 add_routes()

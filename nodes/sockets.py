@@ -59,6 +59,13 @@ SOURCES = {
     LORA: "Train LoRA (LTXKit)",
 }
 
+# The node between a native output and a socket of ours.
+BRIDGES = {
+    ("MODEL", MODEL): "Model from ComfyUI (LTXKit)",
+    ("CLIP", TEXT_ENCODER): "Text Encoder from ComfyUI (LTXKit)",
+    ("VAE", VAE): "VAE from ComfyUI (LTXKit)",
+}
+
 T = TypeVar("T")
 
 
@@ -278,7 +285,10 @@ def without_vae(input_types: Mapping[str, str]) -> str | None:
 
 def _wrong_type(received_type: str, expected: str, name: str) -> str:
     remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
-    return f"got {received_type} on `{name}`; expected {expected}{remedy}"
+    bridge = BRIDGES.get((received_type, expected))
+    return (
+        f"got {received_type} on `{name}`; expected {expected}{remedy}{f', or {bridge!r} in between' if bridge else ''}"
+    )
 
 
 def received(socket: str, value: object, name: str) -> Any:

@@ -17,9 +17,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import VAEBlock, VideoVAEConfig
+from ..config import PaddingMode, VAEBlock, VideoVAEConfig
 from ..errors import ConfigError, ShapeError
 from ..shapes import PixelShape
+from .convolution import Conv3d
 from .dtypes import compute_dtype
 from .embeddings import TimeEmbedder
 from .vae_layers import (
@@ -195,6 +196,15 @@ class VideoVAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
+
+    def pad_encoder(self, mode: PaddingMode) -> None:
+        """From now on the encoder pads in this way, and the decoder as the config says.
+
+        Both do the same in the official code; ComfyUI's defaults differ between the two (causal_video_autoencoder.py).
+        """
+        for part in self.encoder.modules():
+            if isinstance(part, Conv3d):
+                part.padding_mode = mode
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Encode a whole clip.

@@ -26,7 +26,7 @@ from ..quant.fp8 import FP8_DTYPES, use_fp8_matmul
 from ..quant.linear import ScaledLinear, linear_weights, unpack_linears
 from ..releases import RELEASES
 from .assign import assign, preparation_for, stored_tensors
-from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
+from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, checkpoint_in_memory, open_checkpoint
 from .infer import Description, Origin, describe, part_or_error
 from .layouts import Layout, Naming, Part, PartName, detect_layout
 from .mapping import watch
@@ -217,6 +217,16 @@ def mixed_generations(transformer: Opened, vae: Opened) -> str | None:
         f"({' or '.join(versions)}) was trained with the VAE of {' or '.join(own)}: their latents have nothing in "
         "common, so clips are noise unless you have trained the two together. Use the VAE of the same release."
     )
+
+
+def open_tensors(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, version: str | None = None
+) -> Opened:
+    """As `open_models`, of a model that another program has loaded: our modules get these tensors, not copies.
+
+    name, tensors, metadata: as `checkpoint_in_memory`, which also says what is raised.
+    """
+    return Opened(checkpoint_in_memory(name, tensors, metadata), detect_layout(tensors), version)
 
 
 def load_transformer(

@@ -28,7 +28,7 @@ from .layer_formats import ENTRY, described_markers, merged
 from .mapping import MappedFile
 from .shards import WeightSet, set_of, unfinished_download, weight_files
 
-Container = Literal["safetensors", "folder", "gguf"]
+Container = Literal["safetensors", "folder", "gguf", "memory"]
 
 # Names of the safetensors format (huggingface/safetensors, safetensors/src/tensor.rs `Dtype`).
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
@@ -191,6 +191,30 @@ def _with_layer_formats(checkpoint: Checkpoint) -> Checkpoint:
         return torch.tensor(list(texts[key]), dtype=torch.uint8) if key in texts else checkpoint.read(key)
 
     return replace(checkpoint, tensors=tensors, read=read)
+
+
+def checkpoint_in_memory(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+    """The tensors of a model that another program has loaded, as a container: reading one gives the tensor itself.
+
+    name: what the user knows the model by, for messages. metadata: as in a safetensors header.
+
+    Raises:
+        UnsupportedError: a tensor is of a class of its own (another program's quantization), or of another type than
+            those in `DTYPE_NAMES`.
+    """
+    for key, tensor in tensors.items():
+        of_its_own = type(tensor) not in (Tensor, torch.nn.Parameter)
+        if of_its_own or tensor.dtype not in DTYPE_NAMES:
+            found = type(tensor).__name__ if of_its_own else str(tensor.dtype)
+            raise UnsupportedError(
+                f"got {name} with {key!r} as {found}; expected plain tensors, which torch itself computes with; load "
+                "the bf16 or fp8 file"
+            )
+    infos = {
+        key: TensorInfo(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], tensor.numel() * tensor.itemsize, 0)
+        for key, tensor in tensors.items()
+    }
+    return Checkpoint(Path(name), "memory", metadata, {}, infos, (), lambda key: tensors[key].detach())
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------

@@ -389,7 +389,10 @@ def test_something_else_than_a_latent_or_a_prompt_is_refused(wrong: Any, loaded:
 
 def test_a_native_model_by_api_is_told_which_loader_to_use():
     message = SampleVideo.VALIDATE_INPUTS({"model": "MODEL", "latent": "LATENT"})
-    assert message == "got MODEL on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)'"
+    assert message == (
+        "got MODEL on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)', or 'Model from ComfyUI "
+        "(LTXKit)' in between"
+    )
     assert SampleVideo.VALIDATE_INPUTS({"model": "LTXKIT_MODEL", "latent": "LATENT", "schedule": "SIGMAS"}) is True
     assert SampleVideo.VALIDATE_INPUTS({"latent": "IMAGE"}) == "got IMAGE on `latent`; expected LATENT"
     assert SampleVideo.VALIDATE_INPUTS({"model": "*"}) is True  # checked when the value arrives
