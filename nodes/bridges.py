@@ -28,14 +28,15 @@ from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import ScaleFactors
+from ..ltx_core.weights.adapters import Change, Factors, merged
 from ..ltx_core.weights.build import Opened, open_tensors
 from ..ltx_core.weights.bundled import T5_TOKENIZER
-from ..ltx_core.weights.lora import WeightedLoRA, match_lora
+from ..ltx_core.weights.lora import WeightedLoRA, fit_lora
 from ..ltx_core.weights.metadata import format_config
 from ..ltx_core.weights.text_encoder import text_encoder_from
 from . import sockets
 from .host import host
-from .patches import OURS, PATCHED, ROLE_NAMES, native_magnitude, of_two_kinds, refuse, refuse_patches, refuse_quantized
+from .patches import OURS, refuse, refuse_patches, refuse_quantized
 
 _PREFIX = "diffusion_model."  # of a transformer's weights in a ModelPatcher
 _CAUSAL = "causal_temporal_positioning"
@@ -188,38 +189,44 @@ def _share_after_unloading(patcher: Any, native: nn.Module, shared: Mapping[str,
 
 
 def _patch(patcher: Any, item: WeightedLoRA, transformer: LTXTransformer) -> None:
-    """Our LoRA as patches of core, which merges them while it samples."""
+    """Our LoRA as patches of core, which merges them while it samples: factors where it has nothing else for a weight,
+    and otherwise what it makes of that weight, as a difference."""
     native = _core("comfy.lora", "load_lora")
-    report = match_lora(item.lora, transformer, allow_partial=item.allow_partial)
+    fit = fit_lora(item.lora, transformer, allow_partial=item.allow_partial)
     if not item.strength:
         return
-    tensors: dict[str, Tensor] = {}
-    weights: dict[str, str] = {}  # by the name that the tensors have
-    expected: set[str] = set()
-    for target, module in report.modules.items():
-        roles, stem = item.lora.targets[target], f"{_PREFIX}{module}"
-        weights[stem] = f"{stem}.weight"
-        expected |= {f"{stem}.{PATCHED[role]}" for role in roles if role in PATCHED}
-        if of_two_kinds(roles) or ("magnitude" in roles and f"{stem}.weight" in patcher.patches):
-            raise UnsupportedError(
-                f"got {item.lora.path.name}, whose change of {module} (DoRA or a full difference) is one of several; "
-                "expected it alone or first, since ComfyUI computes it from weights that are changed already; apply "
-                "it first, or sample with LTXKit's nodes"
-            )
-        tensors |= {f"{stem}.{ROLE_NAMES[role]}": tensor for role, tensor in roles.items() if role in ROLE_NAMES}
-        if "down" in roles:
-            scale = item.lora.scales[target]
-            tensors[f"{stem}.alpha"] = torch.tensor(scale * roles["down"].shape[0])
-            if "magnitude" in roles:
-                weight = transformer.get_submodule(module).get_parameter("weight")
-                tensors[f"{stem}.dora_scale"] = native_magnitude(roles, scale, weight)
-    taken = patcher.add_patches(native.load_lora(tensors, weights, log_missing=False), item.strength)
-    left = sorted(expected - set(taken))
-    if left:
-        raise UnsupportedError(
-            f"got {item.lora.path.name}, of which ComfyUI takes no patch for {', '.join(left[:3])}; expected all; "
-            "sample with LTXKit's nodes"
-        )
+    parameters = dict(transformer.named_parameters())
+    for slot, changes in fit.changes.items():
+        ours = f"{slot.module}.{slot.parameter}".removeprefix(".")
+        factors = [part for change in changes for part in change.parts if isinstance(part, Factors)]
+        if all(_is_low_rank(change) for change in changes):
+            patches, strength = [_factors(ours, part) for part in factors], item.strength
+        else:
+            weight = parameters[ours].detach().float().cpu()
+            difference = merged(weight, [(change, item.strength) for change in changes]) - weight
+            patches, strength = [{f"{ours}.diff": difference}], 1.0
+        for tensors in patches:
+            key = f"{_PREFIX}{ours}"
+            if key not in patcher.add_patches(native.load_lora(tensors, {ours: key}, log_missing=False), strength):
+                raise UnsupportedError(
+                    f"got {item.lora.path.name}, of which ComfyUI takes no patch for {key}; expected all; sample with "
+                    "LTXKit's nodes"
+                )
+
+
+def _is_low_rank(change: Change) -> bool:
+    """Whether factors are all that it adds, whatever the weight is."""
+    others = (change.replacement, change.on_input, change.rotation, change.magnitude)
+    return all(other is None for other in others) and all(isinstance(part, Factors) for part in change.parts)
+
+
+def _factors(name: str, part: Factors) -> dict[str, Tensor]:
+    """Low-rank factors in core's names. alpha: what core divides by the rank."""
+    return {
+        f"{name}.lora_up.weight": part.up,
+        f"{name}.lora_down.weight": part.down,
+        f"{name}.alpha": torch.tensor(part.scale * part.down.shape[0]),
+    }
 
 
 def to_native_vae(vae: VideoVAE) -> Any:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.quant.linear import QuantizedLinear
@@ -92,23 +91,6 @@ def _names(value: Any, key: str | None = None) -> Iterator[str]:
             yield from _names(inner, key)
     elif _any(value):
         yield key or getattr(value, "__qualname__", type(value).__name__)
-
-
-def of_two_kinds(roles: Mapping[str, Tensor]) -> bool:
-    return ("down" in roles) + ("diff" in roles) > 1 or ("magnitude" in roles and "down" not in roles)
-
-
-def native_magnitude(roles: Mapping[str, Tensor], scale: float, weight: Tensor) -> Tensor:
-    """What to give core as DoRA's magnitude (out, 1) for our result: it divides by the lengths of the rows of W
-    (comfy/weight_adapter/base.py), we by those of W + dW (arXiv 2402.09353)."""
-    weight = weight.float()
-    changed = torch.addmm(weight, roles["up"].float(), roles["down"].float(), alpha=scale)
-    magnitude = roles["magnitude"].float().flatten() * weight.norm(dim=1) / changed.norm(dim=1)
-    return magnitude[:, None]
-
-
-ROLE_NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "diff": "diff", "diff_b": "diff_b"}
-PATCHED = {"down": "weight", "diff": "weight", "diff_b": "bias"}  # what a role changes
 
 
 def refuse_quantized(module: nn.Module) -> None:

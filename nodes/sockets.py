@@ -6,8 +6,6 @@ under names of our own, because they differ from ComfyUI's MODEL and VAE.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,8 +30,9 @@ from ..ltx_core.sampling.schedules import level_at
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
+from .checks import checked, validating
 from .host import host
-from .widgets import declared_inputs, problem_with, types_match
+from .widgets import declared_inputs, types_match
 
 MODEL = "LTXKIT_MODEL"
 VAE = "LTXKIT_VAE"
@@ -170,63 +169,6 @@ KINDS: Mapping[str, type] = {
 }
 
 
-def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` of a node, which refuses a value that its widget could not have.
-
-    A name of a file is left to the loader, whose message lists the files and their folders.
-    """
-    signature = inspect.signature(run)
-
-    @functools.wraps(run)
-    def checked(self: Node, *args: Any, **kwargs: Any) -> Any:
-        values = signature.bind(self, *args, **kwargs).arguments
-        declared = declared_inputs(type(self))
-        by_node = _names(type(self).VALIDATE_INPUTS)
-        for name, value in values.items():
-            spec = declared.get(name)
-            if spec is None or (spec.type == "COMBO" and name in by_node):
-                continue
-            problem = problem_with(name, value, spec)
-            if problem:
-                rest = problem.removeprefix(f"{name}: got ")
-                raise ConfigError(f"got {name} {rest}; change the widget, or what is linked to it")
-            if spec.type == "INT":
-                values[name] = int(value)
-        return run(**values)
-
-    return checked
-
-
-def _validating(cls: type[Node]) -> Any:
-    """VALIDATE_INPUTS of a node, which checks the decimals too. ComfyUI reads from its signature which inputs it wants,
-    and leaves those to it."""
-    own = cls.VALIDATE_INPUTS.__func__
-    asked = _names(own)
-    decimals = [
-        name
-        for name, parameter in inspect.signature(cls.__dict__["run"]).parameters.items()
-        if parameter.annotation == "float" and name not in asked
-    ]
-
-    def VALIDATE_INPUTS(cls: type[Node], *given: Any, **named: Any) -> bool | str:
-        values = {**dict(zip((*asked, *decimals), given, strict=False)), **named}
-        declared = declared_inputs(cls)
-        known = (name for name in decimals if values.get(name) is not None)  # ComfyUI passes None for a link
-        problems = (problem_with(name, values[name], declared[name]) for name in known)
-        problem = next(filter(None, problems), None)
-        return problem or own(cls, **{name: value for name, value in values.items() if name in asked})
-
-    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, keyword, default=None) for name in (*asked, *decimals)]
-    VALIDATE_INPUTS.__signature__ = inspect.Signature([inspect.Parameter("cls", keyword), *parameters])
-    return classmethod(VALIDATE_INPUTS)
-
-
-def _names(function: Callable[..., Any]) -> list[str]:
-    """The parameters of a method but the first."""
-    return inspect.getfullargspec(function).args[1:]
-
-
 class Node:
     """Base of all nodes: what a node says stays on it, and the error for a link of the wrong type names the node to
     connect instead.
@@ -244,8 +186,8 @@ class Node:
         """Every node checks its widgets: before anything runs in VALIDATE_INPUTS, because ComfyUI lets NaN pass, and in
         `run`, because it checks nothing that arrives through a link."""
         if "run" in cls.__dict__:
-            cls.VALIDATE_INPUTS = _validating(cls)
-            cls.run = _checked(cls.__dict__["run"])
+            cls.VALIDATE_INPUTS = validating(cls)
+            cls.run = checked(cls.__dict__["run"])
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
         "nodes/patcher.py:partially_load",  # what ComfyUI's ModelPatcher passes and ours ignores
         "nodes/patcher.py:partially_unload",
         "nodes/sockets.py:execute",  # any node's inputs, on their way to its `run`
-        "nodes/sockets.py:checked",  # the widgets of a node, which its `run` names
+        "nodes/checks.py:with_checks",  # the widgets of a node, which its `run` names
     }
 
 
