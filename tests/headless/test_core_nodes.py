@@ -130,9 +130,7 @@ def test_the_sound_of_a_clip_is_an_audio_and_is_saved_again(
 ) -> None:
     tone = (torch.arange(rate // 4) * 0.2).sin().mul(2**14).round() / 2**15
     sound = media.Sound(tone.expand(channels, -1), rate)  # a quarter of a second: six frames
-    media.write_video(
-        inputs / "a.mp4", [torch.zeros(6, 32, 48, 3)], fps=Fraction(24), sound=sound, sound_codec="flac"
-    )
+    media.write_video(inputs / "a.mp4", [torch.zeros(6, 32, 48, 3)], fps=Fraction(24), sound=sound, sound_codec="flac")
     (video,) = LoadVideo().load("a.mp4")
     images, audio, fps = GetVideoComponents().split(video)
     assert audio is not None
