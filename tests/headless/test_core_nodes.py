@@ -143,7 +143,7 @@ def test_the_sound_of_a_clip_is_an_audio_and_is_saved_again(
         saved = media.read_sound(tmp_path / "out" / f"clip_0000{number}_.mp4")
         assert saved is not None
         assert (saved.rate, saved.channels) == (rate, channels)
-        assert saved.waveform.shape[1] == len(frames) / 24 * rate
+        assert saved.waveform.shape[1] == round(len(frames) / 24 * rate)
         inside = saved.waveform[:1, 1000 : min(len(frames), 6) * rate // 24 - 1000]
         assert (inside - sound.waveform[:1, 1000 : 1000 + inside.shape[1]]).abs().max() < 0.05
     SaveVideo().save(video, "clip", "auto", "auto")  # read from its file and written, without a node in between
