@@ -208,8 +208,7 @@ def _end(stream: AudioStream, clock: _Clock, rate: int) -> int | None:
 
 
 def _decoded(container: InputContainer, stream: AudioStream, say: Notes) -> Iterator[AudioFrame]:
-    """The sound in frames of packed float32, all with the rate and channels of the first. Packets that do not decode
-    are said."""
+    """Frames of packed float32, all with the rate and channels of the first. Packets that do not decode are said."""
     from av.audio.resampler import AudioResampler
     from av.error import FFmpegError
 

@@ -38,7 +38,7 @@ def write(
     sound_start: Fraction | int = 0,
     pauses: dict[int, Fraction] | None = None,
 ) -> Path:
-    """A clip and its sound, in blocks of 1000 samples. pauses: seconds of silence that only times show, by block."""
+    """A clip and its sound, in blocks of 1000 samples. pauses: seconds that only the times show, by block."""
     with av.open(str(path), "w") as file:
         video = file.add_stream("libx264", rate=fps)
         video.height = video.width = 32

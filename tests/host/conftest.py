@@ -69,9 +69,9 @@ def made_size() -> Callable[[str], tuple[int, int, int]]:
 @pytest.fixture(scope="session")
 def heard_frames() -> dict[str, list[tuple[int, int]]]:
     """By the name of a workflow that keeps the sound of its clip, the frames of the reduced result that have sound."""
-    two_stage = {key: [(0, 9)] for key in ("two-stage-13b-dev", "two-stage-13b-distilled")}
+    start = {name: [(0, 9)] for name in ("extend-2b", "two-stage-13b-dev", "two-stage-13b-distilled")}
     whole = {"video-to-video-2b": [(0, 21)], "inpaint-2b": [(0, 21)], "ic-lora-13b": [(0, 17)]}
-    return {**whole, **two_stage, "extend-2b": [(0, 9)], "interpolate-2b": [(0, 17)]}
+    return {**start, **whole, "interpolate-2b": [(0, 17)]}
 
 
 @pytest.fixture(scope="session")
