@@ -125,7 +125,7 @@ def test_the_options_and_fields_of_the_last_section_exist(page: str, capsys: pyt
 def test_every_node_of_the_old_pack_is_in_the_table_with_what_becomes_of_it(page: str):
     """Each node type: replaced by what is registered, and converted or refused as the rules do."""
     rows = [line.split("|")[1:4] for line in section(page, "ComfyUI-LTXVideo").splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if re.search(r"converted|refused", row[2])]
+    rows = [row for row in rows if re.match(r" (converted|refused)", row[2])]
     names = {name.strip(): row for row in rows for name in row[0].split(",")}
     aliases = {"LTXVSetVAEDecoderNoise", "DecoderNoise", "LTXVQ8Patch"}  # other names of nodes in the table
     assert set(OF_OLD_PACK) - aliases == set(names)
