@@ -96,7 +96,8 @@ def test_templates_and_help_pages_are_served(server: Server):
 
 def test_our_code_in_the_browser_receives_the_animation_and_the_text(server: Server, workflow: Callable[[str], Graph]):
     prompt = workflow("t2v-2b")
-    prompt["4"]["inputs"]["positive"] += " again"
+    (encode,) = (node for node in prompt.values() if node["class_type"] == "LTXKitEncodePrompt")
+    encode["inputs"]["positive"] += " again"
     shown = server.run(prompt, our_browser=True)
     assert shown.error == ""
     assert shown.previews == []
