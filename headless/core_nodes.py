@@ -314,6 +314,7 @@ CORE_NODES: dict[str, type] = {
 
 CORE_TITLES = {
     "ConditioningCombine": "Conditioning (Combine)",
+    "ConditioningSetTimestepRange": "ConditioningSetTimestepRange",
     "CreateVideo": "Create Video",
     "GetVideoComponents": "Get Video Components",
     "ImageFromBatch": "Get Image from Batch",
@@ -327,6 +328,7 @@ CORE_TITLES = {
     "SaveLatent": "Save Latent",
     "SaveVideo": "Save Video",
     "SetLatentNoiseMask": "Set Latent Noise Mask",
+    "SplitSigmas": "Split Sigmas",
     **PRIMITIVE_TITLES,
 }
 """Titles in the newest core; older ones show some nodes under their ids."""

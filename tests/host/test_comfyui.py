@@ -324,6 +324,11 @@ def test_the_server_and_ltxkit_run_make_the_same_latent(
 
     prompt = workflow("two-stage-13b-distilled")
     titles = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
+    # Without its clip, which this core decodes in another way than the newest and `ltxkit run` (docs/run.md).
+    for title in ("First pass", "Second pass"):
+        del prompt[titles[title]]["inputs"]["conditions"]
+    for title in ("Clip", "Frames", "First frames", "Condition", "Sound"):
+        del prompt[titles[title]]
     for title in ("Decode", "Scale", "Create video", "Save video"):
         del prompt[titles[title]]
     prompt["save"] = {
