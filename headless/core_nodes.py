@@ -328,7 +328,7 @@ CORE_TITLES = {
     "SaveLatent": "Save Latent",
     "SaveVideo": "Save Video",
     "SetLatentNoiseMask": "Set Latent Noise Mask",
-    "SplitSigmas": "Split Sigmas",
+    "SplitSigmas": "SplitSigmas",
     **PRIMITIVE_TITLES,
 }
 """Titles in the newest core; older ones show some nodes under their ids."""
