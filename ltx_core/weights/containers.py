@@ -203,6 +203,11 @@ def checkpoint_in_memory(name: str, tensors: Mapping[str, Tensor], metadata: Map
             those in `DTYPE_NAMES`.
     """
     for key, tensor in tensors.items():
+        if key.endswith(f".{COMFY_MARKER}"):
+            raise UnsupportedError(
+                f"got {name}, which ComfyUI holds in its quantized format ({key}); expected plain tensors; load its "
+                "file with Load Model (LTXKit), which reads the format, or load the bf16 file"
+            )
         of_its_own = type(tensor) not in (Tensor, torch.nn.Parameter)
         if of_its_own or tensor.dtype not in DTYPE_NAMES:
             found = type(tensor).__name__ if of_its_own else str(tensor.dtype)
