@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.library import Components
     from ..ltx_core.pipelines.settings import Overrides
+    from ..ltx_core.weights.build import OpenFiles
     from ..ltx_core.weights.lora import WeightedLoRA
 
 READ = ("model", "text_encoder", "vae", "upscaler", "tokenizer", "image", "video", "reference")  # options with inputs
@@ -167,11 +168,12 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     said = settings.overrides(options)
     _check_outputs(options)
     loras = _loras(options)
-    _check_request(options, said, loras)
+    files = _open_files(options)
+    _check_request(options, files, said, loras)
     conditions, fps = _conditions(options, console)
     sound = _sound(options, fps, console)
     width, height = options.size
-    clip = _load(options, loras, console).generate(
+    clip = _load(options, files, loras, console).generate(
         options.prompt,
         negative_prompt=options.negative,
         width=width,
@@ -254,7 +256,17 @@ def _device(options: argparse.Namespace) -> str | list[str] | None:
     return options.device.split(",") if options.device and "," in options.device else options.device
 
 
-def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence[WeightedLoRA]) -> None:
+def _open_files(options: argparse.Namespace) -> OpenFiles:
+    from ..ltx_core.weights.build import open_files
+
+    return open_files(
+        options.model, options.text_encoder, vae=options.vae, upscaler=options.upscaler, version=options.version
+    )
+
+
+def _check_request(
+    options: argparse.Namespace, files: OpenFiles, said: Overrides, loras: Sequence[WeightedLoRA]
+) -> None:
     """Refuse from the headers of the files what the models would refuse, once they are loaded."""
     from ..ltx_core.pipelines.dry_run import outline
     from ..ltx_core.pipelines.preflight import check_request
@@ -264,10 +276,7 @@ def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence
     names = _device(options)
     devices = [chosen_device(name) for name in (names if isinstance(names, list) else [names])]
     models = outline(
-        options.model,
-        options.text_encoder,
-        vae=options.vae,
-        upscaler=options.upscaler,
+        files,
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,
@@ -279,7 +288,7 @@ def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence
     check_request(models, asked, said, settings=options.settings, loras=loras, device=device)
 
 
-def _load(options: argparse.Namespace, loras: Sequence[WeightedLoRA], console: Console) -> Components:
+def _load(options: argparse.Namespace, files: OpenFiles, loras: Sequence[WeightedLoRA], console: Console) -> Components:
     from ..ltx_core.pipelines.library import Components
 
     return Components.load(
@@ -298,6 +307,7 @@ def _load(options: argparse.Namespace, loras: Sequence[WeightedLoRA], console: C
         device=_device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
+        opened=files,
         progress=console.progress,
         notes=console.note,
     )
