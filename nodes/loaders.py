@@ -40,6 +40,7 @@ RESIDENT_BLOCKS = integer(
     "How many of its blocks stay on the graphics card; the others are streamed from main memory in every step, which "
     "gives the same result. -1: as many as fit.",
 )
+KEEP_ON_DEVICE = switch(False, "Off: the weights leave the graphics card as soon as the prompts are encoded.")
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
@@ -307,9 +308,7 @@ class LoadTextEncoder(sockets.Node):
                     "holds a text encoder too.",
                 ),
                 "dtype": DTYPE,
-                "keep_on_device": switch(
-                    False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
-                ),
+                "keep_on_device": KEEP_ON_DEVICE,
             },
             "optional": {
                 "quantization": QUANTIZATION,

@@ -7,8 +7,8 @@ from typing import Any
 from ..ltx_core.errors import ShapeError
 from ..ltx_core.models.video_vae import VideoVAE
 from . import bridges, sockets
-from .loaders import FROM_FILE, RESIDENT_BLOCKS, VERSION, resident_blocks_of
-from .widgets import link, switch
+from .loaders import FROM_FILE, KEEP_ON_DEVICE, RESIDENT_BLOCKS, VERSION, resident_blocks_of
+from .widgets import link
 
 NATIVE_MODEL, NATIVE_CLIP, NATIVE_VAE = "MODEL", "CLIP", "VAE"
 
@@ -103,9 +103,7 @@ class ConvertTextEncoderFromNative(Bridge):
                 "clip": link(
                     NATIVE_CLIP, "From Load CLIP, DualCLIPLoader or TripleCLIPLoader, with T5 v1.1 XXL in it."
                 ),
-                "keep_on_device": switch(
-                    False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
-                ),
+                "keep_on_device": KEEP_ON_DEVICE,
             },
             "optional": {
                 "model": link(sockets.MODEL, "If connected, the encoder is checked to be of the width of its text."),

@@ -23,7 +23,7 @@ from ..quant.fp8 import COMFY_MARKER
 from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import MAGIC
 from .gguf_pieces import read_gguf
-from .headers import parse_safetensors, read_json_object
+from .headers import MAX_HEADER_BYTES, parse_safetensors, read_json_object
 from .layer_formats import ENTRY, described_markers, merged
 from .mapping import MappedFile
 from .shards import WeightSet, set_of, unfinished_download, weight_files
@@ -50,9 +50,6 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
 }
 # F8_E8M0: bare exponents, the scales of mxfp8; torch has a type for them since 2.7.
 _DTYPES = {**{name: dtype for dtype, name in DTYPE_NAMES.items()}, "F8_E8M0": torch.uint8}
-
-# No program writes a longer header; the first 8 bytes of other formats decode to far more.
-MAX_HEADER_BYTES = 100_000_000
 
 # Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it
 # is (`_class_name` in huggingface/diffusers, `architectures` in huggingface/transformers).

@@ -25,7 +25,7 @@ def read_gguf(path: Path) -> Mapping[Path, GGUFHeader]:
         CheckpointError, UnsupportedError: as `read_gguf_header`; a piece is missing, or is of another model.
     """
     header, match = read_gguf_header(path), _PIECE.fullmatch(path.name)
-    count = _whole_number(header, _COUNT, 1)
+    count = int(header.values.get(_COUNT, 1))
     if match is None and count > 1:
         raise CheckpointError(
             f"got {path}, which is one of {count} pieces of a model, under a name that does not say which; expected "
@@ -51,23 +51,13 @@ def read_gguf(path: Path) -> Mapping[Path, GGUFHeader]:
 def _check_same_model(path: Path, headers: Mapping[Path, GGUFHeader]) -> None:
     advice = "expected the pieces of one model; download them again"
     for number, (piece, header) in enumerate(headers.items()):
-        says = _whole_number(header, _NUMBER, number) + 1, _whole_number(header, _COUNT, len(headers))
+        says = header.values.get(_NUMBER, number) + 1, header.values.get(_COUNT, len(headers))
         if says != (number + 1, len(headers)):
             raise CheckpointError(f"got {piece}, whose header says that it is piece {says[0]} of {says[1]}; {advice}")
     names = Counter(name for header in headers.values() for name in header.tensors)
     twice = [name for name, times in names.items() if times > 1]
     if twice:
         raise CheckpointError(f"got {path} with the tensor {twice[0]!r} in several pieces; {advice}")
-    stated = _whole_number(next(iter(headers.values())), _TENSORS, len(names))
+    stated = next(iter(headers.values())).values.get(_TENSORS, len(names))
     if stated != len(names):
         raise CheckpointError(f"got {path}, whose pieces hold {len(names)} tensors of {stated}; {advice}")
-
-
-def _whole_number(header: GGUFHeader, key: str, otherwise: int) -> int:
-    value = header.values.get(key, otherwise)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise CheckpointError(
-            f"got {header.path} with {key} = {value!r}; expected a whole number; the header is damaged, download it "
-            "again"
-        )
-    return value

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_client import Server
-from test_native import common, natively, node, ours
+from test_native import common, image_to_video, natively, node, ours
 
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import Runner, all_nodes
@@ -59,21 +59,6 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 def assert_differ(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(actual - expected).max() > 1e-3 * np.abs(expected).max()
-
-
-def image_to_video(graph: Graph, strength: float) -> None:
-    graph["i2v"] = node(
-        "LTXVImgToVideo",
-        positive=["prompt", 0],
-        negative=["prompt", 1],
-        vae=["native", 1],
-        image=["picture", 0],
-        width=64,
-        height=96,
-        length=17,
-        batch_size=1,
-        strength=strength,
-    )
 
 
 def guide(graph: Graph, name: str, after: str = "", **inputs: Any) -> None:

@@ -16,10 +16,11 @@ import pytest
 import torch
 import transformers
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+from places import PLACES, T5, T5_PLACES, write_t5, write_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
+from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.copies import Copies
@@ -35,7 +36,6 @@ from ltxkit.ltx_core.weights.containers import DTYPE_NAMES, TensorInfo
 from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
-from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
@@ -44,16 +44,6 @@ TinyModels = Callable[..., Path]
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
 VERSION = "2b-0.9.5"
 IDS = torch.arange(3, 20)[None]
-T5: dict[str, Any] = {
-    "vocab_size": 512,
-    "d_model": 128,
-    "d_kv": 32,
-    "d_ff": 256,
-    "num_layers": 2,
-    "num_heads": 4,
-    "feed_forward_proj": "gated-gelu",
-    "dropout_rate": 0.0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -261,72 +251,6 @@ STORAGES |= {
     ),
     "compressed-tensors fp8": ("compressed-tensors", of_eight_bits(PACKED, E4M3, (1, 0), scale_dtype=torch.bfloat16)),
 }
-
-
-# container and layout: prefix of the keys, whether diffusers' names, folder, number of files
-PLACES: dict[str, tuple[str, bool, str | None, int]] = {
-    "checkpoint": ("model.diffusion_model.", False, None, 1),
-    "comfyui": ("diffusion_model.", False, None, 1),
-    "bare": ("", False, None, 1),
-    "diffusers file": ("", True, None, 1),
-    "pipeline folder": ("", True, "transformer", 1),
-    "component folder": ("", True, "", 1),
-    "shards": ("", True, "transformer", 3),
-}
-T5_PLACES: dict[str, tuple[str, str | None, int]] = {  # without diffusers' names
-    "file": ("", None, 1),
-    "in a checkpoint": ("text_encoders.t5xxl.transformer.", None, 1),
-    "pipeline folder": ("", "text_encoder", 1),
-    "component folder": ("", "", 1),
-    "shards": ("", "text_encoder", 3),
-}
-
-
-def write_files(folder: Path, stem: str, tensors: Mapping[str, Tensor], count: int) -> None:
-    """A single file, or shards with their index, as `save_pretrained` writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if count == 1:
-        save_file(dict(tensors), folder / f"{stem}.safetensors")
-        return
-    index: dict[str, str] = {}
-    for number in range(count):
-        name = f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
-        shard = {key: tensors[key] for key in sorted(tensors)[number::count]}
-        save_file(shard, folder / name)
-        index |= dict.fromkeys(shard, name)
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-
-
-def write_transformer(path: Path, tensors: Mapping[str, Tensor], config: TransformerConfig, place: str) -> Path:
-    prefix, diffusers_names, folder, count = PLACES[place]
-    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
-    stored = {
-        prefix + ((names.rename(key) or key) if diffusers_names else key): tensor.contiguous()
-        for key, tensor in tensors.items()
-    }
-    if folder is None:
-        text = format_config(CheckpointConfig(transformer=config, vae=None, scheduler=None))
-        save_file(stored, path.with_suffix(".safetensors"), {"config": text})
-        return path.with_suffix(".safetensors")
-    write_files(path / folder, "diffusion_pytorch_model", stored, count)
-    read = ("in_channels", "out_channels", "num_layers", "cross_attention_dim", "num_attention_heads")
-    entries: dict[str, Any] = {
-        name: getattr(config, name) for name in (*read, "attention_head_dim", "caption_channels")
-    }
-    entries["_class_name"] = "LTXVideoTransformer3DModel"
-    (path / folder / "config.json").write_text(json.dumps(entries))
-    return path
-
-
-def write_t5(path: Path, tensors: Mapping[str, Tensor], place: str) -> Path:
-    prefix, folder, count = T5_PLACES[place]
-    stored = {prefix + key: tensor.contiguous() for key, tensor in tensors.items()}
-    if folder is None:
-        save_file(stored, path.with_suffix(".safetensors"))
-        return path.with_suffix(".safetensors")
-    write_files(path / folder, "model", stored, count)
-    (path / folder / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], **T5}))
-    return path
 
 
 @pytest.mark.slow

@@ -337,7 +337,8 @@ def test_a_text_encoder_s_targets_are_said(stem: str, model: LTXTransformer, wri
     found, report = added(model, path)
     torch.testing.assert_close(found, {f"{QUERY}.weight": product()})
     assert str(report) == "1 of 1 transformer targets matched; 1 targets in a text encoder are not used"
-    alone = r"0 of 0 transformer targets matched; 1 targets in a text encoder|a LoRA for Stable Diffusion XL"
+    others = {"text_encoder_2.x": "a LoRA for Stable Diffusion XL"}  # which no model of ours has
+    alone = others.get(stem, r"0 of 0 transformer targets matched; 1 targets in a text encoder")
     with pytest.raises(CheckpointError, match=alone):
         added(model, written(pair(stem)), allow_partial=True)
 
