@@ -18,6 +18,7 @@ from torch import Tensor
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.files import whole
 from ..ltx_core.media.frames import rgb_frames
+from ..ltx_core.media.scheduling import scheduling_kept
 from ..ltx_core.media.sound import Sound, SoundTrack
 from ..ltx_core.media.writing import repeatable
 
@@ -104,6 +105,8 @@ def write_clip(path: Path, clip: Clip, encoding: Encoding, metadata: Mapping[str
         stream.width, stream.height, stream.pix_fmt = width, height, layout
         stream.options = encoding.options()
         _mark(stream.codec_context, encoding)
+        with scheduling_kept():
+            stream.codec_context.open()
         sound_codec = "libopus" if encoding.container == "webm" else "aac"
         track = None if clip.sound is None else SoundTrack(container, clip.sound, sound_codec)
         try:

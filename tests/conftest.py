@@ -19,7 +19,6 @@ import pytest
 import ltxkit
 
 ROOT = Path(__file__).resolve().parents[1]
-HOST = ROOT / "tests" / "host"
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
 
@@ -45,11 +44,6 @@ def pytest_sessionstart() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.stash[COLLECTED] = list(items)  # before -m and -k deselect any
-    if config.pluginmanager.hasplugin("xdist"):
-        # One worker runs a whole file, so its fixtures are set up once. Files in `host` share a server and a browser.
-        for item in items:
-            group = "host" if item.path.parent == HOST else item.path.relative_to(ROOT).as_posix()
-            item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,7 @@ from ltxkit.headless.core_nodes import (
     LoadVideo,
     SaveVideo,
 )
+from ltxkit.headless.encoding import Clip, Encoding, write_clip
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import Runner, all_nodes
 from ltxkit.ltx_core import media
@@ -242,6 +244,21 @@ def test_a_clip_is_saved_in_every_format_of_the_core(
     assert np.abs(file["frames"] / 255 - frames.numpy()).mean() < 0.03
     assert file["sound"] == [("opus", 48000) if format == "webm" else ("aac", 44100)]
     assert file["prompt"] == '{"1": {}}'
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system does not tell how threads are scheduled")
+def test_av1_leaves_the_scheduling_of_threads_alone(tmp_path: Path) -> None:
+    """As root, SVT-AV1 would put this process and its children under SCHED_FIFO at priority 99."""
+    before, seen = os.sched_getscheduler(0), set[int]()
+
+    def pieces() -> Iterator[torch.Tensor]:
+        for _ in range(3):
+            yield torch.rand(2, 64, 64, 3)
+            seen.update(os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir())
+
+    write_clip(tmp_path / "clip.webm", Clip(pieces(), Fraction(24)), Encoding("webm", "av1"), {})
+    assert seen == {before}
+    assert os.sched_getscheduler(0) == before
 
 
 def test_ten_bits_keep_what_eight_lose(inputs: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ltxkit.headless.stored_graph import Kinds, Named
 from ltxkit.headless.texts import fill_prefixes, formatted
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.media.scheduling import scheduling_kept
 from ltxkit.nodes.host import use_host
 
 Json = dict[str, Any]
@@ -79,6 +80,8 @@ def _write_clip(path: Path, text: str) -> None:
         container.metadata["prompt"] = text
         stream = container.add_stream(codec, rate=24)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        with scheduling_kept():
+            stream.codec_context.open()
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
         container.mux(stream.encode())
 
