@@ -11,7 +11,11 @@ from .console import Console
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workflow", type=Path, help="a workflow in API format, such as those in workflows/api/")
+    parser.add_argument(
+        "workflow",
+        type=Path,
+        help="a workflow in API format, such as those in workflows/api/; or the short name of one of these, such as demo-text",
+    )
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
     )

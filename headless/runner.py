@@ -19,6 +19,7 @@ from ..ltx_core.placing.devices import clear_of_memory
 from ..ltx_core.progress import Notes, Progress, log_note, silent
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.host import use_host
+from ..nodes.templates import shipped
 from ..nodes.widgets import declared_inputs, problem_with
 from .core_nodes import CORE_NODES
 from .host import PlainHost
@@ -179,7 +180,7 @@ def run_workflow(
     host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
-        prompt = set_inputs(read_prompt(workflow), assignments, classes)
+        prompt = set_inputs(read_prompt(shipped(workflow)), assignments, classes)
     result = Runner(host, classes).run(prompt)
     entries = [entry for ui in result.ui.values() for files_of_kind in ui.values() for entry in files_of_kind]
     files = [entry for entry in entries if isinstance(entry, dict)]

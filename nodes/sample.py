@@ -25,6 +25,7 @@ from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
 from .widgets import decimal, integer, link, seed
 
+MISSING = object()  # an input that is not connected
 ADAIN = decimal(
     1.0, 0.0, 1.0, 0.01, "How far the colours return to those of the first pass. Lightricks use 1, diffusers 0."
 )
@@ -76,6 +77,13 @@ class SampleVideo(sockets.Node):
                 "levels": LEVELS,
             },
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, conditions: Any = MISSING, vae: Any = MISSING) -> bool | str:
+        # ComfyUI passes None for what is connected, and puts the sentence on `conditions`, the only one there.
+        if conditions is MISSING or vae is not MISSING:
+            return True
+        return "got conditions without a VAE; expected one, to encode them; connect the vae of Load Model (LTXKit)"
 
     def run(
         self,

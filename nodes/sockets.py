@@ -32,7 +32,7 @@ from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
 from .host import host
-from .widgets import declared_inputs, problem_with, types_match
+from .widgets import FileChoices, SocketType, declared_inputs, problem_with
 
 MODEL = "LTXKIT_MODEL"
 VAE = "LTXKIT_VAE"
@@ -45,17 +45,6 @@ LORA = "LTXKIT_LORA"
 # ComfyUI pads T5 for LTXV to this length (comfy/text_encoders/lt.py); prompts of unequal length can then be mixed.
 PADDED_TOKENS = 128
 DEFAULT_FRAME_RATE = 25.0  # of ComfyUI's LTXV model for a CONDITIONING without one (model_base.py)
-
-# The node to connect to a socket of ours; the likeliest mistake is a native MODEL or VAE.
-SOURCES = {
-    MODEL: "Load Model (LTXKit)",
-    VAE: "Load Model (LTXKit)",
-    TEXT_ENCODER: "Load Text Encoder (LTXKit)",
-    UPSCALER: "Load Latent Upscaler (LTXKit)",
-    CONDITION: "Condition (LTXKit)",
-    GUIDANCE: "Guidance (LTXKit)",
-    LORA: "Train LoRA (LTXKit)",
-}
 
 T = TypeVar("T")
 
@@ -154,10 +143,9 @@ def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
     def checked(self: Node, *args: Any, **kwargs: Any) -> Any:
         values = signature.bind(self, *args, **kwargs).arguments
         declared = declared_inputs(type(self))
-        by_node = _names(type(self).VALIDATE_INPUTS)
         for name, value in values.items():
             spec = declared.get(name)
-            if spec is None or (spec.type == "COMBO" and name in by_node):
+            if spec is None or isinstance(spec.choices, FileChoices):
                 continue
             problem = problem_with(name, value, spec)
             if problem:
@@ -170,40 +158,12 @@ def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _validating(cls: type[Node]) -> Any:
-    """VALIDATE_INPUTS of a node, which checks the decimals too. ComfyUI reads from its signature which inputs it wants,
-    and leaves those to it."""
-    own = cls.VALIDATE_INPUTS.__func__
-    asked = _names(own)
-    decimals = [
-        name
-        for name, parameter in inspect.signature(cls.__dict__["run"]).parameters.items()
-        if parameter.annotation == "float" and name not in asked
-    ]
-
-    def VALIDATE_INPUTS(cls: type[Node], *given: Any, **named: Any) -> bool | str:
-        values = {**dict(zip((*asked, *decimals), given, strict=False)), **named}
-        declared = declared_inputs(cls)
-        problems = (problem_with(name, values[name], declared[name]) for name in decimals if name in values)
-        problem = next(filter(None, problems), None)
-        return problem or own(cls, **{name: value for name, value in values.items() if name in asked})
-
-    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, keyword, default=None) for name in (*asked, *decimals)]
-    VALIDATE_INPUTS.__signature__ = inspect.Signature([inspect.Parameter("cls", keyword), *parameters])
-    return classmethod(VALIDATE_INPUTS)
-
-
-def _names(function: Callable[..., Any]) -> list[str]:
-    """The parameters of a method but the first."""
-    return inspect.getfullargspec(function).args[1:]
-
-
 class Node:
-    """Base of all nodes: what a node says stays on it, and the error for a link of the wrong type names the node to
-    connect instead.
+    """Base of all nodes: what a node says stays on it, and its widgets are checked.
 
-    ComfyUI leaves the type check to classes whose VALIDATE_INPUTS takes `input_types`.
+    ComfyUI repeats what VALIDATE_INPUTS says for every input in its signature, and leaves these inputs unchecked. So
+    nodes leave links, numbers and files to ComfyUI, whose messages are on the right input, by the types in `widgets`;
+    VALIDATE_INPUTS is for one text, or for what is not connected.
     """
 
     CATEGORY = "LTXKit"
@@ -213,15 +173,19 @@ class Node:
     run: Callable[..., tuple[Any, ...]]
 
     def __init_subclass__(cls) -> None:
-        """Every node checks its widgets: before anything runs in VALIDATE_INPUTS, because ComfyUI lets NaN pass, and in
-        `run`, because it checks nothing that arrives through a link."""
+        """Every node checks its widgets in `run` too: ComfyUI checks nothing that arrives through a link."""
         if "run" in cls.__dict__:
-            cls.VALIDATE_INPUTS = _validating(cls)
             cls.run = _checked(cls.__dict__["run"])
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         raise NotImplementedError
+
+    @classmethod
+    def problem(cls, values: Mapping[str, Any]) -> str | None:  # noqa: ARG003
+        """What is wrong with the constants of several inputs together. `ltxkit run` asks before anything runs; in
+        ComfyUI, where no single input could show it, `run` finds it."""
+        return None
 
     def execute(self, **inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
         """`run`, whose sentences become the node's `ui` output: front ends keep it, and caches bring it back."""
@@ -229,23 +193,9 @@ class Node:
             result = self.run(**inputs)
         return {"ui": {"text": said}, "result": result} if said else result
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str]) -> bool | str:
-        return cls.wrong_link(input_types) or True
-
-    @classmethod
-    def wrong_link(cls, input_types: dict[str, str]) -> str | None:
-        """The first problem of the types that arrive through links, by input; None without problems."""
-        declared = declared_inputs(cls)
-        for name, received_type in input_types.items():
-            if name in declared and not types_match(received_type, declared[name].type):
-                return _wrong_type(received_type, declared[name].type, name)
-        return None
-
 
 def _wrong_type(received_type: str, expected: str, name: str) -> str:
-    remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
-    return f"got {received_type} on `{name}`; expected {expected}{remedy}"
+    return f"got {received_type} on `{name}`; expected {SocketType(expected)}"
 
 
 def received(socket: str, value: object, name: str) -> Any:

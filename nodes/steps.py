@@ -1,8 +1,5 @@
 """Nodes for the steps of a pass: schedule and guidance."""
 
-# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
-# pyright: reportIncompatibleMethodOverride=false
-
 from __future__ import annotations
 
 import re
@@ -24,7 +21,7 @@ from ..ltx_core.shapes import LatentShape
 from . import sockets
 from .host import host
 from .passes import received_sigmas
-from .widgets import choice, decimal, declared_inputs, integer, link, problem_with, switch, text
+from .widgets import choice, decimal, integer, link, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
 WHICH: Mapping[str, Which] = {PRESET: "one", FIRST_PASS: "first", SECOND_PASS: "second"}
@@ -98,10 +95,15 @@ class CreateSchedule(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], kind: str = "", levels: str = "") -> bool | str:
-        wrong = None if kind in ("", *KINDS) else problem_with("kind", kind, declared_inputs(cls)["kind"])
-        problem = _problem_of(lambda: explicit(_numbers(levels, "levels", "1000, 909, 725"))) if kind == LIST else None
-        return cls.wrong_link(input_types) or wrong or problem or True
+    def problem(cls, values: Mapping[str, Any]) -> str | None:
+        if values.get("kind") != LIST or not isinstance(values.get("levels"), str):
+            return None
+        return _problem_of(lambda: explicit(_numbers(values["levels"], "levels", "1000, 909, 725")))
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, levels: str | None = None) -> bool | str:
+        # Whether the list is used is not known here; an empty one is not.
+        return True if not (levels or "").strip() else cls.problem({"kind": LIST, "levels": levels}) or True
 
     def run(
         self,
@@ -180,9 +182,8 @@ class CreateGuidance(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], stg_blocks: str = "") -> bool | str:
-        problem = _problem_of(lambda: Guidance(skip_blocks=(_whole_numbers(stg_blocks),)))
-        return cls.wrong_link(input_types) or problem or True
+    def VALIDATE_INPUTS(cls, stg_blocks: str | None = None) -> bool | str:
+        return _problem_of(lambda: Guidance(skip_blocks=(_whole_numbers(stg_blocks or ""),))) or True
 
     def run(
         self,
@@ -209,6 +210,7 @@ class CreateGuidance(sockets.Node):
         return (guidance,)
 
 
+LISTS = ("guidance_timesteps", "guidance_scale", "stg_scale", "stg_rescale", "stg_blocks")
 _DEFAULT_LISTS = RELEASES["13b-0.9.8-dev"].recipe.one_pass
 
 
@@ -259,18 +261,13 @@ class CreateStepGuidance(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls,
-        input_types: dict[str, str],
-        guidance_timesteps: str | None = None,
-        guidance_scale: str | None = None,
-        stg_scale: str | None = None,
-        stg_rescale: str | None = None,
-        stg_blocks: str | None = None,
-    ) -> bool | str:
-        lists = (guidance_timesteps, guidance_scale, stg_scale, stg_rescale, stg_blocks)
-        problem = None if None in lists else _problem_of(lambda: _step_guidance(*map(str, lists)))
-        return cls.wrong_link(input_types) or problem or True
+    def problem(cls, values: Mapping[str, Any]) -> str | None:
+        lists = [values.get(name) for name in LISTS]
+        return None if None in lists else _problem_of(lambda: _step_guidance(*map(str, lists)))
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, stg_blocks: str | None = None) -> bool | str:
+        return _problem_of(lambda: [Guidance(skip_blocks=(each,)) for each in _block_lists(stg_blocks or "")]) or True
 
     def run(
         self,

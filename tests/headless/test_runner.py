@@ -15,6 +15,7 @@ from ltxkit.headless.prompt import PromptError
 from ltxkit.headless.runner import Runner, all_nodes, run_workflow
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError
+from ltxkit.nodes.templates import template
 
 STEPS = {"First schedule.steps": 2, "Second schedule.steps": 2}
 
@@ -22,7 +23,7 @@ STEPS = {"First schedule.steps": 2, "Second schedule.steps": 2}
 @pytest.fixture
 def demo(repository: Path) -> dict[str, Any]:
     """The demo graph, reduced: a picture of 64x64, 9 frames, two steps in each pass."""
-    prompt = json.loads((repository / "workflows/api/demo-two-stage.json").read_text())
+    prompt = json.loads(template("demo-two-stage").read_text())
     for node in prompt.values():
         if node["class_type"] == "LTXKitEmptyLatent":
             node["inputs"].update(width=60, height=64, frames=8)

@@ -12,6 +12,8 @@ import pytest
 from comfy_client import Server
 from graph_page import RENDERERS, Box, boxes, choose_renderer, chromium, opened, run_graph
 
+from ltxkit.nodes.templates import TEMPLATES
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -63,7 +65,7 @@ SAVED = "() => app.graph.serialize()"
 def test_what_a_node_says_stays_and_survives_a_reload(
     page: Page, repository: Path, workflow: Callable[[str], dict[str, Any]]
 ):
-    graph = json.loads((repository / "workflows/demo-text.json").read_text())
+    graph = json.loads((repository / f"workflows/{TEMPLATES['demo-text']}.json").read_text())
     choose_renderer(page, "classic")
     assert run_graph(page, graph, workflow("demo-text")) == "ok"
     page.wait_for_timeout(3000)  # the front end clears progress text when the job ends
