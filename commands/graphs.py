@@ -14,7 +14,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "workflow",
         type=Path,
-        help="a workflow in API format, such as those in workflows/api/; or the short name of one of these, such as demo-text",
+        help="a workflow in API format, such as those in workflows/api/, or the short name of one of them: demo-text",
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"

@@ -7,6 +7,7 @@ comfy_extras/nodes_images.py); the code is ours. There is no sound: `GetVideoCom
 from __future__ import annotations
 
 import itertools
+import sys
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -373,6 +374,19 @@ class SetLatentNoiseMask:
         return ({**samples, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
 
 
+class PrimitiveFloat:
+    CATEGORY = "utils/primitive"
+    RETURN_TYPES = ("FLOAT",)
+    FUNCTION = "execute"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("FLOAT", {"min": -sys.maxsize, "max": sys.maxsize})}}
+
+    def execute(self, value: float) -> tuple[float]:
+        return (value,)
+
+
 CORE_NODES: dict[str, type] = {
     "CreateVideo": CreateVideo,
     "GetVideoComponents": GetVideoComponents,
@@ -383,6 +397,7 @@ CORE_NODES: dict[str, type] = {
     "LoadLatent": LoadLatent,
     "LoadVideo": LoadVideo,
     "PreviewImage": PreviewImage,
+    "PrimitiveFloat": PrimitiveFloat,
     "SaveImage": SaveImage,
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .condition import AddCondition, AddReference
+from .examples import LoadExample
 from .host import add_routes
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
@@ -33,6 +34,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
+    "LTXKitLoadExample": LoadExample,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -55,6 +57,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
+    "LTXKitLoadExample": "Load Example (LTXKit)",
 }
 
 add_routes()

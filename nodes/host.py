@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import weakref
 from collections.abc import Callable, Generator
@@ -28,7 +27,7 @@ from ..ltx_core.models.text_encoder import StackedT5
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import streamed
-from ..ltx_core.progress import Progress, ProgressEvent
+from ..ltx_core.progress import Progress, ProgressEvent, log_note
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
 from .pictures import Pace, animation
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     _CorePreview = tuple[str, Image, int]  # format, picture, longest side
-
-log = logging.getLogger("ltxkit")
 
 
 class NodeHost(Protocol):
@@ -178,7 +175,7 @@ class ComfyUIHost:
     def say(self, text: str) -> None:
         from server import PromptServer
 
-        log.info("%s", text)
+        log_note(text)
         server = getattr(PromptServer, "instance", None)
         self._said.append(text)
         node = getattr(server, "last_node_id", None)
@@ -306,6 +303,11 @@ class _Handle(nn.Module):
     """ComfyUI's "model": it carries core's bookkeeping, and has no tensors that core could move."""
 
 
+def _handle(module: nn.Module) -> _Handle:
+    """Core's log names the class of what it loads: "Requested to load LTXKitVideoVAE"."""
+    return type(f"LTXKit{type(module).__name__}", (_Handle,), {})()
+
+
 def _comfy_patcher(module: nn.Module) -> Any:
     """The ModelPatcher through which ComfyUI counts, loads and unloads `module`; created once and stored on the module.
 
@@ -314,7 +316,7 @@ def _comfy_patcher(module: nn.Module) -> Any:
     patcher = module.__dict__.get("_ltxkit_patcher")
     if patcher is None:
         patcher = _whole_model_patcher()(
-            _Handle(), _comfy_device(module), torch.device("cpu"), weight_bytes(module) or 1
+            _handle(module), _comfy_device(module), torch.device("cpu"), weight_bytes(module) or 1
         )
         patcher.module = weakref.ref(module)
         module.__dict__["_ltxkit_patcher"] = patcher

@@ -26,7 +26,7 @@ from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
 from .host import host
-from .widgets import FileChoices, choice, decimal, integer, link, switch
+from .widgets import FileChoices, advanced, choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RESIDENT_BLOCKS = integer(
@@ -218,13 +218,13 @@ class LoadModel(sockets.Node):
                     "Where the VAE is, if the model file has none: in models/vae or models/checkpoints, or in a file "
                     "with several parts in another loader's folder.",
                 ),
-                "dtype": DTYPE,
-                "version": VERSION,
+                "dtype": advanced(DTYPE),
+                "version": advanced(VERSION),
             },
             "optional": {
                 "quantization": QUANTIZATION,
-                "fp8_matmul": switch(False, FP8_MATMUL_TOOLTIP),
-                "resident_blocks": RESIDENT_BLOCKS,
+                "fp8_matmul": advanced(switch(False, FP8_MATMUL_TOOLTIP)),
+                "resident_blocks": advanced(RESIDENT_BLOCKS),
             },
         }
 
@@ -288,14 +288,14 @@ class LoadTextEncoder(sockets.Node):
                     "A file or folder in models/text_encoders or models/clip, or a checkpoint or diffusers folder that "
                     "holds a text encoder too.",
                 ),
-                "dtype": DTYPE,
-                "keep_on_device": switch(
-                    False, "Off: the weights leave the graphics card as soon as the prompts are encoded."
+                "dtype": advanced(DTYPE),
+                "keep_on_device": advanced(
+                    switch(False, "Off: the weights leave the graphics card as soon as the prompts are encoded.")
                 ),
             },
             "optional": {
                 "quantization": QUANTIZATION,
-                "resident_blocks": RESIDENT_BLOCKS,
+                "resident_blocks": advanced(RESIDENT_BLOCKS),
             },
         }
 
@@ -342,7 +342,7 @@ class LoadUpscaler(sockets.Node):
                     file_choices(UPSCALER_KINDS),
                     "A file or folder in models/latent_upscale_models or models/upscale_models.",
                 ),
-                "dtype": DTYPE,
+                "dtype": advanced(DTYPE),
             }
         }
 
@@ -375,14 +375,19 @@ class ApplyLoRA(sockets.Node):
                     file_choices(LORA_KINDS, last=OF_LINK), "A file in models/loras; not needed if `lora` is connected."
                 ),
                 "strength": decimal(1.0, -10.0, 10.0, 0.01, "0 leaves the model as it is."),
-                "allow_partial": switch(
-                    False, "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it."
+                "allow_partial": advanced(
+                    switch(
+                        False,
+                        "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it.",
+                    )
                 ),
-                "settings": choice(
-                    [AUTOMATIC, OF_MODEL, *RELEASES],
-                    "Whose recommended settings Sample uses. automatic: those of the model, or, with a LoRA of rank "
-                    "128 that is called distilled, those of the distilled model. those of the model: also with such a "
-                    "LoRA. A release: its own.",
+                "settings": advanced(
+                    choice(
+                        [AUTOMATIC, OF_MODEL, *RELEASES],
+                        "Whose recommended settings Sample uses. automatic: those of the model, or, with a LoRA of "
+                        "rank 128 that is called distilled, those of the distilled model. those of the model: also "
+                        "with such a LoRA. A release: its own.",
+                    )
                 ),
             },
             "optional": {

@@ -14,7 +14,7 @@ from ..ltx_core.sampling.samplers import SAMPLERS
 from ..ltx_core.sampling.schedules import check_sigmas
 from . import sockets
 from .host import host
-from .widgets import choice, decimal
+from .widgets import choice, decimal, labelled
 
 PRESET = "preset"
 SAMPLER = choice(
@@ -23,10 +23,13 @@ SAMPLER = choice(
     "work per step, the most exact for many steps. dpmpp_2m (DPM++ 2M) and gradient_estimation: more exact than euler "
     "at the same cost. Distilled checkpoints: euler, or what the preset says.",
 )
-LEVELS = choice(
-    ["own", "official"],
-    "Conditions below strength 1. own: each is denoised from its own level. official: as in Lightricks' script, which "
-    "can leave noise on them.",
+LEVELS = labelled(
+    choice(
+        ["own", "official"],
+        "Conditions below strength 1. own: each is denoised from its own level. official: as in Lightricks' script, "
+        "which can leave noise on them.",
+    ),
+    "condition levels",
 )
 CONDITION_NOISE = decimal(
     0.15, 0.0, 1.0, 0.01, "Noise on conditions of strength 1 while sampling, for more motion. It is not in the result."

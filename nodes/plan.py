@@ -28,7 +28,7 @@ from .loaders import (
     quantization_of,
     resident_blocks_of,
 )
-from .widgets import choice, decimal, integer, switch
+from .widgets import advanced, choice, decimal, integer, switch
 
 NONE = "none"
 
@@ -53,20 +53,22 @@ class PlanMemory(sockets.Node):
                 "vae_name": choice(file_choices(VAE_KINDS, SAME_FILE), "Where its VAE is."),
                 "text_encoder_name": choice(file_choices(TEXT_ENCODER_KINDS, NONE), "The text encoder, to count it."),
                 "upscaler_name": choice(file_choices(UPSCALER_KINDS, NONE), "A latent upscaler makes two passes."),
-                "dtype": DTYPE,
-                "version": VERSION,
+                "dtype": advanced(DTYPE),
+                "version": advanced(VERSION),
                 "width": integer(768, 16, 16384, "Width of the result in pixels."),
                 "height": integer(512, 16, 16384, "Height of the result in pixels."),
                 "frames": integer(121, 1, 100000, "Length of the result in frames."),
-                "branches": integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe."),
+                "branches": advanced(
+                    integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe.")
+                ),
                 "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device of this machine."),
             },
             "optional": {
                 "reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens."),
                 "quantization": QUANTIZATION,
-                "text_quantization": QUANTIZATION,
-                "resident_blocks": RESIDENT_BLOCKS,
-                "tile_size": TILE_SIZE,
+                "text_quantization": advanced(QUANTIZATION),
+                "resident_blocks": advanced(RESIDENT_BLOCKS),
+                "tile_size": advanced(TILE_SIZE),
             },
         }
 

@@ -23,7 +23,7 @@ from .guides import denoise_mask, guide_frames, mask_on_grid, sample_guided
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
-from .widgets import decimal, integer, link, seed
+from .widgets import advanced, decimal, integer, link, seed
 
 MISSING = object()  # an input that is not connected
 ADAIN = decimal(
@@ -74,7 +74,7 @@ class SampleVideo(sockets.Node):
                 ),
                 "schedule": link("SIGMAS", "From Schedule. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
-                "levels": LEVELS,
+                "levels": advanced(LEVELS),
             },
         }
 
@@ -163,7 +163,7 @@ class GenerateTwoStage(sockets.Node):
                 "height": integer(768, 64, 16384, "Height of the result in pixels; any number."),
                 "frames": integer(121, 1, 100000, "Length in frames; any number."),
                 "seed": seed("One seed, one video, on every device."),
-                "adain": ADAIN,
+                "adain": advanced(ADAIN),
                 "condition_noise": CONDITION_NOISE,
             },
             "optional": {
@@ -173,7 +173,7 @@ class GenerateTwoStage(sockets.Node):
                 ),
                 "second_model": link(sockets.MODEL, "Another model for the second pass, of the same VAE."),
                 "sampler": SAMPLER,
-                "levels": LEVELS,
+                "levels": advanced(LEVELS),
                 "schedule": link("SIGMAS", "From Schedule, for the first pass. Without it: the checkpoint's own."),
                 "guidance": link(
                     sockets.GUIDANCE, "From Guidance, for the first pass. Without it: the checkpoint's own."
@@ -182,7 +182,7 @@ class GenerateTwoStage(sockets.Node):
                     "SIGMAS", "For the second pass, starting below 1. Without it: the checkpoint's own."
                 ),
                 "second_guidance": link(sockets.GUIDANCE, "For the second pass. Without it: the checkpoint's own."),
-                "tile_size": TILE_SIZE,
+                "tile_size": advanced(TILE_SIZE),
             },
         }
 

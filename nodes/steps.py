@@ -21,14 +21,14 @@ from ..ltx_core.shapes import LatentShape
 from . import sockets
 from .host import host
 from .passes import received_sigmas
-from .widgets import choice, decimal, integer, link, switch, text
+from .widgets import advanced, choice, decimal, integer, labelled, link, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
 WHICH: Mapping[str, Which] = {PRESET: "one", FIRST_PASS: "first", SECOND_PASS: "second"}
 LIST = "list"
 # Saved graphs fix the order of the first six; schedules that came later stand behind them.
 KINDS = tuple(dict.fromkeys((*WHICH, "linear-quadratic", "shifted", LIST, *SCHEDULES)))
-BARS = "▁▂▃▄▅▆▇█"
+BARS = "".join(map(chr, range(0x2581, 0x2589)))  # an eighth of a line high to the whole
 MOST_LEVELS = 40  # in the drawing of a schedule
 STG_MODE_TOOLTIP = (
     "What is disturbed in those blocks. attention_values: self-attention returns its values instead of their weighted "
@@ -69,8 +69,11 @@ class CreateSchedule(sockets.Node):
                     "list: the levels that you write.",
                 ),
                 "steps": integer(30, 1, 1000, "Number of steps; a preset and a list have their own."),
-                "levels": text(
-                    "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
+                "levels": labelled(
+                    text(
+                        "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
+                    ),
+                    "list of levels",
                 ),
                 "denoise_strength": decimal(
                     1.0,
@@ -87,9 +90,11 @@ class CreateSchedule(sockets.Node):
                     "For schedules that depend on the size of the clip: shifted, 0.9.0, 0.9.1. As it is before native "
                     "nodes append guides.",
                 ),
-                "skip_initial_steps": integer(0, 0, 1000, "Number of steps to skip at the start, for a second pass."),
-                "skip_final_steps": integer(
-                    0, 0, 1000, "Number of steps to skip at the end; the last one that remains goes to 0."
+                "skip_initial_steps": advanced(
+                    integer(0, 0, 1000, "Number of steps to skip at the start, for a second pass.")
+                ),
+                "skip_final_steps": advanced(
+                    integer(0, 0, 1000, "Number of steps to skip at the end; the last one that remains goes to 0.")
                 ),
             },
         }
@@ -168,15 +173,17 @@ class CreateGuidance(sockets.Node):
                     "Spatio-temporal guidance: away from what the model makes with some blocks disturbed. 0: off.",
                 ),
                 "stg_blocks": text("", "Blocks that STG disturbs, for example 19 (2B) or 28 (13B)."),
-                "stg_mode": choice(STG_MODES, STG_MODE_TOOLTIP),
-                "stg_rescale": decimal(
-                    1.0,
-                    0.0,
-                    1.0,
-                    0.01,
-                    "How much of the contrast that STG adds is removed: 1 is off (sic), Lightricks use 0.7 for 2B.",
+                "stg_mode": advanced(choice(STG_MODES, STG_MODE_TOOLTIP)),
+                "stg_rescale": advanced(
+                    decimal(
+                        1.0,
+                        0.0,
+                        1.0,
+                        0.01,
+                        "How much of the contrast that STG adds is removed: 1 is off (sic), Lightricks use 0.7 for 2B.",
+                    )
                 ),
-                "cfg_star": switch(False, CFG_STAR_TOOLTIP),
+                "cfg_star": advanced(switch(False, CFG_STAR_TOOLTIP)),
             },
             "optional": SHOWN,
         }
@@ -253,9 +260,9 @@ class CreateStepGuidance(sockets.Node):
                     _listed(entries.skip_block_list),
                     "Blocks that STG disturbs: 28 for all steps, or one list each, such as [], [11, 25], [28].",
                 ),
-                "stg_mode": choice(STG_MODES, STG_MODE_TOOLTIP),
-                "cfg_star": switch(entries.cfg_star_rescale, CFG_STAR_TOOLTIP),
-                "guidance_rescale": GUIDANCE_RESCALE,
+                "stg_mode": advanced(choice(STG_MODES, STG_MODE_TOOLTIP)),
+                "cfg_star": advanced(switch(entries.cfg_star_rescale, CFG_STAR_TOOLTIP)),
+                "guidance_rescale": advanced(GUIDANCE_RESCALE),
             },
             "optional": SHOWN,
         }
@@ -333,7 +340,7 @@ def _preset_sigmas(model: sockets.Model, kind: str, grid: LatentShape | None) ->
 
 
 def describe_schedule(sigmas: Tensor) -> str:
-    """The levels in one line, as a drawing and in numbers: `4 steps █▇▆▄: 1, 0.909, 0.725, 0.421, 0`."""
+    """The levels in one line, as a drawing and in numbers: `4 steps ....: 1, 0.909, 0.725, 0.421, 0`."""
     levels, steps = sigmas.tolist(), len(sigmas) - 1
     sampled = (
         [levels[round(i * steps / MOST_LEVELS)] for i in range(MOST_LEVELS)] if steps > MOST_LEVELS else levels[:-1]

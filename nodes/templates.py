@@ -25,7 +25,7 @@ TEMPLATES: Mapping[str, str] = {
     "two-stage-13b-dev": "14 Two stages - 13B dev",
     "ic-lora-13b": "15 Control video - 13B with an IC-LoRA",
     "train-lora-2b": "16 Train a LoRA - 2B",
-    "plan-memory": "17 Plan the memory of a run",
+    "per-step-13b": "17 Guidance per step and a memory plan - 13B dev",
 }
 
 

@@ -31,7 +31,7 @@ from .loaders import (
     file_choices,
     model_path,
 )
-from .widgets import choice, decimal, frame_rate, integer, seed, switch, text
+from .widgets import advanced, choice, decimal, frame_rate, integer, seed, switch, text
 
 PACK = Path(__file__).parents[1]
 PRESET = "lora-2b"
@@ -64,7 +64,7 @@ class TrainLoRA(sockets.Node):
                 "text_encoder_name": choice(
                     file_choices(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."
                 ),
-                "version": VERSION,
+                "version": advanced(VERSION),
                 "folder": text(
                     "my-videos",
                     "Videos, each with a .txt of the same name, or one captions .csv, .json or .jsonl: a whole "
@@ -81,7 +81,7 @@ class TrainLoRA(sockets.Node):
                 ),
                 "frame_rate": frame_rate(25.0, "Videos of another rate are resampled to this."),
                 "steps": integer(2000, 1, 1000000, "Updates of the weights."),
-                "batch_size": integer(1, 1, 1024, "Clips per update."),
+                "batch_size": advanced(integer(1, 1, 1024, "Clips per update.")),
                 "learning_rate": decimal(2e-4, 0.0, 1.0, 1e-6, "2e-4 suits rank 32; lower it if clips get worse."),
                 "rank": integer(32, 1, 1024, "Size of the LoRA: a higher one learns more, and more by heart."),
                 "seed": seed("Of the start and of all noise: the same settings give the same LoRA."),

@@ -87,6 +87,18 @@ def choice(options: Iterable[str], tooltip: str) -> Declared:
     return options if isinstance(options, FileChoices) else list(options), {"tooltip": tooltip}
 
 
+def advanced(declared: Declared) -> Declared:
+    """The same input, which front ends show only on request."""
+    kind, options = declared
+    return kind, {**options, "advanced": True}
+
+
+def labelled(declared: Declared, label: str) -> Declared:
+    """The same input, for which front ends show `label` instead of its name."""
+    kind, options = declared
+    return kind, {**options, "display_name": label}
+
+
 def seed(tooltip: str) -> Declared:
     """A seed; ComfyUI adds a widget for its change after each run."""
     tooltip += " Only the lowest 32 bits count: seeds that differ by a multiple of 4294967296 are the same."

@@ -68,6 +68,26 @@ function showPreview(node, image) {
   widget.element.src = image;
 }
 
+// Links and slots of our types; those that have a counterpart in ComfyUI have its colour.
+const COLOURS = {
+  LTXKIT_MODEL: "#b39ddb",
+  LTXKIT_VAE: "#ff6e6e",
+  LTXKIT_TEXT_ENCODER: "#ffd500",
+  LTXKIT_UPSCALER: "#64b5f6",
+  LTXKIT_CONDITION: "#ffa931",
+  LTXKIT_GUIDANCE: "#6ee7b7",
+  LTXKIT_LORA: "#f48fb1",
+};
+
+/** In the classic renderer by the canvas's tables, in Nodes 2.0 by variables of the style. */
+function colourLinks() {
+  const tables = [globalThis.LGraphCanvas?.link_type_colors, app.canvas?.default_connection_color_byType];
+  for (const table of tables) if (table) Object.assign(table, COLOURS);
+  for (const [type, colour] of Object.entries(COLOURS)) {
+    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
+  }
+}
+
 const STYLE = `
 .ltxkit-said { white-space: pre-wrap; overflow: auto; box-sizing: border-box; padding: 4px 8px; border-radius: 4px;
   font: 11px/15px system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
@@ -82,6 +102,7 @@ app.registerExtension({
     const style = document.createElement("style");
     style.textContent = STYLE;
     document.head.append(style);
+    colourLinks();
     // Tells the server to send animations and sentences to this file, not to ComfyUI's still preview and progress text.
     const announce = () =>
       api.fetchApi("/ltxkit/browsers", {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def draw(page: Page, name: str, target: Path = ROOT) -> None:
     page.evaluate(SHOW, [SCALE, found["offset"]])
     page.wait_for_timeout(700)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    _write_prompt(target / f"workflows/api/{name}.json", found["api"])
+    _write_prompt(target / f"workflows/api/{name}.json", without_tokens(found["api"]))
     shown = target / f"docs/workflows/{SHORT[name]}.png"
     few_colours = picture.quantize(64)
     if not _shows(shown, few_colours):
@@ -87,6 +88,15 @@ def show_graphs_alone(page: Page) -> None:
     page.add_style_tag(content=GRAPH_ALONE)
     page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
     page.wait_for_timeout(1000)
+
+
+def without_tokens(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The same prompt, whose prefixes of files end before what the front end has put in: the date, and the seed."""
+    for node in prompt.values():
+        prefix = node["inputs"].get("filename_prefix")
+        if prefix is not None:
+            node["inputs"]["filename_prefix"] = re.sub(r"-\d{4}-\d\d-\d\d.*", "", prefix)
+    return prompt
 
 
 def _write_prompt(path: Path, prompt: dict[str, Any]) -> None:
