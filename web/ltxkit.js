@@ -123,6 +123,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (node.comfyClass === "SaveVideo") fillInPrefix(node);
     if (!ours(node)) return;
     const { onExecuted } = node;
     node.onExecuted = function (output) {
@@ -137,6 +138,14 @@ app.registerExtension({
     if (ours(node)) showText(node, node.properties?.[SAID] ?? "");
   },
 });
+
+/** Dates and values of nodes in a prefix, which front ends before 1.36 fill in for Save Image, and not for Save Video. */
+function fillInPrefix(node) {
+  const fill = window.comfyAPI?.utils?.applyTextReplacements;
+  const widget = node.widgets?.find((existing) => existing.name === "filename_prefix");
+  if (!fill || !widget || widget.serializeValue) return;
+  widget.serializeValue = () => fill(app.graph, widget.value);
+}
 
 /** The node of an execution id; of a node in a subgraph ("12:3") the inner one. */
 function nodeOf(executionId) {

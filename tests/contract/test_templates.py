@@ -120,7 +120,9 @@ def list_place(node: dict[str, Any], name: str) -> int:
 
 
 def test_about_a_third_of_the_widgets_shows_on_request_only():
-    widgets = [spec for node in NODE_CLASS_MAPPINGS.values() for spec in declared_inputs(node).values() if not spec.is_socket]
+    widgets = [
+        spec for node in NODE_CLASS_MAPPINGS.values() for spec in declared_inputs(node).values() if not spec.is_socket
+    ]
     hidden = [spec for spec in widgets if spec.options.get("advanced")]
     assert 30 <= len(hidden) <= 45
     assert len(widgets) > 3 * len(hidden)

@@ -91,11 +91,11 @@ def show_graphs_alone(page: Page) -> None:
 
 
 def without_tokens(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The same prompt, whose prefixes of files end before what the front end has put in: the date, and the seed."""
+    """The same prompt, whose prefixes of files end before date and seed, which front ends put in."""
     for node in prompt.values():
         prefix = node["inputs"].get("filename_prefix")
         if prefix is not None:
-            node["inputs"]["filename_prefix"] = re.sub(r"-\d{4}-\d\d-\d\d.*", "", prefix)
+            node["inputs"]["filename_prefix"] = re.sub(r"-(%date:|\d{4}-\d\d-\d\d).*", "", prefix)
     return prompt
 
 
