@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from ..ltx_core.placing.streaming import streamed
 from ..ltx_core.progress import Progress, ProgressEvent, log_note
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
 from .pictures import Pace, animation
+from .templates import ROOT, TEMPLATES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -287,7 +289,8 @@ _our_browsers: set[str] = set()
 
 
 def add_routes() -> None:
-    """Let our front-end code say that it is there. Without ComfyUI's server this has nothing to do."""
+    """Let our front-end code say that it is there, and let links to templates by their names of before work. Without
+    ComfyUI's server this has nothing to do."""
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
         return
@@ -297,6 +300,17 @@ def add_routes() -> None:
     async def is_there(request: Any) -> Any:
         _our_browsers.add(str((await request.json()).get("client_id")))
         return web.Response()
+
+    def leads_to(name: str) -> Any:
+        async def redirect(request: Any) -> Any:
+            raise web.HTTPFound(request.path.rpartition("/")[0] + "/" + quote(name))
+
+        return redirect
+
+    for short, name in TEMPLATES.items():
+        for suffix in ("json", "jpg"):
+            path = f"/workflow_templates/{ROOT.name}/{short}.{suffix}"
+            server.routes.get(path)(leads_to(f"{name}.{suffix}"))
 
 
 class _Handle(nn.Module):

@@ -82,7 +82,7 @@ def card(short: str) -> Image.Image:
 def strip(size: tuple[int, int], frames: list[Image.Image]) -> Image.Image:
     """A film strip: noise that becomes a clip, over a dark ground."""
     ground = Image.new("RGB", size, BACKGROUND)
-    side = size[1] * 5 // 8
+    side = size[1] // 2
     gap = side // 12
     left = (size[0] - len(frames) * side - (len(frames) - 1) * gap) // 2
     draw = ImageDraw.Draw(ground)

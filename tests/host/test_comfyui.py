@@ -17,7 +17,7 @@ from comfy_client import ComfyUI, Server
 from PIL import Image
 
 from ltxkit.nodes import NODE_CLASS_MAPPINGS
-from ltxkit.nodes.templates import template
+from ltxkit.nodes.templates import TEMPLATES, template
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -107,6 +107,25 @@ def test_templates_and_help_pages_are_served(server: Server):
         page = requests.get(f"{server.address}/extensions/ltxkit/docs/{node}.md", timeout=10)
         assert page.text.startswith("# "), node
     assert "/extensions/ltxkit/ltxkit.js" in server.get("/extensions")
+
+
+def test_the_gallery_has_its_files_and_old_links_lead_to_them(server: Server):
+    for short, name in TEMPLATES.items():
+        for suffix in ("json", "jpg"):
+            now = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.{suffix}", timeout=10)
+            before = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{short}.{suffix}", timeout=10)
+            assert now.status_code == 200, name
+            assert now.content == before.content, short
+
+
+def test_nodes_have_names_in_other_languages(server: Server):
+    translations = server.get("/i18n")
+    for language, name in (
+        ("zh", "加载模型 (LTXKit)"),
+        ("ja", "モデルを読み込む (LTXKit)"),
+        ("en", "Load Model (LTXKit)"),
+    ):
+        assert translations[language]["nodeDefs"]["LTXKitLoadModel"]["display_name"] == name
 
 
 def test_our_code_in_the_browser_receives_the_animation_and_the_text(server: Server, workflow: Callable[[str], Graph]):
