@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 import torch
 from torch import Tensor, nn
@@ -303,7 +302,7 @@ def add_routes() -> None:
 
     def leads_to(name: str) -> Any:
         async def redirect(request: Any) -> Any:
-            raise web.HTTPFound(request.path.rpartition("/")[0] + "/" + quote(name))
+            raise web.HTTPFound(f"{request.path.rpartition('/')[0]}/{name.replace(' ', '%20')}")
 
         return redirect
 
