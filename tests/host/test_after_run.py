@@ -91,3 +91,27 @@ def test_a_memory_plan_is_shown_on_its_node(page: Page):
     assert run_graph(page, page.evaluate(SAVED), {}) == "ok"
     page.wait_for_timeout(3000)
     assert "Peak" in page.evaluate(SHOWN, "Plan Memory (LTXKit)")
+
+
+def test_links_of_our_types_have_colours_of_their_own(page: Page):
+    choose_renderer(page, "classic")
+    colours = page.evaluate("""() => [LGraphCanvas.link_type_colors, app.canvas.default_connection_color_byType].map(
+        table => ['MODEL', 'VAE', 'TEXT_ENCODER', 'UPSCALER', 'CONDITION', 'GUIDANCE', 'LORA'].map(
+            kind => table[`LTXKIT_${kind}`]))""")
+    for table in colours:
+        assert all(table), table
+        assert len(set(table)) == len(table)
+
+
+def test_the_blueprint_becomes_both_passes(page: Page, repository: Path):
+    (path,) = (repository / "subgraphs").glob("*.json")
+    choose_renderer(page, "classic")
+    script = "async graph => { await app.loadGraphData(graph, true, true); return (await app.graphToPrompt()).output }"
+    prompt = page.evaluate(script, json.loads(path.read_text()))
+    kinds = sorted(node["class_type"] for node in prompt.values())
+    assert kinds == sorted([
+        "LTXKitCreateSchedule", "LTXKitCreateSchedule", "LTXKitDecodeVideo", "LTXKitSampleVideo", "LTXKitSampleVideo",
+        "LTXKitUpscaleLatent",
+    ])  # fmt: skip
+    seeds = [node["inputs"]["seed"] for node in prompt.values() if node["class_type"] == "LTXKitSampleVideo"]
+    assert seeds == [0, 0]
