@@ -27,7 +27,7 @@ SIZE = (960, 540)
 BACKGROUND, PAPER, INK, FAINT, ACCENT = "#14171f", "#1f2430", "#f2f4f8", "#8d97ab", "#b39ddb"
 FONT = "DejaVuSans.ttf"
 MARGIN = 36
-LOADERS = ("LoadImage", "LTXKitLoadExample")
+LOADERS = ("LTXKitLoadExample",)  # of the temple, in all graphs on big models
 
 
 def font(size: int, *, bold: bool = False) -> Any:
