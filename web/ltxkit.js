@@ -79,16 +79,23 @@ const COLOURS = {
   LTXKIT_LORA: "#f48fb1",
 };
 
-/** In the classic renderer by the canvas's tables, in Nodes 2.0 by variables of the style. */
+/** In the classic renderer by the canvas's tables; a palette that names no colour for a type of ours leaves it as it is. */
 function colourLinks() {
   const tables = [globalThis.LGraphCanvas?.link_type_colors, app.canvas?.default_connection_color_byType];
-  for (const table of tables) if (table) Object.assign(table, COLOURS);
-  for (const [type, colour] of Object.entries(COLOURS)) {
-    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
+  for (const table of tables.filter(Boolean)) {
+    for (const [type, own] of Object.entries(COLOURS)) {
+      let colour = own;
+      const set = (chosen) => (colour = chosen || own);
+      Object.defineProperty(table, type, { get: () => colour, set, enumerable: true, configurable: true });
+    }
   }
 }
 
+// For Nodes 2.0.
+const VARIABLES = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`).join(" ");
+
 const STYLE = `
+:root { ${VARIABLES} }
 .ltxkit-said { white-space: pre-wrap; overflow: auto; box-sizing: border-box; padding: 4px 8px; border-radius: 4px;
   font: 11px/15px system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
 .ltxkit-table { white-space: pre; font-family: ui-monospace, monospace; }
