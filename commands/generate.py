@@ -15,9 +15,11 @@ from .console import Console
 from .settings import Group
 
 if TYPE_CHECKING:
+    from ..ltx_core.media import Sound
     from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.library import Components
     from ..ltx_core.pipelines.settings import Overrides
+    from ..ltx_core.weights.build import OpenFiles
     from ..ltx_core.weights.lora import WeightedLoRA
 
 READ = ("model", "text_encoder", "vae", "upscaler", "tokenizer", "image", "video", "reference")  # options with inputs
@@ -80,6 +82,18 @@ def _start_arguments(shown: Group) -> None:
         help="how closely the clip keeps to its start, 0 to 1 (default 1)",
     )
     shown.add_argument(
+        "--no-sound",
+        action="store_true",
+        help="leave out the sound of --video, or of --reference; otherwise it goes through, cut to the result or "
+        "followed by silence",
+    )
+    shown.add_argument(
+        "--sound-codec",
+        choices=("aac", "flac"),
+        default="aac",
+        help="aac plays everywhere (default); flac keeps every sample",
+    )
+    shown.add_argument(
         "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
     )
 
@@ -98,10 +112,10 @@ def _model_arguments(models: Group) -> None:
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="may be repeated",
+        help="a LoRA (also LoHa, LoKr, OFT), or the folder of a trainer; may be repeated",
     )
     models.add_argument(
-        "--allow-partial", action="store_true", help="use what fits of a LoRA with targets that the model lacks"
+        "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"
     )
     models.add_argument(
         "--version",
@@ -154,10 +168,12 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     said = settings.overrides(options)
     _check_outputs(options)
     loras = _loras(options)
-    _check_request(options, said, loras)
+    files = _open_files(options)
+    _check_request(options, files, said, loras)
     conditions, fps = _conditions(options, console)
+    sound = _sound(options, fps, console)
     width, height = options.size
-    clip = _load(options, loras, console).generate(
+    clip = _load(options, files, loras, console).generate(
         options.prompt,
         negative_prompt=options.negative,
         width=width,
@@ -173,7 +189,13 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     )
     if options.save_latent:
         clip.save_latent(options.save_latent)
-    clip.save(options.output, contact_sheet=options.contact_sheet, progress=console.progress)
+    clip.save(
+        options.output,
+        contact_sheet=options.contact_sheet,
+        sound=sound,
+        sound_codec=options.sound_codec,
+        progress=console.progress,
+    )
     for path in (options.save_latent, options.contact_sheet, options.output):
         if path:
             console.result(str(path))
@@ -198,6 +220,15 @@ def _conditions(options: argparse.Namespace, console: Console) -> tuple[list[Con
         fps = reference.fps
         conditions.append(Reference(reference.frames, fps=float(fps)))
     return conditions, fps
+
+
+def _sound(options: argparse.Namespace, fps: Fraction | None, console: Console) -> Sound | None:
+    """What is heard with the clip: the sound of --video, else of --reference. fps: of the clip, where one is given."""
+    from ..ltx_core import media
+
+    seconds = None if fps is None else options.frames / fps
+    files = () if options.no_sound else filter(None, (options.video, options.reference))
+    return next(filter(None, (media.read_sound(path, seconds=seconds, notes=console.note) for path in files)), None)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -225,7 +256,17 @@ def _device(options: argparse.Namespace) -> str | list[str] | None:
     return options.device.split(",") if options.device and "," in options.device else options.device
 
 
-def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence[WeightedLoRA]) -> None:
+def _open_files(options: argparse.Namespace) -> OpenFiles:
+    from ..ltx_core.weights.build import open_files
+
+    return open_files(
+        options.model, options.text_encoder, vae=options.vae, upscaler=options.upscaler, version=options.version
+    )
+
+
+def _check_request(
+    options: argparse.Namespace, files: OpenFiles, said: Overrides, loras: Sequence[WeightedLoRA]
+) -> None:
     """Refuse from the headers of the files what the models would refuse, once they are loaded."""
     from ..ltx_core.pipelines.dry_run import outline
     from ..ltx_core.pipelines.preflight import check_request
@@ -235,10 +276,7 @@ def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence
     names = _device(options)
     devices = [chosen_device(name) for name in (names if isinstance(names, list) else [names])]
     models = outline(
-        options.model,
-        options.text_encoder,
-        vae=options.vae,
-        upscaler=options.upscaler,
+        files,
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,
@@ -250,7 +288,7 @@ def _check_request(options: argparse.Namespace, said: Overrides, loras: Sequence
     check_request(models, asked, said, settings=options.settings, loras=loras, device=device)
 
 
-def _load(options: argparse.Namespace, loras: Sequence[WeightedLoRA], console: Console) -> Components:
+def _load(options: argparse.Namespace, files: OpenFiles, loras: Sequence[WeightedLoRA], console: Console) -> Components:
     from ..ltx_core.pipelines.library import Components
 
     return Components.load(
@@ -269,6 +307,7 @@ def _load(options: argparse.Namespace, loras: Sequence[WeightedLoRA], console: C
         device=_device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
+        opened=files,
         progress=console.progress,
         notes=console.note,
     )

@@ -1,8 +1,9 @@
-"""`ltxkit run`: a ComfyUI workflow without ComfyUI."""
+"""`ltxkit run`: a ComfyUI workflow without ComfyUI. `ltxkit migrate`: old and native graphs into ours."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from . import arguments
@@ -14,7 +15,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "workflow",
         type=Path,
-        help="a workflow in API format, such as those in workflows/api/, or the short name of one of them: demo-text",
+        help="a workflow that ComfyUI saved or exported (with API or without), a picture, clip or latent that has one "
+        "inside, or the name of a bundled one, such as demo-text",
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
@@ -26,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TITLE.INPUT=VALUE",
-        help="change an input of a node; may be repeated",
+        help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1'; may be repeated",
     )
 
 
@@ -34,6 +36,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..headless.runner import run_workflow
     from ..ltx_core.placing.devices import spare_main_memory
 
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     spare_main_memory()
     files = run_workflow(
         options.workflow,
@@ -48,4 +51,43 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return DONE
 
 
-COMMANDS = (Command("run", "Run a ComfyUI workflow (API format) without ComfyUI.", _arguments, _run),)
+def _migrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "workflow",
+        type=Path,
+        help="a workflow with nodes of ComfyUI-LTXVideo (July 2025) or ComfyUI's own LTXV nodes, saved or exported",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="the new file; without it, NAME-ltxkit.json beside the old one",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["ui", "api"],
+        help="ui: to open in ComfyUI; api: to send to it. `ltxkit run` takes both. Without it, that of the old file",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the new file if it exists")
+
+
+def _migrate(options: argparse.Namespace, console: Console) -> int:
+    from ..headless.migration.convert import summary
+    from ..headless.migration.file import migrate_file
+
+    done = migrate_file(options.workflow, options.output, form=options.format, overwrite=options.overwrite)
+    for line in done.migrated.report:
+        console.note(str(line))
+    for title in done.muted:
+        console.note(f"{title}: left out; it was muted or bypassed")
+    for pack, types in done.migrated.missing.items():
+        console.note(f"still needed: {pack}, for {', '.join(types)}")
+    console.note(f"{summary(done.migrated.report)}")
+    console.result(str(done.path))
+    return DONE
+
+
+COMMANDS = (
+    Command("run", "Run a ComfyUI workflow without ComfyUI.", _arguments, _run),
+    Command("migrate", "Turn an old or native workflow into one of LTXKit's nodes.", _migrate_arguments, _migrate),
+)

@@ -64,7 +64,7 @@ OF_RUN = (  # fields of Overrides
         "levels",
         "levels",
         str,
-        "conditions below strength 1 are denoised from their own level, or as officially",
+        "conditions below strength 1 are denoised from their own level, as officially, or blended in as by ComfyUI",
         choices=LEVELS,
     ),
     Option(

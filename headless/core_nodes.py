@@ -1,14 +1,11 @@
 """Stand-ins for the few ComfyUI core nodes that our workflows use without ComfyUI.
 
-Ids, inputs, outputs and meaning are the core's (Comfy-Org/ComfyUI 0.3.64: nodes.py, comfy_extras/nodes_video.py,
-comfy_extras/nodes_images.py); the code is ours. There is no sound: `GetVideoComponents` returns None for it.
+Ids, inputs, outputs and meaning are those of core 0.33, which take what every older core's do (nodes.py,
+comfy_extras/nodes_images.py); the code is ours.
 """
 
 from __future__ import annotations
 
-import itertools
-import sys
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +17,24 @@ from torch import Tensor
 from ..ltx_core import media
 from ..ltx_core.errors import CheckpointError
 from ..ltx_core.files import whole
-from .folders import NumberedFiles, check_file, check_prefix, file_digest, input_files, named_file, say
-from .video import VideoComponents, VideoInFile, VideoInMemory
+from .clip_nodes import CreateVideo, GetVideoComponents, LoadVideo, SaveVideo
+from .decoding import decoded_or_none
+from .folders import (
+    NumberedFiles,
+    check_file,
+    check_prefix,
+    file_digest,
+    input_files,
+    named_file,
+    said_in_files,
+    say,
+)
+from .primitive_nodes import PRIMITIVE_NODES, PRIMITIVE_TITLES
+from .sampling_nodes import SAMPLING_NODES
 
 MAX_RESOLUTION = 16384  # nodes.py
 
 SaveHidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
-
-
-def _metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
-    return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -59,7 +64,8 @@ class LoadImage:
         Raises ConfigError, which names the file, for one that is not a picture or damaged.
         """
         path = named_file(image)
-        pictures = _pictures(path)
+        frames = decoded_or_none(path, say)
+        pictures = _pictures(path) if frames is None else [media.Picture(*frame) for frame in frames]
         same = [picture for picture in pictures if picture.pixels.shape == pictures[0].pixels.shape]
         if len(same) < len(pictures):
             say(f"{path} has {len(pictures) - len(same)} pictures of another size than its first: they are left out.")
@@ -71,7 +77,7 @@ class LoadImage:
 
 
 def _pictures(path: Path) -> list[media.Picture]:
-    """All pictures of an animation, or one."""
+    """What only Pillow opens (an animated WebP), or what is beyond 0 to 1: all pictures of an animation, or one."""
     if media.is_animated(path):
         return [timed.picture for timed in media.read_pictures(path, say)]
     return [media.read_picture(path, say)]
@@ -97,7 +103,8 @@ class LoadImageMask(LoadImage):
 
 class SaveImage:
     CATEGORY = "image"
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
     FUNCTION = "save_images"
     OUTPUT_NODE = True
     KIND = "output"
@@ -115,13 +122,14 @@ class SaveImage:
         self, images: Tensor, filename_prefix: str = "ComfyUI", prompt: Any = None, extra_pnginfo: Any = None
     ) -> dict[str, Any]:
         names = NumberedFiles.under(self.KIND, filename_prefix, images.shape[2], images.shape[1])
-        metadata = _metadata(prompt, extra_pnginfo)
+        metadata = said_in_files(prompt, extra_pnginfo)
         entries = [names.save(".png", partial(_write_image, image, metadata)) for image in images]
-        return {"ui": {"images": entries}}
+        return {"ui": {"images": entries}, "result": (images,)}
 
 
 def _write_image(image: Tensor, metadata: dict[str, Any], path: Path) -> None:
-    media.write_image(path, image, metadata)
+    bytes_kept = (255.0 * image).clamp(0, 255).byte().float() / 255  # core cuts digits off, and does not round
+    media.write_image(path, bytes_kept, metadata)
 
 
 class PreviewImage(SaveImage):
@@ -158,8 +166,9 @@ class ImageScale:
         width = width or max(1, round(old_width * height / old_height))
         height = height or max(1, round(old_height * width / old_width))
         if crop == "center":
-            cut_x = round(max(old_width - old_height * width / height, 0) / 2)
-            cut_y = round(max(old_height - old_width * height / width, 0) / 2)
+            old, new = old_width / old_height, width / height  # in core's order of arithmetic
+            cut_x = round((old_width - old_width * (new / old)) / 2) if old > new else 0
+            cut_y = round((old_height - old_height * (old / new)) / 2) if old < new else 0
             image = image[:, cut_y : old_height - cut_y, cut_x : old_width - cut_x]
         if upscale_method == "lanczos":
             return (_lanczos(image, width, height),)
@@ -189,107 +198,16 @@ class ImageFromBatch:
         return {
             "required": {
                 "image": ("IMAGE",),
-                "batch_index": ("INT", {"default": 0, "min": 0, "max": 4095}),
+                "batch_index": ("INT", {"default": 0, "min": -MAX_RESOLUTION, "max": MAX_RESOLUTION}),
                 "length": ("INT", {"default": 1, "min": 1, "max": 4096}),
             }
         }
 
     def frombatch(self, image: Tensor, batch_index: int, length: int) -> tuple[Tensor]:
-        start = min(batch_index, image.shape[0] - 1)
+        """A negative number counts from the end."""
+        start = batch_index + image.shape[0] if batch_index < 0 else batch_index
+        start = max(0, min(start, image.shape[0] - 1))
         return (image[start : start + length].clone(),)
-
-
-# ------------------------------------------------------------------------------------------------ clips
-
-
-class LoadVideo:
-    CATEGORY = "image/video"
-    RETURN_TYPES = ("VIDEO",)
-    FUNCTION = "load"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"file": ("COMBO", {"options": input_files(media.CLIP_SUFFIXES), "video_upload": True})}}
-
-    @classmethod
-    def IS_CHANGED(cls, file: str) -> float:
-        return named_file(file).stat().st_mtime
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, file: str) -> bool | str:
-        return check_file(file)
-
-    def load(self, file: str) -> tuple[VideoInFile]:
-        return (VideoInFile(named_file(file), say),)
-
-
-class GetVideoComponents:
-    CATEGORY = "image/video"
-    RETURN_TYPES = ("IMAGE", "AUDIO", "FLOAT")
-    RETURN_NAMES = ("images", "audio", "fps")
-    FUNCTION = "split"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"video": ("VIDEO",)}}
-
-    def split(self, video: VideoInFile | VideoInMemory) -> tuple[Tensor, None, float]:
-        parts = video.get_components()
-        return parts.images, None, float(parts.frame_rate)
-
-
-class CreateVideo:
-    CATEGORY = "image/video"
-    RETURN_TYPES = ("VIDEO",)
-    FUNCTION = "create"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        fps = ("FLOAT", {"default": 30.0, "min": 1.0, "max": 120.0, "step": 1.0})
-        return {"required": {"images": ("IMAGE",), "fps": fps}, "optional": {"audio": ("AUDIO",)}}
-
-    def create(self, images: Tensor, fps: float, audio: None = None) -> tuple[VideoInMemory]:
-        return (VideoInMemory(VideoComponents(images, Fraction(fps), audio)),)
-
-
-class SaveVideo:
-    CATEGORY = "image/video"
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "video": ("VIDEO",),
-                "filename_prefix": ("STRING", {"default": "video/ComfyUI"}),
-                "format": ("COMBO", {"options": ["auto", "mp4"], "default": "auto"}),
-                "codec": ("COMBO", {"options": ["auto", "h264"], "default": "auto"}),
-            },
-            "hidden": SaveHidden,
-        }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, filename_prefix: str) -> bool | str:
-        return check_prefix("output", filename_prefix)
-
-    def save(
-        self,
-        video: VideoInFile | VideoInMemory,
-        filename_prefix: str,
-        format: str,  # noqa: ARG002
-        codec: str,  # noqa: ARG002
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
-    ) -> dict[str, Any]:
-        frames = video.frames()
-        first = next(frames)
-        names = NumberedFiles.under("output", filename_prefix, first.shape[2], first.shape[1])
-        rate = Fraction(round(video.rate * 1000), 1000)
-        pieces, metadata = itertools.chain([first], frames), _metadata(prompt, extra_pnginfo)
-        entry = names.save(".mp4", lambda path: media.write_video(path, pieces, fps=rate, metadata=metadata))
-        return {"ui": {"images": [entry], "animated": [True]}}
 
 
 # ------------------------------------------------------------------------------------------------ latents
@@ -297,7 +215,8 @@ class SaveVideo:
 
 class SaveLatent:
     CATEGORY = "_for_testing"
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("samples",)
     FUNCTION = "save"
     OUTPUT_NODE = True
 
@@ -319,13 +238,13 @@ class SaveLatent:
 
         names = NumberedFiles.under("output", filename_prefix)
         tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
-        metadata = {key: json.dumps(value) for key, value in _metadata(prompt, extra_pnginfo).items()}
+        metadata = {key: json.dumps(value) for key, value in said_in_files(prompt, extra_pnginfo).items()}
 
         def write(path: Path) -> None:
             with whole(path) as temporary:
                 save_file(tensors, temporary, metadata)
 
-        return {"ui": {"latents": [names.save(".latent", write)]}}
+        return {"ui": {"latents": [names.save(".latent", write)]}, "result": (samples,)}
 
 
 class LoadLatent:
@@ -374,19 +293,6 @@ class SetLatentNoiseMask:
         return ({**samples, "noise_mask": mask.reshape(-1, 1, *mask.shape[-2:])},)
 
 
-class PrimitiveFloat:
-    CATEGORY = "utils/primitive"
-    RETURN_TYPES = ("FLOAT",)
-    FUNCTION = "execute"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"value": ("FLOAT", {"min": -sys.maxsize, "max": sys.maxsize})}}
-
-    def execute(self, value: float) -> tuple[float]:
-        return (value,)
-
-
 CORE_NODES: dict[str, type] = {
     "CreateVideo": CreateVideo,
     "GetVideoComponents": GetVideoComponents,
@@ -397,9 +303,32 @@ CORE_NODES: dict[str, type] = {
     "LoadLatent": LoadLatent,
     "LoadVideo": LoadVideo,
     "PreviewImage": PreviewImage,
-    "PrimitiveFloat": PrimitiveFloat,
     "SaveImage": SaveImage,
     "SaveLatent": SaveLatent,
     "SaveVideo": SaveVideo,
     "SetLatentNoiseMask": SetLatentNoiseMask,
+    **SAMPLING_NODES,
+    **PRIMITIVE_NODES,
 }
+
+
+CORE_TITLES = {
+    "ConditioningCombine": "Conditioning (Combine)",
+    "ConditioningSetTimestepRange": "ConditioningSetTimestepRange",
+    "CreateVideo": "Create Video",
+    "GetVideoComponents": "Get Video Components",
+    "ImageFromBatch": "Get Image from Batch",
+    "ImageScale": "Upscale Image",
+    "LoadImage": "Load Image",
+    "LoadImageMask": "Load Image (as Mask)",
+    "LoadLatent": "Load Latent",
+    "LoadVideo": "Load Video",
+    "PreviewImage": "Preview Image",
+    "SaveImage": "Save Image",
+    "SaveLatent": "Save Latent",
+    "SaveVideo": "Save Video",
+    "SetLatentNoiseMask": "Set Latent Noise Mask",
+    "SplitSigmas": "SplitSigmas",
+    **PRIMITIVE_TITLES,
+}
+"""Titles in the newest core; older ones show some nodes under their ids."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.files import TEMPORARY, check_output
@@ -31,6 +32,11 @@ def _host() -> PlainHost:
 def say(text: str) -> None:
     """A sentence for the user, beside the node that runs."""
     _host().say(text)
+
+
+def said_in_files(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
+    """What a saved file says of its making, by the names that ComfyUI reads."""
+    return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
 
 
 def _inside(folder: Path, name: str) -> Path:

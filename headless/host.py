@@ -10,6 +10,7 @@ from torch import nn
 
 from ..ltx_core.placing.placement import DevicePlacement
 from ..ltx_core.progress import Notes, Progress, log_note, silent
+from ..nodes.launch import Storage
 from .video import VideoInFile
 
 # Older names of two of the folders; ComfyUI searches both names of each (its folder_paths.py).
@@ -94,3 +95,13 @@ class PlainHost:
     @property
     def output_device(self) -> torch.device:
         return torch.device("cpu")
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def recognise(self, outputs: object) -> None:
+        """Has nothing to do: the runner's cache is not limited."""
+
+    def launched_with(self, part: object) -> Storage:  # noqa: ARG002 - the same for all
+        return Storage()

@@ -1,4 +1,4 @@
-"""ComfyUI's API-format prompts: reading them, changing inputs, finding all of their problems.
+"""ComfyUI's API-format prompts: changing inputs, finding all of their problems.
 
 A prompt is `{id: {"class_type": name, "inputs": {name: constant or [id, output]}, "_meta": {"title": text}}}`. It is
 checked by ComfyUI's rules (Comfy-Org/ComfyUI, execution.py `validate_inputs`), with two differences: every problem is
@@ -9,45 +9,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.values import shown
-from ..nodes.widgets import Input, declared_inputs, problem_with, types_match
+from ..nodes.widgets import Input, problem_with, types_match
+from .dynamic import live_inputs
 
 Prompt = dict[str, Any]  # of nodes, once it is validated
 Classes = Mapping[str, type]
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def read_prompt(path: Path) -> Prompt:
-    """The prompt in a JSON file.
-
-    Raises:
-        ConfigError: not JSON, not a prompt, or a graph in the editor's own format.
-    """
-    try:
-        data = json.loads(path.read_bytes())  # in UTF-8, -16 or -32, with a byte order mark or without
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"got {path}, which cannot be read as JSON ({error}); expected an API-format workflow; export it again"
-        ) from error
-    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
-        raise ConfigError(
-            f"got {path} in the editor's format; expected API format; export it in ComfyUI with Workflow > Export "
-            "(API), or take the file of the same name from workflows/api/"
-        )
-    if isinstance(data, dict) and isinstance(data.get("prompt"), dict):
-        data = data["prompt"]  # the body of POST /prompt
-    if not isinstance(data, dict) or not data:
-        raise ConfigError(
-            f"got {path}, which contains no nodes; expected {{id: {{class_type, inputs}}}}; export it again"
-        )
-    return data
+# ------------------------------------------------------------------------------------------------ changing
 
 
 def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> Prompt:
@@ -68,11 +43,13 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
         if not equals or not dot:
             problems.append(f"got {shown(assignment)}; expected TITLE.input=value")
             continue
-        matches = [
-            node_id
-            for node_id, node in changed.items()
-            if _is_node(node) and title in (node_id, node_title(changed, node_id))
-        ]
+        matches = _titled(changed, title)
+        for position in (match.start() for match in re.finditer(r"\.", target)):  # Save video.format.codec
+            if not matches:
+                title, name = target[:position], target[position + 1 :]
+                matches = _titled(changed, title)
+        if not matches:
+            title, _, name = target.rpartition(".")
         if len(matches) != 1:
             titles = ", ".join(sorted({repr(node_title(changed, node_id)) for node_id in changed}))
             several = f"the nodes {', '.join(matches)}; use one of these ids"
@@ -82,7 +59,7 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
             continue
         node = changed[matches[0]]
         node_class = _class_of(node, classes)
-        declared = {} if node_class is None else declared_inputs(node_class)
+        declared = {} if node_class is None else live_inputs(node_class, node["inputs"])
         if name not in declared and name not in node["inputs"]:
             problems.append(f"{shown(assignment)}: {title!r} has no input {name!r}; it has {', '.join(declared)}")
             continue
@@ -90,6 +67,10 @@ def set_inputs(prompt: Prompt, assignments: Sequence[str], classes: Classes) -> 
     if problems:
         raise ConfigError("\n".join(problems))
     return changed
+
+
+def _titled(prompt: Prompt, title: str) -> list[str]:
+    return [key for key, node in prompt.items() if _is_node(node) and title in (key, node_title(prompt, key))]
 
 
 def _json_or_text(text: str) -> Any:
@@ -153,7 +134,8 @@ def check(prompt: Prompt, classes: Classes) -> None:
             text = f"got {shown(node)} in place of a node; expected {{class_type, inputs}}; remove the entry"
             problems.append(Problem(node_id, text))
         elif _class_of(node, classes) is None:
-            text = f"the node class {shown(name)} does not exist here" if name else "class_type is missing"
+            missing = f"the node class {shown(name)} does not exist here{_pack(node)}"
+            text = missing if name else "class_type is missing"
             problems.append(Problem(node_id, text))
         elif not _is_node(node):
             problems.append(Problem(node_id, f"inputs is {shown(node['inputs'])}; expected {{name: value}}"))
@@ -166,6 +148,16 @@ def check(prompt: Prompt, classes: Classes) -> None:
             problems += [Problem(node_id, text) for text in _input_problems(prompt, node_id, classes)]
     if problems:
         raise PromptError(prompt, problems)
+
+
+def _pack(node: dict[str, Any]) -> str:
+    """Whose node it is, as newer front ends note it."""
+    meta = node.get("_meta")
+    names = [meta.get(key) for key in ("cnr_id", "aux_id")] if isinstance(meta, dict) else []
+    name = next((name for name in names if isinstance(name, str) and name), None)
+    if name == "comfy-core":
+        return ": it is one of ComfyUI's own that has no stand-in; run the graph in ComfyUI, or leave the node out"
+    return f": it belongs to the pack {name}; run the graph in ComfyUI, or leave the node out" if name else ""
 
 
 def output_nodes(prompt: Prompt, classes: Classes, broken: set[str]) -> list[str]:
@@ -219,7 +211,7 @@ def _input_problems(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[
     validate = getattr(node_class, "VALIDATE_INPUTS", None)
     checked_by_node = set(inspect.getfullargspec(validate).args) if validate else set()
     received: dict[str, str] = {}
-    declared = declared_inputs(node_class)
+    declared = live_inputs(node_class, inputs)
     clean = True
     for name, spec in declared.items():
         if name not in inputs:

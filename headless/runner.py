@@ -1,4 +1,4 @@
-"""Runs prompts in ComfyUI's API format without ComfyUI."""
+"""Runs workflows without ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from ..ltx_core.errors import ConfigError, LTXKitError
 from ..ltx_core.files import check_output
 from ..ltx_core.placing.devices import clear_of_memory
 from ..ltx_core.progress import Notes, Progress, log_note, silent
-from ..nodes import NODE_CLASS_MAPPINGS
+from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import use_host
 from ..nodes.templates import shipped
-from ..nodes.widgets import declared_inputs, problem_with
-from .core_nodes import CORE_NODES
+from ..nodes.widgets import problem_with
+from .core_nodes import CORE_NODES, CORE_TITLES
+from .core_parts import CORE_PARTS
+from .dynamic import as_received, live_inputs
+from .exports import read_export
 from .host import PlainHost
 from .prompt import (
     Classes,
@@ -32,9 +35,10 @@ from .prompt import (
     node_label,
     node_title,
     output_nodes,
-    read_prompt,
     set_inputs,
 )
+from .stored_graph import Kinds
+from .texts import fill_prefixes
 
 UI = dict[str, Any]
 
@@ -97,13 +101,14 @@ class Runner:
         if is_changed is None:
             return None
         given = self._declared(node)
-        value = is_changed(**{name: None if is_link(value) else value for name, value in given.items()})
+        constants = {name: None if is_link(value) else value for name, value in given.items()}
+        value = is_changed(**as_received(self.classes[node["class_type"]], constants))
         return uuid.uuid4().hex if value != value else value
 
     def _declared(self, node: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a node that its class has. As in ComfyUI the others are dropped: older front ends exported, for
-        example, the button of Load Image as `upload`."""
-        declared = declared_inputs(self.classes[node["class_type"]])
+        """The inputs of a node that its class has, by dotted name. As in ComfyUI the others are dropped: front ends
+        export, for example, the button of Load Image as `upload` and the player of Load Video as `video-preview`."""
+        declared = live_inputs(self.classes[node["class_type"]], node["inputs"])
         return {name: value for name, value in node["inputs"].items() if name in declared}
 
     def _execute(self, prompt: Prompt, node_id: str, signatures: dict[str, str]) -> tuple[tuple[Any, ...], UI]:
@@ -115,6 +120,7 @@ class Runner:
         }
         label = node_label(prompt, node_id)
         _check_received(node, node_class, inputs, label)
+        inputs = as_received(node_class, inputs)
         hidden = {"PROMPT": prompt, "UNIQUE_ID": node_id, "EXTRA_PNGINFO": None}
         inputs.update({name: hidden.get(kind) for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()})
         self.host.running = node_title(prompt, node_id)
@@ -127,7 +133,7 @@ class Runner:
 
 def _check_received(node: dict[str, Any], node_class: Any, inputs: dict[str, Any], label: str) -> None:
     """Raises ConfigError for a value that has come through a link and that the input could not have as a constant."""
-    for name, spec in declared_inputs(node_class).items():
+    for name, spec in live_inputs(node_class, node["inputs"]).items():
         if name in inputs and is_link(node["inputs"][name]) and spec.type != "COMBO":
             problem = problem_with(name, inputs[name], spec)
             if problem:
@@ -166,27 +172,46 @@ def run_workflow(
     progress: Progress = silent,
     notes: Notes = log_note,
 ) -> list[Path]:
-    """Execute an API-format workflow file and return the files that it saved.
+    """Execute a workflow in any form in which ComfyUI saves or exports it, and return the files that it saved.
 
     Args:
+        workflow: a file (see `read_export`), or the name of a bundled workflow.
         models: a folder laid out like ComfyUI's `models`.
         input_folder, output_folder: where loading nodes read, and saving nodes write; paths outside are refused.
         assignments: see `set_inputs`.
 
     Raises:
-        LTXKitError: the file is not a prompt, has problems (the message names all), or a node refused its input.
+        LTXKitError: the file has no workflow, it has problems (the message names all), or a node refused its input.
     """
     check_output(output_folder, folder=True)
     host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
-        prompt = set_inputs(read_prompt(shipped(workflow)), assignments, classes)
+        export = read_export(shipped(workflow), known_kinds(classes))
+        prompt = fill_prefixes(set_inputs(export.prompt, assignments, classes), export.named)
+    if export.left_out and not _saves(prompt, classes):
+        titles = ", ".join(f'"{title}"' for title in export.left_out)
+        raise ConfigError(
+            f"got {workflow}, of which nothing that saves or shows remains without the muted and bypassed nodes "
+            f"({titles}); expected a node such as Save Video; unmute it in ComfyUI"
+        )
     result = Runner(host, classes).run(prompt)
     entries = [entry for ui in result.ui.values() for files_of_kind in ui.values() for entry in files_of_kind]
     files = [entry for entry in entries if isinstance(entry, dict)]
     return [host.folder(entry["type"]) / entry["subfolder"] / entry["filename"] for entry in files]
 
 
+def _saves(prompt: Prompt, classes: Classes) -> bool:
+    """Whether a node is left that saves or shows something, or is unknown."""
+    found = [classes.get(node["class_type"]) for node in prompt.values()]
+    return any(each is None or getattr(each, "OUTPUT_NODE", False) for each in found)
+
+
 def all_nodes() -> dict[str, type]:
     """Every class that a prompt may name here: the stand-ins for core nodes, and ours."""
-    return {**CORE_NODES, **NODE_CLASS_MAPPINGS}
+    return {**CORE_NODES, **CORE_PARTS, **NODE_CLASS_MAPPINGS}
+
+
+def known_kinds(classes: Classes) -> Kinds:
+    """What the editor knows of these classes."""
+    return Kinds(classes, {**CORE_TITLES, **NODE_DISPLAY_NAME_MAPPINGS})

@@ -1,4 +1,4 @@
-"""VIDEO values: frames in memory, or a file that is read when its frames are needed."""
+"""VIDEO values: frames in memory, or a file that is read when its frames are needed. AUDIO values: their sound."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from ..ltx_core import media
 from ..ltx_core.progress import Notes, log_note
+from .decoding import Stored, decoded, stored_as
+from .encoding import CONTAINERS
+
+
+class Audio(TypedDict):
+    """An AUDIO, as in ComfyUI: waveform (batch, channels, samples) float32, and its samples per second."""
+
+    waveform: Tensor
+    sample_rate: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +31,7 @@ class VideoComponents:
 
     images: Tensor
     frame_rate: Fraction
-    audio: None = None
+    audio: Audio | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +39,8 @@ class VideoInMemory:
     """A VIDEO whose frames are in memory."""
 
     components: VideoComponents
+    depth: int = 8  # bits of a channel where it is stored
+    colour_space: str = "sRGB"
 
     def get_components(self) -> VideoComponents:
         return self.components
@@ -40,6 +52,13 @@ class VideoInMemory:
     def frames(self) -> Iterator[Tensor]:
         """The frames (f, h, w, 3), in one piece."""
         yield self.components.images
+
+    def sound(self) -> media.Sound | None:
+        """As in ComfyUI, the first of a batch; none where there are no samples."""
+        audio = self.components.audio
+        if audio is None or not audio["waveform"].numel():
+            return None
+        return media.Sound(audio["waveform"][0], int(audio["sample_rate"]))
 
 
 class VideoInFile:
@@ -60,8 +79,35 @@ class VideoInFile:
 
     def frames(self) -> Iterator[Tensor]:
         """The frames (1, h, w, 3), one at a time: a long clip is never in memory as a whole."""
-        return (frame[None] for frame in media.stream_video(self.path, notes=self.notes))
+        if self._stored is None:  # an animation that only Pillow opens
+            return (frame[None] for frame in media.stream_video(self.path, notes=self.notes))
+        return (frame.pixels[None] for frame in decoded(self.path, self.notes))
+
+    @property
+    def depth(self) -> int:
+        return 8 if self._stored is None else self._stored.depth
+
+    @property
+    def colour_space(self) -> str:
+        return "sRGB" if self._stored is None else self._stored.colour_space
+
+    def is_stored_as(self, container: str, codec: str) -> bool:
+        """Whether the file has the video in this container and codec; "auto" is any."""
+        stored = self._stored
+        if stored is None or (codec != "auto" and codec != stored.codec):
+            return False
+        return container == "auto" or CONTAINERS[container] in stored.containers
+
+    @cached_property
+    def _stored(self) -> Stored | None:
+        return stored_as(self.path)
+
+    def sound(self) -> media.Sound | None:
+        """The sound from the first frame on; None: the file has none."""
+        return media.read_sound(self.path, notes=self.notes)
 
     @cached_property
     def _components(self) -> VideoComponents:
-        return VideoComponents(torch.cat(list(self.frames())), self.rate)
+        sound = self.sound()
+        audio: Audio | None = None if sound is None else {"waveform": sound.waveform[None], "sample_rate": sound.rate}
+        return VideoComponents(torch.cat(list(self.frames())), self.rate, audio)

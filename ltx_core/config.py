@@ -33,7 +33,7 @@ STG_MODES: tuple[STGMode, ...] = get_args(STGMode)
 # Names of `sampling.samplers.SAMPLERS`, and of `SamplerSettings.levels`. They stand here for the command line, which
 # lists them without importing torch.
 SAMPLER_NAMES = ("euler", "stochastic", "heun", "dpmpp_2m", "gradient_estimation")
-Levels = Literal["own", "official"]
+Levels = Literal["own", "official", "comfyui"]
 LEVELS: tuple[Levels, ...] = get_args(Levels)
 
 

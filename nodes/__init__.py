@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from .condition import AddCondition, AddReference
 from .examples import LoadExample
-from .host import add_routes
+from .host import add_routes, register_replacements
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
 from .long import GenerateLongVideo
+from .native import (
+    ConvertModelFromNative,
+    ConvertModelToNative,
+    ConvertTextEncoderFromNative,
+    ConvertVAEFromNative,
+    ConvertVAEToNative,
+)
+from .old_graphs import (
+    AdaptLatent,
+    AddFilmGrain,
+    AddNativeGuide,
+    CreateNativeGuider,
+    EncodePromptList,
+    PassOn,
+    RefineNatively,
+    ReportMissing,
+    SampleNatively,
+    SetDecodeNoise,
+)
 from .plan import PlanMemory
+from .replacements import REPLACEMENTS
 from .sample import GenerateTwoStage, SampleVideo
+from .sound import KeepSound
 from .steps import CreateGuidance, CreateSchedule, CreateStepGuidance
 from .text import EncodePrompt
 from .train import TrainLoRA
@@ -35,6 +56,22 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
     "LTXKitLoadExample": LoadExample,
+    "LTXKitKeepSound": KeepSound,
+    "LTXKitCreateNativeGuider": CreateNativeGuider,
+    "LTXKitSampleNatively": SampleNatively,
+    "LTXKitRefineNatively": RefineNatively,
+    "LTXKitEncodePromptList": EncodePromptList,
+    "LTXKitAddNativeGuide": AddNativeGuide,
+    "LTXKitAdaptLatent": AdaptLatent,
+    "LTXKitAddFilmGrain": AddFilmGrain,
+    "LTXKitSetDecodeNoise": SetDecodeNoise,
+    "LTXKitPassOn": PassOn,
+    "LTXKitReportMissing": ReportMissing,
+    "LTXKitConvertModelToNative": ConvertModelToNative,
+    "LTXKitConvertVAEToNative": ConvertVAEToNative,
+    "LTXKitConvertModelFromNative": ConvertModelFromNative,
+    "LTXKitConvertTextEncoderFromNative": ConvertTextEncoderFromNative,
+    "LTXKitConvertVAEFromNative": ConvertVAEFromNative,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -58,6 +95,23 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
     "LTXKitLoadExample": "Load Example (LTXKit)",
+    "LTXKitKeepSound": "Sound (LTXKit)",
+    "LTXKitCreateNativeGuider": "Guider by Level (LTXKit)",
+    "LTXKitSampleNatively": "Sample Natively (LTXKit)",
+    "LTXKitRefineNatively": "Refine Natively (LTXKit)",
+    "LTXKitEncodePromptList": "Encode Prompt List (LTXKit)",
+    "LTXKitAddNativeGuide": "Native Guide (LTXKit)",
+    "LTXKitAdaptLatent": "Adapt Latent (LTXKit)",
+    "LTXKitAddFilmGrain": "Film Grain (LTXKit)",
+    "LTXKitSetDecodeNoise": "Decode Noise (LTXKit)",
+    "LTXKitPassOn": "Pass On (LTXKit)",
+    "LTXKitReportMissing": "Missing Node (LTXKit)",
+    "LTXKitConvertModelToNative": "Model to ComfyUI (LTXKit)",
+    "LTXKitConvertVAEToNative": "VAE to ComfyUI (LTXKit)",
+    "LTXKitConvertModelFromNative": "Model from ComfyUI (LTXKit)",
+    "LTXKitConvertTextEncoderFromNative": "Text Encoder from ComfyUI (LTXKit)",
+    "LTXKitConvertVAEFromNative": "VAE from ComfyUI (LTXKit)",
 }
 
 add_routes()
+register_replacements(REPLACEMENTS)

@@ -1,34 +1,32 @@
 """What nodes need from the program around them: model folders, progress, a device to run on, text on the node.
 
 `NodeHost` is the protocol and `ComfyUIHost` its implementation for ComfyUI; `ltxkit run` has its own
-(`headless/host.py`). No other file of LTXKit knows ComfyUI, whose modules are imported only in the functions below.
+(`headless/host.py`). Beside it, `patcher.py` has our part of ComfyUI's memory management, and `launch.py` reads its
+launch flags. No other file of LTXKit knows ComfyUI, whose modules are imported only inside functions.
 """
 
 # Type checks run where ComfyUI's modules are not installed.
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
 import functools
 import sys
-import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
 from ..ltx_core.errors import UnsupportedError
-from ..ltx_core.models.text_encoder import StackedT5
-from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
-from ..ltx_core.placing.copies import DeviceCopies
-from ..ltx_core.placing.streaming import streamed
 from ..ltx_core.progress import Progress, ProgressEvent, log_note
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
+from ..ltx_core.weights.layouts import PartName
+from .launch import Storage, storage_of
 from .pictures import Pace, animation
 from .templates import ROOT, TEMPLATES
 
@@ -106,6 +104,19 @@ class NodeHost(Protocol):
         """The device for tensors that leave a node."""
         ...
 
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """The type of pictures, latents and prompts that leave a node."""
+        ...
+
+    def recognise(self, outputs: tuple[Any, ...]) -> None:
+        """Let the program's caches know the models among the outputs of a node."""
+        ...
+
+    def launched_with(self, part: PartName) -> Storage:
+        """How the program was told to hold the weights of a part; what a widget says comes first."""
+        ...
+
 
 _chosen: ContextVar[NodeHost | None] = ContextVar("ltxkit_host", default=None)
 
@@ -151,10 +162,11 @@ class ComfyUIHost:
         return [folder for folder in folders if folder.is_dir()]
 
     def tokenizers(self) -> list[Path]:
-        import comfy
+        import folder_paths
 
-        shipped = [Path(root) / "text_encoders" / "t5_tokenizer" / "tokenizer.json" for root in comfy.__path__]
-        return [path for path in shipped if path.is_file()]
+        core = Path(str(folder_paths.__file__)).parent
+        shipped = core / "comfy/text_encoders/t5_tokenizer/tokenizer.json"
+        return [shipped] if shipped.is_file() else []
 
     def progress(self, preview: Callable[[], LinearPreview] | None = None) -> Progress:
         import comfy.utils
@@ -174,10 +186,8 @@ class ComfyUIHost:
         return report
 
     def say(self, text: str) -> None:
-        from server import PromptServer
-
         log_note(text)
-        server = getattr(PromptServer, "instance", None)
+        server = _server()
         self._said.append(text)
         node = getattr(server, "last_node_id", None)
         if server is None or node is None:
@@ -191,6 +201,9 @@ class ComfyUIHost:
     @contextmanager
     def listening(self) -> Generator[list[str]]:
         self._said = said = []
+        unknown = _unknown_inputs.get(getattr(_server(), "last_node_id", None) or "")
+        if unknown:
+            self.say(unknown)
         try:
             yield said
         finally:
@@ -200,25 +213,15 @@ class ComfyUIHost:
     def place(
         self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
     ) -> Generator[torch.device]:
-        from comfy import model_management
+        from .patcher import placed
 
-        device = _comfy_device(module)
-        resident = _comfy_resident_blocks(module, memory_required, resident_blocks)
-        if resident is None:
-            model_management.load_models_gpu([_comfy_patcher(module)], memory_required=memory_required)
-            yield device
-            return
-        # Streamed weights are ours, and gone when the `with` block ends; core only frees memory for them.
-        self.release(module)
-        model_management.free_memory(weight_bytes(module) + memory_required, device)
-        with streamed(module, device, resident):
+        with placed(module, memory_required, resident_blocks) as device:
             yield device
 
     def release(self, module: nn.Module) -> None:
-        from comfy import model_management
+        from .patcher import release
 
-        _comfy_patcher(module).detach()
-        model_management.soft_empty_cache()
+        release(module)
 
     def make_room(self) -> None:
         from comfy import model_management
@@ -227,8 +230,9 @@ class ComfyUIHost:
         model_management.soft_empty_cache()
 
     def spare_memory(self, module: nn.Module) -> int | None:
-        available = _comfy_memory(_comfy_device(module))
-        return None if available is None else max(available - weight_bytes(module), 1)
+        from .patcher import spare_memory
+
+        return spare_memory(module)
 
     @property
     def input_folder(self) -> Path:
@@ -253,6 +257,24 @@ class ComfyUIHost:
 
         return model_management.intermediate_device()
 
+    @property
+    def output_dtype(self) -> torch.dtype:
+        from comfy import model_management
+
+        # `--fp16-intermediates`; earlier versions of ComfyUI do not have it
+        return getattr(model_management, "intermediate_dtype", lambda: torch.float32)()
+
+    def recognise(self, outputs: tuple[Any, ...]) -> None:
+        from .patcher import patcher_of
+
+        for output in outputs:
+            module = getattr(output, "module", output)
+            if isinstance(module, nn.Module):
+                patcher_of(module)
+
+    def launched_with(self, part: PartName) -> Storage:
+        return storage_of(part)
+
 
 def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Tensor, bool], _CorePreview | None]:
     """What sends the pictures of a latent: all frames as an animation to our code in the browser, or else the first
@@ -260,7 +282,6 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
     import latent_preview
     from comfy.cli_args import LatentPreviewMethod, args
     from PIL import Image
-    from server import PromptServer
 
     if args.preview_method == LatentPreviewMethod.NoPreviews:
         return lambda denoised, last: None  # noqa: ARG005
@@ -272,7 +293,7 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
             return None
         with pace.work():
             frames = principal_preview(denoised)[None] if picture is None else picture(denoised)
-            server = getattr(PromptServer, "instance", None)
+            server = _server()
             client = getattr(server, "client_id", None)
             if server is None or client not in _our_browsers:
                 return "JPEG", Image.fromarray(frames[0].numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
@@ -283,17 +304,51 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
     return show
 
 
+def _server() -> Any:
+    """The running PromptServer; None where ComfyUI's modules are used without it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 # The browsers in which our front-end code runs, by ComfyUI's client id.
 _our_browsers: set[str] = set()
 
 
+# What a node of the last prompt has to say of inputs that it does not have, by its id.
+_unknown_inputs: dict[str, str] = {}
+
+
+def _note_unknown_inputs(request: dict[str, Any]) -> dict[str, Any]:
+    """Remember inputs of our nodes in a prompt that this version does not have; ComfyUI drops them without a word."""
+    _unknown_inputs.clear()
+    prompt = request.get("prompt")
+    registered = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+    for node_id, node in prompt.items() if isinstance(prompt, dict) else ():
+        unknown = _unknown_names(node, registered) if isinstance(node, dict) else []
+        if unknown:
+            _unknown_inputs[node_id] = (
+                f"This graph sets {', '.join(unknown)}, which this version of LTXKit does not know: without effect. "
+                "It may come from a later version; update LTXKit."
+            )
+    return request
+
+
+def _unknown_names(node: dict[str, Any], registered: dict[str, Any]) -> list[str]:
+    kind, inputs = node.get("class_type"), node.get("inputs")
+    run: Callable[..., Any] | None = getattr(registered.get(str(kind)), "run", None)
+    if run is None or not str(kind).startswith("LTXKit") or not isinstance(inputs, dict):
+        return []
+    return [name for name in inputs if name not in signature(run).parameters]
+
+
 def add_routes() -> None:
-    """Let our front-end code say that it is there, and let links to templates by their names of before work. Without
-    ComfyUI's server this has nothing to do."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    """Let our front-end code say that it is there, read prompts for what is not known here, and let links to templates
+    by their names of before work. Without ComfyUI's server this has nothing to do."""
+    server = _server()
     if server is None:
         return
     from aiohttp import web
+
+    server.add_on_prompt_handler(_note_unknown_inputs)
 
     @server.routes.post("/ltxkit/browsers")
     async def is_there(request: Any) -> Any:
@@ -312,100 +367,52 @@ def add_routes() -> None:
             server.routes.get(path)(leads_to(f"{name}.{suffix}"))
 
 
-class _Handle(nn.Module):
-    """ComfyUI's "model": it carries core's bookkeeping, and has no tensors that core could move."""
+def has_core_node(node_id: str) -> bool:
+    """Whether ComfyUI, or a pack in it, has a node of this id."""
+    return node_id in getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
 
 
-def _handle(module: nn.Module) -> _Handle:
-    """Core's log names the class of what it loads: "Requested to load LTXKitVideoVAE"."""
-    return type(f"LTXKit{type(module).__name__}", (_Handle,), {})()
-
-
-def _comfy_patcher(module: nn.Module) -> Any:
-    """The ModelPatcher through which ComfyUI counts, loads and unloads `module`; created once and stored on the module.
-
-    The patcher has a weak reference to the module: both are freed when the graph drops the model.
-    """
-    patcher = module.__dict__.get("_ltxkit_patcher")
-    if patcher is None:
-        patcher = _whole_model_patcher()(
-            _handle(module), _comfy_device(module), torch.device("cpu"), weight_bytes(module) or 1
+def core_node(node_id: str, **inputs: Any) -> tuple[Any, ...]:
+    """The outputs of one of ComfyUI's own nodes. Raises UnsupportedError where there is none of this id."""
+    if not has_core_node(node_id):
+        raise UnsupportedError(
+            f"got a node that needs ComfyUI's {node_id}, which is not here; expected a ComfyUI that has it; run the "
+            "graph there, or migrate it (`ltxkit migrate`)"
         )
-        patcher.module = weakref.ref(module)
-        module.__dict__["_ltxkit_patcher"] = patcher
-    return patcher
+    node_class: Any = sys.modules["nodes"].NODE_CLASS_MAPPINGS[node_id]
+    if hasattr(node_class, "define_schema"):
+        return tuple(node_class.execute(**inputs).result)
+    return tuple(getattr(node_class(), node_class.FUNCTION)(**inputs))
 
 
-def _comfy_device(module: nn.Module) -> torch.device:
-    from comfy import model_management
+def register_replacements(replacements: Sequence[Any]) -> None:
+    """Tell ComfyUI what to put in the place of old node ids: from core 0.33 on, older ones have nothing like it.
 
-    if isinstance(module, VideoVAE | Encoder | Decoder):
-        return model_management.vae_device()
-    if isinstance(module, StackedT5):
-        return model_management.text_encoder_device()
-    return model_management.get_torch_device()
-
-
-def _comfy_memory(device: torch.device) -> int | None:
-    """Bytes that one model and its work may take on a device; None for main memory, which is not counted."""
-    from comfy import model_management
-
-    if device == torch.device("cpu"):
-        return None
-    # Core unloads its models when the memory is requested.
-    models = [model for model in model_management.current_loaded_models if model.device == device]
-    free = model_management.get_free_memory(device) + sum(model.model_loaded_memory() for model in models)
-    return int(free - model_management.extra_reserved_memory())
-
-
-def _comfy_resident_blocks(module: nn.Module, memory_required: int, chosen: int | None) -> int | None:
-    """How many blocks stay on the device while the others are streamed; None: core loads the whole module."""
-    from comfy import model_management
-
-    weights = Weights.of(module)
-    if chosen is not None:
-        return chosen if chosen < len(weights.blocks) else None
-    available = _comfy_memory(_comfy_device(module))
-    if available is None:
-        return None
-    if model_management.vram_state == model_management.VRAMState.NO_VRAM:
-        return 0 if weights.blocks else None
-    reserved = model_management.extra_reserved_memory()  # already subtracted from `available`
-    work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
-    return resident_blocks(weights, available - work)
-
-
-@functools.cache
-def _whole_model_patcher() -> type:
-    """A ModelPatcher that loads all of a module or nothing.
-
-    Core's own loads layer by layer and relies on layers of `comfy.ops`, which fetch missing weights; with plain modules
-    it would leave part of the weights behind. A request to free a part frees nothing, and core then detaches the whole.
+    A prompt may lack optional inputs, which core's own replacing does not expect: they are added first.
     """
-    from comfy.model_patcher import ModelPatcher
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    manager = getattr(server, "node_replace_manager", None)
+    if manager is None:
+        return
+    try:
+        from comfy_api.latest import io
+    except ImportError:
+        return
+    if not hasattr(io, "NodeReplace"):
+        return
+    for each in replacements:
+        names = {"new_node_id": each.new, "old_node_id": each.old, "old_widget_ids": list(each.widgets)}
+        manager.register(io.NodeReplace(**names, input_mapping=each.input_mapping()))
+    by_old = {each.old: each for each in replacements}
 
-    class WholeModelPatcher(ModelPatcher):
-        module: weakref.ref[nn.Module]
-        copies: DeviceCopies | None = None
+    def complete(body: dict[str, Any]) -> dict[str, Any]:
+        prompt = body.get("prompt")
+        for node in prompt.values() if isinstance(prompt, dict) else ():
+            old = by_old.get(node.get("class_type", "")) if isinstance(node, dict) else None
+            if old is not None and not has_core_node(old.old) and isinstance(node.get("inputs"), dict):
+                node.setdefault("_meta", {})
+                for name, default in old.optional.items():
+                    node["inputs"].setdefault(name, default)
+        return body
 
-        def partially_load(self, device_to: torch.device, *_: Any, **__: Any) -> int:
-            module = self.module()
-            if self.copies is not None or module is None:
-                return 0
-            self.copies = DeviceCopies(module, device_to)
-            self.model.device = device_to
-            self.model.model_loaded_weight_memory = self.size
-            return self.size
-
-        def partially_unload(self, *_: Any, **__: Any) -> int:
-            return 0
-
-        def detach(self, unpatch_all: bool = True) -> Any:
-            if unpatch_all and self.copies is not None:
-                self.copies.drop()
-                self.copies = None
-                self.model.device = self.offload_device
-                self.model.model_loaded_weight_memory = 0
-            return self.model
-
-    return WholeModelPatcher
+    server.add_on_prompt_handler(complete)

@@ -98,7 +98,7 @@ class EmptyLatent(sockets.Node):
             scale, channels = handle.scale, handle.transformer.config.in_channels
         asked = PixelShape(max(round(seconds * frame_rate), 1) if seconds else frames, height, width)
         grid = asked.padded(scale).latent(scale)
-        samples = torch.zeros(batch_size, channels, *grid, device=host().output_device)
+        samples = torch.zeros(batch_size, channels, *grid, device=host().output_device, dtype=host().output_dtype)
         say_padding(asked, scale)
         return {"samples": samples, "ltxkit_canvas": sockets.Canvas(asked, frame_rate, grid)}, frame_rate
 
@@ -164,13 +164,14 @@ class UpscaleLatent(sockets.Node):
     ) -> tuple[dict[str, Any], float]:
         samples = sockets.latent_samples(latent)
         sockets.refuse_guides(latent)
+        sockets.refuse_unfinished(latent, "Upscale Latent")
         if sockets.seems_guided(latent):
             host().say("If the last frames of this latent are guides of native nodes, crop them first: LTXVCropGuides.")
         vae = sockets.received(sockets.VAE, vae, "vae")
         upscaling = Upscaling(sockets.received(sockets.UPSCALER, upscaler, "upscaler"), vae, adain)
         result = upscale_latent(upscaling, samples, host=sockets.stage_host())
         slower = more_frames == SLOW_MOTION
-        larger = sockets.upscaled(latent, result.to(host().output_device), slower=slower)
+        larger = sockets.upscaled(latent, sockets.outgoing(result), slower=slower)
         return larger, _say_rate(latent, larger, vae.config.scale_factors, slower=slower)
 
 
@@ -221,7 +222,7 @@ class EncodeVideo(sockets.Node):
         say_padding(asked, vae.config.scale_factors)
         samples = encode_frames(vae, pad_to(frames.cpu(), grid), host=sockets.stage_host())
         canvas = sockets.Canvas(asked, frame_rate, grid.latent(vae.config.scale_factors))
-        return ({"samples": samples.to(host().output_device), "ltxkit_canvas": canvas},)
+        return ({"samples": sockets.outgoing(samples), "ltxkit_canvas": canvas},)
 
 
 class DecodeVideo(sockets.Node):
@@ -270,6 +271,10 @@ class DecodeVideo(sockets.Node):
         tile_size: int = 0,
     ) -> tuple[Tensor]:
         decoding = Decoding(decode_timestep, decode_noise_scale, tone_map)
+        sockets.latent_samples(latent)
+        left = sockets.left_of(latent)
+        if left is not None:
+            host().say(f"This latent was left at level {left.level:g}: its noise is in the picture.")
         clips = decode_clips(latent, vae, decoding, seed, tile_size)
         canvas = sockets.latent_canvas(latent)
         if canvas is not None:
@@ -280,7 +285,7 @@ class DecodeVideo(sockets.Node):
                 filters.film_grain(clip, film_grain, grain_saturation, stream(seed + i, "film grain"))
                 for i, clip in enumerate(clips)
             ]
-        return (torch.cat(clips).to(host().output_device),)
+        return (sockets.outgoing(torch.cat(clips)),)
 
 
 def say_motion(clips: Sequence[Tensor], settings: str) -> None:

@@ -15,10 +15,10 @@ from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.preview import fit_preview
 from ..ltx_core.pipelines.recipe import versions_with
-from ..ltx_core.quant.registry import QUANTIZATION_NAMES
+from ..ltx_core.quant.registry import QUANTIZATION_NAMES, stored_quantization
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.values import shown
-from ..ltx_core.weights.build import load_upsampler, mixed_generations, open_models
+from ..ltx_core.weights.build import Opened, load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.layouts import PartName
 from ..ltx_core.weights.listing import SUFFIXES, Listing, holds, listed
@@ -26,6 +26,7 @@ from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
 from .host import host
+from .launch import Storage
 from .widgets import FileChoices, advanced, choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -36,6 +37,7 @@ RESIDENT_BLOCKS = integer(
     "How many of its blocks stay on the graphics card; the others are streamed from main memory in every step, which "
     "gives the same result. -1: as many as fit.",
 )
+KEEP_ON_DEVICE = switch(False, "Off: the weights leave the graphics card as soon as the prompts are encoded.")
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
@@ -69,8 +71,9 @@ FP8_MATMUL_TOOLTIP = (
 )
 DTYPE = choice(
     DTYPES,
-    "Type of the weights. auto: as stored, which takes the least memory. bf16, fp16, fp32: converted to that type; "
-    "fp16 overflows in these models now and then.",
+    "Type of the weights. auto: as ComfyUI's launch flags say (--bf16-unet, --fp32-vae and so on), or else as stored, "
+    "which takes the least memory. bf16, fp16, fp32: converted to that type, whatever the flags; fp16 overflows in "
+    "these models now and then.",
 )
 VERSION = choice(
     [FROM_FILE, *RELEASES],
@@ -189,6 +192,22 @@ def quantization_of(widget: str) -> str | None:
     return None if widget == AS_STORED else widget
 
 
+def held_as(part: PartName, opened: Opened, dtype: str, quantization: str = AS_STORED) -> Storage:
+    """What the widgets of a loader say. Where `dtype` is auto, the host's launch flags decide; its quantization is for
+    plain weights alone."""
+    chosen = Storage(DTYPES[dtype], quantization_of(quantization))
+    if dtype != "auto":
+        return chosen
+    launched = host().launched_with(part)
+    if chosen.quantization is None and launched.quantization is not None and _is_plain(part, opened):
+        return launched
+    return Storage(launched.dtype, chosen.quantization)
+
+
+def _is_plain(part: PartName, opened: Opened) -> bool:
+    return stored_quantization(opened.stored(part), opened.checkpoint.path) is None
+
+
 # ------------------------------------------------------------------------------------------------ nodes
 
 
@@ -248,14 +267,15 @@ class LoadModel(sockets.Node):
         release = None if version == FROM_FILE else version
         progress = host().progress()
         opened = open_models(path, version=release)
+        storage = held_as("transformer", opened, dtype, quantization)
         transformer, info = opened.transformer(
-            dtype=DTYPES[dtype],
-            quantization=quantization_of(quantization),
+            dtype=storage.dtype,
+            quantization=storage.quantization,
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
         vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
-        vae = vae_opened.vae(dtype=DTYPES[dtype], progress=progress)
+        vae = vae_opened.vae(dtype=held_as("vae", vae_opened, dtype).dtype, progress=progress)
         for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
         model = sockets.Model(
@@ -289,9 +309,7 @@ class LoadTextEncoder(sockets.Node):
                     "holds a text encoder too.",
                 ),
                 "dtype": advanced(DTYPE),
-                "keep_on_device": advanced(
-                    switch(False, "Off: the weights leave the graphics card as soon as the prompts are encoded.")
-                ),
+                "keep_on_device": advanced(KEEP_ON_DEVICE),
             },
             "optional": {
                 "quantization": QUANTIZATION,
@@ -311,10 +329,12 @@ class LoadTextEncoder(sockets.Node):
         quantization: str = AS_STORED,
         resident_blocks: int = -1,
     ) -> tuple[sockets.Encoder]:
+        path = model_path(text_encoder_name, TEXT_ENCODER_KINDS)
+        storage = held_as("text_encoder", open_models(path), dtype, quantization)
         encoder = load_text_encoder(
-            model_path(text_encoder_name, TEXT_ENCODER_KINDS),
-            dtype=DTYPES[dtype],
-            quantization=quantization_of(quantization),
+            path,
+            dtype=storage.dtype,
+            quantization=storage.quantization,
             host_tokenizers=host().tokenizers(),
             progress=host().progress(),
         )
@@ -352,16 +372,18 @@ class LoadUpscaler(sockets.Node):
 
     def run(self, upscaler_name: str, dtype: str) -> tuple[LatentUpsampler]:
         path = model_path(upscaler_name, UPSCALER_KINDS)
-        return (load_upsampler(path, dtype=DTYPES[dtype], progress=host().progress()),)
+        storage = held_as("upscaler", open_models(path), dtype)
+        return (load_upsampler(path, dtype=storage.dtype, progress=host().progress()),)
 
 
 class ApplyLoRA(sockets.Node):
     CATEGORY = "LTXKit/loaders"
     DESCRIPTION = (
         "Adds a LoRA to a model, next to its weights and never into them; chain nodes for several. Reads the key "
-        "styles of diffusers, Lightricks' trainer, ComfyUI, Kohya and finetrainers, DoRA and full differences too."
+        "styles of diffusers, peft, Lightricks' trainer, ComfyUI, Kohya and finetrainers; DoRA, LoHa, LoKr, GLoRA, OFT "
+        "and full differences too. What cannot be applied is refused by its name."
     )
-    SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "distilled lora", "LoraLoaderModelOnly"]
+    SEARCH_ALIASES = ["ltx", "ltxv", "lora loader", "load lora", "dora", "lokr", "distilled", "LoraLoaderModelOnly"]
     RETURN_TYPES = (sockets.MODEL,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The model with the LoRA, for Sample or another LoRA.",)
@@ -378,7 +400,8 @@ class ApplyLoRA(sockets.Node):
                 "allow_partial": advanced(
                     switch(
                         False,
-                        "On: use what fits where the LoRA has targets that this model does not have. Off: refuse it.",
+                        "On: leave out what of the LoRA cannot be applied to this model, and say so. Off: refuse such "
+                        "a LoRA.",
                     )
                 ),
                 "settings": advanced(

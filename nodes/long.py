@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ltx_core.media import write_video
+from ..ltx_core.media import Sound, write_video
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.clip_statistics import ClipStatistics, motion_settings
 from ..ltx_core.pipelines.condition import ConditioningItem, crop_chunks
@@ -32,6 +32,7 @@ from . import sockets
 from .host import host
 from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
 from .passes import LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
+from .sound import received_sound
 from .widgets import advanced, decimal, frame_rate, integer, link, seed, text
 
 FOLDER = "ltxkit-long"  # in the output folder, which ComfyUI does not clear
@@ -98,6 +99,11 @@ class GenerateLongVideo(sockets.Node):
                 "levels": advanced(LEVELS),
                 "tone_map": advanced(TONE_MAP),
                 "tile_size": advanced(TILE_SIZE),
+                "audio": link(
+                    "AUDIO",
+                    "Sound of the video, from its first frame on; cut to it or followed by silence. For a clip that "
+                    "goes on: from Sound.",
+                ),
             },
         }
 
@@ -127,11 +133,13 @@ class GenerateLongVideo(sockets.Node):
         levels: Any = "own",
         tone_map: float = 0.0,
         tile_size: int = 0,
+        audio: object = None,
     ) -> tuple[Any, dict[str, Any]]:
         here = host()
         handle = sockets.received_model(model, "Long Video")
         vae = sockets.received(sockets.VAE, vae, "vae")
         encoder: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
+        sound = received_sound(audio, "audio")
         chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         scale = vae.config.scale_factors
         asked = PixelShape(frames, height, width)
@@ -187,17 +195,20 @@ class GenerateLongVideo(sockets.Node):
             items=[item.on_canvas(asked, size, here.say) for item in chain],
         )
         latent = torch.cat(list(parts), dim=2)
-        path = here.output_folder / FOLDER / f"video-{_digest(latent, asked, frame_rate, settings)}.mp4"
+        path = here.output_folder / FOLDER / f"video-{_digest(latent, sound, asked, frame_rate, settings)}.mp4"
         statistics = ClipStatistics(seam_frames(windows, scale.frames))
         finished = statistics.watch(crop_chunks(decoded(latent), asked))
-        write_video(path, finished, fps=Fraction(frame_rate).limit_denominator(1001))
+        write_video(path, finished, fps=Fraction(frame_rate).limit_denominator(1001), sound=sound)
         here.say(statistics.describe(motion_settings(chain, condition_noise)))
         canvas = sockets.Canvas(asked, frame_rate, grid)
-        return here.video(path), {"samples": latent.to(here.output_device), "ltxkit_canvas": canvas}
+        return here.video(path), {"samples": sockets.outgoing(latent), "ltxkit_canvas": canvas}
 
 
-def _digest(latent: Tensor, *values: object) -> str:
-    """A name for a video, from its latent and the settings of its decoding."""
+def _digest(latent: Tensor, sound: Sound | None, *values: object) -> str:
+    """A name for a video, from its latent, its sound and the settings of its decoding."""
     digest = hashlib.sha256(repr(values).encode())
     digest.update(latent.contiguous().numpy().tobytes())
+    if sound is not None:
+        digest.update(str(sound.rate).encode())
+        digest.update(sound.waveform.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -25,9 +25,11 @@ SAMPLER = choice(
 )
 LEVELS = labelled(
     choice(
-        ["own", "official"],
-        "Conditions below strength 1. own: each is denoised from its own level. official: as in Lightricks' script, "
-        "which can leave noise on them.",
+        ["own", "official", "comfyui"],
+        "What a strength or a mask between 0 and 1 means. own: a condition of strength 0.7 starts at noise level 0.3 "
+        "and is denoised from there. official: as in Lightricks' script, which can leave noise on it. comfyui: as in "
+        "ComfyUI's own samplers, which blend it in at every step; choose it with LTXVImgToVideo, LTXVAddGuide and "
+        "noise masks.",
     ),
     "condition levels",
 )
@@ -36,8 +38,10 @@ CONDITION_NOISE = decimal(
 )
 
 
-def received_sigmas(schedule: Any) -> Tensor:
+def received_sigmas(schedule: Any, *, unfinished: bool = False) -> Tensor:
     """The value of the input `schedule`: (steps + 1) float32 on the CPU.
+
+    unfinished: they may end above 0, as the first half of SplitSigmas does.
 
     Raises:
         ConfigError: not SIGMAS, or SIGMAS that do not descend from at most 1 to 0.
@@ -45,14 +49,24 @@ def received_sigmas(schedule: Any) -> Tensor:
     if not isinstance(schedule, Tensor):
         raise ConfigError(f"got {type(schedule).__name__} on `schedule`; expected SIGMAS; connect Schedule (LTXKit)")
     sigmas = schedule.float().cpu()
-    check_sigmas(sigmas)
+    if not unfinished and sigmas.ndim == 1 and len(sigmas) > 1 and sigmas[-1] > 0:
+        raise ConfigError(
+            f"got a schedule that ends at level {float(sigmas[-1]):g}; expected 0 at its end, since this node shows "
+            "the result; use Sample (LTXKit) twice, with the halves of SplitSigmas"
+        )
+    check_sigmas(sigmas, unfinished=unfinished)
     return sigmas
 
 
-def received_pass(schedule: Any, guidance: Any, name: str = "guidance") -> PassSettings:
-    """The overrides that the inputs for schedule and guidance contain; None for an input without a link."""
+def received_pass(schedule: Any, guidance: Any, name: str = "guidance", *, unfinished: bool = False) -> PassSettings:
+    """The overrides that the inputs for schedule and guidance contain; None for an input without a link.
+
+    unfinished: as in `received_sigmas`.
+    """
+    sigmas = None if schedule is None else received_sigmas(schedule, unfinished=unfinished)
     return PassSettings(
-        sigmas=None if schedule is None else tuple(received_sigmas(schedule).tolist()),
+        sigmas=None if sigmas is None else tuple(sigmas.tolist()),
+        unfinished=True if sigmas is not None and sigmas[-1] > 0 else None,
         guidance=None if guidance is None else sockets.received(sockets.GUIDANCE, guidance, name),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..ltx_core.errors import ConfigError
 from ..ltx_core.media import resize
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
@@ -19,13 +20,23 @@ from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
-from .guides import denoise_mask, guide_frames, mask_on_grid, sample_guided
+from .guides import (
+    check_one_clip,
+    comfyui_mask,
+    denoise_mask,
+    guides_of,
+    mask_on_grid,
+    refuse_native_guides,
+    sample_guided,
+    say_partial,
+)
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
-from .widgets import advanced, decimal, integer, link, seed
+from .widgets import advanced, decimal, integer, link, seed, switch
 
 MISSING = object()  # an input that is not connected
+NO_VAE = "got conditions without a VAE; expected one, to encode them; connect the vae of Load Model (LTXKit)"
 ADAIN = decimal(
     1.0, 0.0, 1.0, 0.01, "How far the colours return to those of the first pass. Lightricks use 1, diffusers 0."
 )
@@ -72,9 +83,19 @@ class SampleVideo(sockets.Node):
                 "conditions": link(
                     sockets.CONDITION, "Pictures and clips, from Condition; a control video, from Reference."
                 ),
-                "schedule": link("SIGMAS", "From Schedule. Without it: the checkpoint's own."),
+                "schedule": link(
+                    "SIGMAS", "From Schedule, or a part of it from SplitSigmas. Without it: the checkpoint's own."
+                ),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
                 "levels": advanced(LEVELS),
+                "add_noise": advanced(
+                    switch(
+                        True,
+                        "On: adds noise up to the schedule's first level, unless the latent says that another Sample "
+                        "left it there. Off: the latent still has its noise, as from a native sampler whose schedule "
+                        "ended where this one starts.",
+                    )
+                ),
             },
         }
 
@@ -83,7 +104,7 @@ class SampleVideo(sockets.Node):
         # ComfyUI passes None for what is connected, and puts the sentence on `conditions`, the only one there.
         if conditions is MISSING or vae is not MISSING:
             return True
-        return "got conditions without a VAE; expected one, to encode them; connect the vae of Load Model (LTXKit)"
+        return NO_VAE
 
     def run(
         self,
@@ -99,42 +120,59 @@ class SampleVideo(sockets.Node):
         schedule: Tensor | None = None,
         guidance: Guidance | None = None,
         levels: Any = "own",
+        add_noise: bool = True,
     ) -> tuple[dict[str, Any]]:
         handle = sockets.received_model(model, "Sample")
         samples = sockets.latent_samples(latent)
-        prompt, values = sockets.from_conditioning(positive, "positive")
-        guides = guide_frames(values, samples)
-        grid = LatentShape(samples.shape[2] - guides, *samples.shape[3:])
+        chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
+        if chain and vae is None:
+            raise ConfigError(NO_VAE)
+        prompts, values = sockets.from_conditioning(positive, "positive")
+        unwanted, values_of_negative = sockets.from_conditioning(negative, "negative")
+        guides = guides_of(values, samples)
+        count = guides.count if guides else 0
+        grid = LatentShape(samples.shape[2] - count, *samples.shape[3:])
         canvas = sockets.latent_canvas(latent)
         size = grid.pixels(handle.scale)
         overrides = Overrides(
-            first=received_pass(schedule, guidance),
+            first=received_pass(schedule, guidance, unfinished=True),
             sampler=sampler_name(sampler),
             condition_noise=condition_noise,
             levels=levels,
         )
         only_pass = made_pass(handle, settings_of(handle, overrides), "one", grid.tokens)
-        chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
+        if only_pass.is_guided:
+            check_one_clip(values, values_of_negative)
+        left = sockets.left_of(latent, float(only_pass.sigmas[0]))
         mask = mask_on_grid(latent.get("noise_mask"), canvas, size)
+        if mask is not None:
+            by_comfyui = only_pass.sampler.levels == "comfyui"
+            mask = comfyui_mask(mask, samples) if by_comfyui else denoise_mask(mask, samples, handle.scale.frames)
+            say_partial(mask, only_pass.sampler.levels)
         clip = LatentClip(
             samples,
             handle.scale,
             sockets.frame_rate(values, canvas),
-            None if mask is None else denoise_mask(mask, samples, handle.scale.frames),
+            mask,
+            left or ("noise" if add_noise else "as it is"),
         )
         items = _on_canvas(chain, canvas.size if canvas else size, size)
         noise = sockets.continued_noise(latent, seed)
-        result = sample_guided(
+        result, left = sample_guided(
             only_pass,
             clip,
-            Prompts(prompt, sockets.from_conditioning(negative, "negative")[0]),
+            Prompts(prompts, unwanted),
             noise,
             Conditions(items, None if vae is None else sockets.received(sockets.VAE, vae, "vae")),
-            guides=(guides, values.get("keyframe_idxs")),
+            guides=guides,
             host=sockets.stage_host(handle),
         )
-        sampled = {**latent, "samples": result.to(host().output_device)}
-        sampled[sockets.GUIDES], sampled[sockets.MOTION] = guides, motion_settings(chain, condition_noise)
+        sampled = {key: value for key, value in latent.items() if key != sockets.LEFT}
+        sampled["samples"] = sockets.outgoing(result)
+        if left is not None:
+            sampled[sockets.LEFT] = sockets.Unfinished(left, sampled["samples"])
+            host().say(f"Left at level {left.level:g}, for a second Sample with the rest of the schedule.")
+        sampled[sockets.GUIDES], sampled[sockets.MOTION] = count, motion_settings(chain, condition_noise)
         sampled[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
         return (sampled,)
 
@@ -214,6 +252,7 @@ class GenerateTwoStage(sockets.Node):
         vae = sockets.received(sockets.VAE, vae, "vae")
         chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         prompt, values = sockets.from_conditioning(positive, "positive")
+        refuse_native_guides(values, "Two-Stage")
         prompts = Prompts(prompt, sockets.from_conditioning(negative, "negative")[0])
         asked = PixelShape(frames, height, width)
         size = first_pass_size(asked, vae.config.scale_factors)
@@ -250,13 +289,13 @@ class GenerateTwoStage(sockets.Node):
             conditions=Conditions(_on_canvas(chain, asked, PixelShape(size.frames, height, width)), vae),
         )
         result = {
-            "samples": latent.to(host().output_device),
+            "samples": sockets.outgoing(latent),
             sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
         }
         (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
         fitted = resize(frames_made[:frames], height, width, "stretch")
         say_motion([fitted], motion_settings(chain, condition_noise))
-        return fitted.to(host().output_device), result
+        return sockets.outgoing(fitted), result
 
 
 def _on_canvas(items: Sequence[ConditioningItem], asked: PixelShape, grid: PixelShape) -> tuple[ConditioningItem, ...]:

@@ -6,8 +6,6 @@ under names of our own, because they differ from ComfyUI's MODEL and VAE.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,15 +22,17 @@ from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
-from ..ltx_core.pipelines.sample import EncodedPrompt
+from ..ltx_core.pipelines.sample import EncodedPrompt, Left
 from ..ltx_core.sampling.guidance import Guidance
 from ..ltx_core.sampling.noise import SeededNoise
 from ..ltx_core.sampling.preview import LinearPreview
+from ..ltx_core.sampling.schedules import level_at
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
+from .checks import checked
 from .host import host
-from .widgets import FileChoices, SocketType, declared_inputs, problem_with
+from .widgets import SocketType
 
 MODEL = "LTXKIT_MODEL"
 VAE = "LTXKIT_VAE"
@@ -44,6 +44,7 @@ LORA = "LTXKIT_LORA"
 
 # ComfyUI pads T5 for LTXV to this length (comfy/text_encoders/lt.py); prompts of unequal length can then be mixed.
 PADDED_TOKENS = 128
+LEVEL_TOLERANCE = 1e-4  # between a level and the same one from another schedule
 DEFAULT_FRAME_RATE = 25.0  # of ComfyUI's LTXV model for a CONDITIONING without one (model_base.py)
 
 T = TypeVar("T")
@@ -72,6 +73,11 @@ class Model:
         return self.transformer
 
     @property
+    def patcher(self) -> object:
+        """What ComfyUI's caches recognise a model by; None elsewhere."""
+        return getattr(self.module, "patcher", None)
+
+    @property
     def lora_names(self) -> tuple[tuple[str, float], ...]:
         """Identifies a stack of LoRAs: each file, with its time and size, and strength."""
         stats = [(item, item.lora.path.stat()) for item in self.loras]
@@ -94,6 +100,11 @@ class Encoder:
         """What a host places."""
         return self.encoder.model
 
+    @property
+    def patcher(self) -> object:
+        """As in Model."""
+        return getattr(self.module, "patcher", None)
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -114,10 +125,18 @@ class NoiseDrawn(NamedTuple):
     drawn: tuple[int, ...]
 
 
+class Unfinished(NamedTuple):
+    """A clip that a Sample left at a level above 0, and the samples of its LATENT."""
+
+    left: Left
+    samples: Tensor
+
+
 # Keys that our nodes write into a LATENT in addition to ComfyUI's own and `ltxkit_canvas`.
 GUIDES = "ltxkit_guides"  # number of latent frames at its end that are guides of native nodes
 MOTION = "ltxkit_motion"  # the settings that govern motion, for the score that Decode shows
 NOISE = "ltxkit_noise_drawn"  # a NoiseDrawn, after which the next Sample continues
+LEFT = "ltxkit_left"  # an Unfinished, from which the next Sample goes on
 
 # LTXKIT_VAE is a VideoVAE, LTXKIT_UPSCALER a LatentUpsampler, LTXKIT_GUIDANCE a Guidance, LTXKIT_LORA a file's path,
 # and LTXKIT_CONDITION a tuple of Condition and Reference, in the order in which they were chained.
@@ -130,32 +149,6 @@ KINDS: Mapping[str, type] = {
     GUIDANCE: Guidance,
     LORA: Path,
 }
-
-
-def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` of a node, which refuses a value that its widget could not have.
-
-    A name of a file is left to the loader, whose message lists the files and their folders.
-    """
-    signature = inspect.signature(run)
-
-    @functools.wraps(run)
-    def checked(self: Node, *args: Any, **kwargs: Any) -> Any:
-        values = signature.bind(self, *args, **kwargs).arguments
-        declared = declared_inputs(type(self))
-        for name, value in values.items():
-            spec = declared.get(name)
-            if spec is None or isinstance(spec.choices, FileChoices):
-                continue
-            problem = problem_with(name, value, spec)
-            if problem:
-                rest = problem.removeprefix(f"{name}: got ")
-                raise ConfigError(f"got {name} {rest}; change the widget, or what is linked to it")
-            if spec.type == "INT":
-                values[name] = int(value)
-        return run(**values)
-
-    return checked
 
 
 class Node:
@@ -175,7 +168,7 @@ class Node:
     def __init_subclass__(cls) -> None:
         """Every node checks its widgets in `run` too: ComfyUI checks nothing that arrives through a link."""
         if "run" in cls.__dict__:
-            cls.run = _checked(cls.__dict__["run"])
+            cls.run = checked(cls.__dict__["run"])
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -191,6 +184,7 @@ class Node:
         """`run`, whose sentences become the node's `ui` output: front ends keep it, and caches bring it back."""
         with host().listening() as said:
             result = self.run(**inputs)
+        host().recognise(result)
         return {"ui": {"text": said}, "result": result} if said else result
 
 
@@ -226,6 +220,11 @@ def stage_host(*handles: Model | Encoder) -> Host:
 
     preview = next((handle.preview for handle in handles if isinstance(handle, Model)), None)
     return Host(place, here.spare_memory, here.progress(preview), here.say)
+
+
+def outgoing(tensor: Tensor) -> Tensor:
+    """A picture or latent on the device, and of the type, in which the host passes them between nodes."""
+    return tensor.to(host().output_device, host().output_dtype)
 
 
 # ------------------------------------------------------------------------------------------------ LATENT
@@ -268,6 +267,45 @@ def continued_noise(latent: Mapping[str, Any], seed: int) -> SeededNoise:
     return SeededNoise(seed, before.drawn if isinstance(before, NoiseDrawn) and before.seed == seed else ())
 
 
+def left_of(latent: Mapping[str, Any], sigma: float | None = None) -> Left | None:
+    """The clip of a LATENT that a Sample left above level 0. None for any other LATENT, and for one whose samples have
+    changed since: a native sampler copies what it does not know.
+
+    sigma: the level at which the next pass starts.
+
+    Raises:
+        ConfigError: the clip was left at another level.
+    """
+    record = latent.get(LEFT)
+    if not isinstance(record, Unfinished):
+        return None
+    samples, level = latent["samples"], record.left.level
+    same = samples is record.samples or (
+        samples.shape == record.samples.shape and torch.equal(samples.cpu(), record.samples.cpu())
+    )
+    if same and sigma is not None and abs(sigma - level) > LEVEL_TOLERANCE:
+        raise ConfigError(
+            f"got a schedule that starts at level {sigma:g} for a latent that was left at level {level:g}; expected "
+            "the rest of the same schedule; connect `low_sigmas` of the SplitSigmas whose `high_sigmas` made the latent"
+        )
+    if not same and sigma is not None and abs(sigma - level) <= LEVEL_TOLERANCE:
+        host().say(
+            f"The latent was left at level {level:g} and has changed since: noise is added as to a finished one. If it "
+            "still has its noise, turn add_noise off."
+        )
+    return record.left if same else None
+
+
+def refuse_unfinished(latent: Mapping[str, Any], wanted_for: str) -> None:
+    """Raises ConfigError if a LATENT is half sampled."""
+    left = left_of(latent)
+    if left is not None:
+        raise ConfigError(
+            f"got a latent that was left at level {left.level:g}; expected a finished one for {wanted_for}; sample the "
+            "rest of its schedule first"
+        )
+
+
 def refuse_guides(latent: Mapping[str, Any]) -> None:
     """Raises ConfigError if a LATENT from our Sample still contains guides of native nodes."""
     if latent.get(GUIDES):
@@ -292,7 +330,7 @@ def upscaled(latent: Mapping[str, Any], samples: Tensor, *, slower: bool = False
     same rate for a clip at half the speed (`slower`).
     """
     canvas = latent_canvas(latent)
-    larger = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas")}
+    larger = {key: value for key, value in latent.items() if key not in ("noise_mask", "ltxkit_canvas", LEFT)}
     if canvas is not None:
         times = samples.shape[-1] // canvas.grid.width
         frames, height, width = canvas.size
@@ -306,31 +344,87 @@ def upscaled(latent: Mapping[str, Any], samples: Tensor, *, slower: bool = False
 # ------------------------------------------------------------------------------------------------ CONDITIONING
 
 
-def to_conditioning(prompt: EncodedPrompt, frame_rate: float, device: torch.device) -> list[list[Any]]:
+def to_conditioning(
+    prompt: EncodedPrompt, frame_rate: float, device: torch.device, dtype: torch.dtype = torch.float32
+) -> list[list[Any]]:
     """CONDITIONING in the form of ComfyUI's LTXV nodes: padded on the right, integer `attention_mask`, `frame_rate`."""
     embeddings = prompt.embeddings.float()
     mask = torch.ones(embeddings.shape[:2], dtype=torch.int64) if prompt.mask is None else prompt.mask
     padding = max(PADDED_TOKENS - embeddings.shape[1], 0)
-    embeddings = F.pad(embeddings, (0, 0, 0, padding)).to(device)
+    embeddings = F.pad(embeddings, (0, 0, 0, padding)).to(device, dtype)
     return [[embeddings, {"attention_mask": F.pad(mask, (0, padding)).to(device), "frame_rate": frame_rate}]]
 
 
-def from_conditioning(conditioning: object, name: str) -> tuple[EncodedPrompt, dict[str, Any]]:
-    """The prompt in a CONDITIONING, and the other values in it.
+# Values of native nodes that change what ComfyUI samples with LTX-Video, and that we do not have, by the nodes that
+# write them. All other values that are not read here have no effect there either.
+UNSUPPORTED = {
+    "area": "Conditioning (Set Area)",
+    "mask": "Conditioning (Set Mask)",
+    "hooks": "Cond Set Props and other nodes for hooks",
+    "control": "Apply ControlNet",
+    "gligen": "GLIGEN Textbox Apply",
+    "default": "Cond Set Default Combine",
+    "concat_mask": "InpaintModelConditioning",
+    "generated_keyframes": "nodes for keyframes of LTX-2",
+}
+OF_PROMPT = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "strength")
+OF_CLIP = ("frame_rate", "keyframe_idxs", "guide_attention_entries")  # the same in every prompt of a clip
+
+
+def from_conditioning(conditioning: object, name: str) -> tuple[tuple[EncodedPrompt, ...], dict[str, Any]]:
+    """The prompts in a CONDITIONING (several, where native nodes have combined them), and the values of the clip.
 
     Raises:
-        ConfigError: not a CONDITIONING. UnsupportedError: several combined.
+        ConfigError: not a CONDITIONING. UnsupportedError: values of native nodes that we do not have.
     """
     if not isinstance(conditioning, list) or not conditioning or not isinstance(conditioning[0], list | tuple):
         raise ConfigError(
             f"got {type(conditioning).__name__} on `{name}`; expected CONDITIONING; connect Encode Prompt (LTXKit)"
         )
-    if len(conditioning) > 1:
+    first = conditioning[0][1]
+    for _, values in conditioning:
+        other = next((key for key in OF_CLIP if not same_value(values.get(key), first.get(key))), None)
+        if other is not None:
+            raise UnsupportedError(
+                f"got prompts with different {other} combined on `{name}`; expected the same in all; combine the "
+                "prompts first, and connect LTXVConditioning or LTXVAddGuide behind that"
+            )
+    return tuple(_prompt(embeddings, values, name) for embeddings, values in conditioning), dict(first)
+
+
+def _prompt(embeddings: Any, values: Mapping[str, Any], name: str) -> EncodedPrompt:
+    foreign = next((key for key in UNSUPPORTED if values.get(key) is not None), None)
+    if foreign is not None:
         raise UnsupportedError(
-            f"got {len(conditioning)} conditionings combined on `{name}`; expected one; connect a single prompt"
+            f"got {foreign!r} in the CONDITIONING on `{name}`; expected a prompt for the whole picture; disconnect "
+            f"{UNSUPPORTED[foreign]}, or sample with ComfyUI's own nodes"
         )
-    embeddings, values = conditioning[0]
-    return EncodedPrompt(embeddings, values.get("attention_mask")), values
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 3:
+        raise ConfigError(
+            f"got CONDITIONING without a text on `{name}`; expected (1, tokens, width); connect Encode Prompt (LTXKit)"
+        )
+    mask = values.get("attention_mask")
+    if mask is not None and mask.shape[-1] != embeddings.shape[1]:
+        raise UnsupportedError(
+            f"got a prompt of {embeddings.shape[1]} tokens on `{name}` with a mask for {mask.shape[-1]}, as "
+            "Conditioning (Concat) makes it; expected one mask for all; write both texts into one prompt, or use "
+            "Conditioning (Combine)"
+        )
+    shares = {key: float(value) for key, value in values.items() if key in OF_PROMPT and value is not None}
+    start = max(shares.get("start_percent", 0.0), shares.get("clip_start_percent", 0.0))
+    end = min(shares.get("end_percent", 1.0), shares.get("clip_end_percent", 1.0))
+    return EncodedPrompt(embeddings, mask, level_at(start), level_at(end), shares.get("strength", 1.0))
+
+
+def same_value(value: Any, other: Any) -> bool:
+    """Whether two values of CONDITIONING are equal, with the tensors in them."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return value.shape == other.shape and torch.equal(value, other)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(same_value(*pair) for pair in zip(value, other, strict=True))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(same_value(each, other[key]) for key, each in value.items())
+    return not isinstance(value, Tensor) and not isinstance(other, Tensor) and bool(value == other)
 
 
 def frame_rate(values: Mapping[str, Any], canvas: Canvas | None) -> float:

@@ -50,5 +50,7 @@ class EncodePrompt(sockets.Node):
         encoded = encode_prompts(handle.encoder, (positive, negative), host=sockets.stage_host(handle))
         if not handle.keep:
             here.release(handle.module)
-        conditionings = [sockets.to_conditioning(prompt, frame_rate, here.output_device) for prompt in encoded]
+        conditionings = [
+            sockets.to_conditioning(prompt, frame_rate, here.output_device, here.output_dtype) for prompt in encoded
+        ]
         return conditionings[0], conditionings[1]

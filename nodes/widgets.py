@@ -24,6 +24,12 @@ SOURCES = {
     "LTXKIT_GUIDANCE": "Guidance (LTXKit)",
     "LTXKIT_LORA": "Train LoRA (LTXKit)",
 }
+# The node between a native output and a socket of ours.
+BRIDGES = {
+    "LTXKIT_MODEL": ("MODEL", "Model from ComfyUI (LTXKit)"),
+    "LTXKIT_TEXT_ENCODER": ("CLIP", "Text Encoder from ComfyUI (LTXKit)"),
+    "LTXKIT_VAE": ("VAE", "VAE from ComfyUI (LTXKit)"),
+}
 
 
 class SocketType(str):
@@ -34,6 +40,9 @@ class SocketType(str):
 
     def __format__(self, spec: str) -> str:
         remedy = f"; connect the node {SOURCES[self]!r}" if self in SOURCES else ""
+        if self in BRIDGES:
+            native, bridge = BRIDGES[self]
+            remedy += f", or a {native} through {bridge!r}"
         return format(str(self) + remedy, spec)
 
 
@@ -129,8 +138,12 @@ class Input:
 
 def declared_inputs(node_class: Any) -> dict[str, Input]:
     """The inputs that a node class declares, required ones first, by name."""
+    return read_inputs(node_class.INPUT_TYPES())
+
+
+def read_inputs(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:
+    """The inputs in a declaration, required ones first, by name."""
     inputs: dict[str, Input] = {}
-    groups = node_class.INPUT_TYPES()
     for group in ("required", "optional"):
         for name, spec in groups.get(group, {}).items():
             kind, options = spec[0], spec[1] if len(spec) > 1 else {}

@@ -16,16 +16,19 @@ from .frames import (
     rgb_frames,
 )
 from .pictures import PICTURE_SUFFIXES, Picture, is_animated, read_image, read_picture, read_pictures
+from .sound import SOUND_CODECS, Sound, read_sound
 from .writing import compress, write_gif, write_image, write_video
 
 __all__ = [
     "CLIP_SUFFIXES",
     "PICTURE_SUFFIXES",
     "RESIZE_POLICIES",
+    "SOUND_CODECS",
     "Clip",
     "Picture",
     "ResizeKernel",
     "ResizePolicy",
+    "Sound",
     "compress",
     "contact_sheet",
     "crop_to_shape",
@@ -35,6 +38,7 @@ __all__ = [
     "read_metadata",
     "read_picture",
     "read_pictures",
+    "read_sound",
     "read_video",
     "resize",
     "rgb_frames",

@@ -19,6 +19,7 @@ from ..files import whole
 from ..shapes import PixelShape
 from .filters import Conversion
 from .frames import rgb_frames
+from .sound import Sound, SoundTrack
 
 
 def write_image(path: Path, image: Tensor, metadata: Mapping[str, object] | None = None) -> None:
@@ -53,16 +54,21 @@ def write_video(
     fps: Fraction,
     metadata: Mapping[str, object] | None = None,
     crf: int = 18,
+    sound: Sound | None = None,
+    sound_codec: str = "aac",
 ) -> PixelShape:
     """An mp4 (H.264, yuv420p, BT.709), written as the frames arrive.
 
     chunks: (f, h, w, 3) in [0, 1], any number of frames each, all of one size. The last row or column of an odd
         side is repeated, because yuv420p needs even sizes.
     metadata: container tags, each value as JSON; ComfyUI reads `prompt` and `workflow`.
+    sound: heard from the first frame on; cut after the last, or followed by silence up to it. None: no sound track.
+    sound_codec: one of `SOUND_CODECS`.
     Returns: the size of the written clip.
 
     Raises:
         ShapeError: no frames, or frames of several sizes.
+        ConfigError: a rate that is not positive, or an unknown codec.
         OSError: the disk is full or the folder cannot be written.
     """
     import av
@@ -79,14 +85,17 @@ def write_video(
     conversion: Conversion | None = None
     # `use_metadata_tags` keeps tags that mp4 has no box for; `faststart` lets a browser play an incomplete file.
     options = {"movflags": "use_metadata_tags+faststart"}
+    if sound is not None:  # in milliseconds, its default, an mp4 cannot say after which sample the sound ends
+        options["movie_timescale"] = str(sound.rate)
     with whole(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         for key, value in (metadata or {}).items():
             container.metadata[key] = json.dumps(value)
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **_repeatable()})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **repeatable()})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
         context.color_range = ColorRange.MPEG
+        track = None if sound is None else SoundTrack(container, sound, sound_codec)
         for frame in itertools.chain([first], pixels):
             if frame.shape[:2] != (height, width):
                 raise ShapeError(
@@ -99,11 +108,15 @@ def write_video(
             picture.pts, picture.time_base = count, 1 / fps
             container.mux(stream.encode(picture))
             count += 1
+            if track is not None:
+                track.write_until(count / fps)
         container.mux(stream.encode())
+        if track is not None:
+            track.close()
     return PixelShape(count, height, width)
 
 
-def _repeatable() -> dict[str, str]:
+def repeatable() -> dict[str, str]:
     """Options with which libx264 makes the same file of the same frames, every time.
 
     With AVX-512 its macroblock tree does not, even on one thread: seven different files in 60 runs at 96x64, unless the

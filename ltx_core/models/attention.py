@@ -1,7 +1,7 @@
 """Self-attention with rotary positions and skipping, cross-attention to prepared text.
 
-Lightricks/LTX-Video attention.py. Tokens are (g b n d): g lanes (see `branches`), b samples. No attention has a mask:
-text is trimmed to its real length, which gives the same softmax.
+Lightricks/LTX-Video attention.py. Tokens are (g b n d): g lanes (see `branches`), b samples. Attention has no mask:
+text is trimmed to its real length, which gives the same softmax. Only guides of unequal weight bring one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
+def attend_weighted(query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> Tensor:
+    """`attend` of tokens whose first m are guides that count more or less than others.
+
+    weights: (m); below 0 is 0: the factor of a guide's share in what the other n - m tokens read, and of their share in
+    what it reads. Guides read each other as usual.
+    Source: ComfyUI comfy/ldm/lightricks/model.py, GuideAttentionMask.
+    """
+    guides, tokens = weights.shape[0], query.shape[2]
+    lowest = torch.finfo(query.dtype).min  # not -inf, of which a softmax makes nan where a row has nothing else
+    bias = weights.to(query.device).clamp(min=0).log().clamp(min=lowest).to(query.dtype)
+    of_guides = torch.zeros(guides, tokens, dtype=query.dtype, device=query.device)
+    of_guides[:, guides:] = bias[:, None]
+    of_others = torch.zeros(1, tokens, dtype=query.dtype, device=query.device)
+    of_others[:, :guides] = bias
+    parts = zip(query.split([guides, tokens - guides], dim=2), (of_guides, of_others), strict=True)
+    means = [F.scaled_dot_product_attention(part, key, value, attn_mask=mask[None, None]) for part, mask in parts]
+    return torch.cat(means, dim=2).transpose(1, 2).flatten(2)
+
+
 class SelfAttention(Attention):
     def forward(self, x: Tensor, rotary: RotaryTable, plan: BlockPlan) -> Tensor:
         """Lanes before the block (g b n d), normed and modulated -> one (b n d) for each computed lane of the plan."""
@@ -51,7 +70,7 @@ class SelfAttention(Attention):
         v = self.to_v(x)
         q = rotate(self.q_norm(self.to_q(x)), rotary)
         k = rotate(self.k_norm(self.to_k(x)), rotary)
-        return self.to_out(self._attend(q, k, v))
+        return self.to_out(self._attend(q, k, v, rotary.weights))
 
     def _perturbed(self, x: Tensor, rotary: RotaryTable, plan: BlockPlan) -> Tensor:
         """What `to_out` receives: weighted means of V, V itself, or x, in the order of the plan."""
@@ -62,17 +81,23 @@ class SelfAttention(Attention):
                 plain = take(x, plan.plain)
                 q = rotate(self.q_norm(self.to_q(plain)), rotary)
                 k = rotate(self.k_norm(self.to_k(plain)), rotary)
-                lanes.append(self._attend(q, k, take(v, [plan.valued.index(lane) for lane in plan.plain])))
+                of_plain = take(v, [plan.valued.index(lane) for lane in plan.plain])
+                lanes.append(self._attend(q, k, of_plain, rotary.weights))
             if plan.values:
                 lanes.append(take(v, [plan.valued.index(lane) for lane in plan.values]))
         if plan.skipped:
             lanes.append(take(x, plan.skipped))
         return join(lanes)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, weights: Tensor | None) -> Tensor:
         """Three (g b n inner) -> (g b n inner)"""
         rows = (self.split(part.flatten(0, 1)) for part in (query, key, value))
-        return attend(*rows).unflatten(0, query.shape[:2])
+        query_rows, key_rows, value_rows = rows
+        if weights is None:
+            mean = attend(query_rows, key_rows, value_rows)
+        else:
+            mean = attend_weighted(query_rows, key_rows, value_rows, weights)
+        return mean.unflatten(0, query.shape[:2])
 
 
 class CrossAttention(Attention):

@@ -18,9 +18,11 @@ class RotaryTable:
     """One rotation per pair of neighbouring channels, as a unit complex number.
 
     rotation: (b | 1, n, width / 2) complex64. One table per set of positions serves all blocks, branches and steps.
+    weights: (m) float32, of the first m tokens in self-attention, see `attention.attend_weighted`; None: all 1.
     """
 
     rotation: Tensor
+    weights: Tensor | None = None
 
 
 def rotary_table(positions: Tensor, width: int, theta: float, max_positions: tuple[int, int, int]) -> RotaryTable:

@@ -8,6 +8,7 @@ work once (see `branches`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
@@ -184,8 +185,10 @@ class LTXTransformer(nn.Module):
         parts = zip(projected.split(counts), lengths, strict=True)
         return PreparedText(tuple(part.unflatten(0, (-1, length)) for part, length in parts))
 
-    def prepare_positions(self, positions: Tensor) -> RotaryTable:
+    def prepare_positions(self, positions: Tensor, weights: Tensor | None = None) -> RotaryTable:
         """Positions (b | 1, 3, n) float32, on the device of the forward: seconds, pixels down, pixels right.
+
+        weights: of the first tokens in self-attention, see `RotaryTable`.
 
         Raises:
             ShapeError: any other shape.
@@ -196,12 +199,13 @@ class LTXTransformer(nn.Module):
                 "pixels down and pixels right"
             )
         config = self.config
-        return rotary_table(
+        table = rotary_table(
             positions.float(),
             config.hidden_size,
             config.positional_embedding_theta,
             config.positional_embedding_max_pos,
         )
+        return table if weights is None else replace(table, weights=weights)
 
     def forward(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> tuple[Tensor, ...]:
         """One velocity per branch.

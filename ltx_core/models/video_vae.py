@@ -17,9 +17,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import VAEBlock, VideoVAEConfig
+from ..config import PaddingMode, VAEBlock, VideoVAEConfig
 from ..errors import ConfigError, ShapeError
 from ..shapes import PixelShape
+from .convolution import Conv3d
 from .dtypes import compute_dtype
 from .embeddings import TimeEmbedder
 from .vae_layers import (
@@ -56,6 +57,10 @@ class Posterior:
         """A draw, (b, c, f, h, w). The noise is drawn in float32 on the generator's device, in that order."""
         noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
         return self.mean + (0.5 * self.logvar.clamp(*LOGVAR_RANGE)).exp() * noise.to(self.mean)
+
+
+# `decoder.timestep_scale_multiplier` of every release.
+TIMESTEP_SCALE_MULTIPLIER = 1000.0
 
 
 class PerChannelStatistics(nn.Module):
@@ -123,7 +128,7 @@ class Decoder(nn.Module):
             self.up_blocks.append(layer)
         self.conv_out = CausalConv3d(width, config.out_channels * config.patch_size**2, causal=causal, padding=padding)
         if config.timestep_conditioning:
-            self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
+            self.timestep_scale_multiplier = nn.Parameter(torch.tensor(TIMESTEP_SCALE_MULTIPLIER))
             self.last_time_embedder = TimeEmbedder(width * 2)
             self.last_scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
 
@@ -191,6 +196,15 @@ class VideoVAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
+
+    def pad_encoder(self, mode: PaddingMode) -> None:
+        """From now on the encoder pads in this way, and the decoder as the config says.
+
+        Both do the same in the official code; ComfyUI's defaults differ between the two (causal_video_autoencoder.py).
+        """
+        for part in self.encoder.modules():
+            if isinstance(part, Conv3d):
+                part.padding_mode = mode
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Encode a whole clip.

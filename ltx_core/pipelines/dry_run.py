@@ -24,8 +24,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.devices import chosen_device, memory, swap_memory
 from ..shapes import LatentShape, PixelShape
 from ..values import check_whole
-from ..weights.build import CheckpointInfo, Opened, open_models
-from ..weights.bundled import find_model
+from ..weights.build import CheckpointInfo, Opened, OpenFiles, open_files
 from ..weights.containers import DTYPE_NAMES
 from ..weights.layouts import PartName
 from ..weights.text_encoder import text_encoder_on_meta
@@ -63,7 +62,7 @@ class Outline:
 
 
 def outline(
-    model: Path | str,
+    model: Path | str | OpenFiles,
     text_encoder: Path | str | None = None,
     *,
     vae: Path | str | None = None,
@@ -73,15 +72,13 @@ def outline(
     quantization: str | None = None,
     text_quantization: str | None = None,
 ) -> Outline:
-    """The models in these files, from their headers; no weight is read. Arguments and errors as `Components.load`."""
-    model = find_model(model, "checkpoints")
-    text_encoder = find_model(text_encoder, "text_encoders") if text_encoder else None
-    upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
-    vae = find_model(vae, "checkpoints") if vae else None
-    opened = open_models(model, version=version, data=False)
-    vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version, data=False)
-    upscaler_opened = open_models(upscaler, data=False) if upscaler else None
-    text_opened = open_models(text_encoder, data=False) if text_encoder else None
+    """The models in these files, from their headers; no weight is read. Arguments and errors as `Components.load`.
+
+    model: or all of the files, if they are open already.
+    """
+    if not isinstance(model, OpenFiles):
+        model = open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
+    opened, vae_opened, text_opened, upscaler_opened = model.without_data()
     transformer, info = opened.transformer(dtype=dtype, quantization=quantization)
     if version is not None:
         check_recipe(version, transformer.config.num_layers, "version")

@@ -36,10 +36,10 @@ from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
 from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_seed, check_text, shown
-from ..weights.build import CheckpointInfo, load_upsampler, mixed_generations, open_models
+from ..weights.build import CheckpointInfo, OpenFiles, mixed_generations, open_files
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
-from ..weights.text_encoder import load_text_encoder
+from ..weights.text_encoder import text_encoder_from
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
 from .dry_run import Outline, check_fits
@@ -95,6 +95,7 @@ class Components:
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         resident_blocks: int | None = None,
         tile: int | None = None,
+        opened: OpenFiles | None = None,
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Components:
@@ -110,6 +111,7 @@ class Components:
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
+        opened: the same files, by `open_files`, if they are open already.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
@@ -122,15 +124,18 @@ class Components:
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
-        opened = open_models(model, version=version)
-        transformer, info = opened.transformer(
+        files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
+        transformer, info = files.model.transformer(
             dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
-        vae_opened = opened if vae is None or Path(vae) == Path(model) else open_models(vae, version=version)
-        loaded_vae = vae_opened.vae(dtype=dtype, progress=progress)
-        loaded_upscaler = load_upsampler(upscaler, dtype=dtype, progress=progress) if upscaler else None
-        encoder = load_text_encoder(
-            text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
+        loaded_vae = files.vae.vae(dtype=dtype, progress=progress)
+        loaded_upscaler = files.upscaler.upscaler(dtype=dtype, progress=progress) if files.upscaler else None
+        if files.text_encoder is None:
+            raise ConfigError(
+                "got no text encoder; expected its file or folder, such as t5xxl_fp16.safetensors; pass it"
+            )
+        encoder = text_encoder_from(
+            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
         )
         _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
         matched = [
@@ -144,10 +149,10 @@ class Components:
         recipe, origin = recipe_for(versions)
         for note in filter(None, (*matched, distilled, origin if len(versions) == 1 else "")):
             notes(note)
-        mixed = mixed_generations(opened, vae_opened)
+        mixed = mixed_generations(files.model, files.vae)
         for note in filter(None, (*info.notes, *encoder.notes, mixed, origin if len(versions) != 1 else "")):
             doubt(note, notes)
-        files = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
+        named = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
             transformer,
             loaded_vae,
@@ -156,7 +161,7 @@ class Components:
             info,
             recipe,
             placement,
-            {name: Path(path).name for name, path in files.items() if path},
+            {name: Path(path).name for name, path in named.items() if path},
             tiling,
             tuple(loras),
         )
@@ -325,14 +330,30 @@ class Clip:
         return self.decoder(self.latent, progress)
 
     @clear_of_memory("decoding this clip")
-    def save(self, path: Path_, *, contact_sheet: Path_ | None = None, progress: Progress = silent) -> None:
+    def save(
+        self,
+        path: Path_,
+        *,
+        contact_sheet: Path_ | None = None,
+        sound: media.Sound | Path_ | None = None,
+        sound_codec: str = "aac",
+        progress: Progress = silent,
+    ) -> None:
         """Decode into an mp4, frame by frame. contact_sheet: where to save some of the frames as one picture.
 
+        sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
+            whose sound it is. sound_codec: one of `media.SOUND_CODECS`.
+
         Raises:
-            ConfigError: a name that cannot be written, before anything is decoded.
+            ConfigError: a name that cannot be written, or a sound that cannot be read, before anything is decoded.
             OSError: the disk is full; no partial file remains.
         """
         check_output(path, VIDEOS)
+        check_choice("sound_codec", sound_codec, media.SOUND_CODECS)
+        if isinstance(sound, str | Path):
+            sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
+        elif sound is not None:
+            check_kind("sound", sound, media.Sound)
         if contact_sheet is not None:
             check_output(contact_sheet, PICTURES)
         sheet_numbers = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
@@ -345,7 +366,14 @@ class Clip:
                 count += len(chunk)
                 yield chunk
 
-        media.write_video(Path(path), chunks(), fps=self.fps, metadata={"ltxkit": self.settings})
+        media.write_video(
+            Path(path),
+            chunks(),
+            fps=self.fps,
+            metadata={"ltxkit": self.settings},
+            sound=sound,
+            sound_codec=sound_codec,
+        )
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
             media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})

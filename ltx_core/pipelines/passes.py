@@ -25,7 +25,8 @@ from .settings import Settings, Which
 class Pass:
     """One pass. Every instance is valid and can run.
 
-    sigmas: (steps + 1) float32 levels, see `sampling.schedules`. sampler: how the steps are taken.
+    sigmas: (steps + 1) float32 levels, see `sampling.schedules`; the last is 0, or where the clip is left.
+    sampler: how the steps are taken.
     loras: applied to the transformer while the pass runs. stage: its name in progress events.
     """
 
@@ -59,7 +60,7 @@ class Pass:
         check_sampler(settings.stepping.name, distilled=settings.recipe.distilled)
         said = settings.of_pass(which)
         if said.sigmas is not None:
-            sigmas = explicit(said.sigmas)
+            sigmas = explicit(said.sigmas, unfinished=bool(said.unfinished))
         else:
             sigmas = sigmas_for(settings.entry(which), scheduler, tokens)
         if said.denoise_strength is not None:
@@ -69,13 +70,18 @@ class Pass:
         return cls(transformer, sigmas, guidance, settings.stepping, tuple(loras), stage)
 
     def __post_init__(self) -> None:
-        check_sigmas(self.sigmas)
+        check_sigmas(self.sigmas, unfinished=True)
         self.guidance.plan(self.sigmas, self.transformer.config.num_layers)
 
     @cached_property
     def steps(self) -> tuple[GuidanceStep, ...]:
         """Guidance of every step."""
         return self.guidance.plan(self.sigmas, self.transformer.config.num_layers)
+
+    @property
+    def left_at(self) -> float:
+        """The level of the result."""
+        return float(self.sigmas[-1])
 
     @property
     def branches(self) -> int:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from ..budget import stages
+from ..config import Levels
 from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..placing.lora import applied, device_bytes
 from ..progress import ProgressEvent
 from ..quant.linear import remarks
-from ..sampling.conditioning import apply_conditions, initial_state
+from ..sampling.conditioning import all_at, apply_conditions, initial_state
 from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
-from ..sampling.samplers import integrate
+from ..sampling.samplers import Point, integrate
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..values import check_frame_rate
@@ -34,18 +36,67 @@ class EncodedPrompt:
     """The output of the text encoder for one prompt, or for one per sample.
 
     embeddings: (1 | b, l, c) float. mask: (1 | b, l) integer or bool, 1 = a real token, 0 = padding; None: all real.
+    highest, lowest: levels of the schedule between which the model reads it, both included. weight: its share among the
+    prompts that the model reads at one level.
     """
 
     embeddings: Tensor
     mask: Tensor | None = None
+    highest: float = 1.0
+    lowest: float = 0.0
+    weight: float = 1.0
+
+    def read_at(self, sigma: float) -> bool:
+        return self.weight > 0 and self.lowest <= sigma <= self.highest
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """The prompts of a pass. negative: needed only for guidance above 1."""
+    """The prompts of a pass. negative: needed only for guidance above 1.
 
-    positive: EncodedPrompt
-    negative: EncodedPrompt | None = None
+    Of several in one place, the mean of their velocities counts; without one at some level, the estimate of x0 is 0 as
+    in ComfyUI.
+    """
+
+    positive: EncodedPrompt | tuple[EncodedPrompt, ...]
+    negative: EncodedPrompt | tuple[EncodedPrompt, ...] | None = None
+
+    @property
+    def by_name(self) -> dict[str, tuple[EncodedPrompt, ...]]:
+        """Those that are given, as "positive" and "negative"."""
+        given = {"positive": self.positive, "negative": self.negative}
+        return {
+            name: (prompts,) if isinstance(prompts, EncodedPrompt) else tuple(prompts)
+            for name, prompts in given.items()
+            if prompts is not None
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Left:
+    """A clip that a pass left at a level above 0, from which another goes on.
+
+    state: on the CPU, with the conditions of that pass. rule: of that pass, see `SamplerSettings.levels`.
+    denoise_mask: of the clip, see `LatentClip`.
+    """
+
+    level: float
+    state: LatentState
+    rule: Levels
+    denoise_mask: Tensor | None = None
+
+    @property
+    def latent(self) -> Tensor:
+        """The clip (b c f h w) as ComfyUI's samplers leave one: x / (1 - level), which another without noise goes on
+        from. What is kept is itself."""
+        return self.state.grid(self.tokens)
+
+    @property
+    def tokens(self) -> Tensor:
+        """`latent` of all tokens (b n c), extra ones in front."""
+        mask = self.state.denoise_mask
+        level = torch.full_like(mask, self.level) if self.rule == "comfyui" else mask.clamp(max=self.level)
+        return torch.where(mask == 0, self.state.clean_latent, self.state.latent / (1 - level))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +106,15 @@ class LatentClip:
     latent: (b c f h w) normalised; zeros for a new clip (noise covers it at level 1), or a clip to start from.
     scale: pixels per cell of the VAE that will decode it. fps: frames per second of the result.
     denoise_mask: (b | 1, 1, f, h, w), 0 to 1; 0 keeps `latent`, None denoises all of it.
+    start: "noise" for the pass to add noise up to its first level; "as it is" where `latent` is what is left of a clip
+        at that level without its noise's share: x / (1 - level), as ComfyUI's samplers leave it; or a `Left`.
     """
 
     latent: Tensor
     scale: ScaleFactors
     fps: float
     denoise_mask: Tensor | None = None
+    start: Literal["noise", "as it is"] | Left = "noise"
 
     def __post_init__(self) -> None:
         check_frame_rate("fps", self.fps)
@@ -96,6 +150,21 @@ def sample(
         ShapeError: channels, text width, batch sizes or mask do not fit. ConfigError: a setting that cannot work.
         CheckpointError: a LoRA is not for this model. UnsupportedError: the model returned numbers that are not finite.
     """
+    if run_pass.left_at > 0:
+        raise ConfigError(
+            f"got a pass that ends at level {run_pass.left_at:g}; expected 0, where a clip is finished; leave "
+            "`unfinished` out, or call sample_state"
+        )
+    state = sample_state(run_pass, clip, prompts, noise=noise, host=host, conditions=conditions)
+    return state.grid(state.latent)
+
+
+@torch.no_grad()
+def sample_state(
+    run_pass: Pass, clip: LatentClip, prompts: Prompts, *, noise: Noise, host: Host, conditions: Conditions = NOTHING
+) -> LatentState:
+    """`sample` to the last level of a pass, which may be above 0. The result is the whole state on the CPU, with the
+    tokens of conditions."""
     transformer, total = run_pass.transformer, len(run_pass.sigmas) - 1
     _check_latent(clip.latent, transformer.config.in_channels)
     _check_prompts(prompts, clip.latent.shape[0], transformer.config.caption_channels)
@@ -116,52 +185,96 @@ def sample(
         for remark in remarks(transformer, device):
             host.say(remark)
         state = state.to(device)
-        rotary = transformer.prepare_positions(state.positions)
-        texts = {"positive": _prepare_text(transformer, prompts.positive, device)}
-        if run_pass.is_guided and prompts.negative is not None:
-            texts["negative"] = _prepare_text(transformer, prompts.negative, device)
+        rotary = transformer.prepare_positions(state.positions, state.weights)
+        texts = {
+            name: [(prompt, _prepare_text(transformer, prompt, device)) for prompt in given]
+            for name, given in prompts.by_name.items()
+            if name == "positive" or run_pass.is_guided
+        }
 
-        def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
-            branches = tuple(
-                Branch(texts[branch.text], branch.skip_blocks, run_pass.guidance.stg_mode)
-                for branch in run_pass.steps[step].branches
+        def velocity(x: Tensor, point: Point) -> Tensor:
+            step = run_pass.steps[point.step]
+            read = [[pair for pair in texts[branch.text] if pair[0].read_at(point.sigma)] for branch in step.branches]
+            branches = [
+                Branch(text, branch.skip_blocks, run_pass.guidance.stg_mode)
+                for branch, pairs in zip(step.branches, read, strict=True)
+                for _, text in pairs
+            ]
+            velocities = iter(transformer(x, point.level, rotary, branches) if branches else ())
+            return step.combine(
+                [_mean([(next(velocities), prompt) for prompt, _ in pairs], x, point) for pairs in read]
             )
-            velocities = transformer(x, level, rotary, branches)
-            return run_pass.steps[step].combine([v.float() for v in velocities])
 
         def report(done: int, denoised: Tensor) -> None:
             host.progress(ProgressEvent(run_pass.stage, done, total, state.grid(denoised)))
 
         state = integrate(velocity, state, run_pass.sigmas, run_pass.sampler, noise=noise, callback=report)
-        result = state.grid(state.latent).cpu()
-    if not bool(result.isfinite().all()):
+        state = state.to(torch.device("cpu"))
+    if not bool(state.latent.isfinite().all()):
         raise UnsupportedError(
             "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: "
             "load it as bfloat16 or float32, and check LoRA strengths"
         )
-    return result
+    return state
+
+
+def _mean(velocities: Sequence[tuple[Tensor, EncodedPrompt]], x: Tensor, point: Point) -> Tensor:
+    """The velocity of the prompts that the model read at a point, by their weights."""
+    if not velocities:
+        return x.float() / point.sigma
+    if len(velocities) == 1:
+        return velocities[0][0].float()
+    total = sum(prompt.weight for _, prompt in velocities)
+    return torch.stack([velocity.float() * (prompt.weight / total) for velocity, prompt in velocities]).sum(dim=0)
 
 
 def _initial_state(run_pass: Pass, clip: LatentClip, conditions: Conditions, noise: Noise, host: Host) -> LatentState:
     """The state before the first step, with all conditions."""
-    latent = clip.latent.float().cpu()
+    latent, sigma = clip.latent.float().cpu(), float(run_pass.sigmas[0])
     coordinates = Coordinates(clip.scale, clip.fps, run_pass.transformer.config.causal_temporal_positioning)
-    state = initial_state(latent, noise(latent.shape), float(run_pass.sigmas[0]), coordinates, clip.denoise_mask)
-    items = conditions.encoded(clip.size, latent.shape[0], clip.fps, noise, host)
-    return apply_conditions(state, items, coordinates, noise)
+    source = noise if clip.start == "noise" else torch.zeros  # what goes on has its noise
+    state = initial_state(latent, source(latent.shape), sigma, coordinates, clip.denoise_mask)
+    encoder_noise = torch.zeros if isinstance(clip.start, Left) else noise
+    items = conditions.encoded(clip.size, latent.shape[0], clip.fps, encoder_noise, host)
+    state = apply_conditions(state, items, coordinates, source)
+    if isinstance(clip.start, Left):
+        return _going_on(clip.start, state, clip.denoise_mask, conditions)
+    return all_at(state, sigma) if run_pass.sampler.levels == "comfyui" else state
+
+
+def _going_on(left: Left, state: LatentState, mask: Tensor | None, conditions: Conditions) -> LatentState:
+    """The start of a pass that goes on from `left`.
+
+    state: what its own inputs make of the clip. Without conditions, those of the pass before go on too.
+    """
+    before = left.state
+    same_mask = mask is left.denoise_mask or (
+        mask is not None and left.denoise_mask is not None and torch.equal(mask, left.denoise_mask)
+    )
+    if not conditions.items and same_mask:
+        return before
+    if torch.equal(state.positions, before.positions):
+        if torch.equal(state.denoise_mask, before.denoise_mask):
+            return replace(before, weights=state.weights)
+        x = before.latent
+    else:
+        x = torch.cat([state.latent[:, : state.num_extra], before.latent[:, before.num_extra :]], dim=1)
+    return state.with_latent(torch.where(state.denoise_mask == 0, state.clean_latent, x))
 
 
 def _work(run_pass: Pass, state: LatentState, prompts: Prompts) -> int:
     """Bytes that the pass takes in addition to the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
-    texts = [prompt for prompt in (prompts.positive, prompts.negative) if prompt is not None]
+    texts = [prompt for given in prompts.by_name.values() for prompt in given]
     work = stages.sampling(
         run_pass.transformer,
         samples=samples,
         tokens=tokens,
-        branches=run_pass.branches,
+        branches=run_pass.branches + len(texts) - len(prompts.by_name),
         text_tokens=[text.embeddings.shape[1] for text in texts],
     )
+    if state.weights is not None:
+        work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
     return work + device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
 
 
@@ -184,9 +297,7 @@ def _check_latent(latent: Tensor, channels: int) -> None:
 
 
 def _check_prompts(prompts: Prompts, batch: int, width: int) -> None:
-    for name, prompt in (("positive", prompts.positive), ("negative", prompts.negative)):
-        if prompt is None:
-            continue
+    for name, prompt in ((name, prompt) for name, given in prompts.by_name.items() for prompt in given):
         shape = tuple(prompt.embeddings.shape)
         if len(shape) != 3 or shape[2] != width:
             raise ShapeError(

@@ -41,7 +41,8 @@ def _check_range(values: Mapping[str, Any], most: float) -> None:
 class PassSettings:
     """Overrides of the recipe in one pass.
 
-    sigmas: the levels themselves, 1 to 0, the last one 0; they replace any schedule. steps: of the checkpoint's own
+    sigmas: the levels themselves, 1 to 0; they replace any schedule. unfinished: the pass leaves the clip at the last
+    of them; otherwise it goes on to 0. steps: of the checkpoint's own
     schedule as a whole. skip_initial_steps, skip_final_steps: numbers of steps to omit from it. denoise_strength: the
     share of the steps that run, for a pass that starts from a latent.
     guidance: as a whole; the fields below it override single values, equally for every step.
@@ -51,6 +52,7 @@ class PassSettings:
     """
 
     sigmas: tuple[float, ...] | None = None
+    unfinished: bool | None = None
     steps: int | None = None
     skip_initial_steps: int | None = None
     skip_final_steps: int | None = None
@@ -67,12 +69,14 @@ class PassSettings:
     def __post_init__(self) -> None:
         scheduled = [name for name in SCHEDULE if getattr(self, name) is not None]
         if self.sigmas is not None:
-            explicit(self.sigmas)
+            explicit(self.sigmas, unfinished=bool(self.unfinished))
             if scheduled:
                 raise ConfigError(
                     f"got sigmas and {' and '.join(scheduled)}; expected the levels themselves or a schedule; leave "
                     "one of them out"
                 )
+        elif self.unfinished:
+            raise ConfigError("got unfinished without sigmas; expected the levels; the last is where the pass ends")
         if self.steps is not None:
             check_whole("steps", self.steps, 1, MOST_STEPS, advice="set the number of steps")
         if self.denoise_strength is not None:

@@ -1,15 +1,15 @@
 """LoRAs while a model runs: added to the results of its Linears, never to its weights.
 
-While `applied` is active, a hook on each Linear adds up(down(x)) to its result, in whatever form its weights are
-stored; afterwards the model is unchanged to the last bit.
+While `applied` is active, a hook on each Linear adds what the LoRAs change, in whatever form its weights are stored;
+afterwards the model is unchanged to the last bit.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,131 +17,160 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..quant.linear import QuantizedLinear
-from ..weights.lora import LoRAReport, WeightedLoRA, match_lora
+from ..weights.adapters import Change, Factors, Part, Rotation, merged, replaced
+from ..weights.lora import LoRAReport, WeightedLoRA, fit_lora
+
+Changes = list[tuple[Change, float]]  # each with its strength, in the order of the LoRAs
 
 
 @contextmanager
 def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[LoRAReport, ...], None, None]:
     """Inside, the model has the LoRAs; the value is their reports, in order. Strength 0 is the identity.
 
+    Each LoRA adds strength times its change of the model's own weight, so their order does not matter. A whole tensor
+    of a LoRA stands in the place of the model's at every strength but 0; the last one counts.
+
     Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too.
 
     Raises:
-        CheckpointError: as `match_lora`; the model is then unchanged.
+        CheckpointError: as `fit_lora`; the model is then unchanged.
     """
     if not loras:
         yield ()
         return
-    reports = [match_lora(item.lora, model, allow_partial=item.allow_partial) for item in loras]
-    changes: dict[str, list[_Change]] = defaultdict(list)
-    for item, report in zip(loras, reports, strict=True):
-        for target, name in report.modules.items() if item.strength != 0 else ():
-            changes[name].append(_Change(item.lora.targets[target], item.lora.scales.get(target, 1.0), item.strength))
+    fits = [fit_lora(item.lora, model, allow_partial=item.allow_partial) for item in loras]
+    by_module: dict[str, dict[str, Changes]] = defaultdict(lambda: defaultdict(list))
+    for item, fit in zip(loras, fits, strict=True):
+        for slot, changes in fit.changes.items() if item.strength != 0 else ():
+            by_module[slot.module][slot.parameter] += [(change, item.strength) for change in changes]
     with ExitStack() as stack:
-        for name, module_changes in changes.items():
+        for name, parameters in by_module.items():
             module = model.get_submodule(name)
             if isinstance(module, nn.Linear | QuantizedLinear):
-                handle: RemovableHandle = module.register_forward_hook(_LinearHook(module, module_changes))
+                hook = _LinearHook(module, parameters.get("weight", []), parameters.get("bias", []))
+                handle: RemovableHandle = module.register_forward_hook(hook)
                 stack.callback(handle.remove)
             else:
-                stack.enter_context(_replaced_parameters(module, module_changes))
-        yield tuple(reports)
+                stack.enter_context(_replaced_parameters(module, parameters))
+        yield tuple(fit.report for fit in fits)
 
 
 def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
-    """Bytes of applied LoRAs on the device: one copy of their tensors, in numbers of `itemsize` bytes."""
-    return itemsize * sum(
-        tensor.numel()
-        for item in loras
-        if item.strength
-        for tensors in item.lora.targets.values()
-        for tensor in tensors.values()
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Change:
-    """The change that one LoRA makes to one module."""
-
-    tensors: Mapping[str, Tensor]
-    scale: float
-    strength: float
-
-    def added_to(self, weight: Tensor) -> Tensor:
-        """`weight`, float32 (out, in), with the change at strength 1, on its device."""
-        tensors = {role: self.tensors[role].to(weight) for role in ("down", "up", "diff") if role in self.tensors}
-        if "down" in tensors:
-            return torch.addmm(weight, tensors["up"], tensors["down"], alpha=self.scale)
-        return weight + tensors["diff"] if "diff" in tensors else weight
+    """Bytes of applied LoRAs on the device: one copy of their tensors, in numbers of `itemsize` bytes, and the largest
+    matrix that one of them makes for a moment."""
+    held = work = 0
+    for item in loras:
+        for target in item.lora.targets if item.strength else ():
+            for (kind, _), roles in target.adapters.items():
+                size = 4 if kind == "loha" else itemsize
+                held += size * sum(stored.tensor.numel() for stored in roles.values())
+                if kind == "loha":
+                    first, second = roles["w1_a"].tensor, roles["w1_b"].tensor
+                    work = max(work, 12 * first.numel() * second.numel() // len(second) ** 2)
+        held += itemsize * sum(stored.tensor.numel() for stored in item.lora.whole if item.strength)
+    return held + work
 
 
 class _LinearHook:
-    """Adds the changes to the result of one Linear. Factors move once to the device and dtype of the input."""
+    """Adds the changes to the result of one Linear. What they need moves once to the device and dtype of the input."""
 
-    def __init__(self, linear: nn.Linear | QuantizedLinear, changes: Sequence[_Change]) -> None:
+    def __init__(self, linear: nn.Linear | QuantizedLinear, weight: Changes, bias: Changes) -> None:
         self._linear = linear
-        self._changes = changes
+        self._weight, self._bias = weight, bias
         self._key: tuple[torch.device, torch.dtype] | None = None
+        self._base: Tensor | None = None  # what stands in the place of the weight
         self._ready: list[_ChangeOnDevice] = []
+        self._shift: Tensor | None = None  # of the bias
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG002
         x = inputs[0]
         if self._key != (x.device, x.dtype):
-            self._ready = [_ChangeOnDevice(change, self._linear, x) for change in self._changes]
+            self._prepare(x)
             self._key = (x.device, x.dtype)
-        base = output
+        if self._base is not None:
+            output = F.linear(x, self._base) + self._own_bias(x)
+
+        def product(of: Tensor) -> Tensor:
+            return output - self._own_bias(x) if of is x else self._product(of)
+
+        result = output
         for change in self._ready:
-            output = output + change(x, base)
-        return output
+            result = result + change(x, product)
+        return result if self._shift is None else result + self._shift
+
+    def _prepare(self, x: Tensor) -> None:
+        replacements = [change.replacement for change, _ in self._weight if change.replacement is not None]
+        self._base = replacements[-1].to(x) if replacements else None
+        self._ready = [
+            _ChangeOnDevice(change, strength, x, self._float_weight)
+            for change, strength in self._weight
+            if change.changes_weight
+        ]
+        self._shift = None
+        if self._bias:
+            own = self._linear.bias
+            base = torch.zeros(self._linear.out_features, device=x.device) if own is None else own.float()
+            self._shift = (merged(base, self._bias) - base).to(x)
+
+    def _own_bias(self, like: Tensor) -> Tensor | float:
+        """The Linear's own bias; a streamed block has another tensor every time."""
+        return 0.0 if self._linear.bias is None else self._linear.bias.to(like)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """x W^T of the weight that the changes are relative to."""
+        if self._base is not None:
+            return F.linear(x, self._base)
+        return self._linear.forward(x) - self._own_bias(x)  # without hooks
+
+    def _float_weight(self) -> Tensor:
+        """The weight that the changes are relative to, (out, in) float32."""
+        linear = self._linear
+        weight = linear.dequantized(torch.float32) if isinstance(linear, QuantizedLinear) else linear.weight.float()
+        return replaced(weight, self._weight)
 
 
 class _ChangeOnDevice:
-    """A change of a Linear, ready on the device and in the dtype of its input."""
+    """A change of a Linear's weight, ready on the device and in the dtype of its input."""
 
-    def __init__(self, change: _Change, linear: nn.Linear | QuantizedLinear, x: Tensor) -> None:
-        tensors = change.tensors
-        self.strength = change.strength
-        self.factors: tuple[Tensor, ...] = ()
-        if "down" in tensors:
-            self.factors = tensors["down"].to(x), (change.scale * tensors["up"].float()).to(x)
-        elif "diff" in tensors:
-            self.factors = (tensors["diff"].to(x),)
-        self.diff_b = tensors["diff_b"].to(x) if "diff_b" in tensors else None
-        self.linear = linear  # not its bias: a streamed block has another bias tensor every time
-        self.row_scale: Tensor | None = None
-        if "magnitude" in tensors:
-            # DoRA (arXiv 2402.09353): rows of W + dW get the stored lengths.
-            weight = linear.dequantized(torch.float32) if isinstance(linear, QuantizedLinear) else linear.weight.float()
-            lengths = change.added_to(weight).norm(dim=1)
-            self.row_scale = (tensors["magnitude"].to(lengths).flatten() / lengths).to(x)
+    def __init__(self, change: Change, strength: float, x: Tensor, weight: Callable[[], Tensor]) -> None:
+        """weight: gives what the change is relative to, for the lengths of DoRA."""
+        self._strength = strength
+        self._parts: list[Part] = [part.to(x) for part in change.parts]
+        self._on_input: Factors | None = None if change.on_input is None else change.on_input.to(x)
+        self._rotation: Rotation | None = None if change.rotation is None else change.rotation.to(x)
+        self._rows: Tensor | None = None
+        self._columns: Tensor | None = None
+        if change.magnitude is not None:
+            lengths = change.relative_lengths(replace(change, magnitude=None).changed(weight())).to(x)
+            if lengths.shape[1] == 1:
+                self._rows = lengths.flatten()
+            else:
+                self._columns = lengths.flatten()
 
-    def __call__(self, x: Tensor, output: Tensor) -> Tensor:
-        """The change to `output`, the result of the Linear without LoRAs."""
-        change = x if self.factors else output.new_zeros(())
-        for factor in self.factors:
-            change = F.linear(change, factor)
-        if self.row_scale is not None:
-            bias = self.linear.bias
-            product = output if bias is None else output - bias.to(output)  # x W^T
-            change = (product + change) * self.row_scale - product
-        if self.diff_b is not None:
-            change = change + self.diff_b
-        return self.strength * change
+    def __call__(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the change adds to the Linear's result. product: (..., in) -> x W^T."""
+        scaled = x if self._columns is None else x * self._columns
+        changes = [part(scaled) for part in self._parts]
+        if self._on_input is not None:
+            changes.append(product(self._on_input(scaled)))
+        if self._rotation is not None:
+            base = product(scaled)
+            changes.append(self._rotation(base) - base)
+        if self._rows is not None:
+            base = product(scaled)
+            changes = [sum(changes, start=base) * self._rows - base]
+        if self._columns is not None:
+            changes.append(product(scaled) - product(x))
+        return self._strength * sum(changes[1:], start=changes[0])
 
 
 @contextmanager
-def _replaced_parameters(module: nn.Module, changes: Sequence[_Change]) -> Generator[None, None, None]:
-    """Inside, a norm or table has new parameters with the differences added; afterwards its own."""
-    originals = dict(module.named_parameters(recurse=False))
+def _replaced_parameters(module: nn.Module, changes: Mapping[str, Changes]) -> Generator[None, None, None]:
+    """Inside, a norm or table has new parameters with the changes in them; afterwards its own."""
+    originals = {name: parameter for name, parameter in module.named_parameters(recurse=False) if name in changes}
     try:
-        for role, name in (("diff", "weight"), ("diff_b", "bias")):
-            differences = [
-                change.strength * change.tensors[role].float() for change in changes if role in change.tensors
-            ]
-            if differences and name in originals:
-                base = originals[name]
-                changed = base.float() + torch.stack(differences).sum(0).to(base.device)
-                setattr(module, name, nn.Parameter(changed.to(base.dtype), requires_grad=False))
+        for name, base in originals.items():
+            setattr(module, name, nn.Parameter(merged(base, changes[name]).to(base.dtype), requires_grad=False))
         yield
     finally:
         for name, parameter in originals.items():

@@ -97,7 +97,11 @@ class SideStreamTransfers:
         if block not in self._copies:
             with self._stream.copying():
                 copies = DeviceCopies(block, self._device, non_blocking=True)
-            self._copies[block] = copies, self._stream.mark()
+            try:
+                self._copies[block] = copies, self._stream.mark()
+            except BaseException:  # an error of the device: nobody else would drop them
+                copies.drop()
+                raise
 
     def finish(self, block: nn.Module) -> None:
         self._stream.compute_after(self._copies[block][1])
@@ -110,12 +114,18 @@ class SideStreamTransfers:
 
 @contextmanager
 def streamed(
-    model: nn.Module, device: torch.device, resident: int, *, transfers: Transfers | None = None
+    model: nn.Module,
+    device: torch.device,
+    resident: int,
+    *,
+    transfers: Transfers | None = None,
+    pin: bool = True,
 ) -> Generator[None]:
     """Inside, `model` runs on `device` with its first `resident` blocks there and the others streamed.
 
-    transfers: how blocks come and go; None: the best way for the device. With a side stream, and if main memory allows
-        it, the streamed blocks are first copied to pinned memory, from which a device reads at full speed.
+    transfers: how blocks come and go; None: the best way for the device.
+    pin: with a side stream, and if main memory allows it, the streamed blocks are first copied to pinned memory, from
+        which a device reads at full speed.
 
     Raises:
         UnsupportedError: the model is not a stack of blocks.
@@ -131,7 +141,7 @@ def streamed(
         stream = side_stream(device)
         if transfers is None:
             transfers = DirectTransfers(device) if stream is None else SideStreamTransfers(device, stream)
-        if stream is not None and _may_pin(away):
+        if pin and stream is not None and _may_pin(away):
             for block in away:
                 stack.callback(Copies(block, Tensor.pin_memory).drop)
         stack.callback(DeviceCopies(model, device, leave=away).drop)

@@ -40,6 +40,7 @@ from .comfy_formats import (
 )
 from .comfy_linear import ComfyLinear
 from .comfy_quantize import quantize_int8, quantize_mxfp8, quantize_nvfp4, rotation_for
+from .foreign import has_scales_of_rows
 from .fp8 import COMFY_MARKER as MARKER
 from .fp8 import FP8_DTYPES, Float8Linear
 from .linear import OnLoad, Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear
@@ -67,11 +68,12 @@ class ComfyQuant:
     )
 
     def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
-        """Weights with `comfy_quant`, or packed ones with `weight_scale`."""
-        return any(
-            role == MARKER or (role in _SCALES and _is_packed(stored, stem))
-            for stem, _, role in (key.rpartition(".") for key in stored)
-        )
+        """Weights with `comfy_quant`, or packed ones with `weight_scale`, but for those of compressed-tensors."""
+        names = [key.rpartition(".") for key in stored]
+        if any(role == MARKER for _, _, role in names):
+            return True
+        scaled = any(role in _SCALES and _is_packed(stored, stem) for stem, _, role in names)
+        return scaled and not has_scales_of_rows(stored)
 
     def formats(self, stored: Mapping[str, StoredTensor]) -> dict[str, int]:
         """How many weights are in which format.

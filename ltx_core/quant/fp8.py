@@ -1,11 +1,4 @@
-"""Files with eight-bit floating point weights: plain casts and scaled ones, and products in float8.
-
-Three kinds of file circulate for LTX-Video:
-* the official ones: block Linears cast to float8_e4m3fn, no scales (Lightricks/LTX-Video-Q8-Kernels
-  scripts/convert_weights.py);
-* ComfyUI's scaled form of 2025: a tensor `scaled_fp8`, and for every weight a `scale_weight` and sometimes a
-  `scale_input` (Comfy-Org/ComfyUI comfy/ops.py);
-* casts of everything, biases and norms included, to e4m3 or e5m2.
+"""Linears with eight-bit floating point weights, and products in float8. Which files have such weights: `scaled`.
 
 Products are computed in the dtype of the activations. Where that is switched on and the device can do it, they are
 computed in float8, with a scale for every row of the activations; `scale_input` is a calibrated scale in its place. As
@@ -16,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from math import prod
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
-from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
+from ..errors import ConfigError
+from .linear import QuantizedLinear, ScaledLinear
 
 FP8_DTYPES: Mapping[str, torch.dtype] = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
@@ -64,7 +55,7 @@ class Float8Linear(ScaledLinear):
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         packed, scale = quantize_rows(rows) if self.scale_input is None else self._calibrated(rows, self.scale_input)
-        weight_scale = scale.new_ones(1) if self.scale_weight is None else self.scale_weight
+        weight_scale = scale.new_ones(1) if self.scale_weight is None else self.scale_weight.float()
         weight_scale = weight_scale.expand(self.out_features).contiguous().unsqueeze(0)
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         y = _scaled_mm(packed, self.packed.t(), scale, weight_scale, bias)
@@ -139,57 +130,3 @@ def quantize_fp8(weight: Tensor) -> dict[str, Tensor]:
     """(out, in) -> float8_e4m3fn of the same shape, and float32 scales (out,) that use each row's whole range."""
     packed, scale = quantize_rows(weight)
     return {"packed": packed, "scale_weight": scale.flatten()}
-
-
-class StoredFP8:
-    """A file whose weights are float8 already, scaled or not."""
-
-    name = "fp8"
-    on_load: Mapping[str, OnLoad] = MappingProxyType(
-        {"fp8": OnLoad(lambda linear: Float8Linear(linear, torch.float8_e4m3fn, linear.out_features), quantize_fp8)}
-    )
-
-    def claims(self, stored: Mapping[str, StoredTensor]) -> bool:
-        """Float8 weights without a scale or with `scale_weight`. Those with `weight_scale` are ComfyUI's later form,
-        where float8 tensors can also be scales of other weights, and some weights plain float8.
-        """
-        if SCALED_MARKER not in stored and any(key.endswith(f".{COMFY_MARKER}") for key in stored):
-            return False
-        return SCALED_MARKER in stored or any(
-            tensor.dtype in FP8_DTYPES and not key.endswith(".weight_scale") and f"{key}_scale" not in stored
-            for key, tensor in stored.items()
-        )
-
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor], compute_dtype: torch.dtype) -> Pack:
-        """Replace the Linears whose weight is float8.
-
-        Raises:
-            CheckpointError: the file is marked as scaled and the scale of a weight is missing.
-        """
-        linears = linear_weights(model)
-        packed = {key: key.removesuffix("weight") for key, info in stored.items() if info.dtype in FP8_DTYPES}
-        packed = {key: stem for key, stem in packed.items() if key in linears}
-        missing = sorted(f"{stem}scale_weight" for stem in packed.values() if f"{stem}scale_weight" not in stored)
-        if SCALED_MARKER in stored and missing:
-            raise CheckpointError(
-                f"got a scaled fp8 file without {missing[0]} (and {len(missing) - 1} more); expected a scale for "
-                "every float8 weight; download the file again"
-            )
-        for key, stem in packed.items():
-            scale = stored.get(f"{stem}scale_weight")
-            count = None if scale is None else prod(scale.shape)
-            dtype = FP8_DTYPES[stored[key].dtype]
-            linear = Float8Linear(linears[key], dtype, count, calibrated=f"{stem}scale_input" in stored)
-            replace_linear(model, key, linear)
-
-        def pack(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
-            stem, _, role = key.rpartition(".")
-            if key == SCALED_MARKER or (role == "scale_input" and f"{stem}.weight" not in packed):
-                return {}
-            if key in packed:
-                return {f"{stem}.packed": tensor}
-            if role in ("scale_weight", "scale_input"):
-                return {key: tensor.float().flatten()}
-            return {key: tensor.to(compute_dtype) if tensor.dtype in FP8_DTYPES.values() else tensor}
-
-        return pack

@@ -55,6 +55,7 @@ class GGUF:
                 return {key: tensor}
             if key in linears:
                 return {f"{key.removesuffix('weight')}packed": tensor.flatten()}
-            return {key: dequantize(tensor, packed_types[key], stored[key].shape, compute_dtype)}
+            shape = stored[key].shape
+            return {key: dequantize(tensor, packed_types[key], shape, compute_dtype if shape[1:] else torch.float32)}
 
         return pack

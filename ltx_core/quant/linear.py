@@ -124,7 +124,8 @@ class QuantizedLinear(nn.Module, ABC):
 class ScaledLinear(QuantizedLinear):
     """Numbers of eight bits with a scale per row, per tensor, or none at all.
 
-    packed: (out_features, in_features) float8 or int8.  scale_weight: float32 (out_features,) or (1,), or None.
+    packed: (out_features, in_features) float8 or int8.  scale_weight: (out_features,) or (1,), or None; float32, or in
+        16 bits where the file has it so: the weights are then what the product of the two is in that dtype.
     """
 
     scale_weight: Tensor | None
@@ -140,11 +141,13 @@ class ScaledLinear(QuantizedLinear):
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         if self.scale_weight is None:
             return self.packed.to(dtype)
-        return (self.packed.float() * self.scale_weight.unsqueeze(1)).to(dtype)
+        return (self.packed.to(self.scale_weight.dtype) * self.scale_weight.unsqueeze(1)).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scale is applied to the product: one rounding less than scaling the weight, and less work."""
         if self.scale_weight is None or x.dtype == torch.float16:  # unscaled products are beyond float16
+            return super().forward(x)
+        if self.scale_weight.dtype not in (torch.float32, x.dtype):  # more precise than the weights are
             return super().forward(x)
         y = F.linear(x, self.packed.to(x.dtype))
         scale, bias = self.scale_weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
@@ -174,6 +177,20 @@ def remarks(model: nn.Module, device: torch.device) -> tuple[str, ...]:
 def linear_weights(model: nn.Module) -> dict[str, nn.Linear]:
     """State-dict key of the weight -> the Linear, for every plain Linear of the model."""
     return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def unpack_linears(model: nn.Module, plain: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:
+    """Put plain Linears back in the place of quantized ones, with their weights as numbers of `dtype`.
+
+    plain: what `linear_weights` gave before a quantization replaced them.
+    """
+    for key, linear in plain.items():
+        quantized = model.get_submodule(key.removesuffix(".weight"))
+        if isinstance(quantized, QuantizedLinear):
+            weight = quantized.dequantized(dtype) if not quantized.packed.is_meta else linear.weight.to(dtype)
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+            linear.bias = quantized.bias  # type: ignore[assignment]
+            replace_linear(model, key, linear)
 
 
 def replace_linear(model: nn.Module, key: str, new: nn.Module) -> None:

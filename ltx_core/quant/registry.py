@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from .bitsandbytes import BitsAndBytes
 from .comfy_quant import ComfyQuant
-from .fp8 import StoredFP8
+from .foreign import FOREIGN
 from .gguf import GGUF
 from .linear import Quantization, StoredTensor
 from .on_load import QuantizeOnLoad
+from .scaled import ScaledInt8, StoredFP8
+from .unread import FORMATS, Unread
 
-QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes(), ComfyQuant())
+QUANTIZATIONS: tuple[Quantization, ...] = (StoredFP8(), GGUF(), BitsAndBytes(), ComfyQuant(), ScaledInt8(), *FOREIGN)
 
 # Formats that are recognised to be refused by name.
-UNREAD: tuple[Any, ...] = ()
+UNREAD: tuple[Unread, ...] = FORMATS
 
 # What a loader's `quantization` option takes.
 QUANTIZATION_NAMES = tuple(name for quantization in QUANTIZATIONS for name in quantization.on_load)
@@ -34,17 +35,17 @@ def stored_quantization(stored: Mapping[str, StoredTensor], source: Path | str) 
     """
     unread = [known for known in UNREAD if known.claims(stored)]
     claiming = [known for known in QUANTIZATIONS if known.claims(stored)]
-    names = [known.name for known in (*claiming, *unread)]
+    if unread:  # their scales have names that others have, too
+        known_names = ", ".join(known.name for known in QUANTIZATIONS)
+        raise UnsupportedError(
+            f"got {source}, whose weights are stored as {unread[0].describe(stored)}; expected plain weights or one of "
+            f"{known_names}; {unread[0].instead}"
+        )
+    names = [known.name for known in claiming]
     if len(names) > 1:
         raise CheckpointError(
             f"got {source}, whose weights are stored as {' and as '.join(names)}; expected one quantization; "
             "use a file with a single one"
-        )
-    if unread:
-        known_names = ", ".join(known.name for known in QUANTIZATIONS)
-        raise UnsupportedError(
-            f"got {source}, whose weights are stored as {unread[0].describe(stored)}; expected plain weights or one of "
-            f"{known_names}; use the bf16 file, or a file in one of these"
         )
     return claiming[0] if claiming else None
 

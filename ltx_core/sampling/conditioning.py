@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -114,7 +114,8 @@ class LatentGuide:
 
     latent, noise: (b c g h w) float32; the noise covers the guide and is drawn together with the clip's.
     mask: (b | 1, 1, g, h, w), 1 - strength; cells below 0 are omitted. positions: (b | 1, 3, g*h*w) seconds, pixels,
-    pixels. sigma: level of the first step, the most noise that a cell gets.
+    pixels. sigma: level of the first step, the most noise that a cell gets. weights: (g*h*w), see
+    `LatentState.weights`; None: all 1.
     """
 
     latent: Tensor
@@ -122,6 +123,7 @@ class LatentGuide:
     mask: Tensor
     positions: Tensor
     sigma: float
+    weights: Tensor | None = None
 
     order: ClassVar[int] = 0
     needs_lora: ClassVar[bool] = False
@@ -130,15 +132,24 @@ class LatentGuide:
     def frame(self) -> None:
         return None
 
+    @property
+    def used(self) -> Tensor:
+        """The tokens (g*h*w) bool that are not omitted."""
+        return patchify(self.mask)[0, :, 0] >= 0
+
     def apply_to(self, state: LatentState, coordinates: Coordinates, noise: Noise) -> LatentState:  # noqa: ARG002
         """As `LatentCondition.apply_to`; nothing is drawn."""
         positions = self.positions.to(state.positions)
         tokens, drawn = patchify(self.latent).to(state.latent), patchify(self.noise).to(state.latent)
         mask = patchify(self.mask.expand(self.latent.shape[0], -1, -1, -1, -1)).to(state.latent)
-        used = mask[0, :, 0] >= 0
+        used = self.used
         level = mask.clamp(0, self.sigma)
         noised = level * drawn + (1 - level) * tokens
-        return _insert(state, noised[:, used], mask[:, used], positions[..., used], tokens[:, used])
+        weights = None if self.weights is None else self.weights[used]
+        return _insert(
+            state,
+            _Extra(noised[:, used], mask[:, used], positions[..., used], tokens[:, used], drawn[:, used], weights),
+        )
 
 
 def _fitting(latent: Tensor, frame: int, strength: float, state: LatentState, coordinates: Coordinates) -> Tensor:
@@ -183,13 +194,22 @@ def initial_state(
     else:
         mask = patchify(denoise_mask.to(tokens).expand(b, 1, f, h, w))
     level = mask.clamp(max=sigma)
+    drawn = patchify(noise).to(tokens)
     return LatentState(
-        latent=level * patchify(noise).to(tokens) + (1 - level) * tokens,
+        latent=level * drawn + (1 - level) * tokens,
         denoise_mask=mask,
         positions=coordinates.positions(shape).to(tokens),
         clean_latent=tokens,
+        noise=drawn,
         shape=shape,
     )
+
+
+def all_at(state: LatentState, sigma: float) -> LatentState:
+    """A state before its first step with every token at one level, whatever its mask: the start of ComfyUI's levels."""
+    if state.noise is None:
+        return state
+    return state.with_latent(sigma * state.noise + (1 - sigma) * state.clean_latent)
 
 
 def apply_conditions(
@@ -229,22 +249,41 @@ def _add_tokens(
     noised = torch.lerp(patchify(noise).to(tokens), tokens, strength)
     mask = torch.full_like(tokens[..., :1], 1 - strength)
     positions = coordinates.positions(LatentShape(*latent.shape[2:]), first_frame=frame)
-    return _insert(state, noised, mask, positions.to(tokens), tokens)
+    extra = _Extra(noised, mask, positions.to(tokens), tokens, patchify(noise).to(tokens))
+    return _insert(state, extra)
 
 
-def _insert(state: LatentState, latent: Tensor, mask: Tensor, positions: Tensor, clean: Tensor) -> LatentState:
+class _Extra(NamedTuple):
+    """Extra tokens: the fields of a `LatentState`."""
+
+    latent: Tensor
+    mask: Tensor
+    positions: Tensor
+    clean: Tensor
+    noise: Tensor
+    weights: Tensor | None = None
+
+
+def _insert(state: LatentState, tokens: _Extra) -> LatentState:
     """New extra tokens behind the existing ones."""
 
     def insert(before: Tensor, new: Tensor, dim: int = 1) -> Tensor:
         extra, own = before.tensor_split([state.num_extra], dim=dim)
         return torch.cat([extra, new.expand(before.shape[0], -1, -1), own], dim=dim)
 
-    rows = max(state.positions.shape[0], positions.shape[0])
+    rows = max(state.positions.shape[0], tokens.positions.shape[0])
+    count = tokens.latent.shape[1]
+    weights = None
+    if state.weights is not None or tokens.weights is not None:
+        before = torch.ones(state.num_extra) if state.weights is None else state.weights
+        weights = torch.cat([before, torch.ones(count) if tokens.weights is None else tokens.weights])
     return replace(
         state,
-        latent=insert(state.latent, latent),
-        denoise_mask=insert(state.denoise_mask, mask),
-        positions=insert(state.positions.expand(rows, -1, -1), positions, dim=2),
-        clean_latent=insert(state.clean_latent, clean),
-        num_extra=state.num_extra + latent.shape[1],
+        latent=insert(state.latent, tokens.latent),
+        denoise_mask=insert(state.denoise_mask, tokens.mask),
+        positions=insert(state.positions.expand(rows, -1, -1), tokens.positions, dim=2),
+        clean_latent=insert(state.clean_latent, tokens.clean),
+        noise=None if state.noise is None else insert(state.noise, tokens.noise),
+        num_extra=state.num_extra + count,
+        weights=weights,
     )

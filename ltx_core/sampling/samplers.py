@@ -22,9 +22,6 @@ from .noise import Noise, token_noise
 from .schedules import check_sigmas
 from .state import LatentState
 
-GuidedVelocity = Callable[[int, Tensor, Tensor], Tensor]
-"""(step, x (b n c), sigma per token (b n 1) or per sample (b 1 1)) -> velocity (b n c), all float32."""
-
 StepCallback = Callable[[int, Tensor], None]
 """(steps done, current estimate of x0 (b n c))."""
 
@@ -70,7 +67,7 @@ Flow = Callable[[Tensor, Point], Tensor]
 """(x (b n c), point) -> velocity (b n c), float32: one evaluation of the model, with that step's guidance."""
 
 Integrator = Callable[[Flow, Tensor, Iterable[Step], Noise, StepCallback], Tensor]
-"""(flow, x (b n c) at the first level, steps, noise for fresh draws, callback after every step) -> x at level 0."""
+"""(flow, x (b n c) at the first level, steps, noise for fresh draws, callback after a step) -> x at the last level."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,8 @@ class SamplerSettings:
         receives level 0 for them (official name image_cond_noise_scale, 0.15 there).
     levels: "own": a condition of strength s is stepped from its own level 1 - s once the schedule passes it, and hard
         conditions come out clean. "official": it is stepped from the schedule's level if a level at or below 1 - s
-        exists, which can leave noise in the result, and the last condition noise stays on hard conditions.
+        exists, which can leave noise in the result, and the last condition noise stays on hard conditions. "comfyui":
+        see `_Blended`; all tokens start at the level of the schedule.
 
     Raises:
         ConfigError: no sampler or levels of that name, or negative noise.
@@ -226,7 +224,7 @@ EULER = SamplerSettings()
 
 
 def integrate(
-    velocity: GuidedVelocity,
+    velocity: Flow,
     state: LatentState,
     sigmas: Tensor,
     settings: SamplerSettings,
@@ -234,25 +232,26 @@ def integrate(
     noise: Noise,
     callback: StepCallback,
 ) -> LatentState:
-    """Carry a state from level sigmas[0] to 0.
+    """Carry a state from level sigmas[0] to sigmas[-1].
 
-    sigmas: (steps + 1) float32, see `schedules`. noise: for the draws that `settings` require.
+    sigmas: (steps + 1) float32, see `schedules`; the last may be above 0. noise: for the draws that `settings` require.
     callback: called after every step; exceptions pass through. It receives hard conditions without their noise.
 
     Raises:
-        ConfigError: the sigmas do not descend to 0.
+        ConfigError: the sigmas do not descend.
     """
-    check_sigmas(sigmas)
+    check_sigmas(sigmas, unfinished=True)
     mask = state.denoise_mask
     if bool((mask == 1).all()):
         mask = mask[:, :1]  # one level per sample: the model embeds it once
-    flow = _NoisedConditions(velocity, state.clean_latent, mask == 0, settings.condition_noise, noise)
+    noised = _NoisedConditions(velocity, state.clean_latent, mask == 0, settings.condition_noise, noise)
+    flow = _Blended(noised, state.clean_latent, mask) if settings.levels == "comfyui" else noised
     sampler = SAMPLERS[settings.name]
     x = sampler.integrate(flow, state.latent, _steps(sigmas.tolist(), mask, settings.levels), noise, callback)
-    if settings.levels == "own":
-        x = torch.where(flow.hard, state.clean_latent, x)
-    elif flow.noised is not None:
-        x = torch.where(flow.hard, flow.noised, x)
+    if settings.levels != "official":
+        x = torch.where(noised.hard, state.clean_latent, x)
+    elif noised.noised is not None:
+        x = torch.where(noised.hard, noised.noised, x)
     return state.with_latent(x)
 
 
@@ -262,7 +261,7 @@ class _NoisedConditions:
     hard: (b n 1) or (b 1 1) bool, where they are. noised: (b n c), the noised conditions of the last evaluation.
     """
 
-    def __init__(self, velocity: GuidedVelocity, clean: Tensor, hard: Tensor, scale: float, noise: Noise) -> None:
+    def __init__(self, velocity: Flow, clean: Tensor, hard: Tensor, scale: float, noise: Noise) -> None:
         self.hard = hard
         self.noised: Tensor | None = None
         self._velocity, self._clean, self._noise = velocity, clean, noise
@@ -272,13 +271,36 @@ class _NoisedConditions:
         if self._scale > 0:
             self.noised = self._clean + self._scale * point.sigma**2 * token_noise(self._noise, x)
             x = torch.where(self.hard, self.noised, x)
-        return self._velocity(point.step, x, point.level)
+        return self._velocity(x, point)
+
+
+class _Blended:
+    """A `Flow` in ComfyUI's meaning of a mask: a share of every token.
+
+    The sampler carries all tokens at the level of the schedule. The model sees each blended with its clean latent by
+    the mask, at mask * sigma, and its estimate of x0 is blended in the same way.
+    Source: ComfyUI comfy/samplers.py (KSamplerX0Inpaint), comfy/model_base.py (LTXV.process_timestep).
+
+    mask: (b n 1) or (b 1 1), 0 to 1.
+    """
+
+    def __init__(self, flow: Flow, clean: Tensor, mask: Tensor) -> None:
+        self._flow, self._clean, self._mask = flow, clean, mask
+
+    def __call__(self, x: Tensor, point: Point) -> Tensor:
+        share, apart = self._mask, x - self._clean
+        seen = share * x + (1 - share) * self._clean
+        velocity = self._flow(seen, Point(point.step, point.sigma, share * point.sigma))
+        # (x - blended x0) / sigma, whose terms in x are collected: exactly the velocity where the mask is 1.
+        return share * velocity + (1 - share**2) * apart / point.sigma
 
 
 def _steps(sigmas: list[float], mask: Tensor, levels: Levels) -> Iterator[Step]:
     for number, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         level = mask.clamp(max=sigma)
-        if levels == "own":
+        if levels == "comfyui":
+            level, level_next = (torch.full_like(mask[:, :1], each) for each in (sigma, sigma_next))
+        elif levels == "own":
             level_next = mask.clamp(max=sigma_next)
         else:
             joined = sigma - 1e-6 < mask  # denoising_step: a token joins once the schedule has come down to its level

@@ -1,4 +1,5 @@
-"""Noise levels from 1 to 0: `sigmas`, float32, steps + 1 of them, descending, the last one 0.
+"""Noise levels from 1 to 0: `sigmas`, float32, steps + 1 of them, descending, the last one 0 (above 0 where a pass
+leaves the rest to another).
 
 Sources: Lightricks/LTX-Video schedulers/rf.py; SD3 (arXiv 2403.03206) section 5.3.2 for the shift.
 """
@@ -18,6 +19,7 @@ from ..values import MOST_STEPS, check_whole, is_number, shown
 SHIFT_TOKENS = (1024, 4096)  # rf.py get_normal_shift: token counts between which the shift is interpolated,
 SHIFT_VALUES = (0.95, 2.05)  # and its values there; not clamped outside
 LINEAR_NOISE = 0.025  # rf.py linear_quadratic_schedule: noise removed by the linear half
+COMFYUI_SHIFT = 2.37  # ComfyUI comfy/supported_models.py, sampling_settings of LTXV
 TERMINAL = 0.1  # 0.9.0 and 0.9.1 scheduler config, target_shift_terminal
 
 
@@ -89,10 +91,12 @@ SCHEDULES: Mapping[str, Schedule] = {
 """By the names that the Schedule node shows, in their order; new entries go last."""
 
 
-def explicit(values: Sequence[float]) -> Tensor:
+def explicit(values: Sequence[float], *, unfinished: bool = False) -> Tensor:
     """Levels from a list: sigmas (1 to 0), or timesteps (1000 to 0, recognised by a first value above 1).
 
     A missing 0 at the end is appended, a repeated one dropped.
+
+    unfinished: nothing is appended; the last level is where the pass leaves the clip.
 
     Raises:
         ConfigError: the list is empty, starts above 1000, contains a value that is not finite, or does not descend.
@@ -107,10 +111,10 @@ def explicit(values: Sequence[float]) -> Tensor:
         levels = [value / 1000 for value in levels]
     while len(levels) > 1 and levels[-1] == levels[-2] == 0:
         levels.pop()
-    if levels[-1] != 0:
+    if levels[-1] != 0 and not unfinished:
         levels.append(0.0)
     sigmas = torch.tensor(levels, dtype=torch.float32)
-    check_sigmas(sigmas)
+    check_sigmas(sigmas, unfinished=unfinished)
     return sigmas
 
 
@@ -147,8 +151,23 @@ def truncate(sigmas: Tensor, denoise_strength: float) -> Tensor:
     return sigmas[steps - count :]
 
 
-def check_sigmas(sigmas: Tensor) -> None:
-    """Raises ConfigError unless sigmas (steps + 1) descend strictly from at most 1 to exactly 0."""
+def level_at(share: float) -> float:
+    """The level at a share of ComfyUI's schedules, 0 to 1, as its timestep ranges of prompts count it: 0.5 is 0.914.
+
+    Source: ComfyUI comfy/model_sampling.py, ModelSamplingFlux.percent_to_sigma.
+    """
+    if not 0 < share < 1:
+        return 1.0 if share <= 0 else 0.0
+    moved = math.exp(COMFYUI_SHIFT)
+    level = moved / (moved + (1 / (1 - share) - 1))
+    return float(torch.tensor(level, dtype=torch.float32))  # as levels are compared
+
+
+def check_sigmas(sigmas: Tensor, *, unfinished: bool = False) -> None:
+    """Raises ConfigError unless sigmas (steps + 1) descend strictly from at most 1 to exactly 0.
+
+    unfinished: they may also end above 0.
+    """
     levels = ", ".join(f"{value:.6g}" for value in sigmas.flatten().tolist())
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ConfigError(
@@ -156,7 +175,7 @@ def check_sigmas(sigmas: Tensor) -> None:
         )
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise ConfigError(f"got sigmas [{levels}]; expected every level to be lower than the one before; sort the list")
-    if sigmas[0] > 1 or sigmas[-1] != 0:
+    if sigmas[0] > 1 or sigmas[-1] < 0 or (sigmas[-1] > 0 and not unfinished):
         raise ConfigError(
             f"got sigmas [{levels}]; expected levels from at most 1 down to 0 (or timesteps from at most 1000)"
         )

@@ -207,9 +207,10 @@ def extend(
     def decoded(latent: Tensor) -> Tensor:
         return decode(vae, latent, decoding, seed=settings.seed, host=host)[0]
 
-    told = _prompts(models, [prompt], guided=run_pass.is_guided, host=host)
+    told = _prompts(models, [prompt], guided=run_pass.is_guided, host=host).by_name
     items = [shown.on_canvas(asked, size, host.say)]
-    parts = sample_windows(run_pass, vae, [told.positive], told.negative, long, decode=decoded, host=host, items=items)
+    negative = told["negative"][0] if "negative" in told else None
+    parts = sample_windows(run_pass, vae, told["positive"], negative, long, decode=decoded, host=host, items=items)
     longer = crop_to(decoded(torch.cat(list(parts), dim=2)), asked)
     return torch.cat([clip, longer[overlap:]])
 

@@ -27,7 +27,6 @@ _KEPT_DTYPE = ("per_channel_statistics.",)
 _PLAIN_DTYPES: Mapping[str, torch.dtype] = {
     name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point and dtype.itemsize > 1
 }
-_INTEGERS = frozenset(name for dtype, name in DTYPE_NAMES.items() if not dtype.is_floating_point)
 
 
 def preparation_for(
@@ -72,7 +71,6 @@ def stored_tensors(
     """
     stored = checkpoint.stored(keys)
     if preparation is None:
-        _check_numbers(model, stored, checkpoint.path)
         compute_dtype = dtype or _dominant_dtype(stored.values())
         pack = _as_stored
     else:
@@ -85,6 +83,7 @@ def stored_tensors(
         for name, tensor in pack(ours, checkpoint.tensor(theirs)).items():
             is_fixed = name in fixed or name.startswith(_KEPT_DTYPE) or not tensor.is_floating_point()
             tensors[name] = tensor if is_fixed else tensor.to(compute_dtype)
+    _check_numbers(model, {name: tensor for name, tensor in tensors.items() if name not in fixed}, checkpoint.path)
     progress(ProgressEvent(stage, len(keys), len(keys)))
     _return_freed_memory()
     return tensors
@@ -103,17 +102,17 @@ def _as_stored(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
     return {key: tensor}
 
 
-def _check_numbers(model: nn.Module, stored: Mapping[str, TensorInfo], source: Path) -> None:
+def _check_numbers(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     integers = [
         name
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and name in stored and stored[name].dtype in _INTEGERS
+        for name, expected in model.state_dict().items()
+        if expected.is_floating_point() and name in tensors and not tensors[name].is_floating_point()
     ]
     if integers:
         name, known_names = integers[0], ", ".join(known.name for known in QUANTIZATIONS)
         raise UnsupportedError(
-            f"got {source} with {name} (and {len(integers) - 1} more) stored as {stored[name].dtype}, a quantization "
-            f"that LTXKit does not know; expected plain weights or one of {known_names}; use the bf16 file"
+            f"got {source} with {name} (and {len(integers) - 1} more) stored as {DTYPE_NAMES[tensors[name].dtype]}, a "
+            f"quantization that LTXKit does not know; expected plain weights or one of {known_names}; use the bf16 file"
         )
 
 

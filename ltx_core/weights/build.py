@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,21 @@ from ..config import SchedulerConfig
 from ..errors import CheckpointError, LTXKitError
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
-from ..models.video_vae import VideoVAE
+from ..models.video_vae import TIMESTEP_SCALE_MULTIPLIER, VideoVAE
 from ..progress import Progress, silent
-from ..quant.fp8 import use_fp8_matmul
-from ..quant.linear import ScaledLinear
+from ..quant.fp8 import FP8_DTYPES, use_fp8_matmul
+from ..quant.linear import ScaledLinear, linear_weights, unpack_linears
 from ..releases import RELEASES
 from .assign import assign, preparation_for, stored_tensors
-from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, open_checkpoint
+from .bundled import find_model
+from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, checkpoint_in_memory, open_checkpoint
 from .infer import Description, Origin, describe, part_or_error
 from .layouts import Layout, Naming, Part, PartName, detect_layout
 from .mapping import watch
 
 logger = logging.getLogger(__name__)
+
+_MULTIPLIER = "decoder.timestep_scale_multiplier"
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -75,6 +78,10 @@ class Opened:
     def description(self) -> Description:
         """The configs of its models. Raises as `describe`."""
         return describe(self.checkpoint, self.layout, self.version)
+
+    def without_data(self) -> Opened:
+        """The same file, whose models are on meta: nothing is read for them."""
+        return replace(self, checkpoint=_without_data(self.checkpoint))
 
     def part(self, name: PartName) -> Part:
         """Raises CheckpointError: the file does not hold this part; the message says what it is instead."""
@@ -139,11 +146,17 @@ class Opened:
         preparation = preparation_for(self.stored(name), path, quantization, only=LTXTransformer.BLOCK_PREFIX)
         self._log_unknown(name)
         model = on_meta(build, self.description, name)
+        plain = linear_weights(model)
         tensors = stored_tensors(
             model, self.checkpoint, part.keys, preparation, dtype, stage=f"load {name}", progress=progress
         )
+        if name == "vae" and _MULTIPLIER in tensors and self.stored(name)[_MULTIPLIER].dtype in FP8_DTYPES:
+            # 448 is the greatest number of float8_e4m3fn, so a cast of the whole file has lost this one.
+            tensors[_MULTIPLIER] = torch.full_like(tensors[_MULTIPLIER], TIMESTEP_SCALE_MULTIPLIER)
         versions = " or ".join(self.description.versions) or "not a released version"
         assign(model, tensors, source=path, what=f"{name}, layout {part.naming}, {versions}")
+        if name != "transformer":  # convolutions are plain numbers by now, and what few Linears there are gain nothing
+            unpack_linears(model, plain, dtype or torch.bfloat16)
         watch(model, self.checkpoint.files)
         return model.eval().requires_grad_(False), preparation.name if preparation is not None else None
 
@@ -189,7 +202,50 @@ def open_models(path: Path | str, *, version: str | None = None, data: bool = Tr
         CheckpointError, UnsupportedError: as `open_checkpoint`.
     """
     checkpoint = open_checkpoint(path)
-    return Opened(checkpoint if data else _without_data(checkpoint), layout_of(checkpoint), version)
+    opened = Opened(checkpoint, layout_of(checkpoint), version)
+    return opened if data else opened.without_data()
+
+
+class OpenFiles(NamedTuple):
+    """The files of a clip's models, each opened once. vae: the same as `model` where that holds it."""
+
+    model: Opened
+    vae: Opened
+    text_encoder: Opened | None
+    upscaler: Opened | None
+
+    def without_data(self) -> OpenFiles:
+        """As `Opened.without_data`, of each."""
+        model = self.model.without_data()
+        return OpenFiles(
+            model,
+            model if self.vae is self.model else self.vae.without_data(),
+            self.text_encoder.without_data() if self.text_encoder else None,
+            self.upscaler.without_data() if self.upscaler else None,
+        )
+
+
+def open_files(
+    model: Path | str,
+    text_encoder: Path | str | None = None,
+    *,
+    vae: Path | str | None = None,
+    upscaler: Path | str | None = None,
+    version: str | None = None,
+) -> OpenFiles:
+    """Open the files of a clip's models; "ltxkit-digits" names the bundled model.
+
+    Arguments as `Components.load`, errors as `open_models`.
+    """
+    model = find_model(model, "checkpoints")
+    opened = open_models(model, version=version)
+    vae = find_model(vae, "checkpoints") if vae else model
+    return OpenFiles(
+        opened,
+        opened if vae == model else open_models(vae, version=version),
+        open_models(find_model(text_encoder, "text_encoders")) if text_encoder else None,
+        open_models(find_model(upscaler, "latent_upscale_models")) if upscaler else None,
+    )
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
@@ -209,6 +265,17 @@ def mixed_generations(transformer: Opened, vae: Opened) -> str | None:
         f"({' or '.join(versions)}) was trained with the VAE of {' or '.join(own)}: their latents have nothing in "
         "common, so clips are noise unless you have trained the two together. Use the VAE of the same release."
     )
+
+
+def open_tensors(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, version: str | None = None
+) -> Opened:
+    """As `open_models`, of a model that another program has loaded: our modules get these tensors, not copies.
+
+    name, tensors, metadata: as `checkpoint_in_memory`, which also says what is raised.
+    """
+    checkpoint = checkpoint_in_memory(name, tensors, metadata)
+    return Opened(checkpoint, layout_of(checkpoint), version)
 
 
 def load_transformer(

@@ -21,13 +21,14 @@ from torch import Tensor
 from ..errors import CheckpointError, UnsupportedError
 from ..quant.fp8 import COMFY_MARKER
 from ..quant.ggml_blocks import BLOCK_TYPES
-from .gguf import ARCHITECTURES, MAGIC, read_gguf_header
-from .headers import parse_safetensors, read_json_object
+from .gguf import MAGIC
+from .gguf_pieces import read_gguf
+from .headers import MAX_HEADER_BYTES, parse_safetensors, read_json_object
 from .layer_formats import ENTRY, described_markers, merged
 from .mapping import MappedFile
 from .shards import WeightSet, set_of, unfinished_download, weight_files
 
-Container = Literal["safetensors", "folder", "gguf"]
+Container = Literal["safetensors", "folder", "gguf", "memory"]
 
 # Names of the safetensors format (huggingface/safetensors, safetensors/src/tensor.rs `Dtype`).
 DTYPE_NAMES: Mapping[torch.dtype, str] = {
@@ -49,9 +50,6 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {
 }
 # F8_E8M0: bare exponents, the scales of mxfp8; torch has a type for them since 2.7.
 _DTYPES = {**{name: dtype for dtype, name in DTYPE_NAMES.items()}, "F8_E8M0": torch.uint8}
-
-# No program writes a longer header; the first 8 bytes of other formats decode to far more.
-MAX_HEADER_BYTES = 100_000_000
 
 # Components of a diffusers pipeline folder that LTXKit knows, and how a component folder that stands alone says what it
 # is (`_class_name` in huggingface/diffusers, `architectures` in huggingface/transformers).
@@ -95,8 +93,9 @@ class Checkpoint:
         of a pipeline folder only what LTXKit writes into the headers of all its files. `_quantization_metadata` is that
         of all its files together.
     configs: parsed `config.json` of each component of a folder ("transformer", "vae", "latent_upsampler",
-        "text_encoder", "scheduler"); empty for a file.
+        "text_encoder", "scheduler"), or the one beside a file without a config of its own.
     tensors: every tensor in the container. In a folder keys start with the component's name and a slash.
+    label: what the container calls the model (`general.architecture` of GGUF), for messages; "" where it does not.
     """
 
     path: Path
@@ -106,6 +105,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     files: tuple[MappedFile, ...]
     read: Callable[[str], Tensor]
+    label: str = ""
 
     def stored(self, keys: Mapping[str, str]) -> dict[str, TensorInfo]:
         """What the header says about some tensors, by other names. keys: the other name -> the container's."""
@@ -190,28 +190,84 @@ def _with_layer_formats(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=tensors, read=read)
 
 
+def checkpoint_in_memory(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+    """The tensors of a model that another program has loaded, as a container: reading one gives the tensor itself.
+
+    name: what the user knows the model by, for messages. metadata: as in a safetensors header.
+
+    Raises:
+        UnsupportedError: a tensor is of a class of its own (another program's quantization), or of another type than
+            those in `DTYPE_NAMES`.
+    """
+    for key, tensor in tensors.items():
+        if key.endswith(f".{COMFY_MARKER}"):
+            raise UnsupportedError(
+                f"got {name}, which ComfyUI holds in its quantized format ({key}); expected plain tensors; load its "
+                "file with Load Model (LTXKit), which reads the format, or load the bf16 file"
+            )
+        of_its_own = type(tensor) not in (Tensor, torch.nn.Parameter)
+        if of_its_own or tensor.dtype not in DTYPE_NAMES:
+            found = type(tensor).__name__ if of_its_own else str(tensor.dtype)
+            raise UnsupportedError(
+                f"got {name} with {key!r} as {found}; expected plain tensors, which torch itself computes with; load "
+                "the bf16 or fp8 file"
+            )
+    infos = {
+        key: TensorInfo(tuple(tensor.shape), DTYPE_NAMES[tensor.dtype], tensor.numel() * tensor.itemsize, 0)
+        for key, tensor in tensors.items()
+    }
+    return Checkpoint(Path(name), "memory", metadata, {}, infos, (), lambda key: tensors[key].detach())
+
+
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
 def _open_safetensors(path: Path) -> Checkpoint:
     tensors, metadata = read_header(path)
     file = MappedFile(path)
-    return Checkpoint(path, "safetensors", metadata, {}, tensors, (file,), lambda key: _stored(file, key, tensors[key]))
+    configs = _configs_beside(path, metadata)
+    return Checkpoint(
+        path, "safetensors", metadata, configs, tensors, (file,), lambda key: _stored(file, key, tensors[key])
+    )
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    header = read_gguf_header(path)
-    tensors = {
-        name: TensorInfo(tensor.shape, tensor.block_type.name, tensor.nbytes, tensor.offset)
-        for name, tensor in header.tensors.items()
-    }
-    # What describes the format, the architecture's sizes (none are written for "ltxv") and a tokenizer.
-    described = ("general.", "tokenizer.", "comfy.", "split.", *(f"{name}." for name in ARCHITECTURES))
+    """The file, or all pieces of its model."""
+    headers = read_gguf(path)
+    first = next(iter(headers.values()))
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, MappedFile] = {}
+    for place, header in headers.items():
+        mapped = MappedFile(place)
+        for name, tensor in header.tensors.items():
+            tensors[name] = TensorInfo(tensor.shape, tensor.block_type.name, tensor.nbytes, tensor.offset)
+            files[name] = mapped
+    # What describes the format, the architecture's sizes and a tokenizer.
+    described = ("general.", "tokenizer.", "comfy.", "split.", f"{first.architecture}.")
     metadata = {
-        key: value for key, value in header.values.items() if isinstance(value, str) and not key.startswith(described)
+        key: value for key, value in first.values.items() if isinstance(value, str) and not key.startswith(described)
     }
-    file = MappedFile(path)
-    return Checkpoint(path, "gguf", metadata, {}, tensors, (file,), lambda key: _stored(file, key, tensors[key]))
+    return Checkpoint(
+        path,
+        "gguf",
+        metadata,
+        _configs_beside(path, metadata),
+        tensors,
+        tuple(dict.fromkeys(files.values())),
+        lambda key: _stored(files[key], key, tensors[key]),
+        first.architecture,
+    )
+
+
+def _configs_beside(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """`config.json` in the folder of a file whose header has no config, where it is one of LTX-Video or T5: packed
+    weights do not show their sizes. It may be of another model in the folder; `infer` compares.
+    """
+    if "config" in metadata or not (path.parent / "config.json").is_file():
+        return {}
+    component = _component_of(path.parent)
+    config = _read_config(path.parent)
+    return {component: config} if config is not None and component in COMPONENTS else {}
 
 
 def _stored(file: MappedFile, key: str, info: TensorInfo) -> Tensor:

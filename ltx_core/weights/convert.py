@@ -134,11 +134,13 @@ def _open(source: Path, version: str | None) -> _Source:
             f"got {source}, which is {opened.layout.what}; expected an LTX-Video checkpoint, transformer or VAE; use "
             "such a file"
         )
-    quantization = stored_quantization(opened.checkpoint.tensors, source)
-    if quantization is not None:
-        raise CheckpointError(
-            f"got {source}, which is quantized already ({quantization.name}); expected plain weights; use the bf16 file"
-        )
+    for part in opened.layout.parts:
+        quantization = stored_quantization(opened.stored(part), source)
+        if quantization is not None:
+            raise CheckpointError(
+                f"got {source}, which is quantized already ({quantization.name}); expected plain weights; use the bf16 "
+                "file"
+            )
     return opened
 
 

@@ -1,6 +1,6 @@
 """No number of layers and no width is believed that the tensors of a file do not bear out.
 
-A name such as `transformer_blocks.300000.x`, or a config that says `["res_x", 1000000000]`, would otherwise have as
+A name with the block number 300000, or a config that says `["res_x", 1000000000]`, would otherwise have as
 many modules built before anything is compared.
 """
 

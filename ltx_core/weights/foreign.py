@@ -101,7 +101,9 @@ class _Table:
         name = key.rpartition("/")[2].partition(".")[0]
         if not name.startswith(("lora_", "lycoris_")):
             return
-        for start in (name, *(name.removeprefix(prefix) for prefix in _KOHYA_PREFIXES if name.startswith(prefix))):
+        # With the shortest prefix, `lora_`, our own names of blocks begin like those behind `lora_transformer_`.
+        prefixes = [prefix for prefix in _KOHYA_PREFIXES if not name.startswith("lora_transformer_blocks_")]
+        for start in (name, *(name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix))):
             yield from _paths(self._flat, start.split("_", maxsplit=_MAX_SEGMENTS), 1)
 
 

@@ -545,7 +545,7 @@ LORAS: tuple[Foreign, ...] = (
     _lora("CogVideoX", "transformer_blocks.{}.norm1.linear !transformer_blocks.{}.attn2; patch_embed.text_proj"),
     _lora("ACE-Step", "lyric_encoder; layers.{}.self_attn.to_q; speaker_embedder"),
     _lora("Stable Cascade", "clip_txt_pooled_mapper; down_blocks.{}.{}.attention"),
-    _lora("Stable Diffusion XL", "lora_te2_text_model; lora_te2; text_encoder_2; conditioner"),
+    _lora("Stable Diffusion XL", "lora_te2_text_model; lora_te2; text_encoder_2 !transformer_blocks; conditioner"),
     _lora(
         "Stable Diffusion (1.x, 2.x or XL)",
         "input_blocks.{}; middle_block; output_blocks.{}; down_blocks.{}.attentions; up_blocks.{}.attentions; "

@@ -15,10 +15,9 @@ from ..quant.ggml_blocks import BlockType, block_type_of
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
-_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-
-# `general.architecture` of the files that LTXKit reads (city96/ComfyUI-GGUF tools/convert.py, llama.cpp's T5).
-ARCHITECTURES = ("ltxv", "t5", "t5encoder")
+# ggml has four (GGML_MAX_DIMS); files with the convolutions of a VAE have five (city96/ComfyUI-GGUF
+# tools/fix_5d_tensors.py).
+_MAX_DIMENSIONS = 5
 
 # gguf_metadata_value_type -> struct format; 8 is a string and 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -58,35 +57,42 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
+    path: Path
     values: Mapping[str, Any]
     tensors: Mapping[str, GGUFTensor]
 
+    @property
+    def architecture(self) -> str:
+        """What the converter called the model: any name, and what its tensors are decides."""
+        return str(self.values.get("general.architecture", ""))
 
-def read_gguf_header(path: Path) -> GGUFHeader:
+
+def read_gguf_header(path: Path, values_of_first_piece: Mapping[str, Any] | None = None) -> GGUFHeader:
     """Texts, numbers and tensors of a GGUF file; only its header is read.
 
+    values_of_first_piece: of a model in several pieces: the first one describes the tensors of all.
+
     Raises:
-        CheckpointError: the file is truncated or damaged, or one part of a split file.
-        UnsupportedError: it is big-endian, of an older version, or has a tensor type or an architecture that LTXKit
-            does not read.
+        CheckpointError: the file is truncated or damaged.
+        UnsupportedError: it is big-endian, of an older version, or has a tensor type that LTXKit does not read.
     """
     with path.open("rb") as file:
         reader = _Reader(path, file)
         tensor_count, value_count = _preamble(reader)
         values = _values(reader, value_count)
-        _check_kind(path, values)
         entries = _entries(reader, tensor_count)
         alignment = values.get("general.alignment", _DEFAULT_ALIGNMENT)
         start = -(-reader.position // alignment) * alignment
     _check_offsets(path, entries, alignment)
+    described = {**(values_of_first_piece or {}), **values}
     tensors = {
-        name: _placed(path, values, name, shape, number, start + offset) for name, shape, number, offset in entries
+        name: _placed(path, described, name, shape, number, start + offset) for name, shape, number, offset in entries
     }
     _check_places(path, tensors)
     end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=0)
     if reader.size < end:
         raise reader.truncated(f"{end} bytes")
-    return GGUFHeader(values, tensors)
+    return GGUFHeader(path, values, tensors)
 
 
 def _preamble(reader: _Reader) -> tuple[int, int]:
@@ -131,20 +137,6 @@ def _entries(reader: _Reader, count: int) -> list[tuple[str, tuple[int, ...], in
             raise reader.damaged(f"the tensor {name!r} twice")
         names.add(name)
     return entries
-
-
-def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
-    architecture = values.get("general.architecture", ARCHITECTURES[0])
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"got {path}, a GGUF file of the architecture {architecture!r}; expected an LTX-Video transformer "
-            "('ltxv') or a T5 encoder ('t5', 't5encoder'); choose another file"
-        )
-    if int(values.get("split.count", 1)) > 1:
-        raise CheckpointError(
-            f"got {path}, which is one of {values['split.count']} parts; expected a whole file; "
-            "join them with llama.cpp's `gguf-split --merge`"
-        )
 
 
 def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:

@@ -48,6 +48,9 @@ DTYPE_BITS: Mapping[str, int] = {
     "U64": 64,
 }
 
+# As the format says (huggingface/safetensors); the first 8 bytes of other formats decode to far more. Configs and
+# indexes are held to it too.
+MAX_HEADER_BYTES = 100_000_000
 MAX_DEPTH = 128  # of nested arrays and objects, as in serde_json, which reads the format elsewhere
 _MAX_DIGITS = 20  # of a whole number: 2**64 has as many
 _MAX_COUNT = 2**63 - 1  # bytes or elements that torch can count
@@ -136,10 +139,10 @@ def parse_json_object(text: bytes | str, what: str) -> dict[str, Any]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, such as a config.json or an index. Raises as `parse_json`, or if it cannot be read."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if path.stat().st_size > MAX_HEADER_BYTES:
             raise CheckpointError(
-                f"got {path} of {path.stat().st_size} bytes; expected at most {MAX_JSON_BYTES}; it is no config and no "
-                "index, download it again"
+                f"got {path} of {path.stat().st_size} bytes; expected at most {MAX_HEADER_BYTES}; it is no config "
+                "and no index, download it again"
             )
         content = path.read_bytes()
     except OSError as error:
@@ -147,9 +150,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"got {path}, which cannot be read ({error}); expected a JSON object; check the file"
         ) from error
     return parse_json_object(content.removeprefix(b"\xef\xbb\xbf"), str(path))
-
-
-MAX_JSON_BYTES = 100_000_000  # of a config or an index; as much as a header may have
 
 
 def _unreadable(what: str, reason: str) -> CheckpointError:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import CheckpointError
+from ..quant.scales import weight_name
 from .counts import FEW
 from .foreign import foreign_lora, foreign_model
+from .lora_keys import is_lora
 
 PartName = Literal["transformer", "vae", "upscaler", "text_encoder"]
 Naming = Literal["single_file", "diffusers", "transformers", "llama.cpp"]
@@ -291,11 +293,6 @@ _SIGNATURES: tuple[tuple[PartName, Naming, tuple[str, ...]], ...] = (
     ("text_encoder", "llama.cpp", ("enc.blk.0.attn_q.weight",)),
 )
 
-_LORA = re.compile(
-    r"\.(lora_A|lora_B|lora_up|lora_down|lora\.up|lora\.down)(\.[^.]+)?\.weight$|_lora\.(up|down)\.weight$"
-    r"|\.(lokr_w[12](_[ab])?|hada_w[12]_[ab]|oft_blocks|oft_diag|diff|diff_b|set_weight)$"
-)
-
 # Tensors that files carry and nothing uses (Lightricks/LTX-Video vae_encode.py reads the first two statistics only).
 UNUSED_TENSORS = frozenset(
     f"per_channel_statistics.{name}" for name in ("mean-of-stds", "mean-of-stds_over_std-of-means", "channel")
@@ -317,12 +314,12 @@ def detect_layout(
     keys = list(keys)
     known = shapes or {}
     sized = {key: known.get(key, ()) for key in keys}
-    if any(_LORA.search(key) for key in keys):
+    if is_lora(keys):
         other = foreign_lora(sized, metadata or {}, file_name)
         return Layout("lora", "a LoRA", {}, ()) if other is None else Layout("lora", other.what, {}, (), other.instead)
 
     found: dict[PartName, tuple[Naming, str]] = {}
-    present = {_WRAPPER_INSIDE.sub("", key) for key in keys}
+    present = {weight_name(_WRAPPER_INSIDE.sub("", key)) for key in keys}
     for name, naming, signature in _SIGNATURES:
         for prefix in _prefixes(name, signature[0], present):
             if name not in found and all(prefix + key in present for key in signature):
@@ -380,8 +377,12 @@ def _part(
         key_map = TRANSFORMER_FROM_DIFFUSERS if name == "transformer" else vae_from_diffusers(inner)
     else:
         key_map = T5_FROM_LLAMA_CPP if naming == "llama.cpp" else IDENTITY
-    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected.
-    return Part(name, naming, prefix, {key_map.rename(key) or key: stored for key, stored in inner.items()})
+    # A key without a rule keeps its name: the strict check after loading then reports it as unexpected. Other programs'
+    # names for the numbers of a weight come down to `weight`, as long as there is none beside them.
+    names = {key: key_map.rename(key) or key for key in inner}
+    taken = set(names.values())
+    plain = {name: name if weight_name(name) in taken else weight_name(name) for name in taken}
+    return Part(name, naming, prefix, {plain[names[key]]: stored for key, stored in inner.items()})
 
 
 def _kind(parts: Mapping[PartName, Part]) -> tuple[FileKind, str]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .containers import COMPONENTS, MAX_HEADER_BYTES
+from .containers import COMPONENTS
 from .gguf import MAGIC
+from .headers import MAX_HEADER_BYTES
 from .layouts import PartName, parts_named_in
 from .shards import SAFETENSORS, Shard, folder_files, unfinished_download
 

@@ -1,69 +1,52 @@
-"""LoRA files of every key style, and which module of a model each of their targets means.
+"""LoRA files of every kind and key style, and what each changes in a model.
 
-A LoRA says, for a Linear of the model, W' = W + strength * (alpha / rank) * up @ down. It is kept as these factors
-(`placing.lora` applies them).
+Kinds: LoRA with alpha, Tucker's middle factor, a bias and DoRA's lengths; LoHa, LoKr, GLoRA, OFT and BOFT of LyCORIS;
+full differences (`diff`, `diff_b`, `w_norm`, `b_norm`); whole tensors in the place of the model's (`set_weight`, peft's
+modules_to_save, plain parameters). `lora_keys` has their names, `lora_settings` reads alpha, `adapters` has the math,
+`lora_fit` finds what they change, and `placing.lora` applies them.
 
-Key styles: huggingface/diffusers and peft (`transformer.X.lora_A.weight`), Lightricks/LTX-Video-Trainer and ComfyUI
-(`diffusion_model.X.lora_A.weight`), finetrainers (bare or `base_model.model.`), Kohya (`lora_unet_X` with underscores,
-`lora_down`); alpha as a tensor of a target or in the header; DoRA as `dora_scale` or `lora_magnitude_vector`; full
-differences as `diff` and `diff_b`.
+The shape of each tensor decides what it is, and nothing in a file goes unread: what cannot be applied is refused by its
+name, or left out and reported.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ..errors import CheckpointError
-from ..quant.linear import QuantizedLinear
 from ..values import LARGEST_STRENGTH, check_number
+from .adapters import Change
 from .build import layout_of
 from .containers import Checkpoint, open_checkpoint
-from .layouts import TRANSFORMER_FROM_DIFFUSERS
-
-# Endings of the tensors of one target -> what they are (Comfy-Org/ComfyUI comfy/weight_adapter/lora.py, and peft).
-_ROLES = (
-    ("down", r"[._]lora[._](?:A|down)(?:\.default)?\.weight|\.lora\.down\.weight"),
-    ("up", r"[._]lora[._](?:B|up)(?:\.default)?\.weight|\.lora\.up\.weight"),
-    ("alpha", r"\.alpha"),
-    ("magnitude", r"\.dora_scale|\.lora_magnitude_vector(?:\.default)?(?:\.weight)?"),
-    ("diff", r"\.diff"),
-    ("diff_b", r"\.diff_b"),
-)
-_ROLE_PATTERN = re.compile("|".join(f"(?P<{role}>{pattern})$" for role, pattern in _ROLES))
-
-# Prefixes before the module's path; keys that start with one of these are meant for the transformer.
-_PREFIXES = (
-    "base_model.model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "lora_unet_",
-    "lora_transformer_",
-)
-_TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder", "t5xxl", "text_encoders.")
+from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, whole_change
+from .lora_keys import MARKERS, MAX_NAME, Kind, in_text_encoder, is_lora, parse, superseded
+from .lora_settings import PeftSettings, read_settings
 
 DISTILLED_RANK = 128  # of ltxv-13b-0.9.7-distilled-lora128
+
+# What trainers call the weights in the folder that they write (huggingface/diffusers, huggingface/peft).
+_FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
     """A LoRA file.
 
-    targets: for each target, as the file names it, the tensors by role ("down", "up", "diff", ...).
-    scales: for each target with factors, what their product is multiplied by (alpha / rank).
+    targets: what it has for each module or parameter.  whole: tensors without an ending of a LoRA, which are whole
+    parameters if the model has them.  settings: alpha and rank where no tensor says them.
     """
 
     path: Path
-    targets: Mapping[str, Mapping[str, Tensor]]
-    scales: Mapping[str, float]
+    targets: tuple[Target, ...]
+    whole: tuple[Stored, ...]
+    settings: PeftSettings
 
     @property
     def is_distilled(self) -> bool:
@@ -74,13 +57,18 @@ class LoRA:
         lets the user overrule it (`settings`). The rank is asked for as well, since LoRAs that were trained for a
         distilled model often have the word in their names, and are smaller.
         """
-        ranks = (len(roles["down"]) for roles in self.targets.values() if "down" in roles)
+        ranks = (
+            len(roles["down"].tensor)
+            for target in self.targets
+            for roles in target.adapters.values()
+            if "down" in roles and roles["down"].tensor.ndim
+        )
         return "distill" in self.path.name.lower() and max(ranks, default=0) >= DISTILLED_RANK
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedLoRA:
-    """A LoRA at a strength (0: not at all). allow_partial: leave out what the model does not have.
+    """A LoRA at a strength (0: not at all). allow_partial: leave out what cannot be applied to the model.
 
     Raises:
         ConfigError: a strength that is no finite number, or far beyond what LoRAs are made for.
@@ -96,56 +84,83 @@ class WeightedLoRA:
 
 @dataclass(frozen=True)
 class LoRAReport:
-    """What of a LoRA fits the model: targets by the file's names.
+    """What of a LoRA fits the model, by the file's names.
 
-    modules: for each target that fits, the path of its module in the model.
+    modules: for each target that fits, the path of its module in the model.  unmatched: targets and tensors that the
+    model does not have.  refused: those that it has, and that cannot be applied there, with the reason.
     """
 
     modules: Mapping[str, str]
     unmatched: tuple[str, ...]
     text_encoder: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
     @property
     def matched(self) -> tuple[str, ...]:
         return tuple(self.modules)
 
     def __str__(self) -> str:
-        text = f"{len(self.matched)} of {len(self.matched) + len(self.unmatched)} transformer targets matched"
+        count = len(self.matched) + len(self.unmatched) + len(self.refused)
+        text = f"{len(self.matched)} of {count} transformer targets matched"
         if self.unmatched:
-            text += f", not in the model: {', '.join(self.unmatched[:3])}{', ...' if len(self.unmatched) > 3 else ''}"
+            text += f", not in the model: {_some(self.unmatched)}"
+        if self.refused:
+            text += f", not applicable: {_some(self.refused)}"
         if self.text_encoder:
             text += f"; {len(self.text_encoder)} targets in a text encoder are not used"
         return text
 
 
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(name[:MAX_NAME] for name in names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a LoRA changes in a model: the changes of each parameter, and the report for the user."""
+
+    changes: Mapping[Slot, tuple[Change, ...]]
+    report: LoRAReport
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
 def load_lora(path: Path | str) -> LoRA:
-    """Open a LoRA file; its tensors stay memory-mapped.
+    """Open a LoRA file, or the folder that a trainer wrote; its tensors stay memory-mapped.
 
     Raises:
-        CheckpointError: the file is damaged, holds no LoRA, or half of a pair is missing.
+        CheckpointError: the file is damaged, holds no LoRA, a part of an adapter is missing, or its settings are wrong.
+        UnsupportedError: its settings ask for something that LTXKit does not do.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(_weights_file(Path(path)))
     refuse_foreign(checkpoint)
-    targets: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key in checkpoint.tensors:
-        match = _ROLE_PATTERN.search(key)
-        if match is not None and match.lastgroup is not None:
-            targets[key[: match.start()]][match.lastgroup] = checkpoint.tensor(key)
-    if not targets:
+    keys = [key for key in checkpoint.tensors if key not in MARKERS]
+    if not is_lora(keys):
         raise CheckpointError(
-            f"got {checkpoint.path}, which holds no LoRA; expected keys that end in lora_A / lora_B, "
-            "lora_down / lora_up, diff or diff_b; load a model file with the model loader"
+            f"got {checkpoint.path}, which holds no LoRA; expected keys that end in lora_A / lora_B, lora_down / "
+            "lora_up, lokr_w1, hada_w1_a, oft_blocks, diff or diff_b; load a model file with the model loader"
         )
-    for target, tensors in targets.items():
-        if ("down" in tensors) != ("up" in tensors):
-            have, lack = ("down", "up") if "down" in tensors else ("up", "down")
-            raise CheckpointError(
-                f"got {checkpoint.path} with the {have} half of {target} and no {lack} half; expected both; "
-                "download the file again"
-            )
-    settings = _peft_settings(checkpoint)
-    scales = {target: _scale(target, tensors, settings) for target, tensors in targets.items() if "down" in tensors}
-    return LoRA(checkpoint.path, targets, scales)
+    adapters: dict[str, dict[tuple[Kind, str], dict[str, Stored]]] = defaultdict(lambda: defaultdict(dict))
+    own: dict[str, dict[str, Stored]] = defaultdict(dict)
+    whole: list[Stored] = []
+    for key in keys:
+        parsed, stored = parse(key), Stored(key, checkpoint.tensor(key))
+        _check_finite(stored, checkpoint.path)
+        if parsed is None:
+            if not superseded(key, checkpoint.tensors):
+                whole.append(stored)
+            continue
+        shared = parsed.kind == "target"
+        roles = own[parsed.target] if shared else adapters[parsed.target][parsed.kind, parsed.spelling]
+        if roles.setdefault(parsed.role, stored) is not stored:
+            whole.append(stored)  # a second tensor for one role has no meaning
+    targets: list[Target] = []
+    for name in dict.fromkeys([*adapters, *own]):
+        alpha = _alpha(own[name].pop("alpha", None), checkpoint.path)
+        targets.append(Target(name, adapters[name], own[name], alpha))
+        _check_complete(targets[-1], checkpoint.path)
+    return LoRA(checkpoint.path, tuple(targets), tuple(whole), read_settings(checkpoint.path, checkpoint.metadata))
 
 
 def refuse_foreign(checkpoint: Checkpoint) -> None:
@@ -157,127 +172,138 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
         )
 
 
-def _peft_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """peft's `LoraConfig`, which diffusers and finetrainers store in the header; empty where there is none.
+def _weights_file(path: Path) -> Path:
+    """The weights in a folder; a path that is no folder as it is."""
+    if not path.is_dir():
+        return path
+    for folder in (path, *sorted(child for child in path.iterdir() if child.is_dir())):
+        found = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
+        if found:
+            return found[0]
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(file.name for file in files) or "no safetensors file"
+    raise CheckpointError(
+        f"got the folder {path} with {names}; expected {' or '.join(_FOLDER_FILES)}, or one safetensors file; pass the "
+        "path of the LoRA to use"
+    )
 
-    Raises:
-        CheckpointError: they are not JSON.
-    """
-    text = checkpoint.metadata.get("lora_adapter_metadata") or checkpoint.metadata.get("lora_config") or "{}"
-    try:
-        settings = cast("dict[str, Any]", json.loads(text))
-    except ValueError as error:
+
+def _check_finite(stored: Stored, path: Path) -> None:
+    tensor = stored.tensor.float() if stored.tensor.element_size() == 1 else stored.tensor
+    if not math.isfinite(tensor.sum(dtype=torch.float32)):
         raise CheckpointError(
-            f"got {checkpoint.path} with unreadable LoRA settings in its header ({error}); expected JSON; download it "
-            "again"
-        ) from error
-    return {key.removeprefix("transformer."): value for key, value in settings.items()}
+            f"got {path} with {stored.key}, which holds NaN or infinity; expected finite numbers; use another file"
+        )
 
 
-def _scale(target: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> float:
-    """alpha / rank: alpha as a tensor of the file, or as peft has it (tuners/lora/layer.py); 1 where there is none."""
-    rank = tensors["down"].shape[0]
-    if "alpha" in tensors:
-        return float(tensors["alpha"]) / rank
-    alpha = settings.get("lora_alpha")
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.search(rf"(^|\.)({pattern})$", target):
-            alpha = value
-            break
-    if alpha is None:
-        return 1.0
-    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
+def _alpha(stored: Stored | None, path: Path) -> float | None:
+    if stored is None:
+        return None
+    alpha = float(stored.tensor.float()) if stored.tensor.numel() == 1 else math.nan
+    if not math.isfinite(alpha):
+        raise CheckpointError(
+            f"got {path} with {stored.key} of shape {list(stored.tensor.shape)} and value "
+            f"{stored.tensor.flatten()[:2].tolist()}; expected one finite number; download the file again"
+        )
+    return alpha
 
 
-# --- what the file's names mean in the model --------------------------------------------------------------------------
+# Roles that an adapter must have: each entry is a choice between sets of roles.
+_COMPLETE: Mapping[Kind, tuple[tuple[frozenset[str], ...], ...]] = {
+    "lora": ((frozenset({"down"}),), (frozenset({"up"}),)),
+    "loha": tuple((frozenset({role}),) for role in ("w1_a", "w1_b", "w2_a", "w2_b")),
+    "lokr": tuple((frozenset({f"w{n}"}), frozenset({f"w{n}_a", f"w{n}_b"})) for n in "12"),
+    "glora": tuple((frozenset({role}),) for role in ("a1", "a2", "b1", "b2")),
+    "oft": ((frozenset({"oft_blocks"}),),),
+}
 
 
-class _Names:
-    """Finds the model's module for a target in any naming."""
+def _check_complete(target: Target, path: Path) -> None:
+    for (kind, _), roles in target.adapters.items():
+        for choices in _COMPLETE.get(kind, ()):
+            if not any(choice <= roles.keys() for choice in choices):
+                lack = " or ".join(" and ".join(sorted(choice)) for choice in choices)
+                have = ", ".join(sorted(roles))
+                halves = f"the {have} half of {target.name} and no {lack} half"
+                parts = f"{', '.join(part.key for part in roles.values())} and no {lack}"
+                raise CheckpointError(
+                    f"got {path} with {halves if kind == 'lora' else parts}; expected both; download the file again"
+                )
 
-    def __init__(self, model: nn.Module) -> None:
-        to_diffusers = TRANSFORMER_FROM_DIFFUSERS.inverse()
-        self._modules: dict[str, str] = {}
-        owners = {key.rpartition(".")[0] for key, _ in model.named_parameters()}
-        owners |= {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-        for name in owners:
-            # The rules rename keys; a module's key is its name with any last part.
-            theirs = (to_diffusers.rename(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
-            for spelling in (name, theirs):
-                self._modules[spelling] = name
-                self._modules[spelling.replace(".", "_")] = name
 
-    def find(self, target: str) -> str | None:
-        name = target
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        return self._modules.get(name)
+# --- fitting ----------------------------------------------------------------------------------------------------------
 
 
 def match_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> LoRAReport:
     """Which targets of the LoRA are modules of the model.
 
     Raises:
-        CheckpointError: a transformer target is not in the model (unless `allow_partial`), none is, or a shape differs:
-            the LoRA is for another model.
+        CheckpointError: as `fit_lora`.
     """
-    names = _Names(model)
-    text = tuple(target for target in lora.targets if target.startswith(_TEXT_ENCODER_PREFIXES))
-    modules = {target: names.find(target) for target in lora.targets if target not in text}
-    matched = {target: module for target, module in modules.items() if module is not None}
-    report = LoRAReport(matched, tuple(target for target in modules if target not in matched), text)
-    for target, name in matched.items():
-        _check_shapes(lora, target, name, model.get_submodule(name))
-    if not matched or (report.unmatched and not allow_partial):
+    return fit_lora(lora, model, allow_partial=allow_partial).report
+
+
+def fit_lora(lora: LoRA, model: nn.Module, *, allow_partial: bool = False) -> Fit:
+    """What the LoRA changes in the model; the model may be on `meta`.
+
+    allow_partial: leave out what cannot be applied, and report it.
+
+    Raises:
+        CheckpointError: a target or tensor for the transformer is not in the model, or is of another shape or of a kind
+            that cannot be applied (unless `allow_partial`), or nothing fits: the LoRA is for another model.
+    """
+    slots = Slots(model)
+    changes: dict[Slot, list[Change]] = defaultdict(list)
+    modules: dict[str, str] = {}
+    unmatched: list[str] = []
+    text: list[str] = []
+    misfits: list[MisfitError] = []
+
+    def take(name: str, found: Mapping[Slot, Change] | None, shown: str) -> None:
+        if found is None:
+            unmatched.append(shown)
+            return
+        for slot, change in found.items():
+            changes[slot].append(change)
+            modules[name] = slot.module
+
+    for target in lora.targets:
+        if in_text_encoder(target.name):
+            text.append(target.name)
+            continue
+        try:
+            take(target.name, changes_of(target, slots, lora.settings), _shown(target))
+        except MisfitError as misfit:
+            misfits.append(misfit)
+    for stored in lora.whole:
+        slot = slots.parameter(stored.key)
+        if slot is None and in_text_encoder(stored.key):
+            text.append(stored.key)
+            continue
+        try:
+            take(stored.key, whole_change(stored, slot), stored.key)
+        except MisfitError as misfit:
+            misfits.append(misfit)
+
+    report = LoRAReport(modules, tuple(unmatched), tuple(text), tuple(misfit.key for misfit in misfits))
+    if misfits and not (allow_partial and modules):
+        raise _refusal(lora, misfits[0], others=bool(modules))
+    if not modules or (unmatched and not allow_partial):
         raise CheckpointError(
             f"got the LoRA {lora.path}, of which {report}; expected a LoRA for this model; use the right one"
-            + (", or set allow_partial to apply the rest" if matched else "")
+            + (", or set allow_partial to apply the rest" if modules else "")
         )
-    return report
+    return Fit({slot: tuple(found) for slot, found in changes.items()}, report)
 
 
-def _check_shapes(lora: LoRA, target: str, name: str, module: nn.Module) -> None:
-    tensors = lora.targets[target]
-    if not isinstance(module, nn.Linear | QuantizedLinear):
-        if "down" in tensors:
-            raise CheckpointError(
-                f"got the LoRA {lora.path} with factors for {name}, which is not a Linear; expected factors for "
-                "Linears only; use another file"
-            )
-        parameters = dict(module.named_parameters(recurse=False))
-        for role, parameter in (("diff", "weight"), ("diff_b", "bias")):
-            there = parameters[parameter].shape if parameter in parameters else None
-            if role in tensors and tensors[role].shape != there:
-                raise _another_size(lora, f"{target}.{role}", tensors[role], there)
-        return
-    for role in ("diff_b", "magnitude"):
-        if role in tensors and tensors[role].numel() != module.out_features:
-            raise _another_size(lora, f"{target}.{role}", tensors[role], (module.out_features,))
-    for role in ("down", "up", "diff"):
-        if role in tensors and tensors[role].ndim != 2:
-            raise _another_size(lora, f"{target}.{role}", tensors[role], (module.out_features, module.in_features))
-    if "down" in tensors:
-        (rank_down, columns), (rows, rank_up) = tensors["down"].shape, tensors["up"].shape
-        if rank_down != rank_up:
-            raise CheckpointError(
-                f"got the LoRA {lora.path} with ranks {rank_down} and {rank_up} for {target}; expected the same rank "
-                "in both halves; download the file again"
-            )
-    elif "diff" in tensors:
-        rows, columns = tensors["diff"].shape
-    else:
-        return
-    if (rows, columns) != (module.out_features, module.in_features):
-        raise CheckpointError(
-            f"got the LoRA {lora.path} for a Linear of {rows}x{columns} ({target}); this model has "
-            f"{module.out_features}x{module.in_features} there; expected a LoRA for the same model size (2B or 13B); "
-            "use the one for this model"
-        )
+def _shown(target: Target) -> str:
+    """How a target that the model lacks is named: factors by their module, anything else by its tensor."""
+    plain = all(kind == "lora" for kind, _ in target.adapters)
+    return target.name if plain or not target.keys else target.keys[0]
 
 
-def _another_size(lora: LoRA, what: str, got: Tensor, expected: Sequence[int] | None) -> CheckpointError:
-    there = "nothing" if expected is None else f"{list(expected)}"
-    return CheckpointError(
-        f"got the LoRA {lora.path} with {what} of shape {list(got.shape)}; this model has {there} there; expected a "
-        "LoRA for the same model size (2B or 13B); use the one for this model"
-    )
+def _refusal(lora: LoRA, misfit: MisfitError, *, others: bool) -> CheckpointError:
+    rest = "; set allow_partial to apply the rest" if others else ""
+    return CheckpointError(f"got the LoRA {lora.path} {misfit.got[:1000]}; expected {misfit.expected}{rest}")

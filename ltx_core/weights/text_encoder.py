@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
@@ -82,8 +83,28 @@ def load_text_encoder(
         ConfigError: `quantization` is unknown, or the weights are quantized already.
         UnsupportedError: weights stored in a way that LTXKit does not read.
     """
-    path = Path(path)
     opened = open_models(path)
+    return text_encoder_from(
+        opened,
+        dtype=dtype,
+        quantization=quantization,
+        tokenizer=tokenizer,
+        host_tokenizers=host_tokenizers,
+        progress=progress,
+    )
+
+
+def text_encoder_from(
+    opened: Opened,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+    tokenizer: Path | str | None = None,
+    host_tokenizers: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> TextEncoder:
+    """As `load_text_encoder`, of a container that is open."""
+    path = opened.checkpoint.path
     keys, preparation, config = _prepared(opened, quantization)
     tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers, vocabulary=config.vocab_size)
     loaded_tokenizer = Tokenizer.from_file(tokenizer_file, config.vocab_size)
@@ -114,7 +135,8 @@ def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str],
     keys = _encoder_keys(part)
     stored = checkpoint.stored(keys)
     preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
-    hf_config = checkpoint.configs.get(part.prefix.partition("/")[0], {})
+    component = part.prefix.partition("/")[0] if "/" in part.prefix else "text_encoder"
+    hf_config = checkpoint.configs.get(component, {})
     return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
 
 
@@ -129,7 +151,7 @@ def _load(
     model = build_t5(config)
     tensors = stored_tensors(model, checkpoint, keys, preparation, dtype, stage=STAGE, progress=progress)
     tensors[EMBEDDING_AGAIN] = tensors[EMBEDDING]
-    _keep_from_overflow(model, tensors)
+    _keep_from_overflow(model, tensors, share=checkpoint.container == "memory")
     assign(model, tensors, source=checkpoint.path)
     watch(model, checkpoint.files)
     return model
@@ -324,16 +346,33 @@ def _encoder_keys(part: Part) -> dict[str, str]:
     return keys
 
 
-def _keep_from_overflow(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Float32 for the layers that overflow float16; transformers casts their inputs where the weight is plain."""
+def _keep_from_overflow(model: nn.Module, tensors: dict[str, Tensor], *, share: bool) -> None:
+    """Float32 for the layers that overflow float16; transformers casts their inputs where the weight is plain.
+
+    share: keep their weights as they are, which are another program's as well, and cast them for every product.
+    """
     if tensors[EMBEDDING].dtype != torch.float16:
         return
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
         if name.endswith(".wo"):
             if isinstance(module, QuantizedLinear):
                 module.register_forward_pre_hook(_in_float32)
+            elif share and isinstance(module, nn.Linear):
+                parent, _, last = name.rpartition(".")
+                setattr(model.get_submodule(parent), last, _Float32Linear.like(module))
             else:
                 tensors[f"{name}.weight"] = tensors[f"{name}.weight"].float()
+
+
+class _Float32Linear(nn.Linear):
+    """A Linear without bias that multiplies in float32, whatever its weights are."""
+
+    @classmethod
+    def like(cls, linear: nn.Linear) -> _Float32Linear:
+        return cls(linear.in_features, linear.out_features, bias=False, device="meta").requires_grad_(False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.float(), self.weight.float())
 
 
 def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001

@@ -37,6 +37,7 @@ from ltxkit.ltx_core.placing import devices, placement
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
 from ltxkit.ltx_core.quant.registry import quantization_by_name
+from ltxkit.ltx_core.quant.scales import BlockScaledLinear, scale_grid
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.samplers import EULER
@@ -383,3 +384,19 @@ def test_work_of_a_quantized_linear(meta_device: Any, quantization: str) -> None
     with meta_device(model) as counted, torch.no_grad():
         model.transformer_blocks(x)
     assert found.weight + found.beside == pytest.approx(counted.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize(("columns", "scales"), [(4096, (16384, 128)), (4096, (128, 32)), (4000, (16384, 63))])
+def test_work_of_a_linear_with_scales_of_blocks(
+    meta_device: Any, columns: int, scales: tuple[int, int], zero_points: bool
+) -> None:
+    grid = scale_grid("scale_weight", (16384, columns), scales)
+    with torch.device("meta"):
+        linear = nn.Linear(columns, 16384).to(torch.bfloat16)
+        model = nn.Sequential(BlockScaledLinear(linear, torch.int8, grid, zero_points=zero_points))
+    found = unpacking(model, torch.bfloat16)
+    x = torch.empty(2, columns, dtype=torch.bfloat16, device="meta")
+    with meta_device(model) as counted, torch.no_grad():
+        model(x)
+    assert found.weight + found.beside == pytest.approx(counted.peak, rel=0.02)

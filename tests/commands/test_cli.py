@@ -143,23 +143,30 @@ def test_generate_with_everything_that_changes_the_model(
     save_file(pair, tmp_path / "one=fits.safetensors")
     missing = {key.replace("blocks.3", "blocks.90"): tensor.clone() for key, tensor in pair.items()}
     save_file(pair | missing, tmp_path / "deeper.safetensors")
+    (tmp_path / "trainer").mkdir()
+    lokr = {f"base_model.model.{stem[16:]}.lokr_w{n}": torch.randn(side, side) for n, side in ((1, 4), (2, 16))}
+    save_file(lokr, tmp_path / "trainer/adapter_model.safetensors")
+    (tmp_path / "trainer/adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", "r": 16, "alpha": 8}))
     media.write_video(tmp_path / "depth.mp4", [torch.rand(12, 32, 64, 3)], fps=Fraction(12))
     output = tmp_path / "out.mp4"
     changes: dict[str, object] = {"quantization": "fp8", "text_quantization": "int8", "fps": None, "steps": None}
     changes |= {"settings": "2b-0.9.8-distilled", "reference": tmp_path / "depth.mp4", "version": "2b-0.9.5"}
     loras = ["--lora", str(tmp_path / "one=fits.safetensors"), "--lora", f"{tmp_path / 'deeper.safetensors'}=-0.5"]
+    loras += ["--lora", str(tmp_path / "trainer")]
     status, _, err = run([*arguments(files, output, **changes), *loras, "--allow-partial", "--fp8-matmul"], capsys)
     assert status == 0, err
     assert "one=fits.safetensors: 1 of 1 transformer targets matched." in err
     assert (
         f"deeper.safetensors: 1 of 2 transformer targets matched, not in the model: {stem.replace('3', '90')}." in err
     )
+    assert "adapter_model.safetensors: 1 of 1 transformer targets matched." in err
     assert "Sampling as 2b-0.9.8-distilled." in err
     assert media.video_fps(output) == 12
     settings = media.read_metadata(output)["ltxkit"]
     assert [(one["file"], one["strength"]) for one in settings["loras"]] == [
         ("one=fits.safetensors", 1.0),
         ("deeper.safetensors", -0.5),
+        ("adapter_model.safetensors", 1.0),
     ]
     assert len(settings["passes"][0]["sigmas"]) == 9  # of the distilled recipe
     assert [one["kind"] for one in settings["conditions"]] == ["reference"]
@@ -185,6 +192,42 @@ def test_generate_with_everything_that_changes_the_model(
 
 
 @pytest.mark.slow
+def test_generate_keeps_the_sound_of_its_video(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At another frame rate too, the clip has the samples of its first seconds; then it is silent."""
+    tone = (0.4 * torch.sin(torch.arange(8000) * 0.3)).mul(2**15).round() / 2**15
+    source = media.Sound(torch.stack([tone, -tone]), 8000)
+    clip, guide, silent = (tmp_path / name for name in ("clip.mp4", "guide.mp4", "silent.mp4"))
+    pictures = torch.rand(12, 32, 64, 3)
+    media.write_video(clip, [pictures], fps=Fraction(24), sound=source, sound_codec="flac")  # half a second
+    media.write_video(guide, [pictures], fps=Fraction(24), sound=media.Sound(source.waveform[:1], 8000))
+    media.write_video(silent, [pictures], fps=Fraction(24))
+
+    def made(**changes: object) -> media.Sound | None:
+        status, _, error = run(arguments(files, tmp_path / "out.mp4", **changes), capsys)
+        assert status == 0, error
+        return media.read_sound(tmp_path / "out.mp4")
+
+    for fps, frames, heard in ((24, 9, 3000), (24, 17, 4000), (12, 9, 4000), (None, 17, 4000)):
+        sound = made(video=clip, fps=fps, frames=frames, sound_codec="flac")
+        assert sound is not None
+        assert sound.rate == 8000
+        assert sound.waveform.shape == (2, round(frames / (fps or 24) * 8000))
+        assert torch.equal(sound.waveform[:, :heard], source.waveform[:, :heard])
+        assert not sound.waveform[:, heard:].any()
+    assert made(video=silent) is None
+    with_aac = made(video=clip, fps=24)
+    assert with_aac is not None
+    assert (with_aac.waveform - source.waveform[:, :3000]).abs().max() < 0.05
+    first = made(video=silent, reference=guide)
+    assert first is not None
+    assert first.channels == 1
+    status, _, _ = run([*arguments(files, tmp_path / "out.mp4", video=clip), "--no-sound"], capsys)
+    assert status == 0
+    assert media.read_sound(tmp_path / "out.mp4") is None
+
+
 def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments(files, tmp_path / "a.mp4", save_latent=tmp_path / "a.latent", seed=3), capsys)[0] == 0
     ltx = Components.load(files["--model"], files["--text-encoder"], device="cpu")
@@ -261,9 +304,10 @@ def test_every_option_fills_its_field_and_the_others_stay_unsaid(files: dict[str
 
 
 def test_every_field_has_an_option() -> None:
-    """All except the lists with a guidance per step, for the reason in docs/migration.md."""
+    """All except the lists with a guidance per step, for the reason in docs/migration.md, and half a schedule, of which
+    no clip can be written."""
     typed = {field for _, field, _ in SAID.values()} | {"sigmas", "cfg_star"}
-    assert {field.name for field in fields(PassSettings)} - typed == {"guidance"}
+    assert {field.name for field in fields(PassSettings)} - typed == {"guidance", "unfinished"}
     assert {field.name for field in fields(Overrides)} == {"first", "second", *(name.replace("-", "_") for name in RUN)}
     assert tuple(SAMPLERS) == SAMPLER_NAMES
 

@@ -316,7 +316,7 @@ def _no_device(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
     [
         (_no_torch, r"got no torch; expected 2\.5 or later; run: pip install 'torch>=2\.5'"),
         (_old_torch, r"got torch 2\.4\.1\+cu121; expected 2\.5 or later"),
-        (_no_av, r"got no av; expected 12 or later"),
+        (_no_av, r"got no av; expected 14\.2 or later"),
         (_broken_pillow, r"got pillow, which cannot be imported"),
         (_no_model, r"got no ltxkit-digits for checkpoints"),
         (_no_workflows, r"got no workflows/api/01 Demo - a digit from a prompt\.json"),

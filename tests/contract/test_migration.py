@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from ltxkit.cli import main
 from ltxkit.headless.host import PlainHost
+from ltxkit.headless.migration.known import OF_OLD_PACK
+from ltxkit.ltx_core.pipelines.settings import PassSettings
 from ltxkit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ltxkit.nodes.host import use_host
+from ltxkit.nodes.replacements import REPLACEMENTS
 from ltxkit.nodes.widgets import declared_inputs
 
 # Lightricks/LTX-Video 5260738: InferenceConfig in inference.py
@@ -88,3 +93,48 @@ def test_our_nodes_and_their_inputs_exist(page: str, tmp_path: Path):
     assert len(pairs) > 30
     for node, listed in pairs:
         assert set(re.findall(r"`(\w+)`", listed)) <= inputs[node], node
+
+
+def last_section(page: str) -> str:
+    return section(page, "From nodes to the command line")
+
+
+def node_inputs(text: str) -> set[tuple[str, str]]:
+    """`*Node*: a, b`, and `*Node*: a and b`."""
+    pairs = re.findall(r"(?<!\*)\*([A-Z][^*|]+)\*: ((?:`\w+`(?:, | and |))+)", text)
+    return {(node, name) for node, listed in pairs for name in re.findall(r"`(\w+)`", listed)}
+
+
+def test_the_last_section_says_of_every_input_what_the_other_two_call_it(page: str):
+    """No input that the tables name is silent about `ltxkit generate` and the library."""
+    tables = section(page, "Lightricks/LTX-Video") + section(page, "diffusers")
+    assert node_inputs(tables) - node_inputs(last_section(page)) == set()
+
+
+def test_the_options_and_fields_of_the_last_section_exist(page: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    options = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+    named_options = set(re.findall(r"`(--[a-z0-9-]+)`", last_section(page)))
+    assert {option for option in named_options if option != "--second-"} - options == set()
+    fields = re.findall(r"`(?:first|second)\.(\w+)`", last_section(page))
+    assert len(fields) > 10
+    assert set(fields) <= {field.name for field in dataclasses.fields(PassSettings)}
+
+
+def test_every_node_of_the_old_pack_is_in_the_table_with_what_becomes_of_it(page: str):
+    """Each node type: replaced by what is registered, and converted or refused as the rules do."""
+    rows = [line.split("|")[1:4] for line in section(page, "ComfyUI-LTXVideo").splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if re.match(r" (converted|refused)", row[2])]
+    names = {name.strip(): row for row in rows for name in row[0].split(",")}
+    aliases = {"LTXVSetVAEDecoderNoise", "DecoderNoise", "LTXVQ8Patch"}  # other names of nodes in the table
+    assert set(OF_OLD_PACK) - aliases == set(names)
+    replaced = {each.old: each.new for each in REPLACEMENTS}
+    for name, row in names.items():
+        title = NODE_DISPLAY_NAME_MAPPINGS.get(replaced.get(name, ""), "").removesuffix(" (LTXKit)")
+        if title:
+            assert f"*{title}*" in row[1], name
+        elif name in replaced:
+            assert "core's" in row[1], name
+        else:
+            assert row[1].strip().startswith(("-", "core has it")), name

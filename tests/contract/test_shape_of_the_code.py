@@ -55,11 +55,13 @@ def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
     }
     assert bags == {
         "commands/training.py:_read_config",  # values of a config by their dotted names
-        "ltx_core/weights/infer.py:_known",  # config fields by their names
-        "nodes/host.py:partially_load",  # what ComfyUI's ModelPatcher passes and ours ignores
-        "nodes/host.py:partially_unload",
+        "ltx_core/weights/shape_config.py:_known",  # config fields by their names
+        "nodes/host.py:core_node",  # the inputs of any of ComfyUI's nodes
+        "nodes/old_graphs.py:execute",  # as in sockets.py
+        "nodes/patcher.py:partially_load",  # what ComfyUI's ModelPatcher passes and ours ignores
+        "nodes/patcher.py:partially_unload",
         "nodes/sockets.py:execute",  # any node's inputs, on their way to its `run`
-        "nodes/sockets.py:checked",  # the widgets of a node, which its `run` names
+        "nodes/checks.py:with_checks",  # the widgets of a node, which its `run` names
     }
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ltxkit.headless.prompt import PromptError, check, read_prompt, set_inputs
+from ltxkit.headless.prompt import PromptError, check, set_inputs
 from ltxkit.ltx_core.errors import ConfigError
 
 
@@ -156,30 +154,7 @@ def test_a_deep_graph_does_not_exhaust_the_stack():
     check(prompt, CLASSES)
 
 
-# ------------------------------------------------------------------------------------------------ files and --set
-
-
-def test_the_editors_format_is_recognised(tmp_path: Path):
-    path = tmp_path / "graph.json"
-    path.write_text(json.dumps({"nodes": [], "links": [], "version": 0.4}))
-    with pytest.raises(ConfigError, match=r"editor's format; expected API format.*Export.*workflows/api/"):
-        read_prompt(path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3"])
-def test_a_file_that_is_no_prompt(tmp_path: Path, text: str):
-    path = tmp_path / "x.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"expected"):
-        read_prompt(path)
-    with pytest.raises(ConfigError, match="missing"):
-        read_prompt(tmp_path / "missing.json")
-
-
-def test_the_body_of_a_post_is_a_prompt_too(tmp_path: Path):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps({"prompt": {"1": node("Thing")}, "client_id": "x"}))
-    assert read_prompt(path) == {"1": node("Thing")}
+# ------------------------------------------------------------------------------------------------ --set
 
 
 def test_set_reads_values_by_the_type_of_the_input():

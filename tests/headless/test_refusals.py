@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 from ltxkit.headless.core_nodes import CORE_NODES
+from ltxkit.headless.exports import read_export
 from ltxkit.headless.folders import NumberedFiles
 from ltxkit.headless.host import PlainHost
-from ltxkit.headless.prompt import PromptError, check, read_prompt, set_inputs
+from ltxkit.headless.prompt import PromptError, check, set_inputs
 from ltxkit.headless.runner import NodeError, Runner, all_nodes, run_workflow
+from ltxkit.headless.stored_graph import Kinds
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError, UnsupportedError
 from ltxkit.nodes.host import use_host
@@ -67,7 +69,7 @@ def picture(image: Any = "a.png", prefix: Any = "seen", **more: Any) -> dict[str
 def test_a_file_of_another_editor_is_read(encode: Callable[[str], bytes], tmp_path: Path):
     """Notepad and PowerShell put a byte order mark in front, or write UTF-16."""
     (tmp_path / "graph.json").write_bytes(encode(json.dumps(picture("ä.png"), ensure_ascii=False)))
-    assert read_prompt(tmp_path / "graph.json") == picture("ä.png")
+    assert read_export(tmp_path / "graph.json", Kinds({}, {})).prompt == picture("ä.png")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_a_file_of_another_editor_is_read(encode: Callable[[str], bytes], tmp_pa
 def test_what_is_no_prompt_is_one_sentence(raw: bytes, tmp_path: Path):
     (tmp_path / "graph.json").write_bytes(raw)
     with pytest.raises(ConfigError, match=r"^got .*graph\.json.*; expected "):
-        read_prompt(tmp_path / "graph.json")
+        read_export(tmp_path / "graph.json", Kinds({}, {}))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import user_folders
 from comfy_client import ComfyUI, Server, find_comfyui, make_base, serve
 from graph_page import front_end
 
+from ltxkit.ltx_core.media import Clip, Sound
 from ltxkit.nodes.templates import ROOT, TEMPLATES
 
 
@@ -69,6 +70,32 @@ def made_size() -> Callable[[str], tuple[int, int, int]]:
     sizes |= dict.fromkeys(scaled, (17, 96, 90))
     short = {name: short for short, name in TEMPLATES.items()}
     return lambda name: sizes.get(short.get(name, name), (17, 64, 60))
+
+
+@pytest.fixture(scope="session")
+def heard_frames() -> dict[str, list[tuple[int, int]]]:
+    """By the name of a workflow that keeps the sound of its clip, the frames of the reduced result that have sound."""
+    start = {name: [(0, 9)] for name in ("extend-2b", "two-stage-13b-dev", "two-stage-13b-distilled")}
+    whole = {"video-to-video-2b": [(0, 21)], "inpaint-2b": [(0, 21)], "ic-lora-13b": [(0, 17)]}
+    return {**start, **whole, "interpolate-2b": [(0, 17)]}
+
+
+@pytest.fixture(scope="session")
+def check_sound() -> Callable[[Sound, Clip, list[tuple[int, int]]], None]:
+    """check_sound(sound, clip, heard): as long as the frames; loud in the frames `heard`, silent in the others."""
+
+    def check(sound: Sound, clip: Clip, heard: list[tuple[int, int]]) -> None:
+        assert (sound.rate, sound.channels) == (48000, 2)
+        assert abs(sound.waveform.shape[1] - len(clip.frames) / clip.fps * sound.rate) <= 48  # 1 ms: an mp4's unit
+        for number in range(len(clip.frames)):
+            span = [round((number + part) / clip.fps * sound.rate) for part in (0.25, 0.75)]
+            loud = sound.waveform[:, span[0] : span[1]].abs().amax()
+            if any(first <= number < last for first, last in heard):
+                assert loud > 0.3, number
+            elif all(number not in (first - 1, last) for first, last in heard):  # AAC spreads over 20 ms
+                assert loud < 0.01, number
+
+    return check
 
 
 def _comfyui(variable: str, folder: str) -> ComfyUI:
@@ -127,9 +154,10 @@ def server_next(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """A running ComfyUI 0.8.0 with this pack."""
-    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, package)
+    helper = (Path(__file__).parent / "helper_pack.py").read_text()
+    base = make_base(tmp_path_factory.mktemp("comfy-next"), models_folder, package, others={"helper": helper})
     fill_inputs(base / "input")
-    with serve(comfyui_next, base) as running:
+    with serve(comfyui_next, base, packs=("ltxkit", "helper")) as running:
         yield running
 
 
@@ -141,11 +169,12 @@ def server_newest(
     package: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A running ComfyUI 0.33.0 with this pack and front end 1.58.1."""
+    """A running ComfyUI 0.33.0 with this pack, the helper pack, and front end 1.58.1."""
     static = front_end("1.58.1")
     if isinstance(static, str):
         pytest.skip(static)
-    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package)
+    helper = (Path(__file__).parent / "helper_pack.py").read_text()
+    base = make_base(tmp_path_factory.mktemp("comfy-newest"), models_folder, package, others={"helper": helper})
     fill_inputs(base / "input")
-    with serve(comfyui_newest, base, "--cache-none", front_end=static) as running:
+    with serve(comfyui_newest, base, "--cache-none", front_end=static, packs=("ltxkit", "helper")) as running:
         yield running

@@ -25,7 +25,7 @@ from playwright.sync_api import sync_playwright
 
 sys.path.append(str(Path(__file__).parent))
 
-from object_info import object_info
+from object_info import for_older_front_ends, object_info
 from stub_server import stub_server
 
 from ltxkit.headless.host import PlainHost
@@ -119,7 +119,7 @@ def main() -> None:
     names = parser.parse_args().names
     with tempfile.TemporaryDirectory() as folder:
         with use_host(PlainHost(Path(folder), Path(folder), Path(folder))):
-            described = object_info(all_nodes())
+            described = for_older_front_ends(object_info(all_nodes()))
         with stub_server(described) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1600, "height": 900})

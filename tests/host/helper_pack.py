@@ -92,9 +92,24 @@ class NativeModels:
         return (model, vae)
 
 
+class ICLoRAParameters:
+    """The parameters that GetICLoRAParameters reads from a LoRA whose reference is smaller than the clip."""
+
+    RETURN_TYPES = ("IC_LORA_PARAMETERS",)
+    FUNCTION = "give"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"factor": ("INT", {"default": 2})}}
+
+    def give(self, factor):
+        return ({"reference_downscale_factor": factor},)
+
+
 NODE_CLASS_MAPPINGS = {
     "TestSaveTensor": SaveTensor,
     "TestAsCLIPTextEncode": AsCLIPTextEncode,
     "TestAnything": Anything,
     "TestNativeModels": NativeModels,
+    "TestICLoRAParameters": ICLoRAParameters,
 }

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 GAP = 24  # between two nodes of a column
 BETWEEN_COLUMNS = 60
 PADDING, HEADER = 15, 52  # of a group around its nodes; the header has its title
+MORE_TEXT = 45  # below the nodes of a group: in another run a node may say three lines more
 TITLE = 30
 
 Size = tuple[float, float]
@@ -74,7 +75,7 @@ def _bounding(nodes: list[dict[str, Any]], sizes: dict[int, Size]) -> list[int]:
     left = min(node["pos"][0] for node in nodes) - PADDING
     top = min(node["pos"][1] for node in nodes) - TITLE - HEADER
     right = max(node["pos"][0] + sizes[node["id"]][0] for node in nodes) + PADDING
-    bottom = max(node["pos"][1] - TITLE + sizes[node["id"]][1] for node in nodes) + PADDING
+    bottom = max(node["pos"][1] - TITLE + sizes[node["id"]][1] for node in nodes) + PADDING + MORE_TEXT
     return [round(left), round(top), round(right - left), round(bottom - top)]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from comfy_client import Server
-from graph_page import RENDERERS, Box, boxes, choose_renderer, chromium, opened, run_graph
+from graph_page import OPEN, RENDERERS, Box, boxes, choose_renderer, chromium, opened, run_graph
 
 from ltxkit.nodes.templates import TEMPLATES
 
@@ -72,7 +72,8 @@ def test_what_a_node_says_stays_and_survives_a_reload(
     said = page.evaluate(SHOWN, "Sample")
     assert said.startswith("The model is not a released version")
     saved = page.evaluate(SAVED)
-    before = {node["id"]: node for node in graph["nodes"]}
+    page.evaluate(OPEN, graph)
+    before = {node["id"]: node for node in page.evaluate(SAVED)["nodes"]}
     for node in saved["nodes"]:
         if node["type"].startswith("LTXKit"):
             assert len(node["widgets_values"]) == len(before[node["id"]]["widgets_values"]), node["title"]

@@ -45,7 +45,7 @@ def page(
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     pytest.importorskip("comfyui_frontend_package", reason="the extra `test` is not installed")
-    from object_info import object_info
+    from object_info import for_older_front_ends, object_info
     from playwright.sync_api import sync_playwright
 
     from ltxkit.headless.host import PlainHost
@@ -55,7 +55,7 @@ def page(
     inputs = tmp_path_factory.mktemp("input")
     fill_inputs(inputs)
     with use_host(PlainHost(models_folder, inputs, inputs)):
-        described = object_info(all_nodes())
+        described = for_older_front_ends(object_info(all_nodes()))
     with stub_server(described) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 900})

@@ -77,6 +77,21 @@ def natively(graph: Graph, name: str, latent: list[Any], positive: list[Any], ne
     )
 
 
+def image_to_video(graph: Graph, strength: float) -> None:
+    graph["i2v"] = node(
+        "LTXVImgToVideo",
+        positive=["prompt", 0],
+        negative=["prompt", 1],
+        vae=["native", 1],
+        image=["picture", 0],
+        width=64,
+        height=96,
+        length=17,
+        batch_size=1,
+        strength=strength,
+    )
+
+
 def results(server: Server, graph: Graph, *names: str) -> list[np.ndarray]:
     for name in names:
         graph[f"save {name}"] = node("TestSaveTensor", value=[name, 0], name=name)
@@ -117,18 +132,7 @@ def test_a_prompt_of_clip_text_encode_is_the_same_prompt(server: Server):
 
 def test_a_noise_mask_means_the_same(server: Server):
     graph = common()
-    graph["i2v"] = node(
-        "LTXVImgToVideo",
-        positive=["prompt", 0],
-        negative=["prompt", 1],
-        vae=["native", 1],
-        image=["picture", 0],
-        width=64,
-        height=96,
-        length=17,
-        batch_size=1,
-        strength=1.0,
-    )
+    image_to_video(graph, strength=1.0)
     graph["ours"] = ours(["i2v", 2], ["i2v", 0], ["i2v", 1])
     natively(graph, "theirs", ["i2v", 2], ["i2v", 0], ["i2v", 1])
     mine, theirs = results(server, graph, "ours", "theirs")

@@ -26,6 +26,8 @@ def test_it_runs(
     models_folder: Path,
     fill_inputs: Callable[[Path], None],
     tmp_path: Path,
+    heard_frames: dict[str, list[tuple[int, int]]],
+    check_sound: Callable[[media.Sound, media.Clip, list[tuple[int, int]]], None],
 ):
     fill_inputs(tmp_path)
     host = PlainHost(models_folder, tmp_path, tmp_path / "out", device=torch.device("cpu"))
@@ -35,3 +37,7 @@ def test_it_runs(
     clip = media.read_video(tmp_path / "out" / entry["subfolder"] / entry["filename"])
     assert tuple(clip.frames.shape[:3]) == made_size(name)
     assert set(result.executed) == set(prompt)
+    heard = media.read_sound(tmp_path / "out" / entry["subfolder"] / entry["filename"])
+    assert (heard is not None) == (name in heard_frames)
+    if heard is not None:
+        check_sound(heard, clip, heard_frames[name])

@@ -38,8 +38,10 @@ def fill_models(folder: Path, tiny_models: Callable[..., Path]) -> None:
 
 
 def fill_inputs(folder: Path, repository: Path) -> None:
-    """Write the picture and the clips that the shipped workflows load."""
+    """Write the picture and the clips that the shipped workflows load; the clip has a sound as long as its frames."""
     from fractions import Fraction
+
+    import torch
 
     from ltxkit.ltx_core import media
 
@@ -51,7 +53,9 @@ def fill_inputs(folder: Path, repository: Path) -> None:
     clip = small.repeat(21, 1, 1, 1)
     for index in range(21):
         clip[index] = clip[index].roll(2 * index, dims=1)
-    media.write_video(folder / "clip.mp4", [clip], fps=Fraction(24))
+    tone = 0.4 * (torch.arange(42000) * (2 * torch.pi * 440 / 48000)).sin()
+    sound = media.Sound(torch.stack([tone, -tone]), 48000)
+    media.write_video(folder / "clip.mp4", [clip], fps=Fraction(24), sound=sound)
     (folder / "my-videos").mkdir(exist_ok=True)
     for number in range(2):
         media.write_video(folder / f"my-videos/{number}.mp4", [clip.flip(2 * number)], fps=Fraction(24))
@@ -70,7 +74,7 @@ def reduced(prompt: dict[str, Any]) -> dict[str, Any]:
             inputs.update(width=96, height=96, frames=9)
         if node["class_type"] == "LTXKitGenerateLongVideo":
             inputs.update(width=60, height=64, frames=41, window_frames=17, overlap_frames=9)  # four windows
-        if node["class_type"] == "LTXKitAddCondition":  # for 17 frames
+        if node["class_type"] in ("LTXKitAddCondition", "LTXKitKeepSound"):  # for 17 frames
             inputs["frame"] = max(min(inputs["frame"], 8), -9)
             inputs["take"] = max(min(inputs["take"], 9), -9)
         if node["class_type"] == "ImageScale":

@@ -234,6 +234,34 @@ def test_trimmed_text_equals_masked_text(
     assert relative(trimmed, expected) <= 1e-5
 
 
+@pytest.mark.parametrize("skip", [(), (1,)])
+def test_weighted_guides_equal_a_dense_mask(
+    model: LTXTransformer, monkeypatch: pytest.MonkeyPatch, relative: Callable[..., float], skip: tuple[int, ...]
+) -> None:
+    """The first five of the tokens are guides: hidden, weak, usual, and strong, one of them as an extra of weight 1."""
+    given, weights = Inputs(2), torch.tensor([0.0, 0.25, 1.0, 3.0, 0.5])
+    text = model.prepare_text(given.positive)
+    branches = (Branch(text), Branch(text, frozenset(skip)))
+    table = model.prepare_positions(given.positions, weights)
+    weighted = model(given.x, given.sigma, table, branches)
+    (plain,) = model(given.x, given.sigma, model.prepare_positions(given.positions), branches[:1])
+    assert relative(weighted[0], plain) > 1e-3
+
+    bias = torch.zeros(TOKENS, TOKENS)
+    for guide, weight in enumerate(weights.log().clamp(min=-1e30)):
+        bias[5:, guide] = weight
+        bias[guide, 5:] = weight
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(query, key, value, attn_mask=bias if key.shape[2] == TOKENS else None)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked)
+    dense = model(given.x, given.sigma, model.prepare_positions(given.positions), branches)
+    for velocity, expected in zip(weighted, dense, strict=True):
+        assert relative(velocity, expected) <= 1e-5
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_one_token_text_needs_no_queries(model: LTXTransformer, mode: str, relative: Callable[..., float]) -> None:
     """The same numbers as for the token repeated, which takes the full path (two equal keys share the weight)."""

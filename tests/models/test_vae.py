@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -223,3 +224,15 @@ def test_what_it_refuses(vaes: dict[str, VideoVAE]) -> None:
         timed.decode(latents(timed, 1), timestep(timed))
     with pytest.raises(ShapeError, match="got 0 noise maps; expected 8 for 3x2 cells"):
         next(timed.stream_decode(latents(timed, 1), timestep(timed)))
+
+
+def test_encoder_and_decoder_may_pad_in_different_ways(vaes: dict[str, VideoVAE]) -> None:
+    vae = VideoVAE(replace(vaes["0.9.0"].config, spatial_padding_mode="reflect")).eval()
+    vae.load_state_dict(vaes["0.9.0"].state_dict())
+    clip, latent = pixels(vae, 9), latents(vae, 2)
+    reflecting = vae.decode(latent)
+    assert not torch.equal(vae.encode(clip).mean, vaes["0.9.0"].encode(clip).mean)
+    vae.pad_encoder("zeros")
+    assert torch.equal(vae.encode(clip).mean, vaes["0.9.0"].encode(clip).mean)
+    assert torch.equal(vae.decode(latent), reflecting)
+    assert not torch.equal(reflecting, vaes["0.9.0"].decode(latent))

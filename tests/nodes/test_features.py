@@ -19,15 +19,16 @@ from ltxkit.ltx_core.errors import ConfigError, ShapeError
 from ltxkit.ltx_core.media import compress
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines import sample as one_pass
 from ltxkit.ltx_core.pipelines.dry_run import outline, plan
 from ltxkit.ltx_core.pipelines.passes import Pass, sigmas_for
 from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for
-from ltxkit.ltx_core.pipelines.sample import LatentClip
 from ltxkit.ltx_core.pipelines.settings import Settings
 from ltxkit.ltx_core.placing import placement
 from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
+from ltxkit.ltx_core.sampling.state import LatentState
 from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 from ltxkit.ltx_core.weights.metadata import format_upscaler_config
 from ltxkit.ltx_core.weights.save import write_safetensors
@@ -377,11 +378,13 @@ def test_shifted_presets_count_the_tokens_of_the_clip_alone(
     clip = {"samples": torch.zeros(1, 128, 2, 2, 2)}
     longer = {"samples": torch.zeros(1, 128, 3, 2, 2), "noise_mask": torch.tensor([1.0, 1, 0]).view(1, 1, 3, 1, 1)}
 
-    def record(one: Pass, clip: LatentClip, *_: Any, **__: Any) -> Tensor:
-        levels.append(one.sigmas)
-        return torch.zeros_like(clip.latent)
+    sample_state = one_pass.sample_state
 
-    monkeypatch.setattr("ltxkit.nodes.guides.sample", record)
+    def record(one: Pass, *rest: Any, **more: Any) -> LatentState:
+        levels.append(one.sigmas)
+        return sample_state(one, *rest, **more)
+
+    monkeypatch.setattr("ltxkit.nodes.guides.sample_state", record)
     for conditioning, latent in ((prompts, clip), (guided, longer)):
         SampleVideo().run(model, *conditioning, latent, 0, "preset", 0.0)
     assert torch.equal(*levels)

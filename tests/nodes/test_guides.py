@@ -18,7 +18,7 @@ from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE
 from ltxkit.ltx_core.sampling.samplers import EULER
 from ltxkit.ltx_core.sampling.schedules import explicit, linear_quadratic
 from ltxkit.ltx_core.shapes import ScaleFactors
-from ltxkit.nodes.guides import denoise_mask, guide_frames, sample_guided
+from ltxkit.nodes.guides import denoise_mask, guides_of, sample_guided
 
 CHANNELS, TEXT, FRAMES, HEIGHT, WIDTH = 16, 24, 4, 2, 3
 CELLS = HEIGHT * WIDTH
@@ -41,20 +41,31 @@ def own_noise(shape) -> torch.Tensor:
     return random(4, 1, CHANNELS, 9, HEIGHT, WIDTH)[:, :, : shape[2]]
 
 
-def run(transformer, latent, *, sigmas=None, noise=own_noise, noise_mask=None, keyframe_idxs=None, conditions=()):
+def run(
+    transformer,
+    latent,
+    *,
+    sigmas=None,
+    noise=own_noise,
+    noise_mask=None,
+    keyframe_idxs=None,
+    entries=None,
+    conditions=(),
+):
     """The result of Sample for a LATENT and a CONDITIONING with these."""
-    count = guide_frames({"keyframe_idxs": keyframe_idxs}, latent)
+    guides = guides_of({"keyframe_idxs": keyframe_idxs, "guide_attention_entries": entries}, latent)
     mask = None if noise_mask is None else denoise_mask(noise_mask, latent, SCALE.frames)
     one = Pass(transformer, linear_quadratic(4) if sigmas is None else sigmas, NO_GUIDANCE, EULER)
-    return sample_guided(
+    result, _ = sample_guided(
         one,
         LatentClip(latent, SCALE, 25.0, mask),
         Prompts(EncodedPrompt(random(1, 1, 3, TEXT))),
         noise,
         Conditions(conditions),
-        guides=(count, keyframe_idxs),
+        guides=guides,
         host=Host(DevicePlacement("cpu")),
     )
+    return result
 
 
 def keyframes(frame: int, latent_frames: int = 1, corners: bool = False) -> torch.Tensor:

@@ -36,6 +36,11 @@ def models(models: Path) -> Path:
     save_file(pair(3) | pair(90), models / "loras/deeper.safetensors")
     save_file(pair(3, 128), models / "loras/wider.safetensors")
     save_file(pair(3), models / "loras/style-for-distilled.safetensors")
+    stem = "diffusion_model.transformer_blocks.3.attn1"
+    lokr = {f"{stem}.to_q.lokr_w1": torch.randn(4, 4), f"{stem}.to_q.lokr_w2": torch.randn(16, 16)}
+    text = {f"lora_te1_encoder_x.lora_{half}.weight": torch.randn(4, 4) for half in ("down", "up")}
+    save_file(pair(3) | lokr | text, models / "loras/mixed.safetensors")
+    save_file(pair(3) | lokr | {f"{stem}.to_k.oft_R.weight": torch.randn(4, 6)}, models / "loras/unknown.safetensors")
     save_file(pair(3, rank=128), models / "loras/ltxv-distilled-lora128.safetensors")
     return models
 
@@ -125,6 +130,18 @@ def test_a_lora_that_does_not_fit_is_refused(model: sockets.Model) -> None:
         ApplyLoRA().run(model, "wider.safetensors", 1.0, True, "those of the model")
     with pytest.raises(ConfigError, match=r"fits\.safetensors"):
         ApplyLoRA().run(model, "gone.safetensors", 1.0, False, "those of the model")
+
+
+def test_it_says_what_is_applied_and_what_is_not(model: sockets.Model, said: list[str]) -> None:
+    ApplyLoRA().run(model, "mixed.safetensors", 1.0, False, "automatic")
+    assert said[-1].endswith(
+        "mixed.safetensors: 2 of 2 transformer targets matched; 1 targets in a text encoder are not used."
+    )
+    with pytest.raises(CheckpointError, match=r"2 of 3 .*to_k\.oft_R\.weight; .*allow_partial"):
+        ApplyLoRA().run(model, "unknown.safetensors", 1.0, False, "automatic")
+    ApplyLoRA().run(model, "unknown.safetensors", 1.0, True, "automatic")
+    name = "diffusion_model.transformer_blocks.3.attn1.to_k.oft_R.weight"
+    assert said[-1].endswith(f"2 of 3 transformer targets matched, not in the model: {name}.")
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from ltxkit.nodes import sockets
 from ltxkit.nodes.condition import AddCondition
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
+from ltxkit.nodes.launch import Storage
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler, model_files
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule
@@ -34,6 +35,7 @@ class FakeHost:
     """A host with nothing beyond the protocol."""
 
     output_device = torch.device("cpu")
+    output_dtype = torch.float32
 
     def __init__(self, models: Path) -> None:
         self.models = models
@@ -42,6 +44,7 @@ class FakeHost:
         self.placed: list[nn.Module] = []
         self.resident: list[tuple[nn.Module, int | None]] = []
         self.released: list[nn.Module] = []
+        self.launched: dict[str, Storage] = {}
 
     def model_folders(self, kind: str) -> list[Path]:
         return [path for path in (self.models / kind,) if path.is_dir()]
@@ -69,6 +72,12 @@ class FakeHost:
     def spare_memory(self, module: nn.Module) -> int | None:
         return None
 
+    def recognise(self, outputs: tuple[Any, ...]) -> None:
+        pass
+
+    def launched_with(self, part: str) -> Storage:
+        return self.launched.get(part, Storage())
+
 
 @pytest.fixture(scope="module")
 def host(tiny_models: Callable[..., Path]) -> Iterator[FakeHost]:
@@ -79,7 +88,7 @@ def host(tiny_models: Callable[..., Path]) -> Iterator[FakeHost]:
 
 @pytest.fixture(autouse=True)
 def forget(host: FakeHost) -> None:
-    for remembered in (host.said, host.events, host.placed, host.resident, host.released):
+    for remembered in (host.said, host.events, host.placed, host.resident, host.released, host.launched):
         remembered.clear()
 
 
@@ -387,7 +396,10 @@ def test_a_native_model_by_api_is_told_which_loader_to_use():
     kind = SampleVideo.INPUT_TYPES()["required"]["model"][0]
     assert kind == "LTXKIT_MODEL"
     assert json.dumps(kind) == '"LTXKIT_MODEL"'
-    assert f"input_type({kind})" == "input_type(LTXKIT_MODEL; connect the node 'Load Model (LTXKit)')"
+    assert f"input_type({kind})" == (
+        "input_type(LTXKIT_MODEL; connect the node 'Load Model (LTXKit)', or a MODEL through 'Model from ComfyUI "
+        "(LTXKit)')"
+    )
     assert f"{SampleVideo.INPUT_TYPES()['required']['latent'][0]}" == "LATENT"
     assert f"{LoadModel.RETURN_TYPES[0]}" == "LTXKIT_MODEL"
 
@@ -403,11 +415,6 @@ def test_text_of_another_encoder_is_refused(loaded: Any):
     other = [[torch.zeros(1, 77, 768), {"pooled_output": torch.zeros(1, 768)}]]
     with pytest.raises(ShapeError, match=r"positive prompt of shape \(1, 77, 768\); expected \(1, tokens, 32\); .*T5"):
         sampled(loaded, (other, other))
-
-
-def test_several_prompts_combined_are_refused(loaded: Any, prompts: Any):
-    with pytest.raises(UnsupportedError, match="got 2 conditionings combined on `positive`"):
-        sampled(loaded, (prompts[0] * 2, prompts[1]))
 
 
 def test_a_latent_with_sound_or_of_a_picture_is_refused(loaded: Any, prompts: Any):
@@ -447,7 +454,7 @@ def test_a_schedule_that_is_none_is_refused(loaded: Any, prompts: Any):
 def test_prompts_survive_the_way_through_conditioning():
     embeddings = torch.randn(1, 5, 8)
     conditioning = sockets.to_conditioning(EncodedPrompt(embeddings, torch.ones(1, 5)), 24.0, torch.device("cpu"))
-    prompt, values = sockets.from_conditioning(conditioning, "positive")
+    (prompt,), values = sockets.from_conditioning(conditioning, "positive")
     assert torch.equal(prompt.embeddings[:, :5], embeddings)
     assert prompt.mask is not None
     assert prompt.mask.sum() == 5

@@ -121,8 +121,8 @@ def test_velocity_of_one_step(models, recorded, monkeypatch, kind, conditions, r
     integrate = one_pass.integrate
 
     def spying(velocity, *args, **kwargs):
-        def recording(step, x, level):
-            seen.append(velocity(step, x, level))
+        def recording(x, point):
+            seen.append(velocity(x, point))
             return seen[-1]
 
         return integrate(recording, *args, **kwargs)

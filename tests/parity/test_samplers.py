@@ -34,7 +34,7 @@ def test_samplers_end_where_theirs_do(run):
     )
     estimates: list[torch.Tensor] = []
     done = integrate(
-        lambda step, x, level: torch.tanh(x @ weight + 2 * level),
+        lambda x, point: torch.tanh(x @ weight + 2 * point.level),
         state,
         RECORDED[f"sigmas.{schedule}"],
         SamplerSettings(name),

@@ -150,6 +150,7 @@ def test_a_folder_of_that_name_wins_in_the_loaders(host: Path) -> None:
     own = host / "text_encoders" / BUNDLED
     own.mkdir(parents=True)
     (own / "config.json").write_text("{}")
+    (own / "model.safetensors").write_bytes(bytes(16))
     names = LoadTextEncoder.INPUT_TYPES()["required"]["text_encoder_name"][0]
     assert list(names) == [BUNDLED]
     with pytest.raises(CheckpointError, match=str(own)):

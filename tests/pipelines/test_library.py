@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -141,6 +142,33 @@ def test_saved_latent_reads_as_comfyui_reads_it(ltx: Components, tmp_path: Path)
     assert "latent_format_version_0" in stored  # without this, ComfyUI divides by 0.18215
     with safe_open(tmp_path / "clip.latent", "pt") as file:
         assert json.loads(file.metadata()["ltxkit"])["prompt"] == "fox"
+
+
+def test_a_clip_is_saved_with_a_sound_or_with_that_of_a_video(ltx: Components, tmp_path: Path) -> None:
+    clip = ltx.generate("fox", **SMALL)
+    seconds = clip.size.frames / clip.fps
+    tone = media.Sound((torch.arange(20000) * 0.3).sin()[None].mul(2**15).round() / 2**16, 8000)
+    clip.save(tmp_path / "a.mp4", sound=tone, sound_codec="flac")
+    first = media.read_sound(tmp_path / "a.mp4")
+    assert first is not None
+    assert torch.equal(first.waveform, tone.lasting(seconds).waveform)
+    clip.save(tmp_path / "b.mp4", sound=tmp_path / "a.mp4", sound_codec="flac")
+    second = media.read_sound(tmp_path / "b.mp4")
+    assert second is not None
+    assert torch.equal(second.waveform, first.waveform)
+    clip.save(tmp_path / "c.mp4")
+    assert media.read_sound(tmp_path / "c.mp4") is None
+
+
+def test_a_sound_that_cannot_be_is_refused_before_decoding(ltx: Components, tmp_path: Path) -> None:
+    clip = replace(ltx.generate("fox", **SMALL), decoder=lambda *_: pytest.fail("decoded"))
+    for wrong, message in (
+        ({"sound": tmp_path / "no.mp4"}, r"no\.mp4"),
+        ({"sound": torch.zeros(1, 8)}, "expected Sound"),
+        ({"sound_codec": "mp3"}, "got sound_codec"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            clip.save(tmp_path / "a.mp4", **wrong)
 
 
 def test_contact_sheet_holds_frames_of_the_whole_clip(ltx: Components, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ltxkit.ltx_core.config import SchedulerConfig, TransformerConfig
+from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.pipelines.passes import Pass
 from ltxkit.ltx_core.pipelines.recipe import recipe_for
@@ -32,6 +33,19 @@ def model(layers: int) -> LTXTransformer:
 @pytest.fixture(scope="module")
 def models() -> dict[int, LTXTransformer]:
     return {layers: model(layers) for layers in (28, 48)}
+
+
+def test_a_pass_of_half_a_schedule(models):
+    """Only where it is said: a list without its 0 goes on to 0 otherwise."""
+    recipe = RELEASES["2b-0.9.5"].recipe
+    for unfinished, levels in ((None, [1.0, 0.5, 0.0]), (True, [1.0, 0.5])):
+        said = Overrides(first=PassSettings(sigmas=(1.0, 0.5), unfinished=unfinished))
+        half = Pass.of(models[28], Settings(recipe, said), "one", 24)
+        assert half.sigmas.tolist() == levels
+        assert half.left_at == levels[-1]
+        assert len(half.steps) == len(levels) - 1
+    with pytest.raises(ConfigError, match="got unfinished without sigmas"):
+        PassSettings(unfinished=True, steps=4)
 
 
 @pytest.mark.parametrize("version", RELEASES)

@@ -70,7 +70,7 @@ def one_request(rng: random.Random) -> tuple[PixelShape, torch.Tensor]:
     state = initial_state(torch.zeros(cells), noise(cells), 1.0, coordinates)
     state = apply_conditions(state, encoded, coordinates, noise)
     done = integrate(
-        lambda step, x, level: torch.zeros_like(x),
+        lambda x, point: torch.zeros_like(x),
         state,
         explicit([1.0, 0.5]),
         EULER,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -107,6 +109,43 @@ def test_a_batch_holds_the_clips_of_its_seeds(transformer, vae, name):
     for i in range(2):
         single = run(transformer, seed=5 + i, **common)
         assert float((batch[i] - single[0]).abs().max() / single.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 0.7, 0.3], [0.6, 0.3]])
+def test_comfyui_levels_make_a_condition_of_a_mask(transformer, sigmas):
+    """A condition of strength 0.8 is ComfyUI's noise mask of 0.2 over the same latent."""
+    shown, latent = torch.randn(1, CHANNELS, 1, 2, 3), torch.randn(1, CHANNELS, 3, 2, 3)
+    common = {"sigmas": explicit(sigmas), "sampler": SamplerSettings(levels="comfyui")}
+    result = run(transformer, latent, conditions=[LatentCondition(shown, 0, 0.8)], **common)
+    mask = torch.ones(1, 1, 3, 1, 1)
+    mask[:, :, 0] = 0.2
+    masked = LatentClip(torch.cat([shown, latent[:, :, 1:]], dim=2), SCALE, 25.0, mask)
+    one = Pass(transformer, guidance=GUIDED, **common)
+    expected = sample(one, masked, Prompts(prompt(1), prompt(2)), noise=SeededNoise(5), host=host_on(CPU, silent))
+    torch.testing.assert_close(result, expected)
+
+
+def test_a_clip_is_finished(transformer):
+    with pytest.raises(ConfigError, match=r"ends at level 0\.5; expected 0"):
+        run(transformer, sigmas=explicit([1.0, 0.5], unfinished=True))
+
+
+def test_several_prompts_share_the_work_of_a_step(transformer):
+    """In one forward, with the mean of their velocities; a prompt that is not read at a level is not computed."""
+    seen = []
+    forward = transformer.forward
+
+    def recording(x, sigma, rotary, branches):
+        seen.append(len(branches))
+        return forward(x, sigma, rotary, branches)
+
+    late = replace(prompt(3), highest=0.6)
+    transformer.forward = recording
+    try:
+        run(transformer, sigmas=explicit([1.0, 0.5]), positive=(prompt(1), late), guidance=NO_GUIDANCE)
+    finally:
+        del transformer.forward
+    assert seen == [1, 2]
 
 
 def test_padding_of_the_prompt_changes_nothing(transformer):

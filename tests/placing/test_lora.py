@@ -19,9 +19,10 @@ from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.quant.gguf import GGUF
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, linear_weights
 from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, quantization_by_name
+from ltxkit.ltx_core.weights.adapters import Change, merged
 from ltxkit.ltx_core.weights.containers import TensorInfo
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
-from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
+from ltxkit.ltx_core.weights.lora import WeightedLoRA, fit_lora, load_lora, match_lora
 
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 2, 16, 2, 8, 24
 TARGETS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.1.ff.net.0.proj")
@@ -86,6 +87,17 @@ def write(path: Path, tensors: dict[str, dict[str, Tensor]], style: str = "comfy
     }
     save_file(stored | more, path)
     return path
+
+
+def added_to(model: LTXTransformer, path: Path) -> dict[str, Tensor]:
+    """What a LoRA adds to each parameter of a model."""
+    fit = fit_lora(load_lora(path), model)
+    base = model.state_dict()
+    return {
+        name: merged(base[name], [(change, 1.0) for change in changes]) - base[name]
+        for slot, changes in fit.changes.items()
+        for name in (f"{slot.module}.{slot.parameter}",)
+    }
 
 
 def with_added(model: LTXTransformer, deltas: dict[str, Tensor]) -> LTXTransformer:
@@ -218,23 +230,23 @@ def test_alpha_in_the_header_is_what_peft_makes_of_it(stabilized: bool, model: L
         transformer_lora_layers=get_peft_model_state_dict(theirs),
         **_collate_lora_metadata({"transformer": theirs}),
     )
-    lora = load_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    deltas = added_to(model, tmp_path / "pytorch_lora_weights.safetensors")
     layers = {name: layer for name, layer in theirs.named_modules() if hasattr(layer, "get_delta_weight")}
-    assert len(lora.scales) == len(layers) == LAYERS * 6
+    assert len(deltas) == len(layers) == LAYERS * 6
     for name, layer in layers.items():
-        tensors = lora.targets[f"transformer.{name}"]
-        delta = lora.scales[f"transformer.{name}"] * tensors["up"] @ tensors["down"]
-        torch.testing.assert_close(delta, layer.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
-    assert len(set(lora.scales.values())) == 4
+        ours = TRANSFORMER_FROM_DIFFUSERS.rename(f"{name}.weight")
+        torch.testing.assert_close(deltas[ours], layer.get_delta_weight("default"), rtol=1e-5, atol=1e-6)
+    assert len({layer.scaling["default"] for layer in layers.values()}) == 4
 
 
 def test_alpha_of_finetrainers(model: LTXTransformer, tmp_path: Path) -> None:
     """Its header has `lora_config` (finetrainers/trainer/sft_trainer/trainer.py)."""
     path = write(tmp_path / "lora.safetensors", factors(model, TARGETS[:1]), "finetrainers")
     save_file(load_file(path), path, {"lora_config": json.dumps({"r": 4, "lora_alpha": 8, "target_modules": "to_q"})})
-    assert list(load_lora(path).scales.values()) == [2.0]
+    pair = factors(model, TARGETS[:1])[TARGETS[0]]
+    torch.testing.assert_close(added_to(model, path), {f"{TARGETS[0]}.weight": 2.0 * pair["up"] @ pair["down"]})
     save_file(load_file(path), path, {"lora_config": "{"})
-    with pytest.raises(CheckpointError, match=r"unreadable LoRA settings in its header .*; expected JSON"):
+    with pytest.raises(CheckpointError, match=r"lora_config in its header.*unreadable LoRA settings .*; expected JSON"):
         load_lora(path)
 
 
@@ -332,6 +344,71 @@ def test_on_quantized_weights(
     expected = velocity(with_added(dequantized, {name: pair["up"] @ pair["down"] for name, pair in tensors.items()}))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(velocity(quantized), base)
+
+
+def every_kind(model: LTXTransformer) -> dict[str, Tensor]:
+    """Something of every kind for the Linears of the blocks, and for what is no Linear."""
+    generator = torch.Generator().manual_seed(9)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.2
+
+    def low_rank() -> dict[str, Tensor]:
+        return {"lora_A.weight": noise(2, 32), "lora_B.weight": noise(32, 2)}
+
+    kinds: dict[str, dict[str, Tensor]] = {
+        "0.attn1.to_q": {"lokr_w1": noise(4, 4), "lokr_w2_a": noise(8, 2), "lokr_w2_b": noise(2, 8)},
+        "0.attn1.to_k": {f"hada_w{n}_{half}": noise(*shape) for n in (1, 2) for half, shape in HALVES.items()},
+        "0.attn1.to_v": {"oft_blocks": noise(8, 4, 4), "rescale": 1 + noise(32, 1)},
+        "0.attn2.to_q": {"oft_blocks": noise(3, 8, 4, 4)},
+        "0.attn2.to_k": {f"{half}{n}.weight": noise(*HALVES["ab"[n - 1]]) for half in "ab" for n in (1, 2)},
+        "0.attn2.to_v": {"set_weight": noise(32, 32), "diff_b": noise(32)},
+        "1.attn1.to_q": {"diff": noise(32, 32), **low_rank(), "lora_B.bias": noise(32)},
+        "1.attn1.to_k": {**low_rank(), "dora_scale": 1 + noise(1, 32)},
+        "1.attn1.to_v": {"lokr_w1": noise(4, 4), "lokr_w2": noise(8, 8), "dora_scale": 1 + noise(32, 1)},
+        "1.attn1.q_norm": {"w_norm": noise(32)},
+        "1.scale_shift_table": {"diff": noise(6, 32)},
+    }  # fmt: skip
+    return {
+        f"diffusion_model.transformer_blocks.{target}.{role}": tensor
+        for target, roles in kinds.items()
+        for role, tensor in roles.items()
+    }
+
+
+HALVES = {"a": (32, 2), "b": (2, 32)}
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.4])
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATION_NAMES, "Q8_0", "Q4_0"])
+def test_every_kind_of_adapter_is_what_merged_weights_are(
+    quantization: str | None, strength: float, model: LTXTransformer, tmp_path: Path, velocity: Callable[..., Tensor]
+) -> None:
+    running = model if quantization is None else with_quantized_blocks(model, quantization)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for name, module in running.named_modules():
+        if isinstance(module, QuantizedLinear):
+            state[f"{name}.weight"] = module.dequantized(torch.float32)
+    save_file(every_kind(model), tmp_path / "lora.safetensors")
+    lora = load_lora(tmp_path / "lora.safetensors")
+    pair = load_lora(write(tmp_path / "pair.safetensors", factors(model, ("transformer_blocks.0.attn2.to_v",))))
+    items = [WeightedLoRA(lora, strength), WeightedLoRA(pair, 0.5)]
+    changes: dict[str, list[tuple[Change, float]]] = {}
+    for item in items:
+        for slot, found in fit_lora(item.lora, model).changes.items():
+            changes.setdefault(f"{slot.module}.{slot.parameter}", []).extend(
+                (change, item.strength) for change in found
+            )
+    assert len(changes) == 13
+    state |= {name: merged(state[name], found) for name, found in changes.items()}
+    expected = LTXTransformer(model.config).eval().requires_grad_(False)
+    expected.load_state_dict(state)
+    base = velocity(running)
+    for order in (items, items[::-1]):
+        with applied(running, order):
+            torch.testing.assert_close(velocity(running), velocity(expected), rtol=1e-4, atol=1e-4)
+    assert torch.equal(velocity(running), base)
+    assert (base - velocity(expected)).abs().max() > 0.01
 
 
 def test_a_target_that_the_model_lacks_is_an_error_unless_allowed(model: LTXTransformer, tmp_path: Path) -> None:
@@ -438,7 +515,7 @@ def test_a_magnitude_of_another_size(model: LTXTransformer, tmp_path: Path) -> N
     more = {f"diffusion_model.{TARGETS[0]}.dora_scale": torch.ones(8, 1)}
     lora = load_lora(write(tmp_path / "lora.safetensors", factors(model, TARGETS[:1]), **more))
     with (
-        pytest.raises(CheckpointError, match=r"magnitude of shape \[8, 1\]"),
+        pytest.raises(CheckpointError, match=r"dora_scale of shape \[8, 1\]; this model has \[32, 1\]"),
         applied(model, [WeightedLoRA(lora, 1.0)]),
     ):
         pass

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for the modules of this folder; not the repository root
 
 # The offsets of the float16 scales in a block of each type; all other bytes may have any value.
 HALF_OFFSETS = {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from places import PLACES, T5, T5_PLACES, named, write_files, write_named, write_t5
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from ltxkit.ltx_core.quant.linear import QuantizedLinear, stored_buffers
 from ltxkit.ltx_core.quant.registry import QUANTIZATIONS
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.containers import open_checkpoint
-from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS, vae_from_diffusers
+from ltxkit.ltx_core.weights.layouts import vae_from_diffusers
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.report import format_report, inspect
@@ -41,10 +42,6 @@ State = Mapping[str, Tensor]
 VERSION = "2b-0.9.5"
 LAYERS = 2
 IDS = torch.arange(3, 20)[None]
-T5: dict[str, Any] = {
-    "vocab_size": 512, "d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4,
-    "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -165,73 +162,18 @@ def assert_weights(model: nn.Module, expected: State) -> None:
 
 # --- container and layout ---------------------------------------------------------------------------------------------
 
-# prefix, whether diffusers' names, folder, shards
-PLACES: dict[str, tuple[str, bool, str | None, int]] = {
-    "checkpoint": ("model.diffusion_model.", False, None, 1),
-    "comfyui": ("diffusion_model.", False, None, 1),
-    "diffusers file": ("", True, None, 1),
-    "pipeline folder": ("", True, "transformer", 1),
-    "component folder": ("", True, "", 1),
-    "shards": ("", True, "transformer", 3),
-}
-T5_PLACES: dict[str, tuple[str, str | None, int]] = {
-    "file": ("", None, 1),
-    "in a checkpoint": ("text_encoders.t5xxl.transformer.", None, 1),
-    "pipeline folder": ("", "text_encoder", 1),
-    "shards": ("", "text_encoder", 3),
-}
-
-
-def write(folder: Path, stem: str, tensors: State, count: int, metadata: Mapping[str, str] | None = None) -> None:
-    """A single file, or shards with their index and the metadata in the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    if count == 1:
-        save_file(tensors, folder / f"{stem}.safetensors", metadata)
-        return
-    index: dict[str, str] = {}
-    for number in range(count):
-        name = f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
-        shard = {key: tensors[key] for key in sorted(tensors)[number::count]}
-        save_file(shard, folder / name, metadata if number == 0 else None)
-        index |= dict.fromkeys(shard, name)
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-
 
 def write_transformer(
     path: Path, tensors: State, config: TransformerConfig, place: str, header: str | None = None
 ) -> Path:
     """header: prefix of the layers' names in the header; None: they are described by tensors."""
-    prefix, diffusers_names, folder, count = PLACES[place]
-    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
-    stored = {prefix + ((names.rename(key) or key) if diffusers_names else key): t for key, t in tensors.items()}
+    stored, prefix = named(tensors, place), PLACES[place][0]
     metadata: dict[str, str] = {}
     if header is not None:
         renamed = {key.removeprefix(prefix): tensor for key, tensor in stored.items()}
         rest, metadata["_quantization_metadata"] = in_header(renamed, header)
         stored = {prefix + key: tensor for key, tensor in rest.items()}
-    if folder is None:
-        metadata["config"] = format_config(CheckpointConfig(transformer=config, vae=None, scheduler=None))
-        write(path.parent, path.name, stored, 1, metadata)
-        return path.with_suffix(".safetensors")
-    write(path / folder, "diffusion_pytorch_model", stored, count, metadata)
-    read = ("in_channels", "out_channels", "num_layers", "cross_attention_dim", "num_attention_heads")
-    entries: dict[str, Any] = {
-        name: getattr(config, name) for name in (*read, "attention_head_dim", "caption_channels")
-    }
-    (path / folder / "config.json").write_text(json.dumps({"_class_name": "LTXVideoTransformer3DModel", **entries}))
-    return path
-
-
-def write_t5(path: Path, tensors: State, place: str) -> Path:
-    prefix, folder, count = T5_PLACES[place]
-    stored = {prefix + key: tensor for key, tensor in tensors.items()}
-    if folder is None:
-        write(path.parent, path.name, stored, 1)
-        return path.with_suffix(".safetensors")
-    write(path / folder, "model", stored, count)
-    (path / folder / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], **T5}))
-    return path
+    return write_named(path, stored, config, place, metadata)
 
 
 @pytest.mark.slow
@@ -334,7 +276,7 @@ def test_vae(kind: str, place: str, tiny_models: TinyModels, tmp_path: Path) -> 
         path = tmp_path / "pipeline"
         names = vae_from_diffusers(stored).inverse()
         renamed = {names.rename(key) or key: tensor for key, tensor in stored.items()}
-        write(path / "vae", "diffusion_pytorch_model", renamed, 1, {"config": config})
+        write_files(path / "vae", "diffusion_pytorch_model", renamed, 1, {"config": config})
         (path / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLLTXVideo"}))
     vae = load_vae(path, dtype=torch.float32)
     assert_weights(vae, weights)

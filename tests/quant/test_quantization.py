@@ -16,10 +16,11 @@ import pytest
 import torch
 import transformers
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+from places import PLACES, T5, T5_PLACES, write_t5, write_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
+from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.copies import Copies
@@ -29,12 +30,12 @@ from ltxkit.ltx_core.quant.bitsandbytes import quantize_int8, quantize_nf4
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, stored_buffers
 from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES, QUANTIZATIONS, UNREAD
+from ltxkit.ltx_core.quant.scales import weight_name
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.containers import DTYPE_NAMES, TensorInfo
 from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
-from ltxkit.ltx_core.weights.metadata import format_config
 from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
@@ -43,16 +44,6 @@ TinyModels = Callable[..., Path]
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
 VERSION = "2b-0.9.5"
 IDS = torch.arange(3, 20)[None]
-T5: dict[str, Any] = {
-    "vocab_size": 512,
-    "d_model": 128,
-    "d_kv": 32,
-    "d_ff": 256,
-    "num_layers": 2,
-    "num_heads": 4,
-    "feed_forward_proj": "gated-gelu",
-    "dropout_rate": 0.0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -163,70 +154,103 @@ STORAGES: dict[str, tuple[str | None, Callable[[State], Stored]]] = {
 }
 
 
-# container and layout: prefix of the keys, whether diffusers' names, folder, number of files
-PLACES: dict[str, tuple[str, bool, str | None, int]] = {
-    "checkpoint": ("model.diffusion_model.", False, None, 1),
-    "comfyui": ("diffusion_model.", False, None, 1),
-    "bare": ("", False, None, 1),
-    "diffusers file": ("", True, None, 1),
-    "pipeline folder": ("", True, "transformer", 1),
-    "component folder": ("", True, "", 1),
-    "shards": ("", True, "transformer", 3),
+# --- the same numbers as other programs spell them --------------------------------------------------------------------
+
+
+def of_eight_bits(
+    names: Mapping[str, str],
+    dtype: torch.dtype,
+    block: tuple[int, int] | None = None,
+    shape: Callable[[Tensor], Tensor] = lambda scale: scale,
+    scale_dtype: torch.dtype = torch.float32,
+) -> Callable[[State], Stored]:
+    """names: of "weight", "scale" and perhaps "zero" after `<module>.`, and of tensors with a 1 beside every weight.
+    block: rows and columns that share a scale, where 0 is all of them; None: the whole weight, without zero points.
+    shape: what is stored of the scales (down, across).
+    """
+
+    def store(state: State) -> Stored:
+        stored, weights = plain(torch.float32)(state)
+        largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
+        for key in [key for key, tensor in state.items() if is_block_linear(key, tensor)]:
+            stem, tensor = key.removesuffix("weight"), stored.pop(key)
+            height, width = ((side or size) for side, size in zip(block or (0, 0), tensor.shape, strict=True))
+            tiles = tensor.unflatten(0, (-1, height)).unflatten(2, (-1, width))  # (down, height, across, width)
+            scale = (tiles.abs().amax((1, 3)) / largest).to(scale_dtype)
+            each = scale[:, None, :, None]
+            zero = torch.randint(-9, 9, scale.shape, generator=torch.Generator().manual_seed(1)).to(torch.int8)
+            numbers = tiles / each + (zero[:, None, :, None] if "zero" in names else 0)
+            numbers = (numbers.round() if dtype == torch.int8 else numbers).clamp(-largest, largest).to(dtype)
+            exact = (numbers.to(scale_dtype) - (zero[:, None, :, None] if "zero" in names else 0)) * each
+            weights[key] = exact.reshape(tensor.shape).float()
+            sides = {name: torch.tensor(1.0) for name in names if name not in ("weight", "scale", "zero")}
+            entries = {
+                "weight": numbers.reshape(tensor.shape), "scale": shape(scale).contiguous(),
+                "zero": zero, **sides,
+            }  # fmt: skip
+            stored |= {stem + spelled: entries[name] for name, spelled in names.items()}
+        return stored, weights
+
+    return store
+
+
+def beside_plain(scale: float) -> Callable[[State], Stored]:
+    """ComfyUI's scaled form with a scale also for every second weight, which is kept in 16 bits."""
+
+    def store(state: State) -> Stored:
+        stored, weights = comfy_scaled(E4M3)(state)
+        for key in [key for key, tensor in state.items() if is_block_linear(key, tensor)][::2]:
+            stored[key] = (state[key] / scale).to(torch.float16)
+            stored[f"{key.removesuffix('weight')}scale_weight"] = torch.tensor(scale)
+            weights[key] = stored[key].float() * scale
+        return stored, weights
+
+    return store
+
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+SCALED = {"weight": "weight", "scale": "scale_weight"}
+QUANTO = {"weight": "weight._data", "scale": "weight._scale", "1": "input_scale", "one": "output_scale"}
+TORCHAO = {"weight": "_weight_qdata", "scale": "_weight_scale"}
+WITH_ZEROS = {**TORCHAO, "zero": "_weight_zero_point"}
+INVERSE = {"weight": "weight", "scale": "weight_scale_inv"}
+PACKED = {"weight": "weight", "scale": "weight_scale"}
+STORAGES |= {
+    "scaled (1,)": ("fp8", of_eight_bits(SCALED, E4M3, (0, 0), torch.ravel)),
+    "scaled (n,)": ("fp8", of_eight_bits(SCALED, E5M2, (1, 0), torch.ravel)),
+    "scaled (n, 1)": ("fp8", of_eight_bits(SCALED, E4M3, (1, 0))),
+    "scaled (n, 1, 1) bf16": (
+        "fp8",
+        of_eight_bits(SCALED, E4M3, (1, 0), lambda scale: scale[..., None], torch.bfloat16),
+    ),
+    "scaled blocks 2-D": ("fp8", of_eight_bits(SCALED, E4M3, (32, 16))),
+    "scaled runs 3-D": ("fp8", of_eight_bits(SCALED, E4M3, (1, 32), lambda scale: scale[..., None])),
+    "scaled blocks 4-D bf16": (
+        "fp8",
+        of_eight_bits(SCALED, E4M3, (16, 32), lambda scale: scale[:, None, :, None], torch.bfloat16),
+    ),
+    "scaled runs in a row": ("fp8", of_eight_bits(SCALED, E4M3, (1, 32), torch.ravel)),
+    "scaled int8": ("scaled int8", of_eight_bits(SCALED, torch.int8, (0, 0), torch.squeeze)),
+    "scaled int8 runs": ("scaled int8", of_eight_bits(SCALED, torch.int8, (1, 32))),
+    "beside plain": ("fp8", beside_plain(1.0)),
+    "beside plain, not 1": ("fp8", beside_plain(0.5)),
+    "blocks of DeepSeek": ("block-wise fp8", of_eight_bits(INVERSE, E4M3, (64, 64))),
+    "quanto int8": ("quanto", of_eight_bits(QUANTO, torch.int8, (1, 0))),
+    "quanto int8 bf16": ("quanto", of_eight_bits(QUANTO, torch.int8, (1, 0), scale_dtype=torch.bfloat16)),
+    "quanto fp8": ("quanto", of_eight_bits(QUANTO, E4M3, (1, 0))),
+    "quanto e5m2": ("quanto", of_eight_bits(QUANTO, E5M2, (0, 0), torch.squeeze)),
+    "torchao int8": ("torchao", of_eight_bits(WITH_ZEROS, torch.int8, (1, 0))),
+    "torchao int8 groups": ("torchao", of_eight_bits(WITH_ZEROS, torch.int8, (1, 32), scale_dtype=torch.bfloat16)),
+    "torchao fp8": ("torchao", of_eight_bits(TORCHAO, E4M3, (1, 0))),
+    "torchao fp8 whole": ("torchao", of_eight_bits(TORCHAO, E4M3, (0, 0))),
+    "torchao fp8 blocks": ("torchao", of_eight_bits(TORCHAO, E4M3, (64, 64))),
+    "compressed-tensors int8": ("compressed-tensors", of_eight_bits(PACKED, torch.int8, (1, 0))),
+    "compressed-tensors groups": (
+        "compressed-tensors",
+        of_eight_bits({**PACKED, "zero": "weight_zero_point"}, torch.int8, (1, 32), scale_dtype=torch.bfloat16),
+    ),
+    "compressed-tensors fp8": ("compressed-tensors", of_eight_bits(PACKED, E4M3, (1, 0), scale_dtype=torch.bfloat16)),
 }
-T5_PLACES: dict[str, tuple[str, str | None, int]] = {  # without diffusers' names
-    "file": ("", None, 1),
-    "in a checkpoint": ("text_encoders.t5xxl.transformer.", None, 1),
-    "pipeline folder": ("", "text_encoder", 1),
-    "component folder": ("", "", 1),
-    "shards": ("", "text_encoder", 3),
-}
-
-
-def write_files(folder: Path, stem: str, tensors: Mapping[str, Tensor], count: int) -> None:
-    """A single file, or shards with their index, as `save_pretrained` writes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if count == 1:
-        save_file(dict(tensors), folder / f"{stem}.safetensors")
-        return
-    index: dict[str, str] = {}
-    for number in range(count):
-        name = f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
-        shard = {key: tensors[key] for key in sorted(tensors)[number::count]}
-        save_file(shard, folder / name)
-        index |= dict.fromkeys(shard, name)
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-
-
-def write_transformer(path: Path, tensors: Mapping[str, Tensor], config: TransformerConfig, place: str) -> Path:
-    prefix, diffusers_names, folder, count = PLACES[place]
-    names = TRANSFORMER_FROM_DIFFUSERS.inverse()
-    stored = {
-        prefix + ((names.rename(key) or key) if diffusers_names else key): tensor.contiguous()
-        for key, tensor in tensors.items()
-    }
-    if folder is None:
-        text = format_config(CheckpointConfig(transformer=config, vae=None, scheduler=None))
-        save_file(stored, path.with_suffix(".safetensors"), {"config": text})
-        return path.with_suffix(".safetensors")
-    write_files(path / folder, "diffusion_pytorch_model", stored, count)
-    read = ("in_channels", "out_channels", "num_layers", "cross_attention_dim", "num_attention_heads")
-    entries: dict[str, Any] = {
-        name: getattr(config, name) for name in (*read, "attention_head_dim", "caption_channels")
-    }
-    entries["_class_name"] = "LTXVideoTransformer3DModel"
-    (path / folder / "config.json").write_text(json.dumps(entries))
-    return path
-
-
-def write_t5(path: Path, tensors: Mapping[str, Tensor], place: str) -> Path:
-    prefix, folder, count = T5_PLACES[place]
-    stored = {prefix + key: tensor.contiguous() for key, tensor in tensors.items()}
-    if folder is None:
-        save_file(stored, path.with_suffix(".safetensors"))
-        return path.with_suffix(".safetensors")
-    write_files(path / folder, "model", stored, count)
-    (path / folder / "config.json").write_text(json.dumps({"architectures": ["T5EncoderModel"], **T5}))
-    return path
 
 
 @pytest.mark.slow
@@ -250,7 +274,7 @@ def test_transformer(
         key: (t.shape, t.dtype) for key, t in model.state_dict().items()
     }
     linears = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    assert len(linears) >= (0 if name is None else LAYERS * 10)
+    assert len(linears) >= (0 if name is None else LAYERS * (5 if storage.startswith("beside") else 10))
     before = velocity(model)
     copies = Copies(model, torch.clone)  # like a move to another device; sums may depend on the memory address
     torch.testing.assert_close(velocity(model), before, rtol=0, atol=1e-5)
@@ -289,6 +313,59 @@ def test_t5(
             lambda: shapes(input_ids=ids), torch.bfloat16, weights=len(state)
         )  # errors: a third of it
         assert (embedding(default) - expected).norm() <= bound * expected.norm()
+
+
+@pytest.mark.parametrize("names", ["first", "second", "both"])
+def test_a_scaled_embedding(
+    names: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """T5's embedding has two names; its scale has that of the weight beside it."""
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    stored, weights = comfy_scaled(E4M3)(state)
+    plain_embedding, scale = stored.pop("shared.weight"), torch.tensor(0.25)
+    weights["shared.weight"] = plain_embedding.float()
+    if names != "first":
+        stored["encoder.embed_tokens.weight"] = (state["shared.weight"] / scale).to(E4M3)
+        stored["encoder.embed_tokens.scale_weight"] = scale
+    if names == "first":
+        stored["shared.weight"], stored["shared.scale_weight"] = (state["shared.weight"] / scale).to(E4M3), scale
+    if names == "both":
+        stored["shared.weight"] = plain_embedding
+    else:
+        weights["shared.weight"] = (state["shared.weight"] / scale).to(E4M3).float() * scale
+    path = write_t5(tmp_path / "t5", stored, "file")
+    ours = load_text_encoder(path, dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER)
+    reference = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    reference.load_state_dict(weights | {"encoder.embed_tokens.weight": weights["shared.weight"]})
+    expected = embedding(reference)
+    assert (embedding(ours.model) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("storage", ["bnb nf4", "bnb int8", "quanto int8", "torchao fp8"])
+def test_one_file_of_a_folder(
+    storage: str,
+    transformer: LTXTransformer,
+    t5: transformers.T5EncoderModel,
+    tiny_models: TinyModels,
+    tmp_path: Path,
+    velocity: Callable[..., Tensor],
+) -> None:
+    """The sizes that packed weights hide are in the config.json beside it."""
+    stored, _ = STORAGES[storage][1](transformer.state_dict())
+    folder = write_transformer(tmp_path / "model", stored, transformer.config, "component folder")
+    whole, _ = load_transformer(folder, dtype=torch.float32, version=VERSION)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    model, _ = load_transformer(file, dtype=torch.float32, version=VERSION)
+    assert torch.equal(velocity(model), velocity(whole))
+    state = {key: tensor for key, tensor in t5.state_dict().items() if "embed_tokens" not in key}
+    folder = write_t5(tmp_path / "t5", STORAGES[storage][1](state)[0], "component folder")
+    models = [
+        load_text_encoder(path, dtype=torch.float32, tokenizer=tiny_models() / TEXT_ENCODER).model
+        for path in (folder, folder / "model.safetensors")
+    ]
+    assert torch.equal(*map(embedding, models))
+    for path in (file, folder / "model.safetensors"):
+        assert inspect(path, version=VERSION)["problems"] == []
 
 
 # --- LoRA on them -----------------------------------------------------------------------------------------------------
@@ -436,7 +513,9 @@ def comfy(state: State) -> Stored:
 
 
 def claiming(tensors: Mapping[str, Tensor]) -> list[str]:
-    stored = {key: TensorInfo(tuple(t.shape), DTYPE_NAMES[t.dtype], t.nbytes, 0) for key, t in tensors.items()}
+    stored = {
+        weight_name(key): TensorInfo(tuple(t.shape), DTYPE_NAMES[t.dtype], t.nbytes, 0) for key, t in tensors.items()
+    }
     return [known.name for known in (*QUANTIZATIONS, *UNREAD) if known.claims(stored)]
 
 

@@ -35,9 +35,9 @@ def run(state, sigmas, velocity, seed=1, **settings):
     levels = []
     estimates = []
 
-    def recorded(step, x, level):
-        levels.append(level.clone())
-        return velocity(step, x, level)
+    def recorded(x, point):
+        levels.append(point.level.clone())
+        return velocity(x, point)
 
     done = integrate(
         recorded, state, sigmas, SamplerSettings(**settings), noise=SeededNoise(seed),
@@ -48,7 +48,9 @@ def run(state, sigmas, velocity, seed=1, **settings):
 
 def towards(target: torch.Tensor):
     """The velocity of a perfect model: from x at any level straight to the target."""
-    return lambda step, x, level: torch.where(level > 0, (x - target) / level.clamp(min=1e-12), torch.full_like(x, 3.0))
+    return lambda x, point: torch.where(
+        point.level > 0, (x - target) / point.level.clamp(min=1e-12), torch.full_like(x, 3.0)
+    )
 
 
 @pytest.mark.parametrize("sigmas", [uniform(1), uniform(5), linear_quadratic(8), explicit([0.9, 0.3])])
@@ -67,9 +69,9 @@ def test_euler_keeps_the_noise_and_stochastic_steps_replace_it():
     target, first = patchify(clip(3)), start().latent
     seen = []
 
-    def velocity(step, x, level):
+    def velocity(x, point):
         seen.append(x)
-        return (x - target) / level
+        return (x - target) / point.level
 
     run(start(), explicit([1.0, 0.5]), velocity)
     torch.testing.assert_close(seen[1], 0.5 * first + 0.5 * target)
@@ -88,7 +90,7 @@ def test_a_given_clip_starts_at_the_first_level():
 def test_hard_conditions_are_untouched_and_seen_at_level_zero(levels):
     shown = clip(5, frames=2)
     state = LatentCondition(shown, 0).apply_to(start(), COORDINATES, SeededNoise(0))
-    done, seen, _ = run(state, uniform(4), lambda step, x, level: torch.full_like(x, 1e6), levels=levels)
+    done, seen, _ = run(state, uniform(4), lambda x, point: torch.full_like(x, 1e6), levels=levels)
     assert torch.equal(done.latent[:, : 2 * CELLS], patchify(shown))
     assert all(float(level[:, : 2 * CELLS].max()) == 0 for level in seen)
     assert all(
@@ -125,7 +127,7 @@ def test_condition_noise(levels, clean):
     state = LatentCondition(shown, 0).apply_to(start(), COORDINATES, SeededNoise(0))
     inputs = []
 
-    def velocity(step, x, level):
+    def velocity(x, point):
         inputs.append(x)
         return torch.zeros_like(x)
 
@@ -141,7 +143,7 @@ def test_noise_mask_keeps_what_it_covers():
     clean = clip(4)
     mask = torch.ones(1, 1, *SHAPE)
     mask[..., 1:3, :, :2] = 0
-    done, _, _ = run(start(1.0, clean, mask), uniform(3), lambda step, x, level: torch.ones_like(x))
+    done, _, _ = run(start(1.0, clean, mask), uniform(3), lambda x, point: torch.ones_like(x))
     result = done.grid(done.latent)
     kept = (mask == 0).expand_as(clean)
     assert torch.equal(result[kept], clean[kept])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.sampling.conditioning import LatentCondition, initial_state
+from ltxkit.ltx_core.sampling.conditioning import LatentCondition, all_at, initial_state
 from ltxkit.ltx_core.sampling.noise import SeededNoise
 from ltxkit.ltx_core.sampling.patchify import Coordinates, patchify
-from ltxkit.ltx_core.sampling.samplers import SAMPLERS, SamplerSettings, check_sampler, integrate
+from ltxkit.ltx_core.sampling.samplers import SAMPLERS, Point, SamplerSettings, check_sampler, integrate
 from ltxkit.ltx_core.sampling.schedules import explicit, uniform
 from ltxkit.ltx_core.sampling.state import LatentState
 from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
@@ -25,8 +25,9 @@ COORDINATES = Coordinates(ScaleFactors(8, 32, 32), 25.0, causal=True)
 MEAN, DEVIATION = 0.7, 1.0
 
 
-def gaussian(step: int, x: Tensor, level: Tensor) -> Tensor:
+def gaussian(x: Tensor, point: Point) -> Tensor:
     """The velocity of a perfect model of clips from N(MEAN, DEVIATION^2): the expectation of noise - x0 at x."""
+    level = point.level
     variance = (1 - level) ** 2 * DEVIATION**2 + level**2
     return (level - (1 - level) * DEVIATION**2) / variance * (x - (1 - level) * MEAN) - MEAN
 
@@ -69,9 +70,9 @@ def test_each_evaluation_is_made_where_the_table_says(name):
     """As many as the table says, and only at levels in the list."""
     levels, reported = [], []
 
-    def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
-        levels.append((step, float(level)))
-        return gaussian(step, x, level)
+    def velocity(x: Tensor, point: Point) -> Tensor:
+        levels.append((point.step, float(point.level)))
+        return gaussian(x, point)
 
     sigmas = explicit([1.0, 0.75, 0.25])
     integrate(
@@ -92,9 +93,9 @@ def test_a_token_at_rest_takes_no_step_and_then_starts_afresh(name, levels):
     state = LatentCondition(clip(5, frames=1), 0, 0.5).apply_to(start(), COORDINATES, SeededNoise(0))
     seen: dict[float, Tensor] = {}
 
-    def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
-        seen.setdefault(float(level.max()), x[:, :CELLS])
-        return gaussian(step, x, level)
+    def velocity(x: Tensor, point: Point) -> Tensor:
+        seen.setdefault(float(point.level.max()), x[:, :CELLS])
+        return gaussian(x, point)
 
     done = run(name, state, explicit([1.0, 0.75, 0.5, 0.25, 0.125]), velocity, levels=levels)
     for level in (1.0, 0.75, 0.5):
@@ -112,10 +113,10 @@ def test_every_evaluation_sees_fresh_noise_on_conditions(name, levels):
     state = LatentCondition(clip(5, frames=1), 0).apply_to(start(), COORDINATES, SeededNoise(0))
     seen: list[tuple[float, Tensor]] = []
 
-    def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
-        seen.append((float(level.max()), x[:, :CELLS]))
-        assert float(level[:, :CELLS].max()) == 0
-        return gaussian(step, x, level)
+    def velocity(x: Tensor, point: Point) -> Tensor:
+        seen.append((float(point.level.max()), x[:, :CELLS]))
+        assert float(point.level[:, :CELLS].max()) == 0
+        return gaussian(x, point)
 
     done = run(name, state, explicit([1.0, 0.8, 0.4]), velocity, condition_noise=0.15, levels=levels)
     assert len(seen) == SAMPLERS[name].evaluations * 2 + 1
@@ -126,6 +127,53 @@ def test_every_evaluation_sees_fresh_noise_on_conditions(name, levels):
     assert torch.equal(done.latent[:, :CELLS], shown if levels == "own" else seen[-1][1])
 
 
+@pytest.mark.parametrize("name", ["euler", "heun", "stochastic"])
+@pytest.mark.parametrize("sigma", [1.0, 0.8])
+def test_comfyui_blends_by_the_mask_in_every_evaluation(name, sigma):
+    """Against ComfyUI's steps as they stand there: x and x0 of all tokens at the schedule's level, both blended."""
+    mask = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(2))
+    mask[:, :, 0], mask[:, :, 1] = 0, 1
+    clean, noise = clip(4), clip(5)
+    state = all_at(initial_state(clean, noise, sigma, COORDINATES, mask), sigma)
+    sigmas = explicit([sigma, 0.6, 0.3])
+    done = run(name, state, sigmas, levels="comfyui")
+
+    share, kept, draws = patchify(mask), patchify(clean), SeededNoise(1)
+
+    def estimate(x: Tensor, level: float) -> Tensor:
+        seen = x * share + kept * (1 - share)
+        velocity = gaussian(seen, Point(0, level, share * level))
+        return (seen - level * velocity) * share + kept * (1 - share)
+
+    x = sigma * patchify(noise) + (1 - sigma) * kept
+    for level, lower in pairwise(sigmas.tolist()):
+        x0 = estimate(x, level)
+        slope = (x - x0) / level
+        if name == "stochastic":
+            fresh = draws((1, 6, SHAPE.tokens)).transpose(1, 2) if lower else 0
+            x = (1 - lower) * x0 + lower * fresh
+            continue
+        ahead = x + (lower - level) * slope
+        if name == "heun" and lower:
+            slope = (slope + (ahead - estimate(ahead, lower)) / lower) / 2
+            ahead = x + (lower - level) * slope
+        x = ahead
+    torch.testing.assert_close(done.latent, x, atol=2e-6, rtol=1e-5)
+    assert torch.equal(done.latent[:, :CELLS], kept[:, :CELLS])
+
+
+@pytest.mark.parametrize("levels", ["own", "official", "comfyui"])
+@pytest.mark.parametrize("name", ["euler", "heun", "stochastic"])
+def test_two_parts_of_a_schedule_are_the_whole(name, levels):
+    state = LatentCondition(clip(5, frames=1), 0, 0.5).apply_to(start(), COORDINATES, SeededNoise(0))
+    sigmas, draws = explicit([1.0, 0.75, 0.5, 0.25]), SeededNoise(1)
+    whole = run(name, state, sigmas, levels=levels)
+    for part in (sigmas[:3], sigmas[2:]):
+        settings = SamplerSettings(name, levels=levels)
+        state = integrate(gaussian, state, part, settings, noise=draws, callback=lambda *_: None)
+    assert torch.equal(state.latent, whole.latent)
+
+
 def test_soft_conditions_alone_take_the_noise_of_the_schedule():
     """When every token is a condition, the noise on hard ones still follows the schedule, not the highest token."""
     mask = torch.full((1, 1, *SHAPE), 0.2)
@@ -134,7 +182,7 @@ def test_soft_conditions_alone_take_the_noise_of_the_schedule():
     state = initial_state(clean, clip(5), 1.0, COORDINATES, mask)
     seen: list[Tensor] = []
 
-    def velocity(step: int, x: Tensor, level: Tensor) -> Tensor:
+    def velocity(x: Tensor, point: Point) -> Tensor:
         seen.append(x[:, :CELLS] - state.latent[:, :CELLS])
         return torch.zeros_like(x)
 

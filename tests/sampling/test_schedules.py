@@ -99,6 +99,20 @@ def test_truncation_equals_diffusers(timesteps, strength):
     torch.testing.assert_close(schedules.truncate(ours, strength), torch.unique(theirs).flip(0), atol=1e-6, rtol=0)
 
 
+def test_a_part_of_a_schedule_ends_above_0():
+    assert schedules.explicit([1.0, 0.9, 0.7], unfinished=True).tolist() == pytest.approx([1.0, 0.9, 0.7])
+    assert schedules.explicit([1000, 700], unfinished=True).tolist() == pytest.approx([1.0, 0.7])
+    assert schedules.explicit([1.0, 0.0], unfinished=True).tolist() == [1.0, 0.0]
+    with pytest.raises(ConfigError, match="from at most 1"):
+        schedules.explicit([0.5, -0.1], unfinished=True)
+
+
+def test_shares_of_the_schedule_are_comfyuis():
+    """Numbers of ComfyUI 0.33.0: ModelSamplingFlux with the shift of LTXV, percent_to_sigma."""
+    recorded = {0.0: 1.0, 0.1: 0.98972, 0.25: 0.969781, 0.5: 0.914511, 0.75: 0.78098, 0.9: 0.543087, 1.0: 0.0}
+    assert [schedules.level_at(share) for share in recorded] == pytest.approx(list(recorded.values()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

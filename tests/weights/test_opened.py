@@ -18,7 +18,7 @@ from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.pipelines.dry_run import outline
 from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.releases import RELEASES
-from ltxkit.ltx_core.weights import containers
+from ltxkit.ltx_core.weights import containers, gguf_pieces
 from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae, open_models
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, UPSCALER
 from ltxkit.nodes.host import use_host
@@ -40,7 +40,7 @@ def headers(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
         return reading
 
     monkeypatch.setattr(containers, "read_header", counted(containers.read_header))
-    monkeypatch.setattr(containers, "read_gguf_header", counted(containers.read_gguf_header))
+    monkeypatch.setattr(gguf_pieces, "read_gguf_header", counted(gguf_pieces.read_gguf_header))
     return counts
 
 
