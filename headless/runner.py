@@ -19,7 +19,6 @@ from ..ltx_core.placing.devices import clear_of_memory
 from ..ltx_core.progress import Notes, Progress, log_note, silent
 from ..nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ..nodes.host import use_host
-from ..nodes.templates import shipped
 from ..nodes.widgets import problem_with
 from .core_nodes import CORE_NODES, CORE_TITLES
 from .core_parts import CORE_PARTS
@@ -187,7 +186,7 @@ def run_workflow(
     host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
-        export = read_export(shipped(workflow), known_kinds(classes))
+        export = read_export(workflow, known_kinds(classes))
         prompt = fill_prefixes(set_inputs(export.prompt, assignments, classes), export.named)
     if export.left_out and not _saves(prompt, classes):
         titles = ", ".join(f'"{title}"' for title in export.left_out)
