@@ -54,9 +54,9 @@ $(VENV)/.test: pyproject.toml $(VENV)/.torch
 
 demo: $(VENV)/.ltxkit
 	@echo "A prompt becomes a video, by a small model that comes with the pack and the workflow that ComfyUI users have as a template:"
-	$(BIN)/ltxkit run workflows/api/demo-text.json --set "Prompt.positive=$(PROMPT)" --output output/demo
+	$(BIN)/ltxkit run demo-text --set "Prompt.positive=$(PROMPT)" --output output/demo
 	@echo "A picture of a three goes on, in two passes, the second at twice the size:"
-	$(BIN)/ltxkit run workflows/api/demo-two-stage.json --input assets/examples --output output/demo
+	$(BIN)/ltxkit run demo-two-stage --input assets/examples --output output/demo
 	@echo "The videos are in output/demo. Others: make demo PROMPT=\"a 7 moving up\""
 
 # Trains the bundled model anew: minutes on a large GPU, a day or more on a CPU. assets/training/README.md has the story.

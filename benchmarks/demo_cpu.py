@@ -26,6 +26,7 @@ from protocol import Row, arguments, publish
 from ltxkit.headless.runner import run_workflow
 from ltxkit.ltx_core.media import read_video
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.nodes.templates import template
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 2
@@ -38,7 +39,7 @@ TINY = ("Canvas.frames=9", "First schedule.steps=1", "Second schedule.levels=0.1
 
 def whole(name: str, folder: Path, changes: Sequence[str]) -> float:
     """Seconds of one `ltxkit run`; the clip that it saves must be complete and show something."""
-    command = [sys.executable, str(ROOT), "run", str(ROOT / f"workflows/api/{name}.json"), "--models", str(folder)]
+    command = [sys.executable, str(ROOT), "run", str(template(name)), "--models", str(folder)]
     command += ["--input", str(ROOT / "assets/examples"), "--output", str(folder)]
     command += [word for change in changes for word in ("--set", change)]
     start = time.perf_counter()
@@ -66,7 +67,7 @@ def sampling(name: str, folder: Path, changes: Sequence[str]) -> float:
             marks.append((event.step, time.perf_counter()))
 
     run_workflow(
-        ROOT / f"workflows/api/{name}.json",
+        template(name),
         models=folder,
         input_folder=ROOT / "assets/examples",
         output_folder=folder,
@@ -92,7 +93,7 @@ def main() -> None:
             alone = statistics.median(sampling(case, folder, changes) for _ in range(runs))
             if max(times) > LIMIT and not tiny:
                 raise ValueError(f"{case}: took {max(times):.1f} s; the limit is {LIMIT:.0f}")
-            steps = json.loads((ROOT / f"workflows/api/{case}.json").read_text())
+            steps = json.loads(template(case).read_text())
             passes = sum(node["class_type"] == "LTXKitSampleVideo" for node in steps.values())
             rows += [
                 Row(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
+from ..nodes.templates import TEMPLATES, shipped
 from .graph import Converted, convert, is_graph
 from .stored_graph import Json, Kinds, Named
 
@@ -50,12 +51,13 @@ def read_export(path: Path, kinds: Kinds) -> Converted:
 
 
 def _found(path: Path) -> Path:
+    path = shipped(path)
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     bundled = BUNDLED / f"{path}.json"
     if bundled.is_file():
         return bundled
-    names = ", ".join(sorted(each.stem for each in BUNDLED.glob("*.json")))
+    names = ", ".join(TEMPLATES)
     raise ConfigError(f"got the workflow {str(path)!r}; expected a file, or one of {names}; check its name")
 
 

@@ -227,8 +227,17 @@ def _input_problems(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[
         if text:
             clean = False
             yield text
+    if clean and hasattr(node_class, "problem"):
+        constants = {name: value for name, value in inputs.items() if not is_link(value)}
+        text = node_class.problem(constants)
+        if text:
+            clean = False
+            yield text
     if validate and clean:
         known = {name: value for name, value in inputs.items() if name in checked_by_node and not is_link(value)}
+        # As in ComfyUI, what is connected is there, and has no value yet.
+        sockets = (name for name, spec in declared.items() if spec.is_socket and name in checked_by_node)
+        known |= {name: None for name in sockets if name in inputs}
         if "input_types" in checked_by_node:
             known["input_types"] = received
         verdict = validate(**known) if known else True

@@ -7,6 +7,7 @@ to stop raises its own exception from the callback; core code lets it pass and l
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,15 +42,19 @@ differently from the request, and why. Functions that may have something to say 
 node."""
 
 
+_BARS = re.compile(" ?[\u2580-\u259f]+")  # block elements, which drawings in a line are made of
+
+
 def log_note(text: str) -> None:
-    """A notes callback that writes to the log."""
-    logging.getLogger("ltxkit").info(text)
+    """A notes callback that writes to the log, under our name, since a host's log shows none, and without drawings: a
+    console in a code page has no such characters."""
+    logging.getLogger("ltxkit").info("LTXKit: %s", _BARS.sub("", text))
 
 
 def doubt(text: str, notes: Notes) -> None:
     """A sentence without which a result may be wrong unnoticed: where `notes` only writes to the log, as a warning,
     which Python shows."""
     if notes is log_note:
-        logging.getLogger("ltxkit").warning(text)
+        logging.getLogger("ltxkit").warning("LTXKit: %s", text)
     else:
         notes(text)

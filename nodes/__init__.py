@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .condition import AddCondition, AddReference
+from .examples import LoadExample
 from .host import add_routes, register_replacements
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
 from .loaders import ApplyLoRA, LoadModel, LoadTextEncoder, LoadUpscaler
@@ -54,6 +55,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
     "LTXKitTrainLoRA": TrainLoRA,
+    "LTXKitLoadExample": LoadExample,
     "LTXKitKeepSound": KeepSound,
     "LTXKitCreateNativeGuider": CreateNativeGuider,
     "LTXKitSampleNatively": SampleNatively,
@@ -92,6 +94,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
+    "LTXKitLoadExample": "Load Example (LTXKit)",
     "LTXKitKeepSound": "Sound (LTXKit)",
     "LTXKitCreateNativeGuider": "Guider by Level (LTXKit)",
     "LTXKitSampleNatively": "Sample Natively (LTXKit)",

@@ -1,4 +1,4 @@
-"""What every node refuses: values that its widgets could not have, before anything runs and in `run`."""
+"""What every node refuses in `run`: values that its widgets could not have, which arrive through a link."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
-from .widgets import declared_inputs, problem_with
+from .widgets import FileChoices, declared_inputs, problem_with
 
 
 def checked(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,10 +22,9 @@ def checked(run: Callable[..., Any]) -> Callable[..., Any]:
     def with_checks(self: Any, *args: Any, **kwargs: Any) -> Any:
         values = signature.bind(self, *args, **kwargs).arguments
         declared = declared_inputs(type(self))
-        by_node = _names(type(self).VALIDATE_INPUTS)
         for name, value in values.items():
             spec = declared.get(name)
-            if spec is None or (spec.type == "COMBO" and name in by_node):
+            if spec is None or isinstance(spec.choices, FileChoices):
                 continue
             problem = problem_with(name, value, spec)
             if problem:
@@ -36,33 +35,3 @@ def checked(run: Callable[..., Any]) -> Callable[..., Any]:
         return run(**values)
 
     return with_checks
-
-
-def validating(cls: Any) -> Any:
-    """VALIDATE_INPUTS of a node, which checks the decimals too. ComfyUI reads from its signature which inputs it wants,
-    and leaves those to it."""
-    own = cls.VALIDATE_INPUTS.__func__
-    asked = _names(own)
-    decimals = [
-        name
-        for name, parameter in inspect.signature(cls.__dict__["run"]).parameters.items()
-        if parameter.annotation == "float" and name not in asked
-    ]
-
-    def VALIDATE_INPUTS(cls: Any, *given: Any, **named: Any) -> bool | str:
-        values = {**dict(zip((*asked, *decimals), given, strict=False)), **named}
-        declared = declared_inputs(cls)
-        known = (name for name in decimals if values.get(name) is not None)  # ComfyUI passes None for a link
-        problems = (problem_with(name, values[name], declared[name]) for name in known)
-        problem = next(filter(None, problems), None)
-        return problem or own(cls, **{name: value for name, value in values.items() if name in asked})
-
-    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, keyword, default=None) for name in (*asked, *decimals)]
-    VALIDATE_INPUTS.__signature__ = inspect.Signature([inspect.Parameter("cls", keyword), *parameters])
-    return classmethod(VALIDATE_INPUTS)
-
-
-def _names(function: Callable[..., Any]) -> list[str]:
-    """The parameters of a method but the first."""
-    return inspect.getfullargspec(function).args[1:]

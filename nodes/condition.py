@@ -9,7 +9,7 @@ from torch import Tensor
 from ..ltx_core.media import rgb_frames
 from ..ltx_core.pipelines.condition import Condition, ConditioningItem, Reference
 from . import sockets
-from .widgets import choice, decimal, integer, link
+from .widgets import advanced, choice, decimal, integer, link
 
 
 class AddCondition(sockets.Node):
@@ -60,12 +60,14 @@ class AddCondition(sockets.Node):
             },
             "optional": {
                 "conditions": link(sockets.CONDITION, "Conditions that come before this one."),
-                "crf": integer(
-                    29,
-                    0,
-                    63,
-                    "H.264 compression of every frame, with a slight blur: pictures that look like video frames move "
-                    "more. Lightricks use 29. 0: off. 51 is the strongest.",
+                "crf": advanced(
+                    integer(
+                        29,
+                        0,
+                        63,
+                        "H.264 compression of every frame, with a slight blur: pictures that look like video frames "
+                        "move more. Lightricks use 29. 0: off. 51 is the strongest.",
+                    )
                 ),
                 "take": integer(
                     0,

@@ -11,7 +11,6 @@ launch flags. No other file of LTXKit knows ComfyUI, whose modules are imported 
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,18 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx_core.errors import UnsupportedError
-from ..ltx_core.progress import Progress, ProgressEvent
+from ..ltx_core.progress import Progress, ProgressEvent, log_note
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
 from ..ltx_core.weights.layouts import PartName
 from .launch import Storage, storage_of
 from .pictures import Pace, animation
+from .templates import ROOT, TEMPLATES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     _CorePreview = tuple[str, Image, int]  # format, picture, longest side
-
-log = logging.getLogger("ltxkit")
 
 
 class NodeHost(Protocol):
@@ -188,7 +186,7 @@ class ComfyUIHost:
         return report
 
     def say(self, text: str) -> None:
-        log.info("LTXKit: %s", text)
+        log_note(text)
         server = _server()
         self._said.append(text)
         node = getattr(server, "last_node_id", None)
@@ -343,8 +341,8 @@ def _unknown_names(node: dict[str, Any], registered: dict[str, Any]) -> list[str
 
 
 def add_routes() -> None:
-    """Let our front-end code say that it is there, and read prompts for what is not known here. Without ComfyUI's
-    server this has nothing to do."""
+    """Let our front-end code say that it is there, read prompts for what is not known here, and let links to templates
+    by their names of before work. Without ComfyUI's server this has nothing to do."""
     server = _server()
     if server is None:
         return
@@ -356,6 +354,17 @@ def add_routes() -> None:
     async def is_there(request: Any) -> Any:
         _our_browsers.add(str((await request.json()).get("client_id")))
         return web.Response()
+
+    def leads_to(name: str) -> Any:
+        async def redirect(request: Any) -> Any:
+            raise web.HTTPFound(f"{request.path.rpartition('/')[0]}/{name.replace(' ', '%20')}")
+
+        return redirect
+
+    for short, name in TEMPLATES.items():
+        for suffix in ("json", "jpg"):
+            path = f"/workflow_templates/{ROOT.name}/{short}.{suffix}"
+            server.routes.get(path)(leads_to(f"{name}.{suffix}"))
 
 
 def has_core_node(node_id: str) -> bool:

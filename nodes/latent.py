@@ -23,7 +23,7 @@ from ..ltx_core.sampling.noise import stream
 from ..ltx_core.shapes import PixelShape, ScaleFactors
 from . import sockets
 from .host import host
-from .widgets import choice, decimal, frame_rate, integer, link, seed
+from .widgets import advanced, choice, decimal, frame_rate, integer, link, seed
 
 OFFICIAL_SCALE = ScaleFactors(8, 32, 32)  # of every released VAE
 OFFICIAL_CHANNELS = 128
@@ -245,16 +245,16 @@ class DecodeVideo(sockets.Node):
                 "decode_timestep": decimal(
                     0.05, 0.0, 1.0, 0.001, "Noise level that the decoder assumes in the latent; not for 0.9.0."
                 ),
-                "decode_noise_scale": decimal(
-                    0.025, 0.0, 1.0, 0.001, "Noise that is mixed in for the decoder to remove; not for 0.9.0."
+                "decode_noise_scale": advanced(
+                    decimal(0.025, 0.0, 1.0, 0.001, "Noise that is mixed in for the decoder to remove; not for 0.9.0.")
                 ),
                 "seed": seed("Seed of that noise, and of the grain."),
             },
             "optional": {
-                "tone_map": TONE_MAP,
+                "tone_map": advanced(TONE_MAP),
                 "film_grain": decimal(0.0, 0.0, 1.0, 0.01, "Strength of film grain. 0: off; 0.05 is visible."),
-                "grain_saturation": decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey."),
-                "tile_size": TILE_SIZE,
+                "grain_saturation": advanced(decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey.")),
+                "tile_size": advanced(TILE_SIZE),
             },
         }
 

@@ -1,8 +1,5 @@
 """Nodes that load: model and VAE, text encoder, latent upscaler, LoRA."""
 
-# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
-# pyright: reportIncompatibleMethodOverride=false
-
 from __future__ import annotations
 
 import functools
@@ -24,13 +21,13 @@ from ..ltx_core.values import shown
 from ..ltx_core.weights.build import Opened, load_upsampler, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.layouts import PartName
-from ..ltx_core.weights.listing import SUFFIXES, holds, models_in
+from ..ltx_core.weights.listing import SUFFIXES, Listing, holds, listed
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
 from ..ltx_core.weights.text_encoder import load_text_encoder
 from . import sockets
 from .host import host
 from .launch import Storage
-from .widgets import choice, decimal, integer, link, switch
+from .widgets import FileChoices, advanced, choice, decimal, integer, link, switch
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RESIDENT_BLOCKS = integer(
@@ -44,6 +41,7 @@ KEEP_ON_DEVICE = switch(False, "Off: the weights leave the graphics card as soon
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
+OF_LINK = "that of the link"
 NAMED = (*SUFFIXES, ".index.json")  # what a widget may name that the list does not have
 
 MODEL_KINDS = ("checkpoints", "diffusion_models")
@@ -96,33 +94,32 @@ def model_files(kinds: Sequence[str]) -> dict[str, Path]:
         path by name, which is relative to its folder; of equal names, the later one contains its folder's name.
     """
     paths: dict[str, Path] = {}
-    for folder, path in _found(kinds):
-        _add(paths, path, folder)
+    for folder, listing in _listings(kinds):
+        _add(paths, listing.models, folder)
     part = _PARTS.get(tuple(kinds))
     if part is not None:
         others = [kind for group in _PARTS for kind in group if kind not in kinds]
-        for folder, path in _found(list(dict.fromkeys(others))):
-            if holds(path, part):
-                _add(paths, path, folder)
+        for folder, listing in _listings(list(dict.fromkeys(others))):
+            _add(paths, {name: path for name, path in listing.models.items() if holds(path, part)}, folder)
     for kind in kinds:
         for name, path in bundled_files(kind).items():
             paths.setdefault(name, path)
     return paths
 
 
-def _found(kinds: Sequence[str]) -> Iterator[tuple[Path, Path]]:
-    """(folder of a kind, a model in it), each folder once: several kinds may share one."""
+def _listings(kinds: Sequence[str]) -> Iterator[tuple[Path, Listing]]:
+    """Folders of these kinds, each once: several kinds may share one."""
     seen: set[Path] = set()
     for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
-            yield from ((folder, path) for path in sorted(models_in(folder)))
+            yield folder, listed(folder)
 
 
-def _add(paths: dict[str, Path], path: Path, folder: Path) -> None:
-    name = path.relative_to(folder).as_posix()
-    if paths.get(name) != path:
-        paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
+def _add(paths: dict[str, Path], models: Mapping[str, Path], folder: Path) -> None:
+    for name, path in models.items():
+        if paths.get(name) != path:
+            paths.setdefault(name if name not in paths else f"{name} [{folder.name}]", path)
 
 
 def _named(name: str, kinds: Sequence[str]) -> Path | None:
@@ -153,11 +150,22 @@ def model_path(name: str, kinds: Sequence[str]) -> Path:
     return path
 
 
+def file_choices(kinds: Sequence[str], first: str | None = None, last: str | None = None) -> FileChoices:
+    """The choices of a widget for a file. first, last: choices that are no file."""
+    others = [other for other in (first, last) if other is not None]
+
+    def problem(name: object) -> str | None:
+        return None if name in others or (last and name == "") else missing_file(name, kinds)
+
+    names = model_files(kinds)
+    return FileChoices((*((first,) if first else ()), *names, *((last,) if last else ())), problem)
+
+
 def missing_file(name: object, kinds: Sequence[str]) -> str | None:
-    """Why there is no such file; None if it exists, or if the name comes through a link and is not yet known."""
+    """Why there is no such file; None if it exists."""
     if not isinstance(name, str):
         return f"got {shown(name)}; expected the name of a file"
-    return _missing(name, kinds) if name and _named(name, kinds) is None else None
+    return _missing(name, kinds) if _named(name, kinds) is None else None
 
 
 def _missing(name: str, kinds: Sequence[str]) -> str:
@@ -217,33 +225,27 @@ class LoadModel(sockets.Node):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        model_names, vae_names = model_files(MODEL_KINDS), [SAME_FILE, *model_files(VAE_KINDS)]
         return {
             "required": {
                 "model_name": choice(
-                    model_names,
+                    file_choices(MODEL_KINDS),
                     "A file or folder in models/checkpoints or models/diffusion_models, or a file with several parts "
                     "in another loader's folder.",
                 ),
                 "vae_name": choice(
-                    vae_names,
+                    file_choices(VAE_KINDS, SAME_FILE),
                     "Where the VAE is, if the model file has none: in models/vae or models/checkpoints, or in a file "
                     "with several parts in another loader's folder.",
                 ),
-                "dtype": DTYPE,
-                "version": VERSION,
+                "dtype": advanced(DTYPE),
+                "version": advanced(VERSION),
             },
             "optional": {
                 "quantization": QUANTIZATION,
-                "fp8_matmul": switch(False, FP8_MATMUL_TOOLTIP),
-                "resident_blocks": RESIDENT_BLOCKS,
+                "fp8_matmul": advanced(switch(False, FP8_MATMUL_TOOLTIP)),
+                "resident_blocks": advanced(RESIDENT_BLOCKS),
             },
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, model_name: str = "", vae_name: str = "") -> bool | str:
-        missing_vae = None if vae_name == SAME_FILE else missing_file(vae_name, VAE_KINDS)
-        return missing_file(model_name, MODEL_KINDS) or missing_vae or True
 
     @classmethod
     def IS_CHANGED(cls, model_name: str, vae_name: str, **_: Any) -> str:
@@ -299,26 +301,21 @@ class LoadTextEncoder(sockets.Node):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = model_files(TEXT_ENCODER_KINDS)
         return {
             "required": {
                 "text_encoder_name": choice(
-                    names,
+                    file_choices(TEXT_ENCODER_KINDS),
                     "A file or folder in models/text_encoders or models/clip, or a checkpoint or diffusers folder that "
                     "holds a text encoder too.",
                 ),
-                "dtype": DTYPE,
-                "keep_on_device": KEEP_ON_DEVICE,
+                "dtype": advanced(DTYPE),
+                "keep_on_device": advanced(KEEP_ON_DEVICE),
             },
             "optional": {
                 "quantization": QUANTIZATION,
-                "resident_blocks": RESIDENT_BLOCKS,
+                "resident_blocks": advanced(RESIDENT_BLOCKS),
             },
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, text_encoder_name: str = "") -> bool | str:
-        return missing_file(text_encoder_name, TEXT_ENCODER_KINDS) or True
 
     @classmethod
     def IS_CHANGED(cls, text_encoder_name: str, **_: Any) -> str:
@@ -359,19 +356,15 @@ class LoadUpscaler(sockets.Node):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        names = model_files(UPSCALER_KINDS)
         return {
             "required": {
                 "upscaler_name": choice(
-                    names, "A file or folder in models/latent_upscale_models or models/upscale_models."
+                    file_choices(UPSCALER_KINDS),
+                    "A file or folder in models/latent_upscale_models or models/upscale_models.",
                 ),
-                "dtype": DTYPE,
+                "dtype": advanced(DTYPE),
             }
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, upscaler_name: str = "") -> bool | str:
-        return missing_file(upscaler_name, UPSCALER_KINDS) or True
 
     @classmethod
     def IS_CHANGED(cls, upscaler_name: str, **_: Any) -> str:
@@ -400,29 +393,30 @@ class ApplyLoRA(sockets.Node):
         return {
             "required": {
                 "model": link(sockets.MODEL, "From Load Model."),
-                "lora_name": choice(model_files(LORA_KINDS), "A file in models/loras."),
-                "strength": decimal(1.0, -10.0, 10.0, 0.01, "0 leaves the model as it is."),
-                "allow_partial": switch(
-                    False,
-                    "On: leave out what of the LoRA cannot be applied to this model, and say so. Off: refuse such a "
-                    "LoRA.",
+                "lora_name": choice(
+                    file_choices(LORA_KINDS, last=OF_LINK), "A file in models/loras; not needed if `lora` is connected."
                 ),
-                "settings": choice(
-                    [AUTOMATIC, OF_MODEL, *RELEASES],
-                    "Whose recommended settings Sample uses. automatic: those of the model, or, with a LoRA of rank "
-                    "128 that is called distilled, those of the distilled model. those of the model: also with such a "
-                    "LoRA. A release: its own.",
+                "strength": decimal(1.0, -10.0, 10.0, 0.01, "0 leaves the model as it is."),
+                "allow_partial": advanced(
+                    switch(
+                        False,
+                        "On: leave out what of the LoRA cannot be applied to this model, and say so. Off: refuse such "
+                        "a LoRA.",
+                    )
+                ),
+                "settings": advanced(
+                    choice(
+                        [AUTOMATIC, OF_MODEL, *RELEASES],
+                        "Whose recommended settings Sample uses. automatic: those of the model, or, with a LoRA of "
+                        "rank 128 that is called distilled, those of the distilled model. those of the model: also "
+                        "with such a LoRA. A release: its own.",
+                    )
                 ),
             },
             "optional": {
                 "lora": link(sockets.LORA, "From Train LoRA: the LoRA that it has trained, instead of lora_name."),
             },
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], lora_name: str = "") -> bool | str:
-        missing = None if "lora" in input_types else missing_file(lora_name, LORA_KINDS)
-        return cls.wrong_link(input_types) or missing or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
@@ -440,6 +434,8 @@ class ApplyLoRA(sockets.Node):
     ) -> tuple[sockets.Model]:
         handle: sockets.Model = sockets.received(sockets.MODEL, model, "model")
         trained: Path | None = None if lora is None else sockets.received(sockets.LORA, lora, "lora")
+        if trained is None and lora_name in ("", OF_LINK):
+            raise ConfigError("got no LoRA; expected a file; choose lora_name, or connect Train LoRA (LTXKit)")
         loaded = load_lora(trained or model_path(lora_name, LORA_KINDS))
         report = match_lora(loaded, handle.transformer, allow_partial=allow_partial)
         host().say(f"{lora_name if trained is None else trained.name}: {report}.")

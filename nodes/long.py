@@ -33,7 +33,7 @@ from .host import host
 from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
 from .passes import LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
 from .sound import received_sound
-from .widgets import decimal, frame_rate, integer, link, seed, text
+from .widgets import advanced, decimal, frame_rate, integer, link, seed, text
 
 FOLDER = "ltxkit-long"  # in the output folder, which ComfyUI does not clear
 
@@ -70,16 +70,22 @@ class GenerateLongVideo(sockets.Node):
                 "overlap_frames": integer(
                     25, 1, 100000, "Frames at the end of a window with which the next one begins, 8k+1."
                 ),
-                "overlap_strength": decimal(1.0, 0.0, 1.0, 0.01, "How firmly the next window keeps to them."),
-                "adain": decimal(
-                    0.2, 0.0, 1.0, 0.01, "How far the colours of each window move to those of the first, against drift."
+                "overlap_strength": advanced(decimal(1.0, 0.0, 1.0, 0.01, "How firmly the next window keeps to them.")),
+                "adain": advanced(
+                    decimal(
+                        0.2,
+                        0.0,
+                        1.0,
+                        0.01,
+                        "How far the colours of each window move to those of the first, against drift.",
+                    )
                 ),
                 "seed": seed("Seed of the first window; it grows by 1 from window to window."),
                 "condition_noise": decimal(
                     0.15, 0.0, 1.0, 0.01, "Noise on overlaps and conditions while sampling, for more motion."
                 ),
-                "decode_timestep": decimal(0.05, 0.0, 1.0, 0.001, "As in Decode Video."),
-                "decode_noise_scale": decimal(0.025, 0.0, 1.0, 0.001, "As in Decode Video."),
+                "decode_timestep": advanced(decimal(0.05, 0.0, 1.0, 0.001, "As in Decode Video.")),
+                "decode_noise_scale": advanced(decimal(0.025, 0.0, 1.0, 0.001, "As in Decode Video.")),
             },
             "optional": {
                 "conditions": link(
@@ -90,9 +96,9 @@ class GenerateLongVideo(sockets.Node):
                 "schedule": link("SIGMAS", "From Schedule, for every window. Without it: the checkpoint's own."),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
                 "sampler": SAMPLER,
-                "levels": LEVELS,
-                "tone_map": TONE_MAP,
-                "tile_size": TILE_SIZE,
+                "levels": advanced(LEVELS),
+                "tone_map": advanced(TONE_MAP),
+                "tile_size": advanced(TILE_SIZE),
                 "audio": link(
                     "AUDIO",
                     "Sound of the video, from its first frame on; cut to it or followed by silence. For a clip that "

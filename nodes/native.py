@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..ltx_core.errors import ShapeError
@@ -19,8 +20,8 @@ class Bridge(sockets.Node):
     CATEGORY = "LTXKit/bridges"
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str]) -> bool | str:
-        return bridges.outside_comfyui() or cls.wrong_link(input_types) or True
+    def problem(cls, values: Mapping[str, Any]) -> str | None:  # noqa: ARG003
+        return bridges.outside_comfyui()
 
 
 class ConvertModelToNative(Bridge):

@@ -14,7 +14,7 @@ from ..ltx_core.sampling.samplers import SAMPLERS
 from ..ltx_core.sampling.schedules import check_sigmas
 from . import sockets
 from .host import host
-from .widgets import choice, decimal
+from .widgets import choice, decimal, labelled
 
 PRESET = "preset"
 SAMPLER = choice(
@@ -23,11 +23,15 @@ SAMPLER = choice(
     "work per step, the most exact for many steps. dpmpp_2m (DPM++ 2M) and gradient_estimation: more exact than euler "
     "at the same cost. Distilled checkpoints: euler, or what the preset says.",
 )
-LEVELS = choice(
-    ["own", "official", "comfyui"],
-    "What a strength or a mask between 0 and 1 means. own: a condition of strength 0.7 starts at noise level 0.3 and "
-    "is denoised from there. official: as in Lightricks' script, which can leave noise on it. comfyui: as in ComfyUI's "
-    "own samplers, which blend it in at every step; choose it with LTXVImgToVideo, LTXVAddGuide and noise masks.",
+LEVELS = labelled(
+    choice(
+        ["own", "official", "comfyui"],
+        "What a strength or a mask between 0 and 1 means. own: a condition of strength 0.7 starts at noise level 0.3 "
+        "and is denoised from there. official: as in Lightricks' script, which can leave noise on it. comfyui: as in "
+        "ComfyUI's own samplers, which blend it in at every step; choose it with LTXVImgToVideo, LTXVAddGuide and "
+        "noise masks.",
+    ),
+    "condition levels",
 )
 CONDITION_NOISE = decimal(
     0.15, 0.0, 1.0, 0.01, "Noise on conditions of strength 1 while sampling, for more motion. It is not in the result."

@@ -1,8 +1,5 @@
 """The node that reports the memory of a run before anything is loaded."""
 
-# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
-# pyright: reportIncompatibleMethodOverride=false
-
 from __future__ import annotations
 
 from typing import Any
@@ -26,13 +23,12 @@ from .loaders import (
     UPSCALER_KINDS,
     VAE_KINDS,
     VERSION,
-    missing_file,
-    model_files,
+    file_choices,
     model_path,
     quantization_of,
     resident_blocks_of,
 )
-from .widgets import choice, decimal, integer, switch
+from .widgets import advanced, choice, decimal, integer, switch
 
 NONE = "none"
 
@@ -53,39 +49,28 @@ class PlanMemory(sockets.Node):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model_name": choice(model_files(MODEL_KINDS), "The model that you would load."),
-                "vae_name": choice([SAME_FILE, *model_files(VAE_KINDS)], "Where its VAE is."),
-                "text_encoder_name": choice([NONE, *model_files(TEXT_ENCODER_KINDS)], "The text encoder, to count it."),
-                "upscaler_name": choice([NONE, *model_files(UPSCALER_KINDS)], "A latent upscaler makes two passes."),
-                "dtype": DTYPE,
-                "version": VERSION,
+                "model_name": choice(file_choices(MODEL_KINDS), "The model that you would load."),
+                "vae_name": choice(file_choices(VAE_KINDS, SAME_FILE), "Where its VAE is."),
+                "text_encoder_name": choice(file_choices(TEXT_ENCODER_KINDS, NONE), "The text encoder, to count it."),
+                "upscaler_name": choice(file_choices(UPSCALER_KINDS, NONE), "A latent upscaler makes two passes."),
+                "dtype": advanced(DTYPE),
+                "version": advanced(VERSION),
                 "width": integer(768, 16, 16384, "Width of the result in pixels."),
                 "height": integer(512, 16, 16384, "Height of the result in pixels."),
                 "frames": integer(121, 1, 100000, "Length of the result in frames."),
-                "branches": integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe."),
+                "branches": advanced(
+                    integer(0, 0, 3, "Per step: 1 plain, 2 with guidance, 3 with STG. 0: as the recipe.")
+                ),
                 "card_gib": decimal(0.0, 0.0, 1024.0, 0.5, "Memory of a card in GiB. 0: the device of this machine."),
             },
             "optional": {
                 "reference": switch(False, "On: with the reference video of an IC-LoRA, twice the tokens."),
                 "quantization": QUANTIZATION,
-                "text_quantization": QUANTIZATION,
-                "resident_blocks": RESIDENT_BLOCKS,
-                "tile_size": TILE_SIZE,
+                "text_quantization": advanced(QUANTIZATION),
+                "resident_blocks": advanced(RESIDENT_BLOCKS),
+                "tile_size": advanced(TILE_SIZE),
             },
         }
-
-    @classmethod
-    def VALIDATE_INPUTS(
-        cls, model_name: str = "", vae_name: str = "", text_encoder_name: str = "", upscaler_name: str = ""
-    ) -> bool | str:
-        chosen = (
-            (model_name, MODEL_KINDS, ""),
-            (vae_name, VAE_KINDS, SAME_FILE),
-            (text_encoder_name, TEXT_ENCODER_KINDS, NONE),
-            (upscaler_name, UPSCALER_KINDS, NONE),
-        )
-        problems = [missing_file(name, kinds) for name, kinds, left_out in chosen if name != left_out]
-        return next((problem for problem in problems if problem), True)
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> float:

@@ -33,8 +33,10 @@ from .guides import (
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
-from .widgets import decimal, integer, link, seed, switch
+from .widgets import advanced, decimal, integer, link, seed, switch
 
+MISSING = object()  # an input that is not connected
+NO_VAE = "got conditions without a VAE; expected one, to encode them; connect the vae of Load Model (LTXKit)"
 ADAIN = decimal(
     1.0, 0.0, 1.0, 0.01, "How far the colours return to those of the first pass. Lightricks use 1, diffusers 0."
 )
@@ -85,20 +87,24 @@ class SampleVideo(sockets.Node):
                     "SIGMAS", "From Schedule, or a part of it from SplitSigmas. Without it: the checkpoint's own."
                 ),
                 "guidance": link(sockets.GUIDANCE, "From Guidance. Without it: the checkpoint's own."),
-                "levels": LEVELS,
-                "add_noise": switch(
-                    True,
-                    "On: adds noise up to the schedule's first level, unless the latent says that another Sample left "
-                    "it there. Off: the latent still has its noise, as from a native sampler whose schedule ended "
-                    "where this one starts.",
+                "levels": advanced(LEVELS),
+                "add_noise": advanced(
+                    switch(
+                        True,
+                        "On: adds noise up to the schedule's first level, unless the latent says that another Sample "
+                        "left it there. Off: the latent still has its noise, as from a native sampler whose schedule "
+                        "ended where this one starts.",
+                    )
                 ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str]) -> bool | str:
-        wrong = cls.wrong_link(input_types)
-        return wrong or sockets.without_vae(input_types) or True
+    def VALIDATE_INPUTS(cls, conditions: Any = MISSING, vae: Any = MISSING) -> bool | str:
+        # ComfyUI passes None for what is connected, and puts the sentence on `conditions`, the only one there.
+        if conditions is MISSING or vae is not MISSING:
+            return True
+        return NO_VAE
 
     def run(
         self,
@@ -120,7 +126,7 @@ class SampleVideo(sockets.Node):
         samples = sockets.latent_samples(latent)
         chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         if chain and vae is None:
-            raise ConfigError(sockets.NO_VAE)
+            raise ConfigError(NO_VAE)
         prompts, values = sockets.from_conditioning(positive, "positive")
         unwanted, values_of_negative = sockets.from_conditioning(negative, "negative")
         guides = guides_of(values, samples)
@@ -195,7 +201,7 @@ class GenerateTwoStage(sockets.Node):
                 "height": integer(768, 64, 16384, "Height of the result in pixels; any number."),
                 "frames": integer(121, 1, 100000, "Length in frames; any number."),
                 "seed": seed("One seed, one video, on every device."),
-                "adain": ADAIN,
+                "adain": advanced(ADAIN),
                 "condition_noise": CONDITION_NOISE,
             },
             "optional": {
@@ -205,7 +211,7 @@ class GenerateTwoStage(sockets.Node):
                 ),
                 "second_model": link(sockets.MODEL, "Another model for the second pass, of the same VAE."),
                 "sampler": SAMPLER,
-                "levels": LEVELS,
+                "levels": advanced(LEVELS),
                 "schedule": link("SIGMAS", "From Schedule, for the first pass. Without it: the checkpoint's own."),
                 "guidance": link(
                     sockets.GUIDANCE, "From Guidance, for the first pass. Without it: the checkpoint's own."
@@ -214,7 +220,7 @@ class GenerateTwoStage(sockets.Node):
                     "SIGMAS", "For the second pass, starting below 1. Without it: the checkpoint's own."
                 ),
                 "second_guidance": link(sockets.GUIDANCE, "For the second pass. Without it: the checkpoint's own."),
-                "tile_size": TILE_SIZE,
+                "tile_size": advanced(TILE_SIZE),
             },
         }
 

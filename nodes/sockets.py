@@ -30,9 +30,9 @@ from ..ltx_core.sampling.schedules import level_at
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from ..ltx_core.weights.build import CheckpointInfo
 from ..ltx_core.weights.lora import WeightedLoRA
-from .checks import checked, validating
+from .checks import checked
 from .host import host
-from .widgets import declared_inputs, types_match
+from .widgets import SocketType
 
 MODEL = "LTXKIT_MODEL"
 VAE = "LTXKIT_VAE"
@@ -46,24 +46,6 @@ LORA = "LTXKIT_LORA"
 PADDED_TOKENS = 128
 LEVEL_TOLERANCE = 1e-4  # between a level and the same one from another schedule
 DEFAULT_FRAME_RATE = 25.0  # of ComfyUI's LTXV model for a CONDITIONING without one (model_base.py)
-
-# The node to connect to a socket of ours; the likeliest mistake is a native MODEL or VAE.
-SOURCES = {
-    MODEL: "Load Model (LTXKit)",
-    VAE: "Load Model (LTXKit)",
-    TEXT_ENCODER: "Load Text Encoder (LTXKit)",
-    UPSCALER: "Load Latent Upscaler (LTXKit)",
-    CONDITION: "Condition (LTXKit)",
-    GUIDANCE: "Guidance (LTXKit)",
-    LORA: "Train LoRA (LTXKit)",
-}
-
-# The node between a native output and a socket of ours.
-BRIDGES = {
-    ("MODEL", MODEL): "Model from ComfyUI (LTXKit)",
-    ("CLIP", TEXT_ENCODER): "Text Encoder from ComfyUI (LTXKit)",
-    ("VAE", VAE): "VAE from ComfyUI (LTXKit)",
-}
 
 T = TypeVar("T")
 
@@ -170,10 +152,11 @@ KINDS: Mapping[str, type] = {
 
 
 class Node:
-    """Base of all nodes: what a node says stays on it, and the error for a link of the wrong type names the node to
-    connect instead.
+    """Base of all nodes: what a node says stays on it, and its widgets are checked.
 
-    ComfyUI leaves the type check to classes whose VALIDATE_INPUTS takes `input_types`.
+    ComfyUI repeats what VALIDATE_INPUTS says for every input in its signature, and leaves these inputs unchecked. So
+    nodes leave links, numbers and files to ComfyUI, whose messages are on the right input, by the types in `widgets`;
+    VALIDATE_INPUTS is for one text, or for what is not connected.
     """
 
     CATEGORY = "LTXKit"
@@ -183,15 +166,19 @@ class Node:
     run: Callable[..., tuple[Any, ...]]
 
     def __init_subclass__(cls) -> None:
-        """Every node checks its widgets: before anything runs in VALIDATE_INPUTS, because ComfyUI lets NaN pass, and in
-        `run`, because it checks nothing that arrives through a link."""
+        """Every node checks its widgets in `run` too: ComfyUI checks nothing that arrives through a link."""
         if "run" in cls.__dict__:
-            cls.VALIDATE_INPUTS = validating(cls)
             cls.run = checked(cls.__dict__["run"])
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         raise NotImplementedError
+
+    @classmethod
+    def problem(cls, values: Mapping[str, Any]) -> str | None:  # noqa: ARG003
+        """What is wrong with the constants of several inputs together. `ltxkit run` asks before anything runs; in
+        ComfyUI, where no single input could show it, `run` finds it."""
+        return None
 
     def execute(self, **inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
         """`run`, whose sentences become the node's `ui` output: front ends keep it, and caches bring it back."""
@@ -200,37 +187,9 @@ class Node:
         host().recognise(result)
         return {"ui": {"text": said}, "result": result} if said else result
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str]) -> bool | str:
-        return cls.wrong_link(input_types) or True
-
-    @classmethod
-    def wrong_link(cls, input_types: dict[str, str]) -> str | None:
-        """The first problem of the types that arrive through links, by input; None without problems."""
-        declared = declared_inputs(cls)
-        for name, received_type in input_types.items():
-            if name in declared and not types_match(received_type, declared[name].type):
-                return _wrong_type(received_type, declared[name].type, name)
-        return None
-
-
-NO_VAE = (
-    "got `conditions` without `vae`; expected the VAE of the model, which encodes them; connect `vae` of Load Model "
-    "(LTXKit)"
-)
-
-
-def without_vae(input_types: Mapping[str, str]) -> str | None:
-    """The problem of a node whose `conditions` are linked and whose `vae` is not; None without it."""
-    return NO_VAE if "conditions" in input_types and "vae" not in input_types else None
-
 
 def _wrong_type(received_type: str, expected: str, name: str) -> str:
-    remedy = f"; connect the node {SOURCES[expected]!r}" if expected in SOURCES else ""
-    bridge = BRIDGES.get((received_type, expected))
-    return (
-        f"got {received_type} on `{name}`; expected {expected}{remedy}{f', or {bridge!r} in between' if bridge else ''}"
-    )
+    return f"got {received_type} on `{name}`; expected {SocketType(expected)}"
 
 
 def received(socket: str, value: object, name: str) -> Any:

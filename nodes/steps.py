@@ -1,8 +1,5 @@
 """Nodes for the steps of a pass: schedule and guidance."""
 
-# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
-# pyright: reportIncompatibleMethodOverride=false
-
 from __future__ import annotations
 
 import re
@@ -24,14 +21,14 @@ from ..ltx_core.shapes import LatentShape
 from . import sockets
 from .host import host
 from .passes import received_sigmas
-from .widgets import choice, decimal, declared_inputs, integer, link, problem_with, switch, text
+from .widgets import advanced, choice, decimal, integer, labelled, link, switch, text
 
 PRESET, FIRST_PASS, SECOND_PASS = "preset", "preset, first pass", "preset, second pass"
 WHICH: Mapping[str, Which] = {PRESET: "one", FIRST_PASS: "first", SECOND_PASS: "second"}
 LIST = "list"
 # Saved graphs fix the order of the first six; schedules that came later stand behind them.
 KINDS = tuple(dict.fromkeys((*WHICH, "linear-quadratic", "shifted", LIST, *SCHEDULES)))
-BARS = "▁▂▃▄▅▆▇█"
+BARS = "".join(map(chr, range(0x2581, 0x2589)))  # an eighth of a line high to the whole
 MOST_LEVELS = 40  # in the drawing of a schedule
 STG_MODE_TOOLTIP = (
     "What is disturbed in those blocks. attention_values: self-attention returns its values instead of their weighted "
@@ -72,8 +69,11 @@ class CreateSchedule(sockets.Node):
                     "list: the levels that you write.",
                 ),
                 "steps": integer(30, 1, 1000, "Number of steps; a preset and a list have their own."),
-                "levels": text(
-                    "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
+                "levels": labelled(
+                    text(
+                        "", "For list: timesteps (1000 to 0) or sigmas (1 to 0), descending; a missing 0 is appended."
+                    ),
+                    "list of levels",
                 ),
                 "denoise_strength": decimal(
                     1.0,
@@ -90,18 +90,25 @@ class CreateSchedule(sockets.Node):
                     "For schedules that depend on the size of the clip: shifted, 0.9.0, 0.9.1. As it is before native "
                     "nodes append guides.",
                 ),
-                "skip_initial_steps": integer(0, 0, 1000, "Number of steps to skip at the start, for a second pass."),
-                "skip_final_steps": integer(
-                    0, 0, 1000, "Number of steps to skip at the end; the last one that remains goes to 0."
+                "skip_initial_steps": advanced(
+                    integer(0, 0, 1000, "Number of steps to skip at the start, for a second pass.")
+                ),
+                "skip_final_steps": advanced(
+                    integer(0, 0, 1000, "Number of steps to skip at the end; the last one that remains goes to 0.")
                 ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], kind: str = "", levels: str = "") -> bool | str:
-        wrong = None if kind in ("", *KINDS) else problem_with("kind", kind, declared_inputs(cls)["kind"])
-        problem = _problem_of(lambda: explicit(_numbers(levels, "levels", "1000, 909, 725"))) if kind == LIST else None
-        return cls.wrong_link(input_types) or wrong or problem or True
+    def problem(cls, values: Mapping[str, Any]) -> str | None:
+        if values.get("kind") != LIST or not isinstance(values.get("levels"), str):
+            return None
+        return _problem_of(lambda: explicit(_numbers(values["levels"], "levels", "1000, 909, 725")))
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, levels: str | None = None) -> bool | str:
+        # Whether the list is used is not known here; an empty one is not.
+        return True if not (levels or "").strip() else cls.problem({"kind": LIST, "levels": levels}) or True
 
     def run(
         self,
@@ -166,23 +173,24 @@ class CreateGuidance(sockets.Node):
                     "Spatio-temporal guidance: away from what the model makes with some blocks disturbed. 0: off.",
                 ),
                 "stg_blocks": text("", "Blocks that STG disturbs, for example 19 (2B) or 28 (13B)."),
-                "stg_mode": choice(STG_MODES, STG_MODE_TOOLTIP),
-                "stg_rescale": decimal(
-                    1.0,
-                    0.0,
-                    1.0,
-                    0.01,
-                    "How much of the contrast that STG adds is removed: 1 is off (sic), Lightricks use 0.7 for 2B.",
+                "stg_mode": advanced(choice(STG_MODES, STG_MODE_TOOLTIP)),
+                "stg_rescale": advanced(
+                    decimal(
+                        1.0,
+                        0.0,
+                        1.0,
+                        0.01,
+                        "How much of the contrast that STG adds is removed: 1 is off (sic), Lightricks use 0.7 for 2B.",
+                    )
                 ),
-                "cfg_star": switch(False, CFG_STAR_TOOLTIP),
+                "cfg_star": advanced(switch(False, CFG_STAR_TOOLTIP)),
             },
             "optional": SHOWN,
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, input_types: dict[str, str], stg_blocks: str = "") -> bool | str:
-        problem = _problem_of(lambda: Guidance(skip_blocks=(_whole_numbers(stg_blocks),)))
-        return cls.wrong_link(input_types) or problem or True
+    def VALIDATE_INPUTS(cls, stg_blocks: str | None = None) -> bool | str:
+        return _problem_of(lambda: Guidance(skip_blocks=(_whole_numbers(stg_blocks or ""),))) or True
 
     def run(
         self,
@@ -209,6 +217,7 @@ class CreateGuidance(sockets.Node):
         return (guidance,)
 
 
+LISTS = ("guidance_timesteps", "guidance_scale", "stg_scale", "stg_rescale", "stg_blocks")
 _DEFAULT_LISTS = RELEASES["13b-0.9.8-dev"].recipe.one_pass
 
 
@@ -251,26 +260,21 @@ class CreateStepGuidance(sockets.Node):
                     _listed(entries.skip_block_list),
                     "Blocks that STG disturbs: 28 for all steps, or one list each, such as [], [11, 25], [28].",
                 ),
-                "stg_mode": choice(STG_MODES, STG_MODE_TOOLTIP),
-                "cfg_star": switch(entries.cfg_star_rescale, CFG_STAR_TOOLTIP),
-                "guidance_rescale": GUIDANCE_RESCALE,
+                "stg_mode": advanced(choice(STG_MODES, STG_MODE_TOOLTIP)),
+                "cfg_star": advanced(switch(entries.cfg_star_rescale, CFG_STAR_TOOLTIP)),
+                "guidance_rescale": advanced(GUIDANCE_RESCALE),
             },
             "optional": SHOWN,
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls,
-        input_types: dict[str, str],
-        guidance_timesteps: str | None = None,
-        guidance_scale: str | None = None,
-        stg_scale: str | None = None,
-        stg_rescale: str | None = None,
-        stg_blocks: str | None = None,
-    ) -> bool | str:
-        lists = (guidance_timesteps, guidance_scale, stg_scale, stg_rescale, stg_blocks)
-        problem = None if None in lists else _problem_of(lambda: _step_guidance(*map(str, lists)))
-        return cls.wrong_link(input_types) or problem or True
+    def problem(cls, values: Mapping[str, Any]) -> str | None:
+        lists = [values.get(name) for name in LISTS]
+        return None if None in lists else _problem_of(lambda: _step_guidance(*map(str, lists)))
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, stg_blocks: str | None = None) -> bool | str:
+        return _problem_of(lambda: [Guidance(skip_blocks=(each,)) for each in _block_lists(stg_blocks or "")]) or True
 
     def run(
         self,
@@ -336,7 +340,7 @@ def _preset_sigmas(model: sockets.Model, kind: str, grid: LatentShape | None) ->
 
 
 def describe_schedule(sigmas: Tensor) -> str:
-    """The levels in one line, as a drawing and in numbers: `4 steps █▇▆▄: 1, 0.909, 0.725, 0.421, 0`."""
+    """The levels in one line, as a drawing and in numbers: `4 steps ....: 1, 0.909, 0.725, 0.421, 0`."""
     levels, steps = sigmas.tolist(), len(sigmas) - 1
     sampled = (
         [levels[round(i * steps / MOST_LEVELS)] for i in range(MOST_LEVELS)] if steps > MOST_LEVELS else levels[:-1]

@@ -1,8 +1,5 @@
 """The node that trains a LoRA: `ltxkit train` in a process of its own, watched and stopped from here."""
 
-# ComfyUI reads the names of VALIDATE_INPUTS' parameters, so every node has its own.
-# pyright: reportIncompatibleMethodOverride=false
-
 from __future__ import annotations
 
 import json
@@ -31,11 +28,10 @@ from .loaders import (
     TEXT_ENCODER_KINDS,
     VAE_KINDS,
     VERSION,
-    missing_file,
-    model_files,
+    file_choices,
     model_path,
 )
-from .widgets import choice, decimal, frame_rate, integer, seed, switch, text
+from .widgets import advanced, choice, decimal, frame_rate, integer, seed, switch, text
 
 PACK = Path(__file__).parents[1]
 PRESET = "lora-2b"
@@ -62,13 +58,13 @@ class TrainLoRA(sockets.Node):
         return {
             "required": {
                 "model_name": choice(
-                    model_files(MODEL_KINDS), "What to train on: the 2B or 13B model, best a dev one."
+                    file_choices(MODEL_KINDS), "What to train on: the 2B or 13B model, best a dev one."
                 ),
-                "vae_name": choice(
-                    [SAME_FILE, *model_files(VAE_KINDS)], "Where the VAE is, if the model file has none."
+                "vae_name": choice(file_choices(VAE_KINDS, SAME_FILE), "Where the VAE is, if the model file has none."),
+                "text_encoder_name": choice(
+                    file_choices(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."
                 ),
-                "text_encoder_name": choice(model_files(TEXT_ENCODER_KINDS), "T5 v1.1 XXL; used before training only."),
-                "version": VERSION,
+                "version": advanced(VERSION),
                 "folder": text(
                     "my-videos",
                     "Videos, each with a .txt of the same name, or one captions .csv, .json or .jsonl: a whole "
@@ -85,7 +81,7 @@ class TrainLoRA(sockets.Node):
                 ),
                 "frame_rate": frame_rate(25.0, "Videos of another rate are resampled to this."),
                 "steps": integer(2000, 1, 1000000, "Updates of the weights."),
-                "batch_size": integer(1, 1, 1024, "Clips per update."),
+                "batch_size": advanced(integer(1, 1, 1024, "Clips per update.")),
                 "learning_rate": decimal(2e-4, 0.0, 1.0, 1e-6, "2e-4 suits rank 32; lower it if clips get worse."),
                 "rank": integer(32, 1, 1024, "Size of the LoRA: a higher one learns more, and more by heart."),
                 "seed": seed("Of the start and of all noise: the same settings give the same LoRA."),
@@ -99,19 +95,8 @@ class TrainLoRA(sockets.Node):
         }
 
     @classmethod
-    def VALIDATE_INPUTS(
-        cls,
-        input_types: dict[str, str],
-        model_name: str = "",
-        vae_name: str = "",
-        text_encoder_name: str = "",
-        name: str = "x",
-    ) -> bool | str:
-        missing_vae = None if vae_name in ("", SAME_FILE) else missing_file(vae_name, VAE_KINDS)
-        missing_text = missing_file(text_encoder_name, TEXT_ENCODER_KINDS)
-        bad_name = None if NAME.fullmatch(name) else f"got name {name!r}; expected letters, figures, -, _ and ."
-        missing = missing_file(model_name, MODEL_KINDS) or missing_vae or missing_text
-        return cls.wrong_link(input_types) or missing or bad_name or True
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        return True if name is None or NAME.fullmatch(name) else _bad_name(name)
 
     def run(
         self,
@@ -134,7 +119,7 @@ class TrainLoRA(sockets.Node):
         settings: str = "",
     ) -> tuple[Path, str]:
         if not NAME.fullmatch(name):
-            raise ConfigError(f"got name {name!r}; expected letters, figures, -, _ and .; change it")
+            raise ConfigError(_bad_name(name))
         path, run = model_path(model_name, MODEL_KINDS), host().output_folder / RUNS / name
         videos = (host().input_folder / Path(folder).expanduser()).resolve()
         if not folder or not videos.is_dir():
@@ -167,6 +152,10 @@ class TrainLoRA(sockets.Node):
         if copy_to_loras:
             trained = _copied(trained, name)
         return trained, str(trained)
+
+
+def _bad_name(name: str) -> str:
+    return f"got name {name!r}; expected letters, figures, -, _ and .; change it"
 
 
 def train(

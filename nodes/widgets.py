@@ -5,7 +5,7 @@ The tuples have ComfyUI's form of INPUT_TYPES.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,63 @@ from ..ltx_core.values import is_number, is_whole, shown
 Declared = tuple[Any, dict[str, Any]]
 
 
+# The node to connect to a socket of ours; the likeliest mistake is a native MODEL or VAE.
+SOURCES = {
+    "LTXKIT_MODEL": "Load Model (LTXKit)",
+    "LTXKIT_VAE": "Load Model (LTXKit)",
+    "LTXKIT_TEXT_ENCODER": "Load Text Encoder (LTXKit)",
+    "LTXKIT_UPSCALER": "Load Latent Upscaler (LTXKit)",
+    "LTXKIT_CONDITION": "Condition (LTXKit)",
+    "LTXKIT_GUIDANCE": "Guidance (LTXKit)",
+    "LTXKIT_LORA": "Train LoRA (LTXKit)",
+}
+# The node between a native output and a socket of ours.
+BRIDGES = {
+    "LTXKIT_MODEL": ("MODEL", "Model from ComfyUI (LTXKit)"),
+    "LTXKIT_TEXT_ENCODER": ("CLIP", "Text Encoder from ComfyUI (LTXKit)"),
+    "LTXKIT_VAE": ("VAE", "VAE from ComfyUI (LTXKit)"),
+}
+
+
+class SocketType(str):
+    """The type of an input. In a message it names the node to connect: ComfyUI formats it into its own sentence about a
+    link of the wrong type, which it puts on the input."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        remedy = f"; connect the node {SOURCES[self]!r}" if self in SOURCES else ""
+        if self in BRIDGES:
+            native, bridge = BRIDGES[self]
+            remedy += f", or a {native} through {bridge!r}"
+        return format(str(self) + remedy, spec)
+
+
+class LeastDecimal(float):
+    """The lower bound of a decimal. NaN is below it: ComfyUI asks `value < min`, which is false for an ordinary float,
+    and would let NaN pass."""
+
+    __slots__ = ()
+
+    def __gt__(self, other: float) -> bool:
+        return not other >= float(self)
+
+
+class FileChoices(list[str]):
+    """The choices of a widget for a file. What else `problem` accepts is a choice too, such as one shard of a set, or a
+    name with the separators of Windows; ComfyUI asks with `in`."""
+
+    def __init__(self, names: Iterable[str], problem: Callable[[object], str | None]) -> None:
+        super().__init__(names)
+        self.problem = problem
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or self.problem(name) is None
+
+
 def link(socket: str, tooltip: str) -> Declared:
     """An input that only a link can fill."""
-    return socket, {"tooltip": tooltip}
+    return SocketType(socket), {"tooltip": tooltip}
 
 
 def integer(default: int, low: int, high: int, tooltip: str) -> Declared:
@@ -24,7 +78,7 @@ def integer(default: int, low: int, high: int, tooltip: str) -> Declared:
 
 
 def decimal(default: float, low: float, high: float, step: float, tooltip: str) -> Declared:
-    return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip}
+    return "FLOAT", {"default": default, "min": LeastDecimal(low), "max": high, "step": step, "tooltip": tooltip}
 
 
 def text(default: str, tooltip: str, *, lines: bool = False) -> Declared:
@@ -39,7 +93,19 @@ def switch(default: bool, tooltip: str) -> Declared:
 
 def choice(options: Iterable[str], tooltip: str) -> Declared:
     """The first option is the default."""
-    return list(options), {"tooltip": tooltip}
+    return options if isinstance(options, FileChoices) else list(options), {"tooltip": tooltip}
+
+
+def advanced(declared: Declared) -> Declared:
+    """The same input, which front ends show only on request."""
+    kind, options = declared
+    return kind, {**options, "advanced": True}
+
+
+def labelled(declared: Declared, label: str) -> Declared:
+    """The same input, for which front ends show `label` instead of its name."""
+    kind, options = declared
+    return kind, {**options, "display_name": label}
 
 
 def seed(tooltip: str) -> Declared:
@@ -89,8 +155,7 @@ def read_inputs(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:
 def problem_with(name: str, value: Any, spec: Input) -> str | None:
     """Why an input cannot have this constant, as `name: got X; expected Y`; None: it can.
 
-    By the rules of ComfyUI (execution.py, `validate_inputs`) but one: NaN, which no comparison finds, and infinity
-    are refused.
+    By the rules of ComfyUI (execution.py, `validate_inputs`), and infinity is refused even where there is no bound.
     """
     if spec.type in ("INT", "FLOAT"):
         if spec.type == "INT" and not is_whole(value):
@@ -104,6 +169,9 @@ def problem_with(name: str, value: Any, spec: Input) -> str | None:
             return f"{name}: got {shown(value)}; expected at most {high}"
     if spec.type == "STRING" and not isinstance(value, str):
         return f"{name}: got {shown(value)}; expected text"
+    if isinstance(spec.choices, FileChoices):
+        problem = None if value in spec.choices else spec.choices.problem(value)
+        return f"{name}: {problem}" if problem else None
     if spec.choices is not None and value not in list(spec.choices):
         choices = ", ".join(repr(choice) for choice in spec.choices) if len(spec.choices) <= 20 else ""
         return f"{name}: got {shown(value)}; expected one of {choices or f'{len(spec.choices)} choices'}"

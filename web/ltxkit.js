@@ -68,7 +68,34 @@ function showPreview(node, image) {
   widget.element.src = image;
 }
 
+// Links and slots of our types; those that have a counterpart in ComfyUI have its colour.
+const COLOURS = {
+  LTXKIT_MODEL: "#b39ddb",
+  LTXKIT_VAE: "#ff6e6e",
+  LTXKIT_TEXT_ENCODER: "#ffd500",
+  LTXKIT_UPSCALER: "#64b5f6",
+  LTXKIT_CONDITION: "#ffa931",
+  LTXKIT_GUIDANCE: "#6ee7b7",
+  LTXKIT_LORA: "#f48fb1",
+};
+
+/** In the classic renderer by the canvas's tables; a palette that names no colour for a type of ours leaves it as it is. */
+function colourLinks() {
+  const tables = [globalThis.LGraphCanvas?.link_type_colors, app.canvas?.default_connection_color_byType];
+  for (const table of tables.filter(Boolean)) {
+    for (const [type, own] of Object.entries(COLOURS)) {
+      let colour = own;
+      const set = (chosen) => (colour = chosen || own);
+      Object.defineProperty(table, type, { get: () => colour, set, enumerable: true, configurable: true });
+    }
+  }
+}
+
+// For Nodes 2.0.
+const VARIABLES = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`).join(" ");
+
 const STYLE = `
+:root { ${VARIABLES} }
 .ltxkit-said { white-space: pre-wrap; overflow: auto; box-sizing: border-box; padding: 4px 8px; border-radius: 4px;
   font: 11px/15px system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
 .ltxkit-table { white-space: pre; font-family: ui-monospace, monospace; }
@@ -82,6 +109,7 @@ app.registerExtension({
     const style = document.createElement("style");
     style.textContent = STYLE;
     document.head.append(style);
+    colourLinks();
     // Tells the server to send animations and sentences to this file, not to ComfyUI's still preview and progress text.
     const announce = () =>
       api.fetchApi("/ltxkit/browsers", {
@@ -102,6 +130,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (node.comfyClass === "SaveVideo") fillInPrefix(node);
     if (!ours(node)) return;
     const { onExecuted } = node;
     node.onExecuted = function (output) {
@@ -116,6 +145,14 @@ app.registerExtension({
     if (ours(node)) showText(node, node.properties?.[SAID] ?? "");
   },
 });
+
+/** Dates and values of nodes in a prefix, which front ends before 1.36 fill in for Save Image, and not for Save Video. */
+function fillInPrefix(node) {
+  const fill = window.comfyAPI?.utils?.applyTextReplacements;
+  const widget = node.widgets?.find((existing) => existing.name === "filename_prefix");
+  if (!fill || !widget || widget.serializeValue) return;
+  widget.serializeValue = () => fill(app.graph, widget.value);
+}
 
 /** The node of an execution id; of a node in a subgraph ("12:3") the inner one. */
 function nodeOf(executionId) {

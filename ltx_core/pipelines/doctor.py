@@ -38,8 +38,8 @@ _OPTIONAL = {
     "comfy-kitchen": "ComfyUI's quantized files",
 }
 _DEMO_FILES = (  # what `make demo` reads, beside the bundled model
-    "workflows/api/demo-text.json",
-    "workflows/api/demo-two-stage.json",
+    "workflows/api/01 Demo - a digit from a prompt.json",
+    "workflows/api/03 Demo - two stages.json",
     "assets/examples/three.png",
     "assets/t5/spiece.model",
 )

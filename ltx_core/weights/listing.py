@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,21 +26,64 @@ _OF_A_CACHE = ("blobs", "refs")
 _GGUF_HEAD_BYTES = 4_000_000
 
 
-def models_in(root: Path) -> Iterator[Path]:
+# A file system's clock may tick as slowly as this: a change in the tick of a walk leaves no trace in a folder's time.
+_TICK = 0.01  # seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The models below a folder, sorted, as of one walk.
+
+    models: path by name, which is relative to the folder, with `/`.
+    seen: what the walk depends on, with the time of its last change: folders, and links that lead nowhere (None).
+    """
+
+    models: Mapping[str, Path]
+    seen: Mapping[str, int | None]
+
+    def holds(self) -> bool:
+        """Whether a walk would give the same, as far as the times of the folders show."""
+        return all(_changed(path) == time for path, time in self.seen.items())
+
+
+_listings: dict[Path, Listing] = {}
+
+
+def listed(root: Path) -> Listing:
+    """The models below a folder. It is walked anew only if a folder in it has changed, as ComfyUI keeps its lists."""
+    listing = _listings.get(root)
+    if listing is None or not listing.holds():
+        seen: dict[str, int | None] = {}
+        paths = sorted(models_in(root, seen))
+        _listings[root] = listing = Listing({path.relative_to(root).as_posix(): path for path in paths}, seen)
+    return listing
+
+
+def _changed(path: str) -> int | None:
+    """When a folder changed, in nanoseconds; None if there is nothing."""
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116  # of thousands of folders
+    except OSError:
+        return None
+
+
+def models_in(root: Path, seen: dict[str, int | None] | None = None) -> Iterator[Path]:
     """The models below a folder: files, and folders in the layouts of diffusers and transformers as one entry each.
 
     A repository as it was cloned has both. Of the shards of a set the first is listed; files whose download is not
     finished, links to nothing and hidden files and folders are not. A folder that several links lead to is listed once,
     by its own name if that lies below `root`: links in a circle end.
+
+    seen: takes what the walk depends on, as in `Listing`.
     """
-    seen: set[tuple[int, int]] = set()
+    visit = _Visit({} if seen is None else seen, set())
     pending, linked = [root], list[Path]()
     while pending or linked:
         here = pending.pop() if pending else linked.pop(0)
-        entries = _entries(here, seen)
+        entries = visit.entries(here)
         files = [entry.name for entry in entries if entry.is_file()]
         folders = [entry for entry in entries if entry.is_dir()]
-        is_pipeline = here != root and _is_pipeline(files, folders)
+        is_pipeline = here != root and _is_pipeline(files, folders, visit.seen)
         yield from _offered(here, files, is_root=here == root, is_pipeline=is_pipeline)
         for entry in folders:
             if (is_pipeline and entry.name in _OF_A_PIPELINE) or _is_of_a_cache(here, entry.name):
@@ -62,29 +107,52 @@ def holds(path: Path, part: PartName) -> bool:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _entries(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """What is in a folder, hidden names aside; nothing where it cannot be read or was seen already."""
-    try:
-        status = folder.stat()
-        identity = status.st_dev, status.st_ino
-        if identity in seen:
+@dataclass(frozen=True)
+class _Visit:
+    """A walk. seen: as in `Listing`; identities: of the folders that it has been in."""
+
+    seen: dict[str, int | None]
+    identities: set[tuple[int, int]]
+
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What is in a folder, hidden names aside; nothing where it cannot be read or was seen already."""
+        try:
+            status = folder.stat()
+        except OSError:
+            self.seen[str(folder)] = None
             return []
-        seen.add(identity)
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-    except OSError:
-        return []
+        self.seen[str(folder)] = status.st_mtime_ns
+        identity = status.st_dev, status.st_ino
+        if identity in self.identities:
+            return []
+        self.identities.add(identity)
+        if 0 <= time.time() - status.st_mtime < _TICK:
+            time.sleep(_TICK)
+        try:
+            with os.scandir(folder) as entries:
+                visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+        except OSError:
+            return []
+        self.seen.update(
+            (entry.path, None) for entry in visible if entry.is_symlink() and not Path(entry.path).exists()
+        )
+        return visible
 
 
-def _is_pipeline(files: list[str], folders: list[os.DirEntry[str]]) -> bool:
+def _entries(folder: Path, seen: dict[str, int | None] | None = None) -> list[os.DirEntry[str]]:
+    """What is in one folder. seen: as in `models_in`."""
+    return _Visit({} if seen is None else seen, set()).entries(folder)
+
+
+def _is_pipeline(files: list[str], folders: list[os.DirEntry[str]], seen: dict[str, int | None]) -> bool:
     """Without a `model_index.json`, components are models by themselves, as in a folder of text encoders."""
     parts = (Path(entry.path) for entry in folders if entry.name in COMPONENTS)
-    return "model_index.json" in files and any(_weights_in(part) for part in parts)
+    return "model_index.json" in files and any(_weights_in(part, seen) for part in parts)
 
 
-def _weights_in(folder: Path) -> list[str]:
+def _weights_in(folder: Path, seen: dict[str, int | None] | None = None) -> list[str]:
     """Names of the weights in one folder, of pickles too: on loading, the message says what to do."""
-    entries = _entries(folder, set())
+    entries = _entries(folder, seen)
     return [entry.name for entry in entries if entry.name.lower().endswith((*SAFETENSORS, ".bin")) and entry.is_file()]
 
 

@@ -319,7 +319,7 @@ def _no_device(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
         (_no_av, r"got no av; expected 14\.2 or later"),
         (_broken_pillow, r"got pillow, which cannot be imported"),
         (_no_model, r"got no ltxkit-digits for checkpoints"),
-        (_no_workflows, r"got no workflows/api/demo-text\.json"),
+        (_no_workflows, r"got no workflows/api/01 Demo - a digit from a prompt\.json"),
         (_no_codec, r"got an av without the encoder"),
         (_no_disk, r"got 0 MB free here"),
         (_no_device, r"got the device cuda:0"),

@@ -21,7 +21,14 @@ from ltxkit.nodes.host import use_host
 from ltxkit.nodes.widgets import declared_inputs
 
 FROZEN = Path(__file__).parents[1] / "data" / "nodes.json"
-FILE_LISTS = ("model_name", "vae_name", "text_encoder_name", "upscaler_name")  # the choices depend on the machine
+FILE_LISTS = (
+    "model_name",
+    "vae_name",
+    "text_encoder_name",
+    "upscaler_name",
+    "example",
+)  # the choices depend on the machine
+SHOWN = ("tooltip", "advanced", "display_name")  # where and how a front end shows it, which no graph relies on
 
 Node = Mapping[str, Any]
 
@@ -36,7 +43,7 @@ def describe(node_class: Any) -> Node:
     """The parts of an input that must not change."""
     inputs = []
     for name, spec in declared_inputs(node_class).items():
-        options = {key: value for key, value in spec.options.items() if key != "tooltip"}
+        options = {key: value for key, value in spec.options.items() if key not in SHOWN}
         if spec.choices is not None and name not in FILE_LISTS:
             options["choices"] = list(spec.choices)
         inputs.append([name, spec.type, "required" if spec.required else "optional", options])

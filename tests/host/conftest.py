@@ -28,6 +28,7 @@ from comfy_client import ComfyUI, Server, find_comfyui, make_base, serve
 from graph_page import front_end
 
 from ltxkit.ltx_core.media import Clip, Sound
+from ltxkit.nodes.templates import ROOT, TEMPLATES
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +51,14 @@ def small() -> Callable[[dict[str, Any]], dict[str, Any]]:
     return user_folders.reduced
 
 
+def api_file(name: str) -> Path:
+    return ROOT / f"workflows/api/{TEMPLATES.get(name, name)}.json"
+
+
 @pytest.fixture
 def workflow(repository: Path, small: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
-    """workflow(name): a shipped API workflow, reduced by `small`."""
-    return lambda name: small(json.loads((repository / f"workflows/api/{name}.json").read_text()))
+    """workflow(name): a shipped API workflow, by its file's name or the short one, reduced by `small`."""
+    return lambda name: small(json.loads(api_file(name).read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +68,8 @@ def made_size() -> Callable[[str], tuple[int, int, int]]:
     sizes = {"video-to-video-2b": clip, "inpaint-2b": clip, "long-2b": (41, 64, 60), "two-stage-simple": (9, 96, 96)}
     scaled = ("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage", "demo-text", "demo-first-frame")
     sizes |= dict.fromkeys(scaled, (17, 96, 90))
-    return lambda name: sizes.get(name, (17, 64, 60))
+    short = {name: short for short, name in TEMPLATES.items()}
+    return lambda name: sizes.get(short.get(name, name), (17, 64, 60))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Write the files derived from the graphs in `workflows/`: API files, thumbnails, and pictures for the documents.
+"""Write the files derived from the graphs in `workflows/`: API files, and pictures for the documents.
 
     .venv/bin/python tests/host/draw_workflows.py [name ...]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from stub_server import stub_server
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import all_nodes
 from ltxkit.nodes.host import use_host
+from ltxkit.nodes.templates import TEMPLATES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 SCALE, MARGIN = 0.8, 24  # scale of the picture, and pixels around the graph
 TITLE = 30  # height of a node's title bar
-THUMBNAIL = (960, 540)
+SHORT = {name: short for short, name in TEMPLATES.items()}  # of the pictures for the documents
 
 LOAD = """async ([graph, scale, margin, title]) => {
     await app.loadGraphData(graph, true, true)
@@ -74,12 +76,11 @@ def draw(page: Page, name: str, target: Path = ROOT) -> None:
     page.evaluate(SHOW, [SCALE, found["offset"]])
     page.wait_for_timeout(700)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    _write_prompt(target / f"workflows/api/{name}.json", found["api"])
-    shown = target / f"docs/workflows/{name}.png"
+    _write_prompt(target / f"workflows/api/{name}.json", without_tokens(found["api"]))
+    shown = target / f"docs/workflows/{SHORT[name]}.png"
     few_colours = picture.quantize(64)
     if not _shows(shown, few_colours):
         few_colours.save(shown, optimize=True)
-        _thumbnail(picture).save(target / f"workflows/{name}.jpg", quality=85)
 
 
 def show_graphs_alone(page: Page) -> None:
@@ -87,6 +88,15 @@ def show_graphs_alone(page: Page) -> None:
     page.add_style_tag(content=GRAPH_ALONE)
     page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Minimap.Visible', false)")
     page.wait_for_timeout(1000)
+
+
+def without_tokens(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The same prompt, whose prefixes of files end before date and seed, which front ends put in."""
+    for node in prompt.values():
+        prefix = node["inputs"].get("filename_prefix")
+        if prefix is not None:
+            node["inputs"]["filename_prefix"] = re.sub(r"-(%date:|\d{4}-\d\d-\d\d).*", "", prefix)
+    return prompt
 
 
 def _write_prompt(path: Path, prompt: dict[str, Any]) -> None:
@@ -101,15 +111,6 @@ def _shows(path: Path, picture: Image.Image) -> bool:
         return False
     with Image.open(path) as before:
         return before.size == picture.size and before.convert("RGB").tobytes() == picture.convert("RGB").tobytes()
-
-
-def _thumbnail(picture: Image.Image) -> Image.Image:
-    """The picture, reduced and centred on a canvas in its own background colour."""
-    small = Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))
-    fitted = picture.copy()
-    fitted.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    small.paste(fitted, ((THUMBNAIL[0] - fitted.width) // 2, (THUMBNAIL[1] - fitted.height) // 2))
-    return small
 
 
 def main() -> None:

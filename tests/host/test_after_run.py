@@ -12,6 +12,8 @@ import pytest
 from comfy_client import Server
 from graph_page import OPEN, RENDERERS, Box, boxes, choose_renderer, chromium, opened, run_graph
 
+from ltxkit.nodes.templates import TEMPLATES
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -63,7 +65,7 @@ SAVED = "() => app.graph.serialize()"
 def test_what_a_node_says_stays_and_survives_a_reload(
     page: Page, repository: Path, workflow: Callable[[str], dict[str, Any]]
 ):
-    graph = json.loads((repository / "workflows/demo-text.json").read_text())
+    graph = json.loads((repository / f"workflows/{TEMPLATES['demo-text']}.json").read_text())
     choose_renderer(page, "classic")
     assert run_graph(page, graph, workflow("demo-text")) == "ok"
     page.wait_for_timeout(3000)  # the front end clears progress text when the job ends
@@ -90,3 +92,27 @@ def test_a_memory_plan_is_shown_on_its_node(page: Page):
     assert run_graph(page, page.evaluate(SAVED), {}) == "ok"
     page.wait_for_timeout(3000)
     assert "Peak" in page.evaluate(SHOWN, "Plan Memory (LTXKit)")
+
+
+def test_links_of_our_types_have_colours_of_their_own(page: Page):
+    choose_renderer(page, "classic")
+    colours = page.evaluate("""() => [LGraphCanvas.link_type_colors, app.canvas.default_connection_color_byType].map(
+        table => ['MODEL', 'VAE', 'TEXT_ENCODER', 'UPSCALER', 'CONDITION', 'GUIDANCE', 'LORA'].map(
+            kind => table[`LTXKIT_${kind}`]))""")
+    for table in colours:
+        assert all(table), table
+        assert len(set(table)) == len(table)
+
+
+def test_the_blueprint_becomes_both_passes(page: Page, repository: Path):
+    (path,) = (repository / "subgraphs").glob("*.json")
+    choose_renderer(page, "classic")
+    script = "async graph => { await app.loadGraphData(graph, true, true); return (await app.graphToPrompt()).output }"
+    prompt = page.evaluate(script, json.loads(path.read_text()))
+    kinds = sorted(node["class_type"] for node in prompt.values())
+    assert kinds == sorted([
+        "LTXKitCreateSchedule", "LTXKitCreateSchedule", "LTXKitDecodeVideo", "LTXKitSampleVideo", "LTXKitSampleVideo",
+        "LTXKitUpscaleLatent",
+    ])  # fmt: skip
+    seeds = [node["inputs"]["seed"] for node in prompt.values() if node["class_type"] == "LTXKitSampleVideo"]
+    assert seeds == [0, 0]

@@ -17,6 +17,7 @@ from comfy_client import ComfyUI, Server
 from PIL import Image
 
 from ltxkit.nodes import NODE_CLASS_MAPPINGS
+from ltxkit.nodes.templates import TEMPLATES, template
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -92,6 +93,24 @@ def test_templates_and_help_pages_are_served(server: Server):
         page = requests.get(f"{server.address}/extensions/ltxkit/docs/{node}.md", timeout=10)
         assert page.text.startswith("# "), node
     assert "/extensions/ltxkit/ltxkit.js" in server.get("/extensions")
+
+
+def test_the_gallery_has_its_files_and_old_links_lead_to_them(server: Server):
+    import requests
+
+    for short, name in TEMPLATES.items():
+        for suffix in ("json", "jpg"):
+            now = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.{suffix}", timeout=10)
+            before = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{short}.{suffix}", timeout=10)
+            assert now.status_code == 200, name
+            assert now.content == before.content, short
+
+
+def test_nodes_have_names_in_other_languages(server: Server):
+    translations = server.get("/i18n")
+    names = {"zh": "加载模型 (LTXKit)", "ja": "モデルを読み込む (LTXKit)", "en": "Load Model (LTXKit)"}
+    for language, name in names.items():
+        assert translations[language]["nodeDefs"]["LTXKitLoadModel"]["display_name"] == name
 
 
 def test_our_code_in_the_browser_receives_the_animation_and_the_text(server: Server, workflow: Callable[[str], Graph]):
@@ -181,7 +200,7 @@ def test_a_demo_graph_makes_what_it_says(server: Server, repository: Path, name:
     from ltxkit.ltx_core.training.digits.evaluate import Reader, centres, direction, grey
 
     shutil.copyfile(repository / "assets/examples/three.png", server.base / "input/three.png")
-    events = server.run(json.loads((repository / f"workflows/api/{name}.json").read_text()))
+    events = server.run(json.loads(template(name).read_text()))
     assert events.error == ""
     (file,) = server.files(events)
     frames = media.read_video(file).frames
@@ -244,29 +263,64 @@ def test_cancel_works_while_sampling_and_the_next_run_too(server: Server, workfl
 # ------------------------------------------------------------------------------------------------ bad prompts
 
 
-def refused(server: Server, prompt: Graph) -> str:
-    status, answer = server.submit(prompt)
-    assert status == 400
-    return json.dumps(answer)
-
-
 def test_a_native_model_by_api_is_told_which_loader_to_use(server: Server, workflow: Callable[[str], Graph]):
     prompt = workflow("t2v-2b")
     prompt["native"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "ltxv-tiny.safetensors"}}
     sampler = next(node for node in prompt.values() if node["class_type"] == "LTXKitSampleVideo")
     sampler["inputs"]["model"] = ["native", 0]
-    answer = refused(server, prompt)
-    assert "got MODEL on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)'" in answer
+    (error,) = errors(server, prompt)
+    assert error["type"] == "return_type_mismatch"
+    assert error["extra_info"]["input_name"] == "model"
+    expected = "received_type(MODEL) mismatch input_type(LTXKIT_MODEL; connect the node 'Load Model (LTXKit)')"
+    assert error["details"] == f"model, {expected}"
 
 
-def test_a_missing_file_says_what_there_is_and_where(server: Server, workflow: Callable[[str], Graph]):
+def errors(server: Server, prompt: Graph) -> list[dict[str, Any]]:
+    status, answer = server.submit(prompt)
+    assert status == 400
+    return [error for node in answer["node_errors"].values() for error in node["errors"]]
+
+
+def test_a_missing_file_is_one_error_in_comfyuis_own_form(server: Server, workflow: Callable[[str], Graph]):
+    """Front ends gather these under "Missing models"."""
+    prompt = workflow("ic-lora-13b")
+    names = {
+        "LTXKitLoadModel": "model_name",
+        "LTXKitLoadTextEncoder": "text_encoder_name",
+        "LTXKitApplyLoRA": "lora_name",
+    }
+    for node in prompt.values():
+        if node["class_type"] in names:
+            node["inputs"][names[node["class_type"]]] = "gone.safetensors"
+    found = errors(server, prompt)
+    assert {error["type"] for error in found} == {"value_not_in_list"}
+    assert sorted(error["extra_info"]["input_name"] for error in found) == sorted(names.values())
+    assert all("gone.safetensors" in error["details"] for error in found)
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "value", "kind"),
+    [
+        ("LTXKitSampleVideo", "condition_noise", "nan", "value_smaller_than_min"),
+        ("LTXKitDecodeVideo", "decode_timestep", "inf", "value_bigger_than_max"),
+        ("LTXKitDecodeVideo", "decode_noise_scale", -1.0, "value_smaller_than_min"),
+        ("LTXKitSampleVideo", "sampler", "guess", "value_not_in_list"),
+    ],
+)
+def test_a_bad_widget_is_one_error_on_itself(
+    server: Server, workflow: Callable[[str], Graph], node: str, name: str, value: Any, kind: str
+):
     prompt = workflow("t2v-2b")
-    loader = next(node for node in prompt.values() if node["class_type"] == "LTXKitLoadModel")
-    loader["inputs"]["model_name"] = "gone.safetensors"
-    answer = refused(server, prompt)
-    assert "got 'gone.safetensors', which does not exist; expected" in answer
-    assert "ltxv-tiny.safetensors" in answer
-    assert "/models/checkpoints" in answer
+    next(each for each in prompt.values() if each["class_type"] == node)["inputs"][name] = value
+    assert [(error["type"], error["extra_info"]["input_name"]) for error in errors(server, prompt)] == [(kind, name)]
+
+
+def test_conditions_without_a_vae_are_one_error(server: Server, workflow: Callable[[str], Graph]):
+    prompt = workflow("i2v-2b")
+    del next(each for each in prompt.values() if each["class_type"] == "LTXKitSampleVideo")["inputs"]["vae"]
+    (error,) = errors(server, prompt)
+    assert error["extra_info"]["input_name"] == "conditions"
+    assert "got conditions without a VAE; expected one" in error["details"]
 
 
 def test_another_object_on_our_sockets_is_refused_when_it_arrives(server: Server, workflow: Callable[[str], Graph]):

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from comfy_client import Server
 
+from ltxkit.nodes.templates import template
+
 pytestmark = [pytest.mark.comfy_next, pytest.mark.slow]
 
 
@@ -52,7 +54,7 @@ def test_text_to_video_runs(server_next: Server, workflow: Callable[[str], dict[
 def test_the_bundled_model_runs_in_two_passes(server_next: Server, repository: Path):
     from ltxkit.ltx_core import media
 
-    prompt = json.loads((repository / "workflows/api/demo-two-stage.json").read_text())
+    prompt = json.loads(template("demo-two-stage").read_text())
     events = server_next.run(prompt)
     assert events.error == ""
     (file,) = server_next.files(events)

@@ -66,6 +66,8 @@ def reduced(prompt: dict[str, Any]) -> dict[str, Any]:
     """The same graph at a size affordable for a test; changed in place."""
     for node in prompt.values():
         inputs = node["inputs"]
+        if node["class_type"] == "LTXKitLoadExample" and inputs["example"].endswith(".mp4"):
+            inputs["example"] = "clip.mp4"
         if node["class_type"] == "LTXKitEmptyLatent":
             inputs.update(width=60, height=64, frames=17)
         if node["class_type"] == "LTXKitGenerateTwoStage":

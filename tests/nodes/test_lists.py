@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.weights import listing
 from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 from ltxkit.nodes.host import use_host
@@ -27,6 +30,7 @@ from ltxkit.nodes.loaders import (
     model_files,
     model_path,
 )
+from ltxkit.nodes.widgets import declared_inputs
 
 PARTS = {"model": MODEL_KINDS, "vae": VAE_KINDS, "text encoder": TEXT_ENCODER_KINDS}
 
@@ -144,7 +148,7 @@ def sharded(tiny_models: Callable[..., Path], tmp_path: Path) -> Path:
 def test_a_saved_graph_may_name_a_shard(name: str, sharded: Path, host: PlainHost) -> None:
     assert lists(host)["text encoder"] == ["PixArt/text_encoder"]
     with use_host(host):
-        assert LoadTextEncoder.VALIDATE_INPUTS(text_encoder_name=name) is True
+        assert name in declared_inputs(LoadTextEncoder)["text_encoder_name"].choices
         assert LoadTextEncoder.IS_CHANGED(name, dtype="auto")
         (encoder,) = LoadTextEncoder().run(name, "auto", False)
     assert encoder.encoder.config.d_model == 32
@@ -159,7 +163,7 @@ def test_other_names_are_refused(name: str, sharded: Path, host: PlainHost, tmp_
     absolute = str(tmp_path / "secret.safetensors")
     with use_host(host):
         for each in (name, absolute):
-            assert "which does not exist" in str(LoadTextEncoder.VALIDATE_INPUTS(text_encoder_name=each))
+            assert each not in declared_inputs(LoadTextEncoder)["text_encoder_name"].choices
             with pytest.raises(ConfigError, match="which does not exist"):
                 model_path(each, TEXT_ENCODER_KINDS)
 
@@ -171,3 +175,72 @@ def test_loras_are_listed_as_files_and_folders_do_not_hide_them(host: PlainHost,
     with use_host(host):
         assert list(model_files(LORA_KINDS)) == ["a.safetensors", "run/adapter_model.safetensors"]
         assert ApplyLoRA.IS_CHANGED("a.safetensors")
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are read, one entry for each time."""
+    read: list[str] = []
+    scandir = os.scandir
+
+    def counted(path: Any) -> Any:
+        read.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(listing.os, "scandir", counted)
+    return read
+
+
+def test_a_folder_is_read_again_only_if_it_has_changed(host: PlainHost, tmp_path: Path, walks: list[str]) -> None:
+    """The lists of a graph's widgets are asked for many times in a prompt."""
+    for number in range(20):
+        (tmp_path / f"loras/sub{number % 4}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"loras/sub{number % 4}/{number}.safetensors").touch()
+    with use_host(host):
+        names = list(model_files(LORA_KINDS))
+        assert len(names) == 20
+        assert len(walks) == 5
+        for _ in range(5):
+            ApplyLoRA.INPUT_TYPES()
+            assert ApplyLoRA.IS_CHANGED("sub1/1.safetensors")
+            assert "sub3\\3.safetensors" in declared_inputs(ApplyLoRA)["lora_name"].choices
+        assert len(walks) == 5
+        (tmp_path / "loras/sub2/new.safetensors").touch()  # at once after a walk, deep inside
+        assert "sub2/new.safetensors" in model_files(LORA_KINDS)
+        walks.clear()
+        (tmp_path / "loras/sub0/0.safetensors").unlink()
+        (tmp_path / "loras/sub1/1.safetensors").rename(tmp_path / "loras/sub1/renamed.safetensors")
+        after = model_files(LORA_KINDS)
+        assert "sub0/0.safetensors" not in after
+        assert "sub1/renamed.safetensors" in after
+        assert len(walks) == 5
+
+
+def test_a_link_whose_target_appears_is_listed(host: PlainHost, tmp_path: Path) -> None:
+    """The folder with the link does not change then."""
+    (tmp_path / "loras").mkdir(parents=True, exist_ok=True)
+    target = tmp_path / "drive/a.safetensors"
+    (tmp_path / "loras/a.safetensors").symlink_to(target)
+    (tmp_path / "loras/far").symlink_to(tmp_path / "drive/far")
+    with use_host(host):
+        assert list(model_files(LORA_KINDS)) == []
+        target.parent.mkdir()
+        target.touch()
+        assert list(model_files(LORA_KINDS)) == ["a.safetensors"]
+        (tmp_path / "drive/far").mkdir()
+        (tmp_path / "drive/far/b.safetensors").touch()
+        assert list(model_files(LORA_KINDS)) == ["a.safetensors", "far/b.safetensors"]
+        (tmp_path / "drive/far/c.safetensors").touch()
+        assert list(model_files(LORA_KINDS)) == ["a.safetensors", "far/b.safetensors", "far/c.safetensors"]
+
+
+def test_a_model_that_grows_in_its_place_becomes_a_choice(host: PlainHost, tiny_models: Any, tmp_path: Path) -> None:
+    """A download that writes into the file itself changes no folder."""
+    whole = (tiny_models() / "checkpoints/ltxv-tiny.safetensors").read_bytes()
+    file = tmp_path / "diffusion_models/growing.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(whole[:100])
+    with use_host(host):
+        assert "growing.safetensors" not in model_files(VAE_KINDS)
+        file.write_bytes(whole)
+        assert "growing.safetensors" in model_files(VAE_KINDS)

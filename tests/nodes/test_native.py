@@ -44,7 +44,7 @@ def test_there_is_a_bridge_for_every_native_model():
 
 @pytest.mark.parametrize("name", BRIDGES)
 def test_outside_comfyui_a_bridge_is_refused_before_anything_runs(name: str):
-    answer = BRIDGES[name].VALIDATE_INPUTS({})
+    answer = BRIDGES[name].problem({})
     assert isinstance(answer, str)
     assert OUTSIDE in answer
 

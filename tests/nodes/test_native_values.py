@@ -330,14 +330,3 @@ def test_values_without_effect_in_comfyui_have_none_here(sampled: Any, prompts: 
     values = {"guidance": 3.5, "pooled_output": torch.ones(1, 8), "strength": 0.5, "reference_latents": [1], "x": "y"}
     result = sampled(positive=with_values(prompts[0], **values))["samples"]
     torch.testing.assert_close(result, sampled()["samples"])
-
-
-# ------------------------------------------------------------------------------------------------ before anything runs
-
-
-def test_conditions_without_a_vae_are_refused_by_the_validation():
-    links = {"model": sockets.MODEL, "conditions": sockets.CONDITION}
-    assert SampleVideo.VALIDATE_INPUTS(links) == sockets.NO_VAE
-    assert SampleVideo.VALIDATE_INPUTS({**links, "vae": sockets.VAE}) is True
-    assert SampleVideo.VALIDATE_INPUTS({"model": sockets.MODEL}) is True
-    assert "connect the node" in str(SampleVideo.VALIDATE_INPUTS({**links, "model": "MODEL"}))

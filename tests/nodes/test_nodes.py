@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler, model
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule
 from ltxkit.nodes.text import EncodePrompt
+from ltxkit.nodes.widgets import declared_inputs, problem_with
 
 VERSION = "2b-0.9.8-distilled"
 
@@ -121,13 +123,15 @@ def test_lists_show_files_and_folders_as_one_entry_each(tmp_path: Path):
 
 
 def test_a_missing_file_says_what_there_is_and_where(host: FakeHost):
-    message = LoadModel.VALIDATE_INPUTS(model_name="gone.safetensors", vae_name="in the model file")
-    assert message == (
-        f"got 'gone.safetensors', which does not exist; expected ltxv-tiny.safetensors in {host.models}/checkpoints; "
-        "put it into one of these folders"
+    declared = declared_inputs(LoadModel)
+    assert problem_with("model_name", "gone.safetensors", declared["model_name"]) == (
+        f"model_name: got 'gone.safetensors', which does not exist; expected ltxv-tiny.safetensors in "
+        f"{host.models}/checkpoints; put it into one of these folders"
     )
-    assert LoadModel.VALIDATE_INPUTS(model_name="ltxv-tiny.safetensors", vae_name="ltxv-tiny.safetensors") is True
-    assert LoadTextEncoder.VALIDATE_INPUTS(text_encoder_name="t5-tiny") is True
+    for name, file in (("model_name", "ltxv-tiny.safetensors"), ("vae_name", "ltxv-tiny.safetensors")):
+        assert problem_with(name, file, declared[name]) is None
+    assert problem_with("vae_name", "in the model file", declared["vae_name"]) is None
+    assert "t5-tiny" in declared_inputs(LoadTextEncoder)["text_encoder_name"].choices
     with pytest.raises(ConfigError, match="gone"):
         LoadUpscaler().run("gone.safetensors", "auto")
 
@@ -388,14 +392,23 @@ def test_something_else_than_a_latent_or_a_prompt_is_refused(wrong: Any, loaded:
 
 
 def test_a_native_model_by_api_is_told_which_loader_to_use():
-    message = SampleVideo.VALIDATE_INPUTS({"model": "MODEL", "latent": "LATENT"})
-    assert message == (
-        "got MODEL on `model`; expected LTXKIT_MODEL; connect the node 'Load Model (LTXKit)', or 'Model from ComfyUI "
-        "(LTXKit)' in between"
+    """ComfyUI formats the type of the input into its sentence, which it puts on the input."""
+    kind = SampleVideo.INPUT_TYPES()["required"]["model"][0]
+    assert kind == "LTXKIT_MODEL"
+    assert json.dumps(kind) == '"LTXKIT_MODEL"'
+    assert f"input_type({kind})" == (
+        "input_type(LTXKIT_MODEL; connect the node 'Load Model (LTXKit)', or a MODEL through 'Model from ComfyUI "
+        "(LTXKit)')"
     )
-    assert SampleVideo.VALIDATE_INPUTS({"model": "LTXKIT_MODEL", "latent": "LATENT", "schedule": "SIGMAS"}) is True
-    assert SampleVideo.VALIDATE_INPUTS({"latent": "IMAGE"}) == "got IMAGE on `latent`; expected LATENT"
-    assert SampleVideo.VALIDATE_INPUTS({"model": "*"}) is True  # checked when the value arrives
+    assert f"{SampleVideo.INPUT_TYPES()['required']['latent'][0]}" == "LATENT"
+    assert f"{LoadModel.RETURN_TYPES[0]}" == "LTXKIT_MODEL"
+
+
+def test_conditions_without_a_vae_are_refused_before_anything_runs():
+    """ComfyUI passes None for what is connected."""
+    assert "got conditions without a VAE" in str(SampleVideo.VALIDATE_INPUTS(conditions=None))
+    assert SampleVideo.VALIDATE_INPUTS(conditions=None, vae=None) is True
+    assert SampleVideo.VALIDATE_INPUTS(vae=None) is True
 
 
 def test_text_of_another_encoder_is_refused(loaded: Any):

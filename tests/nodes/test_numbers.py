@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from ltxkit.nodes.loaders import (
     model_path,
 )
 from ltxkit.nodes.steps import CreateGuidance, CreateSchedule, CreateStepGuidance
-from ltxkit.nodes.widgets import Input, declared_inputs
+from ltxkit.nodes.widgets import FileChoices, Input, declared_inputs, problem_with
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 
@@ -44,6 +46,27 @@ def arguments(node_class: Any) -> dict[str, Any]:
         choices = list(spec.choices or [""])
         values[name] = spec.options.get("default", None if spec.is_socket else choices[0] if choices else "")
     return values
+
+
+def prompt_of(node: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """A prompt that needs this node."""
+    ids = {node_class: name for name, node_class in NODE_CLASS_MAPPINGS.items()}
+    inputs = {name: value for name, value in {**arguments(node), **values}.items() if value is not None}
+    return {
+        "1": {"class_type": ids[node], "inputs": inputs},
+        "2": {"class_type": "Sink", "inputs": {"value": ["1", 0]}},
+    }
+
+
+class Sink:
+    """Takes anything, so that a prompt needs it."""
+
+    OUTPUT_NODE = True
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("*", {})}}
 
 
 @pytest.fixture
@@ -66,19 +89,32 @@ def test_what_is_not_finite_or_outside_the_range_is_refused_when_the_node_runs(n
 
 
 def test_decimals_are_refused_before_anything_runs_in_comfyui(numeric: Any):
-    """ComfyUI compares with the bounds, which finds no NaN: the nodes name their decimals in VALIDATE_INPUTS."""
+    """By the comparisons of its `validate_inputs`, which an ordinary float lets NaN pass, and on the input itself."""
     for node, name, spec in numeric:
         node_class: Any = NODE_CLASS_MAPPINGS[node]
-        asked = inspect.getfullargspec(node_class.VALIDATE_INPUTS).args
-        assert inspect.getfullargspec(node_class.VALIDATE_INPUTS).varkw is None
-        if spec.type == "INT":  # int(NaN) fails in ComfyUI itself
-            continue
-        assert name in asked, (node, name)
-        given = {"input_types": {}} if "input_types" in asked else {}
-        for value in (*NOT_FINITE, spec.options["max"] + 1, spec.options["min"] - 1):
-            assert f"{name}: got" in node_class.VALIDATE_INPUTS(**given, **{name: value})
-        assert node_class.VALIDATE_INPUTS(**given, **{name: spec.options["default"]}) is True
-        assert node_class.VALIDATE_INPUTS(**given, **{name: None}) is True  # ComfyUI: the input is linked
+        low, high = spec.options["min"], spec.options["max"]
+        assert name not in asked(node_class)
+        if spec.type == "FLOAT":  # int(NaN) fails in ComfyUI itself
+            for value in (*NOT_FINITE, high + 1, low - 1):
+                assert value < low or value > high, (node, name, value)
+        assert not spec.options["default"] < low
+        assert not spec.options["default"] > high
+        assert json.loads(json.dumps(low)) == low
+
+
+def asked(node_class: Any) -> list[str]:
+    """The inputs that ComfyUI leaves to VALIDATE_INPUTS, on each of which it repeats what that says."""
+    own = getattr(node_class, "VALIDATE_INPUTS", None)
+    return [] if own is None else inspect.getfullargspec(own).args[1:]
+
+
+def test_a_problem_appears_once_and_on_an_input_of_the_node():
+    for name, node_class in NODE_CLASS_MAPPINGS.items():
+        declared = declared_inputs(node_class)
+        assert "input_types" not in asked(node_class), name
+        assert set(asked(node_class)) <= set(declared), name
+        assert not any(isinstance(declared[each].choices, FileChoices) for each in asked(node_class)), name
+        assert len([each for each in asked(node_class) if not declared[each].is_socket]) <= 1, name
 
 
 def test_a_prompt_with_such_a_number_names_node_and_input(host: Any):
@@ -107,8 +143,8 @@ def test_a_prompt_with_such_a_number_names_node_and_input(host: Any):
 def test_choices_are_refused_when_the_node_runs(host: Any):
     for node, name, _ in widgets(("COMBO",)):
         node_class: Any = NODE_CLASS_MAPPINGS[node]
-        if name in inspect.getfullargspec(node_class.VALIDATE_INPUTS).args:
-            continue  # a file, of which the loader says more; or a schedule
+        if isinstance(declared_inputs(node_class)[name].choices, FileChoices):
+            continue  # of which the loader says more
         for value in ("contain", {"a": 1}, None, 3):
             with pytest.raises(ConfigError, match=rf"got {name} .*; expected one of"):
                 node_class().run(**{**arguments(node_class), name: value})
@@ -128,14 +164,16 @@ def test_whole_numbers_may_arrive_as_floats(host: Any):
         (CreateSchedule, {"kind": "list", "levels": "1, inf"}, "expected descending numbers"),
         (CreateSchedule, {"kind": "list", "levels": ""}, "expected descending numbers"),
         (CreateSchedule, {"kind": "list", "levels": "0.5, 0.9"}, "every level to be lower"),
-        (CreateSchedule, {"kind": "steep"}, "expected one of"),
-        (CreateSchedule, {"kind": {"a": 1}}, "expected one of"),
         (CreateGuidance, {"stg_blocks": "-1"}, "got stg_blocks=-1"),
         (CreateGuidance, {"stg_blocks": "nan"}, "expected block numbers"),
     ],
 )
 def test_numbers_in_texts_are_refused_before_anything_runs(host: Any, node: Any, values: dict[str, Any], message: str):
-    assert message in node.VALIDATE_INPUTS(input_types={}, **values)
+    prompt = prompt_of(node, values)
+    with pytest.raises(PromptError, match=re.escape(message)):
+        check(prompt, {**all_nodes(), "Sink": Sink})
+    texts = {name: value for name, value in values.items() if name in asked(node) and value}
+    assert not texts or message in node.VALIDATE_INPUTS(**texts)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +183,11 @@ def test_numbers_in_texts_are_refused_before_anything_runs(host: Any, node: Any,
 )  # fmt: skip
 def test_lists_per_step_are_refused_before_anything_runs(host: Any, name: str, text: str):
     plain = {"guidance_timesteps": "", "guidance_scale": "3", "stg_scale": "0", "stg_rescale": "1", "stg_blocks": ""}
-    assert CreateStepGuidance.VALIDATE_INPUTS(input_types={}, **plain) is True
-    said = CreateStepGuidance.VALIDATE_INPUTS(input_types={}, **{**plain, name: text})
-    assert isinstance(said, str)
-    assert "; expected" in said
+    check(prompt_of(CreateStepGuidance, plain), {**all_nodes(), "Sink": Sink})
+    with pytest.raises(PromptError, match="; expected"):
+        check(prompt_of(CreateStepGuidance, {**plain, name: text}), {**all_nodes(), "Sink": Sink})
+    if name == "stg_blocks":
+        assert "; expected" in str(CreateStepGuidance.VALIDATE_INPUTS(stg_blocks=text))
 
 
 def test_a_loader_finds_the_names_of_another_system(host: Any, models: Path):
@@ -158,15 +197,15 @@ def test_a_loader_finds_the_names_of_another_system(host: Any, models: Path):
     (models / "loras/sub").mkdir()
     (models / "loras/sub/a.safetensors").touch()
     assert model_path("sub\\tiny.safetensors", MODEL_KINDS) == model_path("sub/tiny.safetensors", MODEL_KINDS)
-    assert LoadModel.VALIDATE_INPUTS(model_name="sub\\tiny.safetensors") is True
+    assert "sub\\tiny.safetensors" in declared_inputs(LoadModel)["model_name"].choices
     assert LoadModel.IS_CHANGED("sub\\tiny.safetensors", "in the model file")
     assert missing_file("sub\\a.safetensors", LORA_KINDS) is None
     assert ApplyLoRA.IS_CHANGED("sub\\a.safetensors") == ApplyLoRA.IS_CHANGED("sub/a.safetensors") != ""
-    said = LoadModel.VALIDATE_INPUTS(model_name="other\\tiny.safetensors")
-    assert isinstance(said, str)
-    assert "does not exist" in said
+    assert "other\\tiny.safetensors" not in declared_inputs(LoadModel)["model_name"].choices
 
 
 @pytest.mark.parametrize("name", [{"a": 1}, 3, None])
 def test_a_loader_names_what_is_no_name(host: Any, name: Any):
-    assert "expected the name of a file" in str(LoadTextEncoder.VALIDATE_INPUTS(text_encoder_name=name))
+    spec = declared_inputs(LoadTextEncoder)["text_encoder_name"]
+    assert name not in spec.choices
+    assert "expected the name of a file" in str(problem_with("text_encoder_name", name, spec))

@@ -19,6 +19,7 @@ from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import ApplyLoRA, LoadModel
 from ltxkit.nodes.train import RUNS, TrainLoRA
+from ltxkit.nodes.widgets import declared_inputs
 
 
 class CancelledError(Exception):
@@ -80,8 +81,13 @@ def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[st
     (changed,) = ApplyLoRA().run(model, "", 1.0, False, "those of the model", lora)
     assert len(changed.loras) == 1
     assert any("noise.safetensors: 224" in line for line in said)  # 28 blocks x 2 attentions x 4 targets
-    assert ApplyLoRA.VALIDATE_INPUTS({"lora": "LTXKIT_LORA"}, "") is True
-    assert "expected LTXKIT_LORA" in str(ApplyLoRA.VALIDATE_INPUTS({"lora": "STRING"}, ""))
+    (changed,) = ApplyLoRA().run(model, "that of the link", 1.0, False, "those of the model", lora)
+    assert len(changed.loras) == 1
+    choices = declared_inputs(ApplyLoRA)["lora_name"].choices
+    assert "" in choices  # in graphs of before
+    assert "that of the link" in choices
+    with pytest.raises(ConfigError, match="got no LoRA; expected a file; choose lora_name, or connect Train LoRA"):
+        ApplyLoRA().run(model, "that of the link", 1.0, False, "those of the model")
 
 
 def test_what_goes_wrong_is_said(host: PlainHost, videos: Path) -> None:
