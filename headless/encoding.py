@@ -105,11 +105,11 @@ def write_clip(path: Path, clip: Clip, encoding: Encoding, metadata: Mapping[str
         stream.width, stream.height, stream.pix_fmt = width, height, layout
         stream.options = encoding.options()
         _mark(stream.codec_context, encoding)
-        with scheduling_kept():
-            stream.codec_context.open()
         sound_codec = "libopus" if encoding.container == "webm" else "aac"
         track = None if clip.sound is None else SoundTrack(container, clip.sound, sound_codec)
         try:
+            with scheduling_kept():
+                container.start_encoding()
             for number, frame in enumerate(itertools.chain([first], frames), 1):
                 container.mux(stream.encode(_stored(frame, layout, encoding)))
                 if track is not None:

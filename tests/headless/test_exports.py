@@ -81,7 +81,7 @@ def _write_clip(path: Path, text: str) -> None:
         stream = container.add_stream(codec, rate=24)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         with scheduling_kept():
-            stream.codec_context.open()
+            container.start_encoding()
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
         container.mux(stream.encode())
 
