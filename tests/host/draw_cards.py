@@ -27,6 +27,7 @@ SIZE = (960, 540)
 BACKGROUND, PAPER, INK, FAINT, ACCENT = "#14171f", "#1f2430", "#f2f4f8", "#8d97ab", "#b39ddb"
 FONT = "DejaVuSans.ttf"
 MARGIN = 36
+NUMBER = 70  # pixels that the number of a template takes
 LOADERS = ("LTXKitLoadExample",)  # of the temple, in all graphs on big models
 
 
@@ -37,7 +38,9 @@ def font(size: int, *, bold: bool = False) -> Any:
 def heading(card: Image.Image, name: str, line: str) -> None:
     draw = ImageDraw.Draw(card)
     number, _, title = name.partition(" ")
-    draw.text((MARGIN, 26), title, fill=INK, font=font(40, bold=True))
+    room = SIZE[0] - 2 * MARGIN - NUMBER
+    size = next(size for size in range(40, 10, -1) if draw.textlength(title, font=font(size, bold=True)) <= room)
+    draw.text((MARGIN, 26), title, fill=INK, font=font(size, bold=True))
     draw.text((MARGIN, 82), line, fill=FAINT, font=font(22))
     draw.text((SIZE[0] - MARGIN, 30), number, fill=ACCENT, font=font(34, bold=True), anchor="ra")
 
