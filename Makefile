@@ -76,7 +76,8 @@ lint: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Always the pytest command: `python -m pytest` would put this folder on sys.path, and ComfyUI's `import nodes` would then
-# find ours. Each worker takes whole files, so their fixtures are set up once; more than four would cost more memory than they save time.
+# find ours. Each worker takes whole files, so their fixtures are set up once; more than four would cost more memory than
+# they save time.
 # ARGS=-n0 does without workers, as a debugger wants it.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
-from ..nodes.templates import TEMPLATES, shipped
+from ..nodes.templates import ROOT, TEMPLATES, shipped
 from .graph import Converted, convert, is_graph
 from .stored_graph import Json, Kinds, Named
 
-BUNDLED = Path(__file__).parents[1] / "workflows/api"
+BUNDLED = ROOT / "workflows/api"
 _MEDIA = re.compile(rb"\x89PNG|RIFF....WEBP|\xff\xd8\xff|\x1aE\xdf\xa3|....ftyp", re.DOTALL)
 
 

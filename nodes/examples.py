@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,18 @@ def example_files() -> dict[str, Path]:
 
 
 def _missing(name: object) -> str | None:
-    files = example_files()
+    return _problem(name, example_files())
+
+
+def _problem(name: object, files: Mapping[str, Path]) -> str | None:
     if name in files:
         return None
     return f"got {name!r}, which does not exist; expected one of {', '.join(files)}; put it into {host().input_folder}"
 
 
 def _file(name: str) -> Path:
-    problem = _missing(name)
+    files = example_files()
+    problem = _problem(name, files)
     if problem:
         raise ConfigError(problem)
-    return example_files()[name]
+    return files[name]
