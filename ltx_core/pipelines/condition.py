@@ -59,6 +59,9 @@ class ConditioningItem(ABC):
             ShapeError: not frames of three channels. ConfigError: its place is not possible in this clip.
         """
 
+    def check_place(self, frames: int, frames_per_latent: int) -> None:  # noqa: B027 - a reference starts with the clip
+        """Refuse a place that is not possible in a clip of this length. Raises ConfigError, as `placed`."""
+
     @abstractmethod
     def share(self, first: int, last: int, frames: int) -> ConditioningItem | None:
         """The part that a window of the frames `first` to `last` uses, in a clip of `frames` frames; None: no part."""
@@ -136,20 +139,27 @@ class Condition(ConditioningItem):
     def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Condition:  # noqa: ARG002
         """Raises ConfigError also if a clip does not start on a multiple of `frames_per_latent`."""
         self._check_frames()
-        start = self._start(size.frames)
-        count, t = len(self.frames), frames_per_latent
-        length = (min(count, size.frames - start) - 1) // t * t + 1
-        if length > 1 and start % t:
-            raise ConfigError(
-                f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
-                f"use frame {round(start / t) * t}"
-            )
+        self.check_place(size.frames, frames_per_latent)
+        start, count, t = self._start(size.frames), len(self.frames), frames_per_latent
+        length = self._length(size.frames, t)
         if length != count:
             say(
                 f"The condition at frame {start} was trimmed from {count} to {length} frames: {t}k+1 that fit in the "
                 "clip."
             )
         return replace(self, frames=self.frames[:length], frame=start).compressed(size)
+
+    def check_place(self, frames: int, frames_per_latent: int) -> None:
+        start, t = self._start(frames), frames_per_latent
+        if self._length(frames, t) > 1 and start % t:
+            raise ConfigError(
+                f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
+                f"use frame {round(start / t) * t}"
+            )
+
+    def _length(self, frames: int, t: int) -> int:
+        """How many of its frames a clip of this length shows."""
+        return (min(len(self.frames), frames - self._start(frames)) - 1) // t * t + 1
 
     def _start(self, frames: int) -> int:
         start = self.frame + frames if self.frame < 0 else self.frame

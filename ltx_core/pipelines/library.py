@@ -182,6 +182,7 @@ class Components:
         steps: int | None = None,
         guidance_scale: float | None = None,
         settings: Overrides = NO_OVERRIDES,
+        force: bool = False,
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> Clip:
@@ -193,8 +194,10 @@ class Components:
         conditions: pictures and clips to show, references to follow. crf: H.264 compression of pictures and clips
             without a value of their own, see `media.compress`.
 
+        force: try a clip that takes more memory than there is.
+
         Raises:
-            ShapeError, ConfigError: a size or setting that cannot work.
+            ShapeError, ConfigError: a size or setting that cannot work. UnsupportedError: the clip does not fit.
         """
         host = host_on(self.placement, progress, notes)
         check_text("prompt", prompt)
@@ -214,7 +217,7 @@ class Components:
         for run_pass in passes:
             for remark in run_pass.remarks(self.recipe):
                 notes(remark)
-        if isinstance(self.placement, DevicePlacement):
+        if isinstance(self.placement, DevicePlacement) and not force:
             encoder = (self.text_encoder.model, self.text_encoder.config)
             models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler)
             check_fits(models, asked, self.placement.device)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 BUNDLED = "ltxkit-digits"
 
+BUNDLED_SIZE = (25, 64, 64)
+"""Frames, height and width of the clips that it makes in one pass; in two, both sides are twice as long."""
+
 _ASSETS = Path(__file__).parents[2] / "assets"
 T5_TOKENIZER = _ASSETS / "t5" / "spiece.model"
 
