@@ -42,7 +42,7 @@ def check_request(
     versions = versions_with(models.info.versions, loras)[0] if settings is None else (settings,)
     run = Settings(recipe_for(versions)[0], overrides)
     scale = models.vae.config.scale_factors
-    size = asked.padded(scale) if models.upscaler is None else first_pass_size(asked, scale)
+    size = asked.padded(scale) if models.upscaler is None else first_pass_size(asked, scale, run.downscale_factor)
     grid = size.latent(scale)
     if models.upscaler is not None:
         check_upscalable(models.upscaler, grid)
