@@ -15,6 +15,7 @@ from .frames import (
     resize,
     rgb_frames,
 )
+from .inputs import as_frames, as_masks
 from .pictures import PICTURE_SUFFIXES, Picture, is_animated, read_image, read_picture, read_pictures
 from .sound import SOUND_CODECS, Sound, read_sound
 from .writing import compress, write_gif, write_image, write_video
@@ -29,6 +30,8 @@ __all__ = [
     "ResizeKernel",
     "ResizePolicy",
     "Sound",
+    "as_frames",
+    "as_masks",
     "compress",
     "contact_sheet",
     "crop_to_shape",

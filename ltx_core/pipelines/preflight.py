@@ -50,7 +50,7 @@ def check_request(
         match_lora(item.lora, models.transformer, allow_partial=item.allow_partial)
     run = Settings(recipe_of(models, loras, settings), overrides)
     scale = models.vae.config.scale_factors
-    size = asked.padded(scale) if models.upscaler is None else first_pass_size(asked, scale)
+    size = asked.padded(scale) if models.upscaler is None else first_pass_size(asked, scale, run.downscale_factor)
     grid = size.latent(scale)
     if models.upscaler is not None:
         check_upscalable(models.upscaler, grid)

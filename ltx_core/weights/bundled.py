@@ -41,6 +41,11 @@ def find_model(path: Path | str, kind: str) -> Path:
     return path if path.exists() else bundled_files(kind).get(str(path), path)
 
 
+def is_bundled(path: Path | str) -> bool:
+    """Whether a path is a file of the bundled model."""
+    return Path(path).resolve().parent == _FOLDER.resolve()
+
+
 def find_run(path: Path | str) -> Path:
     """`path`, or the bundled model's folder, likewise, in place of the folder of a training run."""
     path = Path(path)
