@@ -75,7 +75,8 @@ def bash(commands: Sequence[Entry]) -> str:
         files = f"            {filed}) words= ;;\n" if filed else ""
         cases.append(
             f"    {entry.name})\n        case $before in\n{chosen}{files}"
-            f"            *) if [[ $word == -* ]]; then words='{flags}'; else words='{' '.join(entry.choices)}'; fi ;;\n"
+            f"            *) if [[ $word == -* ]]; then words='{flags}'\n"
+            f"               else words='{' '.join(entry.choices)}'; fi ;;\n"
             "        esac ;;\n"
         )
     return (

@@ -7,26 +7,29 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_SIZE, find_model, is_bundled
 from . import arguments, names, settings
 from .command import DONE, Command
 from .console import Console
 from .jobs import Job, check_results, jobs_of, prompts_of
 from .places import MODEL, TEXT_ENCODER, UPSCALER, VAE, Places
 from .settings import Group
-from .starts import Source, check_inputs, check_places, conditions_of, inputs_of, sound_of, source_of
+from .starts import Source, check_inputs, check_places, conditions_of, inputs_of, sound_of, source_of, started
 
 if TYPE_CHECKING:
     import torch
 
+    from ..ltx_core.pipelines.clip import Clip
     from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.dry_run import Outline
-    from ..ltx_core.pipelines.library import Clip, Components
+    from ..ltx_core.pipelines.library import Components
+    from ..ltx_core.pipelines.long_clip import LongRequest
     from ..ltx_core.pipelines.recipe_file import RecipeFile
     from ..ltx_core.pipelines.settings import Overrides
     from ..ltx_core.releases import Recipe
@@ -41,7 +44,7 @@ EXAMPLES = (
     'generate "a calm sea" --from clip.mp4 --mask white-is-made-anew.png',
     "generate --prompts prompts.txt --count 4 -o 'out/{number}-{prompt}-{seed}.mp4'",
     'generate "a river" --set first.guidance=3 --set first.stg_scale=1 --set decode_timestep=0.05',
-    f'generate --model {"ltxkit-digits"} "the digit three moving left"',
+    f'generate --model {BUNDLED} "the digit three moving left"',
 )
 
 
@@ -165,10 +168,16 @@ def _start_arguments(shown: Group) -> None:
         "--window", type=arguments.frames, metavar="FRAMES", help="of a window, 8k+1 (default: the recipe's length)"
     )
     shown.add_argument(
+        "--keep-windows",
+        type=arguments.output_folder,
+        metavar="DIR",
+        help="keep finished windows there; the same command goes on from them",
+    )
+    shown.add_argument(
         "--overlap",
         type=arguments.frames,
         metavar="FRAMES",
-        help="that a window repeats of the one before (default 25)",
+        help="that a window repeats of the one before (default 25, at most half)",
     )
 
 
@@ -272,6 +281,7 @@ class _Request:
     conditions: Sequence[ConditioningItem]
     source: Source | None
     negative: str | None
+    long: LongRequest | None = None
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
@@ -325,6 +335,7 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
             f"{recipe.upscaler or 'FILE'} (`ltxkit fetch {UPSCALER.fetch}` brings one)"
         )
     source = source_of(options, console)
+    said = started(said, source, options)
     size, frames = _size(options, recipe, own, source, found)
     check_places(options, frames)
     rate = options.fps or (source.fps if source is not None else None)
@@ -333,7 +344,10 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
         rate = Fraction(recipe.fps).limit_denominator(1001)
     negative = options.negative if options.negative is not None or recipe is None else recipe.negative_prompt
     request = _Request(files, found, loras, said, size, frames, rate, conditions, source, negative)
-    _check_request(options, models, request, devices[0] if len(devices) == 1 else None, console)
+    if options.long is not None:
+        request = replace(request, long=_long(options, request, own, jobs[0].seed))
+    device = devices[0] if len(devices) == 1 else None
+    _check_request(options, models, request, device, len(jobs[0].prompts), console)
     return request
 
 
@@ -347,7 +361,6 @@ def _recipe_file(options: argparse.Namespace) -> RecipeFile | None:
 
 def _found(options: argparse.Namespace, recipe: RecipeFile | None, console: Console) -> dict[str, Path | None]:
     """The files of the models, by the names of their options; what was searched for is told."""
-    from ..ltx_core.weights.bundled import BUNDLED, find_model
     from ..ltx_core.weights.listing import holds
 
     places = Places(options.models)
@@ -356,7 +369,7 @@ def _found(options: argparse.Namespace, recipe: RecipeFile | None, console: Cons
     found: dict[str, Path | None] = {"model": model.path, "text_encoder": options.text_encoder, "vae": options.vae}
     told = [(MODEL, model)]
     file = find_model(model.path, "checkpoints")
-    if options.text_encoder is None and str(model.path) == BUNDLED:
+    if options.text_encoder is None and is_bundled(file):
         found["text_encoder"] = Path(BUNDLED)
     elif options.text_encoder is None and file.is_dir() and holds(file, "text_encoder"):
         found["text_encoder"] = file
@@ -417,10 +430,8 @@ def _size(
     found: dict[str, Path | None],
 ) -> tuple[tuple[int, int], int]:
     """(width, height) and length of the result: as asked, of the video that is made anew, or of the recipe."""
-    from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_SIZE
-
     width, height, frames = own.width, own.height, own.num_frames
-    if str(found["model"]) == BUNDLED:
+    if _is_bundled(found):
         frames, height, width = BUNDLED_SIZE
         if found["upscaler"] is not None:
             height, width = 2 * height, 2 * width
@@ -431,11 +442,38 @@ def _size(
     return options.size or (width, height), options.long or options.frames or frames
 
 
+def _long(options: argparse.Namespace, request: _Request, own: Recipe, seed: int) -> LongRequest:
+    """The long clip that the options ask for."""
+    from ..ltx_core.pipelines.long_clip import LongRequest
+    from ..ltx_core.shapes import PixelShape
+
+    width, height = request.size
+    return LongRequest(
+        asked=PixelShape.asked(request.frames, height, width),
+        fps=request.fps or Fraction(own.frame_rate),
+        seed=seed,
+        window=options.window or (BUNDLED_SIZE[0] if _is_bundled(request.found) else own.num_frames),
+        overlap=options.overlap,
+        conditions=request.conditions,
+        crf=options.crf,
+        negative_prompt=request.negative,
+        settings=request.said,
+        keep=options.keep_windows,
+        force=options.force,
+    )
+
+
+def _is_bundled(found: dict[str, Path | None]) -> bool:
+    model = found["model"]
+    return model is not None and is_bundled(find_model(model, "checkpoints"))
+
+
 def _check_request(
     options: argparse.Namespace,
     models: Outline,
     request: _Request,
     device: torch.device | None,
+    prompts: int,
     console: Console,
 ) -> None:
     """Refuse from the headers of the files what the models would refuse, once they are loaded."""
@@ -443,16 +481,21 @@ def _check_request(
     from ..ltx_core.shapes import PixelShape
 
     width, height = request.size
+    asked, scale = PixelShape.asked(request.frames, height, width), models.vae.config.scale_factors
+    if request.long is not None:
+        request.long.windows(prompts, scale)
     passes = check_request(
         models,
-        PixelShape.asked(request.frames, height, width),
+        asked if request.long is None else request.long.window_size(scale),
         request.said,
         settings=options.settings,
         loras=request.loras,
         device=None if options.force else device,
     )
+    if request.source is not None:
+        request.source.start.check(passes[0], asked)
     for item in request.conditions:
-        item.check_place(request.frames, models.vae.config.scale_factors.frames)
+        item.check_place(request.frames, scale.frames)
     if not models.info.versions and options.settings is None:
         for run_pass in passes:
             console.note(f"{run_pass.stage}: {run_pass.describe()}")
@@ -487,6 +530,8 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
 
 
 def _clip(ltx: Components, options: argparse.Namespace, request: _Request, job: Job, console: Console) -> Clip:
+    if request.long is not None:
+        return ltx.generate_long(job.prompts, request.long, progress=console.progress, notes=console.note)
     width, height = request.size
     return ltx.generate(
         job.prompts[0],
@@ -498,6 +543,8 @@ def _clip(ltx: Components, options: argparse.Namespace, request: _Request, job: 
         seed=job.seed,
         conditions=request.conditions,
         crf=options.crf,
+        start=None if request.source is None else request.source.frames,
+        mask=None if request.source is None else request.source.mask,
         settings=request.said,
         force=options.force,
         progress=console.progress,

@@ -44,8 +44,8 @@ def prompts_of(options: argparse.Namespace) -> tuple[str, ...]:
     if len(options.words) > 1 and options.long is None:
         words = " ".join(options.words)
         raise ConfigError(
-            f"got {len(options.words)} words or prompts; expected one prompt in quotes, such as {shown(words)}; several "
-            "prompts go into a file, one a line: --prompts FILE"
+            f"got {len(options.words)} words or prompts; expected one prompt in quotes, such as {shown(words)}; put "
+            "several prompts into a file, one a line: --prompts FILE"
         )
     prompts = tuple(options.words or options.prompt or _lines(options.prompts))
     if not prompts:
@@ -61,8 +61,8 @@ def _lines(path: Path | None) -> Iterator[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"got {path}, which cannot be read ({getattr(error, 'strerror', None) or error}); expected a text file with "
-            "one prompt a line; check the path"
+            f"got {path}, which cannot be read ({getattr(error, 'strerror', None) or error}); expected a text file "
+            "with one prompt a line; check the path"
         ) from error
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:

@@ -223,7 +223,7 @@ def overrides(options: argparse.Namespace, recipe: Overrides | None = None) -> O
     """What the options and --set say, over what a recipe's file says.
 
     Raises:
-        ConfigError: a value that cannot be, one that is said twice, or one for a second pass where there is no upscaler.
+        ConfigError: a value that cannot be, or is said twice, or is for a second pass where there is no upscaler.
     """
     from ..ltx_core.pipelines.settings import NO_OVERRIDES
 

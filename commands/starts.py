@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from ..ltx_core.media import Sound
     from ..ltx_core.pipelines.condition import ConditioningItem
+    from ..ltx_core.pipelines.settings import Overrides
+    from ..ltx_core.pipelines.start import Start
 
 READ = (
     "model",
@@ -93,10 +95,14 @@ def check_inputs(options: argparse.Namespace) -> None:
             "got --strength without --image, --video or --at; expected something to keep to; with --from, write "
             "--from VIDEO@SHARE"
         )
+    if options.source is not None and options.source[1] == 0:
+        raise ConfigError(
+            f"got --from {options.source[0]}@0; expected a share above 0: with 0 nothing is made anew; raise it"
+        )
     if options.mask is not None and options.source is None:
         raise ConfigError("got --mask without --from; expected the video that it is for; add --from VIDEO")
     if options.long is None:
-        said = [f"--{name}" for name in ("window", "overlap") if getattr(options, name) is not None]
+        said = [f"--{name.replace('_', '-')}" for name in ("window", "overlap") if getattr(options, name) is not None]
         if said:
             raise ConfigError(f"got {said[0]} without --long; expected a long clip; add --long FRAMES, or leave it out")
         return
@@ -118,8 +124,8 @@ def check_places(options: argparse.Namespace, frames: int) -> None:
         start = place.frame + frames if place.frame < 0 else place.frame
         if not 0 <= start < frames:
             raise ConfigError(
-                f"got {place.option} for a clip of {frames} frames; expected frame {-frames} to {frames - 1}; move it, or "
-                "make the clip longer with --frames"
+                f"got {place.option} for a clip of {frames} frames; expected frame {-frames} to {frames - 1}; move it, "
+                "or make the clip longer with --frames"
             )
         if start in taken:
             raise ConfigError(
@@ -130,12 +136,22 @@ def check_places(options: argparse.Namespace, frames: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The video that is made anew. frames (f h w 3) in [0, 1]; share: of the schedule that runs; mask: (n h w) or None."""
+    """The video that is made anew: frames (f h w 3) in [0, 1].
+
+    share: of the schedule that runs. mask: (n h w), 1 for what is made anew; None: everything is.
+    """
 
     frames: Tensor
     fps: Fraction
     share: float | None
     mask: Tensor | None
+
+    @property
+    def start(self) -> Start:
+        """As the library has it."""
+        from ..ltx_core.pipelines.start import Start
+
+        return Start.of(self.frames, self.mask)
 
 
 def source_of(options: argparse.Namespace, console: Console) -> Source | None:
@@ -154,6 +170,28 @@ def source_of(options: argparse.Namespace, console: Console) -> Source | None:
             pictures = media.read_image(options.mask, console.note)
         mask = pictures.mean(dim=-1)
     return Source(clip.frames, clip.fps, share, mask)
+
+
+def started(said: Overrides, source: Source | None, options: argparse.Namespace) -> Overrides:
+    """The settings with the share of the schedule that --from says, or the usual one where nothing else does.
+
+    Raises:
+        ConfigError: the share is said twice.
+    """
+    if source is None:
+        return said
+    first = said.first
+    chosen = first.denoise_strength is not None or first.sigmas is not None or first.skip_initial_steps is not None
+    if source.share is None:
+        if chosen or source.mask is not None:
+            return said
+        return replace(said, first=replace(first, denoise_strength=MADE_ANEW))
+    if first.denoise_strength is not None and first.denoise_strength != source.share:
+        raise ConfigError(
+            f"got --from {options.source[0]}@{source.share:g} and a denoise strength of {first.denoise_strength:g}; "
+            "expected one of them; leave one out"
+        )
+    return replace(said, first=replace(first, denoise_strength=source.share))
 
 
 def conditions_of(
@@ -180,7 +218,7 @@ def conditions_of(
 
 
 def sound_of(options: argparse.Namespace, seconds: Fraction | None, console: Console) -> Sound | None:
-    """What is heard with the clip: the sound of --from, else of --video or of a clip at frame 0, else of --reference."""
+    """What is heard with the clip: the sound of --from, else of --video or a clip at frame 0, else of --reference."""
     from ..ltx_core import media
 
     first = [place.file for place in places_of(options) if place.frame == 0 and media.is_clip(place.file)]

@@ -9,10 +9,10 @@ Sampling follows the recipe of the recognised checkpoint (`releases`), with what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -44,12 +44,13 @@ from .clip import Clip, ClipDecoder, VAEFile
 from .condition import Conditions
 from .dry_run import Outline, check_fits
 from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
+from .long_clip import LongRequest, check_one_pass, long_latent
 from .passes import Pass, tokens_of_passes
 from .places import find_file, find_models
 from .recipe import check_recipe, recipe_for, versions_with
 from .request import as_conditions, asked_clips, asked_loras, asked_size, merged
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
-from .settings import NO_OVERRIDES, Overrides, Settings
+from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
 from .start import Start, started
 from .text import encode_prompts
 from .two_stage import Upscaling, check_upscalable, first_pass_size, generate_two_stage
@@ -272,9 +273,7 @@ class Components:
     ) -> list[Clip]: ...
 
     @overload
-    def generate(
-        self, prompt: Text, *, seed: Sequence[int | None], **request: Unpack[Request]
-    ) -> list[Clip]: ...
+    def generate(self, prompt: Text, *, seed: Sequence[int | None], **request: Unpack[Request]) -> list[Clip]: ...
 
     @hinted(GENERATE, "ltx.generate", also=presets.Knobs.__annotations__)
     @clear_of_memory("this clip")
@@ -374,6 +373,53 @@ class Components:
                 texts = {"prompt": _as_text(each.prompt), "negative_prompt": _as_text(negative), "seed": each.seed}
                 made.append(self._clip(latent, (asked, rate), {**record, **texts}, each.seed, all_settings))
         return made if clips.several else made[0]
+
+    @clear_of_memory("this clip")
+    def generate_long(
+        self, prompts: Sequence[str], request: LongRequest, *, progress: Shown = None, notes: Notes = log_note
+    ) -> Clip:
+        """Make a clip of any length in windows, each with its own prompt, see `long_video`.
+
+        prompts: one for all windows, or one for each. progress, notes: as `generate`.
+
+        Raises:
+            ConfigError: lengths or a number of prompts that cannot be. UnsupportedError: with an upscaler, or too
+                little memory for a window.
+        """
+        check_one_pass(self.upscaler is not None)
+        scale, asked = self.vae.config.scale_factors, request.asked
+        windows, window = request.windows(len(prompts), scale), request.window_size(scale)
+        settings = Settings(self.recipe, request.settings)
+        (run_pass,) = self._passes(settings, window)
+        for remark in run_pass.remarks(self.recipe):
+            doubt(remark, notes)
+        if isinstance(self.placement, DevicePlacement) and not request.force:
+            encoder = (self.text_encoder.model, self.text_encoder.config)
+            check_fits(Outline(self.transformer, self.vae, self.info, encoder), window, self.placement.device)
+        notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
+        unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
+        with progress_shown(progress) as report, self.runs.watched(report) as watched:
+            host = host_on(self.placement, watched, notes)
+            texts = self._encoded(prompts, [unwanted] * len(prompts), host)
+            encoded = [text.by_name["positive"][0] for text in texts]
+            negative = None if unwanted is None else texts[0].by_name["negative"][0]
+            decoding = settings.decoding("one")
+            latent = long_latent(request, run_pass, self.vae, (encoded, negative), decoding, host=host)
+        record = {
+            **self._record([run_pass], decoding),
+            "width": asked.width,
+            "height": asked.height,
+            "frames": asked.frames,
+            "fps": str(request.fps),
+            "conditions": [item.describe() for item in request.conditions],
+            "crf": request.crf,
+            "settings": request.settings.to_json(),
+            "prompt": "\n".join(prompts),
+            "negative_prompt": unwanted,
+            "seed": request.seed,
+            "long": {"window": request.window, "overlap": request.overlap_of(scale), "adain": request.adain},
+        }
+        return self._clip(latent, (asked, request.fps), record, request.seed, settings)
 
     def _sampled(
         self,

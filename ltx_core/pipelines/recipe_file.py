@@ -1,7 +1,8 @@
 """Recipes in files: LTXKit's own YAML or JSON, and the YAML of Lightricks' inference.py.
 
-Ours has the fields of `Overrides`, those of `PassSettings` under `first` and `second`, and beside them `width`, `height`,
-`frames`, `fps` and `negative_prompt`; a clip's metadata has the same under "settings". Theirs is recognised from its keys.
+Ours has the fields of `Overrides`, those of `PassSettings` under `first` and `second`, and beside them `width`,
+`height`, `frames`, `fps` and `negative_prompt`; a clip's metadata has the former under "settings". Theirs is recognised
+from its keys.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _tree(path: Path) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"got the recipe {path}, which is not YAML ({reason}); expected YAML; correct it") from error
+        raise ConfigError(f"got {path}, which is not YAML ({reason}); expected a recipe; correct it") from error
 
 
 def _is_theirs(tree: Mapping[str, Any]) -> bool:
