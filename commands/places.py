@@ -1,5 +1,5 @@
 """Where `ltxkit` finds models that no option names: `$LTXKIT_MODEL`, the config file, ComfyUI's folders, the cache of
-the Hugging Face hub, in this order. The first place that has one decides; several in it are listed, and the user chooses.
+the Hugging Face hub, in this order. The first place that has one decides; of several in it the user chooses.
 """
 
 from __future__ import annotations

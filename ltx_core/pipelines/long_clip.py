@@ -34,9 +34,9 @@ class LongRequest:
     """A long clip. Windows have the prompts in turn, or all of them the only one.
 
     asked: the size of the result, any. window, overlap: frames of a window, and of its end that the next one repeats;
-    t*k + 1 each. overlap: None: as `overlap_of`. conditions: with frame numbers of the whole clip. crf, settings: as `Components.generate`.
-    adain: how far the colours of every window move to those of the first. keep: a folder where finished windows are
-    kept, from which an interrupted run resumes; None: nowhere. force: see `Components.generate`.
+    t*k + 1 each; overlap: None: as `overlap_of`. conditions: with frame numbers of the whole clip. crf, settings,
+    force: as `Components.generate`. adain: how far the colours of every window move to those of the first.
+    keep: a folder where finished windows are kept, from which an interrupted run resumes; None: nowhere.
     """
 
     asked: PixelShape
