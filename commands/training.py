@@ -121,6 +121,21 @@ def stopping_on_signals() -> Generator[Callable[[], bool]]:
 
 
 COMMANDS = (
-    Command("train-vae", "Train a video VAE from scratch.", _vae_arguments, _train_vae),
-    Command("train", "Train a transformer, a LoRA or a latent upscaler.", _transformer_arguments, _train_transformer),
+    Command(
+        "train-vae",
+        "Train a video VAE from scratch.",
+        _vae_arguments,
+        _train_vae,
+        ("train-vae --config moving-mnist-vae --set data.kind=digits", "train-vae --config moving-mnist-vae --resume"),
+    ),
+    Command(
+        "train",
+        "Train a transformer, a LoRA or a latent upscaler.",
+        _transformer_arguments,
+        _train_transformer,
+        (
+            "train --config moving-mnist --vae runs/moving-mnist-vae --set data.kind=digits",
+            "train --config lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors",
+        ),
+    ),
 )
