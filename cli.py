@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .commands import digits, files, generate, graphs, machine, trained, training
+from .commands import again, digits, files, generate, graphs, machine, trained, training
 from .commands.command import FAILED, INTERRUPTED, REFUSED
 from .commands.console import Console, say
 from .ltx_core.errors import LTXKitError
@@ -27,8 +27,10 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The exit status is 0; 1 for a failing disk or a measurement below its bar; 2 for an error that
     the user can correct; 130 after Ctrl-C."""
-    options = parser().parse_args(argv)
     try:
+        arguments = again.expanded(sys.argv[1:] if argv is None else list(argv))
+        options = parser().parse_args(arguments)
+        options.argv = arguments[1:]
         with Console() as console:
             return options.run(options, console)
     except KeyboardInterrupt:

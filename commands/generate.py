@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError
-from . import arguments, settings
+from . import again, arguments, settings
 from .command import DONE, Command
 from .console import Console
 from .settings import Group
@@ -31,6 +31,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser.add_argument_group("models"))
     _memory_arguments(parser.add_argument_group("memory"))
     settings.recipe_arguments(parser)
+    again.output_arguments(parser.add_argument_group("format of the result"))
     result = parser.add_argument_group("more results")
     result.add_argument(
         "--save-latent", type=arguments.output(), metavar="FILE", help="the latent, as ComfyUI's Load Latent reads it"
@@ -38,6 +39,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--contact-sheet", type=arguments.picture, metavar="FILE.png", help="eight frames as one picture"
     )
+    again.declare(parser)
 
 
 def _usual_arguments(usual: Group) -> None:
@@ -60,7 +62,14 @@ def _usual_arguments(usual: Group) -> None:
     )
     usual.add_argument("--seed", type=arguments.seed, default=0, help="the same seed gives the same clip (default 0)")
     settings.usual_arguments(usual)
-    usual.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
+    usual.add_argument(
+        "-o",
+        "--output",
+        type=arguments.clip,
+        required=True,
+        metavar="FILE",
+        help="ends in .mp4, .webm, .mkv, .mov, .gif or .webp, or names a folder of pictures: frames/ or frames/%%04d.exr",
+    )
 
 
 def _start_arguments(shown: Group) -> None:
@@ -86,12 +95,6 @@ def _start_arguments(shown: Group) -> None:
         action="store_true",
         help="leave out the sound of --video, or of --reference; otherwise it goes through, cut to the result or "
         "followed by silence",
-    )
-    shown.add_argument(
-        "--sound-codec",
-        choices=("aac", "flac"),
-        default="aac",
-        help="aac plays everywhere (default); flac keeps every sample",
     )
     shown.add_argument(
         "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
@@ -166,6 +169,7 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
 
     spare_main_memory()
     said = settings.overrides(options)
+    output = again.checked_output(options)
     _check_outputs(options)
     loras = _loras(options)
     files = _open_files(options)
@@ -187,16 +191,20 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
         progress=console.progress,
         notes=console.note,
     )
+    if options.argv is not None:
+        clip = again.with_options(clip, options)
     if options.save_latent:
         clip.save_latent(options.save_latent)
     clip.save(
-        options.output,
+        output.path,
         contact_sheet=options.contact_sheet,
         sound=sound,
-        sound_codec=options.sound_codec,
+        output=output,
+        metadata=not options.no_metadata,
         progress=console.progress,
+        notes=console.note,
     )
-    for path in (options.save_latent, options.contact_sheet, options.output):
+    for path in (options.save_latent, options.contact_sheet, output.path):
         if path:
             console.result(str(path))
     return DONE

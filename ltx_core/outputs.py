@@ -239,7 +239,7 @@ def _pattern(text: str) -> tuple[Path, str, int, str] | None:
     """Folder, prefix, digits and suffix of a name such as shot/frame_%04d.png; None: it is none."""
     path = Path(text)
     found = list(_NUMBER.finditer(path.stem))
-    if not found or path.suffix.lower() not in PICTURES:
+    if not found or (path.suffix and path.suffix.lower() not in PICTURES):
         return None
     match = found[-1]
     folder = path.parent

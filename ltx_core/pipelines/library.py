@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import media
+from .. import media, outputs
 from ..budget.tiling import Tiling
 from ..errors import ConfigError
-from ..files import PICTURES, VIDEOS, check_output, whole
+from ..files import PICTURES, check_output, whole
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
+from ..outputs import Output
 from ..placing.balanced import BalancedPlacement
 from ..placing.devices import chosen_device, clear_of_memory
 from ..placing.placement import DevicePlacement, host_on
@@ -40,6 +41,7 @@ from ..weights.build import CheckpointInfo, OpenFiles, mixed_generations, open_f
 from ..weights.bundled import find_model
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import text_encoder_from
+from . import record
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
 from .dry_run import Outline, check_fits
@@ -63,6 +65,7 @@ class Components:
 
     recipe: the settings that the checkpoint was made for. sources: the name of each part's file.
     tiling: how clips are decoded; None: chosen to fit the memory. loras: applied to the transformer while it samples.
+    origin: files and choices of loading, for the metadata of clips.
     """
 
     transformer: LTXTransformer
@@ -75,6 +78,7 @@ class Components:
     sources: Mapping[str, str]
     tiling: Tiling | None = None
     loras: tuple[WeightedLoRA, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -164,6 +168,19 @@ class Components:
             {name: Path(path).name for name, path in named.items() if path},
             tiling,
             tuple(loras),
+            origin={
+                "files": record.files_of(
+                    {name: Path(path) if path else None for name, path in {**named, "tokenizer": tokenizer}.items()}
+                ),
+                "load": {
+                    "version": version,
+                    "dtype": None if dtype is None else str(dtype),
+                    "quantization": quantization,
+                    "text_quantization": text_quantization,
+                    "fp8_matmul": fp8_matmul,
+                    "settings": settings,
+                },
+            },
         )
 
     @clear_of_memory("this clip")
@@ -234,7 +251,7 @@ class Components:
                 passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=placed
             )
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
-        record = {
+        settings_of_clip = {
             **self._record(passes, decoding),
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -247,13 +264,15 @@ class Components:
             "crf": crf,
             "settings": settings.to_json(),
         }
-        return Clip(latent, asked, rate, record, self._decoder(decoding, asked, seed))
+        return Clip(latent, asked, rate, settings_of_clip, self._decoder(decoding, asked, seed))
 
     def _record(self, passes: Sequence[Pass], decoding: Decoding) -> dict[str, Any]:
         """The models and the passes of a run, as JSON values."""
         return {
             **self.sources,
-            "loras": [{"file": item.lora.path.name, "strength": item.strength} for item in self.loras],
+            "loras": [record.lora_of(item) for item in self.loras],
+            **self.origin,
+            "made_with": record.versions(),
             "versions": list(self.info.versions),
             "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,
@@ -336,20 +355,24 @@ class Clip:
         *,
         contact_sheet: Path_ | None = None,
         sound: media.Sound | Path_ | None = None,
-        sound_codec: str = "aac",
+        output: Output | None = None,
+        metadata: bool = True,
         progress: Progress = silent,
+        notes: Notes = log_note,
     ) -> None:
-        """Decode into an mp4, frame by frame. contact_sheet: where to save some of the frames as one picture.
+        """Decode into a file or a folder, frame by frame, in the format that its suffix names.
 
+        contact_sheet: where to save some of the frames as one picture.
         sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
-            whose sound it is. sound_codec: one of `media.SOUND_CODECS`.
+            whose sound it is.
+        output: codec and quality, from `outputs.check_output`; None: the usual ones of the name.
+        metadata: whether the file says what the clip was made with.
 
         Raises:
             ConfigError: a name that cannot be written, or a sound that cannot be read, before anything is decoded.
             OSError: the disk is full; no partial file remains.
         """
-        check_output(path, VIDEOS)
-        check_choice("sound_codec", sound_codec, media.SOUND_CODECS)
+        output = output or outputs.check_output(path, size=self.size)
         if isinstance(sound, str | Path):
             sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
         elif sound is not None:
@@ -366,17 +389,11 @@ class Clip:
                 count += len(chunk)
                 yield chunk
 
-        media.write_video(
-            Path(path),
-            chunks(),
-            fps=self.fps,
-            metadata={"ltxkit": self.settings},
-            sound=sound,
-            sound_codec=sound_codec,
-        )
+        said = {"ltxkit": self.settings} if metadata else {}
+        media.write_clip(output, chunks(), fps=self.fps, sound=sound, metadata=said, notes=notes)
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
-            media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
+            media.write_image(Path(contact_sheet), sheet, said)
 
     def save_latent(self, path: Path_) -> None:
         """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises as `save` does."""
