@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..ltx_core.errors import ConfigError
-from ..ltx_core.outputs import ALIASES, FOLDER, FORMATS, OUTPUT_CODECS, SOUND_CODECS, Output, check_output
-from ..ltx_core.shapes import PixelShape
 from ..ltx_core.values import shown
-from . import settings
 
 if TYPE_CHECKING:
     from ..ltx_core.pipelines.library import Clip
@@ -82,50 +79,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="CLIP",
         help="make a clip again from its own metadata: every option that is not given is as it was",
     )
-    if "--models" not in parser._option_string_actions:  # pyright: ignore[reportPrivateUsage]
-        group.add_argument("--models", type=Path, metavar="DIR", help="with --like: where its models are")
     group.add_argument(
         "--input", type=Path, metavar="DIR", help="with --like: where its pictures and videos are (default: input)"
     )
-    group.add_argument("--no-metadata", action="store_true", help="leave out of the file what it was made with")
 
 
-def output_arguments(group: settings.Group) -> None:
-    """How the result is stored."""
-    group.add_argument(
-        "--codec",
-        choices=(*OUTPUT_CODECS, *ALIASES),
-        metavar="NAME",
-        help=f"of the frames: {_usual_codecs()} (default: the first of each)",
-    )
-    group.add_argument(
-        "--quality",
-        metavar="0-100",
-        help="100 keeps every frame as it is, where the codec can; or the codec's own scale, such as crf18",
-    )
-    group.add_argument(
-        "--sound-codec",
-        choices=SOUND_CODECS,
-        help="of the sound: aac and opus play everywhere; flac, alac and pcm keep every sample (default: the usual one "
-        "of the format)",
-    )
-
-
-def _usual_codecs() -> str:
-    of_suffixes = (f"{suffix[1:]} {'|'.join(form.codecs)}" for suffix, form in FORMATS.items() if len(form.codecs) > 1)
-    return f"{', '.join(of_suffixes)}, folders {'|'.join(FOLDER.codecs)}"
-
-
-def checked_output(options: argparse.Namespace) -> Output:
-    """The place and form of the result. Raises as `outputs.check_output`."""
-    size = PixelShape.asked(options.frames, options.size[1], options.size[0])
-    names = {"codec": options.codec, "quality": options.quality, "sound_codec": options.sound_codec}
-    return check_output(options.output, size=size, **names)
-
-
-def with_options(clip: Clip, options: argparse.Namespace) -> Clip:
-    """A clip whose metadata says with which options it is made again."""
-    return replace(clip, settings={**clip.settings, **recorded(options.argv, options, clip.settings, {})})
+def with_options(clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None]) -> Clip:
+    """A clip whose metadata says with which options it is made again. found: the files of its models."""
+    return replace(clip, settings={**clip.settings, **recorded(options.argv, options, clip.settings, found)})
 
 
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -178,7 +139,7 @@ def recorded(
             continue
         option = next(each for each in action.option_strings if each.startswith("--"))
         texts, values = said.get(name), getattr(options, name, None)
-        if texts is None and found.get(name) is not None:
+        if found.get(name) is not None:  # what the name that was said stands for, or what was found without any
             texts = values = found[name]
         if texts is None:
             continue

@@ -28,8 +28,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TITLE.INPUT=VALUE",
-        help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1', or an option of a clip, such as seed=7; "
-        "may be repeated",
+        help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1', or an option of a "
+        "clip, such as seed=7; may be repeated",
     )
 
 

@@ -16,6 +16,7 @@ from .frames import (
     resize,
     rgb_frames,
 )
+from .inputs import as_frames, as_masks
 from .pictures import PICTURE_SUFFIXES, Picture, is_animated, read_image, read_picture, read_pictures
 from .sound import SOUND_CODECS, Sound, read_sound
 from .stills import write_image
@@ -32,6 +33,8 @@ __all__ = [
     "ResizeKernel",
     "ResizePolicy",
     "Sound",
+    "as_frames",
+    "as_masks",
     "compress",
     "contact_sheet",
     "crop_to_shape",

@@ -195,7 +195,7 @@ def _pillow_pictures(path: Path, notes: Notes, *, all_of_them: bool) -> Iterator
                 file.seek(number)
             file.load()
             seconds = None if file.format == "TIFF" else _seconds(file.info.get("duration") or 0)
-            yield TimedPicture(_shown(file, say), seconds)
+            yield TimedPicture(shown_picture(file, say), seconds)
 
 
 def _seconds(milliseconds: float) -> Fraction:
@@ -206,7 +206,8 @@ def _seconds(milliseconds: float) -> Fraction:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _shown(picture: Image, say: Notes) -> Picture:
+def shown_picture(picture: Image, say: Notes) -> Picture:
+    """A picture of Pillow as `read_picture` shows the file of it. say: receives what follows "The picture"."""
     # Where it is not TIFF, Pillow has 16 bits in its 32-bit mode.
     deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF")
     picture = _upright(picture, say)

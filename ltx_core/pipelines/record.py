@@ -16,9 +16,9 @@ from .doctor import version
 _PACKAGES = ("torch", "av")
 
 
-def files_of(paths: Mapping[str, Path | None]) -> dict[str, Any]:
+def files_of(paths: Mapping[str, Path | str | None]) -> dict[str, Any]:
     """The files of a run by their part: name, size and hashes, as JSON values."""
-    return {name: named_identity(path).to_json() for name, path in paths.items() if path is not None}
+    return {name: named_identity(Path(path)).to_json() for name, path in paths.items() if path}
 
 
 def lora_of(item: WeightedLoRA) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ltxkit import cli
-from ltxkit.commands.generate import _check_outputs
+from ltxkit.commands.jobs import check_results, jobs_of
+from ltxkit.commands.starts import inputs_of
 from ltxkit.ltx_core.errors import ConfigError
 
 NO_NUMBER = ("nan", "-inf", "inf", "1e999", "", "many", "9" * 5000, "-" + "9" * 5000, "1e999999999")
@@ -166,14 +167,12 @@ def test_a_clip_is_an_mp4_everywhere(command: str, tmp_path: Path, capsys: pytes
     ],
 )
 def test_a_result_replaces_nothing_that_the_run_needs(changes: dict[str, Path], message: str):
-    paths = dict.fromkeys(("text_encoder", "vae", "upscaler", "tokenizer", "image", "video", "reference"))
-    paths |= {"save_latent": None, "contact_sheet": None}
-    said = argparse.Namespace(
-        **{**paths, "output": Path("clip.mp4"), "model": Path("model.safetensors"), **changes},
-        lora=[(Path("lora.safetensors"), 1.0)],
+    said = cli.parser().parse_args(
+        ["generate", "x", "-o", "clip.mp4", "--model", "model.safetensors", "--lora", "lora.safetensors"]
     )
+    vars(said).update(changes)
     with pytest.raises(ConfigError, match=message):
-        _check_outputs(said)
+        check_results(jobs_of(said, ["x"]), inputs_of(said))
 
 
 @pytest.mark.parametrize(
