@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import completion, digits, files, generate, graphs, machine, trained, training
+from .commands import again, completion, digits, files, generate, graphs, machine, trained, training
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
 from .commands.parsing import Parser, add_command
@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         top.print_help()
         return DONE
-    options = top.parse_args(arguments)
     try:
+        arguments = again.expanded(arguments)
+        options = top.parse_args(arguments)
+        options.argv = arguments[1:]
         with Console(quiet=options.quiet) as console:
             status = options.run(options, console)
         sys.stdout.flush()

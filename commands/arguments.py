@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..ltx_core.errors import ConfigError, ShapeError
-from ..ltx_core.files import PICTURES, VIDEOS, check_output
+from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output
 from ..ltx_core.shapes import MOST_FRAMES, PixelShape
 from ..ltx_core.values import (
     LARGEST_SEED,
@@ -134,6 +135,16 @@ def _output(text: str, suffixes: Sequence[str], *, folder: bool) -> Path:
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return Path(text)
+
+
+def clip(text: str) -> Path:
+    """A file for a clip, or a folder for its pictures; its suffix is checked with the codec, `outputs.check_output`."""
+    try:
+        check_name(text, folder=True)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    separators = tuple(separator for separator in (os.sep, os.altsep) if separator)
+    return Path(text) / "%04d" if text.endswith(separators) else Path(text)
 
 
 mp4 = output(*VIDEOS)

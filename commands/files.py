@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from . import arguments
+from . import again, arguments
 from .command import DONE, Command
 from .console import Console
 
@@ -16,13 +16,17 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="a weights file, one of its shards, or a diffusers or transformers folder",
+        help="a weights file, one of its shards, a diffusers or transformers folder, or a clip that LTXKit saved",
     )
     parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
+    if again.is_clip(options.file):
+        made_with = again.made_with(options.file)
+        console.result(json.dumps(made_with, indent=2) if options.json else again.format_report(made_with))
+        return DONE
     from ..ltx_core.releases import release
     from ..ltx_core.weights.bundled import find_model
     from ..ltx_core.weights.report import format_report, inspect
@@ -152,10 +156,10 @@ def _make_tiny(options: argparse.Namespace, console: Console) -> int:
 COMMANDS = (
     Command(
         "inspect",
-        "Say what a weights file is; reads only its header.",
+        "Say what a weights file is, from its header, or what a clip was made with.",
         _inspect_arguments,
         _inspect,
-        ("inspect ltxv-2b-0.9.8-distilled.safetensors", "inspect ltxkit-digits --json"),
+        ("inspect ltxv-2b-0.9.8-distilled.safetensors", "inspect ltxkit-digits --json", "inspect clip.mp4"),
     ),
     Command(
         "plan",

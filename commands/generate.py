@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.shapes import PixelShape
 from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_SIZE, find_model, is_bundled
-from . import arguments, names, settings
+from . import again, arguments, formats, names, settings
 from .command import DONE, Command
 from .console import Console
 from .jobs import Job, check_results, jobs_of, prompts_of
@@ -44,6 +45,7 @@ EXAMPLES = (
     'generate "a calm sea" --from clip.mp4 --mask white-is-made-anew.png',
     "generate --prompts prompts.txt --count 4 -o 'out/{number}-{prompt}-{seed}.mp4'",
     'generate "a river" --set first.guidance=3 --set first.stg_scale=1 --set decode_timestep=0.05',
+    "generate --like fox.mp4 --seed 8",
     f'generate --model {BUNDLED} "the digit three moving left"',
 )
 
@@ -55,7 +57,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser.add_argument_group("models"))
     _memory_arguments(parser.add_argument_group("memory"))
     settings.recipe_arguments(parser)
+    formats.output_arguments(parser.add_argument_group("format of the result"))
     _result_arguments(parser.add_argument_group("more results"))
+    again.declare(parser)
 
 
 def _usual_arguments(usual: Group) -> None:
@@ -100,9 +104,11 @@ def _usual_arguments(usual: Group) -> None:
     usual.add_argument(
         "-o",
         "--output",
-        type=arguments.mp4,
-        metavar="FILE.mp4",
-        help="with {prompt}, {seed}, {number} or {date} for many (default: made from prompt and seed)",
+        type=arguments.clip,
+        metavar="FILE",
+        help="ends in .mp4, .webm, .mkv, .mov, .gif or .webp, or names a folder of pictures: frames/ or "
+        "frames/%%04d.exr; with {prompt}, {seed}, {number} or {date} for many (default: an mp4, named by prompt and "
+        "seed)",
     )
     usual.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
@@ -148,12 +154,6 @@ def _start_arguments(shown: Group) -> None:
         action="store_true",
         help="leave out the sound of --from, --video or --reference; otherwise it goes through, cut to the result or "
         "followed by silence",
-    )
-    shown.add_argument(
-        "--sound-codec",
-        choices=("aac", "flac"),
-        default="aac",
-        help="aac plays everywhere (default); flac keeps every sample",
     )
     shown.add_argument(
         "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
@@ -259,6 +259,7 @@ def _result_arguments(result: Group) -> None:
         "--contact-sheet", type=arguments.picture, metavar="FILE.png", help="eight frames as one picture"
     )
     result.add_argument("--json", action="store_true", help="the results as one JSON object, with seeds and times")
+    result.add_argument("--no-metadata", action="store_true", help="do not say in the file what it was made with")
 
 
 # ---------------------------------------------------------------------------------------------------------- one command
@@ -288,6 +289,7 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
     prompts = prompts_of(options)
     check_inputs(options)
     jobs = jobs_of(options, prompts)
+    formats.check_formats(options, [job.output for job in jobs])
     check_results(jobs, inputs_of(options))
     request = _settled(options, jobs, console)
     ltx = _load(options, request, console)
@@ -338,6 +340,8 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
     said = started(said, source, options)
     size, frames = _size(options, recipe, own, source, found)
     check_places(options, frames)
+    for job in jobs:
+        formats.output_of(options, job.output, PixelShape.asked(frames, size[1], size[0]))
     rate = options.fps or (source.fps if source is not None else None)
     conditions, rate = conditions_of(options, frames, rate, console)
     if rate is None and recipe is not None and recipe.fps is not None:
@@ -445,7 +449,6 @@ def _size(
 def _long(options: argparse.Namespace, request: _Request, own: Recipe, seed: int) -> LongRequest:
     """The long clip that the options ask for."""
     from ..ltx_core.pipelines.long_clip import LongRequest
-    from ..ltx_core.shapes import PixelShape
 
     width, height = request.size
     return LongRequest(
@@ -478,7 +481,6 @@ def _check_request(
 ) -> None:
     """Refuse from the headers of the files what the models would refuse, once they are loaded."""
     from ..ltx_core.pipelines.preflight import check_request
-    from ..ltx_core.shapes import PixelShape
 
     width, height = request.size
     asked, scale = PixelShape.asked(request.frames, height, width), models.vae.config.scale_factors
@@ -555,14 +557,18 @@ def _clip(ltx: Components, options: argparse.Namespace, request: _Request, job: 
 def _save(clip: Clip, options: argparse.Namespace, request: _Request, job: Job, console: Console) -> None:
     """Write the results; the latent goes to the folder for temporary files where they cannot be."""
     try:
+        clip = again.with_options(clip, options, request.found)
         sound = sound_of(options, request.frames / clip.fps, console)
+        output = formats.output_of(options, job.output, clip.size)
+        for remark in output.remarks(clip.size, has_sound=sound is not None):
+            console.note(remark)
         if job.save_latent:
             clip.save_latent(job.save_latent)
         clip.save(
-            job.output,
+            output,
             contact_sheet=job.contact_sheet,
             sound=sound,
-            sound_codec=options.sound_codec,
+            metadata=not options.no_metadata,
             progress=console.progress,
         )
     except (LTXKitError, OSError) as error:

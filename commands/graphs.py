@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from . import arguments
+from . import again, arguments
 from .command import DONE, Command
 from .console import Console
 
@@ -17,7 +17,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "workflow",
         type=Path,
         help="a workflow that ComfyUI saved or exported (with API or without), a picture, clip or latent that has one "
-        "inside, or the name of a bundled one, such as demo-text",
+        "inside, a clip that `ltxkit generate` made, or the name of a bundled workflow, such as demo-text",
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models"), help="a folder laid out like ComfyUI's models folder"
@@ -29,7 +29,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TITLE.INPUT=VALUE",
-        help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1'; may be repeated",
+        help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1', or an option of a "
+        "clip, such as seed=7; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="the files as one JSON object")
 
@@ -38,6 +39,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..headless.runner import run_workflow
     from ..ltx_core.placing.devices import spare_main_memory
 
+    if again.is_clip(options.workflow):
+        return again.run_like(options, console)
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     spare_main_memory()
     files = run_workflow(

@@ -122,11 +122,18 @@ def _check_names(options: argparse.Namespace, jobs: Sequence[Job], count: int) -
                 "{number} or {prompt} into it" + (", or leave -o out" if option == "output" else "")
             )
         for path in paths:
-            check_output(path)
-            if template is not None and path.exists() and not options.overwrite:
+            if option != "output":  # whose form `formats` checks
+                check_output(path)
+            if template is not None and exists(path) and not options.overwrite:
                 raise ConfigError(
                     f"got the output {path}, which exists; expected a new name; name another, or add --overwrite"
                 )
+
+
+def exists(path: Path) -> bool:
+    """Whether a result is there already; of pictures, whether their folder has any."""
+    folder = path.parent if "%" in path.name else path
+    return any(folder.iterdir()) if folder.is_dir() else path.exists()
 
 
 def check_results(jobs: Sequence[Job], read: Iterable[Path]) -> None:

@@ -177,6 +177,19 @@ class Output:
                 return width, height
         raise _too_large(self, size, "does not take them")
 
+    def remarks(self, size: PixelShape, *, has_sound: bool = False) -> list[str]:
+        """What of a clip the format cannot keep, a sentence each. Raises as `stored_size`."""
+        said: list[str] = []
+        if has_sound and self.sound_codec is None:
+            said.append(f"{self.path.name} has no sound: this format cannot store any.")
+        width, height = self.stored_size(size)
+        if (width, height) != (size.width, size.height):
+            said.append(
+                f"{self.path.name} has frames of {width}x{height} pixels: {self.codec} takes no odd sides, so that the "
+                "last row or column is repeated."
+            )
+        return said
+
     def picture(self, number: int) -> str:
         """The name of a folder's picture, numbered from 1."""
         return f"{self.prefix}{number:0{self.digits}}{self.suffix}"
@@ -239,7 +252,7 @@ def _pattern(text: str) -> tuple[Path, str, int, str] | None:
     """Folder, prefix, digits and suffix of a name such as shot/frame_%04d.png; None: it is none."""
     path = Path(text)
     found = list(_NUMBER.finditer(path.stem))
-    if not found or path.suffix.lower() not in PICTURES:
+    if not found or (path.suffix and path.suffix.lower() not in PICTURES):
         return None
     match = found[-1]
     folder = path.parent

@@ -52,8 +52,9 @@ def write_clip(
         raise ShapeError("got no frames; expected at least one; decode a latent that is not empty")
     height, width = first.shape[:2]
     shape = PixelShape(1, height, width)
-    if sound is not None and output.sound_codec is None:
-        notes(f"{output.path.name} has no sound: this format cannot store any.")
+    for remark in output.remarks(shape, has_sound=sound is not None):
+        notes(remark)
+    if output.sound_codec is None:
         sound = None
     frames = itertools.chain([first], frames)
     texts = dict(metadata or {})
@@ -67,11 +68,6 @@ def write_clip(
         with whole(output.path) as temporary:
             return animations.write(temporary, frames, output, fps, texts)
     size = output.stored_size(shape)
-    if size != (width, height):
-        notes(
-            f"{output.path.name} has frames of {size[0]}x{size[1]} pixels: {output.codec} takes no odd sides, so that "
-            "the last row or column is repeated."
-        )
     with whole(output.path) as temporary:
         return streams.write(temporary, frames, output, streams.Stream(size, fps, sound, texts))
 

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import media
+from .. import media, outputs
 from ..budget.tiling import Tiling
 from ..errors import CheckpointError
 from ..files import PICTURES, check_output, whole
 from ..models.video_vae import VideoVAE
+from ..outputs import Output
 from ..placing.devices import clear_of_memory
 from ..placing.placement import DevicePlacement, SpareMemory, host_on
-from ..progress import Progress, silent
+from ..progress import Progress, doubt, log_note, silent
 from ..shapes import PixelShape
-from ..values import check_choice, check_kind
+from ..values import check_kind
 from ..weights.build import open_models
 from .bar import Shown, progress_shown
 from .cancel import Runs
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHEET_FRAMES = 8
-FORMATS = (".mp4", ".gif")
 _SHOWN_SIDE, _SHOWN_FRAMES = 384, 64  # of a clip in a notebook
 
 Decoder = Callable[[Tensor, Progress], Iterator[Tensor]]
@@ -160,28 +160,41 @@ class Clip:
     @clear_of_memory("decoding this clip")
     def save(
         self,
-        path: Path | str,
+        path: Path | str | Output,
         *,
         contact_sheet: Path | str | None = None,
         sound: media.Sound | Path | str | None = None,
-        sound_codec: str = "aac",
+        sound_codec: str | None = None,
+        codec: str | None = None,
+        quality: float | str | None = None,
+        metadata: bool = True,
         progress: Shown = None,
     ) -> None:
-        """Decode into a file, frame by frame, in the format that its suffix names.
+        """Decode into a file or a folder, frame by frame, in the format that its suffix names.
 
         Args:
-            path: ends in .mp4 or .gif. Missing folders are made.
+            path: ends in .mp4, .webm, .mkv, .mov, .gif or .webp; or a folder of pictures, which is a name with / at its
+                end, or that of the pictures, such as frames/%04d.png or .exr. Missing folders are made. Or an `Output`,
+                what `outputs.check_output` makes of these.
             contact_sheet: where to save some of the frames as one picture.
             sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
-                whose sound it is. sound_codec: one of `media.SOUND_CODECS`.
+                whose sound it is. What a format cannot keep is logged as a warning.
+            codec, quality, sound_codec: as `outputs.check_output` has them, such as "hevc", 90 and "flac"; None: the
+                usual ones of the format.
+            metadata: whether the file says what the clip was made with, for `ltxkit generate --like`.
             progress: receives every step; None: a bar where somebody sees it; False: nothing.
 
         Raises:
-            ConfigError: a name that cannot be written, or a sound that cannot be read, before anything is decoded.
+            ConfigError: a name, codec or quality that cannot be, or a sound that cannot be read, before anything is
+                decoded.
             OSError: the disk is full; no partial file remains.
         """
-        check_output(path, FORMATS)
-        check_choice("sound_codec", sound_codec, media.SOUND_CODECS)
+        is_told = isinstance(path, Output)
+        output = (
+            path
+            if isinstance(path, Output)
+            else outputs.check_output(path, codec=codec, quality=quality, sound_codec=sound_codec, size=self.size)
+        )
         if isinstance(sound, str | Path):
             sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
         elif sound is not None:
@@ -199,10 +212,13 @@ class Clip:
                 yield chunk
 
         with progress_shown(progress) as report:
-            _write(Path(path), chunks(report), self, sound, sound_codec)
+            said = {"ltxkit": self.settings} if metadata else {}
+            media.write_clip(
+                output, chunks(report), fps=self.fps, sound=sound, metadata=said, notes=_told if is_told else _warn
+            )
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
-            media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
+            media.write_image(Path(contact_sheet), sheet, said)
 
     def save_latent(self, path: Path | str) -> None:
         """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises as `save` does."""
@@ -230,13 +246,12 @@ class Clip:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def _write(path: Path, chunks: Iterator[Tensor], clip: Clip, sound: media.Sound | None, sound_codec: str) -> None:
-    """The one place where a suffix becomes a format."""
-    if path.suffix.lower() == ".gif":
-        media.write_gif(path, torch.cat(list(chunks)), clip.fps)
-    else:
-        settings = {"ltxkit": clip.settings}
-        media.write_video(path, chunks, fps=clip.fps, metadata=settings, sound=sound, sound_codec=sound_codec)
+def _warn(text: str) -> None:
+    doubt(text, log_note)
+
+
+def _told(_: str) -> None:
+    """Whoever has the `Output` has said its remarks."""
 
 
 # --- without the models ------------------------------------------------------------------------------------------------

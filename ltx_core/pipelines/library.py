@@ -37,7 +37,7 @@ from ..weights.build import CheckpointInfo, OpenFiles, mixed_generations, open_f
 from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import text_encoder_from
-from . import presets
+from . import presets, record
 from .bar import Shown, progress_shown
 from .cancel import Runs
 from .clip import Clip, ClipDecoder, VAEFile
@@ -97,6 +97,7 @@ class Components:
         loras: applied to the transformer while it samples. The one value that can be set: a list of `ltxkit.LoRA` or
             of paths; [] takes them all off.
         vae_file: where the VAE was read. settings: the release whose recipe was asked for.
+        origin: files and choices of loading, for the metadata of clips.
     """
 
     transformer: LTXTransformer
@@ -111,6 +112,7 @@ class Components:
     loras: tuple[WeightedLoRA, ...] = ()
     vae_file: VAEFile | None = None
     settings: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
     runs: Runs = field(default_factory=Runs)
 
     @classmethod
@@ -211,6 +213,17 @@ class Components:
             tuple(loras),
             VAEFile(files.vae.checkpoint.path, files.vae.version, dtype),
             settings,
+            {
+                "files": record.files_of({**named, "tokenizer": tokenizer}),
+                "load": {
+                    "version": version,
+                    "dtype": None if dtype is None else str(dtype),
+                    "quantization": quantization,
+                    "text_quantization": text_quantization,
+                    "fp8_matmul": fp8_matmul,
+                    "settings": settings,
+                },
+            },
         )
 
     def __repr__(self) -> str:
@@ -355,7 +368,7 @@ class Components:
             placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
             made: list[Clip] = []
             first = started(beginning, self.vae, asked, size, host)
-            record = {
+            said = {
                 **self._record(passes, decoding),
                 "width": asked.width,
                 "height": asked.height,
@@ -371,7 +384,7 @@ class Components:
                 clip = LatentClip.empty(self.vae, size, float(rate)) if first is None else first(float(rate))
                 latent = self._sampled(passes, clip, prompts, SeededNoise(each.seed), host, placed, all_settings)
                 texts = {"prompt": _as_text(each.prompt), "negative_prompt": _as_text(negative), "seed": each.seed}
-                made.append(self._clip(latent, (asked, rate), {**record, **texts}, each.seed, all_settings))
+                made.append(self._clip(latent, (asked, rate), {**said, **texts}, each.seed, all_settings))
         return made if clips.several else made[0]
 
     @clear_of_memory("this clip")
@@ -405,7 +418,7 @@ class Components:
             negative = None if unwanted is None else texts[0].by_name["negative"][0]
             decoding = settings.decoding("one")
             latent = long_latent(request, run_pass, self.vae, (encoded, negative), decoding, host=host)
-        record = {
+        said = {
             **self._record([run_pass], decoding),
             "width": asked.width,
             "height": asked.height,
@@ -419,7 +432,7 @@ class Components:
             "seed": request.seed,
             "long": {"window": request.window, "overlap": request.overlap_of(scale), "adain": request.adain},
         }
-        return self._clip(latent, (asked, request.fps), record, request.seed, settings)
+        return self._clip(latent, (asked, request.fps), said, request.seed, settings)
 
     def _sampled(
         self,
@@ -468,7 +481,9 @@ class Components:
         """The models and the passes of a run, as JSON values."""
         return {
             **self.sources,
-            "loras": [{"file": item.lora.path.name, "strength": item.strength} for item in self.loras],
+            "loras": [record.lora_of(item) for item in self.loras],
+            **self.origin,
+            "made_with": record.versions(),
             "versions": list(self.info.versions),
             "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,

@@ -1,0 +1,439 @@
+"""A clip made again from its own metadata: `generate --like`, `run` and `inspect` of a clip.
+
+A clip's file holds the options that made it, as they were written, and the files among them by name, size and hashes
+(`identity`). Made again, these options stand before those of the user, whose own overrule them: so what a stranger's
+clip says is checked as everything that a user says, and can neither name a path nor write anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..ltx_core.errors import ConfigError
+from ..ltx_core.values import shown
+
+if TYPE_CHECKING:
+    from ..ltx_core.pipelines.library import Clip
+    from .console import Console
+
+KEY = "arguments"  # of a clip's metadata
+SETTINGS = "ltxkit"  # the name of our text in a file
+
+_PRIVATE = frozenset({
+    "help", "like", "models", "input", "output", "overwrite", "force", "save_latent", "contact_sheet", "json", "quiet",
+    "no_metadata", "device", "resident_blocks", "tile", "prompts", "count", "words", "prompt", "seed",
+})  # fmt: skip
+"""What belongs to one machine or one call, and what the clip itself knows better."""
+
+_PROMPTS = frozenset({"prompt", "prompts", "words"})
+_ONE_OF = (  # options of which one replaces the others
+    _PROMPTS,
+    frozenset({"image", "video"}),
+    *(
+        frozenset({f"{which}_{field}" for field in ("sigmas", "steps", "skip_initial_steps", "skip_final_steps")})
+        for which in ("first", "second")
+    ),
+)
+_OF_FORMAT = frozenset({"codec", "quality", "sound_codec"})
+_MOST = 300  # options of a clip
+_LONGEST = 100_000  # characters of one of them
+_KINDS = {
+    "model": "checkpoints",
+    "vae": "checkpoints",
+    "text_encoder": "text_encoders",
+    "upscaler": "latent_upscale_models",
+}
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class _UnreadError(Exception):
+    """A command line that the real parser refuses, with its own words."""
+
+
+class _Raw(argparse.ArgumentParser):
+    """Reads options as the text that was written, and knows which were said at all."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UnreadError(message)
+
+
+class _Strict(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see `ltxkit generate --help`)")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """The options of making a clip again; last of all."""
+    group = parser.add_argument_group("again")
+    group.add_argument(
+        "--like",
+        type=Path,
+        metavar="CLIP",
+        help="make a clip again from its own metadata: every option that is not given is as it was",
+    )
+    group.add_argument(
+        "--input", type=Path, metavar="DIR", help="with --like: where its pictures and videos are (default: input)"
+    )
+
+
+def with_options(clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None]) -> Clip:
+    """A clip whose metadata says with which options it is made again. found: the files of its models."""
+    return replace(clip, settings={**clip.settings, **recorded(options.argv, options, clip.settings, found)})
+
+
+def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    from .generate import COMMANDS
+
+    parser = kind(prog="ltxkit generate", add_help=False)
+    COMMANDS[0].arguments(parser)
+    return parser
+
+
+def _raw_values(argv: Sequence[str]) -> dict[str, Any]:
+    """What the options of `generate` say, as text; those that are not said are not there."""
+    parser = _parser(_Raw)
+    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        action.required, action.default = False, argparse.SUPPRESS
+        if action.nargs != 0:
+            action.type = action.choices = None
+    for group in parser._mutually_exclusive_groups:  # pyright: ignore[reportPrivateUsage]
+        group.required = False
+    values = vars(parser.parse_args(list(argv)))
+    return {name: value for name, value in values.items() if value != []}  # no words are no prompt
+
+
+# --- recorded ---------------------------------------------------------------------------------------------------------
+
+
+def recorded(
+    argv: Sequence[str], options: argparse.Namespace, clip: Mapping[str, Any], found: Mapping[str, Path | None]
+) -> dict[str, Any]:
+    """What a clip's metadata has beside its settings: the options of `generate` that make it.
+
+    argv: behind the name of the command. clip: the settings of the clip. found: files that were used without being
+        named, by option.
+
+    Raises:
+        ConfigError: a file cannot be read any more.
+    """
+    parser = _parser(_Raw)
+    said = _raw_values(argv)
+    pairs: list[list[Any]] = []
+    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        name = action.dest
+        if name in _PRIVATE or not action.option_strings:
+            continue
+        if action.nargs == 0:
+            if name in said:
+                negative = [option for option in action.option_strings if option.startswith("--no-")]
+                positive = [option for option in action.option_strings if option not in negative]
+                pairs.append([(positive or negative if said[name] else negative or positive)[0]])
+            continue
+        option = next(each for each in action.option_strings if each.startswith("--"))
+        texts, values = said.get(name), getattr(options, name, None)
+        if found.get(name) is not None:  # what the name that was said stands for, or what was found without any
+            texts = values = found[name]
+        if texts is None:
+            continue
+        several = isinstance(texts, list)
+        for text, value in zip(texts if several else [texts], values if several else [values], strict=False):
+            pairs.append([option, _said(name, str(text), value)])
+    prompt = clip.get("prompt")
+    several = said.get("prompt") if isinstance(said.get("prompt"), list) else []
+    prompts = several if getattr(options, "long", None) and several else [prompt]
+    pairs += [["--prompt", text] for text in prompts if isinstance(text, str)]
+    pairs.append(["--seed", str(clip.get("seed", 0))])
+    return {KEY: pairs}
+
+
+def _said(name: str, text: str, value: Any) -> Any:
+    """A value as it is kept: text, or the pieces around a file."""
+    from ..ltx_core.weights.bundled import find_model
+    from ..ltx_core.weights.identity import named_identity
+
+    path = _path_in(value)
+    if path is None:
+        return text
+    identity = named_identity(find_model(path, _KINDS.get(name, "")))
+    if isinstance(value, Path):
+        return ["", identity.to_json(), ""]
+    frame, equals, _ = text.partition("=")
+    prefix = f"{frame}=" if equals and frame.lstrip("-").isdigit() else ""
+    return [prefix, identity.to_json(), text.rpartition(path.name)[2]]
+
+
+def _path_in(value: Any) -> Path | None:
+    """The file in an option's value."""
+    if isinstance(value, Path):
+        return value
+    return next((each for each in value if isinstance(each, Path)), None) if isinstance(value, tuple) else None
+
+
+# --- made again -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where files of a clip are looked for, and nowhere else."""
+
+    models: tuple[Path, ...]
+    inputs: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, models: Path | None, inputs: Path | None) -> Folders:
+        return cls((models,) if models is not None else _model_folders(), (inputs or Path("input"),))
+
+    def of_option(self, name: str) -> tuple[Path, ...]:
+        of_models = (*_KINDS, "lora", "tokenizer")
+        return self.models if name in of_models else self.inputs
+
+
+def _model_folders() -> tuple[Path, ...]:
+    """As `generate` looks for a model: $LTXKIT_MODEL's folder, $LTXKIT_MODELS, ComfyUI's folders, the Hugging Face
+    cache; those that exist."""
+    model, models, comfyui = (os.environ.get(name) for name in ("LTXKIT_MODEL", "LTXKIT_MODELS", "COMFYUI_PATH"))
+    pack = Path(__file__).resolve().parents[1]
+    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub"
+    places = [
+        *([Path(model) if Path(model).is_dir() else Path(model).parent] if model else []),
+        *([Path(models)] if models else []),
+        Path("models"),
+        *([pack.parent.parent / "models"] if pack.parent.name == "custom_nodes" else []),
+        *([Path(comfyui) / "models"] if comfyui else []),
+        *(Path(home) / "models" for home in ("ComfyUI", "~/ComfyUI", "~/comfy/ComfyUI", "~/Documents/ComfyUI")),
+        Path(hub),
+    ]
+    return tuple(folder for place in places if (folder := place.expanduser()).is_dir())
+
+
+def expanded(argv: Sequence[str]) -> list[str]:
+    """A command line without --like: the options of the clip come first, and those of the user overrule them.
+
+    Raises:
+        ConfigError: the clip says nothing of its making, or a file is missing or another.
+    """
+    if not argv or argv[0] != "generate":
+        return list(argv)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--like", "--models", "--input"):
+        own.add_argument(name, type=Path)
+    try:
+        found, _ = own.parse_known_args(list(argv[1:]))
+    except SystemExit:  # said without a value, which the real parser refuses too
+        return list(argv)
+    if found.like is None:
+        return list(argv)
+    rest = _without_like(argv[1:])
+    return ["generate", *_like(found.like, rest, Folders.of(found.models, found.input)), *rest]
+
+
+def _without_like(argv: Sequence[str]) -> list[str]:
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--like":
+            next(words, None)
+        elif not word.startswith("--like="):
+            rest.append(word)
+    return rest
+
+
+def _like(clip: Path, user: Sequence[str], folders: Folders) -> list[str]:
+    """The options that made a clip, but for those that the user says."""
+    record = made_with(clip)
+    try:
+        said = _raw_values(user)
+    except _UnreadError:
+        said = {}
+    gone = set(said).union(*(group for group in _ONE_OF if group & set(said)))
+    output = said.get("output")
+    if (Path(str(output)).suffix if output else ".mp4").lower() != clip.suffix.lower():
+        gone |= _OF_FORMAT
+    return list(_words(_pairs(record, clip, gone), gone, folders, clip))
+
+
+def _pairs(record: Mapping[str, Any], clip: Path, said: set[str]) -> list[Any]:
+    pairs = record.get(KEY)
+    if pairs is None:
+        from .from_library import pairs_of
+
+        known = _parser(_Raw)._option_string_actions  # pyright: ignore[reportPrivateUsage]
+        return pairs_of(record, clip, set(known), said)
+    if not isinstance(pairs, list) or len(pairs) > _MOST:
+        raise _damaged(clip, f"{KEY} is {shown(pairs)}")
+    return pairs
+
+
+def _words(pairs: Iterable[Any], gone: set[str], folders: Folders, clip: Path) -> Iterator[str]:
+    known = _parser(_Raw)._option_string_actions  # pyright: ignore[reportPrivateUsage]
+    for pair in pairs:
+        if not isinstance(pair, list) or not 1 <= len(pair) <= 2 or not isinstance(pair[0], str):
+            raise _damaged(clip, f"an option is {shown(pair)}")
+        action = known.get(pair[0])
+        own = action is not None and action.dest in ("prompt", "seed")
+        if action is None or (action.dest in _PRIVATE and not own):
+            raise _damaged(clip, f"it has the option {shown(pair[0])}")
+        if action.dest in gone or (action.dest == "prompt" and gone & _PROMPTS):
+            continue
+        if (action.nargs == 0) != (len(pair) == 1):
+            raise _damaged(clip, f"the option {pair[0]} is {shown(pair[1:])}")
+        if action.nargs == 0:
+            yield pair[0]
+        else:
+            yield f"{pair[0]}={_text(action, pair[1], folders, clip)}"
+
+
+def _text(action: argparse.Action, value: Any, folders: Folders, clip: Path) -> str:
+    from ..ltx_core.weights.identity import FileIdentity, find
+
+    if isinstance(value, str) and len(value) <= _LONGEST:
+        if _names_a_file(action, value):
+            raise _damaged(clip, f"{action.option_strings[0]} has the path {shown(value)}")
+        return value
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], str) or not isinstance(value[2], str):
+        raise _damaged(clip, f"{action.option_strings[0]} is {shown(value)}")
+    try:
+        path = find(FileIdentity.from_json(value[1]), folders.of_option(action.dest))
+    except ConfigError as error:
+        of_models = folders.of_option(action.dest) is folders.models
+        remedy = f"name its folder with {'--models' if of_models else '--input'} DIR, or choose a file yourself with "
+        text = str(error).replace("or choose another yourself", f"{remedy}{action.option_strings[0]}")
+        raise ConfigError(f"{clip}: {text}") from error
+    return f"{value[0]}{path}{value[2]}"
+
+
+def _names_a_file(action: argparse.Action, text: str) -> bool:
+    """Whether an option takes a text for a path: of a clip, a path is never taken."""
+    if not callable(action.type):
+        return False
+    try:
+        return _path_in(action.type(text)) is not None
+    except (argparse.ArgumentTypeError, TypeError, ValueError):
+        return False  # the real parser says what is wrong
+
+
+def _damaged(clip: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"got {clip}, whose metadata cannot be used ({why}); expected what LTXKit writes; choose another clip"
+    )
+
+
+# --- of a clip --------------------------------------------------------------------------------------------------------
+
+
+def made_with(clip: Path) -> dict[str, Any]:
+    """What LTXKit has written into a clip about its making.
+
+    Raises:
+        ConfigError: nothing, or the file is no clip.
+    """
+    from ..ltx_core.media import read_metadata
+
+    if not clip.exists():
+        raise ConfigError(f"got the clip {clip}, which is not there; expected a clip that LTXKit saved; check its name")
+    texts = read_metadata(clip)
+    record = texts.get(SETTINGS)
+    if isinstance(record, dict):
+        return record
+    graph = "; it has a workflow: `ltxkit run` makes it again" if isinstance(texts.get("prompt"), dict) else ""
+    raise ConfigError(
+        f"got {clip}, which does not say what it was made with; expected a clip that LTXKit saved with its metadata; "
+        f"choose another, or write the options yourself{graph}"
+    )
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file or folder is a clip or picture that LTXKit's library or `generate` saved: not a graph's."""
+    from ..ltx_core.media import CLIP_SUFFIXES, PICTURE_SUFFIXES, read_metadata
+
+    looks = path.suffix.lower() in CLIP_SUFFIXES | PICTURE_SUFFIXES
+    if not path.exists() or not (looks or path.is_dir()):
+        return False
+    try:
+        texts = read_metadata(path)
+    except ConfigError:
+        return False
+    return isinstance(texts.get(SETTINGS), dict) and not isinstance(texts.get("prompt"), dict)
+
+
+def options_like(
+    clip: Path, *, models: Path, inputs: Path, output_folder: Path, assignments: Sequence[str]
+) -> argparse.Namespace:
+    """The options of `generate` that make a clip again, under the next free name in a folder.
+
+    assignments: NAME=VALUE, where NAME is an option without its dashes.
+
+    Raises:
+        ConfigError: as `expanded`; an assignment that `generate` refuses.
+    """
+    user = ["--output", str(_free(output_folder, clip))]
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"got --set {shown(text)}; expected NAME=VALUE, such as seed=5; correct it")
+        user.append(f"--{name.strip().replace('_', '-')}={value}")
+    argv = [*_like(clip, user, Folders.of(models, inputs)), *user]
+    options = _parser(_Strict).parse_args(argv)
+    options.argv = argv
+    return options
+
+
+def run_like(options: argparse.Namespace, console: Console) -> int:
+    """`ltxkit run CLIP`."""
+    from .generate import COMMANDS
+
+    folders = {"models": options.models, "inputs": options.input, "output_folder": options.output}
+    return COMMANDS[0].run(options_like(options.workflow, assignments=options.set, **folders), console)
+
+
+def _free(folder: Path, clip: Path) -> Path:
+    """The next name for a clip: NAME_00001.mp4 and so on."""
+    number = 1
+    while (path := folder / f"{clip.stem}_{number:05}{clip.suffix}").exists():
+        number += 1
+    return path
+
+
+def format_report(record: Mapping[str, Any]) -> str:
+    """The report in lines: what it shows, its size, its files, and every setting."""
+    lines = [f"prompt       {_line(record.get('prompt'))}"]
+    if record.get("negative_prompt"):
+        lines.append(f"negative     {_line(record['negative_prompt'])}")
+    size = "x".join(_line(record.get(side)) for side in ("width", "height"))
+    lines.append(f"size         {size}, {_line(record.get('frames'))} frames, {_line(record.get('fps'))} per second")
+    lines.append(f"seed         {_line(record.get('seed'))}")
+    for name, identity in _files_of(record):
+        lines.append(f"file         {name}: {_line(identity.get('name'))}, {_line(identity.get('size'))} bytes")
+    rest = {
+        key: value for key, value in record.items()
+        if key not in ("prompt", "negative_prompt", "width", "height", "frames", "fps", "seed", KEY, "files")
+    }  # fmt: skip
+    lines += [f"{key[:40]:<12} {_line(value)}" for key, value in rest.items()]
+    return "\n".join(lines)
+
+
+def _files_of(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    pairs = record.get(KEY)
+    for pair in pairs if isinstance(pairs, list) else []:
+        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], list) and len(pair[1]) == 3:
+            identity = pair[1][1]
+            if isinstance(pair[0], str) and isinstance(identity, dict):
+                yield pair[0].lstrip("-"), identity
+    files = record.get("files") if not pairs else None
+    for name, identity in files.items() if isinstance(files, dict) else []:
+        if isinstance(identity, dict):
+            yield str(name), identity
+
+
+def _line(value: Any) -> str:
+    """A value on one line of the terminal: nothing in it moves the cursor."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "".join(character if character.isprintable() else " " for character in text)
