@@ -113,8 +113,10 @@ def check_inputs(options: argparse.Namespace) -> None:
         ("--count", options.count if options.count > 1 else None),
     ):
         if value is not None:
-            reason = "say the length once" if option == "--frames" else "leave one of the two out"
-            raise ConfigError(f"got --long and {option}; expected one of them, windows know no other; {reason}")
+            raise ConfigError(
+                f"got --long and {option}; expected one of them: a long clip is made once, in windows of one pass; leave "
+                "one of the two out"
+            )
 
 
 def check_places(options: argparse.Namespace, frames: int) -> None:
