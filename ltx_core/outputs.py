@@ -238,6 +238,12 @@ def check_output(
     return output
 
 
+def folder_or_file(path: Path) -> Path:
+    """What a name stands for: a file, or the folder of the pictures that it names."""
+    pattern = _pattern(os.fspath(path))
+    return path if pattern is None else pattern[0]
+
+
 def check_codecs(codec: str | None, sound_codec: str | None) -> None:
     """Refuse a codec that does not exist, whatever the format. Raises ConfigError."""
     for name, value, known in (("codec", codec, OUTPUT_CODECS), ("sound_codec", sound_codec, SOUND_CODECS)):
@@ -252,7 +258,8 @@ def _pattern(text: str) -> tuple[Path, str, int, str] | None:
     """Folder, prefix, digits and suffix of a name such as shot/frame_%04d.png; None: it is none."""
     path = Path(text)
     found = list(_NUMBER.finditer(path.stem))
-    if not found or (path.suffix and path.suffix.lower() not in PICTURES):
+    known = path.suffix.lower() in PICTURES or (not path.suffix and "%" in path.stem)
+    if not found or not known:
         return None
     match = found[-1]
     folder = path.parent

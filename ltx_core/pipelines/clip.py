@@ -254,7 +254,7 @@ def _told(_: str) -> None:
     """Whoever has the `Output` has said its remarks."""
 
 
-# --- without the models ------------------------------------------------------------------------------------------------
+# --- without the models -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
