@@ -299,23 +299,17 @@ def _text(action: argparse.Action, value: Any, folders: Folders, clip: Path) -> 
         if _names_a_file(action, value):
             raise _damaged(clip, f"{action.option_strings[0]} has the path {shown(value)}")
         return value
-    is_file = action.dest in _MODELS | _INPUTS
-    if (
-        not is_file
-        or not isinstance(value, list)
-        or len(value) != 3
-        or not isinstance(value[0], str)
-        or not isinstance(value[2], str)
-    ):
+    pieces = value if isinstance(value, list) and action.dest in _MODELS | _INPUTS else []
+    if len(pieces) != 3 or not (isinstance(pieces[0], str) and isinstance(pieces[2], str)):
         raise _damaged(clip, f"{action.option_strings[0]} is {shown(value)}")
     try:
-        path = find(FileIdentity.from_json(value[1]), folders.of_option(action.dest))
+        path = find(FileIdentity.from_json(pieces[1]), folders.of_option(action.dest))
     except ConfigError as error:
         of_models = folders.of_option(action.dest) is folders.models
         remedy = f"name its folder with {'--models' if of_models else '--input'} DIR, or choose a file yourself with "
         text = str(error).replace("or choose another yourself", f"{remedy}{action.option_strings[0]}")
         raise ConfigError(f"{clip}: {text}") from error
-    return f"{value[0]}{path}{value[2]}"
+    return f"{pieces[0]}{path}{pieces[2]}"
 
 
 def _names_a_file(action: argparse.Action, text: str) -> bool:
