@@ -153,6 +153,9 @@ picture = output(*PICTURES)
 
 def weighted_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE=STRENGTH; the part after the last "=" is a strength if it is a number."""
+    habit = re.fullmatch(r"(.+):(-?[\d.]+)", text)  # as other programs write it
+    if habit and not Path(text).exists() and Path(habit[1]).exists():
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected FILE=STRENGTH; write {habit[1]}={habit[2]}")
     path, equals, strength = text.rpartition("=")
     try:
         value = float(strength) if equals else 1.0

@@ -159,8 +159,33 @@ COMMANDS = (
         "Say what a weights file is, from its header, or what a clip was made with.",
         _inspect_arguments,
         _inspect,
+        ("inspect ltxv-2b-0.9.8-distilled.safetensors", "inspect ltxkit-digits --json", "inspect clip.mp4"),
     ),
-    Command("plan", "Say how much memory a run takes, and where; reads only headers.", _plan_arguments, _plan),
-    Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
-    Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
+    Command(
+        "plan",
+        "Say how much memory a run takes, and where; reads only headers.",
+        _plan_arguments,
+        _plan,
+        (
+            "plan ltxv-13b-0.9.8-dev.safetensors --text-encoder t5xxl_fp16.safetensors --size 1216x704 --card 8",
+            "plan ltxkit-digits --size 64x64 --frames 25",
+        ),
+    ),
+    Command(
+        "convert",
+        "Write a checkpoint as folder, single file, fp8 or GGUF.",
+        _convert_arguments,
+        _convert,
+        (
+            "convert ltxv-13b-0.9.8-dev.safetensors 13b-q8_0.gguf --to gguf-q8_0",
+            "convert ltxv-2b-0.9.8-distilled.safetensors 2b-fp8.safetensors --to fp8-scaled",
+        ),
+    ),
+    Command(
+        "make-tiny",
+        "Write a complete small random model set.",
+        _make_tiny_arguments,
+        _make_tiny,
+        ("make-tiny models --family 2b --vae 0.9.5",),
+    ),
 )

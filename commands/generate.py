@@ -45,6 +45,7 @@ EXAMPLES = (
     'generate "a calm sea" --from clip.mp4 --mask white-is-made-anew.png',
     "generate --prompts prompts.txt --count 4 -o 'out/{number}-{prompt}-{seed}.mp4'",
     'generate "a river" --set first.guidance=3 --set first.stg_scale=1 --set decode_timestep=0.05',
+    "generate --like fox.mp4 --seed 8",
     f'generate --model {BUNDLED} "the digit three moving left"',
 )
 
@@ -317,6 +318,7 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
     """
     from ..ltx_core.pipelines.preflight import recipe_of
     from ..ltx_core.placing.devices import chosen_device, spare_main_memory
+    from ..ltx_core.weights.text_encoder import find_tokenizer
 
     spare_main_memory()
     recipe = _recipe_file(options)
@@ -329,6 +331,9 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
     loras = _loras(options)
     files = _open_files(options, found)
     models = _outline(options, files)
+    if models.text_encoder is not None and found["text_encoder"] is not None:
+        encoder = find_model(found["text_encoder"], "text_encoders")
+        find_tokenizer(encoder, options.tokenizer, vocabulary=models.text_encoder[1].vocab_size)
     own = recipe_of(models, loras, options.settings)
     if recipe is not None and recipe.passes == 2 and found["upscaler"] is None:
         raise ConfigError(

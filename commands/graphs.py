@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1', or an option of a "
         "clip, such as seed=7; may be repeated",
     )
+    parser.add_argument("--json", action="store_true", help="the files as one JSON object")
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -50,7 +52,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         progress=console.progress,
         notes=console.note,
     )
-    console.result("\n".join(map(str, files)))
+    if options.json:
+        console.result(json.dumps({"files": [str(path) for path in files], "stages": console.times()}, indent=2))
+    else:
+        console.result("\n".join(map(str, files)))
     return DONE
 
 
@@ -91,6 +96,22 @@ def _migrate(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMANDS = (
-    Command("run", "Run a ComfyUI workflow without ComfyUI.", _arguments, _run),
-    Command("migrate", "Turn an old or native workflow into one of LTXKit's nodes.", _migrate_arguments, _migrate),
+    Command(
+        "run",
+        "Run a ComfyUI workflow without ComfyUI.",
+        _arguments,
+        _run,
+        (
+            "run demo-text",
+            "run demo-text --set Prompt.positive='a 7 moving up' --output out",
+            "run workflow.json --models ComfyUI/models --input ComfyUI/input",
+        ),
+    ),
+    Command(
+        "migrate",
+        "Turn an old or native workflow into one of LTXKit's nodes.",
+        _migrate_arguments,
+        _migrate,
+        ("migrate old-workflow.json", "migrate old-workflow.json -o new.json --format api"),
+    ),
 )

@@ -303,7 +303,7 @@ def _advice(role: Role, text: str) -> str:
     """What to do about a name that is not there."""
     if text.lower() in PUBLISHED:
         return f"`ltxkit fetch {text.lower()}` brings it"
-    if re.match(r"https?://", text) or re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if re.match(r"https?:/", text) or re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         near = nearest(text.rsplit("/", 1)[-1])
         return f"files of the Hugging Face hub come with `ltxkit fetch {near[0] if near else role.fetch}`"
     return f"check the name, or bring a {role.what} with `ltxkit fetch {role.fetch}`"

@@ -47,6 +47,7 @@ from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
 from .long_clip import LongRequest, check_one_pass, long_latent
 from .passes import Pass, tokens_of_passes
 from .places import find_file, find_models
+from .preflight import check_widths
 from .recipe import check_recipe, recipe_for, versions_with
 from .request import as_conditions, asked_clips, asked_loras, asked_size, merged
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
@@ -180,7 +181,7 @@ class Components:
         encoder = text_encoder_from(
             files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
         )
-        _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
+        check_widths(transformer, loaded_vae, encoder.config, loaded_upscaler)
         matched = [
             f"{item.lora.path.name}: {match_lora(item.lora, transformer, allow_partial=item.allow_partial)}."
             for item in loras
@@ -560,29 +561,3 @@ def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str
     for option, name in (("version", version), ("settings", settings)):
         if name is not None:
             check_choice(option, name, RELEASES)
-
-
-def _check_widths(
-    transformer: LTXTransformer, vae: VideoVAE, encoder: TextEncoder, upscaler: LatentUpsampler | None
-) -> None:
-    caption, latent = transformer.config.caption_channels, transformer.config.in_channels
-    if encoder.config.d_model != caption:
-        raise ConfigError(
-            f"got a text encoder of width {encoder.config.d_model}; expected {caption}, which the transformer reads; "
-            "use T5 v1.1 XXL, the text encoder of LTX-Video"
-        )
-    if vae.config.latent_channels != latent:
-        raise ConfigError(
-            f"got a VAE with {vae.config.latent_channels} latent channels; expected {latent}, as the transformer has; "
-            "use the VAE of the same checkpoint"
-        )
-    if upscaler is not None and upscaler.config.in_channels != latent:
-        raise ConfigError(
-            f"got an upscaler for {upscaler.config.in_channels} latent channels; expected {latent}; "
-            "use the upscaler of this model family"
-        )
-    if upscaler is not None and not upscaler.config.spatial_upsample:
-        raise ConfigError(
-            "got a temporal upscaler; expected a spatial one for two passes; "
-            "use a file such as ltxv-spatial-upscaler-0.9.8.safetensors"
-        )

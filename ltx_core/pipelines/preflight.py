@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from ..config import TextEncoderConfig
+from ..errors import ConfigError
+from ..models.transformer import LTXTransformer
+from ..models.upsampler import LatentUpsampler
+from ..models.video_vae import VideoVAE
 from ..releases import RELEASES, Recipe
 from ..shapes import PixelShape
 from ..values import check_choice
@@ -46,6 +51,9 @@ def check_request(
         ShapeError, ConfigError, CheckpointError: as `Components.load` and `Components.generate`.
         UnsupportedError: the clip takes more memory than there is.
     """
+    check_widths(
+        models.transformer, models.vae, models.text_encoder[1] if models.text_encoder else None, models.upscaler
+    )
     for item in loras:
         match_lora(item.lora, models.transformer, allow_partial=item.allow_partial)
     run = Settings(recipe_of(models, loras, settings), overrides)
@@ -62,3 +70,30 @@ def check_request(
     if device is not None:
         check_fits(models, asked, device)
     return passes
+
+
+def check_widths(
+    transformer: LTXTransformer, vae: VideoVAE, text: TextEncoderConfig | None, upscaler: LatentUpsampler | None
+) -> None:
+    """Refuse models that do not belong together. Raises ConfigError."""
+    caption, latent = transformer.config.caption_channels, transformer.config.in_channels
+    if text is not None and text.d_model != caption:
+        raise ConfigError(
+            f"got a text encoder of width {text.d_model}; expected {caption}, which the transformer reads; "
+            "use T5 v1.1 XXL, the text encoder of LTX-Video"
+        )
+    if vae.config.latent_channels != latent:
+        raise ConfigError(
+            f"got a VAE with {vae.config.latent_channels} latent channels; expected {latent}, as the transformer has; "
+            "use the VAE of the same checkpoint"
+        )
+    if upscaler is not None and upscaler.config.in_channels != latent:
+        raise ConfigError(
+            f"got an upscaler for {upscaler.config.in_channels} latent channels; expected {latent}; "
+            "use the upscaler of this model family"
+        )
+    if upscaler is not None and not upscaler.config.spatial_upsample:
+        raise ConfigError(
+            "got a temporal upscaler; expected a spatial one for two passes; "
+            "use a file such as ltxv-spatial-upscaler-0.9.8.safetensors"
+        )
