@@ -70,6 +70,8 @@ def as_masks(given: Frames, *, limit: int | None = None) -> Tensor:
 
 
 def _read(path: Path, limit: int | None, fps: Fraction | None, notes: Notes) -> Tensor:
+    if "://" in str(path) or str(path).startswith(("http:", "https:")):
+        raise ConfigError(f"got the address {path}; expected a file on this machine; download it first")
     if not path.exists():
         raise ConfigError(f"got {path}, which does not exist; expected a picture or a video; check the path")
     if is_clip(path):

@@ -24,7 +24,7 @@ from ..placing.devices import clear_of_memory
 from ..placing.placement import DevicePlacement, SpareMemory, host_on
 from ..progress import Progress, silent
 from ..shapes import PixelShape
-from ..values import check_choice, check_kind
+from ..values import check_choice, check_frame_rate, check_kind
 from ..weights.build import open_models
 from .bar import Shown, progress_shown
 from .cancel import Runs
@@ -160,6 +160,7 @@ class Clip:
         self,
         path: Path | str,
         *,
+        fps: Fraction | float | None = None,
         contact_sheet: Path | str | None = None,
         sound: media.Sound | Path | str | None = None,
         sound_codec: str = "aac",
@@ -169,6 +170,7 @@ class Clip:
 
         Args:
             path: ends in .mp4 or .gif. Missing folders are made.
+            fps: frames per second of the file; None: those that the clip was made for.
             contact_sheet: where to save some of the frames as one picture.
             sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
                 whose sound it is. sound_codec: one of `media.SOUND_CODECS`.
@@ -179,9 +181,10 @@ class Clip:
             OSError: the disk is full; no partial file remains.
         """
         check_output(path, FORMATS)
+        rate = self.fps if fps is None else as_rate(fps)
         check_choice("sound_codec", sound_codec, media.SOUND_CODECS)
         if isinstance(sound, str | Path):
-            sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
+            sound = media.read_sound(Path(sound), seconds=self.size.frames / rate)
         elif sound is not None:
             check_kind("sound", sound, media.Sound)
         if contact_sheet is not None:
@@ -197,7 +200,7 @@ class Clip:
                 yield chunk
 
         with progress_shown(progress) as report:
-            _write(Path(path), chunks(report), self, sound, sound_codec)
+            _write(Path(path), chunks(report), replace(self, fps=rate), sound, sound_codec)
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
             media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
@@ -286,6 +289,14 @@ def _unpickled(
     latent: Tensor, size: PixelShape, fps: Fraction, settings: Mapping[str, Any], file: VAEFile | None
 ) -> Clip:
     return Clip(latent, size, fps, settings, _Elsewhere(file, size, settings), file)
+
+
+def as_rate(fps: Fraction | float) -> Fraction:
+    """A rate as a fraction. Raises ConfigError: it is no rate."""
+    check_frame_rate("fps", fps)
+    rate = Fraction(fps).limit_denominator(1001)
+    check_frame_rate("fps", rate)  # which the rounding may have made 0
+    return rate
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
