@@ -56,7 +56,7 @@ def test_the_three_lines_of_the_readme(
 ) -> None:
     """Run verbatim, but with tiny files under the names of the two real files and with a smaller clip."""
     blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if "Components.load" in block)
+    (code,) = (block for block in blocks if ".load(" in block and ".generate(" in block)
     assert len(code.splitlines()) == 3
     monkeypatch.chdir(tmp_path)
     Path("ltxv-2b-0.9.8-distilled.safetensors").symlink_to(folder / CHECKPOINT)
