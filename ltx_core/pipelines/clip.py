@@ -6,7 +6,7 @@ import base64
 import functools
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -106,7 +106,9 @@ class Clip:
         seconds, prompt = float(self.size.frames / self.fps), str(self.settings.get("prompt") or "")
         short = prompt if len(prompt) <= 40 else f"{prompt[:37]}..."
         size = f"{self.size.frames} frames of {self.size.width}x{self.size.height}"
-        return f"<Clip: {size}, {seconds:.3g} s at {float(self.fps):g} fps, {short!r}, seed {self.settings.get('seed')}>"
+        return (
+            f"<Clip: {size}, {seconds:.3g} s at {float(self.fps):g} fps, {short!r}, seed {self.settings.get('seed')}>"
+        )
 
     def _repr_html_(self) -> str:
         """The clip as an animation, for notebooks."""
@@ -231,9 +233,7 @@ class Clip:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def _write(
-    path: Path, chunks: Iterator[Tensor], clip: Clip, sound: media.Sound | None, sound_codec: str
-) -> None:
+def _write(path: Path, chunks: Iterator[Tensor], clip: Clip, sound: media.Sound | None, sound_codec: str) -> None:
     """The one place where a suffix becomes a format."""
     if path.suffix.lower() == ".gif":
         media.write_gif(path, torch.cat(list(chunks)), clip.fps)
@@ -242,7 +242,7 @@ def _write(
         media.write_video(path, chunks, fps=clip.fps, metadata=settings, sound=sound, sound_codec=sound_codec)
 
 
-# --- without the models ------------------------------------------------------------------------------------------------
+# --- without the models -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ Sampling follows the recipe of the recognised checkpoint (`releases`), with what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ from .places import find_file, find_models
 from .recipe import check_recipe, recipe_for, versions_with
 from .request import as_conditions, asked_clips, asked_loras, asked_size, merged
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
-from .settings import NO_OVERRIDES, Overrides, Settings
+from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
 from .start import Start, started
 from .text import encode_prompts
 from .two_stage import Upscaling, check_upscalable, first_pass_size, generate_two_stage
@@ -273,9 +273,7 @@ class Components:
     ) -> list[Clip]: ...
 
     @overload
-    def generate(
-        self, prompt: Text, *, seed: Sequence[int | None], **request: Unpack[Request]
-    ) -> list[Clip]: ...
+    def generate(self, prompt: Text, *, seed: Sequence[int | None], **request: Unpack[Request]) -> list[Clip]: ...
 
     @hinted(GENERATE, "ltx.generate", also=presets.Knobs.__annotations__)
     @clear_of_memory("this clip")

@@ -166,7 +166,9 @@ def _pass(knobs: Mapping[str, Any]) -> PassSettings:
     timesteps = values.pop("timesteps", None)
     if timesteps is not None:
         if values.get("sigmas") is not None:
-            raise ConfigError("got timesteps and sigmas; expected one of them: the same levels in thousandths; omit one")
+            raise ConfigError(
+                "got timesteps and sigmas; expected one of them: the same levels in thousandths; omit one"
+            )
         values["sigmas"] = _thousandths(timesteps)
     return PassSettings(**values)
 

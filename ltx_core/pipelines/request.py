@@ -171,4 +171,3 @@ def merged(over: Overrides, under: Overrides) -> Overrides:
 def _merged_pass(over: PassSettings, under: PassSettings) -> PassSettings:
     said = {each.name: getattr(over, each.name) for each in fields(over)}
     return replace(under, **{name: value for name, value in said.items() if value is not None})
-

@@ -108,7 +108,7 @@ def started(
     grid = size.latent(scale)
     latent = start.latent
     if latent is None:
-        assert start.frames is not None  # noqa: S101 - `is_given` says so
+        assert start.frames is not None
         latent = encode_frames(vae, _on_grid(start.frames, asked, size), host=host)
     if tuple(latent.shape) != (1, vae.config.latent_channels, *grid):
         raise ShapeError(

@@ -27,8 +27,10 @@ ltx = ltxkit.load("ltxv-13b-0.9.8-dev.safetensors", "t5xxl_fp16.safetensors")
 ltx.generate("A lighthouse in a storm", seed=1).save("lighthouse.mp4")
 ```
 
-This page is made from the docstrings by `tests/contract/write_api.py`. These names stay; all others may change. Every error is a `ValueError` (a setting or a size that cannot
-be) or a `RuntimeError` (a file, a device, too little memory), says what was got, what was expected and what to do, and derives from `LTXKitError` in
+This page is made from the docstrings by `tests/contract/write_api.py`. These names stay; all others may change.
+
+Every error is a `ValueError` (a setting or a size that cannot be) or a `RuntimeError` (a file, a device, too little
+memory), says what LTXKit got, what it expected and what to do, and derives from `LTXKitError` in
 `ltxkit.ltx_core.errors`. A call with a name of another library is answered with the one to write here.
 """
 

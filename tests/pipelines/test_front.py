@@ -120,7 +120,7 @@ def test_a_missing_attribute_stays_one(ltx: Components, clip: ltxkit.Clip) -> No
         assert not hasattr(value, "__array__")
     with pytest.raises(AttributeError, match=r"clip\.to_tensor\(\)"):
         clip.videos  # noqa: B018
-    with pytest.raises(AttributeError, match="there are .*load"):
+    with pytest.raises(AttributeError, match=r"there are .*load"):
         ltxkit.lode  # noqa: B018
 
 
@@ -204,7 +204,7 @@ def test_values_beyond_the_range_are_refused(ltx: Components, picture: np.ndarra
 
 
 def test_pictures_without_a_place_are_refused(ltx: Components, picture: np.ndarray) -> None:
-    with pytest.raises(ConfigError, match="frame=.* for each"):
+    with pytest.raises(ConfigError, match=r"frame=.* for each"):
         ltx.generate("fox", **SMALL, conditions=[picture, picture])
 
 
@@ -246,7 +246,12 @@ def test_several_prompts_and_seeds_are_each_as_alone(ltx: Components) -> None:
 
 
 def test_lists_of_different_lengths_are_refused(ltx: Components) -> None:
-    for wrong in ({"prompt": ["a", "b"], "seed": [1]}, {"prompt": []}, {"prompt": ["a", 3]}, {"prompt": "a", "seed": []}):
+    for wrong in (
+        {"prompt": ["a", "b"], "seed": [1]},
+        {"prompt": []},
+        {"prompt": ["a", 3]},
+        {"prompt": "a", "seed": []},
+    ):
         with pytest.raises(ConfigError, match=r"^got .*; expected .*; "):
             ltx.generate(**{**SMALL, **wrong})
 
@@ -393,7 +398,7 @@ def test_every_release_is_a_recipe(ltx: Components) -> None:
     assert made.settings["release"] == "2b-0.9.8-distilled"
     assert len(made.settings["passes"][0]["sigmas"]) == 9
     assert ltx.generate("fox", **sizes, recipe="2b-0.9.8-distilled").settings == made.settings
-    with pytest.raises(ConfigError, match="expected one of 2b-0.9.0"):
+    with pytest.raises(ConfigError, match=r"expected one of 2b-0.9.0"):
         ltx.generate("fox", recipe="2b-0.9.8")
 
 
@@ -439,7 +444,12 @@ def test_lists_say_the_guidance_of_each_step(ltx: Components) -> None:
 
 def test_the_size_of_the_first_pass_can_be_said(folder: Path) -> None:
     two = ltxkit.load(folder / CHECKPOINT, folder / T5, upscaler=folder / UPSCALER, device="cpu", notes=lambda _: None)
-    settings: dict[str, Any] = {"frames": 1, "steps": 1, "guidance_scale": 1, "second": {"steps": 2, "denoise_strength": 0.5}}
+    settings: dict[str, Any] = {
+        "frames": 1,
+        "steps": 1,
+        "guidance_scale": 1,
+        "second": {"steps": 2, "denoise_strength": 0.5},
+    }
     half = two.generate("fox", width=128, height=128, downscale_factor=0.5, **settings)
     assert half.latent.shape[-2:] == (4, 4)
     whole = two.generate("fox", width=128, height=128, downscale_factor=1, **settings)
@@ -539,7 +549,9 @@ def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path
 def test_one_argument_may_be_a_folder_or_a_release(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: ltxkit.Clip, released_t5: Path
 ) -> None:
-    assert torch.equal(ltxkit.load(folder, device="cpu", notes=lambda _: None).generate("fox", **SMALL).latent, clip.latent)
+    assert torch.equal(
+        ltxkit.load(folder, device="cpu", notes=lambda _: None).generate("fox", **SMALL).latent, clip.latent
+    )
     flat = tmp_path / "flat"
     flat.mkdir()
     (flat / "model.safetensors").symlink_to(folder / CHECKPOINT)
@@ -560,7 +572,7 @@ def test_one_argument_may_be_a_folder_or_a_release(
         (models / path).symlink_to(target)
     monkeypatch.setenv("LTXKIT_MODELS", str(models))
     assert ltxkit.load("2b-0.9.8-distilled", device="cpu", notes=lambda _: None).info.path.name.startswith("ltxv-2b")
-    with pytest.raises(ConfigError, match="run `ltxkit fetch 13b-0.9.8-dev`"):
+    with pytest.raises(ConfigError, match=r"run `ltxkit fetch 13b-0.9.8-dev`"):
         ltxkit.load("13b-0.9.8-dev")
 
 
