@@ -208,7 +208,7 @@ def check_output(
 
     path: a file with a suffix of `FORMATS`; or a folder of pictures, which is a name with "/" at its end, an existing
         folder, a name without suffix and the codec png or exr, or the name of its pictures, such as shot/%04d.exr.
-    codec: a name of `CODECS` or `ALIASES` that the format has. None: its usual one.
+    codec: a name of `CODECS` or `ALIASES` that the format has, or both codecs, as "h264+flac". None: its usual one.
     quality: 0 to 100 over the whole scale of the codec, 100 without loss where it can; or its own scale, as "crf18".
         None: the usual one, which is hard to tell from the frames.
     sound_codec: a name of `SOUND_CODECS`. None: the usual one.
@@ -220,7 +220,10 @@ def check_output(
     """
     text = os.fspath(path)
     files.check_name(text, folder=True)
-    codec = ALIASES.get(codec, codec) if codec else codec
+    if codec is not None and "+" in codec:
+        codec, _, of_sound = codec.partition("+")
+        sound_codec = sound_codec or of_sound
+    codec = ALIASES.get(codec, codec) if codec else None
     check_codecs(codec, sound_codec)
     pattern = _pattern(text)
     if pattern is not None:
