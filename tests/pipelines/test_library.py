@@ -165,7 +165,7 @@ def test_a_sound_that_cannot_be_is_refused_before_decoding(ltx: Components, tmp_
     for wrong, message in (
         ({"sound": tmp_path / "no.mp4"}, r"no\.mp4"),
         ({"sound": torch.zeros(1, 8)}, "expected Sound"),
-        ({"sound_codec": "mp3"}, "got sound_codec"),
+        ({"codec": "+mp3"}, "got sound_codec"),
     ):
         with pytest.raises(ConfigError, match=message):
             clip.save(tmp_path / "a.mp4", **wrong)
