@@ -50,8 +50,20 @@ _replaced_by: str | None = None  # the folder whose nodes ComfyUI has instead of
 
 # fmt: off
 __all__ = [
-    "Clip", "Condition", "LoRA", "Recipe", "Reference", "__version__", "convert", "inspect", "load", "plan", "presets",
-    "NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY",
+    "NODE_CLASS_MAPPINGS",
+    "NODE_DISPLAY_NAME_MAPPINGS",
+    "WEB_DIRECTORY",
+    "Clip",
+    "Condition",
+    "LoRA",
+    "Recipe",
+    "Reference",
+    "__version__",
+    "convert",
+    "inspect",
+    "load",
+    "plan",
+    "presets",
 ]
 # fmt: on
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.values import shown
+from .console import say
+from .parsing import Parser
+from .places import Places
 
 if TYPE_CHECKING:
     from ..ltx_core.pipelines.library import Clip
@@ -27,9 +29,13 @@ SETTINGS = "ltxkit"  # the name of our text in a file
 
 _PRIVATE = frozenset({
     "help", "like", "models", "input", "output", "overwrite", "force", "save_latent", "contact_sheet", "json", "quiet",
-    "no_metadata", "device", "resident_blocks", "tile", "prompts", "count", "words", "prompt", "seed",
+    "no_metadata", "device", "resident_blocks", "tile", "keep_windows", "prompts", "count", "words", "prompt", "seed",
 })  # fmt: skip
 """What belongs to one machine or one call, and what the clip itself knows better."""
+
+_MODELS = frozenset({"model", "vae", "text_encoder", "upscaler", "tokenizer", "lora"})
+_INPUTS = frozenset({"image", "video", "at", "source", "mask", "reference", "recipe"})
+"""Options with files that a run reads. No other option's path is kept, or taken from a clip."""
 
 _PROMPTS = frozenset({"prompt", "prompts", "words"})
 _ONE_OF = (  # options of which one replaces the others
@@ -58,14 +64,14 @@ class _UnreadError(Exception):
     """A command line that the real parser refuses, with its own words."""
 
 
-class _Raw(argparse.ArgumentParser):
+class _Raw(Parser):
     """Reads options as the text that was written, and knows which were said at all."""
 
     def error(self, message: str) -> NoReturn:
         raise _UnreadError(message)
 
 
-class _Strict(argparse.ArgumentParser):
+class _Strict(Parser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see `ltxkit generate --help`)")
 
@@ -84,16 +90,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def with_options(clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None]) -> Clip:
-    """A clip whose metadata says with which options it is made again. found: the files of its models."""
-    return replace(clip, settings={**clip.settings, **recorded(options.argv, options, clip.settings, found)})
+def with_options(
+    clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str]
+) -> Clip:
+    """A clip whose metadata says with which options it is made again: see `recorded`."""
+    return replace(clip, settings={**clip.settings, **recorded(options, found, prompts, clip.settings["seed"])})
 
 
-def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def _parser(kind: type[Parser]) -> Parser:
     from .generate import COMMANDS
 
     parser = kind(prog="ltxkit generate", add_help=False)
     COMMANDS[0].arguments(parser)
+    parser.add_argument("-q", "--quiet", action="store_true")  # as every command has it
     return parser
 
 
@@ -114,18 +123,18 @@ def _raw_values(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def recorded(
-    argv: Sequence[str], options: argparse.Namespace, clip: Mapping[str, Any], found: Mapping[str, Path | None]
+    options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """What a clip's metadata has beside its settings: the options of `generate` that make it.
 
-    argv: behind the name of the command. clip: the settings of the clip. found: files that were used without being
-        named, by option.
+    options: with `argv`, what stood behind the name of the command. found: the files of the models, by option.
+    prompts, seed: of this clip.
 
     Raises:
         ConfigError: a file cannot be read any more.
     """
     parser = _parser(_Raw)
-    said = _raw_values(argv)
+    said = _raw_values(options.argv)
     pairs: list[list[Any]] = []
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
         name = action.dest
@@ -145,13 +154,10 @@ def recorded(
             continue
         several = isinstance(texts, list)
         for text, value in zip(texts if several else [texts], values if several else [values], strict=False):
-            pairs.append([option, _said(name, str(text), value)])
-    prompt = clip.get("prompt")
-    several = said.get("prompt") if isinstance(said.get("prompt"), list) else []
-    prompts = several if getattr(options, "long", None) and several else [prompt]
-    pairs += [["--prompt", text] for text in prompts if isinstance(text, str)]
-    pairs.append(["--seed", str(clip.get("seed", 0))])
-    return {KEY: pairs}
+            if _path_in(value) is None or name in _MODELS | _INPUTS:
+                pairs.append([option, _said(name, str(text), value)])
+    pairs += [["--prompt", text] for text in prompts]
+    return {KEY: [*pairs, ["--seed", str(seed)]]}
 
 
 def _said(name: str, text: str, value: Any) -> Any:
@@ -189,29 +195,10 @@ class Folders:
 
     @classmethod
     def of(cls, models: Path | None, inputs: Path | None) -> Folders:
-        return cls((models,) if models is not None else _model_folders(), (inputs or Path("input"),))
+        return cls(Places(models).folders(), (inputs or Path("input"),))
 
     def of_option(self, name: str) -> tuple[Path, ...]:
-        of_models = (*_KINDS, "lora", "tokenizer")
-        return self.models if name in of_models else self.inputs
-
-
-def _model_folders() -> tuple[Path, ...]:
-    """As `generate` looks for a model: $LTXKIT_MODEL's folder, $LTXKIT_MODELS, ComfyUI's folders, the Hugging Face
-    cache; those that exist."""
-    model, models, comfyui = (os.environ.get(name) for name in ("LTXKIT_MODEL", "LTXKIT_MODELS", "COMFYUI_PATH"))
-    pack = Path(__file__).resolve().parents[1]
-    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub"
-    places = [
-        *([Path(model) if Path(model).is_dir() else Path(model).parent] if model else []),
-        *([Path(models)] if models else []),
-        Path("models"),
-        *([pack.parent.parent / "models"] if pack.parent.name == "custom_nodes" else []),
-        *([Path(comfyui) / "models"] if comfyui else []),
-        *(Path(home) / "models" for home in ("ComfyUI", "~/ComfyUI", "~/comfy/ComfyUI", "~/Documents/ComfyUI")),
-        Path(hub),
-    ]
-    return tuple(folder for place in places if (folder := place.expanduser()).is_dir())
+        return self.models if name in _MODELS else self.inputs
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
@@ -232,7 +219,21 @@ def expanded(argv: Sequence[str]) -> list[str]:
     if found.like is None:
         return list(argv)
     rest = _without_like(argv[1:])
+    if not {"-q", "--quiet"} & set(rest):
+        _say_versions(found.like)
     return ["generate", *_like(found.like, rest, Folders.of(found.models, found.input)), *rest]
+
+
+def _say_versions(clip: Path) -> None:
+    """Say which versions made a clip, where they are others: they may round otherwise."""
+    from ..ltx_core.pipelines.record import versions
+
+    before, here = made_with(clip).get("made_with"), versions()
+    if isinstance(before, Mapping):
+        others = [name for name in ("ltxkit", "torch", "av") if before.get(name) not in (None, here[name])]
+        told = ", ".join(f"{name} {_line(before[name])[:40]} (here {here[name]})" for name in others)
+        if told:
+            say(f"{clip} was made with {told}: frames may differ a little")
 
 
 def _without_like(argv: Sequence[str]) -> list[str]:
@@ -298,16 +299,17 @@ def _text(action: argparse.Action, value: Any, folders: Folders, clip: Path) -> 
         if _names_a_file(action, value):
             raise _damaged(clip, f"{action.option_strings[0]} has the path {shown(value)}")
         return value
-    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], str) or not isinstance(value[2], str):
+    pieces = value if isinstance(value, list) and action.dest in _MODELS | _INPUTS else []
+    if len(pieces) != 3 or not (isinstance(pieces[0], str) and isinstance(pieces[2], str)):
         raise _damaged(clip, f"{action.option_strings[0]} is {shown(value)}")
     try:
-        path = find(FileIdentity.from_json(value[1]), folders.of_option(action.dest))
+        path = find(FileIdentity.from_json(pieces[1]), folders.of_option(action.dest))
     except ConfigError as error:
         of_models = folders.of_option(action.dest) is folders.models
         remedy = f"name its folder with {'--models' if of_models else '--input'} DIR, or choose a file yourself with "
         text = str(error).replace("or choose another yourself", f"{remedy}{action.option_strings[0]}")
         raise ConfigError(f"{clip}: {text}") from error
-    return f"{value[0]}{path}{value[2]}"
+    return f"{pieces[0]}{path}{pieces[2]}"
 
 
 def _names_a_file(action: argparse.Action, text: str) -> bool:
@@ -350,12 +352,21 @@ def made_with(clip: Path) -> dict[str, Any]:
     )
 
 
-def is_clip(path: Path) -> bool:
-    """Whether a file or folder is a clip or picture that LTXKit's library or `generate` saved: not a graph's."""
-    from ..ltx_core.media import CLIP_SUFFIXES, PICTURE_SUFFIXES, read_metadata
+def is_media(path: Path) -> bool:
+    """Whether a file is a clip or a picture by its name, or a folder has pictures."""
+    from ..ltx_core.media import CLIP_SUFFIXES, PICTURE_SUFFIXES
 
-    looks = path.suffix.lower() in CLIP_SUFFIXES | PICTURE_SUFFIXES
-    if not path.exists() or not (looks or path.is_dir()):
+    suffixes = CLIP_SUFFIXES | PICTURE_SUFFIXES
+    if path.is_dir():
+        return any(each.suffix.lower() in suffixes for each in path.iterdir())
+    return path.is_file() and path.suffix.lower() in suffixes
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a clip was saved by the library or by `generate`: not by a graph, which is run as such."""
+    from ..ltx_core.media import read_metadata
+
+    if not is_media(path):
         return False
     try:
         texts = read_metadata(path)

@@ -23,7 +23,7 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    if again.is_clip(options.file):
+    if again.is_media(options.file):
         made_with = again.made_with(options.file)
         console.result(json.dumps(made_with, indent=2) if options.json else again.format_report(made_with))
         return DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def check_formats(options: argparse.Namespace, paths: Iterable[Path]) -> None:
     Raises:
         As `outputs.check_output`.
     """
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     one = PixelShape(1, 64, 64)
     for path in paths:
         output_of(options, path, one if path.suffix.lower() in (".png", ".exr") else None)

@@ -61,6 +61,8 @@ def _request(record: Mapping[str, Any]) -> Iterator[list[Any]]:
         if isinstance(record.get(name), str):
             yield [option, record[name]]
     yield ["--size", f"{record.get('width')}x{record.get('height')}"]
+    if isinstance(record.get("release"), str):
+        yield ["--settings", record["release"]]
     for name in ("frames", "fps", "seed", "crf"):
         if record.get(name) is not None:
             yield [f"--{name}", str(record[name])]

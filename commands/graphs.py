@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..headless.runner import run_workflow
     from ..ltx_core.placing.devices import spare_main_memory
 
-    if again.is_clip(options.workflow):
+    if again.is_ours(options.workflow):
         return again.run_like(options, console)
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     spare_main_memory()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.files import VIDEOS, check_output
+from ..ltx_core.outputs import folder_or_file
 from ..ltx_core.values import LARGEST_SEED, shown
 from . import names
 
@@ -28,7 +29,8 @@ class Job:
     @property
     def results(self) -> tuple[Path, ...]:
         """What it writes, the clip last."""
-        return tuple(path for path in (self.save_latent, self.contact_sheet, self.output) if path is not None)
+        paths = (self.save_latent, self.contact_sheet, folder_or_file(self.output))
+        return tuple(path for path in paths if path is not None)
 
 
 def prompts_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -132,8 +134,8 @@ def _check_names(options: argparse.Namespace, jobs: Sequence[Job], count: int) -
 
 def exists(path: Path) -> bool:
     """Whether a result is there already; of pictures, whether their folder has any."""
-    folder = path.parent if "%" in path.name else path
-    return any(folder.iterdir()) if folder.is_dir() else path.exists()
+    place = folder_or_file(path)
+    return any(place.iterdir()) if place.is_dir() else place.exists()
 
 
 def check_results(jobs: Sequence[Job], read: Iterable[Path]) -> None:

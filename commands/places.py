@@ -154,6 +154,19 @@ class Places:
                 return Found(there[0], place)
         return None
 
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that may be searched, for files of all kinds."""
+        roles = ROLES
+        searched = [folder for role in roles for _, there in self._searched(role) for folder in there]
+        named = [
+            self._file.parent / Path(text).expanduser()
+            for role in roles
+            for text in (self._environment.get(role.variable), self._config.get(role.key))
+            if text and self._models is None
+        ]
+        of_named = [path if path.is_dir() else path.parent for path in named if path.exists()]
+        return tuple(dict.fromkeys([*self._roots(), *searched, *of_named]))
+
     def need(self, role: Role, said: Path | str | None, *, beside: Path | None = None) -> Found:
         """As `find`. Raises ConfigError also where there is none, with what brings one."""
         found = self.find(role, said, beside=beside)

@@ -208,7 +208,7 @@ def check_output(
 
     path: a file with a suffix of `FORMATS`; or a folder of pictures, which is a name with "/" at its end, an existing
         folder, a name without suffix and the codec png or exr, or the name of its pictures, such as shot/%04d.exr.
-    codec: a name of `CODECS` or `ALIASES` that the format has. None: its usual one.
+    codec: a name of `CODECS` or `ALIASES` that the format has, or both codecs, as "h264+flac". None: its usual one.
     quality: 0 to 100 over the whole scale of the codec, 100 without loss where it can; or its own scale, as "crf18".
         None: the usual one, which is hard to tell from the frames.
     sound_codec: a name of `SOUND_CODECS`. None: the usual one.
@@ -220,7 +220,10 @@ def check_output(
     """
     text = os.fspath(path)
     files.check_name(text, folder=True)
-    codec = ALIASES.get(codec, codec) if codec else codec
+    if codec is not None and "+" in codec:
+        codec, _, of_sound = codec.partition("+")
+        sound_codec = sound_codec or of_sound
+    codec = ALIASES.get(codec, codec) if codec else None
     check_codecs(codec, sound_codec)
     pattern = _pattern(text)
     if pattern is not None:
@@ -238,6 +241,12 @@ def check_output(
     return output
 
 
+def folder_or_file(path: Path) -> Path:
+    """What a name stands for: a file, or the folder of the pictures that it names."""
+    pattern = _pattern(os.fspath(path))
+    return path if pattern is None else pattern[0]
+
+
 def check_codecs(codec: str | None, sound_codec: str | None) -> None:
     """Refuse a codec that does not exist, whatever the format. Raises ConfigError."""
     for name, value, known in (("codec", codec, OUTPUT_CODECS), ("sound_codec", sound_codec, SOUND_CODECS)):
@@ -252,7 +261,8 @@ def _pattern(text: str) -> tuple[Path, str, int, str] | None:
     """Folder, prefix, digits and suffix of a name such as shot/frame_%04d.png; None: it is none."""
     path = Path(text)
     found = list(_NUMBER.finditer(path.stem))
-    if not found or (path.suffix and path.suffix.lower() not in PICTURES):
+    known = path.suffix.lower() in PICTURES or (not path.suffix and "%" in path.stem)
+    if not found or not known:
         return None
     match = found[-1]
     folder = path.parent

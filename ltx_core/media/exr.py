@@ -32,7 +32,7 @@ def encode_exr(frame: Tensor, texts: Mapping[str, str]) -> bytes:
     from av.error import FFmpegError
 
     height, width = frame.shape[:2]
-    linear = from_srgb(frame.float().clamp(0, 1)).contiguous().cpu().numpy()
+    linear = from_srgb(frame.float().clamp(0, 1)).half().float().contiguous().cpu().numpy()  # rounded, not cut off
     picture = av.VideoFrame.from_ndarray(linear, format="gbrpf32le")
     try:
         context = av.CodecContext.create("exr", "w")

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    Frames: TypeAlias = "Tensor | np.ndarray | Image | Path | str | Clip | Sequence[Tensor | np.ndarray | Image | Path | str]"
+    Frames: TypeAlias = (
+        "Tensor | np.ndarray | Image | Path | str | Clip | Sequence[Tensor | np.ndarray | Image | Path | str]"
+    )
 
 CHANNELS = (1, 3, 4)
 
 
-def as_frames(given: Frames, *, limit: int | None = None, fps: Fraction | None = None, notes: Notes = log_note) -> Tensor:
+def as_frames(
+    given: Frames, *, limit: int | None = None, fps: Fraction | None = None, notes: Notes = log_note
+) -> Tensor:
     """A picture or a clip as frames (f, h, w, c), uint8 or float, as `rgb_frames` takes them.
 
     given: (h, w, c) or (f, h, w, c) of torch or numpy, 0 to 1 or uint8; a Pillow image; the path of a picture, a video
@@ -49,8 +53,8 @@ def as_frames(given: Frames, *, limit: int | None = None, fps: Fraction | None =
         sizes = list(dict.fromkeys(f"{each.shape[2]}x{each.shape[1]}" for each in pictures))
         if len(sizes) > 1:
             raise ShapeError(
-                f"got pictures of {sizes[0]} and {sizes[1]} pixels in one list; expected one size; resize them, or make "
-                "a condition of each"
+                f"got pictures of {sizes[0]} and {sizes[1]} pixels in one list; expected one size; resize them, or "
+                "make a condition of each"
             )
         # Mixed with floats, bytes would be stacked as 0 to 255; and pictures may have different channels.
         mixed = len({(each.dtype, each.shape[-1]) for each in pictures}) > 1
@@ -62,14 +66,14 @@ def as_masks(given: Frames, *, limit: int | None = None) -> Tensor:
     """Masks (f, h, w) float32 in [0, 1] from what `as_frames` takes, or (h, w): white is 1; of colours, the mean."""
     if not isinstance(given, str | Path | Clip | list | tuple) and hasattr(given, "ndim"):
         array: Any = given
-        if array.ndim == 2:
-            given = array[..., None]
-        elif array.ndim == 3 and array.shape[-1] not in CHANNELS:
+        if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] not in CHANNELS):
             given = array[..., None]
     return rgb_frames(as_frames(given, limit=limit)).mean(dim=-1)
 
 
 def _read(path: Path, limit: int | None, fps: Fraction | None, notes: Notes) -> Tensor:
+    if "://" in str(path) or str(path).startswith(("http:", "https:")):
+        raise ConfigError(f"got the address {path}; expected a file on this machine; download it first")
     if not path.exists():
         raise ConfigError(f"got {path}, which does not exist; expected a picture or a video; check the path")
     if is_clip(path):

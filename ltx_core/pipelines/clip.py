@@ -25,7 +25,7 @@ from ..placing.devices import clear_of_memory
 from ..placing.placement import DevicePlacement, SpareMemory, host_on
 from ..progress import Progress, doubt, log_note, silent
 from ..shapes import PixelShape
-from ..values import check_kind
+from ..values import check_frame_rate, check_kind
 from ..weights.build import open_models
 from .bar import Shown, progress_shown
 from .cancel import Runs
@@ -162,9 +162,9 @@ class Clip:
         self,
         path: Path | str | Output,
         *,
+        fps: Fraction | float | None = None,
         contact_sheet: Path | str | None = None,
         sound: media.Sound | Path | str | None = None,
-        sound_codec: str | None = None,
         codec: str | None = None,
         quality: float | str | None = None,
         metadata: bool = True,
@@ -176,11 +176,12 @@ class Clip:
             path: ends in .mp4, .webm, .mkv, .mov, .gif or .webp; or a folder of pictures, which is a name with / at its
                 end, or that of the pictures, such as frames/%04d.png or .exr. Missing folders are made. Or an `Output`,
                 what `outputs.check_output` makes of these.
+            fps: frames per second of the file; None: those that the clip was made for.
             contact_sheet: where to save some of the frames as one picture.
             sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
                 whose sound it is. What a format cannot keep is logged as a warning.
-            codec, quality, sound_codec: as `outputs.check_output` has them, such as "hevc", 90 and "flac"; None: the
-                usual ones of the format.
+            codec, quality: as `outputs.check_output` has them, such as "hevc" or, with that of the sound, "h264+flac",
+                and 90; None: the usual ones of the format.
             metadata: whether the file says what the clip was made with, for `ltxkit generate --like`.
             progress: receives every step; None: a bar where somebody sees it; False: nothing.
 
@@ -193,10 +194,11 @@ class Clip:
         output = (
             path
             if isinstance(path, Output)
-            else outputs.check_output(path, codec=codec, quality=quality, sound_codec=sound_codec, size=self.size)
+            else outputs.check_output(path, codec=codec, quality=quality, size=self.size)
         )
+        rate = self.fps if fps is None else as_rate(fps)
         if isinstance(sound, str | Path):
-            sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
+            sound = media.read_sound(Path(sound), seconds=self.size.frames / rate)
         elif sound is not None:
             check_kind("sound", sound, media.Sound)
         if contact_sheet is not None:
@@ -214,7 +216,7 @@ class Clip:
         with progress_shown(progress) as report:
             said = {"ltxkit": self.settings} if metadata else {}
             media.write_clip(
-                output, chunks(report), fps=self.fps, sound=sound, metadata=said, notes=_told if is_told else _warn
+                output, chunks(report), fps=rate, sound=sound, metadata=said, notes=_told if is_told else _warn
             )
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
@@ -301,6 +303,14 @@ def _unpickled(
     latent: Tensor, size: PixelShape, fps: Fraction, settings: Mapping[str, Any], file: VAEFile | None
 ) -> Clip:
     return Clip(latent, size, fps, settings, _Elsewhere(file, size, settings), file)
+
+
+def as_rate(fps: Fraction | float) -> Fraction:
+    """A rate as a fraction. Raises ConfigError: it is no rate."""
+    check_frame_rate("fps", fps)
+    rate = Fraction(fps).limit_denominator(1001)
+    check_frame_rate("fps", rate)  # which the rounding may have made 0
+    return rate
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

@@ -84,8 +84,11 @@ class ConditioningItem(ABC):
 
     def _check_values(self) -> None:
         """Raises ConfigError: a strength, policy or frames that cannot be."""
-        if not isinstance(self.frames, Tensor) or self.frames.ndim != 4:
-            object.__setattr__(self, "frames", as_frames(self.frames))
+        limit = getattr(self, "limit", None)
+        if limit is not None:
+            check_whole("limit", limit, 1, advice="pass the number of frames to take")
+        if not isinstance(self.frames, Tensor) or self.frames.ndim != 4 or limit is not None:
+            object.__setattr__(self, "frames", as_frames(self.frames, limit=limit))
         check_number("strength", self.strength, 0, 1, advice="1 keeps the picture unchanged")
         check_choice("resize", self.resize, RESIZE_POLICIES)
 
@@ -110,6 +113,7 @@ class Condition(ConditioningItem):
     crf: H.264 compression of every frame (`media.compress`), after cropping and before resizing, as in the official
         code, whose value is 29; 0: none. None: not set: the library then takes the value of the run, and a direct call
         of `sample` does not compress.
+    limit: how many frames of a clip are taken, the first ones; None: all.
 
     Raises:
         ConfigError: a value outside its range.
@@ -120,6 +124,7 @@ class Condition(ConditioningItem):
     strength: float = 1.0
     resize: ResizePolicy = "crop"
     crf: int | None = None
+    limit: int | None = None
 
     needs_lora = False
     in_one_window = True

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ..errors import WrongNameError
 
+_RECEIVERS = ("self", "cls")
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
 LOAD = {
@@ -184,7 +185,7 @@ def hinted(hints: Mapping[str, str], where: str, also: Iterable[str] = ()) -> Ca
         function: Any = called.__init__ if isinstance(called, type) else called
         signature = inspect.signature(function)
         bags = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        own = (name for name, each in signature.parameters.items() if name != "self" and each.kind not in bags)
+        own = (name for name, each in signature.parameters.items() if name not in _RECEIVERS and each.kind not in bags)
         names = (*own, *also)
 
         @functools.wraps(function)
@@ -214,6 +215,8 @@ def _shown(signature: inspect.Signature) -> list[str]:
     needed = [
         name
         for name, parameter in signature.parameters.items()
-        if name != "self" and parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if name not in _RECEIVERS
+        and parameter.default is parameter.empty
+        and parameter.kind is not parameter.VAR_KEYWORD
     ]
     return [*needed, "..."]

@@ -25,14 +25,14 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
-from ..placing.devices import chosen_device, clear_of_memory
+from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.placement import DevicePlacement, host_on
 from ..progress import Notes, Progress, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..values import check_choice, check_crf, check_frame_rate, check_kind, shown
+from ..values import check_choice, check_crf, check_kind, shown
 from ..weights.build import CheckpointInfo, OpenFiles, mixed_generations, open_files
 from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, match_lora
@@ -40,7 +40,7 @@ from ..weights.text_encoder import text_encoder_from
 from . import presets, record
 from .bar import Shown, progress_shown
 from .cancel import Runs
-from .clip import Clip, ClipDecoder, VAEFile
+from .clip import Clip, ClipDecoder, VAEFile, as_rate
 from .condition import Conditions
 from .dry_run import Outline, check_fits
 from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
@@ -148,7 +148,8 @@ class Components:
         tokenizer: `spiece.model` or `tokenizer.json`, if it is in none of the usual places.
         version: the released version, such as "13b-0.9.8-dev", if the file does not state it.
         dtype: of all weights; None: the stored dtypes. device: where they run; None: the best available;
-            several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
+            several, or "balanced" for all there are: blocks of the transformer and the text encoder are divided among
+            them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
         loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or for a dev
             model with the distilled LoRA that of the distilled model.
@@ -161,7 +162,7 @@ class Components:
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
-        placement = _placement(device, resident_blocks)
+        placement = _placement(every_device() if device == "balanced" else device, resident_blocks)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         loras = asked_loras(loras)
@@ -195,10 +196,11 @@ class Components:
             frames, *sides = BUNDLED_SIZE
             height, width = (side if upscaler is None else 2 * side for side in sides)
             recipe = replace(recipe, num_frames=frames, height=height, width=width)
-        for note in filter(None, (*matched, distilled, origin if len(versions) == 1 else "")):
+        certain = len(versions) == 1 or is_bundled(model)
+        for note in filter(None, (*matched, distilled, origin if certain else "")):
             notes(note)
         mixed = mixed_generations(files.model, files.vae)
-        for note in filter(None, (*info.notes, *encoder.notes, mixed, origin if len(versions) != 1 else "")):
+        for note in filter(None, (*info.notes, *encoder.notes, mixed, "" if certain else origin)):
             doubt(note, notes)
         named = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
@@ -348,7 +350,7 @@ class Components:
         all_settings = Settings(mine.official or self.recipe, merged(mine.overrides(), settings))
         beginning = Start.of(start, mask)
         asked = asked_size((frames, height, width), beginning, all_settings.recipe)
-        rate = _rate(all_settings.recipe.frame_rate if fps is None else fps)
+        rate = as_rate(all_settings.recipe.frame_rate if fps is None else fps)
         size = self._size(asked, all_settings, notes)
         passes = self._passes(all_settings, size)
         beginning.check(passes[0], asked)
@@ -533,13 +535,6 @@ def _recipe_of(recipe: presets.Recipe | str | None, knobs: Mapping[str, Any]) ->
 def _as_text(prompt: Text | None) -> str | None:
     """A prompt in a record; None where there is none, or its embeddings alone were given."""
     return prompt if isinstance(prompt, str) else None
-
-
-def _rate(fps: Fraction | float) -> Fraction:
-    check_frame_rate("fps", fps)
-    rate = Fraction(fps).limit_denominator(1001)
-    check_frame_rate("fps", rate)  # which the rounding may have made 0
-    return rate
 
 
 def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | BalancedPlacement:

@@ -104,6 +104,8 @@ class PassSettings:
         if self.steps is not None:
             # `steps` counts the whole schedule: a recipe's own list, and the steps it omits at the end, do not apply.
             entry = replace(entry, num_inference_steps=self.steps, timesteps=None, skip_final_inference_steps=0)
+        if self.denoise_strength is not None:  # it says from where the schedule runs, in place of the recipe's skip
+            entry = replace(entry, skip_initial_inference_steps=0)
         skips = {
             "skip_initial_inference_steps": self.skip_initial_steps,
             "skip_final_inference_steps": self.skip_final_steps,
