@@ -61,7 +61,7 @@ def doubt(text: str, notes: Notes) -> None:
 
 def _outside() -> int:
     """The stack level, as `doubt` sees it, of the first caller outside of this package and of the standard library."""
-    level, frame = 1, sys._getframe(1)
+    level, frame = 1, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     own, standard = __name__.partition(".ltx_core")[0], (contextlib.__name__, functools.__name__)
     while frame.f_back is not None:
         name = str(frame.f_globals.get("__name__", ""))

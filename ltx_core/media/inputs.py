@@ -95,7 +95,8 @@ def _array(given: Any, notes: Notes) -> Tensor:
             array = array / 65535
         if array.dtype.kind not in "biuf":
             raise ConfigError(f"got an array of {array.dtype}; expected numbers from 0 to 1, or uint8; convert it")
-        return torch.from_numpy(np.ascontiguousarray(array))
+        native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        return torch.from_numpy(np.ascontiguousarray(native))
     raise ConfigError(
         f"got {shown(given)} as frames; expected a path, a Pillow image, an array or tensor (height, width, 3), or a "
         "list of these; pass one of them"

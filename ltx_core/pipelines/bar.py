@@ -50,10 +50,12 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._stage = ""
 
     def __call__(self, event: ProgressEvent) -> None:
-        if self._bar is None or self._bar.desc != event.stage or event.step < self._bar.n:
+        if self._bar is None or self._stage != event.stage or event.step < self._bar.n:
             self.close()
+            self._stage = event.stage
             self._bar = _tqdm()(total=event.total, desc=event.stage, file=sys.stderr)
         self._bar.update(event.step - self._bar.n)
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..errors import WrongNameError
 
@@ -203,9 +203,10 @@ def hinted(hints: Mapping[str, str], where: str, also: Iterable[str] = ()) -> Ca
             return function(*arguments, **keywords)
 
         if isinstance(called, type):
-            called.__init__ = checked
+            constructed: Any = called
+            constructed.__init__ = checked
             return called
-        return checked  # pyright: ignore[reportReturnType]
+        return cast(_Called, checked)
 
     return decorate
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ from .passes import Pass, tokens_of_passes
 from .places import find_file, find_models
 from .preflight import check_widths
 from .recipe import check_recipe, recipe_for, versions_with
-from .request import as_conditions, asked_clips, asked_loras, asked_size, merged
+from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, merged, recipe_of
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
 from .start import Start, started
@@ -59,31 +59,12 @@ from .two_stage import Upscaling, check_upscalable, first_pass_size, generate_tw
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .request import Given, Starting, Text
+    from .request import Given, Prompt, Request, Starting, Text, Texts
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
 
 Path_ = Path | str
-
-
-class Request(presets.Knobs, total=False):
-    """What `Components.generate` takes besides prompt and seed."""
-
-    width: int | None
-    height: int | None
-    frames: int | None
-    fps: Fraction | float | None
-    negative_prompt: Text | Sequence[str] | None
-    conditions: Given
-    crf: int
-    start: Starting
-    mask: Any
-    recipe: presets.Recipe | str | None
-    settings: Overrides
-    force: bool
-    progress: Shown
-    notes: Notes
 
 
 @dataclass(eq=False, repr=False)
@@ -257,7 +238,7 @@ class Components:
             raise wrong_name("attribute", name, "the models", MODELS, ())
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __call__(self, *_: Any, **__: Any) -> Clip:
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
         raise WrongNameError("got a call of the models; expected their method; write ltx.generate(prompt)")
 
     def cancel(self) -> None:
@@ -285,7 +266,7 @@ class Components:
 
     @overload
     def generate(
-        self, prompt: Sequence[str], *, seed: int | Sequence[int | None] | None = 0, **request: Unpack[Request]
+        self, prompt: Texts, *, seed: int | Sequence[int | None] | None = 0, **request: Unpack[Request]
     ) -> list[Clip]: ...
 
     @overload
@@ -295,13 +276,13 @@ class Components:
     @clear_of_memory("this clip")
     def generate(
         self,
-        prompt: Text | Sequence[str],
+        prompt: Text | Texts,
         *,
         width: int | None = None,
         height: int | None = None,
         frames: int | None = None,
         fps: Fraction | float | None = None,
-        negative_prompt: Text | Sequence[str] | None = None,
+        negative_prompt: Text | Texts | None = None,
         seed: int | Sequence[int | None] | None = 0,
         conditions: Given = (),
         crf: int = DEFAULT_CRF,
@@ -344,9 +325,9 @@ class Components:
         """
         clips = asked_clips(prompt, negative_prompt, seed)
         check_crf(crf)
-        given = as_conditions(conditions)
+        prepared = [item.prepared(crf) for item in as_conditions(conditions)]
         check_kind("settings", settings, Overrides)
-        mine = _recipe_of(recipe, knobs)
+        mine = recipe_of(recipe, knobs)
         all_settings = Settings(mine.official or self.recipe, merged(mine.overrides(), settings))
         beginning = Start.of(start, mask)
         asked = asked_size((frames, height, width), beginning, all_settings.recipe)
@@ -366,7 +347,6 @@ class Components:
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
             host = host_on(self.placement, watched, notes)
             encoded = self._encoded([each.prompt for each in clips], negatives, host)
-            prepared = [item.prepared(crf) for item in given]
             canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
             placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
             made: list[Clip] = []
@@ -386,7 +366,7 @@ class Components:
             for each, negative, prompts in zip(clips, negatives, encoded, strict=True):
                 clip = LatentClip.empty(self.vae, size, float(rate)) if first is None else first(float(rate))
                 latent = self._sampled(passes, clip, prompts, SeededNoise(each.seed), host, placed, all_settings)
-                texts = {"prompt": _as_text(each.prompt), "negative_prompt": _as_text(negative), "seed": each.seed}
+                texts = {"prompt": as_text(each.prompt), "negative_prompt": as_text(negative), "seed": each.seed}
                 made.append(self._clip(latent, (asked, rate), {**said, **texts}, each.seed, all_settings))
         return made if clips.several else made[0]
 
@@ -467,12 +447,12 @@ class Components:
         decoder = ClipDecoder(self.vae, decoding, asked, seed, self.placement, self.tiling, two, self.runs)
         return Clip(latent, asked, rate, record, decoder, self.vae_file)
 
-    def _encoded(self, positive: Sequence[Text], negative: Sequence[Text | None], host: Host) -> list[Prompts]:
+    def _encoded(self, positive: Sequence[Prompt], negative: Sequence[Prompt | None], host: Host) -> list[Prompts]:
         """The prompts of every clip. Each text is encoded once, and all of them while T5 is in its place."""
         texts = list(dict.fromkeys(text for text in (*positive, *negative) if isinstance(text, str)))
         encoded = dict(zip(texts, encode_prompts(self.text_encoder, texts, host=host), strict=True)) if texts else {}
 
-        def of(text: Text) -> EncodedPrompt:
+        def of(text: Prompt) -> EncodedPrompt:
             return encoded[text] if isinstance(text, str) else text
 
         return [
@@ -514,27 +494,13 @@ class Components:
             for which, count in stages
         ]
 
-    def _negative(self, passes: Sequence[Pass], asked: Text | None, recipe: Recipe, notes: Notes) -> Text | None:
+    def _negative(self, passes: Sequence[Pass], asked: Prompt | None, recipe: Recipe, notes: Notes) -> Prompt | None:
         """The negative prompt, if a pass needs one."""
         if any(each.is_guided for each in passes):
             return recipe.negative_prompt if asked is None else asked
         if asked is not None:
             doubt("The negative prompt has no effect: this recipe does not use guidance.", notes)
         return None
-
-
-def _recipe_of(recipe: presets.Recipe | str | None, knobs: Mapping[str, Any]) -> presets.Recipe:
-    if isinstance(recipe, str):
-        recipe = presets.Recipe(release=recipe)
-    if recipe is None:
-        recipe = presets.AS_RELEASED
-    check_kind("recipe", recipe, presets.Recipe)
-    return recipe.but(**knobs) if knobs else recipe
-
-
-def _as_text(prompt: Text | None) -> str | None:
-    """A prompt in a record; None where there is none, or its embeddings alone were given."""
-    return prompt if isinstance(prompt, str) else None
 
 
 def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | BalancedPlacement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,20 +15,46 @@ from ..releases import Recipe
 from ..shapes import PixelShape
 from ..values import check_kind, check_seed, check_text, is_whole
 from ..weights.lora import WeightedLoRA, load_lora
+from . import presets
 from .condition import Condition, ConditioningItem
 from .sample import EncodedPrompt
 from .settings import Overrides, PassSettings
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from ..media.inputs import Frames
+    from ..progress import Notes
+    from .bar import Shown
     from .clip import Clip
     from .start import Start
 
     Text: TypeAlias = str | EncodedPrompt | Tensor
+    Texts: TypeAlias = list[str] | tuple[str, ...]
+    Prompt: TypeAlias = str | EncodedPrompt
     Given: TypeAlias = Sequence[ConditioningItem | Frames] | ConditioningItem | Frames | None
     Starting: TypeAlias = Clip | Frames | None
 
 SEEDS = 32  # bits of a seed that is drawn: torch's generators keep no more
+
+
+class Request(presets.Knobs, total=False):
+    """What `Components.generate` takes besides prompt and seed."""
+
+    width: int | None
+    height: int | None
+    frames: int | None
+    fps: Fraction | float | None
+    negative_prompt: Text | Texts | None
+    conditions: Given
+    crf: int
+    start: Starting
+    mask: Any
+    recipe: presets.Recipe | str | None
+    settings: Overrides
+    force: bool
+    progress: Shown
+    notes: Notes
 
 
 # --- prompts and seeds ------------------------------------------------------------------------------------------------
@@ -38,8 +64,8 @@ SEEDS = 32  # bits of a seed that is drawn: torch's generators keep no more
 class AskedClip:
     """One clip of a call."""
 
-    prompt: Text
-    negative: Text | None
+    prompt: Prompt
+    negative: Prompt | None
     seed: int
 
 
@@ -88,7 +114,7 @@ def _several(given: Any) -> list[Any] | None:
     return given.tolist() if hasattr(given, "tolist") and getattr(given, "ndim", 0) == 1 else None
 
 
-def _text(name: str, given: Any) -> Text:
+def _text(name: str, given: Any) -> Prompt:
     if isinstance(given, EncodedPrompt):
         return given
     if isinstance(given, Tensor):
@@ -171,3 +197,18 @@ def merged(over: Overrides, under: Overrides) -> Overrides:
 def _merged_pass(over: PassSettings, under: PassSettings) -> PassSettings:
     said = {each.name: getattr(over, each.name) for each in fields(over)}
     return replace(under, **{name: value for name, value in said.items() if value is not None})
+
+
+def recipe_of(recipe: presets.Recipe | str | None, knobs: Mapping[str, Any]) -> presets.Recipe:
+    """The recipe of a call: one, or the name of its release, with the keywords that are given beside it."""
+    if isinstance(recipe, str):
+        recipe = presets.Recipe(release=recipe)
+    if recipe is None:
+        recipe = presets.AS_RELEASED
+    check_kind("recipe", recipe, presets.Recipe)
+    return recipe.but(**knobs) if knobs else recipe
+
+
+def as_text(prompt: Prompt | None) -> str | None:
+    """A prompt in a record; None where there is none, or its embeddings alone were given."""
+    return prompt if isinstance(prompt, str) else None

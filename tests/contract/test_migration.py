@@ -131,7 +131,7 @@ def test_the_last_section_names_what_python_takes(page: str):
     recipe = {field.name for field in dataclasses.fields(ltxkit.Recipe)}
     taken = (set(inspect.signature(Components.generate).parameters) | recipe) - {"self", "knobs"}
     assert of_generate <= taken
-    apart = {"release", "recipe", "settings", "progress", "notes", "timesteps", "downscale_factor"}
+    apart = {"release", "recipe", "settings", "force", "progress", "notes", "timesteps", "downscale_factor"}
     assert taken - of_generate - apart == set()
 
 
