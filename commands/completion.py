@@ -36,7 +36,7 @@ class Entry:
 
 def entries(parser: argparse.ArgumentParser) -> tuple[Entry, ...]:
     """The commands of a parser."""
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))  # pyright: ignore[reportPrivateUsage]
     helps = {choice.dest: choice.help or "" for choice in commands._choices_actions}
     return tuple(_entry(name, helps.get(name, ""), sub) for name, sub in commands.choices.items())
 

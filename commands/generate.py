@@ -579,7 +579,8 @@ def _save(clip: Clip, options: argparse.Namespace, request: _Request, job: Job, 
         place = _rescued(clip, job)
         if place is None:
             raise
-        kept = f"{error}; the latent is kept in {place}: `ltxkit run` and ComfyUI read it with Load Latent"
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        kept = f"{reason}; the latent is kept in {place}: `ltxkit run` and ComfyUI read it with Load Latent"
         raise type(error)(*([error.errno] if isinstance(error, OSError) else []), kept) from error
 
 

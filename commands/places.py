@@ -236,9 +236,11 @@ def _folders_of(root: Path, names: Iterable[str]) -> Iterator[Path]:
         return
     try:
         import yaml
-
+    except ImportError:
+        return
+    try:
         sections = yaml.safe_load(extra.read_text(encoding="utf-8-sig"))
-    except (ImportError, OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return  # ComfyUI's own file: it says what is wrong with it
     for section in sections.values() if isinstance(sections, dict) else ():
         if isinstance(section, dict):
@@ -266,7 +268,9 @@ def _listed(folders: Iterable[Path]) -> Iterator[Path]:
 
     seen: set[Path] = set()
     for folder in folders:
-        for path in sorted([*models_in(folder), *([folder] if (folder / "model_index.json").is_file() else [])]):
+        whole = [folder] if (folder / "model_index.json").is_file() else []  # which `models_in` sees from outside
+        listed: list[Path] = sorted(models_in(folder))
+        for path in (*whole, *listed):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
                 yield path
@@ -278,7 +282,7 @@ def _candidates(folders: Iterable[Path], role: Role) -> Iterator[Path]:
     from ..ltx_core.weights.listing import holds
 
     for path in _listed(folders):
-        if not holds(path, role.part):
+        if path.is_file() and not holds(path, role.part):  # a search of its header, which spares opening it
             continue
         try:
             opened = open_models(path)

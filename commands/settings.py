@@ -89,16 +89,16 @@ def _each(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """The type of a value that may be a list: one for each step, or for each of guidance_timesteps."""
 
     def values(text: str) -> Any:
-        listed = tuple(read(part.strip()) for part in text.split(","))
-        return listed if len(listed) > 1 else listed[0]
+        listed = [read(part.strip()) for part in text.split(",")]
+        return tuple(listed) if len(listed) > 1 else listed[0]
 
     return values
 
 
 def _blocks(text: str) -> tuple[Any, ...]:
     """A list of blocks, or several with semicolons between them."""
-    lists = tuple(arguments.whole_numbers(part) for part in text.split(";"))
-    return lists if len(lists) > 1 else lists[0]
+    lists = [arguments.whole_numbers(part) for part in text.split(";")]
+    return tuple(lists) if len(lists) > 1 else lists[0]
 
 
 def _switch(text: str) -> bool:
@@ -147,7 +147,7 @@ def assignment(text: str) -> Assignment:
     key, equals, value = text.partition("=")
     key, knobs = key.strip().replace("-", "_"), _knobs()
     if not equals or key not in knobs:
-        near = difflib.get_close_matches(key, knobs, n=1, cutoff=0.5) or [
+        near = difflib.get_close_matches(key, knobs, n=1, cutoff=0.7) or [
             known for known in knobs if known.endswith(f".{key}")
         ]
         advice = f"; did you mean {near[0]}={value or 'VALUE'}?" if near else f"; the keys are {', '.join(knobs)}"

@@ -81,7 +81,7 @@ def check_inputs(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: a picture, video or mask that is not there, or options that do not go together.
     """
-    named = {place.option: place.file for place in places_of(options)}
+    named: dict[str, Path | None] = {place.option: place.file for place in places_of(options)}
     named |= {f"--{name}": getattr(options, name) for name in ("reference", "mask", "tokenizer", "recipe")}
     if options.source is not None:
         named["--from"] = options.source[0]
@@ -114,7 +114,7 @@ def check_inputs(options: argparse.Namespace) -> None:
     ):
         if value is not None:
             raise ConfigError(
-                f"got --long and {option}; expected one of them: a long clip is made once, in windows of one pass; leave "
+                f"got --long and {option}; expected one of them: a long clip is made once, in windows; leave "
                 "one of the two out"
             )
 

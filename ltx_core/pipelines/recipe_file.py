@@ -80,9 +80,7 @@ def read_recipe(path: Path) -> RecipeFile:
     """
     tree = _tree(path)
     if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(
-            f"got {path}, which holds {shown(tree)}; expected a recipe: keys and their values; correct it"
-        )
+        raise ConfigError(f"got {path}, which holds {shown(tree)}; expected keys and their values; correct it")
     tree = cast(Mapping[str, Any], tree)
     try:
         return _theirs(tree) if _is_theirs(tree) else _ours(tree)

@@ -238,7 +238,7 @@ def test_generate_equals_the_library(files: dict[str, str], tmp_path: Path, caps
     clip = ltx.generate("a fox in the snow", width=64, height=32, frames=9, fps=8, steps=2, seed=3)
     assert torch.equal(load_file(tmp_path / "a.latent")["latent_tensor"], clip.latent)
     clip.save(tmp_path / "b.mp4")
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert torch.equal(media.read_video(tmp_path / "a.mp4").frames, media.read_video(tmp_path / "b.mp4").frames)
 
 
 @pytest.mark.slow

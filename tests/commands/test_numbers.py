@@ -129,6 +129,8 @@ def test_what_makes_no_sense_is_refused(
 def test_an_output_that_cannot_be_written_is_refused(
     option: str, suffix: str, name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    if option == "--output" and message in ("which is a folder", "which names a folder"):
+        pytest.skip("a clip may be a folder of pictures")
     (tmp_path / "taken").touch()
     (tmp_path / f"folder{suffix}").mkdir()
     os.mkfifo(tmp_path / f"pipe{suffix}")
@@ -184,7 +186,7 @@ def test_a_result_replaces_nothing_that_the_run_needs(changes: dict[str, Path], 
         ({"--device": "cuda:77"}, "got the device cuda:77, which cannot be used here"),
         ({"--device": "meta"}, "got the device meta, which cannot be used here"),
         ({"--device": "cpu,"}, "got the device ''"),
-        ({"--size": "16384x16384", "--frames": "1001"}, "takes .* GB; expected at most the .* GB of main memory"),
+        ({"--size": "4096x4096", "--frames": "100000"}, "takes .* GB; expected at most the .* GB of main memory"),
         ({"--settings": "3b"}, "got settings '3b'; expected one of 2b-0.9.0"),
         ({"--stg-scale": "1", "--stg-blocks": "99"}, r"got STG blocks \[99\]"),
         ({"--skip-initial-steps": "5"}, "expected fewer than the 2 steps"),
