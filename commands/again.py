@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.values import shown
 from .console import say
+from .options import declare
 from .parsing import Parser
 from .places import Places
 
 if TYPE_CHECKING:
     from ..ltx_core.pipelines.library import Clip
-    from .console import Console
 
 KEY = "arguments"  # of a clip's metadata
 SETTINGS = "ltxkit"  # the name of our text in a file
@@ -76,20 +76,6 @@ class _Strict(Parser):
         raise ConfigError(f"{message} (see `ltxkit generate --help`)")
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
-    """The options of making a clip again; last of all."""
-    group = parser.add_argument_group("again")
-    group.add_argument(
-        "--like",
-        type=Path,
-        metavar="CLIP",
-        help="make a clip again from its own metadata: every option that is not given is as it was",
-    )
-    group.add_argument(
-        "--input", type=Path, metavar="DIR", help="with --like: where its pictures and videos are (default: input)"
-    )
-
-
 def with_options(
     clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str]
 ) -> Clip:
@@ -98,10 +84,8 @@ def with_options(
 
 
 def _parser(kind: type[Parser]) -> Parser:
-    from .generate import COMMANDS
-
     parser = kind(prog="ltxkit generate", add_help=False)
-    COMMANDS[0].arguments(parser)
+    declare(parser)
     parser.add_argument("-q", "--quiet", action="store_true")  # as every command has it
     return parser
 
@@ -397,14 +381,6 @@ def options_like(
     options = _parser(_Strict).parse_args(argv)
     options.argv = argv
     return options
-
-
-def run_like(options: argparse.Namespace, console: Console) -> int:
-    """`ltxkit run CLIP`."""
-    from .generate import COMMANDS
-
-    folders = {"models": options.models, "inputs": options.input, "output_folder": options.output}
-    return COMMANDS[0].run(options_like(options.workflow, assignments=options.set, **folders), console)
 
 
 def _free(folder: Path, clip: Path) -> Path:

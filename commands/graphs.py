@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from . import again, arguments
+from . import again, arguments, generate
 from .command import DONE, Command
 from .console import Console
 
@@ -35,12 +35,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the files as one JSON object")
 
 
+def _run_like(options: argparse.Namespace, console: Console) -> int:
+    """A clip of `ltxkit generate`, made again."""
+    folders = {"models": options.models, "inputs": options.input, "output_folder": options.output}
+    made_of = again.options_like(options.workflow, assignments=options.set, **folders)
+    return generate.COMMANDS[0].run(made_of, console)
+
+
 def _run(options: argparse.Namespace, console: Console) -> int:
     from ..headless.runner import run_workflow
     from ..ltx_core.placing.devices import spare_main_memory
 
     if again.is_ours(options.workflow):
-        return again.run_like(options, console)
+        return _run_like(options, console)
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     spare_main_memory()
     files = run_workflow(

@@ -135,7 +135,10 @@ def _check_names(options: argparse.Namespace, jobs: Sequence[Job], count: int) -
 def exists(path: Path) -> bool:
     """Whether a result is there already; of pictures, whether their folder has any."""
     place = folder_or_file(path)
-    return any(place.iterdir()) if place.is_dir() else place.exists()
+    try:
+        return any(place.iterdir()) if place.is_dir() else place.is_file()
+    except OSError:  # no name that a file can have, which the check of the name says
+        return False
 
 
 def check_results(jobs: Sequence[Job], read: Iterable[Path]) -> None:

@@ -227,7 +227,7 @@ class Clip:
         from safetensors.torch import save_file
 
         check_output(path)
-        tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
+        tensors = {"latent_tensor": self.latent.contiguous(), "latent_format_version_0": torch.tensor([])}
         with whole(Path(path)) as temporary:
             save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
 
