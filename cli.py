@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from .commands import digits, files, generate, graphs, machine, trained, training
-from .commands.command import FAILED, INTERRUPTED, REFUSED
+from .commands import again, completion, digits, files, generate, graphs, machine, trained, training
+from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
+from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
 from .ltx_core.pipelines.doctor import version
 
@@ -21,16 +21,26 @@ COMMANDS = (
     *training.COMMANDS,
     *trained.COMMANDS,
     *digits.COMMANDS,
+    *completion.COMMANDS,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The exit status is 0; 1 for a failing disk or a measurement below its bar; 2 for an error that
-    the user can correct; 130 after Ctrl-C."""
-    options = parser().parse_args(argv)
+    the user can correct; 130 after Ctrl-C; 141 where the reader of stdout has gone."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return DONE
     try:
-        with Console() as console:
-            return options.run(options, console)
+        arguments = again.expanded(arguments)
+        options = top.parse_args(arguments)
+        options.argv = arguments[1:]
+        with Console(quiet=options.quiet) as console:
+            status = options.run(options, console)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the terminal has written ^C, or half a progress bar
         say("interrupted; no partial file remains")
@@ -38,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LTXKitError as error:
         say(str(error))
         return REFUSED
+    except BrokenPipeError:  # such as `ltxkit inspect FILE | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return PIPE_CLOSED
     except OSError as error:
         reason = error.strerror or str(error)
         named = error.filename is not None and str(error.filename) not in reason
@@ -45,21 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers a wrong option in one line: the usage of `generate` alone has forty."""
-
-    def error(self, message: str) -> NoReturn:
-        say(f"{message} (see `{self.prog} --help`)")
-        self.exit(REFUSED)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of all commands and their options."""
-    top = _Parser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
+    top = Parser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
     top.add_argument("--version", action="version", version=f"ltxkit {version()}")
+    top.set_defaults(parser=top)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(command.name, help=command.help, description=command.help)
-        command.arguments(sub)
-        sub.set_defaults(run=command.run)
+        add_command(commands, command)
     return top

@@ -1,14 +1,22 @@
-"""Where commands speak: results on stdout, everything else on stderr, each stage of work as one progress bar."""
+"""Where commands speak: results on stdout, everything else on stderr.
+
+In a terminal each stage of work is a progress bar; elsewhere, such as in a log, it is one line when it ends, and for
+long stages a line now and then.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..ltx_core.progress import ProgressEvent
     from ..ltx_core.training.loop import StepReport
+
+_FIRST_SIGN = 2.0  # seconds after which a stage that runs on says so, where there is no bar
+_SIGN = 30.0  # seconds between its further lines
 
 
 def say(text: str) -> None:
@@ -17,10 +25,16 @@ def say(text: str) -> None:
 
 
 class Console:
-    """The terminal during one command. On leaving the `with` block the last bar is closed."""
+    """The terminal during one command. On leaving the `with` block the last bar is closed.
 
-    def __init__(self) -> None:
-        self._bar: Any = None
+    quiet: results and errors alone.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.started = time.monotonic()
+        self._stages = _Stages(bars=sys.stderr.isatty()) if not quiet else None
+        self._times = StageTimes()
 
     def __enter__(self) -> Console:
         return self
@@ -33,10 +47,15 @@ class Console:
     def result(self, text: str) -> None:
         """A line of the result."""
         self._close()
-        print(text)
+        print(text, flush=True)
 
     def note(self, text: str) -> None:
         """A sentence about the work, which does not break into the bar."""
+        if self._stages is None:
+            return
+        if not self._stages.has_bar:
+            say(text)
+            return
         from tqdm import tqdm
 
         with tqdm.external_write_mode(file=sys.stderr):
@@ -52,25 +71,103 @@ class Console:
 
     def progress(self, event: ProgressEvent) -> None:
         """A step of a stage. A stage that starts again, such as the second model to load, gets a new bar."""
-        self._advance(event.stage, event.step, event.total, done_before=0)
+        self._times.add(event.stage, event.step, event.total)
+        if self._stages is not None:
+            self._stages.advance(event.stage, event.step, event.total, done_before=0)
 
     def step(self, report: StepReport) -> None:
         """A step of training."""
-        self._advance("train", report.step, report.total, done_before=report.step - 1)
-        self._bar.set_postfix(loss=f"{report.metrics.get('loss', float('nan')):.4f}", refresh=False)
+        if self._stages is None:
+            return
+        loss = f"loss={report.metrics.get('loss', float('nan')):.4f}"
+        self._stages.advance("train", report.step, report.total, done_before=report.step - 1, remark=loss)
         if report.step == report.total:
             self._close()
 
-    def _advance(self, stage: str, step: int, total: int, done_before: int) -> None:
+    def times(self) -> dict[str, float]:
+        """Seconds of every stage since the last call, by its name; those that load are one."""
+        return self._times.taken()
+
+    def _close(self) -> None:
+        if self._stages is not None:
+            self._stages.close()
+
+
+class StageTimes:
+    """How long each stage took, from its events."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def add(self, stage: str, step: int, total: int) -> None:  # noqa: ARG002 - every event is the end of a piece
+        """The time since the event before belongs to the stage that reports, unless it only starts."""
+        now = time.monotonic()
+        name = "load" if stage.startswith("load ") else stage
+        if step > 0:
+            self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+    def taken(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+class _Stages:
+    """The bar of the stage that runs, or the lines in its place."""
+
+    def __init__(self, *, bars: bool) -> None:
+        self._bars = bars
+        self._bar: Any = None
+        self._line: _Line | None = None
+
+    @property
+    def has_bar(self) -> bool:
+        return self._bar is not None
+
+    def advance(self, stage: str, step: int, total: int, *, done_before: int, remark: str = "") -> None:
         """done_before: steps of earlier runs, which the bar's speed leaves out."""
+        if not self._bars:
+            if self._line is None or not self._line.is_of(stage, step):
+                self.close()
+                self._line = _Line(stage)
+            self._line.advance(step, total, remark)
+            return
         from tqdm import tqdm
 
         if self._bar is None or self._bar.desc != stage or step < self._bar.n:
-            self._close()
+            self.close()
             self._bar = tqdm(total=total, initial=done_before, desc=stage, file=sys.stderr)
+        if remark:
+            self._bar.set_postfix_str(remark, refresh=False)
         self._bar.update(step - self._bar.n)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        self._line = None
+
+
+class _Line:
+    """A stage where there is no terminal."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._step, self._started = stage, 0, time.monotonic()
+        self._next = self._started + _FIRST_SIGN
+        self._ended = False
+
+    def is_of(self, stage: str, step: int) -> bool:
+        return stage == self._stage and step >= self._step
+
+    def advance(self, step: int, total: int, remark: str) -> None:
+        self._step = step
+        now = time.monotonic()
+        done = f"{self._stage}: {100 * step // max(total, 1)}%"
+        counted = f"{step} of {total}" + (f", {remark}" if remark else "")
+        if step >= total and not self._ended:
+            self._ended = True
+            print(f"{done} ({counted}, {now - self._started:.1f} s)", file=sys.stderr, flush=True)
+        elif now >= self._next and not self._ended:
+            self._next = now + _SIGN
+            print(f"{done} ({counted})", file=sys.stderr, flush=True)

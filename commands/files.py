@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from . import arguments
+from . import again, arguments
 from .command import DONE, Command
 from .console import Console
 
@@ -16,13 +16,17 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="a weights file, one of its shards, or a diffusers or transformers folder",
+        help="a weights file, one of its shards, a diffusers or transformers folder, or a clip that LTXKit saved",
     )
     parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
+    if again.is_media(options.file):
+        made_with = again.made_with(options.file)
+        console.result(json.dumps(made_with, indent=2) if options.json else again.format_report(made_with))
+        return DONE
     from ..ltx_core.releases import release
     from ..ltx_core.weights.bundled import find_model
     from ..ltx_core.weights.report import format_report, inspect
@@ -150,8 +154,38 @@ def _make_tiny(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMANDS = (
-    Command("inspect", "Say what a weights file is; reads only its header.", _inspect_arguments, _inspect),
-    Command("plan", "Say how much memory a run takes, and where; reads only headers.", _plan_arguments, _plan),
-    Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
-    Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
+    Command(
+        "inspect",
+        "Say what a weights file is, from its header, or what a clip was made with.",
+        _inspect_arguments,
+        _inspect,
+        ("inspect ltxv-2b-0.9.8-distilled.safetensors", "inspect ltxkit-digits --json", "inspect clip.mp4"),
+    ),
+    Command(
+        "plan",
+        "Say how much memory a run takes, and where; reads only headers.",
+        _plan_arguments,
+        _plan,
+        (
+            "plan ltxv-13b-0.9.8-dev.safetensors --text-encoder t5xxl_fp16.safetensors --size 1216x704 --card 8",
+            "plan ltxkit-digits --size 64x64 --frames 25",
+        ),
+    ),
+    Command(
+        "convert",
+        "Write a checkpoint as folder, single file, fp8 or GGUF.",
+        _convert_arguments,
+        _convert,
+        (
+            "convert ltxv-13b-0.9.8-dev.safetensors 13b-q8_0.gguf --to gguf-q8_0",
+            "convert ltxv-2b-0.9.8-distilled.safetensors 2b-fp8.safetensors --to fp8-scaled",
+        ),
+    ),
+    Command(
+        "make-tiny",
+        "Write a complete small random model set.",
+        _make_tiny_arguments,
+        _make_tiny,
+        ("make-tiny models --family 2b --vae 0.9.5",),
+    ),
 )

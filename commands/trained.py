@@ -166,9 +166,28 @@ def _read_clip(path: Path, fps: Fraction, size: PixelShape, console: Console) ->
 
 
 COMMANDS = (
-    Command("sample", "Make clips with a model trained here.", _sample_arguments, _sample),
-    Command("extend", "Make a clip longer.", _extend_arguments, _extend),
     Command(
-        "reconstruct", "Measure what survives the VAE, or noising and denoising.", _reconstruct_arguments, _reconstruct
+        "sample",
+        "Make clips with a model trained here.",
+        _sample_arguments,
+        _sample,
+        (
+            'sample --model runs/moving-mnist --prompt "the digit three moving left" -o out',
+            "sample --model ltxkit-digits --prompts prompts.txt -o out",
+        ),
+    ),
+    Command(
+        "extend",
+        "Make a clip longer.",
+        _extend_arguments,
+        _extend,
+        ('extend --model runs/moving-mnist --video out/000.mp4 --prompt "a 7 moving up" --frames 32 -o longer.mp4',),
+    ),
+    Command(
+        "reconstruct",
+        "Measure what survives the VAE, or noising and denoising.",
+        _reconstruct_arguments,
+        _reconstruct,
+        ("reconstruct --model runs/moving-mnist --video out/000.mp4 -o through-the-vae.mp4",),
     ),
 )

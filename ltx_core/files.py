@@ -27,7 +27,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
             that it would be in cannot be written.
     """
     text = os.fspath(path)
-    _check_name(text, folder)
+    check_name(text, folder=folder)
     path = Path(text)
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"got the output {shown(text)}; expected a name that ends in {_either(suffixes)}; change it")
@@ -51,7 +51,8 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
         ) from error
 
 
-def _check_name(text: str, folder: bool) -> None:
+def check_name(text: str, *, folder: bool) -> None:
+    """Refuse what no file, or no folder, can be called. Raises ConfigError."""
     try:
         os.fsencode(text)
         fits = "\0" not in text

@@ -88,6 +88,9 @@ class Plan:
     def fits(self) -> bool:
         return self.peak <= self.card.available
 
+    def __str__(self) -> str:
+        return format_plan(self)
+
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 

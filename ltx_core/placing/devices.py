@@ -61,6 +61,13 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def every_device() -> list[str] | None:
+    """All graphics cards of the best kind, where there are several; None for the one best device."""
+    kind = best_device().type
+    count = torch.cuda.device_count() if kind == "cuda" else torch.xpu.device_count() if kind == "xpu" else 1
+    return [f"{kind}:{number}" for number in range(count)] if count > 1 else None
+
+
 def _first_line(error: BaseException) -> str:
     """torch lists every backend that it was built with: the first sentence says enough."""
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")

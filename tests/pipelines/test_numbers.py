@@ -164,18 +164,15 @@ REQUEST = {"prompt": "a fox", "width": 64, "height": 64, "frames": 9, "steps": 1
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *(
-            (name, (math.nan, math.inf, 0, -64, 64.0, "64", None, 10**400, True))
-            for name in ("width", "height", "frames")
-        ),
+        *((name, (math.nan, math.inf, 0, -64, 64.5, "64", 10**400, True)) for name in ("width", "height", "frames")),
         ("fps", (math.nan, math.inf, 0, -24, "24", 1e300, 1e-9)),
-        ("seed", (-1, 2**64, 1.0, math.nan, "1", None)),
+        ("seed", (-1, 2**64, 1.0, math.nan, "1", [1.5], [])),
         ("crf", (-1, 64, math.nan, 29.5, None)),
         ("steps", (0, -1, 2.5, math.nan, 10**6)),
         ("guidance_scale", (-1, math.nan, math.inf, 1e9, "3")),
-        ("prompt", (None, 5, ["a fox"])),
-        ("negative_prompt", (5, ["a fox"])),
-        ("conditions", (["a.png"], [PICTURE])),
+        ("prompt", (None, 5, [5], [])),
+        ("negative_prompt", (5, [5])),
+        ("conditions", (["a.png"], [5], 5, "a.png")),
         ("settings", (None, {"sampler": "euler"})),
     ],
 )
