@@ -27,7 +27,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.placement import DevicePlacement, host_on
-from ..progress import Notes, Progress, doubt, log_note, silent
+from ..progress import Notes, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
@@ -38,7 +38,7 @@ from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import text_encoder_from
 from . import presets
-from .bar import Shown, progress_shown
+from .bar import Shown, callback, progress_shown, with_bar
 from .cancel import Runs
 from .clip import Clip, ClipDecoder, VAEFile, as_rate
 from .condition import Conditions
@@ -95,6 +95,7 @@ class Components:
 
     @classmethod
     @hinted(LOAD, "ltxkit.load")
+    @with_bar
     def load(
         cls,
         model: Path_,
@@ -114,7 +115,7 @@ class Components:
         resident_blocks: int | None = None,
         tile: int | None = None,
         opened: OpenFiles | None = None,
-        progress: Progress = silent,
+        progress: Shown = None,
         notes: Notes = log_note,
     ) -> Components:
         """Load from files or folders, or by its name, "ltxkit-digits", the model that comes with the pack.
@@ -133,12 +134,15 @@ class Components:
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
         opened: the same files, by `open_files`, if they are open already.
+        progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
+            for the user; by default they are logged, and warnings where a clip may be worthless.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
+        progress = callback(progress)
         placement = _placement(every_device() if device == "balanced" else device, resident_blocks)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
@@ -316,7 +320,7 @@ class Components:
         rate = as_rate(all_settings.recipe.frame_rate if fps is None else fps)
         size = self._size(asked, all_settings, notes)
         passes = self._passes(all_settings, size)
-        beginning.check(passes[0], asked)
+        beginning.check(passes[0], asked, all_settings.overrides.first.denoise_strength)
         for remark in (remark for run_pass in passes for remark in run_pass.remarks(all_settings.recipe)):
             doubt(remark, notes)
         if isinstance(self.placement, DevicePlacement):

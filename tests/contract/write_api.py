@@ -115,9 +115,10 @@ def text(docstring: str) -> str:
         if line.strip() in HEADINGS:
             inside = True
             lines += [f"**{HEADINGS[line.strip()]}**", ""]
-        elif inside and re.match(r" {4}\S", line):
-            lines.append(f"- {line.strip()}")
-        elif inside and line.startswith("     "):
+        elif (inside and re.match(r" {4}\S", line)) or (not inside and re.match(r"\w+(, \w+)*: ", line)):
+            listed = bool(lines) and lines[-1].startswith("- ")
+            lines += ["", f"- {line.strip()}"] if lines and lines[-1] and not listed else [f"- {line.strip()}"]
+        elif lines and lines[-1].startswith("- ") and line.startswith("    "):
             lines[-1] += f" {line.strip()}"
         else:
             inside = inside and not line.strip()
