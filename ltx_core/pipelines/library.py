@@ -45,7 +45,7 @@ from .condition import Conditions
 from .dry_run import Outline, check_fits
 from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
 from .passes import Pass, tokens_of_passes
-from .places import find_file, find_models
+from .places import find_file, find_models, no_text_encoder
 from .recipe import check_recipe, recipe_for, versions_with
 from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, merged, recipe_of
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
@@ -148,6 +148,8 @@ class Components:
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         loras = asked_loras(loras)
         model, text_encoder = find_models(model, text_encoder)
+        if text_encoder is None and opened is None:
+            raise no_text_encoder()
         upscaler = find_file(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
         files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
@@ -157,9 +159,7 @@ class Components:
         loaded_vae = files.vae.vae(dtype=dtype, progress=progress)
         loaded_upscaler = files.upscaler.upscaler(dtype=dtype, progress=progress) if files.upscaler else None
         if files.text_encoder is None:
-            raise ConfigError(
-                "got no text encoder; expected its file or folder, such as t5xxl_fp16.safetensors; pass it"
-            )
+            raise no_text_encoder()
         encoder = text_encoder_from(
             files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
         )

@@ -582,6 +582,10 @@ def test_one_argument_may_be_a_folder_or_a_release(
     assert ltxkit.load("2b-0.9.8-distilled", device="cpu", notes=lambda _: None).info.path.name.startswith("ltxv-2b")
     with pytest.raises(ConfigError, match=r"run `ltxkit fetch 13b-0.9.8-dev`"):
         ltxkit.load("13b-0.9.8-dev")
+    with pytest.raises(ConfigError, match=r"did you mean 13b-0\.9\.8-d"):
+        ltxkit.load("13b-0.9.8")
+    with pytest.raises(ConfigError, match="got no text encoder"):
+        ltxkit.load(folder / CHECKPOINT, progress=lambda _: pytest.fail("it is loaded"))
 
 
 def test_the_bundled_model_needs_one_name_and_no_size() -> None:

@@ -45,7 +45,11 @@ VALUES: tuple[tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]], ...] =
         ("steps", "skip_initial_steps", "skip_final_steps", "denoise_strength", "guidance_scale", "guidance_rescale",
          "stg_scale", "stg_rescale"),
     ),
-    (Overrides, {}, ("condition_noise", "adain", "downscale_factor", "decode_timestep", "decode_noise_scale", "tone_map")),
+    (
+        Overrides,
+        {},
+        ("condition_noise", "adain", "downscale_factor", "decode_timestep", "decode_noise_scale", "tone_map"),
+    ),
     (Decoding, {"timestep": 0.05, "noise_scale": 0.025}, ("timestep", "noise_scale", "tone_map")),
     (Guidance, {}, ("guidance_rescale",)),
     (SamplerSettings, {}, ("condition_noise",)),
