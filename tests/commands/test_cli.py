@@ -304,11 +304,12 @@ def test_every_option_fills_its_field_and_the_others_stay_unsaid(files: dict[str
 
 
 def test_every_field_has_an_option() -> None:
-    """All except the lists with a guidance per step, for the reason in docs/migration.md, and half a schedule, of which
-    no clip can be written."""
+    """All except the lists with a guidance per step and the size of the first of two passes, which `--set` says, and
+    half a schedule, of which no clip can be written."""
     typed = {field for _, field, _ in SAID.values()} | {"sigmas", "cfg_star"}
-    assert {field.name for field in fields(PassSettings)} - typed == {"guidance", "unfinished"}
-    assert {field.name for field in fields(Overrides)} == {"first", "second", *(name.replace("-", "_") for name in RUN)}
+    assert {field.name for field in fields(PassSettings)} - typed == {"guidance", "guidance_timesteps", "unfinished"}
+    options = {name.replace("-", "_") for name in RUN}
+    assert {field.name for field in fields(Overrides)} == {"first", "second", "downscale_factor", *options}
     assert tuple(SAMPLERS) == SAMPLER_NAMES
 
 

@@ -150,6 +150,10 @@ def test_a_picture_may_be_anything_that_people_have(ltx: Components, picture: np
         torch.from_numpy(picture),
         exact,
         [PIL.Image.fromarray(picture)],
+        np.asarray(PIL.Image.fromarray(picture)),  # which is read-only
+        (picture / 255).astype(">f4"),
+        picture[::-1][::-1],
+        picture.astype(np.uint16) * np.uint16(257),
     ]
     frames = [ltxkit.Condition(given).prepared(0).frames for given in kinds]
     assert [each.shape for each in frames] == [(1, HEIGHT, WIDTH, 3)] * len(kinds)
