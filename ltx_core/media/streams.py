@@ -16,6 +16,7 @@ from ..errors import UnsupportedError
 from ..outputs import PRORES_444, QUIET, Encoder, Output
 from ..shapes import PixelShape
 from .filters import Conversion
+from .scheduling import scheduling_kept
 from .sound import Sound, SoundTrack
 
 CONTAINERS = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska", ".mov": "mov"}
@@ -60,6 +61,8 @@ def write(path: Path, frames: Iterator[Tensor], output: Output, stream: Stream) 
             pictures = _Pictures(container, output, stream)
             sound_codec = output.sound_codec or "aac"
             track = None if stream.sound is None else SoundTrack(container, stream.sound, sound_codec)
+            with scheduling_kept():
+                container.start_encoding()
             for count, frame in enumerate(frames, 1):
                 pictures.write(frame)
                 if track is not None:
