@@ -143,6 +143,8 @@ def encoder_options(output: Output) -> dict[str, str]:
         return {"crf": f"{max(output.crf or 0, 1):g}", "preset": "8"}
     if name == "libvpx-vp9":
         fast = {"row-mt": "1", "cpu-used": "3"}
+        if output.crf == 0:  # hidden frames, which look ahead, make libvpx fail on some clips without loss
+            fast |= {"auto-alt-ref": "0", "lag-in-frames": "0"}
         return {**fast, "lossless": "1"} if output.is_exact else {**fast, **crf}
     if name == "prores_ks":
         quality = 75 if output.quality is None else output.quality
