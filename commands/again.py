@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.values import shown
+from .command import Command
 from .console import say
 from .parsing import Parser
 from .places import Places
@@ -91,24 +92,28 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def with_options(
-    clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str]
+    clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str], generate: Declare
 ) -> Clip:
     """A clip whose metadata says with which options it is made again: see `recorded`."""
-    return replace(clip, settings={**clip.settings, **recorded(options, found, prompts, clip.settings["seed"])})
+    return replace(
+        clip, settings={**clip.settings, **recorded(options, found, prompts, generate, clip.settings["seed"])}
+    )
 
 
-def _parser(kind: type[Parser]) -> Parser:
-    from .generate import COMMANDS
+Declare = Callable[[argparse.ArgumentParser], None]
+"""Declares the options of `generate`, which knows this module."""
 
+
+def _parser(kind: type[Parser], generate: Declare) -> Parser:
     parser = kind(prog="ltxkit generate", add_help=False)
-    COMMANDS[0].arguments(parser)
+    generate(parser)
     parser.add_argument("-q", "--quiet", action="store_true")  # as every command has it
     return parser
 
 
-def _raw_values(argv: Sequence[str]) -> dict[str, Any]:
+def _raw_values(argv: Sequence[str], generate: Declare) -> dict[str, Any]:
     """What the options of `generate` say, as text; those that are not said are not there."""
-    parser = _parser(_Raw)
+    parser = _parser(_Raw, generate)
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
         action.required, action.default = False, argparse.SUPPRESS
         if action.nargs != 0:
@@ -123,18 +128,18 @@ def _raw_values(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def recorded(
-    options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str], seed: int
+    options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str], generate: Declare, seed: int
 ) -> dict[str, Any]:
     """What a clip's metadata has beside its settings: the options of `generate` that make it.
 
     options: with `argv`, what stood behind the name of the command. found: the files of the models, by option.
-    prompts, seed: of this clip.
+    prompts, seed: of this clip. generate: declares the options.
 
     Raises:
         ConfigError: a file cannot be read any more.
     """
-    parser = _parser(_Raw)
-    said = _raw_values(options.argv)
+    parser = _parser(_Raw, generate)
+    said = _raw_values(options.argv, generate)
     pairs: list[list[Any]] = []
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
         name = action.dest
@@ -201,7 +206,7 @@ class Folders:
         return self.models if name in _MODELS else self.inputs
 
 
-def expanded(argv: Sequence[str]) -> list[str]:
+def expanded(argv: Sequence[str], generate: Declare) -> list[str]:
     """A command line without --like: the options of the clip come first, and those of the user overrule them.
 
     Raises:
@@ -221,7 +226,7 @@ def expanded(argv: Sequence[str]) -> list[str]:
     rest = _without_like(argv[1:])
     if not {"-q", "--quiet"} & set(rest):
         _say_versions(found.like)
-    return ["generate", *_like(found.like, rest, Folders.of(found.models, found.input)), *rest]
+    return ["generate", *_like(found.like, rest, Folders.of(found.models, found.input), generate), *rest]
 
 
 def _say_versions(clip: Path) -> None:
@@ -247,34 +252,34 @@ def _without_like(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _like(clip: Path, user: Sequence[str], folders: Folders) -> list[str]:
+def _like(clip: Path, user: Sequence[str], folders: Folders, generate: Declare) -> list[str]:
     """The options that made a clip, but for those that the user says."""
     record = made_with(clip)
     try:
-        said = _raw_values(user)
+        said = _raw_values(user, generate)
     except _UnreadError:
         said = {}
     gone = set(said).union(*(group for group in _ONE_OF if group & set(said)))
     output = said.get("output")
     if (Path(str(output)).suffix if output else ".mp4").lower() != clip.suffix.lower():
         gone |= _OF_FORMAT
-    return list(_words(_pairs(record, clip, gone), gone, folders, clip))
+    return list(_words(_pairs(record, clip, gone, generate), gone, folders, clip, generate))
 
 
-def _pairs(record: Mapping[str, Any], clip: Path, said: set[str]) -> list[Any]:
+def _pairs(record: Mapping[str, Any], clip: Path, said: set[str], generate: Declare) -> list[Any]:
     pairs = record.get(KEY)
     if pairs is None:
         from .from_library import pairs_of
 
-        known = _parser(_Raw)._option_string_actions  # pyright: ignore[reportPrivateUsage]
+        known = _parser(_Raw, generate)._option_string_actions  # pyright: ignore[reportPrivateUsage]
         return pairs_of(record, clip, set(known), said)
     if not isinstance(pairs, list) or len(pairs) > _MOST:
         raise _damaged(clip, f"{KEY} is {shown(pairs)}")
     return pairs
 
 
-def _words(pairs: Iterable[Any], gone: set[str], folders: Folders, clip: Path) -> Iterator[str]:
-    known = _parser(_Raw)._option_string_actions  # pyright: ignore[reportPrivateUsage]
+def _words(pairs: Iterable[Any], gone: set[str], folders: Folders, clip: Path, generate: Declare) -> Iterator[str]:
+    known = _parser(_Raw, generate)._option_string_actions  # pyright: ignore[reportPrivateUsage]
     for pair in pairs:
         if not isinstance(pair, list) or not 1 <= len(pair) <= 2 or not isinstance(pair[0], str):
             raise _damaged(clip, f"an option is {shown(pair)}")
@@ -376,7 +381,7 @@ def is_ours(path: Path) -> bool:
 
 
 def options_like(
-    clip: Path, *, models: Path, inputs: Path, output_folder: Path, assignments: Sequence[str]
+    clip: Path, command: Command, *, models: Path, inputs: Path, output_folder: Path, assignments: Sequence[str]
 ) -> argparse.Namespace:
     """The options of `generate` that make a clip again, under the next free name in a folder.
 
@@ -391,18 +396,16 @@ def options_like(
         if not equals or not name.strip():
             raise ConfigError(f"got --set {shown(text)}; expected NAME=VALUE, such as seed=5; correct it")
         user.append(f"--{name.strip().replace('_', '-')}={value}")
-    argv = [*_like(clip, user, Folders.of(models, inputs)), *user]
-    options = _parser(_Strict).parse_args(argv)
+    argv = [*_like(clip, user, Folders.of(models, inputs), command.arguments), *user]
+    options = _parser(_Strict, command.arguments).parse_args(argv)
     options.argv = argv
     return options
 
 
-def run_like(options: argparse.Namespace, console: Console) -> int:
-    """`ltxkit run CLIP`."""
-    from .generate import COMMANDS
-
+def run_like(options: argparse.Namespace, console: Console, command: Command) -> int:
+    """`ltxkit run CLIP`. command: `generate`."""
     folders = {"models": options.models, "inputs": options.input, "output_folder": options.output}
-    return COMMANDS[0].run(options_like(options.workflow, assignments=options.set, **folders), console)
+    return command.run(options_like(options.workflow, command, assignments=options.set, **folders), console)
 
 
 def _free(folder: Path, clip: Path) -> Path:

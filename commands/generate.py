@@ -561,7 +561,7 @@ def _clip(ltx: Components, options: argparse.Namespace, request: _Request, job: 
 def _save(clip: Clip, options: argparse.Namespace, request: _Request, job: Job, console: Console) -> None:
     """Write the results; the latent goes to the folder for temporary files where they cannot be."""
     try:
-        clip = again.with_options(clip, options, request.found, job.prompts)
+        clip = again.with_options(clip, options, request.found, job.prompts, _arguments)
         sound = sound_of(options, request.frames / clip.fps, console)
         output = formats.output_of(options, job.output, clip.size)
         for remark in output.remarks(clip.size, has_sound=sound is not None):

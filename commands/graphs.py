@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from . import again, arguments
+from . import again, arguments, generate
 from .command import DONE, Command
 from .console import Console
 
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.placing.devices import spare_main_memory
 
     if again.is_ours(options.workflow):
-        return again.run_like(options, console)
+        return again.run_like(options, console, generate.COMMANDS[0])
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
     spare_main_memory()
     files = run_workflow(
