@@ -157,8 +157,9 @@ def recorded(
             texts = values = found[name]
         if texts is None:
             continue
-        several = isinstance(texts, list)
-        for text, value in zip(texts if several else [texts], values if several else [values], strict=False):
+        listed: list[Any] = texts if isinstance(texts, list) else [texts]
+        typed: list[Any] = values if isinstance(texts, list) and isinstance(values, list) else [values]
+        for text, value in zip(listed, typed, strict=False):
             if _path_in(value) is None or name in _MODELS | _INPUTS:
                 pairs.append([option, _said(name, str(text), value)])
     pairs += [["--prompt", text] for text in prompts]
