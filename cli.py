@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.print_help()
         return DONE
     try:
-        arguments = again.expanded(arguments, generate.COMMANDS[0].arguments)
+        arguments = again.expanded(arguments)
         options = top.parse_args(arguments)
         options.argv = arguments[1:]
         with Console(quiet=options.quiet) as console:
