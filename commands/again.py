@@ -136,8 +136,7 @@ def recorded(
             texts = values = found[name]
         if texts is None:
             continue
-        several = isinstance(texts, list)
-        listed: list[Any] = texts if several else [texts]
+        listed: list[Any] = texts if isinstance(texts, list) else [texts]
         valued: list[Any] = values if isinstance(values, list) else [values]
         for text, value in zip(listed, valued, strict=False):
             if _path_in(value) is None or name in _MODELS | _INPUTS:
