@@ -1,0 +1,51 @@
+"""A choice of kernels at work: what modules compute by, and the weights that were packed for it.
+
+A module that computes differently on a CPU has a class attribute `active = PLAINLY`. While a model is placed on a CPU
+(`placing.computing`), each of its modules has the model's own `Active` there instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+
+from .choice import PLAIN, Kernels
+
+
+class Active:
+    """kernels: the choice. room: bytes that packed weights may take; what does not fit stays as it is.
+
+    Packed weights are copies, freed with this object.
+    """
+
+    def __init__(self, kernels: Kernels, room: int = 0) -> None:
+        self.kernels = kernels
+        self.room = room
+        self.packed_bytes = 0
+        # The originals are held, so that no other tensor gets their id.
+        self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
+        self._refused: set[tuple[int, Hashable]] = set()
+
+    def packed(self, weight: Tensor, layout: Hashable, nbytes: int, pack: Callable[[], Tensor]) -> Tensor | None:
+        """A weight in a kernel's layout, packed at its first use; None where there is no room for it.
+
+        layout: everything that the packed form depends on beside the weight: dtype, padding, sizes of the input.
+        nbytes: of the packed form.
+        """
+        key = id(weight), layout
+        if key in self._packed:
+            return self._packed[key][1]
+        if key in self._refused:
+            return None
+        if self.packed_bytes + nbytes > self.room:
+            self._refused.add(key)  # for good: what is packed must not depend on the order of calls
+            return None
+        packed = pack()
+        self.packed_bytes += nbytes
+        self._packed[key] = weight, packed
+        return packed
+
+
+PLAINLY = Active(PLAIN)
+"""Plain torch in the dtype of the weights: the default of every module."""
