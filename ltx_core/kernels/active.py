@@ -26,17 +26,23 @@ class Active:
         # The originals are held, so that no other tensor gets their id.
         self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
         self._refused: set[tuple[int, Hashable]] = set()
+        self._uses: dict[tuple[int, Hashable], int] = {}
 
-    def packed(self, weight: Tensor, layout: Hashable, nbytes: int, pack: Callable[[], Tensor]) -> Tensor | None:
-        """A weight in a kernel's layout, packed at its first use; None where there is no room for it.
+    def packed(
+        self, weight: Tensor, layout: Hashable, nbytes: int, pack: Callable[[], Tensor], *, after: int = 0
+    ) -> Tensor | None:
+        """A weight in a kernel's layout, packed when it is first used; None where there is no room for it.
 
         layout: everything that the packed form depends on beside the weight: dtype, padding, sizes of the input.
-        nbytes: of the packed form.
+        nbytes: of the packed form. after: uses that go by before it is packed, and get None.
         """
         key = id(weight), layout
         if key in self._packed:
             return self._packed[key][1]
         if key in self._refused:
+            return None
+        if after and self._uses.setdefault(key, 0) < after:
+            self._uses[key] += 1
             return None
         if self.packed_bytes + nbytes > self.room:
             self._refused.add(key)  # for good: what is packed must not depend on the order of calls

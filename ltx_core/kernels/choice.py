@@ -27,8 +27,9 @@ FORMS: Mapping[Kind, tuple[str, ...]] = {
 }
 """What each kind of operation can be computed by, plain torch first.
 
-products: `F.linear`; oneDNN; oneDNN with weights turned once into its layout. attention: `scaled_dot_product_attention`;
-two products per head and block of queries. convolutions: as `models.convolution` does; oneDNN with packed weights.
+products: `F.linear`; oneDNN; oneDNN with weights turned once into its layout, which gives the same bits. attention:
+`scaled_dot_product_attention`; two products per head and block of queries. convolutions: as `models.convolution` does;
+oneDNN with packed weights.
 """
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -39,6 +40,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """The dtypes of computation among which a choice is made, by the names in which it is kept."""
 
 MEASURED = "auto"
+COMPUTED = ("file", "float32")
+"""The dtypes of computation that can be asked for: the others would lose bits of some file; `dtype` of a load does."""
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -64,7 +67,8 @@ class Operation:
     """How one kind of operation is computed on a CPU.
 
     forms: dtype of the computation -> one of `FORMS`; plain where it has no entry.
-    computed: dtype of the weights -> that of the computation; `native_dtype` where it has no entry.
+    computed: dtype of the weights -> that of the computation; `native_dtype` where it has no entry. Only a dtype that
+        holds the weights exactly: whoever wants fewer bits loads them so.
     """
 
     forms: Mapping[torch.dtype, str] = field(default_factory=dict)
@@ -136,7 +140,7 @@ PLAIN = Kernels()
 def parse_kernels(text: str, origin: str) -> Kernels | None:
     """The choice that a user writes; None for "auto", the measured one.
 
-    text: "plain", or forms of some kinds for every dtype, and a dtype of computation for all:
+    text: "plain", or forms of some kinds for every dtype, and the dtype of the computation, the file's or float32:
         "products=packed,attention=products,convolutions=packed,dtype=float32". What is not written stays plain.
 
     Raises:
@@ -148,8 +152,8 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
     operations: dict[str, Operation] = {kind: Operation() for kind in KINDS}
     for word in () if text == PLAIN_FORM else text.split(","):
         name, _, value = (part.strip() for part in word.partition("="))
-        if name == "dtype" and value in DTYPES:
-            computed = {stored: DTYPES[value] for stored in DTYPES.values()}
+        if name == "dtype" and value in COMPUTED:
+            computed = dict.fromkeys(DTYPES.values(), torch.float32) if value == "float32" else {}
             operations = {kind: replace(operation, computed=computed) for kind, operation in operations.items()}
         elif name in FORMS and value in FORMS[name]:  # pyright: ignore[reportArgumentType] - it was just compared
             forms = dict.fromkeys(DTYPES.values(), value)
@@ -158,6 +162,6 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
             offered = "; ".join(f"{kind}={'|'.join(forms)}" for kind, forms in FORMS.items())
             raise ConfigError(
                 f"got the kernels {shown(word)}; expected {MEASURED}, {PLAIN_FORM}, or a list of {offered}; "
-                f"dtype={'|'.join(DTYPES)}, with commas between; leave it out for the measured ones"
+                f"dtype={'|'.join(COMPUTED)}, with commas between; leave it out for the measured ones"
             )
     return Kernels(**operations, origin=origin if text != PLAIN_FORM else "")

@@ -40,7 +40,7 @@ def convolution(
     dilation: Sequence[int],
     groups: int = 1,
 ) -> Tensor:
-    """A convolution of 2 or 3 dimensions. weight: as `Conv2d` and `Conv3d` have it, or what `pack_convolution` gives."""
+    """A convolution of 2 or 3 dimensions. weight: as `nn.Conv3d` has it, or what `pack_convolution` returns."""
     return _operators()._convolution_pointwise(
         x, weight, bias, list(padding), list(stride), list(dilation), groups, "none", [], ""
     )
