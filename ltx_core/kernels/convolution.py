@@ -1,7 +1,7 @@
 """Convolutions by the form that was chosen for a CPU.
 
-Both forms of oneDNN are one kernel. The difference is when the weight is turned into the kernel's layout: at every call,
-which takes up to nine tenths of it where a weight is wide and the clip coarse, or once (`Active.packed`).
+Both forms of oneDNN are one kernel. The difference is when the weight is turned into the kernel's layout: at every
+call, which takes up to nine tenths of it where a weight is wide and the clip coarse, or once (`Active.packed`).
 """
 
 from __future__ import annotations

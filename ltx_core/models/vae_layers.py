@@ -137,7 +137,7 @@ class Norm:
 
 def _cached(x: Tensor) -> Iterator[Tensor]:
     """x (f, h, w, c) in pieces that fit into the cache of a CPU's core; whole on other devices."""
-    frames, height, width, channels = x.shape
+    height, width, channels = x.shape[1:]
     if x.device.type != "cpu":
         yield x
     elif height * width * channels <= CACHED:
@@ -213,7 +213,7 @@ class CausalConv3d(nn.Module):
         behind = int(stream.last and not self.causal and in_front > 0)
         if norm is not None and torch.is_grad_enabled():
             x, norm = norm(x), None
-        if norm is None and not in_front:
+        if not in_front:
             return x  # nothing has arrived yet
         if torch.is_grad_enabled():
             first = x[:, :1].expand(-1, in_front, -1, -1, -1) if earlier is None else earlier
