@@ -116,6 +116,19 @@ class Kernels:
         operations: dict[str, Any] = {kind: replace(self.of(kind), computed={}) for kind in KINDS}
         return replace(self, **operations, widens_half=False)
 
+    def in_words(self) -> str:
+        """The choice, or the part of a sentence that says it."""
+        if not self.origin:
+            return "plain torch in the dtype of each file"
+        said: list[str] = []
+        for kind in KINDS:
+            operation = self.of(kind)
+            forms = [f"{form} in {name_of(dtype)}" for dtype, form in sorted(operation.forms.items(), key=str)]
+            widened = [name_of(half) for half, other in operation.computed.items() if other != half]
+            changed = f", {' and '.join(sorted(widened))} as float32" if widened else ""
+            said.append(f"{kind} {', '.join(forms) or PLAIN_FORM}{changed}")
+        return "; ".join(said)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values: what `from_json` reads, and what a clip's settings say."""
         return {
