@@ -91,20 +91,43 @@ class Operation:
 class Kernels:
     """A choice: the one of this machine (`here.kernels_here`), or one that the user asks for.
 
+    widens_half: a text encoder computes in float32 with weights in float16, which float32 holds exactly: in float16 its
+        activations overflow, and float16 is nowhere 1.3 times as fast on CPUs.
     origin: where it comes from, in words for the user; "" for the plain forms in the file's dtype.
     """
 
     products: Operation = Operation()
     attention: Operation = Operation()
     convolutions: Operation = Operation()
+    widens_half: bool = False
     origin: str = ""
+
+    def text_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """The dtype in which a text encoder computes with weights of dtype `stored`."""
+        if stored == torch.float16 and self.widens_half:
+            return torch.float32
+        return self.products.dtype(stored)
 
     def of(self, kind: Kind) -> Operation:
         return {"products": self.products, "attention": self.attention, "convolutions": self.convolutions}[kind]
 
     def in_stored_dtype(self) -> Kernels:
         """The same forms for weights whose dtype the user has asked for: they compute in it."""
-        return replace(self, **{kind: replace(self.of(kind), computed={}) for kind in KINDS})
+        operations: dict[str, Any] = {kind: replace(self.of(kind), computed={}) for kind in KINDS}
+        return replace(self, **operations, widens_half=False)
+
+    def in_words(self) -> str:
+        """The choice, or the part of a sentence that says it."""
+        if not self.origin:
+            return "plain torch in the dtype of each file"
+        said: list[str] = []
+        for kind in KINDS:
+            operation = self.of(kind)
+            forms = [f"{form} in {name_of(dtype)}" for dtype, form in sorted(operation.forms.items(), key=str)]
+            widened = [name_of(half) for half, other in operation.computed.items() if other != half]
+            changed = f", {' and '.join(sorted(widened))} as float32" if widened else ""
+            said.append(f"{kind} {', '.join(forms) or PLAIN_FORM}{changed}")
+        return "; ".join(said)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values: what `from_json` reads, and what a clip's settings say."""
@@ -130,7 +153,7 @@ class Kernels:
                 operations[kind] = Operation(forms, computed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no choice of kernels: {error}") from error
-        return cls(**operations, origin=origin)
+        return cls(**operations, widens_half=True, origin=origin)
 
 
 PLAIN = Kernels()
@@ -150,10 +173,12 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
     if text in ("", MEASURED):
         return None
     operations: dict[str, Operation] = {kind: Operation() for kind in KINDS}
+    widens_half = text != PLAIN_FORM
     for word in () if text == PLAIN_FORM else text.split(","):
         name, _, value = (part.strip() for part in word.partition("="))
         if name == "dtype" and value in COMPUTED:
             computed = dict.fromkeys(DTYPES.values(), torch.float32) if value == "float32" else {}
+            widens_half = value == "float32"
             operations = {kind: replace(operation, computed=computed) for kind, operation in operations.items()}
         elif name in FORMS and value in FORMS[name]:  # pyright: ignore[reportArgumentType] - it was just compared
             forms = dict.fromkeys(DTYPES.values(), value)
@@ -164,4 +189,4 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
                 f"got the kernels {shown(word)}; expected {MEASURED}, {PLAIN_FORM}, or a list of {offered}; "
                 f"dtype={'|'.join(COMPUTED)}, with commas between; leave it out for the measured ones"
             )
-    return Kernels(**operations, origin=origin if text != PLAIN_FORM else "")
+    return Kernels(**operations, widens_half=widens_half, origin=origin if text != PLAIN_FORM else "")
