@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from ..config import TextEncoderConfig
+from ..kernels.active import kernels_for
+from ..kernels.choice import PLAIN, Kernels
 from ..models.dtypes import compute_dtype
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
@@ -26,10 +28,17 @@ from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, ups
 
 
 def encoding_text(
-    model: nn.Module, config: TextEncoderConfig, tokens: int = MAX_TOKENS, *, on_cpu: bool = False
+    model: nn.Module,
+    config: TextEncoderConfig,
+    tokens: int = MAX_TOKENS,
+    *,
+    on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for encoding a prompt of `tokens` tokens."""
+    """Bytes for encoding a prompt of `tokens` tokens. kernels: by which a CPU computes."""
     dtype = next(model.parameters()).dtype
+    if on_cpu and kernels.origin:
+        dtype = kernels_for(model, kernels).text_dtype(dtype)
     return text_bytes(config, tokens, unpacking(model, dtype, on_cpu=on_cpu))
 
 
@@ -41,9 +50,14 @@ def sampling(
     text_tokens: Sequence[int],
     samples: int = 1,
     on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step."""
-    dtype = _compute_dtype(transformer.dtype, on_cpu)
+    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
+
+    kernels: by which a CPU computes.
+    """
+    products = kernels_for(transformer, kernels).products
+    dtype = products.dtype(transformer.dtype) if on_cpu else transformer.dtype
     return sample_bytes(
         transformer.config,
         samples=samples,
