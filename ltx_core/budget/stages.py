@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
-import torch
 from torch import nn
 
 from ..config import TextEncoderConfig
-from ..kernels.choice import Operation
-from ..kernels.convolution import packed_bytes
-from ..models.convolution import Conv2d, Conv3d
+from ..kernels.active import kernels_for
+from ..kernels.choice import PLAIN, Kernels
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -26,14 +24,19 @@ from .tiling import Tiling, choose_tiling
 from .vae import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
 from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
 
-_NOTHING_CHOSEN = Operation()
-
 
 def encoding_text(
-    model: nn.Module, config: TextEncoderConfig, tokens: int = MAX_TOKENS, *, on_cpu: bool = False
+    model: nn.Module,
+    config: TextEncoderConfig,
+    tokens: int = MAX_TOKENS,
+    *,
+    on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for encoding a prompt of `tokens` tokens."""
+    """Bytes for encoding a prompt of `tokens` tokens. kernels: by which a CPU computes."""
     dtype = next(model.parameters()).dtype
+    if on_cpu and kernels.origin:
+        dtype = kernels_for(model, kernels).text_dtype(dtype)
     return text_bytes(config, tokens, unpacking(model, dtype, on_cpu=on_cpu))
 
 
@@ -45,9 +48,14 @@ def sampling(
     text_tokens: Sequence[int],
     samples: int = 1,
     on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step."""
-    dtype = _compute_dtype(transformer.dtype, on_cpu)
+    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
+
+    kernels: by which a CPU computes.
+    """
+    products = kernels_for(transformer, kernels).products
+    dtype = products.dtype(transformer.dtype) if on_cpu else transformer.dtype
     return sample_bytes(
         transformer.config,
         samples=samples,
@@ -66,12 +74,12 @@ def upscaling(
     *,
     samples: int = 1,
     on_cpu: bool = False,
-    convolutions: Operation = _NOTHING_CHOSEN,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for upscaling latents of this shape. convolutions: as in `decoding`."""
-    dtype = _compute_dtype(next(upsampler.parameters()).dtype, on_cpu, convolutions)
-    packed = packed_convolutions(upsampler, convolutions, dtype) if on_cpu else 0
-    return packed + samples * upscale_bytes(upsampler.config, shape, dtype.itemsize, on_cpu=on_cpu)
+    """Bytes for upscaling latents of this shape. kernels: by which a CPU computes."""
+    stored = next(upsampler.parameters()).dtype
+    dtype = kernels_for(upsampler, kernels).convolutions.dtype(stored) if on_cpu else stored
+    return samples * upscale_bytes(upsampler.config, shape, dtype.itemsize, on_cpu=on_cpu)
 
 
 def decoding(
@@ -81,14 +89,14 @@ def decoding(
     room: int | None = None,
     *,
     on_cpu: bool = False,
-    convolutions: Operation = _NOTHING_CHOSEN,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tiling, int]:
     """How a latent of this shape is cut up for decoding, and the bytes that the work takes.
 
-    room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`. convolutions: how a CPU
-    computes them; weights that it packs are counted, all of them.
+    room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`. kernels: by which a CPU
+    computes.
     """
-    need = _vae_need(decode_bytes, vae, vae.decoder, on_cpu, convolutions)
+    need = _vae_need(decode_bytes, vae, vae.decoder, kernels if on_cpu else None)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     if not on_cpu:
         return tiling, need(tiling.largest(shape), limit=tiling.frames)
@@ -105,35 +113,20 @@ def encoding(
     room: int | None = None,
     *,
     on_cpu: bool = False,
-    convolutions: Operation = _NOTHING_CHOSEN,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tiling, int]:
     """`decoding` for the other way: encoding frames to a latent of this shape."""
-    need = _vae_need(encode_bytes, vae, vae.encoder, on_cpu, convolutions)
+    need = _vae_need(encode_bytes, vae, vae.encoder, kernels if on_cpu else None)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     return tiling, need(tiling.largest(shape), limit=tiling.frames)
 
 
 def _vae_need(
-    count: Callable[..., int], vae: VideoVAE, half: Encoder | Decoder, on_cpu: bool, convolutions: Operation
+    count: Callable[..., int], vae: VideoVAE, half: Encoder | Decoder, on_cpu: Kernels | None
 ) -> Callable[..., int]:
+    """on_cpu: by which a CPU computes; None: elsewhere."""
     stored = half.conv_in.conv.weight.dtype
-    dtype = _compute_dtype(stored, on_cpu, convolutions)
-    copies = CPU_COPIES + (dtype != stored) if on_cpu else CARD_COPIES
-    packed = packed_convolutions(half, convolutions, dtype) if on_cpu else 0
-
-    def need(shape: LatentShape, **how: Any) -> int:
-        return packed + count(vae.config, shape, itemsize=dtype.itemsize, copies=copies, **how)
-
-    return need
-
-
-def packed_convolutions(model: nn.Module, convolutions: Operation, dtype: torch.dtype) -> int:
-    """Bytes of all weights of a model's convolutions that a CPU packs for a computation in `dtype`."""
-    if not convolutions.packs(dtype):
-        return 0
-    parts = (part for part in model.modules() if isinstance(part, Conv2d | Conv3d))
-    return sum(packed_bytes(part.weight, dtype) for part in parts)
-
-
-def _compute_dtype(stored: torch.dtype, on_cpu: bool, chosen: Operation = _NOTHING_CHOSEN) -> torch.dtype:
-    return chosen.dtype(stored) if on_cpu else stored
+    if on_cpu is None:
+        return partial(count, vae.config, itemsize=stored.itemsize, copies=CARD_COPIES)
+    dtype = kernels_for(half, on_cpu).convolutions.dtype(stored)
+    return partial(count, vae.config, itemsize=dtype.itemsize, copies=CPU_COPIES + (dtype != stored))

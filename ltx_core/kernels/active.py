@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .choice import PLAIN, Kernels
 
@@ -51,6 +51,17 @@ class Active:
         self.packed_bytes += nbytes
         self._packed[key] = weight, packed
         return packed
+
+
+def keep_dtype(model: nn.Module) -> None:
+    """The user has asked for the dtype of this model's weights: it computes in it, whatever was measured."""
+    for part in model.modules():  # a half of a VAE is placed by itself
+        part.__dict__["keeps_dtype"] = True
+
+
+def kernels_for(model: nn.Module, kernels: Kernels) -> Kernels:
+    """What of a choice holds for a model, see `keep_dtype`."""
+    return kernels.in_stored_dtype() if model.__dict__.get("keeps_dtype", False) else kernels
 
 
 PLAINLY = Active(PLAIN)

@@ -57,7 +57,7 @@ def can_pack(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and private.works("convolutions", x.dtype)
 
 
-def packed_bytes(weight: Tensor, dtype: torch.dtype) -> int:
+def packed_weight_bytes(weight: Tensor, dtype: torch.dtype) -> int:
     """Bytes of a weight of a convolution that is packed for a computation in `dtype`, at most."""
     outs, ins, *kernel = weight.shape
     rounded = -(-outs // _BLOCK) * _BLOCK * (-(-ins // _BLOCK) * _BLOCK)
@@ -90,7 +90,7 @@ def _by_packed(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, act
     state = _state(weight)
     if state is None:
         return None
-    dtype, nbytes = x.dtype, packed_bytes(weight, x.dtype)
+    dtype, nbytes = x.dtype, packed_weight_bytes(weight, x.dtype)
     bias = None if bias is None else bias.to(dtype)
     if _is_product(weight, steps) and private.works("products", dtype):
         matrix = active.packed(weight, ("matrix", dtype, state), nbytes, lambda: _pack_matrix(weight.to(dtype)))

@@ -28,7 +28,7 @@ def product(
     pack_after: how many uses of the weight go by before it is packed, for those that are used a few times only.
     """
     on_cpu = x.device.type == "cpu" and not torch.is_grad_enabled()
-    form = active.kernels.products.form(x.dtype) if on_cpu else PLAIN_FORM
+    form = active.kernels.products.form(x.dtype) if on_cpu and not torch.is_autocast_enabled("cpu") else PLAIN_FORM
     if form != PLAIN_FORM and x.numel() >= FEWEST_ROWS * x.shape[-1] and private.works("products", x.dtype):
         return _by_onednn(x, weight, bias, active, gelu=gelu, pack_after=pack_after)
     if weight.dtype != x.dtype and on_cpu:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..budget.packing import room_for_packing
-from ..kernels.active import Active
+from ..kernels.active import Active, kernels_for
 from ..kernels.choice import Kernels
 from ..models.blocks import block_stack
 from .devices import memory
@@ -17,10 +17,8 @@ from .devices import memory
 
 def active_for(model: nn.Module, kernels: Kernels, required: int) -> Active:
     """What a model computes by on this machine. required: bytes that the work takes beside the weights."""
-    if getattr(model, "keeps_dtype", False):  # the user has asked for the dtype of its weights
-        kernels = kernels.in_stored_dtype()
     here = memory(torch.device("cpu"))
-    return Active(kernels, 0 if here is None else room_for_packing(here.free, here.total, required))
+    return Active(kernels_for(model, kernels), 0 if here is None else room_for_packing(here.free, here.total, required))
 
 
 @contextmanager

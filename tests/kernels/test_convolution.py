@@ -153,7 +153,7 @@ def test_every_step_and_padding(
             expected = F.conv3d(x.double(), weight.double(), double, stride, padding)
             assert got.shape == expected.shape
             assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert active.packed_bytes == convolution.packed_bytes(weight, torch.float32)
+    assert active.packed_bytes == convolution.packed_weight_bytes(weight, torch.float32)
 
 
 def test_the_upscaler_is_the_same(packings: list[Tensor], computes_packed: Callable[..., Active]) -> None:
@@ -274,7 +274,7 @@ def test_training_sees_no_packed_weights(packings: list[Tensor], dtype: torch.dt
 
 def test_without_room_everything_is_plain(packings: list[Tensor]) -> None:
     sample, _ = layer(Active(PLAIN))
-    need = convolution.packed_bytes(sample.weight, torch.float32)
+    need = convolution.packed_weight_bytes(sample.weight, torch.float32)
     for room, expected in ((0, 0), (need - 1, 0), (need, 1)):
         packings.clear()
         conv, x = layer(Active(packed(), room))
