@@ -35,8 +35,8 @@ def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
     """Lightricks' own code."""
     if not _on_path("LTX_VIDEO_PATH"):
         return {}
-    if importlib.util.find_spec("imageio") is None:  # imported there, and not used by the VAE
-        sys.modules.setdefault("imageio", types.ModuleType("imageio"))
+    if "imageio" not in sys.modules and importlib.util.find_spec("imageio") is None:  # the VAE does not use it
+        sys.modules["imageio"] = types.ModuleType("imageio")
     from ltx_video.models.autoencoders.causal_video_autoencoder import CausalVideoAutoencoder
 
     model: Any = CausalVideoAutoencoder.from_config(_config(vae)).eval()
@@ -86,12 +86,12 @@ def _config(vae: VideoVAE) -> dict[str, Any]:
 
 
 def _load(model: nn.Module, vae: VideoVAE) -> None:
-    """Our weights under the same keys. The statistics of latents stand elsewhere there, and are not used here.
+    """Our weights under the same keys. Where the statistics of latents have other names, they are not used here.
 
     Raises:
-        ValueError: another key is missing on either side.
+        RuntimeError: another key is missing on either side.
     """
-    result = model.load_state_dict(vae.state_dict(), strict=False)
-    wrong = [key for key in (*result.missing_keys, *result.unexpected_keys) if "per_channel_statistics" not in key]
-    if wrong:
-        raise ValueError(f"got other keys than ours: {wrong[:5]}; expected the same model")
+    theirs = model.state_dict()
+    statistics = {key: value for key, value in theirs.items() if "per_channel_statistics" in key}
+    ours = {key: value for key, value in vae.state_dict().items() if "per_channel_statistics" not in key}
+    model.load_state_dict({**statistics, **ours}, strict=True)
