@@ -21,7 +21,7 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import Decoder, Encoder, VideoVAE
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
-from .vae import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
+from .vae import CARD_COPIES, CPU_COPIES, PACKING_COPIES, decode_bytes, encode_bytes
 from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
 
 
@@ -128,5 +128,7 @@ def _vae_need(
     stored = half.conv_in.conv.weight.dtype
     if on_cpu is None:
         return partial(count, vae.config, itemsize=stored.itemsize, copies=CARD_COPIES)
-    dtype = kernels_for(half, on_cpu).convolutions.dtype(stored)
-    return partial(count, vae.config, itemsize=dtype.itemsize, copies=CPU_COPIES + (dtype != stored))
+    convolutions = kernels_for(half, on_cpu).convolutions
+    dtype = convolutions.dtype(stored)
+    copies = PACKING_COPIES if convolutions.packs(dtype) else CPU_COPIES
+    return partial(count, vae.config, itemsize=dtype.itemsize, copies=copies + (dtype != stored))

@@ -27,6 +27,9 @@ CARD_COPIES, CPU_COPIES = 1, 2
 """Copies that a convolution makes of its weight. On a card one: channels last, like its input. On the CPU two, measured
 with oneDNN, which converts a weight to channels-last memory and then to its own blocked format."""
 
+PACKING_COPIES = 1
+"""The same where weights are packed once, beside the packed ones: of the weight that is being packed."""
+
 
 def decode_bytes(
     config: VideoVAEConfig,

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltxkit.ltx_core.budget import stages
+from ltxkit.ltx_core.budget.packing import packed_bytes
+from ltxkit.ltx_core.budget.tiling import Tiling
 from ltxkit.ltx_core.config import UpsamplerConfig, VideoVAEConfig
 from ltxkit.ltx_core.kernels import convolution, private
 from ltxkit.ltx_core.kernels.active import Active
@@ -21,8 +24,12 @@ from ltxkit.ltx_core.kernels.convolution import Steps
 from ltxkit.ltx_core.models.convolution import Conv2d, Conv3d
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.decode import decode
+from ltxkit.ltx_core.pipelines.settings import Decoding
 from ltxkit.ltx_core.placing.computing import start_computing, stop_computing
 from ltxkit.ltx_core.placing.copies import Copies
+from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
+from ltxkit.ltx_core.shapes import LatentShape
 
 DTYPES = (torch.float32, torch.bfloat16)
 ROOM = 1 << 30
@@ -295,6 +302,47 @@ def test_what_cannot_be_packed_is_plain(packings: list[Tensor], monkeypatch: pyt
     monkeypatch.setattr(private, "works", lambda kind, dtype: False)
     check(conv, x)
     assert not packings
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_placed_vae_packs_once_for_all_pieces_and_tiles(
+    made: dict[str, VideoVAE], packings: list[Tensor], keep: bool
+) -> None:
+    vae = made["0.9.5"]
+    latent = torch.randn(1, vae.config.latent_channels, 5, 2, 6, generator=torch.Generator().manual_seed(3))
+
+    def decoded(placement: DevicePlacement) -> Tensor:
+        cut = {"seed": 1, "tiling": Tiling(frames=1, width=3, halo=1)}
+        return decode(vae, latent, Decoding(0.05, 0.025), host=host_on(placement), **cut)
+
+    placement = DevicePlacement("cpu", keep=keep, kernels=packed())
+    expected = decoded(DevicePlacement("cpu", kernels=PLAIN))
+    assert not packings
+    count = sum(isinstance(part, Conv3d) for part in vae.decoder.modules())
+    assert (decoded(placement) - expected).abs().max() <= 1e-5
+    assert len(packings) == count
+    assert (decoded(placement) - expected).abs().max() <= 1e-5
+    assert len(packings) == (1 if keep else 2) * count
+    placement.release(vae.decoder)
+    assert not any("active" in part.__dict__ for part in vae.modules())
+
+
+def test_the_plan_counts_what_is_packed(
+    vae_config: Callable[..., VideoVAEConfig], peak_bytes: Callable[..., int], packings: list[Tensor]
+) -> None:
+    """Wide enough that packed weights are most of the memory."""
+    vae = VideoVAE(vae_config("0.9.5", width=32)).eval().requires_grad_(False)
+    latent, host = torch.randn(1, 16, 2, 2, 3), host_on(DevicePlacement("cpu", kernels=packed()))
+    peak = peak_bytes(lambda: decode(vae, latent, Decoding(0.05, 0.025), seed=1, host=host))
+    assert packings
+    shape = LatentShape(2, 2, 3)
+    held = packed_bytes(vae.decoder, packed(), ROOM)
+    work = stages.decoding(vae, shape, on_cpu=True, kernels=packed())[1]
+    exact = sum(weight.numel() for weight in packings) * 4
+    assert exact <= held <= 1.3 * exact
+    assert 0.95 * peak <= held + work <= 1.4 * peak
+    assert packed_bytes(vae.decoder, packed(), held // 2) == held // 2
+    assert packed_bytes(vae.decoder, PLAIN, ROOM) == 0
 
 
 def test_packed_weights_go_with_the_placement(made: dict[str, VideoVAE]) -> None:
