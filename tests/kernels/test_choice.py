@@ -47,7 +47,7 @@ def test_float32_can_be_asked_for_and_fewer_bits_cannot():
     "text", ["fast", "products", "products=mkl", "convolutions=onednn", "plain,attention=products"]
 )
 def test_other_texts_are_refused(text):
-    with pytest.raises(ConfigError, match="got the kernels .*; expected auto, plain, or a list"):
+    with pytest.raises(ConfigError, match=r"got the kernels .*; expected auto, plain, or a list"):
         parse_kernels(text, "asked for")
 
 

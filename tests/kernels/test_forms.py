@@ -52,11 +52,12 @@ def test_products_of_every_form_are_those_of_float64(dtypes, form, gelu, bias, m
     assert (chosen.packed_bytes > 0) == (form == "packed")
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_packed_weights_give_the_same_bits_as_those_without_room(dtype):
-    x, weight, bias = case(dtype, dtype)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F32, BF16), (F32, F16)])
+def test_packed_weights_give_the_same_bits_as_those_without_room(dtypes, gelu):
+    x, weight, bias = case(*dtypes)
     with torch.no_grad():
-        results = [product(x, weight, bias, active("products=packed", room)) for room in (1 << 30, 0)]
+        results = [product(x, weight, bias, active("products=packed", room), gelu=gelu) for room in (1 << 30, 0)]
     assert torch.equal(*results), "a clip must not depend on the memory that was free"
 
 
