@@ -42,6 +42,7 @@ class Outline:
     """The models of a run, on meta or loaded: the plan reads only configs, shapes and dtypes.
 
     text_encoder: the model and its config. converted: bytes that loading allocates in addition to the mapped files.
+    kernels: by which a CPU computes; None: those of this machine.
     """
 
     transformer: LTXTransformer
@@ -50,6 +51,7 @@ class Outline:
     text_encoder: tuple[nn.Module, TextEncoderConfig] | None = None
     upscaler: LatentUpsampler | None = None
     converted: int = 0
+    kernels: Kernels | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, Weights]:
@@ -281,9 +283,11 @@ def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
     return Pass.of(models.transformer, Settings(recipe), which, grid.tokens, scheduler=models.info.scheduler)
 
 
-def _kernels(card: Card) -> Kernels:
+def _kernels(models: Outline, card: Card) -> Kernels:
     """By which the models compute on a card: chosen for main memory only."""
-    return kernels_here() if card.is_main_memory else PLAIN
+    if not card.is_main_memory:
+        return PLAIN
+    return kernels_here() if models.kernels is None else models.kernels
 
 
 def _held(weights: Weights, resident: int | None, card: Card) -> int:
@@ -300,13 +304,15 @@ def _stack_stage(
         resident = resident_blocks(weights, room_for_weights(card.available, card.total, work))
     if card.is_main_memory and resident is None:
         room = room_for_packing(card.available - models.converted, card.total, work)
-        packed = packed_bytes(module, _kernels(card), room)
+        packed = packed_bytes(module, _kernels(models, card), room)
     held = _held(weights, resident, card)
     return Stage(name, model, weights.total, held, len(weights.blocks), resident, work, packed=packed)
 
 
 def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
-    work = stages.encoding_text(*encoder, choices.text_tokens, on_cpu=card.is_main_memory, kernels=_kernels(card))
+    work = stages.encoding_text(
+        *encoder, choices.text_tokens, on_cpu=card.is_main_memory, kernels=_kernels(models, card)
+    )
     return _stack_stage("encode text", "text encoder", encoder[0], models, work, card, None)
 
 
@@ -319,7 +325,7 @@ def _transformer_stage(
         branches=branches,
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
-        kernels=_kernels(card),
+        kernels=_kernels(models, card),
     )
     return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices.resident)
 
