@@ -36,8 +36,8 @@ class Stage:
     """One stage of a run, with one model on the device.
 
     weights: bytes of the model. held: bytes of weights on the device at once. resident: how many of `blocks` stay;
-    None: all. packed: bytes of weights that are packed for a CPU's kernels, beside those in the file; what there is no room
-    for is not packed. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    None: all. packed: bytes of weights that are packed for a CPU's kernels, beside those in the file; what there is no
+    room for is not packed. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
     """
 
     name: str

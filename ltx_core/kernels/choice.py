@@ -1,4 +1,4 @@
-"""Which kernel and which dtype on a CPU, for products, attention and convolutions apart.
+"""Which kernel and which dtype on a CPU, for products, attention, convolutions and norms apart.
 
 Two processors with the same instructions differ eightfold in bfloat16 against float32, so no flag can say: it is
 measured once per processor model and torch version (`measure`), before a model first works on a CPU, and kept
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from ..errors import ConfigError
 from ..values import shown
 
-Kind = Literal["products", "attention", "convolutions"]
+Kind = Literal["products", "attention", "convolutions", "norms"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PLAIN_FORM = "plain"
@@ -24,12 +24,13 @@ FORMS: Mapping[Kind, tuple[str, ...]] = {
     "products": (PLAIN_FORM, "onednn", "packed"),
     "attention": (PLAIN_FORM, "products"),
     "convolutions": (PLAIN_FORM, "packed"),
+    "norms": (PLAIN_FORM, "pieces"),
 }
 """What each kind of operation can be computed by, plain torch first.
 
 products: `F.linear`; oneDNN; oneDNN with weights turned once into its layout, which gives the same bits. attention:
 `scaled_dot_product_attention`; two products per head and block of queries. convolutions: as `models.convolution` does;
-oneDNN with packed weights.
+oneDNN with packed weights. norms: `F.rms_norm`; a few rows at a time in float32.
 """
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -99,6 +100,7 @@ class Kernels:
     products: Operation = Operation()
     attention: Operation = Operation()
     convolutions: Operation = Operation()
+    norms: Operation = Operation()
     widens_half: bool = False
     origin: str = ""
 
@@ -109,7 +111,7 @@ class Kernels:
         return self.products.dtype(stored)
 
     def of(self, kind: Kind) -> Operation:
-        return {"products": self.products, "attention": self.attention, "convolutions": self.convolutions}[kind]
+        return cast(Operation, getattr(self, kind))
 
     def in_stored_dtype(self) -> Kernels:
         """The same forms for weights whose dtype the user has asked for: they compute in it."""

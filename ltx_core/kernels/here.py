@@ -22,7 +22,7 @@ from .measure import measure
 
 VARIABLE = "LTXKIT_KERNELS"
 CACHE_VARIABLE = "LTXKIT_CACHE"
-_RULES = 1  # raised when what is measured, or how it is read, changes
+_RULES = 2  # raised when what is measured, or how it is read, changes
 
 
 def kernels_here(asked: str | None = None, say: Notes = log_note) -> Kernels:

@@ -1,4 +1,4 @@
-"""What this processor does: each form of products, attention and convolutions timed against the plain one.
+"""What this processor does: each form of products, attention, convolutions and norms timed against the plain one.
 
 The clock is the process's CPU time, which other programs do not lengthen, and contestants take turns. A dtype whose
 products turn out many times slower than float32's, as without instructions for it, is dropped after one small product.
@@ -16,6 +16,7 @@ from torch import Tensor
 from . import private
 from .attention import by_blocks
 from .choice import PLAIN_FORM, Kernels, Operation
+from .norms import by_pieces
 
 OTHER_DTYPE = 1.3  # another dtype than the file's has to be this many times as fast
 OTHER_FORM = 1.05  # another form than the plain one: less is what two measurements of the same form differ by
@@ -23,6 +24,7 @@ HOPELESS = 8  # times slower than float32
 ROUNDS = 3
 ROWS, WIDTH = 256, 1280  # of the product: a tenth of a second for everything, and wide enough for full speed
 HEADS, TOKENS, HEAD_DIM = 2, 768, 64
+EPS = 1e-6
 CHANNELS, GRID = 256, (3, 8, 12)  # of the convolution: the coarse end of a VAE, where weights weigh most
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,15 +35,16 @@ def measure() -> Kernels:
     """The choice by measurement on this machine, in less than a second of one thread."""
     with torch.inference_mode():
         dtypes = _worth_measuring()
-        return chosen(_products(dtypes), _attention(dtypes), _convolutions(dtypes))
+        return chosen(_products(dtypes), _attention(dtypes), _convolutions(dtypes), _norms(dtypes))
 
 
-def chosen(products: Times, attention: Times, convolutions: Times) -> Kernels:
+def chosen(products: Times, attention: Times, convolutions: Times, norms: Times) -> Kernels:
     """The choice by times in seconds of (dtype, form); a dtype that is missing from them computes nowhere."""
     return Kernels(
         Operation(_forms(products), _computed(products)),
-        Operation(_forms(attention)),  # its dtype is that of the products
+        Operation(_forms(attention)),  # its dtype is that of the products, as the norms'
         Operation(_forms(convolutions), _computed(convolutions)),
+        Operation(_forms(norms)),
         widens_half=True,
         origin="measured",
     )
@@ -119,6 +122,15 @@ def _convolutions(dtypes: list[torch.dtype]) -> Times:
 
         contest[dtype, PLAIN_FORM] = convolve
         contest[dtype, "packed"] = lambda x=x, packed=packed, bias=bias, run=convolve: run(x, packed, bias)
+    return _times(contest)
+
+
+def _norms(dtypes: list[torch.dtype]) -> Times:
+    contest: dict[tuple[torch.dtype, str], Callable[[], Tensor]] = {}
+    for dtype in dtypes:
+        x, weight = _random(dtype, ROWS, WIDTH), _random(dtype, WIDTH)
+        contest[dtype, PLAIN_FORM] = lambda x=x, weight=weight: F.rms_norm(x, x.shape[-1:], weight, EPS)
+        contest[dtype, "pieces"] = lambda x=x, weight=weight: by_pieces(x, weight, EPS)
     return _times(contest)
 
 

@@ -32,7 +32,7 @@ def product(
     if form != PLAIN_FORM and x.numel() >= FEWEST_ROWS * x.shape[-1] and private.works("products", x.dtype):
         return _by_onednn(x, weight, bias, active, gelu=gelu, pack_after=pack_after)
     if weight.dtype != x.dtype and on_cpu:
-        result = _by_slices(x, weight, bias, onednn=False)
+        result = _by_slices(x, weight, bias)
     else:
         result = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     return tanh_gelu(result) if gelu else result
@@ -57,13 +57,12 @@ def _by_onednn(
         )
         layout = weight if packed is None else packed
     if layout is weight and weight.dtype != dtype:
-        result = _by_slices(x, weight, bias, onednn=True)
-        return tanh_gelu(result) if gelu else result
+        return _by_slices(x, weight, bias, onednn=True, gelu=gelu)
     return private.linear(x, layout, None if bias is None else bias.to(dtype), gelu=gelu)
 
 
-def _by_slices(x: Tensor, weight: Tensor, bias: Tensor | None, *, onednn: bool) -> Tensor:
-    """The same product, without the whole weight ever being in memory in another dtype."""
+def _by_slices(x: Tensor, weight: Tensor, bias: Tensor | None, *, onednn: bool = False, gelu: bool = False) -> Tensor:
+    """The same product, without the whole weight ever being in memory in another dtype. gelu: with oneDNN alone."""
     ins, outs = x.shape[-1], weight.shape[0]
     rows = x.reshape(-1, ins)
     output = rows.new_empty(rows.shape[0], outs)
@@ -73,7 +72,7 @@ def _by_slices(x: Tensor, weight: Tensor, bias: Tensor | None, *, onednn: bool) 
         cast = piece.to(x.dtype)
         shift = None if bias is None else bias[start : start + size].to(x.dtype)
         if onednn:
-            part.copy_(private.linear(rows, cast, shift))
+            part.copy_(private.linear(rows, cast, shift, gelu=gelu))
         elif shift is None:
             torch.mm(rows, cast.T, out=part)
         else:

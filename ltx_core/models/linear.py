@@ -6,10 +6,13 @@ Weights can then stay memory-mapped as the file stores them where the processor 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 from ..kernels.active import PLAINLY, Active
+from ..kernels.norms import rms_norm
 from ..kernels.products import SLICE, product, tanh_gelu
 
 __all__ = ["SLICE", "Linear", "RMSNorm"]
@@ -35,7 +38,10 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm` with a weight."""
+    """`nn.RMSNorm` over the last axis, in the dtype of its input; its weight is None if not `elementwise_affine`."""
+
+    active: Active = PLAINLY
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return rms_norm(x, cast("Tensor | None", self.weight), eps, self.active)

@@ -33,7 +33,7 @@ from .branches import (
 )
 from .dtypes import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
-from .linear import Linear
+from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
@@ -65,10 +65,10 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
-        self.norm1 = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
+        self.norm1 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.attn1 = SelfAttention(d, d, heads, head_dim)
         self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
-        self.norm2 = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
+        self.norm2 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.ff = FeedForward(d)
         self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
 

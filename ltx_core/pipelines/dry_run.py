@@ -42,6 +42,7 @@ class Outline:
     """The models of a run, on meta or loaded: the plan reads only configs, shapes and dtypes.
 
     text_encoder: the model and its config. converted: bytes that loading allocates in addition to the mapped files.
+    kernels: by which a CPU computes; None: those of this machine.
     """
 
     transformer: LTXTransformer
@@ -50,6 +51,7 @@ class Outline:
     text_encoder: tuple[nn.Module, TextEncoderConfig] | None = None
     upscaler: LatentUpsampler | None = None
     converted: int = 0
+    kernels: Kernels | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, Weights]:
@@ -281,9 +283,11 @@ def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
     return Pass.of(models.transformer, Settings(recipe), which, grid.tokens, scheduler=models.info.scheduler)
 
 
-def _kernels(card: Card) -> Kernels:
+def _kernels(models: Outline, card: Card) -> Kernels:
     """By which the models compute on a card: chosen for main memory only."""
-    return kernels_here() if card.is_main_memory else PLAIN
+    if not card.is_main_memory:
+        return PLAIN
+    return kernels_here() if models.kernels is None else models.kernels
 
 
 def _held(weights: Weights, resident: int | None, card: Card) -> int:
@@ -295,7 +299,7 @@ def _packed(module: nn.Module, models: Outline, work: int, card: Card) -> int:
     if not card.is_main_memory:
         return 0
     room = room_for_packing(card.available - models.converted, card.total, work)
-    return packed_bytes(module, _kernels(card), room)
+    return packed_bytes(module, _kernels(models, card), room)
 
 
 def _stack_stage(
@@ -312,7 +316,9 @@ def _stack_stage(
 
 
 def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
-    work = stages.encoding_text(*encoder, choices.text_tokens, on_cpu=card.is_main_memory, kernels=_kernels(card))
+    work = stages.encoding_text(
+        *encoder, choices.text_tokens, on_cpu=card.is_main_memory, kernels=_kernels(models, card)
+    )
     return _stack_stage("encode text", "text encoder", encoder[0], models, work, card, None)
 
 
@@ -325,14 +331,14 @@ def _transformer_stage(
         branches=branches,
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
-        kernels=_kernels(card),
+        kernels=_kernels(models, card),
     )
     return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices.resident)
 
 
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
     weights = models.weights["upscaler"]
-    work = stages.upscaling(upscaler, grid, on_cpu=card.is_main_memory, kernels=_kernels(card))
+    work = stages.upscaling(upscaler, grid, on_cpu=card.is_main_memory, kernels=_kernels(models, card))
     packed = _packed(upscaler, models, work, card)
     return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work, packed=packed)
 
@@ -343,7 +349,7 @@ def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked:
     weights = models.weights[part].total
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
     work_of = stages.decoding if name == "decode" else stages.encoding
-    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory, kernels=_kernels(card))
+    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory, kernels=_kernels(models, card))
     half = models.vae.decoder if name == "decode" else models.vae.encoder
     held, packed = _held(models.weights[part], None, card), _packed(half, models, work, card)
     return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid), packed)

@@ -221,7 +221,8 @@ class Components:
                 notes(remark)
         if isinstance(self.placement, DevicePlacement):
             encoder = (self.text_encoder.model, self.text_encoder.config)
-            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler)
+            kernels = self.placement.kernels
+            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler, kernels=kernels)
             check_fits(models, asked, self.placement.device)
         negative_prompt = self._negative(passes, negative_prompt, notes)
 

@@ -11,6 +11,7 @@ from torch import nn
 from ..budget.packing import room_for_packing
 from ..kernels.active import Active, kernels_for
 from ..kernels.choice import Kernels
+from ..kernels.here import kernels_here
 from ..models.blocks import block_stack
 from .devices import memory
 
@@ -36,6 +37,18 @@ def computing(
         yield active
     finally:
         stop_computing(model)
+
+
+@contextmanager
+def computing_on(
+    device: torch.device, model: nn.Module, *, memory_required: int, resident: int | None
+) -> Generator[None]:
+    """`computing` by the kernels of this machine where the device is a CPU, for hosts that place models themselves."""
+    if device.type != "cpu":
+        yield
+        return
+    with computing(model, kernels_here(), memory_required=memory_required, resident=resident):
+        yield
 
 
 def start_computing(model: nn.Module, active: Active, resident: int | None = None) -> None:

@@ -47,7 +47,7 @@ def test_float32_can_be_asked_for_and_fewer_bits_cannot():
     "text", ["fast", "products", "products=mkl", "convolutions=onednn", "plain,attention=products"]
 )
 def test_other_texts_are_refused(text):
-    with pytest.raises(ConfigError, match="got the kernels .*; expected auto, plain, or a list"):
+    with pytest.raises(ConfigError, match=r"got the kernels .*; expected auto, plain, or a list"):
         parse_kernels(text, "asked for")
 
 
@@ -68,15 +68,15 @@ def times(**seconds):
 
 def test_another_dtype_has_to_be_1_3_times_as_fast():
     slow = times(float32_plain=1.0, float32_packed=0.5, bfloat16_plain=0.64, bfloat16_packed=0.64)
-    assert chosen(slow, {}, {}).products.dtype(BF16) == BF16  # 1.28 times
+    assert chosen(slow, {}, {}, {}).products.dtype(BF16) == BF16  # 1.28 times
     slow = times(float32_plain=1.0, float32_packed=0.5, bfloat16_plain=0.66, bfloat16_packed=0.66)
-    assert chosen(slow, {}, {}).products.dtype(BF16) == F32  # 1.32 times
+    assert chosen(slow, {}, {}, {}).products.dtype(BF16) == F32  # 1.32 times
     fast = times(float32_plain=1.0, bfloat16_plain=0.1)
-    assert chosen(fast, {}, {}).products.dtype(F32) == F32, "fewer bits than the file has are the user's choice"
+    assert chosen(fast, {}, {}, {}).products.dtype(F32) == F32, "fewer bits than the file has are the user's choice"
 
 
 def test_a_dtype_that_was_too_slow_to_be_measured_computes_in_float32():
-    kernels = chosen(times(float32_plain=1.0), {}, times(float32_plain=1.0, bfloat16_plain=0.5))
+    kernels = chosen(times(float32_plain=1.0), {}, times(float32_plain=1.0, bfloat16_plain=0.5), {})
     assert kernels.products.dtype(BF16) == kernels.products.dtype(F16) == F32
     assert kernels.convolutions.dtype(BF16) == BF16, "products and convolutions are apart"
     assert kernels.convolutions.dtype(F16) == F32
@@ -87,7 +87,9 @@ def test_another_form_has_to_win_by_more_than_two_measurements_differ():
         times(float32_plain=1.0, float32_onednn=0.97, float32_packed=0.96, bfloat16_plain=1.0, bfloat16_packed=0.9),
         times(float32_plain=1.0, float32_products=2.0, bfloat16_plain=1.0, bfloat16_products=0.6),
         times(float32_plain=1.0, float32_packed=0.5),
+        times(float32_plain=1.0, float32_pieces=1.0, bfloat16_plain=1.0, bfloat16_pieces=0.3),
     )
+    assert (kernels.norms.form(F32), kernels.norms.form(BF16)) == ("plain", "pieces")
     assert kernels.products.form(F32) == "plain"
     assert kernels.products.form(BF16) == "packed"
     assert (kernels.attention.form(F32), kernels.attention.form(BF16)) == ("plain", "products")

@@ -9,6 +9,7 @@ from ltxkit.ltx_core.kernels import private
 from ltxkit.ltx_core.kernels.active import PLAINLY, Active
 from ltxkit.ltx_core.kernels.attention import attention, by_blocks
 from ltxkit.ltx_core.kernels.choice import parse_kernels
+from ltxkit.ltx_core.kernels.norms import rms_norm
 from ltxkit.ltx_core.kernels.products import product
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -52,11 +53,12 @@ def test_products_of_every_form_are_those_of_float64(dtypes, form, gelu, bias, m
     assert (chosen.packed_bytes > 0) == (form == "packed")
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_packed_weights_give_the_same_bits_as_those_without_room(dtype):
-    x, weight, bias = case(dtype, dtype)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F32, BF16), (F32, F16)])
+def test_packed_weights_give_the_same_bits_as_those_without_room(dtypes, gelu):
+    x, weight, bias = case(*dtypes)
     with torch.no_grad():
-        results = [product(x, weight, bias, active("products=packed", room)) for room in (1 << 30, 0)]
+        results = [product(x, weight, bias, active("products=packed", room), gelu=gelu) for room in (1 << 30, 0)]
     assert torch.equal(*results), "a clip must not depend on the memory that was free"
 
 
@@ -131,6 +133,25 @@ def test_no_operator_is_claimed_for_dtypes_without_one():
     for kind in ("products", "convolutions"):
         assert not private.works(kind, torch.float64)
         assert not private.works(kind, torch.int8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_norms_in_pieces_are_those_of_float64(dtype, weighted, monkeypatch):
+    monkeypatch.setattr("ltxkit.ltx_core.kernels.norms.PIECE", 96 * 7)
+    x, weight, _ = case(dtype, dtype, outs=1)
+    weight = weight[0] if weighted else None
+    before = x.clone()
+    with torch.no_grad():
+        result = rms_norm(x, weight, 1e-5, active("norms=pieces"))
+        plain = rms_norm(x, weight, 1e-5, PLAINLY)
+    assert torch.equal(x, before)
+    expected = F.rms_norm(x.double(), (96,), None if weight is None else weight.double(), 1e-5)
+    assert result.dtype == dtype
+    assert distance(result, expected) <= max(torch.finfo(dtype).eps, 4 * torch.finfo(F32).eps)  # four roundings
+    assert torch.equal(plain, F.rms_norm(x, (96,), weight, 1e-5))
+    with torch.enable_grad():
+        assert rms_norm(x.requires_grad_(), weight, 1e-5, active("norms=pieces")).requires_grad
 
 
 # bfloat16's scores are rounded once before the softmax and its weights once after it.

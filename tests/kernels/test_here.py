@@ -143,10 +143,10 @@ def test_an_interrupted_measurement_leaves_nothing(measured, monkeypatch, tmp_pa
     ("platform", "variables", "expected"),
     [
         ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/ltxkit"),
-        ("linux", {}, "/home/me/.cache/ltxkit"),
-        ("darwin", {}, "/home/me/Library/Caches/ltxkit"),
+        ("linux", {}, "/me/.cache/ltxkit"),
+        ("darwin", {}, "/me/Library/Caches/ltxkit"),
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/ltxkit/cache"),
-        ("win32", {}, "/home/me/AppData/Local/ltxkit/cache"),
+        ("win32", {}, "/me/AppData/Local/ltxkit/cache"),
         ("linux", {"LTXKIT_CACHE": "/mine", "XDG_CACHE_HOME": "/x"}, "/mine"),
     ],
 )
@@ -156,7 +156,7 @@ def test_the_folder_is_the_systems_usual_place(platform, variables, expected, mo
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(here.Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(here.Path, "home", lambda: Path("/me"))
     assert cache_folder() == Path(expected)
 
 

@@ -61,7 +61,13 @@ def kernels(text):
     return parse_kernels(text, "asked for")
 
 
-FORMS = ["products=onednn", "products=packed", "attention=products", "products=packed,attention=products"]
+FORMS = [
+    "products=onednn",
+    "products=packed",
+    "attention=products",
+    "norms=pieces",
+    "products=packed,attention=products,norms=pieces",
+]
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
