@@ -55,6 +55,8 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Every weight that is packed, in turn."""
+    for kind, dtype in itertools.product(("products", "convolutions"), DTYPES):
+        private.works(kind, dtype)  # once per process, with weights of its own
     seen: list[Tensor] = []
     for name in ("pack_convolution", "pack_linear"):
 
