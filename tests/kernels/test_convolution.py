@@ -332,6 +332,7 @@ def test_a_placed_vae_packs_once_for_all_pieces_and_tiles(
     assert not any("active" in part.__dict__ for part in vae.modules())
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_packed(
     vae_config: Callable[..., VideoVAEConfig], peak_bytes: Callable[..., int], packings: list[Tensor]
 ) -> None:
