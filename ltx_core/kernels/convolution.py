@@ -96,7 +96,12 @@ def _by_packed(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, act
     if _is_product(weight, steps) and private.works("products", dtype):
         matrix = active.packed(weight, ("matrix", dtype, state), nbytes, lambda: _pack_matrix(weight.to(dtype)))
         return None if matrix is None else _product(x, matrix, bias, steps, weight.shape)
-    at: dict[str, Any] = {"padding": steps.padding, "stride": steps.stride, "dilation": steps.dilation, "groups": steps.groups}
+    at: dict[str, Any] = {
+        "padding": steps.padding,
+        "stride": steps.stride,
+        "dilation": steps.dilation,
+        "groups": steps.groups,
+    }
     kernel = active.packed(
         weight,
         ("convolution", steps, dtype, state),
