@@ -139,6 +139,12 @@ def _memory_arguments(memory: Group) -> None:
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
     )
     memory.add_argument(
+        "--kernels",
+        metavar="auto|plain|LIST",
+        help="what a CPU computes by: what was measured here (default), plain torch in the type of the weights, or a "
+        "list such as products=packed,attention=products,dtype=float32",
+    )
+    memory.add_argument(
         "--quantization",
         metavar="KIND",
         help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8_convrot on loading",
@@ -307,6 +313,7 @@ def _load(options: argparse.Namespace, files: OpenFiles, loras: Sequence[Weighte
         device=_device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
+        kernels=options.kernels,
         opened=files,
         progress=console.progress,
         notes=console.note,

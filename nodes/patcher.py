@@ -24,6 +24,7 @@ from ..ltx_core.models.text_encoder import StackedT5
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
+from ..ltx_core.placing.computing import computing_on
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import DirectTransfers, streamed
 from . import launch
@@ -54,7 +55,8 @@ def placed(module: nn.Module, memory_required: int, chosen: int | None) -> Gener
     device = device_for(module)
     resident = _resident(module, memory_required, chosen)
     patcher = patcher_of(module)
-    with _cancellable(module):
+    on_cpu = computing_on(device, module, memory_required=memory_required, resident=resident)
+    with _cancellable(module), on_cpu:
         if resident is None:
             model_management.load_models_gpu([patcher], memory_required=memory_required)
             with patcher.at_work():

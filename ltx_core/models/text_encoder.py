@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import TextEncoderConfig
 from .blocks import BlockStack
+from .text_layers import use_own_layers
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def build_t5(config: TextEncoderConfig) -> T5EncoderModel:
     )
     with torch.device("meta"):
         model = _stacked_t5()(t5_config)
+        use_own_layers(model)
     model.set_input_embeddings(model.get_input_embeddings())
     return model.eval().requires_grad_(False)
 

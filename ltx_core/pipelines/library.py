@@ -23,6 +23,8 @@ from .. import media
 from ..budget.tiling import Tiling
 from ..errors import ConfigError
 from ..files import PICTURES, VIDEOS, check_output, whole
+from ..kernels.choice import parse_kernels
+from ..kernels.here import kernels_here
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -95,6 +97,7 @@ class Components:
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         resident_blocks: int | None = None,
         tile: int | None = None,
+        kernels: str | None = None,
         opened: OpenFiles | None = None,
         progress: Progress = silent,
         notes: Notes = log_note,
@@ -111,6 +114,8 @@ class Components:
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
+        kernels: by which a CPU computes, as `kernels.choice.parse_kernels`. None: what was measured on this machine, or
+            what LTXKIT_KERNELS says.
         opened: the same files, by `open_files`, if they are open already.
 
         Raises:
@@ -118,7 +123,7 @@ class Components:
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
-        placement = _placement(device, resident_blocks)
+        placement = _placement(device, resident_blocks, kernels, notes)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
@@ -216,7 +221,8 @@ class Components:
                 notes(remark)
         if isinstance(self.placement, DevicePlacement):
             encoder = (self.text_encoder.model, self.text_encoder.config)
-            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler)
+            kernels = self.placement.kernels
+            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler, kernels=kernels)
             check_fits(models, asked, self.placement.device)
         negative_prompt = self._negative(passes, negative_prompt, notes)
 
@@ -253,6 +259,7 @@ class Components:
         """The models and the passes of a run, as JSON values."""
         return {
             **self.sources,
+            **self._computing(),
             "loras": [{"file": item.lora.path.name, "strength": item.strength} for item in self.loras],
             "versions": list(self.info.versions),
             "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
@@ -260,6 +267,11 @@ class Components:
             "decode_timestep": decoding.timestep,
             "decode_noise_scale": decoding.noise_scale,
         }
+
+    def _computing(self) -> dict[str, Any]:
+        """By which kernels a CPU makes the clip; nothing on other devices, and where nothing was chosen."""
+        kernels = self.placement.kernels
+        return {} if kernels is None or not kernels.origin else {"kernels": kernels.to_json()}
 
     def _size(self, asked: PixelShape, notes: Notes) -> PixelShape:
         """The size of the first pass, or of the only one."""
@@ -404,11 +416,21 @@ def _rate(fps: Fraction | float) -> Fraction:
     return rate
 
 
-def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | BalancedPlacement:
-    """Raises ConfigError: a device that this machine does not have, or a number of blocks below 0."""
+def _placement(
+    device: Any, resident_blocks: int | None, kernels: str | None, notes: Notes
+) -> DevicePlacement | BalancedPlacement:
+    """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
+    if kernels is not None:
+        parse_kernels(kernels, "asked for")  # whatever the device is
     if isinstance(device, Sequence) and not isinstance(device, str):
         return BalancedPlacement([chosen_device(each) for each in device])
-    return DevicePlacement(chosen_device(device), resident_blocks=resident_blocks)
+    chosen = chosen_device(device)
+    if chosen.type != "cpu":
+        return DevicePlacement(chosen, resident_blocks=resident_blocks)
+    chosen_kernels = kernels_here(kernels, notes)
+    if chosen_kernels.origin:
+        notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
+    return DevicePlacement(chosen, resident_blocks=resident_blocks, kernels=chosen_kernels)
 
 
 def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:

@@ -33,8 +33,8 @@ def encode_prompts(
     control characters.
 
     Returns:
-        per prompt embeddings (1, l, d_model) in the encoder's dtype and mask (1, l) int64 of ones, both on the CPU;
-        1 <= l <= 256; an empty prompt is a single end-of-sequence token.
+        per prompt embeddings (1, l, d_model) in the dtype in which the encoder computes, and mask (1, l) int64 of ones,
+        both on the CPU; 1 <= l <= 256; an empty prompt is a single end-of-sequence token.
 
     Raises:
         UnsupportedError: the encoder returned numbers that are not finite.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..budget.weights import weight_bytes
 from ..errors import ConfigError
+from ..kernels.choice import Kernels
 from ..models.blocks import block_stack
 from .copies import DeviceCopies
 from .devices import named_device
@@ -49,6 +50,11 @@ class BalancedPlacement:
     def device(self) -> torch.device:
         """Where a model takes its inputs and returns its results."""
         return self.devices[0]
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """As in `DevicePlacement`, of models that go to the first device as a whole; divided ones compute plainly."""
+        return self._first.kernels
 
     def spare_memory(self, module: nn.Module) -> int | None:
         """As in `DevicePlacement`, for a model that goes to the first device as a whole."""

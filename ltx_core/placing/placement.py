@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -13,9 +13,12 @@ from torch import nn
 
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
 from ..host import Host
+from ..kernels.choice import Kernels
+from ..kernels.here import kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
+from .computing import active_for, computing, start_computing, stop_computing
 from .copies import DeviceCopies
 from .devices import best_device, memory, named_device
 from .streaming import streamed
@@ -28,13 +31,19 @@ class DevicePlacement:
     """
 
     def __init__(
-        self, device: str | torch.device | None = None, *, keep: bool = False, resident_blocks: int | None = None
+        self,
+        device: str | torch.device | None = None,
+        *,
+        keep: bool = False,
+        resident_blocks: int | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         """device: None: the best available.
 
         keep: modules that fit stay on the device until `release`; useful where several models fit together.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             None: as many as fit.
+        kernels: by which a CPU computes. None: what `kernels_here` chooses, when a model first works here.
 
         Raises ConfigError for a device that torch does not know, or a number below 0.
         """
@@ -43,6 +52,7 @@ class DevicePlacement:
             check_whole("resident_blocks", resident_blocks, 0, advice="leave it out for as many as fit")
         self._keep = keep
         self._resident_blocks = resident_blocks
+        self._kernels = kernels
         self._kept: WeakKeyDictionary[nn.Module, DeviceCopies] = WeakKeyDictionary()
 
     @contextmanager
@@ -51,24 +61,35 @@ class DevicePlacement:
             yield self.device
             return
         resident = self._resident(module, memory_required)
-        if resident is not None:
-            with streamed(module, self.device, resident):
-                yield self.device
-            return
-        copies = DeviceCopies(module, self.device)
-        if self._keep:
+        kernels = self.kernels
+        if self._keep and resident is None:
+            copies = DeviceCopies(module, self.device)
+            if kernels is not None:
+                start_computing(module, active_for(module, kernels, memory_required))
             self._kept[module] = copies
             yield self.device
             return
-        try:
+        with ExitStack() as stack:
+            if kernels is not None:
+                stack.enter_context(computing(module, kernels, memory_required=memory_required, resident=resident))
+            if resident is not None:
+                stack.enter_context(streamed(module, self.device, resident))
+            else:
+                stack.callback(DeviceCopies(module, self.device).drop)
             yield self.device
-        finally:
-            copies.drop()
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """By which models compute here; None where they are not on a CPU."""
+        if self._kernels is None and self.device.type == "cpu":
+            self._kernels = kernels_here()
+        return self._kernels if self.device.type == "cpu" else None
 
     def release(self, module: nn.Module) -> None:
         """Take a kept module off the device."""
         copies = self._kept.pop(module, None)
         if copies is not None:
+            stop_computing(module)
             copies.drop()
 
     def spare_memory(self, module: nn.Module) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
+from ..kernels.active import keep_dtype
 from ..models.text_encoder import StackedT5, TextEncoder, build_t5
 from ..models.tokenizer import Tokenizer
 from ..progress import Progress, silent
@@ -154,6 +155,8 @@ def _load(
     _keep_from_overflow(model, tensors, share=checkpoint.container == "memory")
     assign(model, tensors, source=checkpoint.path)
     watch(model, checkpoint.files)
+    if dtype is not None:
+        keep_dtype(model)
     return model
 
 
