@@ -97,11 +97,12 @@ def _products_are_right(dtype: torch.dtype) -> bool:
 def _convolutions_are_right(dtype: torch.dtype) -> bool:
     made = torch.Generator().manual_seed(0)
     right = True
-    for size, kernel, where in (
+    cases: tuple[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], ...] = (
         ((1, 16, 3, 6, 7), (24, 16, 3, 3, 3), {"padding": (1, 1, 1), "stride": (1, 1, 1), "dilation": (1, 1, 1)}),
         ((2, 8, 4, 6, 8), (16, 8, 3, 3, 3), {"padding": (0, 1, 1), "stride": (2, 2, 2), "dilation": (1, 1, 1)}),
         ((2, 8, 6, 8), (16, 8, 3, 3), {"padding": (1, 1), "stride": (1, 1), "dilation": (1, 1)}),
-    ):
+    )
+    for size, kernel, where in cases:
         x = torch.randn(size, generator=made).to(dtype)
         weight = (torch.randn(kernel, generator=made) / _spread(kernel)).to(dtype)
         bias = torch.randn(kernel[0], generator=made).to(dtype)

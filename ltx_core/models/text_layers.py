@@ -84,6 +84,6 @@ def use_own_layers(model: nn.Module) -> None:
 
 
 def _own_linear(theirs: nn.Linear) -> Linear:
-    linear = Linear(theirs.in_features, theirs.out_features, bias=theirs.bias is not None)
+    linear = Linear(theirs.in_features, theirs.out_features, bias=cast("Tensor | None", theirs.bias) is not None)
     linear.pack_after = PROMPTS
     return linear

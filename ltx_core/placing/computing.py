@@ -59,7 +59,7 @@ def start_computing(model: nn.Module, active: Active, resident: int | None = Non
     streamed = {id(part) for block in away for part in block.modules()}
     for part in model.modules():
         if hasattr(type(part), "active"):
-            part.active = unpacked if id(part) in streamed else active  # pyright: ignore[reportAttributeAccessIssue]
+            part.__dict__["active"] = unpacked if id(part) in streamed else active
 
 
 def stop_computing(model: nn.Module) -> None:
