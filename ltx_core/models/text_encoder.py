@@ -1,72 +1,208 @@
-"""The text encoder: T5 v1.1 (arXiv 1910.10683, encoder only) through transformers.
+"""The text encoder: T5 v1.1 (arXiv 1910.10683, encoder only).
 
 LTX-Video reads the last hidden state after `final_layer_norm`, of 256 tokens at most, padding masked
-(Lightricks/LTX-Video, pipeline_ltx_video.py `encode_prompt`).
+(Lightricks/LTX-Video, pipeline_ltx_video.py `encode_prompt`). Attributes have the names of the published checkpoints,
+which are those of transformers, and the results are those of its `T5EncoderModel`. That library itself stays out of a
+run: importing it takes as long as importing torch twice.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from .blocks import BlockStack
 from .tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
+_HALF_OVERFLOWS_AT = 1000  # below float16's largest number, where a stream that overflowed is cut off
 
 
-class StackedT5:
-    """What a T5 encoder says about its blocks (`blocks.Stacked`); every encoder of `build_t5` is one."""
+class TextEncoding(NamedTuple):
+    """last_hidden_state: (b, l, d_model)."""
+
+    last_hidden_state: Tensor
+
+
+class T5LayerNorm(nn.Module):
+    """RMS norm in float32, then in the dtype of a half-precision weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
+        half = self.weight.dtype in (torch.float16, torch.bfloat16)
+        return self.weight * (normed.to(self.weight.dtype) if half else normed)
+
+
+class T5Attention(nn.Module):
+    """Attention without scaling of the scores, to which a learned number per head and distance is added."""
+
+    def __init__(self, config: TextEncoderConfig, *, has_relative_attention_bias: bool) -> None:
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.num_heads = config.num_heads
+        self.num_buckets = config.relative_attention_num_buckets
+        self.max_distance = config.relative_attention_max_distance
+        self.q = nn.Linear(config.d_model, inner, bias=False)
+        self.k = nn.Linear(config.d_model, inner, bias=False)
+        self.v = nn.Linear(config.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        if has_relative_attention_bias:
+            self.relative_attention_bias = _embedding(self.num_buckets, config.num_heads)
+
+    def position_bias(self, length: int) -> Tensor:
+        """(1, heads, l, l): what is added to the score of a query (row) for a key (column). For the first block."""
+        place = torch.arange(length, device=self.relative_attention_bias.weight.device)
+        buckets = distance_buckets(place[None, :] - place[:, None], self.num_buckets, self.max_distance)
+        return self.relative_attention_bias(buckets).permute(2, 0, 1)[None]
+
+    def forward(self, x: Tensor, position_bias: Tensor) -> Tensor:
+        """x: (b, l, d_model). position_bias: (1 or b, heads, l, l)."""
+        query, key, value = (
+            each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in (self.q(x), self.k(x), self.v(x))
+        )  # (b, heads, l, d_kv)
+        scores = query @ key.transpose(-1, -2)
+        scores += position_bias
+        shares = scores.float().softmax(-1).to(scores.dtype)
+        del scores
+        return self.o((shares @ value).transpose(1, 2).flatten(2))
+
+
+def distance_buckets(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
+    """The number of the bucket of each distance (key minus query): half of the buckets for each direction, of these half
+    for one distance each, the others ever wider, up to `max_distance`. google-research/text-to-text-transfer-transformer
+    through transformers' `T5Attention._relative_position_bucket`.
+    """
+    half = buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    wide = torch.log(size.float() / exact) / math.log(max_distance / exact) * (half - exact)
+    # Where the distance is 0 its logarithm is no number, and not used.
+    wide = (exact + wide.clamp(min=0).long()).clamp(max=half - 1)
+    return (distance > 0).long() * half + torch.where(size < exact, size, wide)
+
+
+class T5DenseGatedActDense(nn.Module):
+    """tanh-GELU of one product times another."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.wi_0 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.wi_1 = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)
+        # A plain weight of another type, such as float32 beside float16, says in what type to multiply.
+        weight: Any = self.wo.weight
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype != gated.dtype:
+            gated = gated.to(weight.dtype)
+        return self.wo(gated)
+
+
+class T5LayerSelfAttention(nn.Module):
+    def __init__(self, config: TextEncoderConfig, *, has_relative_attention_bias: bool) -> None:
+        super().__init__()
+        self.SelfAttention = T5Attention(config, has_relative_attention_bias=has_relative_attention_bias)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+
+    def forward(self, x: Tensor, position_bias: Tensor) -> Tensor:
+        return _finite(x + self.SelfAttention(self.layer_norm(x), position_bias))
+
+
+class T5LayerFF(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.DenseReluDense = T5DenseGatedActDense(config)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _finite(x + self.DenseReluDense(self.layer_norm(x)))
+
+
+class T5Block(nn.Module):
+    def __init__(self, config: TextEncoderConfig, *, has_relative_attention_bias: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            [
+                T5LayerSelfAttention(config, has_relative_attention_bias=has_relative_attention_bias),
+                T5LayerFF(config),
+            ]
+        )
+
+    def forward(self, x: Tensor, position_bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """position_bias: of the block before; None: made here, with what `mask` hides (0: a token that nobody sees)."""
+        attention, feed_forward = self.layer
+        if position_bias is None:
+            position_bias = attention.SelfAttention.position_bias(x.shape[1]).to(x.dtype)
+            if mask is not None:
+                hidden = (1 - mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+                position_bias = position_bias + hidden
+        return feed_forward(attention(x, position_bias)), position_bias
+
+
+class T5Stack(nn.Module):
+    def __init__(self, config: TextEncoderConfig, embed_tokens: nn.Embedding) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.block = nn.ModuleList(
+            [T5Block(config, has_relative_attention_bias=number == 0) for number in range(config.num_layers)]
+        )
+        self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        x = self.embed_tokens(input_ids)
+        position_bias: Tensor | None = None
+        for block in self.block:
+            x, position_bias = block(x, position_bias, attention_mask)
+        return self.final_layer_norm(x)
+
+
+class T5EncoderModel(nn.Module):
+    """A T5 v1.1 encoder: gated tanh-GELU, no dropout, one embedding under both of its key names."""
 
     BLOCK_PREFIX: ClassVar[str] = "encoder.block."
 
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.shared = _embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Stack(config, self.shared)
+
     def blocks(self) -> BlockStack:
-        encoder = cast(nn.Module, getattr(self, "encoder"))  # noqa: B009  # transformers' T5EncoderModel has it
-        return BlockStack(encoder, "block", lambda block: (block,), exit=encoder.get_submodule("final_layer_norm"))
+        return BlockStack(self.encoder, "block", lambda block: (block,), exit=self.encoder.final_layer_norm)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TextEncoding:
+        """input_ids: (b, l) int64. attention_mask: (b, l), 0 for padding; None: there is none."""
+        return TextEncoding(self.encoder(input_ids, attention_mask))
 
 
-@cache
-def _stacked_t5() -> type[T5EncoderModel]:
-    """The class of the encoder, made when transformers is first needed."""
-    from transformers import T5EncoderModel
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Without initial values: to draw them on meta, torch would import its compiler."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
-    class StackedT5EncoderModel(StackedT5, T5EncoderModel):
-        pass
 
-    return StackedT5EncoderModel
+def _finite(x: Tensor) -> Tensor:
+    """A float16 stream cut off at its largest numbers, as transformers does."""
+    if x.dtype != torch.float16:
+        return x
+    largest = torch.finfo(x.dtype).max
+    limit = torch.where(x.isinf().any(), largest - _HALF_OVERFLOWS_AT, largest)
+    return x.clamp(min=-limit, max=limit)
 
 
 def build_t5(config: TextEncoderConfig) -> T5EncoderModel:
-    """A T5 v1.1 encoder on the meta device: gated tanh-GELU, no dropout, one embedding under both of its key names.
-
-    transformers 4 shares the embedding module and transformers 5 only ties the parameters, which loading by assignment
-    undoes; here it is one module in either case.
-    """
-    from transformers import T5Config
-
-    t5_config = T5Config(
-        vocab_size=config.vocab_size,
-        d_model=config.d_model,
-        d_kv=config.d_kv,
-        d_ff=config.d_ff,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        relative_attention_num_buckets=config.relative_attention_num_buckets,
-        relative_attention_max_distance=config.relative_attention_max_distance,
-        layer_norm_epsilon=config.layer_norm_epsilon,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        use_cache=False,
-    )
+    """An encoder on the meta device, in eval mode."""
     with torch.device("meta"):
-        model = _stacked_t5()(t5_config)
-    model.set_input_embeddings(model.get_input_embeddings())
+        model = T5EncoderModel(config)
     return model.eval().requires_grad_(False)
 
 
