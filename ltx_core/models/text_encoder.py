@@ -9,14 +9,16 @@ run: importing it takes as long as importing torch twice.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
+from ..progress import Progress, silent
 from .blocks import BlockStack
 from .tokenizer import Tokenizer
 
@@ -78,16 +80,16 @@ class T5Attention(nn.Module):
 
 
 def distance_buckets(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
-    """The number of the bucket of each distance (key minus query): half of the buckets for each direction, of these half
-    for one distance each, the others ever wider, up to `max_distance`. google-research/text-to-text-transfer-transformer
-    through transformers' `T5Attention._relative_position_bucket`.
+    """The number of the bucket of each distance (key minus query).
+
+    Half of the buckets are for each direction; of these, half are for one distance each, and the others ever wider, up
+    to `max_distance` (arXiv 1910.10683, section 2.1; transformers' `T5Attention._relative_position_bucket`).
     """
     half = buckets // 2
     exact = half // 2
     size = distance.abs()
     wide = torch.log(size.float() / exact) / math.log(max_distance / exact) * (half - exact)
-    # Where the distance is 0 its logarithm is no number, and not used.
-    wide = (exact + wide.clamp(min=0).long()).clamp(max=half - 1)
+    wide = (exact + wide.clamp(0, half).long()).clamp(max=half - 1)  # without what is not finite: distance 0
     return (distance > 0).long() * half + torch.where(size < exact, size, wide)
 
 
@@ -206,11 +208,44 @@ def build_t5(config: TextEncoderConfig) -> T5EncoderModel:
     return model.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A loaded text encoder: model, tokenizer and architecture. notes: sentences that the user should see."""
+    """A text encoder: model, tokenizer and architecture.
 
-    model: T5EncoderModel
-    tokenizer: Tokenizer
-    config: TextEncoderConfig
-    notes: tuple[str, ...] = ()
+    notes: sentences that the user should see.
+    outline: the model on meta, for plans; the model itself where there is no other.
+    """
+
+    def __init__(
+        self,
+        model: T5EncoderModel | Callable[[Progress], T5EncoderModel],
+        tokenizer: Tokenizer,
+        config: TextEncoderConfig,
+        notes: tuple[str, ...] = (),
+        outline: T5EncoderModel | None = None,
+    ) -> None:
+        """model: or what loads it; called once, when the model is first needed."""
+        self.tokenizer, self.config, self.notes = tokenizer, config, notes
+        self._model, self._load = (model, None) if isinstance(model, T5EncoderModel) else (None, model)
+        self._lock = threading.Lock()
+        self._outline = outline
+
+    @property
+    def model(self) -> T5EncoderModel:
+        """The model; loaded now, if it is not yet."""
+        return self.loaded(silent)
+
+    @property
+    def outline(self) -> T5EncoderModel:
+        return self._outline or self.model
+
+    def loaded(self, progress: Progress) -> T5EncoderModel:
+        """As `model`, telling how far loading is. Raises as the loader; a load that was stopped can be repeated."""
+        with self._lock:
+            if self._load is not None:
+                self._model = self._load(progress)
+                self._load = None
+            return cast(T5EncoderModel, self._model)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None

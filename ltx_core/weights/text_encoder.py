@@ -100,8 +100,12 @@ def text_encoder_from(
     tokenizer: Path | str | None = None,
     host_tokenizers: Sequence[Path] = (),
     progress: Progress = silent,
+    when_needed: bool = False,
 ) -> TextEncoder:
-    """As `load_text_encoder`, of a container that is open."""
+    """As `load_text_encoder`, of a container that is open.
+
+    when_needed: everything is checked now, by the header, and the weights are read when the model is first used.
+    """
     path = opened.checkpoint.path
     keys, preparation, config = _prepared(opened, quantization)
     tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers, vocabulary=config.vocab_size)
@@ -112,8 +116,18 @@ def text_encoder_from(
             f"{loaded_tokenizer.eos_id}; expected at most {config.vocab_size} pieces and {EOS_ID}, as {path} has; "
             "pass the tokenizer that belongs to this text encoder"
         )
-    model = _load(opened.checkpoint, keys, preparation, config, dtype, progress)
-    return TextEncoder(model, loaded_tokenizer, config, tuple(encoder_notes(opened)))
+    notes = tuple(encoder_notes(opened))
+    if not when_needed:
+        model = _load(opened.checkpoint, keys, preparation, config, dtype, progress)
+        return TextEncoder(model, loaded_tokenizer, config, notes)
+    outline, _ = text_encoder_on_meta(opened.without_data(), dtype=dtype, quantization=quantization)
+
+    def load(progress: Progress) -> T5EncoderModel:
+        # A preparation is for one model: what it swaps in the outline, it would not find in another.
+        keys, preparation, config = _prepared(opened, quantization)
+        return _load(opened.checkpoint, keys, preparation, config, dtype, progress)
+
+    return TextEncoder(load, loaded_tokenizer, config, notes, outline)
 
 
 def text_encoder_on_meta(
