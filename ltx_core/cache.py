@@ -27,7 +27,7 @@ def cache_folder() -> Path | None:
 
 
 def _usual_folder() -> Path:
-    """As the systems' own guides say: XDG Base Directory, Apple's File System Programming Guide, Windows Known Folders."""
+    """As the systems' own guides say: XDG Base Directory, Apple's File System Programming Guide, Known Folders."""
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData/Local") / "Cache"

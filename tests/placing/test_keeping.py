@@ -210,9 +210,7 @@ def test_an_interrupt_keeps_what_is_there(card: Card) -> None:
     assert not on_device(model)
 
 
-def test_a_device_with_less_room_than_planned_is_emptied_first(
-    card: Card, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_with_less_room_than_planned_is_emptied_first(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     place, first, second = DevicePlacement("meta", keep=None), card.model(1000), card.model(2000)
     with place(first):
         pass
