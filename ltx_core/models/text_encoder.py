@@ -143,13 +143,14 @@ class T5Block(nn.Module):
 
     def forward(self, x: Tensor, position_bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """position_bias: of the block before; None: made here, with what `mask` hides (0: a token that nobody sees)."""
-        attention, feed_forward = self.layer
+        attention, feed_forward = cast(T5LayerSelfAttention, self.layer[0]), self.layer[1]
         if position_bias is None:
             position_bias = attention.SelfAttention.position_bias(x.shape[1]).to(x.dtype)
             if mask is not None:
                 hidden = (1 - mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
                 position_bias = position_bias + hidden
-        return feed_forward(attention(x, position_bias)), position_bias
+        x = feed_forward(attention(x, position_bias))
+        return x, position_bias
 
 
 class T5Stack(nn.Module):
