@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -71,7 +71,7 @@ class DevicePlacement:
         if kept is None:
             kept = self._kept[module] = self._copied(module, resident)
         try:
-            with self._placed(module, kept.resident, kept.copies):
+            with self._placed(module, kept.resident):
                 yield self.device
         except BaseException as error:
             if is_out_of_memory(error):  # what is kept must not stand in the way of a second try
@@ -151,14 +151,9 @@ class DevicePlacement:
         nbytes = weights.outside + sum(weights.blocks[:resident])
         return _Kept(StreamCopies(module, self.device, resident), resident, nbytes)
 
-    def _placed(
-        self, module: nn.Module, resident: int | None, copies: DeviceCopies | StreamCopies | None = None
-    ) -> AbstractContextManager[None]:
-        if resident is not None and isinstance(copies, StreamCopies):
-            return streamed(module, self.device, resident, copies=copies)
-        if resident is not None:
-            return streamed(module, self.device, resident)
-        return nullcontext() if copies is not None else _whole(module, self.device)
+    def _placed(self, module: nn.Module, resident: int | None) -> AbstractContextManager[None]:
+        """Usable inside. Where copies stay, there is nothing left to copy."""
+        return _whole(module, self.device) if resident is None else streamed(module, self.device, resident)
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,12 +143,11 @@ def streamed(
     *,
     transfers: Transfers | None = None,
     pin: bool = True,
-    copies: StreamCopies | None = None,
 ) -> Generator[None]:
     """Inside, `model` runs on `device` with its first `resident` blocks there and the others streamed.
 
     transfers: how blocks come and go; None: the best way for the device.
-    pin: as `StreamCopies`. copies: that are there already and stay; None: they are made for this block.
+    pin: as `StreamCopies`. Where these are in their place already, nothing is copied again.
 
     Raises:
         UnsupportedError: the model is not a stack of blocks.
@@ -160,8 +159,7 @@ def streamed(
         if transfers is None:
             stream = side_stream(device)
             transfers = DirectTransfers(device) if stream is None else SideStreamTransfers(device, stream)
-        if copies is None:
-            stack.callback(StreamCopies(model, device, resident, pin=pin).drop)
+        stack.callback(StreamCopies(model, device, resident, pin=pin).drop)
         for block in away:  # after an interrupt two of them may still be on the device
             stack.callback(transfers.drop, block)
         model_stack.replace(StreamedBlocks(original, resident, transfers))
