@@ -18,11 +18,13 @@ from torch import Tensor
 from ltxkit.ltx_core import cache, media
 from ltxkit.ltx_core.pipelines.condition import Condition
 from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings
 from ltxkit.ltx_core.placing import placement
 from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 
-SMALL = {"width": 96, "height": 64, "frames": 9, "fps": 8, "steps": 1}
+ONE_STEP = PassSettings(steps=1, guidance_scale=1.0)
+SMALL = {"width": 96, "height": 64, "frames": 9, "fps": 8, "settings": Overrides(first=ONE_STEP, second=ONE_STEP)}
 
 
 class Copies:
@@ -93,6 +95,7 @@ def clip(ltx: Components, copies: Copies, prompt: str, repository: Path) -> None
         assert sum(len(chunk) for chunk in frames) == SMALL["frames"]
 
 
+@pytest.mark.slow
 def test_a_second_clip_copies_no_weight_and_encodes_no_text(made: Any, repository: Path) -> None:
     ltx, copies = made(None)
     clip(ltx, copies, "fox", repository)
@@ -118,6 +121,7 @@ def test_a_second_clip_copies_no_weight_and_encodes_no_text(made: Any, repositor
     assert not any(tensor.is_meta for model in copies.models for tensor in model.parameters())
 
 
+@pytest.mark.slow
 def test_without_keeping_every_pass_copies(made: Any, repository: Path) -> None:
     ltx, copies = made(False)
     clip(ltx, copies, "fox", repository)
