@@ -24,7 +24,13 @@ from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 
 ONE_STEP = PassSettings(steps=1, guidance_scale=1.0)
-SMALL = {"width": 96, "height": 64, "frames": 9, "fps": 8, "settings": Overrides(first=ONE_STEP, second=ONE_STEP)}
+SMALL = {
+    "width": 96,
+    "height": 64,
+    "frames": 9,
+    "fps": 8,
+    "settings": Overrides(first=ONE_STEP, second=PassSettings(sigmas=(0.5,), guidance_scale=1.0)),
+}
 
 
 class Copies:
