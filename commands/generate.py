@@ -165,6 +165,11 @@ def _memory_arguments(memory: Group) -> None:
         metavar="CELLS",
         help="decode in tiles of this many latent cells (default: as `ltxkit plan`)",
     )
+    memory.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="encode the prompts even if they have been encoded before, and keep none (LTXKIT_CACHE=off: always)",
+    )
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
@@ -314,6 +319,8 @@ def _load(options: argparse.Namespace, files: OpenFiles, loras: Sequence[Weighte
         resident_blocks=options.resident_blocks,
         tile=options.tile,
         kernels=options.kernels,
+        keep=None if options.upscaler else False,  # one clip: only two passes need a model twice
+        cache=False if options.no_cache else None,
         opened=files,
         progress=console.progress,
         notes=console.note,

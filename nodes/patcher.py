@@ -20,7 +20,7 @@ from torch import nn
 
 from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
 from ..ltx_core.models.blocks import block_stack
-from ..ltx_core.models.text_encoder import StackedT5
+from ..ltx_core.models.text_encoder import T5EncoderModel
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
@@ -32,7 +32,7 @@ from . import launch
 # What a model is called in core's log ("Requested to load ...").
 NAMES: dict[type, str] = {
     LTXTransformer: "LTXKitTransformer",
-    StackedT5: "LTXKitTextEncoder",
+    T5EncoderModel: "LTXKitTextEncoder",
     VideoVAE: "LTXKitVAE",
     Encoder: "LTXKitVAEEncoder",
     Decoder: "LTXKitVAEDecoder",
@@ -101,7 +101,7 @@ def device_for(module: nn.Module) -> torch.device:
 
     if isinstance(module, VideoVAE | Encoder | Decoder):
         return model_management.vae_device()
-    if isinstance(module, StackedT5):
+    if isinstance(module, T5EncoderModel):
         return model_management.text_encoder_device()
     return model_management.get_torch_device()
 

@@ -17,7 +17,12 @@ PACKING_MARGIN = 1 / 4
 
 def room_for_packing(free: int, total: int, required: int) -> int:
     """Bytes for packed weights in main memory, when the work needs `required`; 0 where there is none."""
-    return max(0, free - int((1 + FRAGMENTATION) * required) - int(PACKING_MARGIN * total))
+    return max(0, spare_for_packing(free, total, required))
+
+
+def spare_for_packing(free: int, total: int, required: int) -> int:
+    """As `room_for_packing`, but below 0 where not even the work fits."""
+    return free - int((1 + FRAGMENTATION) * required) - int(PACKING_MARGIN * total)
 
 
 def packed_bytes(model: nn.Module, kernels: Kernels, room: int) -> int:

@@ -110,6 +110,11 @@ class Kernels:
             return torch.float32
         return self.products.dtype(stored)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether these are the plain forms in the file's dtype."""
+        return not self.widens_half and all(self.of(kind) == Operation() for kind in KINDS)
+
     def of(self, kind: Kind) -> Operation:
         return cast(Operation, getattr(self, kind))
 

@@ -10,18 +10,18 @@ import json
 import os
 import platform
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..cache import VARIABLE as CACHE_VARIABLE
+from ..cache import cache_folder
 from ..progress import Notes, log_note
 from .choice import PLAIN, Kernels, parse_kernels
 from .measure import measure
 
 VARIABLE = "LTXKIT_KERNELS"
-CACHE_VARIABLE = "LTXKIT_CACHE"
 _RULES = 2  # raised when what is measured, or how it is read, changes
 
 
@@ -42,32 +42,20 @@ def kernels_here(asked: str | None = None, say: Notes = log_note) -> Kernels:
     return chosen if chosen is not None else measured_here(say)
 
 
-def cache_folder() -> Path:
-    """The user's folder for what can be made again: LTXKIT_CACHE, or the system's usual place. It may not exist.
-
-    Raises:
-        RuntimeError: the user has no home folder.
-    """
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ltxkit" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ltxkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltxkit"
-
-
 def measured_here(say: Notes = log_note) -> Kernels:
     """The measured choice, from the cache folder where it is known; plain where it cannot be kept, and says so."""
     machine = {"processor": processor(), "torch": torch.__version__, "rules": _RULES}
     try:
-        file = cache_folder() / f"kernels-{_digest(machine)}.json"
+        folder = cache_folder()
+        if folder is None:
+            raise FileNotFoundError("there is no cache folder")
+        file = folder / f"kernels-{_digest(machine)}.json"
         is_new = not file.exists()
         if is_new:
             _keep(file, machine)
         kernels = _read(file, machine)
-    # No home, a folder that cannot be written, or a file that is damaged (which is a ValueError, as JSON's are).
-    except (OSError, RuntimeError, ValueError) as error:
+    # No folder, one that cannot be written, or a file that is damaged (which is a ValueError, as JSON's are).
+    except (OSError, ValueError) as error:
         say(
             f"This CPU computes by plain torch in the dtype of each file: what is fastest here could not be kept, and "
             f"without that a seed would not stay one clip ({error}). Name a folder in {CACHE_VARIABLE}."

@@ -32,7 +32,7 @@ from .branches import (
     structure_of,
 )
 from .dtypes import compute_dtype
-from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
+from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, scale_shift_table
 from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotary_table
 
@@ -70,7 +70,7 @@ class TransformerBlock(nn.Module):
         self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
         self.norm2 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.ff = FeedForward(d)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
+        self.scale_shift_table = scale_shift_table(6, d)
 
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: RotaryTable, texts: Sequence[BlockText], plan: BlockPlan
@@ -126,7 +126,7 @@ class LTXTransformer(nn.Module):
         self.caption_projection = CaptionProjection(config.caption_channels, d)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.norm_out = nn.LayerNorm(d, eps=OUTPUT_NORM_EPS, elementwise_affine=False)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
+        self.scale_shift_table = scale_shift_table(2, d)
         self.proj_out = Linear(d, config.out_channels)
         self._planned: tuple[BranchStructure, ForwardPlan] | None = None  # of the last forward: steps repeat it
 

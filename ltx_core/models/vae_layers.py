@@ -25,7 +25,7 @@ from ..config import PaddingMode
 from ..kernels.choice import Operation
 from .convolution import Conv3d
 from .dtypes import compute_dtype
-from .embeddings import TimeEmbedder
+from .embeddings import TimeEmbedder, scale_shift_table
 
 PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
 SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
@@ -264,7 +264,7 @@ class ResnetBlock3D(Layer):
             self.per_channel_scale1 = nn.Parameter(torch.zeros(out_channels, 1, 1))
             self.per_channel_scale2 = nn.Parameter(torch.zeros(out_channels, 1, 1))
         if timestep_conditioning:
-            self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
+            self.scale_shift_table = scale_shift_table(4, in_channels)
         if in_channels != out_channels:
             self.norm3 = ChannelLayerNorm(in_channels)
             self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1)  # applied as a linear layer

@@ -22,7 +22,7 @@ from ..errors import ConfigError, ShapeError
 from ..shapes import PixelShape
 from .convolution import Conv3d
 from .dtypes import compute_dtype
-from .embeddings import TimeEmbedder
+from .embeddings import TimeEmbedder, scale_shift_table
 from .vae_layers import (
     CausalConv3d,
     DepthToSpaceUpsample,
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         if config.timestep_conditioning:
             self.timestep_scale_multiplier = nn.Parameter(torch.tensor(TIMESTEP_SCALE_MULTIPLIER))
             self.last_time_embedder = TimeEmbedder(width * 2)
-            self.last_scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+            self.last_scale_shift_table = scale_shift_table(2, width)
 
     def forward(
         self,

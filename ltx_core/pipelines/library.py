@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from .. import media
 from ..budget.tiling import Tiling
+from ..cache import cache_folder
 from ..errors import ConfigError
 from ..files import PICTURES, VIDEOS, check_output, whole
 from ..kernels.choice import parse_kernels
@@ -32,6 +34,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.devices import chosen_device, clear_of_memory
 from ..placing.placement import DevicePlacement, host_on
+from ..placing.readahead import ReadAhead
 from ..progress import Notes, Progress, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
@@ -45,7 +48,9 @@ from ..weights.text_encoder import text_encoder_from
 from .condition import ConditioningItem, Conditions, crop_chunks
 from .decode import decode_frames
 from .dry_run import Outline, check_fits
+from .overlap import used_beside
 from .passes import Pass, tokens_of_passes
+from .prompt_cache import PromptCache, prompts_of
 from .recipe import check_recipe, recipe_for, versions_with
 from .sample import LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
@@ -65,6 +70,7 @@ class Components:
 
     recipe: the settings that the checkpoint was made for. sources: the name of each part's file.
     tiling: how clips are decoded; None: chosen to fit the memory. loras: applied to the transformer while it samples.
+    prompts: those that are encoded already; None: each is encoded every time.
     """
 
     transformer: LTXTransformer
@@ -77,6 +83,7 @@ class Components:
     sources: Mapping[str, str]
     tiling: Tiling | None = None
     loras: tuple[WeightedLoRA, ...] = ()
+    prompts: PromptCache | None = None
 
     @classmethod
     def load(
@@ -98,6 +105,8 @@ class Components:
         resident_blocks: int | None = None,
         tile: int | None = None,
         kernels: str | None = None,
+        keep: bool | None = None,
+        cache: bool | None = None,
         opened: OpenFiles | None = None,
         progress: Progress = silent,
         notes: Notes = log_note,
@@ -116,16 +125,24 @@ class Components:
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
         kernels: by which a CPU computes, as `kernels.choice.parse_kernels`. None: what was measured on this machine, or
             what LTXKIT_KERNELS says.
+        keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
+            True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
+        cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
+            for a new one; bit-equal to encoding them. None: unless the environment has LTXKIT_CACHE=off.
         opened: the same files, by `open_files`, if they are open already.
+
+        The text encoder's file is checked now and read when a prompt needs it.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
-        placement = _placement(device, resident_blocks, kernels, notes)
+        placement = _placement(device, resident_blocks, keep, kernels, notes)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
+        if cache is not None:
+            check_kind("cache", cache, bool)
         model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
         upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
@@ -140,7 +157,7 @@ class Components:
                 "got no text encoder; expected its file or folder, such as t5xxl_fp16.safetensors; pass it"
             )
         encoder = text_encoder_from(
-            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
+            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, when_needed=True
         )
         _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
         matched = [
@@ -157,6 +174,16 @@ class Components:
         mixed = mixed_generations(files.model, files.vae)
         for note in filter(None, (*info.notes, *encoder.notes, mixed, origin if len(versions) != 1 else "")):
             doubt(note, notes)
+        prompts = None
+        if cache or (cache is None and cache_folder() is not None):
+            prompts = prompts_of(
+                files.text_encoder,
+                encoder.config,
+                dtype=dtype,
+                quantization=text_quantization,
+                device=placement.device,
+                kernels=placement.kernels_of(encoder.outline),
+            )
         named = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
             transformer,
@@ -169,7 +196,12 @@ class Components:
             {name: Path(path).name for name, path in named.items() if path},
             tiling,
             tuple(loras),
+            prompts,
         )
+
+    def release(self) -> None:
+        """Take every model off the device; the next clip puts there what it needs."""
+        self.placement.release_all()
 
     @clear_of_memory("this clip")
     def generate(
@@ -220,17 +252,28 @@ class Components:
             for remark in run_pass.remarks(self.recipe):
                 notes(remark)
         if isinstance(self.placement, DevicePlacement):
-            encoder = (self.text_encoder.model, self.text_encoder.config)
+            encoder = (self.text_encoder.outline, self.text_encoder.config)
             kernels = self.placement.kernels
             models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler, kernels=kernels)
             check_fits(models, asked, self.placement.device)
         negative_prompt = self._negative(passes, negative_prompt, notes)
 
         texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-        prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
-        prepared = [item.prepared(crf) for item in conditions]
         canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
-        placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
+        said: list[str] = []
+
+        def prepare() -> tuple[list[ConditioningItem], list[ConditioningItem]]:
+            prepared = [item.prepared(crf) for item in conditions]
+            return prepared, [item.on_canvas(asked, canvas, said.append) for item in prepared]
+
+        # The transformer comes from the disk, and pictures are compressed and resized, while the text is encoded.
+        with ReadAhead([self.transformer, self.vae]), ThreadPoolExecutor(1, "ltxkit conditions") as beside:
+            preparing = beside.submit(prepare)
+            prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host, kept=self.prompts))
+            prepared, on_canvas = preparing.result()
+        for note in said:
+            notes(note)
+        placed = Conditions(on_canvas, self.vae)
         clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
         if self.upscaler is None:
             latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=placed)
@@ -378,14 +421,17 @@ class Clip:
                 count += len(chunk)
                 yield chunk
 
-        media.write_video(
-            Path(path),
-            chunks(),
-            fps=self.fps,
-            metadata={"ltxkit": self.settings},
-            sound=sound,
-            sound_codec=sound_codec,
-        )
+        def write(frames: Iterator[Tensor]) -> None:
+            media.write_video(
+                Path(path),
+                frames,
+                fps=self.fps,
+                metadata={"ltxkit": self.settings},
+                sound=sound,
+                sound_codec=sound_codec,
+            )
+
+        used_beside(chunks(), write)
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
             media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
@@ -417,20 +463,22 @@ def _rate(fps: Fraction | float) -> Fraction:
 
 
 def _placement(
-    device: Any, resident_blocks: int | None, kernels: str | None, notes: Notes
+    device: Any, resident_blocks: int | None, keep: bool | None, kernels: str | None, notes: Notes
 ) -> DevicePlacement | BalancedPlacement:
     """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
+    if keep is not None:
+        check_kind("keep", keep, bool)
     if kernels is not None:
         parse_kernels(kernels, "asked for")  # whatever the device is
     if isinstance(device, Sequence) and not isinstance(device, str):
-        return BalancedPlacement([chosen_device(each) for each in device])
+        return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
     chosen = chosen_device(device)
     if chosen.type != "cpu":
-        return DevicePlacement(chosen, resident_blocks=resident_blocks)
+        return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep)
     chosen_kernels = kernels_here(kernels, notes)
     if chosen_kernels.origin:
         notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
-    return DevicePlacement(chosen, resident_blocks=resident_blocks, kernels=chosen_kernels)
+    return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=chosen_kernels)
 
 
 def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:

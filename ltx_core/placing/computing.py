@@ -32,9 +32,19 @@ def computing(
     that are streamed are not packed. None: all.
     """
     active = active_for(model, kernels, memory_required)
+    with using(model, active, resident):
+        yield active
+
+
+@contextmanager
+def using(model: nn.Module, active: Active | None, resident: int | None = None) -> Generator[None]:
+    """Inside, the modules of `model` compute by this; None: plainly. resident: as `computing`."""
+    if active is None:
+        yield
+        return
     start_computing(model, active, resident)
     try:
-        yield active
+        yield
     finally:
         stop_computing(model)
 
@@ -63,6 +73,6 @@ def start_computing(model: nn.Module, active: Active, resident: int | None = Non
 
 
 def stop_computing(model: nn.Module) -> None:
-    """Let a model compute by plain torch again; its packed weights are freed."""
+    """Let a model compute by plain torch again; its packed weights are freed, unless `active` is kept."""
     for part in model.modules():
         part.__dict__.pop("active", None)

@@ -113,7 +113,15 @@ def test_a_user_without_a_home_folder_computes_plainly(measured, monkeypatch):
     monkeypatch.setattr(here.Path, "home", no_home)
     said = []
     assert kernels_here(say=said.append) == PLAIN
-    assert "home" in said[0]
+    assert "no cache folder" in said[0]
+
+
+def test_with_the_cache_off_all_stays_plain_and_that_is_said(measured, monkeypatch):
+    monkeypatch.setenv("LTXKIT_CACHE", "off")
+    said = []
+    assert kernels_here(say=said.append) == PLAIN
+    assert "no cache folder" in said[0]
+    assert not measured
 
 
 def test_of_two_processes_that_measure_at_once_both_take_the_first_result(measured, monkeypatch):
@@ -145,8 +153,8 @@ def test_an_interrupted_measurement_leaves_nothing(measured, monkeypatch, tmp_pa
         ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/ltxkit"),
         ("linux", {}, "/me/.cache/ltxkit"),
         ("darwin", {}, "/me/Library/Caches/ltxkit"),
-        ("win32", {"LOCALAPPDATA": "/local"}, "/local/ltxkit/cache"),
-        ("win32", {}, "/me/AppData/Local/ltxkit/cache"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/Cache/ltxkit"),
+        ("win32", {}, "/me/AppData/Local/Cache/ltxkit"),
         ("linux", {"LTXKIT_CACHE": "/mine", "XDG_CACHE_HOME": "/x"}, "/mine"),
     ],
 )

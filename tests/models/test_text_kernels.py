@@ -1,4 +1,4 @@
-"""T5 in our own layers: transformers' numbers, and float32's from a file in 16 bits."""
+"""T5 by the forms and in the dtype that were chosen for a CPU: as exact as float32, from a file in 16 bits too."""
 
 import pytest
 import torch
@@ -45,12 +45,12 @@ def distance(result, expected):
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-def test_plainly_it_is_transformers_to_the_last_bit(dtype, theirs):
+def test_plainly_it_is_as_exact_as_transformers(dtype, theirs):
     import copy
 
-    result = encoded(ours(theirs, dtype))
+    result, exact = encoded(ours(theirs, dtype)), float64_of(theirs, dtype)
     assert result.dtype == dtype
-    assert torch.equal(result, encoded(copy.deepcopy(theirs).to(dtype)))
+    assert distance(result, exact) <= 2 * distance(encoded(copy.deepcopy(theirs).to(dtype)), exact)
 
 
 def float64_of(theirs, stored):
