@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import diffusers.utils  # noqa: F401 - before the stand-in below: diffusers looks for the packages that are there
+import diffusers.utils  # noqa: F401  # pyright: ignore - before the stand-in: diffusers looks for what is there
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
         return {}
     if "imageio" not in sys.modules and importlib.util.find_spec("imageio") is None:  # the VAE does not use it
         sys.modules["imageio"] = types.ModuleType("imageio")
-    from ltx_video.models.autoencoders.causal_video_autoencoder import CausalVideoAutoencoder
+    from ltx_video.models.autoencoders.causal_video_autoencoder import CausalVideoAutoencoder  # pyright: ignore
 
     model: Any = CausalVideoAutoencoder.from_config(_config(vae)).eval()
     _load(model, vae)
@@ -57,11 +57,11 @@ def comfyui(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
     """ComfyUI's core, which pads its decoder by reflection unless it is told what the others do."""
     if not _on_path("COMFYUI_PATH"):
         return {}
-    import comfy.cli_args
+    import comfy.cli_args  # pyright: ignore
 
     comfy.cli_args.args.cpu = True
-    from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE as CoreVAE
-    from comfyui_version import __version__
+    from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE as CoreVAE  # pyright: ignore
+    from comfyui_version import __version__  # pyright: ignore
 
     padding = {"spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "zeros"}
     model: Any = CoreVAE(config=_config(vae) | padding).eval()

@@ -142,7 +142,6 @@ def prompts_of(
     opened: its file or folder. dtype, quantization: as `load_text_encoder`. kernels: by which it computes on a CPU;
     None: plainly.
     """
-    plainly = kernels is None or kernels.is_plain
     folder, files = cache_folder(), identity_of(file.path for file in opened.checkpoint.files)
     made_by = {
         "files": files,
@@ -150,7 +149,7 @@ def prompts_of(
         "dtype": str(dtype),
         "quantization": quantization,
         "arithmetic": arithmetic_of(device),
-        "kernels": None if plainly else [kernels.to_json(), kernels.widens_half],
+        "kernels": None if kernels is None or kernels.is_plain else [kernels.to_json(), kernels.widens_half],
     }
     return PromptCache(made_by, None if folder is None or files is None else folder / FOLDER)
 

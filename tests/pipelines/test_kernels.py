@@ -5,8 +5,12 @@ import torch
 
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.kernels import here, private
-from ltxkit.ltx_core.kernels.choice import parse_kernels
+from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
 from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.prompt_cache import prompts_of
+from ltxkit.ltx_core.placing.balanced import BalancedPlacement
+from ltxkit.ltx_core.placing.placement import DevicePlacement
+from ltxkit.ltx_core.weights.build import open_models
 
 CHECKPOINT, T5 = "checkpoints/ltxv-tiny.safetensors", "text_encoders/t5-tiny"
 CLIP = {"width": 64, "height": 32, "frames": 9, "fps": 8, "steps": 2, "seed": 3}
@@ -25,6 +29,7 @@ def load(tiny_models):
         components = Components.load(folder / CHECKPOINT, folder / T5, device="cpu", notes=said.append, **options)
         return components, said
 
+    loaded.folder = folder
     return loaded
 
 
@@ -52,6 +57,48 @@ def test_the_variable_is_overruled_by_the_option(load, monkeypatch):
     by_variable, _ = load()
     assert made(by_variable).settings["kernels"] == parse_kernels(FORMS, "").to_json()
     assert "kernels" not in made(load(kernels="plain")[0]).settings
+
+
+def test_a_prompt_is_kept_by_the_kernels_that_encoded_it(load):
+    """What one choice has encoded is not taken for another's."""
+    components, _ = load()
+    encoder, ids = components.text_encoder, (5, 1)
+
+    def kept(text):
+        chosen = None if text is None else parse_kernels(text, "asked for")
+        said = {"dtype": None, "quantization": None, "device": torch.device("cpu"), "kernels": chosen}
+        return prompts_of(open_models(load.folder / T5), encoder.config, **said)
+
+    texts = ("plain", "products=packed", "products=onednn", "norms=pieces", "products=plain", "dtype=float32")
+    for number, text in enumerate(texts):
+        assert kept(text).get(ids) is None
+        kept(text).put(ids, torch.full((1, 2, 4), float(number)))
+    assert [kept(text).get(ids)[0, 0, 0] for text in texts] == list(range(len(texts)))
+    assert kept("dtype=file").get(ids)[0, 0, 0] == kept(None).get(ids)[0, 0, 0] == 0, "both are plain"
+    chosen = parse_kernels("products=packed", "asked for")
+    assert DevicePlacement("cpu", kernels=chosen).kernels_of(encoder.outline) == chosen
+    assert BalancedPlacement(["cpu"]).kernels_of(encoder.outline) == PLAIN
+    assert BalancedPlacement(["cpu", "cpu"]).kernels_of(encoder.outline) is None, "divided ones compute plainly"
+
+
+@pytest.mark.slow
+def test_a_clip_is_decoded_by_the_kernels_of_its_placement(load, monkeypatch):
+    packings = []
+    pack = private.pack_convolution
+    monkeypatch.setattr(private, "pack_convolution", lambda *values, **at: packings.append(1) or pack(*values, **at))
+    components, _ = load(kernels="convolutions=packed")
+    clip = made(components)
+    packings.clear()
+    frames = torch.cat(list(clip.frames()))
+    assert packings
+    plain, _ = load(kernels="plain")
+    assert torch.equal(frames, torch.cat(list(made(plain).frames())))
+    packings.clear()
+    list(clip.frames())
+    assert not packings, "they stay with the decoder"
+    components.release()
+    list(clip.frames())
+    assert packings
 
 
 def test_what_was_measured_is_used_without_being_asked_for(load, monkeypatch, tmp_path):

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from ltxkit.ltx_core.budget import packing as budget_packing
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.kernels import private
 from ltxkit.ltx_core.kernels.active import PLAINLY, keep_dtype
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing import computing as computing_module
+from ltxkit.ltx_core.placing import placement as placement_module
 from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 
@@ -164,6 +166,54 @@ def test_a_kept_model_keeps_what_is_packed_until_it_is_released(model):
         assert packed_bytes(model) == {size}
     place.release(model)
     assert packed_bytes(model) == {0}
+
+
+def test_kept_models_divide_the_room_for_packing(model, monkeypatch):
+    """Those leave that are in the way of the next one's packed weights; with keep=True nobody leaves."""
+    second = LTXTransformer(model.config).eval().requires_grad_(False)
+    wanted, total = budget_packing.packed_bytes(model, kernels("products=packed"), 1 << 40), 1 << 30
+    with DevicePlacement("cpu", kernels=kernels("products=packed"))(model):
+        step(model)
+        (whole,) = packed_bytes(model)
+    for keep, room, first_stays in ((None, 2.5, True), (None, 1.5, False), (True, 1.5, True)):
+        place = DevicePlacement("cpu", keep=keep, kernels=kernels("products=packed"))
+
+        def memory(device, place=place, room=room):
+            kept = sum(kept.packed_bytes for kept in place._kept.values())
+            return Memory(total // 4 + int(room * wanted) - kept, total)
+
+        monkeypatch.setattr(computing_module, "memory", memory)
+        monkeypatch.setattr(placement_module, "memory", memory)
+        for each in (model, second):
+            with place(each):
+                step(each)
+        assert (model in place._kept) == first_stays
+        size = place._kept[second].packed_bytes
+        assert (size == whole) == (keep is None), "what does not fit beside a kept one stays as it is"
+        with place(second):
+            step(second)
+        assert place._kept[second].packed_bytes == size
+        place.release_all()
+
+
+def test_kept_models_leave_where_work_needs_the_room(model, monkeypatch):
+    second = LTXTransformer(model.config).eval().requires_grad_(False)
+    place = DevicePlacement("cpu", keep=None, kernels=kernels("products=packed"))
+    with place(model):
+        step(model)
+    monkeypatch.setattr(placement_module, "memory", lambda device: Memory(1 << 29, 1 << 30))
+    with place(second, memory_required=1 << 20):
+        assert model in place._kept
+    with place(second, memory_required=1 << 28):
+        assert model not in place._kept
+
+
+def test_a_kept_model_computes_by_its_kernels_only_where_it_is_placed(model):
+    place = DevicePlacement("cpu", keep=None, kernels=kernels("products=packed"))
+    with place(model):
+        step(model)
+    assert all(part.active is PLAINLY for part in model.modules() if hasattr(type(part), "active"))
+    assert place._kept[model].packed_bytes > 0
 
 
 def test_hooks_such_as_those_of_a_lora_see_the_product_before_gelu(model):
