@@ -21,7 +21,11 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: made by benchmarks/run.py -->", "<!-- benchmarks: end -->"
 
 NAMES = tuple(
-    sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("protocol", "run", "random_files", "anonymous"))
+    sorted(
+        path.stem
+        for path in HERE.glob("*.py")
+        if path.stem not in ("protocol", "run", "random_files", "anonymous", "vae_peers")
+    )
 )
 
 

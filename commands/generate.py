@@ -304,10 +304,17 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
         device=_device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
+        kernels=options.kernels,
+        keep=None if options.upscaler or _makes_several(options) else False,
+        cache=False if options.no_cache else None,
         opened=request.files,
         progress=console.progress,
         notes=console.note,
     )
+
+
+def _makes_several(options: argparse.Namespace) -> bool:
+    return options.count > 1 or options.prompts is not None or len(options.prompt) > 1
 
 
 def _clip(ltx: Components, options: argparse.Namespace, request: _Request, job: Job, console: Console) -> Clip:

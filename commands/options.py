@@ -202,6 +202,12 @@ def _memory_arguments(memory: Group) -> None:
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
     )
     memory.add_argument(
+        "--kernels",
+        metavar="auto|plain|LIST",
+        help="what a CPU computes by: what was measured here (default), plain torch in the type of the weights, or a "
+        "list such as products=packed,attention=products,dtype=float32",
+    )
+    memory.add_argument(
         "--quantization",
         metavar="KIND",
         help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8_convrot on loading",
@@ -221,6 +227,11 @@ def _memory_arguments(memory: Group) -> None:
         type=arguments.count,
         metavar="CELLS",
         help="decode in tiles of this many latent cells (default: as `ltxkit plan`)",
+    )
+    memory.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="encode the prompts even if they have been encoded before, and keep none (LTXKIT_CACHE=off: always)",
     )
 
 

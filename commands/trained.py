@@ -68,7 +68,7 @@ def host_of(console: Console) -> Host:
     """The best device there is, and the terminal."""
     from ..ltx_core.placing.placement import DevicePlacement, host_on
 
-    return host_on(DevicePlacement(), console.progress, console.note)
+    return host_on(DevicePlacement(keep=None), console.progress, console.note)
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ Sampling follows the recipe of the recognised checkpoint (`releases`), with what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +19,11 @@ import torch
 from torch import Tensor
 
 from ..budget.tiling import Tiling
+from ..cache import cache_folder
 from ..errors import ConfigError, WrongNameError
 from ..host import Host
+from ..kernels.choice import parse_kernels
+from ..kernels.here import kernels_here
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -27,6 +31,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.placement import DevicePlacement, host_on
+from ..placing.readahead import ReadAhead
 from ..progress import Notes, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
@@ -48,6 +53,7 @@ from .long_clip import LongRequest, check_one_pass, long_latent
 from .passes import Pass, tokens_of_passes
 from .places import find_file, find_models, no_text_encoder
 from .preflight import check_widths
+from .prompt_cache import PromptCache, prompts_of
 from .recipe import check_recipe, recipe_for, versions_with
 from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, merged, recipe_of
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
@@ -80,6 +86,7 @@ class Components:
             of paths; [] takes them all off.
         vae_file: where the VAE was read. settings: the release whose recipe was asked for.
         origin: files and choices of loading, for the metadata of clips.
+        prompts: those that are encoded already; None: each is encoded every time.
     """
 
     transformer: LTXTransformer
@@ -95,6 +102,7 @@ class Components:
     vae_file: VAEFile | None = None
     settings: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
+    prompts: PromptCache | None = None
     runs: Runs = field(default_factory=Runs)
 
     @classmethod
@@ -118,6 +126,9 @@ class Components:
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         resident_blocks: int | None = None,
         tile: int | None = None,
+        kernels: str | None = None,
+        keep: bool | None = None,
+        cache: bool | None = None,
         opened: OpenFiles | None = None,
         progress: Shown = None,
         notes: Notes = log_note,
@@ -137,9 +148,17 @@ class Components:
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
+        kernels: by which a CPU computes, as `kernels.choice.parse_kernels`. None: what was measured on this machine, or
+            what LTXKIT_KERNELS says.
+        keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
+            True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
+        cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
+            for a new one; bit-equal to encoding them. None: unless the environment has LTXKIT_CACHE=off.
         opened: the same files, by `open_files`, if they are open already.
         progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
             for the user; by default they are logged, and warnings where a clip may be worthless.
+
+        The text encoder's file is checked now and read when a prompt needs it.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
@@ -147,9 +166,12 @@ class Components:
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
         progress = callback(progress)
-        placement = _placement(every_device() if device == "balanced" else device, resident_blocks)
+        at = every_device() if device == "balanced" else device
+        placement = _placement(at, resident_blocks, keep, kernels, notes)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
+        if cache is not None:
+            check_kind("cache", cache, bool)
         loras = asked_loras(loras)
         model, text_encoder = find_models(model, text_encoder)
         if text_encoder is None and opened is None:
@@ -165,7 +187,7 @@ class Components:
         if files.text_encoder is None:
             raise no_text_encoder()
         encoder = text_encoder_from(
-            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
+            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, when_needed=True
         )
         check_widths(transformer, loaded_vae, encoder.config, loaded_upscaler)
         matched = [
@@ -187,6 +209,16 @@ class Components:
         mixed = mixed_generations(files.model, files.vae)
         for note in filter(None, (*info.notes, *encoder.notes, mixed, "" if certain else origin)):
             doubt(note, notes)
+        prompts = None
+        if cache or (cache is None and cache_folder() is not None):
+            prompts = prompts_of(
+                files.text_encoder,
+                encoder.config,
+                dtype=dtype,
+                quantization=text_quantization,
+                device=placement.device,
+                kernels=placement.kernels_of(encoder.outline),
+            )
         named = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
             transformer,
@@ -212,6 +244,7 @@ class Components:
                     "settings": settings,
                 },
             },
+            prompts,
         )
 
     def __repr__(self) -> str:
@@ -245,6 +278,10 @@ class Components:
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         raise WrongNameError("got a call of the models; expected their method; write ltx.generate(prompt)")
 
+    def release(self) -> None:
+        """Take every model off the device; the next clip puts there what it needs."""
+        self.placement.release_all()
+
     def cancel(self) -> None:
         """Stop what these models do now, from any thread: `generate` and `save` raise CancelledError at the next step.
 
@@ -255,7 +292,7 @@ class Components:
     def encode(self, prompt: str, *, notes: Notes = log_note) -> EncodedPrompt:
         """A prompt as T5 encodes it, which `generate` takes in place of text, any number of times."""
         host = host_on(self.placement, silent, notes)
-        (encoded,) = encode_prompts(self.text_encoder, [prompt], host=host)
+        (encoded,) = encode_prompts(self.text_encoder, [prompt], host=host, kept=self.prompts)
         return encoded
 
     def _recipe_with(self, loras: Sequence[WeightedLoRA]) -> Recipe:
@@ -342,17 +379,21 @@ class Components:
         for remark in (remark for run_pass in passes for remark in run_pass.remarks(all_settings.recipe)):
             doubt(remark, notes)
         if isinstance(self.placement, DevicePlacement) and not force:
-            encoder = (self.text_encoder.model, self.text_encoder.config)
-            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler)
-            check_fits(models, asked, self.placement.device)
+            check_fits(self._outline(self.placement, self.upscaler), asked, self.placement.device)
         negatives = [self._negative(passes, each.negative, all_settings.recipe, notes) for each in clips]
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
 
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
             host = host_on(self.placement, watched, notes)
-            encoded = self._encoded([each.prompt for each in clips], negatives, host)
             canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
-            placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
+            remarks: list[str] = []
+            # The transformer comes from the disk, and pictures are resized, while the text is encoded.
+            with ReadAhead([self.transformer, self.vae]), ThreadPoolExecutor(1, "ltxkit conditions") as beside:
+                resized = beside.submit(lambda: [item.on_canvas(asked, canvas, remarks.append) for item in prepared])
+                encoded = self._encoded([each.prompt for each in clips], negatives, host)
+                placed = Conditions(resized.result(), self.vae)
+            for remark in remarks:
+                notes(remark)
             made: list[Clip] = []
             first = started(beginning, self.vae, asked, size, host)
             said = {
@@ -394,8 +435,7 @@ class Components:
         for remark in run_pass.remarks(self.recipe):
             doubt(remark, notes)
         if isinstance(self.placement, DevicePlacement) and not request.force:
-            encoder = (self.text_encoder.model, self.text_encoder.config)
-            check_fits(Outline(self.transformer, self.vae, self.info, encoder), window, self.placement.device)
+            check_fits(self._outline(self.placement, None), window, self.placement.device)
         notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
         unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
@@ -454,7 +494,8 @@ class Components:
     def _encoded(self, positive: Sequence[Prompt], negative: Sequence[Prompt | None], host: Host) -> list[Prompts]:
         """The prompts of every clip. Each text is encoded once, and all of them while T5 is in its place."""
         texts = list(dict.fromkeys(text for text in (*positive, *negative) if isinstance(text, str)))
-        encoded = dict(zip(texts, encode_prompts(self.text_encoder, texts, host=host), strict=True)) if texts else {}
+        made = encode_prompts(self.text_encoder, texts, host=host, kept=self.prompts) if texts else ()
+        encoded = dict(zip(texts, made, strict=True))
 
         def of(text: Prompt) -> EncodedPrompt:
             return encoded[text] if isinstance(text, str) else text
@@ -471,12 +512,23 @@ class Components:
             "loras": [record.lora_of(item) for item in self.loras],
             **self.origin,
             "made_with": record.versions(),
+            **self._computing(),
             "versions": list(self.info.versions),
             "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,
             "decode_timestep": decoding.timestep,
             "decode_noise_scale": decoding.noise_scale,
         }
+
+    def _outline(self, placement: DevicePlacement, upscaler: LatentUpsampler | None) -> Outline:
+        """What a clip takes, without reading the text encoder."""
+        encoder = (self.text_encoder.outline, self.text_encoder.config)
+        return Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
+
+    def _computing(self) -> dict[str, Any]:
+        """By which kernels a CPU makes the clip; nothing on other devices, and where nothing was chosen."""
+        kernels = self.placement.kernels
+        return {} if kernels is None or not kernels.origin else {"kernels": kernels.to_json()}
 
     def _size(self, asked: PixelShape, settings: Settings, notes: Notes) -> PixelShape:
         """The size of the first pass, or of the only one."""
@@ -507,11 +559,23 @@ class Components:
         return None
 
 
-def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | BalancedPlacement:
-    """Raises ConfigError: a device that this machine does not have, or a number of blocks below 0."""
+def _placement(
+    device: Any, resident_blocks: int | None, keep: bool | None, kernels: str | None, notes: Notes
+) -> DevicePlacement | BalancedPlacement:
+    """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
+    if keep is not None:
+        check_kind("keep", keep, bool)
+    if kernels is not None:
+        parse_kernels(kernels, "asked for")  # whatever the device is
     if isinstance(device, Sequence) and not isinstance(device, str):
-        return BalancedPlacement([chosen_device(each) for each in device])
-    return DevicePlacement(chosen_device(device), resident_blocks=resident_blocks)
+        return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
+    chosen = chosen_device(device)
+    if chosen.type != "cpu":
+        return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep)
+    chosen_kernels = kernels_here(kernels, notes)
+    if chosen_kernels.origin:
+        notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
+    return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=chosen_kernels)
 
 
 def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:

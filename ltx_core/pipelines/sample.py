@@ -179,8 +179,8 @@ def sample_state(
     state = _initial_state(run_pass, clip, conditions, noise, host)
     host.progress(ProgressEvent(run_pass.stage, 0, total))
     with (
-        applied(transformer, run_pass.loras),
         host.place(transformer, memory_required=_work(run_pass, state, prompts)) as device,
+        applied(transformer, run_pass.loras),  # inside: copies that stay on the device are of the model's own weights
     ):
         for remark in remarks(transformer, device):
             host.say(remark)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +211,26 @@ class SideStream:
 def side_stream(device: torch.device) -> SideStream | None:
     """A side stream, on devices that have them."""
     return SideStream(device) if device.type in ("cuda", "xpu") else None
+
+
+def arithmetic_of(device: torch.device) -> list[str]:
+    """What the last bits of a result depend on beside the inputs: torch, the device, and how it is told to compute."""
+    told = [torch.__version__, torch.get_float32_matmul_precision()]
+    if device.type in ("cuda", "xpu"):
+        accelerator: Any = torch.get_device_module(device)
+        return [*told, device.type, accelerator.get_device_name(device)]
+    processor = [platform.machine(), _processor(), torch.backends.cpu.get_cpu_capability()]
+    return [*told, device.type, *processor, str(torch.get_num_threads())]
+
+
+@cache
+def _processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def describe_devices() -> list[str]:

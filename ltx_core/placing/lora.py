@@ -170,7 +170,9 @@ def _replaced_parameters(module: nn.Module, changes: Mapping[str, Changes]) -> G
     originals = {name: parameter for name, parameter in module.named_parameters(recurse=False) if name in changes}
     try:
         for name, base in originals.items():
-            setattr(module, name, nn.Parameter(merged(base, changes[name]).to(base.dtype), requires_grad=False))
+            # In main memory, where the LoRA is: the same numbers, wherever the model is.
+            changed = merged(base.cpu(), changes[name]).to(base.device, base.dtype)
+            setattr(module, name, nn.Parameter(changed, requires_grad=False))
         yield
     finally:
         for name, parameter in originals.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,14 @@ from torch import Tensor, nn
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
 from ..files import whole
-from ..models.text_encoder import TextEncoder, build_t5
+from ..models.text_encoder import T5EncoderModel, TextEncoder, build_t5
 from ..models.tokenizer import MAX_TOKENS, SENTINELS, Tokenizer
 from ..progress import Notes
 from ..weights.save import write_safetensors
-from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
+from ..weights.text_encoder import EMBEDDING_AGAIN, hugging_face_config, load_text_encoder
 from ..weights.tokenizer_training import train_tokenizer
 from .config import Text
 from .data import file_identity
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
 
 
 class FrozenText:
@@ -186,5 +182,5 @@ def save_text_encoder(encoder: TextEncoder, weights: Mapping[str, Tensor], folde
     """
     tensors = {name: tensor for name, tensor in weights.items() if name != EMBEDDING_AGAIN}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    encoder.model.config.to_json_file(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(encoder.config), indent=2) + "\n", "utf-8")
     (folder / "spiece.model").write_bytes(encoder.tokenizer.path.read_bytes())

@@ -85,6 +85,23 @@ def described(path: Path) -> FileIdentity:
         ) from error
 
 
+def identity_of(files: Iterable[Path]) -> str | None:
+    """A text that is another one for other files: of headers, samples, sizes and times of change; names do not matter.
+    None: a file cannot be read, or changes meanwhile."""
+    whole = hashlib.sha256()
+    try:
+        for path in files:
+            before = path.stat()
+            size, *hashes = _described_file(path)
+            whole.update(f"{size} {before.st_mtime_ns} {' '.join(hashes)}\n".encode())
+            after = path.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                return None
+    except OSError:
+        return None
+    return whole.hexdigest()
+
+
 def named_identity(path: Path) -> FileIdentity:
     """As `described`; a file of the bundled model has the name of that model, by which it is found again."""
     identity = described(path)

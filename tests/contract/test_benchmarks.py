@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-SHARED = {"protocol", "run", "random_files", "anonymous"}
+SHARED = {"protocol", "run", "random_files", "anonymous", "vae_peers"}
 BENCHMARKS = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 

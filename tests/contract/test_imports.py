@@ -120,6 +120,21 @@ print(*(name for name in sys.argv[1:] if name in sys.modules))
     assert run_python(code, *HEAVY, cwd=tmp_path).split() == []
 
 
+@pytest.mark.slow
+def test_a_run_imports_neither_transformers_nor_torchs_compiler(tmp_path: Path) -> None:
+    """They take longer than the demo itself."""
+    code = """
+import sys
+import torch
+before = set(sys.modules)
+from ltxkit.cli import main
+assert main(["run", "demo-text", "--output", sys.argv[1], "--set", "Canvas.frames=9"]) == 0
+print("came:", *(name for name in sys.argv[2:] if name in sys.modules and name not in before))
+"""
+    names = [*(name for name in HEAVY if name != "av"), "torch._dynamo", "sympy", "huggingface_hub"]
+    assert run_python(code, tmp_path, *names, cwd=tmp_path).splitlines()[-1] == "came:"
+
+
 # As ComfyUI loads a custom node (nodes.py, load_custom_node): the module name is its path, with the dots written out.
 LOAD_LIKE_COMFYUI = """
 import importlib.util, os, sys
