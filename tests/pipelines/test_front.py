@@ -544,7 +544,8 @@ def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path
         assert repr(ltx.loras[0]) == f"LoRA({tiny_lora.name!r}, 0.8)"
         on = ltx.generate("fox", **SMALL)
         assert not torch.equal(on.latent, clip.latent)
-        assert on.settings["loras"] == [{"file": tiny_lora.name, "strength": 0.8}]
+        (applied,) = on.settings["loras"]
+        assert (applied["file"], applied["strength"]) == (tiny_lora.name, 0.8)
         ltx.loras = tiny_lora
         assert ltx.loras[0].strength == 1
         ltx.loras = [ltxkit.LoRA(tiny_lora, 0)]
