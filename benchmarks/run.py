@@ -59,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--render", action="store_true", help="measure nothing, only write the tables")
-    parser.add_argument("--check", action="store_true", help="measure nothing; fail if figures in the documents are stale")
+    parser.add_argument("--check", action="store_true", help="measure nothing; fail if the figures are stale")
     options = parser.parse_args()
     if options.check:
         return int(any(path.read_text(encoding="utf-8") != text for path, text in documents().items()))

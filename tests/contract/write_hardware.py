@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/contract/write_hardware.py
 
-Run it after a change of the plan; `test_readme.py` compares the table with what this makes. The plan reads headers alone:
-those of the released files, with nothing behind them.
+Run it after a change of the plan; `test_readme.py` compares the table with what this makes. The plan reads headers
+alone: those of the released files, with nothing behind them.
 """
 
 from __future__ import annotations
