@@ -156,8 +156,10 @@ exec(sys.argv[2], {})
 def test_everything_runs_as_it_stands_after_a_fresh_installation(
     readme: str, fresh: Path, tiny_models: Callable[..., Path], released_t5: Path, loopback_hub: Any, tmp_path: Path
 ) -> None:
-    """In their order, each with what those before it left, in an empty folder; then the lines of Python. The released files are tiny ones under
-    their names, from a hub on this machine, and the clips of 768x512 are smaller."""
+    """The commands in their order, each with what those before it left, in an empty folder; then the lines of Python.
+
+    The released files are tiny ones under their names, from a hub on this machine; clips of 768x512 are smaller.
+    """
     tiny = tiny_models()
     sources = {"checkpoints": tiny / CHECKPOINT, "latent_upscale_models": tiny / UPSCALER, "text_encoders": released_t5}
     for file in published_files(["2b-0.9.8-distilled"]):
