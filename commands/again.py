@@ -405,7 +405,7 @@ def format_report(record: Mapping[str, Any]) -> str:
         key: value for key, value in record.items()
         if key not in ("prompt", "negative_prompt", "width", "height", "frames", "fps", "seed", KEY, "files")
     }  # fmt: skip
-    lines += [f"{key[:40]:<12} {_line(value)}" for key, value in rest.items()]
+    lines += [f"{_line(key)[:40]:<12} {_line(value)}" for key, value in rest.items()]
     return "\n".join(lines)
 
 
