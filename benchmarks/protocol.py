@@ -9,7 +9,7 @@
 
 A benchmark is a script `benchmarks/<name>.py` that reads its options with `arguments`, collects rows and calls
 `publish`. `run.py` lists the scripts, runs each in its own process and renders `results/<name>.json` into the tables of
-the README.
+`docs/benchmarks.md` and the lines in the README.
 """
 
 from __future__ import annotations
@@ -208,6 +208,14 @@ def table(result: dict[str, Any], *, folds: bool = False) -> str:
         lines = [f"<details><summary>{len(rows)} cases</summary>", "", *lines, "", "</details>"]
     where = f"`benchmarks/{result['benchmark']}.py`; {_where(machine)}."
     return "\n".join([f"**{result['question']}**", "", *lines, "", where])
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The first row of a result as one sentence: its question, and the figures that answer it."""
+    row = result["rows"][0]
+    question = result["question"].partition(" (")[0].rstrip("?")
+    against = f", {_peer(row)} ({row['speedup'][0]:.2f}x)" if row["peer"] is not None and row["speedup"] else ""
+    return f"{question}? {row['case']}: {_figure(row['ours'], row['unit'])}{against}."
 
 
 def _where(machine: dict[str, Any]) -> str:

@@ -75,14 +75,18 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.budget.plan import Card, format_plan
     from ..ltx_core.budget.tiling import Tiling
     from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
+    from ..ltx_core.pipelines.places import find_file
     from ..ltx_core.pipelines.recipe import recipe_for
     from ..ltx_core.shapes import PixelShape
 
+    def found(path: Path | None, kind: str) -> Path | None:
+        return find_file(path, kind) if path is not None else None
+
     models = outline(
-        options.model,
-        options.text_encoder,
-        vae=options.vae,
-        upscaler=options.upscaler,
+        find_file(options.model, "checkpoints"),
+        found(options.text_encoder, "text_encoders"),
+        vae=found(options.vae, "checkpoints"),
+        upscaler=found(options.upscaler, "latent_upscale_models"),
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.files import whole
 from ..ltx_core.media.frames import rgb_frames
-from ..ltx_core.media.scheduling import scheduling_kept
 from ..ltx_core.media.sound import Sound, SoundTrack
 from ..ltx_core.media.streams import repeatable
+from ..ltx_core.threads import scheduling_kept
 
 CONTAINERS = {"mp4": "mp4", "mkv": "matroska", "webm": "webm"}
 ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}

@@ -17,6 +17,7 @@ from typing import Any
 from . import files
 from .errors import ConfigError, UnsupportedError
 from .shapes import PixelShape
+from .threads import scheduling_kept
 from .values import is_number, shown
 
 
@@ -48,7 +49,8 @@ class Encoder:
         context.framerate, context.time_base = Fraction(24), Fraction(1, 24)
         context.options = dict(QUIET.get(self.name, {}))
         try:
-            context.open()
+            with scheduling_kept():
+                context.open()
         except (FFmpegError, ValueError):
             return False
         return True
@@ -229,6 +231,11 @@ def check_output(
     if pattern is not None:
         output = _folder(pattern, codec)
     elif _is_folder(text, codec):
+        if Path(text).suffix.lower() in FORMATS and not Path(text).is_dir():
+            raise ConfigError(
+                f"got the output {text!r}, a folder that is named as a file; expected one of the two; leave out the "
+                "last / for a file"
+            )
         output = _folder((Path(text), "", DIGITS, ""), codec)
     else:
         output = _file(Path(text), codec, size)

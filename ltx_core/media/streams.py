@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from ..outputs import PRORES_444, QUIET, Encoder, Output
 from ..shapes import PixelShape
+from ..threads import scheduling_kept
 from .filters import Conversion
-from .scheduling import scheduling_kept
 from .sound import Sound, SoundTrack
 
 CONTAINERS = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska", ".mov": "mov"}

@@ -32,6 +32,7 @@ from .cancel import Runs
 from .condition import crop_chunks
 from .decode import decode_frames
 from .hints import CLIP, wrong_name
+from .overlap import used_beside
 from .settings import Decoding
 
 if TYPE_CHECKING:
@@ -215,9 +216,12 @@ class Clip:
 
         with progress_shown(progress) as report:
             said = {"ltxkit": self.settings} if metadata else {}
-            media.write_clip(
-                output, chunks(report), fps=rate, sound=sound, metadata=said, notes=_told if is_told else _warn
-            )
+            remarks = _told if is_told else _warn
+
+            def write(frames: Iterator[Tensor]) -> None:
+                media.write_clip(output, frames, fps=rate, sound=sound, metadata=said, notes=remarks)
+
+            used_beside(chunks(report), write)  # the next frames are decoded while these are compressed
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
             media.write_image(Path(contact_sheet), sheet, said)

@@ -55,12 +55,13 @@ def find_models(model: Path | str, text_encoder: Path | str | None) -> tuple[Pat
 
 
 def find_file(path: Path | str, kind: str) -> Path:
-    """A path, or the file that a name stands for: of the bundled model, or of a release that `ltxkit fetch` brought.
+    """A path, or the file that a name stands for: of the bundled model, of a release that `ltxkit fetch` brought, or
+    the file's own name, if it lies where `fetch` puts such files.
 
     kind: the name of ComfyUI's folder for such models. Raises ConfigError: a release that is not here.
     """
     if Path(path).exists() or str(path) not in PUBLISHED:
-        found = find_model(path, kind)
+        found = find_model(_lying_there(str(path), kind) or path, kind)
         near = [] if found.exists() or found.suffix in _WEIGHTS or len(found.parts) > 1 else nearest(str(path))
         if near:
             raise ConfigError(
@@ -72,6 +73,15 @@ def find_file(path: Path | str, kind: str) -> Path:
     if found is None:
         raise _not_here(str(path), PUBLISHED[str(path)][0])
     return found
+
+
+def _lying_there(name: str, kind: str) -> Path | None:
+    """The file or folder of this name among the models of a kind, or of a transformer alone."""
+    if not name or Path(name).name != name or Path(name).exists():
+        return None  # a path: it means one place
+    kinds = (kind, "diffusion_models", "unet") if kind == "checkpoints" else (kind,)
+    places = (folder / each / name for folder in model_folders() for each in kinds)
+    return next((place for place in places if place.exists()), None)
 
 
 def no_text_encoder() -> ConfigError:

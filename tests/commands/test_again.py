@@ -112,8 +112,7 @@ def test_inputs_are_looked_up_and_what_is_said_overrules(
     assert status == 2
     assert f"a.mkv: got no first=frame@2.jpg, which the clip was made with ({picture.stat().st_size} bytes)" in err
     assert (
-        "expected it in input; bring it, or name its folder with --input DIR, or choose a file yourself with --at"
-        in err
+        "expected it in input; bring it, name its folder with --input DIR, or choose a file yourself with --at" in err
     )
     assert not Path("b.mkv").exists()
     same, record = again(capsys, clip, models, "b.mkv", "--input", picture.parent)

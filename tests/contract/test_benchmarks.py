@@ -1,4 +1,4 @@
-"""Every benchmark runs, the README's figures match `benchmarks/results`, and wrong outputs are never timed."""
+"""Every benchmark runs, the figures of the documents match `benchmarks/results`, and wrong outputs are never timed."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_make_bench_runs_them_all(repository: Path) -> None:
     assert listed.stdout.split() == BENCHMARKS, listed.stderr
 
 
-def test_tables_of_the_readme_are_rendered_from_the_results(repository: Path) -> None:
+def test_figures_of_the_documents_are_rendered_from_the_results(repository: Path) -> None:
     checked = run(repository, "run.py", "--check")
-    assert checked.returncode == 0, f"{checked.stderr}\nthe README is stale: python benchmarks/run.py --render"
+    assert checked.returncode == 0, f"{checked.stderr}\nfigures are stale: python benchmarks/run.py --render"
 
 
 def test_a_wrong_output_is_never_timed(repository: Path) -> None:

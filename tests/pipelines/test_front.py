@@ -20,9 +20,11 @@ import torch
 from safetensors.torch import save_file
 
 import ltxkit
+from ltxkit.cli import main
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import CancelledError, CheckpointError, ConfigError, LTXKitError, ShapeError
 from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.pipelines.places import find_file
 from ltxkit.ltx_core.pipelines.presets import PASS, Knobs, Recipe
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.releases import RELEASES
@@ -544,7 +546,8 @@ def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path
         assert repr(ltx.loras[0]) == f"LoRA({tiny_lora.name!r}, 0.8)"
         on = ltx.generate("fox", **SMALL)
         assert not torch.equal(on.latent, clip.latent)
-        assert on.settings["loras"] == [{"file": tiny_lora.name, "strength": 0.8}]
+        (applied,) = on.settings["loras"]
+        assert (applied["file"], applied["strength"]) == (tiny_lora.name, 0.8)
         ltx.loras = tiny_lora
         assert ltx.loras[0].strength == 1
         ltx.loras = [ltxkit.LoRA(tiny_lora, 0)]
@@ -590,6 +593,40 @@ def test_one_argument_may_be_a_folder_or_a_release(
         ltxkit.load("13b-0.9.8")
     with pytest.raises(ConfigError, match="got no text encoder"):
         ltxkit.load(folder / CHECKPOINT, progress=lambda _: pytest.fail("it is loaded"))
+
+
+def test_the_name_of_a_file_is_enough_where_fetch_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    for kind in ("checkpoints", "diffusion_models", "text_encoders"):
+        (models / kind).mkdir(parents=True)
+        (models / kind / "same.safetensors").touch()
+    for kind, name in (("checkpoints", "a"), ("diffusion_models", "b"), ("text_encoders", "t"), ("loras", "l")):
+        (models / kind).mkdir(exist_ok=True)
+        (models / kind / f"{name}.safetensors").touch()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("LTXKIT_MODELS", str(models))
+    for name, kind, folder in (
+        ("a", "checkpoints", "checkpoints"),
+        ("b", "checkpoints", "diffusion_models"),  # a transformer alone
+        ("t", "text_encoders", "text_encoders"),
+        ("same", "checkpoints", "checkpoints"),
+        ("same", "text_encoders", "text_encoders"),
+    ):
+        assert find_file(f"{name}.safetensors", kind) == models / folder / f"{name}.safetensors"
+    for name, kind in (
+        ("l.safetensors", "checkpoints"),
+        ("t.safetensors", "checkpoints"),
+        ("sub/a.safetensors", "checkpoints"),
+    ):
+        assert find_file(name, kind) == Path(name)  # no such file: the loaders say so
+    (here / "a.safetensors").touch()
+    assert find_file("a.safetensors", "checkpoints") == Path("a.safetensors"), "what lies here comes first"
+    assert main(["plan", "b.safetensors"]) == 2
+    assert str(models / "diffusion_models" / "b.safetensors") in capsys.readouterr().err
 
 
 def test_the_bundled_model_needs_one_name_and_no_size() -> None:
