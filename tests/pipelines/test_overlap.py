@@ -163,7 +163,7 @@ def test_a_full_disk_is_said_and_leaves_no_file(
         raise OSError(28, "No space left on device")
 
     clip = ltx.generate("fox", width=64, height=32, frames=9, fps=8, steps=1)
-    monkeypatch.setattr(media, "write_video", full)
+    monkeypatch.setattr(media, "write_clip", full)
     with pytest.raises(OSError, match="No space"):
         clip.save(tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
