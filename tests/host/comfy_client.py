@@ -35,7 +35,7 @@ class ComfyUI:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-    def run(self, script: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a piece of Python with the checkout on sys.path."""
         program = f"import sys; sys.path.insert(0, {str(self.root)!r})\n{script}"
         return subprocess.run(
@@ -126,7 +126,7 @@ class Server:
         *,
         interrupt_at: int | None = None,
         our_browser: bool = False,
-        timeout: float = 120,
+        timeout: float = 300,
     ) -> Events:
         """Run a prompt to its end and collect its events.
 
