@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 if importlib.util.find_spec("ltxkit") is None:  # for machines where nothing can be installed: the folder is the package
@@ -78,9 +77,7 @@ def compare(
     def refuse(name: str, why: str) -> None:
         raise ValueError(f"{case}: {name}: {why}")
 
-    with torch.inference_mode():
-        device = ours().device
-    differences = equal_peers(ours, peers, tolerance, refuse)
+    differences, device = equal_peers(ours, peers, tolerance, refuse)
     times = timed({"ltxkit": ours, **peers}, Rounds(tolerance, rounds, warmup), device)
     return [
         Row(

@@ -104,10 +104,10 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 
 def equal_peers(
     ours: Run, peers: Mapping[str, Run], tolerance: float, say: Callable[[str, str], None]
-) -> dict[str, float]:
-    """The peers whose output is ours, with the difference. say: receives the name of each other one, and why.
+) -> tuple[dict[str, float], torch.device]:
+    """The peers whose output is ours, with the difference; and the device of the output.
 
-    A peer that fails is one of the others.
+    say: receives the name of each other peer, and why: its output differs, or it fails.
     """
     equal: dict[str, float] = {}
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def equal_peers(
                 equal[name] = difference
             else:
                 say(name, f"its output differs by {difference:.2e}; expected <= {tolerance:.0e}")
-    return equal
+    return equal, mine.device
 
 
 def timed(contestants: Mapping[str, Run], how: Rounds, device: torch.device) -> Timed:
