@@ -32,9 +32,9 @@ if importlib.util.find_spec("ltxkit") is None:  # for machines where nothing can
     sys.modules["ltxkit"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["ltxkit"])
 
-from ltxkit.ltx_core.measuring.machine import describe_machine  # noqa: E402 - after it is there
-from ltxkit.ltx_core.measuring.protocol import Row, Rounds, equal_peers, timed  # noqa: E402
-from ltxkit.ltx_core.measuring.report import markdown  # noqa: E402
+from ltxkit.ltx_core.measuring.machine import describe_machine
+from ltxkit.ltx_core.measuring.protocol import Rounds, Row, equal_peers, timed
+from ltxkit.ltx_core.measuring.report import markdown
 
 __all__ = ["RESULTS", "Row", "arguments", "compare", "publish", "table"]
 
@@ -99,7 +99,12 @@ def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False
 
     name: the script's own name, without `.py`. question: one sentence that the figures answer. tiny: print only.
     """
-    result = {"benchmark": name, "question": question, "machine": describe_machine(), "rows": [asdict(row) for row in rows]}
+    result = {
+        "benchmark": name,
+        "question": question,
+        "machine": describe_machine(),
+        "rows": [asdict(row) for row in rows],
+    }
     if not tiny:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

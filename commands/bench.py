@@ -75,7 +75,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--random", choices=FAMILIES, default="2b", help="the size of random weights (default 2b; 13b writes 28 GB)"
     )
-    what.add_argument("--tiny", action="store_true", help="rehearse with a tiny model, in seconds; figures mean nothing")
+    what.add_argument(
+        "--tiny", action="store_true", help="rehearse with a tiny model, in seconds; figures mean nothing"
+    )
     what.add_argument(
         "--only", type=parts, default=frozenset(WHAT), metavar="PARTS", help=f"some of {','.join(WHAT)} (default: all)"
     )

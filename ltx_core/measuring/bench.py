@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +92,9 @@ class Choices:
             raise ConfigError("got a clip of a model without a text encoder; expected its file; add --text-encoder")
         most = max(self.threads)
         if most > cores():
-            raise ConfigError(f"got {most} threads; expected at most {cores()}, the cores of this machine; ask for fewer")
+            raise ConfigError(
+                f"got {most} threads; expected at most {cores()}, the cores of this machine; ask for fewer"
+            )
         chosen_device(self.device)
 
 

@@ -138,7 +138,7 @@ class _Convolutions(TorchDispatchMode):
         super().__init__()
         self.counted: Counter[Convolution] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         name = func.__name__.partition(".")[0]
         if name == "convolution":
             x, weight, _, stride, padding, dilation, transposed, _, groups = args

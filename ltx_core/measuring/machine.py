@@ -7,7 +7,7 @@ import gc
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,9 @@ def _peak_of_cpu(run: Callable[[], object]) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     gc.collect()
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
+    with _without_native_lines(), torch.inference_mode():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            run()
     now = peak = 0
     profiler: Any = recorded.profiler  # untyped in torch
     for event in profiler.kineto_results.events():
@@ -94,6 +95,21 @@ def _peak_of_cpu(run: Callable[[], object]) -> int:
             now += event.nbytes()
             peak = max(peak, now)
     return peak
+
+
+@contextlib.contextmanager
+def _without_native_lines() -> Generator[None]:
+    """Inside, nothing reaches stderr: torch's profiler writes lines of its own there, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def peak_of_process() -> int | None:
