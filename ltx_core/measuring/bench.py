@@ -58,7 +58,8 @@ class Choices:
         tiny: random weights of a few megabytes, to rehearse.
         dtype: of all weights; None: as stored. settings: the release whose recipe a clip uses.
         sizes: of steps, decoding and encoding. clip: of the clip; None: the first size on a CPU, else the last.
-        threads: counts of the CPU's threads for steps, decoding and encoding; ALL_CORES for all. The clip has the most of them.
+        threads: counts of the CPU's threads for steps, decoding and encoding; ALL_CORES for all.
+            The clip has the most of them.
         only: some of WHAT. against: peers. folder: where random files go, which are removed afterwards.
     """
 
@@ -188,7 +189,7 @@ class _Bench:
             self.left_out.append(what)
             self._say(f"Left out: {what}.")
 
-    # ------------------------------------------------------------------------------------------------------ side by side
+    # -------------------------------------------------------------------------------- side by side
 
     def _parts(self) -> None:
         only, choices = self.choices.only, self.choices
@@ -339,7 +340,7 @@ class _Bench:
             done(3 + number)
         done(total)
 
-    # ------------------------------------------------------------------------------------------------------------- clips
+    # -------------------------------------------------------------------------------- clips
 
     def _clip(self) -> None:
         if isinstance(self.files, _NoText):

@@ -37,8 +37,8 @@ class StepInputs:
 
     @classmethod
     def random(cls, config: TransformerConfig, grid: LatentShape, device: torch.device) -> StepInputs:
-        """Positions are those of a VAE of 8 frames and 32x32 pixels per cell, without the correction of the first frame,
-        which no peer computes in its model."""
+        """Positions are those of a VAE of 8 frames and 32x32 pixels per cell, without the correction of the first
+        frame, which no peer computes in its model."""
         made = torch.Generator().manual_seed(1)
         cells = torch.stack(torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")).reshape(1, 3, -1)
         return cls(

@@ -85,9 +85,9 @@ def _peak_of_cpu(run: Callable[[], object]) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     gc.collect()
-    with _without_native_lines(), torch.inference_mode():
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            run()
+    recorder = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _without_native_lines(), torch.inference_mode(), recorder as recorded:
+        run()
     now = peak = 0
     profiler: Any = recorded.profiler  # untyped in torch
     for event in profiler.kineto_results.events():

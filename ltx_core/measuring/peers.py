@@ -277,7 +277,7 @@ class Official:
 
 
 def _with_statistics(build: Callable[[], Any], ours: VideoVAE, device: torch.device) -> Any:
-    """A VAE under our keys. The statistics of latents, which have other names in some, are not used: latents are raw."""
+    """A VAE under our keys. The statistics of latents have other names in some, and are not used: latents are raw."""
     try:
         with torch.device("meta"):
             names = [name for name, _ in build().state_dict().items() if "per_channel_statistics" in name]
