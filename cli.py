@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import again, completion, digits, files, generate, graphs, machine, trained, training
+from .commands import again, bench, completion, digits, files, generate, graphs, machine, trained, training
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
 from .commands.parsing import Parser, add_command
@@ -18,6 +18,7 @@ COMMANDS = (
     *graphs.COMMANDS,
     *files.COMMANDS,
     *machine.COMMANDS,
+    *bench.COMMANDS,
     *training.COMMANDS,
     *trained.COMMANDS,
     *digits.COMMANDS,

@@ -33,13 +33,13 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from protocol import Row, arguments, compare, publish
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae_peers import Half, comfyui, official, timestep
 
 from ltxkit.ltx_core.kernels import private
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
 from ltxkit.ltx_core.kernels.here import kernels_here
+from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.models.dtypes import compute_dtype
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.placing.computing import computing
@@ -239,15 +239,7 @@ def contest(
 
 def peak_megabytes(run: Callable[[], object]) -> float:
     """Peak of the bytes that PyTorch's CPU allocator holds, beyond those before the call."""
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    now = peak = 0
-    profiler: Any = recorded.profiler  # untyped in torch
-    for event in profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak / 1e6
+    return (peak_bytes(run, torch.device("cpu")) or 0) / 1e6
 
 
 def memory(generation: str, width: int, size: tuple[int, int, int]) -> list[Row]:

@@ -62,7 +62,7 @@ for wrong in (x + 1e-3, x * float("nan")):
     try:
         compare("differs", lambda: x, {"peer": lambda: wrong}, tolerance=1e-5)
     except ValueError as error:
-        assert "output differs from peer" in str(error), error
+        assert "peer: its output differs" in str(error), error
     else:
         raise SystemExit("timed something that is not equal")
 """
