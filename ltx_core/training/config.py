@@ -51,9 +51,10 @@ class Optimization(Section):
     """How the weights are updated.
 
     steps: updates of the weights. batch_size: clips per update, over all processes; each process computes its share in
-    `accumulation` pieces. schedule: "linear" is constant, then falls to `final` times the rate over the last
-    `decay_steps`, so a run can be extended; "cosine" falls from the first step on. optimizer: "muon" updates weights
-    with two or more axes and leaves the others to AdamW.
+    `accumulation` pieces. optimizer: "muon" updates weights with two or more axes and leaves the others to AdamW.
+    schedule: after a rise over `warmup`, a share of the steps, "linear" is constant, then falls to `final` times the
+    rate over the share `decay`; "cosine" falls from the end of the rise on; see `schedule`. warmup_steps, decay_steps:
+    the same in steps, shortened where they do not fit. max_grad_norm: 0 clips nothing.
     ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32 on GPUs that have it;
     "bf16" computes in bfloat16 on float32 weights. Small models spend their time launching kernels and are fastest in
     "tf32".
@@ -69,11 +70,13 @@ class Optimization(Section):
     learning_rate: Positive
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     weight_decay: NotNegative = 0.0
-    warmup_steps: CountFromZero = 100
+    warmup: Share = 0.05
+    warmup_steps: CountFromZero | None = None
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    decay_steps: CountFromZero = 0
+    decay: Share = 0.5
+    decay_steps: CountFromZero | None = None
     final: Share = 0.05
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: NotNegative = 1.0
     ema_decay: Decay = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False

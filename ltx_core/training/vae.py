@@ -247,9 +247,10 @@ class VAETask:
                 loss.backward()
             total += loss.detach()
         applied = self.judge_updater.apply(step)
+        own = {"gradient_norm": "discriminator_gradient", "skipped_steps": "discriminator_skipped_steps"}
         return {
             **log_values({"loss_discriminator": total}, self.world),
-            "discriminator_gradient": applied["gradient_norm"],
+            **{name: applied[key] for key, name in own.items() if key in applied},
         }
 
     @torch.no_grad()

@@ -123,6 +123,7 @@ def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Skip drawing, which takes longer than these runs."""
     if "curves" not in request.node.name:
         monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
