@@ -34,6 +34,11 @@ class Data(Section):
     sizes: one or more (frames, height, width); all clips of a batch have one size.
     spread: part of the free path that digits may use across their direction of motion.
     enlarged: share of batches whose clips are drawn at twice the size ("digits" and "mnist" only).
+
+    Of a folder: windows: which parts of a longer clip are seen: "head", its first frames; "random", one of
+        `random_windows` random places, another one in each epoch; "slide", all windows that overlap by half; "all",
+        windows side by side, to the last frame. short_videos_as_pictures: a video shorter than every other size serves
+        sizes of one frame, by its first. allow_empty_captions: train clips without a caption on an empty prompt.
     """
 
     kind: Literal["digits", "mnist", "moving_mnist", "folder"]
@@ -44,6 +49,26 @@ class Data(Section):
     enlarged: Share = 0.0
     fps: Annotated[float, Range(above=0, high=FASTEST)] = 25.0
     validation_clips: Count = 8
+    windows: Literal["head", "random", "slide", "all"] = "head"
+    random_windows: Count = 4
+    short_videos_as_pictures: bool = False
+    allow_empty_captions: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut(Section):
+    """The clips of a folder that are not trained on, and that a validation measures. path: a folder of their own.
+    share: of the folder's clips, one at least. Neither: every clip is trained on."""
+
+    path: Path | None = None
+    share: Annotated[float, Range(0, below=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is not None and self.share:
+            raise ConfigError(
+                f"got validation.path and validation.share {self.share:g}; expected one of them; leave the other out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +171,7 @@ class VAETraining(Section):
     seed: Seed = 0
     initial: Path | None = None
     data: Data
+    validation: HoldOut = HoldOut()
     model: dict[str, Any]
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
@@ -224,6 +250,7 @@ class TransformerTraining(Section):
     initial: Path | None = None
     version: str | None = None
     data: Data
+    validation: HoldOut = HoldOut()
     model: dict[str, Any] | None = None
     lora: LoRASettings | None = None
     text: Text = Text()

@@ -118,8 +118,8 @@ class Updater:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
             raise TrainingError(
-                f"got gradients that are not finite at {MOST_SKIPPED} steps in a row, the last at step {step}; expected "
-                "finite ones; lower the learning rate and resume from the last checkpoint"
+                f"got gradients that are not finite at {MOST_SKIPPED} steps in a row, the last at step {step}; "
+                "expected finite ones; lower the learning rate and resume from the last checkpoint"
             )
         return {"skipped_steps": float(self.skipped)}
 

@@ -215,8 +215,9 @@ class TransformerTask:
         size = self.source.size(step)
         totals: dict[str, Tensor] = {}
         whole = self._draws("flow", step, optimization.batch_size, size)
+        first = self.source.start(step, optimization.batch_size)
         for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
-            clips = self.latents.clips(piece.indices, size)
+            clips = self.latents.clips(range(first + piece.rows.start, first + piece.rows.stop), size)
             draws = whole.rows(piece.rows)
             with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
                 losses, sigma = self._losses(clips, draws, size)
