@@ -232,6 +232,21 @@ class LoRASettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preview(Section):
+    """The clips of `prompts` that validations make, one of each before the first step too (`at_start`).
+
+    None: the run's seed, the first of `data.sizes`, the negative prompt of the base's recipe, no picture. image: the
+    first frame of every clip.
+    """
+
+    at_start: bool = True
+    seed: Seed | None = None
+    size: tuple[Count, Count, Count] | None = None
+    negative_prompt: str | None = None
+    image: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerTraining(Section):
     """`ltxkit train`.
 
@@ -239,8 +254,10 @@ class TransformerTraining(Section):
     initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
     on the frozen weights of `initial`.
     text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
-    cache_clips: encode at most this many clips, once; 0 encodes every clip when it is needed.
+    cache_clips: encode at most this many clips once, and the others whenever they are needed; 0: none.
     validation_samples: number of samples in the validation loss.
+    sample_steps, guidance_scale: of the clips of `prompts`; None: as the recipe of `initial` has them, 20 and 3 for a
+        new model.
     """
 
     task: Literal["transformer"] = "transformer"
@@ -261,9 +278,10 @@ class TransformerTraining(Section):
     first_frame: Share = 0.1
     cache_clips: CountFromZero = 0
     validation_samples: Count = 64
-    sample_steps: Count = 20
-    guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] = 3.0
+    sample_steps: Count | None = None
+    guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] | None = None
     prompts: tuple[str, ...] = ()
+    preview: Preview = Preview()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,9 +95,7 @@ def read_folder(
     )
 
 
-def _usable(
-    folder: Path, sizes: Sequence[PixelShape], rate: float, notes: Notes, reading: Reading
-) -> list[Media]:
+def _usable(folder: Path, sizes: Sequence[PixelShape], rate: float, notes: Notes, reading: Reading) -> list[Media]:
     if not folder.is_dir():
         raise ConfigError(f"got data.path {folder}; expected a folder of videos; check the path")
     fps = Fraction(rate).limit_denominator(1001)
@@ -148,8 +146,10 @@ def _usable(
         notes(f"{uncaptioned} files have no caption; they are trained with an empty prompt")
     longer = sum(media.frames > media.size.frames for media in usable)
     if longer and reading.windows == "head":
-        notes(f"{longer} clips are longer than the size they are trained at; only their first frames are seen "
-              "(data.windows=random, slide or all see more)")
+        notes(
+            f"{longer} clips are longer than the size they are trained at; only their first frames are seen "
+            "(data.windows=random, slide or all see more)"
+        )
     return usable
 
 

@@ -67,7 +67,9 @@ class Latents:
     @cached_property
     def key(self) -> str:
         """A hash of everything that the cached latents depend on; reads every weight of the VAE."""
-        text = json.dumps([FORMAT, to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True)
+        text = json.dumps(
+            [FORMAT, to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True
+        )
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(self.vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
@@ -132,9 +134,7 @@ class Latents:
             torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions]
         )
         if self.cache.writes:
-            write_cache(
-                self._file(size), {"key": self.key, "latents": encoded.latents, "captions": encoded.captions}
-            )
+            write_cache(self._file(size), {"key": self.key, "latents": encoded.latents, "captions": encoded.captions})
         return encoded
 
     def _share(self, size: PixelShape) -> float:

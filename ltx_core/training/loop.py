@@ -51,6 +51,10 @@ class Task(Protocol):
         """Numbers for the log; clips, sheets and prompts go to `folder`, if it is not None."""
         ...
 
+    def preview(self, folder: Path | None) -> None:
+        """Clips of the model as it starts, if the config asks for them; they go to `folder`, if it is not None."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Everything that `load` needs to continue exactly, with sharded tensors gathered. All processes call it."""
         ...
@@ -97,6 +101,8 @@ def train(
     """
     output, steps = config.output, config.optimization.steps
     start = _prepare(task, config, world, resume, notes)
+    if start == 0:
+        task.preview(output / "validation" / "step_000000" if world.first else None)
     log = Log(output, config.logging, start) if world.first else None
     begun = time.monotonic()
     metrics: dict[str, float] = {}

@@ -77,9 +77,7 @@ class VAETask:
 
     def __init__(self, config: VAETraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        self.source, self.validation = open_sources(
-            config.data, config.seed, notes, config.validation, captioned=False
-        )
+        self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
         # torch's stubs do not know `memory_format` without another argument.
         self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)  # pyright: ignore[reportCallIssue]
         self.vae.requires_grad_(True)
@@ -295,7 +293,7 @@ class VAETask:
         return numbers
 
     def _reconstruct(self) -> tuple[Tensor, Tensor, Posterior]:
-        size = PixelShape(*self.config.data.sizes[0])
+        size = self.validation.sizes()[0]
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
         posteriors: list[Posterior] = []
@@ -315,6 +313,9 @@ class VAETask:
     def _portions(self, count: int) -> Iterator[range]:
         optimization = self.config.optimization
         return self.world.portions(count, optimization.batch_size, optimization.accumulation)
+
+    def preview(self, folder: Path | None) -> None:
+        """Nothing: a new VAE has no picture to show."""
 
     # ----------------------------------------------------------------------------------------------------- files
 
@@ -351,7 +352,7 @@ class VAETask:
 
     def measure_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of every latent channel, (c,) each."""
-        size = PixelShape(*self.config.data.sizes[0])
+        size = self.source.sizes()[0]
         count = square = total = 0
         for indices in self._portions(self.config.statistics_clips):
             latent = self.vae.encode(self._pixels(indices, self.source, size)).mode().double()
