@@ -173,12 +173,8 @@ def video(path: Path, frames: int = 12, fps: int = 25, height: int = 32, width: 
 def folder(
     path: Path, notes: list[str] | None = None, sizes: tuple[tuple[int, int, int], ...] = ((9, 32, 32),)
 ) -> Source:
-    return open_source(
-        Data(kind="folder", path=path, sizes=sizes, allow_empty_captions=True),
-        "train",
-        0,
-        (notes if notes is not None else []).append,
-    )
+    config = Data(kind="folder", path=path, sizes=sizes, allow_empty_captions=True)
+    return open_source(config, "train", 0, (notes if notes is not None else []).append)
 
 
 def test_folder_with_captions_of_every_kind(tmp_path: Path) -> None:
