@@ -194,9 +194,8 @@ class TransformerTask:
         for size in self.validation.source.sizes():
             self.validation.prepare(size)
         if config.cache_clips:
-            for size in sorted(
-                {self.source.size(step) for step in range(min(1000, config.optimization.steps))}, key=math.prod
-            ):
+            drawn = {self.source.size(step) for step in range(min(1000, config.optimization.steps))}
+            for size in sorted({*drawn, *self.source.sizes()}, key=math.prod):
                 self.latents.prepare(size)
         self._rest_vae()
 
