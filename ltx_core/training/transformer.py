@@ -29,7 +29,7 @@ from ..releases import Recipe
 from ..sampling.noise import initialised, stream
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
-from ..weights.build import open_models
+from ..weights.build import Opened, open_models
 from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
@@ -124,7 +124,7 @@ class TransformerTask:
         if config.initial is not None:
             opened = open_models(_checkpoint(config.initial, "model.safetensors"), version=config.version)
             model, info = opened.transformer(dtype=None if config.lora else torch.float32)
-            self.base_metadata = _metadata_of(opened.checkpoint.metadata, info.versions)
+            self.base_metadata = _metadata_of(opened)
             if config.model is not None and model.config != transformer_config(config.model):
                 raise ConfigError(
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
@@ -402,10 +402,10 @@ def _checkpoint(path: Path, name: str) -> Path:
     return path if path.is_file() or (path / "config.json").is_file() else find_export(path, name)
 
 
-def _metadata_of(metadata: Mapping[str, str], versions: tuple[str, ...]) -> dict[str, str]:
-    """What a base's file says of itself apart from its models, and the release whose recipe it is sampled with: the
-    name of the new file no longer says it."""
-    kept = {
-        key: text for key, text in metadata.items() if key.startswith("modelspec.") or key in ("license", "LICENSE")
-    }
-    return kept | ({RELEASE_KEY: versions[0]} if versions else {})
+def _metadata_of(opened: Opened) -> dict[str, str]:
+    """What a base's file says of itself apart from its models, and its release, where the user or the name of the file
+    has told it: the new file's content leaves what the base's leaves."""
+    metadata, description = opened.checkpoint.metadata, opened.description
+    kept = {key: text for key, text in metadata.items() if key.startswith("modelspec.") or key.lower() == "license"}
+    told = len(description.versions) == 1 or description.versions != description.possible
+    return kept | ({RELEASE_KEY: description.versions[0]} if description.versions and told else {})

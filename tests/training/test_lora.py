@@ -177,7 +177,7 @@ def test_text_and_clips_are_encoded_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = trained.parent
-    assert len(torch.load(run / "latents_9x64x64.pt", weights_only=True)["captions"]) == 3  # one is for validation
+    assert len(torch.load(run / "latents_9x64x64.pt", weights_only=True)["captions"]) == 4  # none is held out
     assert len(torch.load(run / "text.pt", weights_only=True)["captions"]) == 7  # four clips, empty, two prompts
     assert {path.name for path in (run / "validation/step_000004").iterdir()} == {
         "sheet.png",
