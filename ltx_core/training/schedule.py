@@ -89,7 +89,7 @@ def described(config: Optimization, join: Join | None = None) -> str:
         said.append(f"stays until step {steps - fall}")
     if fall:
         said.append(f"falls to {last} ({config.schedule})")
-    if join is not None and join.step < steps:
+    if join is not None and join.step < steps and learning_rate(config, join.step) > join.rate:
         said.append(f"goes on at step {join.step} from {join.rate:.3g}, without a leap")
     asked = {"warmup_steps": (config.warmup_steps, rise), "decay_steps": (config.decay_steps, fall)}
     shortened = [
