@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +102,20 @@ def draw_curves(log: Path, picture: Path) -> None:
             axes.set_yscale("log")
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
+    figure.savefig(picture, dpi=80)
+
+
+def draw_rate(points: Sequence[tuple[int, float]], picture: Path) -> None:
+    """The learning rate that a run will have, over its steps. Writes nothing without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*points, strict=True), linewidth=1)
+    axes.set_title("learning rate over the steps", fontsize=9)
+    axes.tick_params(labelsize=7)
     figure.savefig(picture, dpi=80)

@@ -85,15 +85,27 @@ def save_vae(path: Path, tensors: Mapping[str, Tensor], config: VideoVAEConfig) 
     write_safetensors(path, {VAE_PREFIX + name: tensor for name, tensor in tensors.items()}, metadata)
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What a trained checkpoint keeps of the one that it started from: how it is sampled, and its metadata."""
+
+    scheduler: SchedulerConfig | None = SCHEDULER
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 def save_checkpoint_file(
-    path: Path, transformer: Mapping[str, Tensor], config: TransformerConfig, vae: VideoVAE | None
+    path: Path,
+    transformer: Mapping[str, Tensor],
+    config: TransformerConfig,
+    vae: VideoVAE | None,
+    base: Base = Base(),
 ) -> None:
     """A checkpoint in the form of the released ones: the transformer and its VAE in one file."""
     tensors = {TRANSFORMER_PREFIX + name: tensor for name, tensor in transformer.items()}
     if vae is not None:
         tensors |= {VAE_PREFIX + name: tensor for name, tensor in tensors_of(vae).items()}
-    described = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=SCHEDULER)
-    write_safetensors(path, tensors, {"config": format_config(described)})
+    described = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=base.scheduler)
+    write_safetensors(path, tensors, {**base.metadata, "config": format_config(described)})
 
 
 def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerConfig) -> None:

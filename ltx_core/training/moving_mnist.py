@@ -45,6 +45,18 @@ class MovingMNIST:
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
         return stacked((self._sample(index, size) for index in indices), device)
 
+    def start(self, batch: int, batch_size: int) -> int:
+        return batch * batch_size
+
+    def sizes(self) -> list[PixelShape]:
+        return [self.clip_size]
+
+    def entry(self, index: int, size: PixelShape) -> int:  # noqa: ARG002 - they never repeat
+        return index
+
+    def entries(self, numbers: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        return self.samples(numbers, size, device)
+
     def _sample(self, index: int, size: PixelShape) -> Sample:
         member = shuffled(self.members, index, self.seed)
         rng = stream(self.seed, "moving mnist", index)

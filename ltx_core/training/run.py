@@ -11,6 +11,7 @@ from ..progress import Notes, log_note
 from .config import Training, TransformerTraining, VAETraining
 from .distributed import World, world
 from .loop import Report, Task, checkpoint_to_resume, train
+from .schedule import described
 from .transformer import TransformerTask
 from .upscaler import UpscalerTask
 from .vae import VAETask
@@ -38,12 +39,12 @@ def run_training(
         ConfigError: the config cannot be trained here, or does not fit the run to resume.
         TrainingError: the loss is not a number, or the latents collapsed.
     """
-    checkpoint_to_resume(
-        config, resume
-    )  # before models are built and clips encoded, which writes into the run's folder
     with world() as here:
         if not here.first:
             report, notes = lambda _: None, lambda _: None
+        # Before models are built and clips encoded, which writes into the run's folder.
+        checkpoint_to_resume(config, resume, notes)
+        notes(described(config.optimization))
         task = make_task(config, here, notes)
         with stopping or nullcontext(lambda: False) as stop:
             finished = train(task, config, here, resume=resume, report=report, stop=stop, notes=notes)

@@ -123,6 +123,7 @@ def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Skip drawing, which takes longer than these runs."""
     if "curves" not in request.node.name:
         monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -465,13 +466,16 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
     path = vae_config(tmp_path)
     run_training(path, [], Quiet())
     console = Quiet()
-    with pytest.raises(ConfigError, match=r"optimization\.learning_rate was 0\.001, is 0\.01; expected the same"):
-        run_training(path, ["optimization.learning_rate=0.01"], console, resume=True)
+    with pytest.raises(ConfigError, match=r"optimization\.weight_decay was 0\.0, is 0\.01; expected the same"):
+        run_training(path, ["optimization.weight_decay=0.01"], console, resume=True)
     with pytest.raises(ConfigError, match=r"holds a run"):
         run_training(path, [], console)
     assert console.notes == []  # the error came before any preparation
-    # A longer run, or one with less memory, is still the same run.
-    run_training(path, ["optimization.steps=5", "logging.keep=1", "optimization.accumulation=2"], console, resume=True)
+    # A longer run, one of another rate, or one with less memory, is still the same run.
+    less = ["optimization.accumulation=2"]
+    run_training(
+        path, ["optimization.steps=5", "logging.keep=1", "optimization.learning_rate=1e-4", *less], console, resume=True
+    )
     assert [report.step for report in console.steps] == [5]
     assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000005"]
     with pytest.raises(ConfigError, match=r"no checkpoint"):

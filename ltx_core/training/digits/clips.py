@@ -202,6 +202,18 @@ class DigitSource:
         grey = self.clips.draw(clips, size.height // self.base.height, device)
         return Samples(to_pixels(grey), [clip.caption for clip in clips])
 
+    def start(self, batch: int, batch_size: int) -> int:
+        return batch * batch_size
+
+    def sizes(self) -> list[PixelShape]:
+        return [self.base]
+
+    def entry(self, index: int, size: PixelShape) -> int:  # noqa: ARG002 - they never repeat
+        return index
+
+    def entries(self, numbers: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        return self.samples(numbers, size, device)
+
     def distinct(self, size: PixelShape) -> None:  # noqa: ARG002 - every number is a different clip
         return None
 
