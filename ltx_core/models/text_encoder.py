@@ -208,6 +208,11 @@ class T5EncoderModel(nn.Module):
         self.shared = TextEmbedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, self.shared)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights that are not quantized."""
+        return self.encoder.final_layer_norm.weight.dtype
+
     def blocks(self) -> BlockStack:
         return BlockStack(self.encoder, "block", lambda block: (block,), exit=self.encoder.final_layer_norm)
 
