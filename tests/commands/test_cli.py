@@ -579,7 +579,7 @@ def test_ctrl_c_in_any_stage_leaves_nothing(
         shown(self, event)
 
     monkeypatch.setattr(Console, "progress", interrupted)
-    status, out, err = run(arguments(files, tmp_path / "out.mp4"), capsys)
+    status, out, err = run([*arguments(files, tmp_path / "out.mp4"), "--no-cache"], capsys)
     assert (status, out) == (130, "")
     assert err.strip().splitlines()[-1] == "ltxkit: interrupted; no partial file remains"
     assert list(tmp_path.iterdir()) == []
