@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..config import SchedulerConfig
 from ..errors import ConfigError
@@ -329,8 +330,14 @@ class TransformerTask:
     def preview(self, folder: Path | None) -> None:
         """Clips of the configured prompts before the first step."""
         if self.config.prompts and self.config.preview.at_start:
-            with self.updater.averaged(), gathered(self.objective):
-                self._sample(folder)
+            with self.updater.averaged():
+                if isinstance(self.objective, FSDPModule):  # it can be gathered once all of it has run
+                    (size, _), *_ = self._validated()
+                    draws = self._draws("flow validation", 0, 1, size)
+                    with autocast(self.config.optimization, self.world.device):
+                        self._losses(self.validation.clips(range(1), size), draws, size)
+                with gathered(self.objective):
+                    self._sample(folder)
 
     def _sampling(self) -> tuple[Models, ClipSettings]:
         """What clips of the configured prompts are made with: the base's recipe, and what the config changes in it."""
