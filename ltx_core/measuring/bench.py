@@ -89,7 +89,7 @@ class Choices:
             raise ConfigError("got a model and --tiny; expected one of them; leave --tiny out")
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"got the folder {self.folder}; expected one that exists; create it")
-        if self.model is not None and "clip" in self.only and self.text_encoder is None and self.only == {"clip"}:
+        if self.model is not None and "clip" in self.only and self.text_encoder is None and list(self.only) == ["clip"]:
             raise ConfigError("got a clip of a model without a text encoder; expected its file; add --text-encoder")
         most = max(self.threads)
         if most > cores():
@@ -133,7 +133,7 @@ def bench(choices: Choices, progress: Progress = silent, say: Notes = lambda _: 
 
 
 def _files(choices: Choices, folder: Path, progress: Progress) -> ClipFiles | _NoText:
-    how = {"dtype": choices.dtype, "device": choices.device, "version": choices.version}
+    how: dict[str, Any] = {"dtype": choices.dtype, "device": choices.device, "version": choices.version}
     if choices.model is not None:
         files = open_files(choices.model, choices.text_encoder, vae=choices.vae, version=choices.version)
         vae = None if files.vae is files.model else files.vae.checkpoint.path

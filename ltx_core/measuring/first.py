@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,7 @@ def measure_first(files: ClipFiles, size: PixelShape, threads: int, progress: Pr
 
 
 @contextmanager
-def _process(command: list[str], errors: Any) -> Iterator[Any]:
+def _process(command: list[str], errors: Any) -> Generator[Any]:
     """A process that does not outlive the block."""
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

@@ -11,7 +11,7 @@ from ..shapes import PixelShape
 from .config import Data, HoldOut
 from .data import Source, Split
 from .digits.clips import DigitSource, MovingDigits, mnist_digits, sklearn_digits
-from .folder import Reading, VideoFolder, read_folder
+from .folder import Media, Reading, VideoFolder, read_folder
 from .moving_mnist import MovingMNIST
 
 
@@ -51,11 +51,11 @@ def open_sources(
             held_out=hold_out.path,
         )
         clips = read_folder(_path(config), sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
-        train, held_out = (
-            VideoFolder.of(media, sizes, split=split, fps=config.fps, seed=seed, reading=reading)
-            for media, split in ((clips.train, "train"), (clips.validation, "validation"))
-        )
-        return train, held_out
+
+        def of(media: list[Media], split: Split) -> Source:
+            return VideoFolder.of(media, sizes, split=split, fps=config.fps, seed=seed, reading=reading)
+
+        return of(clips.train, "train"), of(clips.validation, "validation")
     if hold_out != HoldOut():
         raise ConfigError(
             f"got validation.path or validation.share with data.kind {config.kind}; expected them with a folder: a "
