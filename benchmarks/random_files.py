@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import protocol  # noqa: F401 - which brings ltxkit where it is not installed; pyright: ignore[reportUnusedImport]
+import protocol  # noqa: F401 # pyright: ignore[reportUnusedImport] - brings ltxkit where it is not installed
 import torch
 
 from ltxkit.ltx_core.measuring.random_files import PATTERN, SPREAD, Shapes, write_repeated, write_safetensors
