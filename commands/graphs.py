@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from ..ltx_core.errors import ConfigError
 from . import again, arguments, generate
 from .command import DONE, Command
 from .console import Console
@@ -16,6 +17,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "workflow",
         type=Path,
+        nargs="?",
         help="a workflow that ComfyUI saved or exported (with API or without), a picture, clip or latent that has one "
         "inside, a clip that `ltxkit generate` made, or the name of a bundled workflow, such as demo-text",
     )
@@ -32,6 +34,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="change an input of a node, such as Sample.seed=7 or 'Save video.format.codec=av1', or an option of a "
         "clip, such as seed=7; may be repeated",
     )
+    parser.add_argument(
+        "--list", action="store_true", help="the bundled workflows: the name to give, and what each makes"
+    )
     parser.add_argument("--json", action="store_true", help="the files as one JSON object")
 
 
@@ -46,6 +51,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..headless.runner import run_workflow
     from ..ltx_core.placing.devices import spare_main_memory
 
+    if options.list:
+        console.result(_bundled())
+        return DONE
+    if options.workflow is None:
+        raise ConfigError(
+            "got no workflow; expected a file or the name of a bundled one; `ltxkit run --list` shows them"
+        )
     if again.is_ours(options.workflow):
         return _run_like(options, console)
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
@@ -64,6 +76,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     else:
         console.result("\n".join(map(str, files)))
     return DONE
+
+
+def _bundled() -> str:
+    from ..nodes.templates import TEMPLATES
+
+    width = max(map(len, TEMPLATES))
+    return "\n".join(f"{short:{width}}  {name.partition(' ')[2]}" for short, name in TEMPLATES.items())
 
 
 def _migrate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from ltxkit import cli
 from ltxkit.commands.completion import SHELLS
 from ltxkit.commands.console import Console
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.nodes.templates import TEMPLATES
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -35,6 +36,15 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "--version")
     assert status == 0
     assert re.fullmatch(r"ltxkit \d+\.\d+.*\n", out)
+
+
+def test_the_bundled_workflows_are_listed_under_the_names_that_run_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "run", "--list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(TEMPLATES)
+    status, out, err = run(capsys, "run")
+    assert (status, out) == (2, "")
+    assert "got no workflow; expected a file, or the name of a bundled one; see `ltxkit run --list`" in err
 
 
 @pytest.mark.parametrize(
