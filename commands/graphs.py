@@ -55,9 +55,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console.result(_bundled())
         return DONE
     if options.workflow is None:
-        raise ConfigError(
-            "got no workflow; expected a file or the name of a bundled one; `ltxkit run --list` shows them"
-        )
+        raise ConfigError("got no workflow; expected a file, or the name of a bundled one; see `ltxkit run --list`")
     if again.is_ours(options.workflow):
         return _run_like(options, console)
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder prints its settings otherwise; errors stay
