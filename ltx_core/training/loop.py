@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, TrainingError
-from ..files import TEMPORARY, whole
+from ..files import remove_leftovers, whole
 from ..progress import Notes, log_note
 from .checkpoints import latest_checkpoint, step_number
 from .config import Training
@@ -161,8 +161,8 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
     if world.first:
         config.output.mkdir(parents=True, exist_ok=True)
         _write_config(config)
-        for leftover in (config.output / "checkpoints").glob(f"{TEMPORARY}*"):  # of a process that was killed
-            shutil.rmtree(leftover)
+        for folder in (config.output, config.output / "checkpoints"):
+            remove_leftovers(folder)
     if latest is None:
         world.barrier()  # every process has seen an empty folder before the first one saves
         return 0

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..locks import locked_folder
 from ..progress import Notes, log_note
 from .config import Training, TransformerTraining, VAETraining
 from .distributed import World, world
@@ -35,13 +36,14 @@ def run_training(
     Returns the folder of the final weights, or None if the run was stopped before the last step.
 
     Raises:
-        ConfigError: the config cannot be trained here, or does not fit the run to resume.
+        ConfigError: the config cannot be trained here, does not fit the run to resume, or another process trains in
+            this folder.
         TrainingError: the loss is not a number, or the latents collapsed.
     """
     checkpoint_to_resume(
         config, resume
     )  # before models are built and clips encoded, which writes into the run's folder
-    with world() as here:
+    with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
         if not here.first:
             report, notes = lambda _: None, lambda _: None
         task = make_task(config, here, notes)
