@@ -45,7 +45,10 @@ def test_what_a_killed_process_held_is_free_and_what_it_left_is_removed(tmp_path
         with Claims() as claims:
             assert not claims.take(tmp_path / "b.mp4")
             assert claims.take(tmp_path / "c.mp4")
-        with pytest.raises(ConfigError, match="another training is running"), locked_folder(tmp_path / "run", "training"):
+        with (
+            pytest.raises(ConfigError, match="another training is running"),
+            locked_folder(tmp_path / "run", "training"),
+        ):
             pass
     finally:
         process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
