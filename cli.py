@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         top.print_help()
         return DONE
+    _trace_crashes()
     try:
         arguments = again.expanded(arguments)
         options = top.parse_args(arguments)
@@ -57,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = error.filename is not None and str(error.filename) not in reason
         say(f"{reason}: {error.filename}" if named else reason)
         return FAILED
+
+
+def _trace_crashes() -> None:
+    """A crash of the process, such as by a file that was cut off while it is mapped, says where it was."""
+    if faulthandler.is_enabled() or sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file, or closed
+        faulthandler.enable()
 
 
 def parser() -> Parser:

@@ -42,11 +42,11 @@ def write(text: str) -> None:
 
 def printable(text: str) -> str:
     """Text in which control characters, lone surrogates and marks that turn its direction are escapes: names from files
-    must not write to the terminal as they like. Ends of lines stay."""
+    must not write to the terminal as they like. Tabs and ends of lines stay."""
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
         character.encode("unicode_escape").decode()
-        if character != "\n" and unicodedata.category(character) in hidden
+        if character not in "\n\t" and unicodedata.category(character) in hidden
         else character
         for character in text
     )
@@ -79,7 +79,7 @@ class Console:
         if stream is None or stream.closed:
             return
         encoding = stream.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
     def note(self, text: str) -> None:
         """A sentence about the work, which does not break into the bar."""

@@ -1,4 +1,4 @@
-"""What becomes of a command that is told to stop: it cleans up and says so; told again, it ends at once, cleaned up too."""
+"""What becomes of a command that is told to stop: it cleans up and says so. Told again, it ends at once, and as clean."""
 
 from __future__ import annotations
 

@@ -12,13 +12,16 @@ from .config import Logging
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All lines of a log.jsonl, up to one that a crash cut off."""
+    """All lines of a log.jsonl, up to one that a crash cut off, or that no run has written."""
     entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry: Any = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            break
+        entries.append(entry)
     return entries
 
 
