@@ -1,4 +1,4 @@
-"""What becomes of a command that is told to stop: it cleans up and says so. Told again, it ends at once, and as clean."""
+"""What becomes of a command that is told to stop: it cleans up and says so. Told again, it ends at once, as clean."""
 
 from __future__ import annotations
 

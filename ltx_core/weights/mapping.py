@@ -31,7 +31,8 @@ HEADER_BYTES = 4096  # of a file's start that are compared: a new file of the sa
 class MappedFile:
     """One file, mapped privately at the first read: what is written to a tensor never reaches the file.
 
-    On Windows it is mapped to be read alone: a private mapping would be charged to the page file as a whole (error 1455).
+    On Windows it is mapped to be read alone: the page file would be charged with the whole of a private mapping, and
+    refuse it (error 1455).
     """
 
     def __init__(self, path: Path) -> None:
