@@ -136,8 +136,7 @@ def recorded(
             texts = values = found[name]
         if texts is None:
             continue
-        several = isinstance(texts, list)
-        listed: list[Any] = texts if several else [texts]
+        listed: list[Any] = texts if isinstance(texts, list) else [texts]
         valued: list[Any] = values if isinstance(values, list) else [values]
         for text, value in zip(listed, valued, strict=False):
             if _path_in(value) is None or name in _MODELS | _INPUTS:
@@ -405,7 +404,7 @@ def format_report(record: Mapping[str, Any]) -> str:
         key: value for key, value in record.items()
         if key not in ("prompt", "negative_prompt", "width", "height", "frames", "fps", "seed", KEY, "files")
     }  # fmt: skip
-    lines += [f"{key[:40]:<12} {_line(value)}" for key, value in rest.items()]
+    lines += [f"{_line(key)[:40]:<12} {_line(value)}" for key, value in rest.items()]
     return "\n".join(lines)
 
 

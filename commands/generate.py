@@ -280,7 +280,7 @@ def _check_request(
         device=None if options.force else device,
     )
     if request.source is not None:
-        request.source.start.check(passes[0], asked)
+        request.source.start.check(passes[0], asked, request.said.first.denoise_strength)
     for item in request.conditions:
         item.check_place(request.frames, scale.frames)
     if not models.info.versions and options.settings is None:

@@ -21,7 +21,6 @@ from ..ltx_core.values import shown
 from ..ltx_core.weights.bundled import BUNDLED
 
 if TYPE_CHECKING:
-    from ..ltx_core.weights.build import Opened
     from ..ltx_core.weights.layouts import PartName
 
 FETCHED = "2b-0.9.8-distilled"  # what a newcomer is told to fetch: small, fast, and needs no guidance
@@ -280,6 +279,7 @@ def _candidates(folders: Iterable[Path], role: Role) -> Iterator[Path]:
     """The files that hold what a role needs, by their headers; of a pipeline folder, the folder itself."""
     from ..ltx_core.weights.build import open_models
     from ..ltx_core.weights.listing import holds
+    from ..ltx_core.weights.text_encoder import holds_encoder
 
     for path in _listed(folders):
         if path.is_file() and not holds(path, role.part):  # a search of its header, which spares opening it
@@ -287,20 +287,11 @@ def _candidates(folders: Iterable[Path], role: Role) -> Iterator[Path]:
         try:
             opened = open_models(path)
             opened.part(role.part)
-            if role is TEXT_ENCODER and not _is_t5_v1_1(opened, path):
+            if role is TEXT_ENCODER and not holds_encoder(opened):
                 continue
         except (LTXKitError, OSError):
             continue  # of another model, or damaged: whoever names it is told
         yield path
-
-
-def _is_t5_v1_1(opened: Opened, path: Path) -> bool:
-    from ..ltx_core.weights.text_encoder import text_encoder_config
-
-    stored = opened.stored("text_encoder")
-    text_encoder_config(stored, {}, path)
-    own_bias = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"  # of a UMT5 alone
-    return own_bias not in stored
 
 
 def _advice(role: Role, text: str) -> str:

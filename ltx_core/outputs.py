@@ -280,8 +280,7 @@ def _pattern(text: str) -> tuple[Path, str, int, str] | None:
 def _is_folder(text: str, codec: str | None) -> bool:
     separators = tuple(separator for separator in (os.sep, os.altsep) if separator)
     path = Path(text)
-    is_folder = os.path.isdir(path)  # noqa: PTH112 - False for a name that is too long
-    return text.endswith(separators) or is_folder or (not path.suffix and codec in FOLDER.codecs)
+    return text.endswith(separators) or os.path.isdir(text) or (not path.suffix and codec in FOLDER.codecs)  # noqa: PTH112 - raises for no name
 
 
 def _folder(names: tuple[Path, str, int, str], codec: str | None) -> Output:

@@ -38,6 +38,12 @@ class SocketType(str):
 
     __slots__ = ()
 
+    # A text hashes as one of the same letters; `__ne__` alone differs.
+    def __ne__(self, other: object) -> bool:
+        """ComfyUI asks `received != expected`. An output of any type may be linked: its value is checked when it
+        arrives."""
+        return other != "*" and str(self) != other
+
     def __format__(self, spec: str) -> str:
         remedy = f"; connect the node {SOURCES[self]!r}" if self in SOURCES else ""
         if self in BRIDGES:

@@ -234,7 +234,7 @@ def _half_floats(frame: VideoFrame) -> Tensor:
 
     def plane(number: int) -> np.ndarray:
         stored = frame.planes[number]
-        rows = np.frombuffer(stored, dtype="<f2")[: stored.line_size // 2 * frame.height]
+        rows = np.frombuffer(bytes(stored), dtype="<f2")[: stored.line_size // 2 * frame.height]
         return rows.reshape(frame.height, -1)[:, : frame.width].astype(np.float32)
 
     return torch.from_numpy(np.stack([plane(number) for number in _HALVES[frame.format.name]], -1))

@@ -16,6 +16,7 @@ from ..errors import UnsupportedError
 from ..outputs import PRORES_444, QUIET, Encoder, Output
 from ..shapes import PixelShape
 from .filters import Conversion
+from .scheduling import scheduling_kept
 from .sound import Sound, SoundTrack
 
 CONTAINERS = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska", ".mov": "mov"}
@@ -24,6 +25,9 @@ _KEPT = {"movflags": "use_metadata_tags+faststart"}
 
 _STUDIO = {"in_range": "full", "out_range": "limited", "out_color_matrix": "bt709"}
 _RGB = ("rgb24", "bgr0", "gbrp")
+_X265 = "no-cutree=1"
+"""With its tree, x265 (in av 18.1) writes past the end of memory at widths up to 48: every second process aborts."""
+
 _PRORES = ((20, "proxy"), (40, "lt"), (70, "standard"), (PRORES_444, "hq"), (100, "4444"))
 """Profiles of ProRes, each up to a quality; 100 is 4444 XQ."""
 
@@ -60,6 +64,8 @@ def write(path: Path, frames: Iterator[Tensor], output: Output, stream: Stream) 
             pictures = _Pictures(container, output, stream)
             sound_codec = output.sound_codec or "aac"
             track = None if stream.sound is None else SoundTrack(container, stream.sound, sound_codec)
+            with scheduling_kept():
+                container.start_encoding()
             for count, frame in enumerate(frames, 1):
                 pictures.write(frame)
                 if track is not None:
@@ -131,12 +137,14 @@ def encoder_options(output: Output) -> dict[str, str]:
     if name == "libx264":
         return {**crf, **repeatable()}
     if name == "libx265":
-        quiet = QUIET[name]["x265-params"]
-        return {"x265-params": f"lossless=1:{quiet}"} if output.is_exact else {**crf, "x265-params": quiet}
+        safe = f"{QUIET[name]['x265-params']}:{_X265}"
+        return {"x265-params": f"lossless=1:{safe}"} if output.is_exact else {**crf, "x265-params": safe}
     if name == "libsvtav1":
         return {"crf": f"{max(output.crf or 0, 1):g}", "preset": "8"}
     if name == "libvpx-vp9":
         fast = {"row-mt": "1", "cpu-used": "3"}
+        if output.crf == 0:  # hidden frames, which look ahead, make libvpx fail on some clips without loss
+            fast |= {"auto-alt-ref": "0", "lag-in-frames": "0"}
         return {**fast, "lossless": "1"} if output.is_exact else {**fast, **crf}
     if name == "prores_ks":
         quality = 75 if output.quality is None else output.quality

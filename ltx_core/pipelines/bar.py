@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from ..errors import ConfigError
 from ..progress import Progress, ProgressEvent, silent
 from ..values import shown
+
+_Called = TypeVar("_Called", bound=Callable[..., Any])
 
 Shown = Progress | Literal[False] | None
 """A callback for every step; None: a bar where somebody sees it; False: nothing."""
@@ -38,6 +41,22 @@ def progress_shown(progress: Shown) -> Generator[Progress]:
             f"got progress={shown(progress)}; expected a function of one event, False for nothing, or None for a bar; "
             "change it"
         )
+
+
+def with_bar(function: _Called) -> _Called:
+    """A function whose argument `progress` may be all that `Shown` is: it receives a callback."""
+
+    @functools.wraps(function)
+    def shown_while(*arguments: Any, progress: Shown = None, **keywords: Any) -> Any:
+        with progress_shown(progress) as report:
+            return function(*arguments, progress=report, **keywords)
+
+    return cast(_Called, shown_while)
+
+
+def callback(progress: Shown) -> Progress:
+    """The callback that `with_bar` has passed."""
+    return progress if callable(progress) else silent
 
 
 def _is_seen() -> bool:

@@ -273,7 +273,7 @@ class _Elsewhere:
             settings["decode_timestep"], settings["decode_noise_scale"], settings["tone_map_compression_ratio"]
         )
         decoder = ClipDecoder(
-            _read_vae(self._found()),
+            self.vae,
             decoding,
             self.size,
             settings["seed"],
@@ -281,6 +281,11 @@ class _Elsewhere:
             resized=len(settings["passes"]) > 1,
         )
         return decoder(latent, progress)
+
+    @functools.cached_property
+    def vae(self) -> VideoVAE:
+        file = self._found()
+        return open_models(file.path, version=file.version).vae(dtype=file.dtype)
 
     def _found(self) -> VAEFile:
         if self.file is not None:
@@ -292,11 +297,6 @@ class _Elsewhere:
             f"got a clip whose VAE is in {name}, which is not here; expected that file; say where it is: "
             "clip.with_vae(path).save(...)"
         )
-
-
-@functools.lru_cache(maxsize=1)
-def _read_vae(file: VAEFile) -> VideoVAE:
-    return open_models(file.path, version=file.version).vae(dtype=file.dtype)
 
 
 def _unpickled(

@@ -87,8 +87,7 @@ class ConditioningItem(ABC):
         limit = getattr(self, "limit", None)
         if limit is not None:
             check_whole("limit", limit, 1, advice="pass the number of frames to take")
-        if not isinstance(self.frames, Tensor) or self.frames.ndim != 4 or limit is not None:
-            object.__setattr__(self, "frames", as_frames(self.frames, limit=limit))
+        object.__setattr__(self, "frames", as_frames(self.frames, limit=limit))
         check_number("strength", self.strength, 0, 1, advice="1 keeps the picture unchanged")
         check_choice("resize", self.resize, RESIZE_POLICIES)
 

@@ -205,7 +205,7 @@ def hinted(hints: Mapping[str, str], where: str, also: Iterable[str] = ()) -> Ca
         if isinstance(called, type):
             constructed: Any = called
             constructed.__init__ = checked
-            return called
+            return constructed
         return cast(_Called, checked)
 
     return decorate

@@ -27,7 +27,7 @@ from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.placement import DevicePlacement, host_on
-from ..progress import Notes, Progress, doubt, log_note, silent
+from ..progress import Notes, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
@@ -38,7 +38,7 @@ from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import text_encoder_from
 from . import presets, record
-from .bar import Shown, progress_shown
+from .bar import Shown, callback, progress_shown, with_bar
 from .cancel import Runs
 from .clip import Clip, ClipDecoder, VAEFile, as_rate
 from .condition import Conditions
@@ -46,7 +46,7 @@ from .dry_run import Outline, check_fits
 from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
 from .long_clip import LongRequest, check_one_pass, long_latent
 from .passes import Pass, tokens_of_passes
-from .places import find_file, find_models
+from .places import find_file, find_models, no_text_encoder
 from .preflight import check_widths
 from .recipe import check_recipe, recipe_for, versions_with
 from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, merged, recipe_of
@@ -99,6 +99,7 @@ class Components:
 
     @classmethod
     @hinted(LOAD, "ltxkit.load")
+    @with_bar
     def load(
         cls,
         model: Path_,
@@ -118,7 +119,7 @@ class Components:
         resident_blocks: int | None = None,
         tile: int | None = None,
         opened: OpenFiles | None = None,
-        progress: Progress = silent,
+        progress: Shown = None,
         notes: Notes = log_note,
     ) -> Components:
         """Load from files or folders, or by its name, "ltxkit-digits", the model that comes with the pack.
@@ -137,17 +138,22 @@ class Components:
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
         opened: the same files, by `open_files`, if they are open already.
+        progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
+            for the user; by default they are logged, and warnings where a clip may be worthless.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
+        progress = callback(progress)
         placement = _placement(every_device() if device == "balanced" else device, resident_blocks)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         loras = asked_loras(loras)
         model, text_encoder = find_models(model, text_encoder)
+        if text_encoder is None and opened is None:
+            raise no_text_encoder()
         upscaler = find_file(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
         files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
@@ -157,9 +163,7 @@ class Components:
         loaded_vae = files.vae.vae(dtype=dtype, progress=progress)
         loaded_upscaler = files.upscaler.upscaler(dtype=dtype, progress=progress) if files.upscaler else None
         if files.text_encoder is None:
-            raise ConfigError(
-                "got no text encoder; expected its file or folder, such as t5xxl_fp16.safetensors; pass it"
-            )
+            raise no_text_encoder()
         encoder = text_encoder_from(
             files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
         )
@@ -334,7 +338,7 @@ class Components:
         rate = as_rate(all_settings.recipe.frame_rate if fps is None else fps)
         size = self._size(asked, all_settings, notes)
         passes = self._passes(all_settings, size)
-        beginning.check(passes[0], asked)
+        beginning.check(passes[0], asked, all_settings.overrides.first.denoise_strength)
         for remark in (remark for run_pass in passes for remark in run_pass.remarks(all_settings.recipe)):
             doubt(remark, notes)
         if isinstance(self.placement, DevicePlacement) and not force:

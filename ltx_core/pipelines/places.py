@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
-from ..published import PUBLISHED, T5_NAMES, PublishedFile
+from ..published import PUBLISHED, T5_NAMES, PublishedFile, nearest
 from ..values import check_kind
 from ..weights.build import open_models
 from ..weights.bundled import BUNDLED, find_model
@@ -60,11 +60,23 @@ def find_file(path: Path | str, kind: str) -> Path:
     kind: the name of ComfyUI's folder for such models. Raises ConfigError: a release that is not here.
     """
     if Path(path).exists() or str(path) not in PUBLISHED:
-        return find_model(path, kind)
+        found = find_model(path, kind)
+        near = [] if found.exists() or found.suffix in _WEIGHTS or len(found.parts) > 1 else nearest(str(path))
+        if near:
+            raise ConfigError(
+                f"got {path}, which is neither a file nor a folder nor the name of a release; expected one of them; "
+                f"did you mean {' or '.join(near)}?"
+            )
+        return found
     found = _fetched(PUBLISHED[str(path)][0])
     if found is None:
         raise _not_here(str(path), PUBLISHED[str(path)][0])
     return found
+
+
+def no_text_encoder() -> ConfigError:
+    """The error where none is given or found."""
+    return ConfigError("got no text encoder; expected its file or folder, such as t5xxl_fp16.safetensors; pass it")
 
 
 def _fetched(file: PublishedFile) -> Path | None:

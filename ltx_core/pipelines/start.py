@@ -55,15 +55,16 @@ class Start:
     def is_given(self) -> bool:
         return self.latent is not None or self.frames is not None
 
-    def check(self, first: Pass, asked: PixelShape) -> None:
-        """Refuse a start of which nothing would remain, or that is too short. first: the pass that takes it.
+    def check(self, first: Pass, asked: PixelShape, strength: float | None) -> None:
+        """Refuse a start of which nothing would remain, or that is too short. first: the pass that takes it, and
+        strength: its `denoise_strength`, if the user has said one.
 
         Raises:
             ConfigError, ShapeError: see above; or a pass that begins below level 1 with nothing to begin from.
         """
         level = float(first.sigmas[0])
         if not self.is_given:
-            if level < _NEARLY:
+            if level < _NEARLY or (strength is not None and strength < 1):
                 raise ConfigError(
                     f"got a pass that begins at level {level:g} without a clip to begin from; expected level 1 for a "
                     "new clip; pass start=, or leave denoise_strength out"

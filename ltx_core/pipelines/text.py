@@ -12,7 +12,7 @@ from ..errors import UnsupportedError
 from ..host import Host
 from ..models.text_encoder import TextEncoder
 from ..models.tokenizer import MAX_TOKENS, TokenizedPrompt
-from ..progress import ProgressEvent
+from ..progress import ProgressEvent, doubt
 from .sample import EncodedPrompt
 
 STAGE = "encode text"
@@ -42,7 +42,7 @@ def encode_prompts(
     tokenized = [encoder.tokenizer.encode(prompt) for prompt in prompts]
     for tokens in tokenized:
         for sentence in _unseen(tokens):
-            host.say(sentence)
+            doubt(sentence, host.say)
     work = stages.encoding_text(encoder.model, encoder.config)
     host.progress(ProgressEvent(STAGE, 0, len(tokenized)))
     encoded: list[EncodedPrompt] = []

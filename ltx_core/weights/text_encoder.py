@@ -284,6 +284,16 @@ def _rows(stored: Mapping[str, TensorInfo], name: str, otherwise: int, path: Pat
     return otherwise
 
 
+def holds_encoder(opened: Opened) -> bool:
+    """Whether a T5 v1.1 encoder is in a file, by names and shapes alone."""
+    try:
+        _t5_part(opened)
+        text_encoder_config(opened.stored("text_encoder"), {}, opened.checkpoint.path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _t5_part(opened: Opened) -> Part:
     """The encoder's tensors.
 

@@ -541,7 +541,7 @@ def test_a_prompt_is_enough(
     assert "ltxkit: a-fox-1.mp4: 9 frames of 64x32, seed 1, in " in err
     assert err.count("load transformer: 100%") == 1
     assert "30 steps" not in err
-    ltx = Components.load(files["model"], files["text_encoder"], device="cpu")
+    ltx = Components.load(files["model"], files["text_encoder"], device="cpu", notes=lambda _: None)
     ltx.generate("a fox", width=64, height=32, frames=9, steps=2, seed=1).save("b.mp4")
     assert torch.equal(media.read_video(Path("b.mp4")).frames, media.read_video(Path("a-fox-1.mp4")).frames)
 
@@ -561,7 +561,7 @@ def test_keyframes_a_video_and_windows(
     media.write_image(Path("b.png"), frames[-1:])
     media.write_image(Path("mask.png"), torch.cat([torch.ones(1, 32, 32, 3), torch.zeros(1, 32, 32, 3)], dim=2))
     media.write_video(Path("clip.mp4"), [frames], fps=Fraction(8))
-    ltx = Components.load(files["model"], files["text_encoder"], device="cpu")
+    ltx = Components.load(files["model"], files["text_encoder"], device="cpu", notes=lambda _: None)
     usual = ["--model", files["model"], "--text-encoder", files["text_encoder"], "--device", "cpu", "--steps", "4"]
 
     def latent(*argv: object) -> torch.Tensor:

@@ -85,3 +85,15 @@ def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: 
     for row in re.findall(r"^\|[^|]*\| `(--set [^`]*)` \|", text, re.MULTILINE):
         sets = parser().parse_args(["train-vae", "--config", "moving-mnist-vae", *shlex.split(row)]).overrides
         load_config("moving-mnist-vae", sets)
+
+
+def test_the_tested_versions_are_those_of_the_host_tests(repository: Path) -> None:
+    table = section((repository / "docs/comfyui.md").read_text(), "Tested versions")
+    rows = re.findall(r"^\| (\d[\d.]+) \| (\S+) \|", table, re.MULTILINE)
+    sources = "".join(path.read_text() for path in sorted((repository / "tests/host").glob("*.py")))
+    assert [core for core, _ in rows] == re.findall(r'"""ComfyUI ([\d.]+)\."""', sources)
+    project = (repository / "pyproject.toml").read_text()
+    pinned = re.findall(r"comfyui-frontend-package==([\d.]+)", project) + re.findall(
+        r'front_end\("([\d.]+)"\)', sources
+    )
+    assert {front_end for _, front_end in rows} - {"none"} == set(pinned)

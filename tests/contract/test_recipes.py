@@ -44,6 +44,7 @@ GUARDS = {
         f"{PROBES}::test_quantization",
         *NODES,
         "tests/contract/test_documents.py::test_help_names_every_quantization",
+        "tests/contract/test_cli_reference.py::test_the_reference_is_what_the_parser_says",
     ),
     "A node": (
         f"{PROBES}::test_node",

@@ -56,7 +56,8 @@ def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
     }
     assert bags == {
         "commands/training.py:_read_config",  # values of a config by their dotted names
-        "ltx_core/pipelines/hints.py:checked",  # any call, on its way to the function, which names its parameters
+        "ltx_core/pipelines/bar.py:shown_while",  # any call, on its way to the function, which names its parameters
+        "ltx_core/pipelines/hints.py:checked",  # likewise
         "ltx_core/pipelines/library.py:__call__",  # which is refused, whatever it has
         "ltx_core/pipelines/library.py:generate",  # the fields of Recipe, as typed in Knobs; others are refused
         "ltx_core/pipelines/presets.py:but",  # likewise

@@ -32,6 +32,20 @@ This page is made from the docstrings by `tests/contract/write_api.py`. These na
 Every error is a `ValueError` (a setting or a size that cannot be) or a `RuntimeError` (a file, a device, too little
 memory), says what LTXKit got, what it expected and what to do, and derives from `LTXKitError` in
 `ltxkit.ltx_core.errors`. A call with a name of another library is answered with the one to write here.
+
+Names of types in the signatures:
+
+| type | what it is |
+|---|---|
+| `Path_` | a path, as text or `pathlib.Path` |
+| `Frames` | a path, a Pillow image, an array or tensor (h w 3) or (f h w 3), uint8 or 0 to 1, or a list |
+| `Text`, `Texts` | a prompt: text, or what `ltx.encode` returns; a list of texts |
+| `Given` | a `Condition` or `Reference`, `Frames`, or a list of these |
+| `Starting` | a `Clip`, a latent (1 c f h w), or `Frames` |
+| `Values` | a number for every step, or a list |
+| `PassKnobs`, `Knobs` | a mapping of the names of a pass, or of a run, as `Recipe` explains them |
+| `Shown` | a function of a progress event (`stage`, `step`, `total`, `denoised`), None for a bar, False for nothing |
+| `Notes` | a function of one sentence |
 """
 
 
@@ -115,9 +129,10 @@ def text(docstring: str) -> str:
         if line.strip() in HEADINGS:
             inside = True
             lines += [f"**{HEADINGS[line.strip()]}**", ""]
-        elif inside and re.match(r" {4}\S", line):
-            lines.append(f"- {line.strip()}")
-        elif inside and line.startswith("     "):
+        elif (inside and re.match(r" {4}\S", line)) or (not inside and re.match(r"\w+(, \w+)*: ", line)):
+            listed = bool(lines) and lines[-1].startswith("- ")
+            lines += ["", f"- {line.strip()}"] if lines and lines[-1] and not listed else [f"- {line.strip()}"]
+        elif lines and lines[-1].startswith("- ") and line.startswith("    "):
             lines[-1] += f" {line.strip()}"
         else:
             inside = inside and not line.strip()

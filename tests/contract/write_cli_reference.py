@@ -45,7 +45,7 @@ model = /data/models/ltxv-2b-0.9.8-distilled.safetensors
 text_encoder = /data/models/t5xxl_fp16.safetensors
 vae =
 upscaler =
-comfyui = /home/me/ComfyUI
+comfyui = ~/ComfyUI
 ```
 
 **Names of results.** Without `-o` a clip is called after its prompt and seed, `a-lighthouse-0.mp4`, in the current

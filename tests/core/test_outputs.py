@@ -204,7 +204,7 @@ def test_without_metadata_nothing_of_it_is_in_the_file(tmp_path: Path, suffix: s
         (
             "a.avi",
             {},
-            "a.avi'; expected a name that ends in .mp4, .webm, .mkv, .mov, .gif or .webp, or a folder",
+            "expected a name that ends in .mp4, .webm, .mkv, .mov, .gif or .webp, or a folder",
         ),
         ("a", {}, "expected a name that ends in .*for pictures, .*a/ or"),
         ("a.mp4", {"codec": "h266"}, "got codec 'h266'; expected one of h264, hevc, av1, vp9, prores"),

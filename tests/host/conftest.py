@@ -77,7 +77,8 @@ def heard_frames() -> dict[str, list[tuple[int, int]]]:
     """By the name of a workflow that keeps the sound of its clip, the frames of the reduced result that have sound."""
     start = {name: [(0, 9)] for name in ("extend-2b", "two-stage-13b-dev", "two-stage-13b-distilled")}
     whole = {"video-to-video-2b": [(0, 21)], "inpaint-2b": [(0, 21)], "ic-lora-13b": [(0, 17)]}
-    return {**start, **whole, "interpolate-2b": [(0, 17)]}
+    heard = {**start, **whole, "interpolate-2b": [(0, 17)]}
+    return heard | {TEMPLATES[name]: frames for name, frames in heard.items()}
 
 
 @pytest.fixture(scope="session")

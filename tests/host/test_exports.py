@@ -45,7 +45,7 @@ from ltxkit.headless.runner import run_workflow
 models, inputs, folder = map(Path, sys.argv[2:5])
 for path in sorted(folder.glob("*.json")):
     files = run_workflow(path, models=models, input_folder=inputs, output_folder=folder / path.stem)
-    print(path.stem, json.dumps([str(file) for file in files]))
+    print(json.dumps({path.stem: [str(file) for file in files]}))
 """
 
 
@@ -135,8 +135,8 @@ def ours(
     folders = [str(site), str(models_folder), str(server_newest.base / "input"), str(folder)]
     done = comfyui_newest.run(RUN_ALL, *folders, timeout=900)
     assert done.returncode == 0, done.stderr
-    lines = [line.partition(" ") for line in done.stdout.splitlines()]
-    return {name: [Path(file) for file in json.loads(files)] for name, _, files in lines if name in exports}
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {name: [Path(file) for file in files] for line in lines for name, files in line.items()}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -61,8 +61,8 @@ def test_a_long_video_takes_a_sound(
 
 def test_a_clip_without_sound_is_no_error(server_newest: Server, workflow: Callable[[str], dict[str, Any]]):
     prompt = workflow("extend-2b")
-    (clip,) = (node for node in prompt.values() if node["class_type"] == "LoadVideo")
-    clip["inputs"]["file"] = "silent.mp4"
+    (clip,) = (node for node in prompt.values() if node["class_type"] == "LTXKitLoadExample")
+    clip["inputs"]["example"] = "silent.mp4"
     silent = server_newest.base / "input/silent.mp4"
     whole = media.read_video(server_newest.base / "input/clip.mp4")
     media.write_video(silent, [whole.frames], fps=whole.fps)

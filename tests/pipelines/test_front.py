@@ -150,6 +150,10 @@ def test_a_picture_may_be_anything_that_people_have(ltx: Components, picture: np
         torch.from_numpy(picture),
         exact,
         [PIL.Image.fromarray(picture)],
+        np.asarray(PIL.Image.fromarray(picture)),  # which is read-only
+        (picture / 255).astype(">f4"),
+        picture[::-1][::-1],
+        picture.astype(np.uint16) * np.uint16(257),
     ]
     frames = [ltxkit.Condition(given).prepared(0).frames for given in kinds]
     assert [each.shape for each in frames] == [(1, HEIGHT, WIDTH, 3)] * len(kinds)
@@ -232,6 +236,7 @@ def test_a_drawn_seed_is_recorded_and_makes_the_clip_again(ltx: Components) -> N
 # --- several clips ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_prompts_and_seeds_are_each_as_alone(ltx: Components) -> None:
     prompts, seeds = ["fox", "a house by the sea"], [3, 4]
     settings = SMALL | {"guidance_scale": 3}
@@ -302,7 +307,7 @@ def test_a_pickled_clip_has_no_weights_and_decodes_elsewhere(clip: ltxkit.Clip, 
     assert torch.equal(back.latent, clip.latent)
     assert back.settings == clip.settings
     assert torch.equal(back.to_tensor(), clip.to_tensor())
-    assert len(pickle.dumps(back)) == len(data)
+    assert len(pickle.dumps(back)) < len(data) + 100
 
 
 @pytest.mark.slow
@@ -336,6 +341,7 @@ def test_the_suffix_is_the_format(clip: ltxkit.Clip, tmp_path: Path) -> None:
 # --- video to video ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clip_starts_from_a_clip(ltx: Components, clip: ltxkit.Clip) -> None:
     settings = SMALL | {"steps": 10, "denoise_strength": 0.3, "seed": 5}
     sizes = ("width", "height", "frames")
@@ -377,6 +383,7 @@ def test_a_start_that_cannot_be_is_refused(ltx: Components, keywords: dict[str, 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_fields_of_a_recipe_are_keywords_too(ltx: Components) -> None:
     knobs: dict[str, Any] = {"steps": 3, "guidance_scale": 2, "condition_noise": 0.1, "decode_timestep": 0.02}
     sizes = {name: SMALL[name] for name in ("width", "height", "frames", "fps")}
@@ -388,6 +395,7 @@ def test_the_fields_of_a_recipe_are_keywords_too(ltx: Components) -> None:
     json.dumps(direct.settings)
 
 
+@pytest.mark.slow
 def test_every_release_is_a_recipe(ltx: Components) -> None:
     recipes = ltxkit.presets()
     assert list(recipes) == list(RELEASES)
@@ -442,6 +450,7 @@ def test_lists_say_the_guidance_of_each_step(ltx: Components) -> None:
         guidance(steps=3, guidance_scale=[1, 4])
 
 
+@pytest.mark.slow
 def test_the_size_of_the_first_pass_can_be_said(folder: Path) -> None:
     two = ltxkit.load(folder / CHECKPOINT, folder / T5, upscaler=folder / UPSCALER, device="cpu", notes=lambda _: None)
     settings: dict[str, Any] = {
@@ -461,6 +470,7 @@ def test_the_size_of_the_first_pass_can_be_said(folder: Path) -> None:
 # --- notes, progress, cancelling --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_may_be_worthless_is_a_warning_at_the_users_line(ltx: Components) -> None:
     sizes = {name: SMALL[name] for name in ("width", "height", "frames", "fps")}
     with pytest.warns(UserWarning, match="distilled checkpoint") as caught:
@@ -527,6 +537,7 @@ def test_decoding_is_cancelled_too(ltx: Components, clip: ltxkit.Clip) -> None:
 # --- LoRAs and places -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path) -> None:
     try:
         ltx.loras = [ltxkit.LoRA(tiny_lora, 0.8)]
@@ -546,6 +557,7 @@ def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path
     assert torch.equal(ltx.generate("fox", **SMALL).latent, clip.latent)
 
 
+@pytest.mark.slow
 def test_one_argument_may_be_a_folder_or_a_release(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: ltxkit.Clip, released_t5: Path
 ) -> None:
@@ -574,6 +586,10 @@ def test_one_argument_may_be_a_folder_or_a_release(
     assert ltxkit.load("2b-0.9.8-distilled", device="cpu", notes=lambda _: None).info.path.name.startswith("ltxv-2b")
     with pytest.raises(ConfigError, match=r"run `ltxkit fetch 13b-0.9.8-dev`"):
         ltxkit.load("13b-0.9.8-dev")
+    with pytest.raises(ConfigError, match=r"did you mean 13b-0\.9\.8-d"):
+        ltxkit.load("13b-0.9.8")
+    with pytest.raises(ConfigError, match="got no text encoder"):
+        ltxkit.load(folder / CHECKPOINT, progress=lambda _: pytest.fail("it is loaded"))
 
 
 def test_the_bundled_model_needs_one_name_and_no_size() -> None:
