@@ -6,6 +6,7 @@ long stages a line now and then.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import unicodedata
@@ -80,6 +81,20 @@ class Console:
             return
         encoding = stream.encoding or "utf-8"
         print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+    def told(self, text: str) -> None:
+        """A line about a result that is complete without it: where nobody takes it, the work goes on.
+
+        Raises:
+            OSError: stdout cannot be replaced either.
+        """
+        try:
+            self.result(text)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())  # for what is still buffered, and for the lines to come
+            os.close(null)
+            self.note(f"stdout takes nothing ({error.strerror or error}); the results are complete")
 
     def note(self, text: str) -> None:
         """A sentence about the work, which does not break into the bar."""
@@ -169,19 +184,25 @@ class _Stages:
                 self._line = _Line(stage)
             self._line.advance(step, total, remark)
             return
-        from tqdm import tqdm
+        from ..ltx_core.progress import accessory  # with torch, which is loaded once something reports
 
-        if self._bar is None or self._bar.desc != stage or step < self._bar.n:
-            self.close()
-            self._bar = tqdm(total=total, initial=done_before, desc=stage, file=sys.stderr)
-        if remark:
-            self._bar.set_postfix_str(remark, refresh=False)
-        self._bar.update(step - self._bar.n)
+        with accessory("the progress bar", say) as outcome:  # a variable of the environment is enough
+            from tqdm import tqdm
+
+            if self._bar is None or self._bar.desc != stage or step < self._bar.n:
+                self.close()
+                self._bar = tqdm(total=total, initial=done_before, desc=stage, file=sys.stderr)
+            if remark:
+                self._bar.set_postfix_str(remark, refresh=False)
+            self._bar.update(step - self._bar.n)
+        if outcome.failed:
+            self._bars, self._bar = False, None
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            with suppress(OSError):  # of a terminal that has gone
+                bar.close()
         self._line = None
 
 

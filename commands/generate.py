@@ -84,10 +84,10 @@ def _make(options: argparse.Namespace, console: Console, claims: Claims) -> int:
         made.append(_report(clip, job, time.monotonic() - started, console))
         if not options.json:
             for path in job.results:
-                console.result(str(path))
+                console.told(str(path))
         console.note(_closing(made[-1]))
     if options.json:
-        console.result(json.dumps({"clips": made, "seconds": round(time.monotonic() - console.started, 3)}, indent=2))
+        console.told(json.dumps({"clips": made, "seconds": round(time.monotonic() - console.started, 3)}, indent=2))
     return DONE
 
 

@@ -203,7 +203,8 @@ def _write_config(config: Training) -> None:
     import yaml
 
     tree = to_tree(config)
-    (config.output / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    with whole(config.output / "config.yaml") as part:
+        part.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
 def _check_finite(metrics: Mapping[str, float], step: int, config: Training, world: World) -> None:

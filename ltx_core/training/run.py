@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..locks import locked_folder
+from ..placing.devices import clear_of_memory
 from ..progress import Notes, log_note
 from .config import Training, TransformerTraining, VAETraining
 from .distributed import World, world
@@ -46,8 +47,8 @@ def run_training(
     with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
         if not here.first:
             report, notes = lambda _: None, lambda _: None
-        task = make_task(config, here, notes)
-        with stopping or nullcontext(lambda: False) as stop:
+        with clear_of_memory("a batch of this training"), stopping or nullcontext(lambda: False) as stop:
+            task = make_task(config, here, notes)
             finished = train(task, config, here, resume=resume, report=report, stop=stop, notes=notes)
     return config.output / "final" if finished else None
 

@@ -142,3 +142,46 @@ def test_consoles_of_few_characters_show_escapes(monkeypatch: pytest.MonkeyPatch
 def test_a_name_from_a_file_does_not_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("got \x1b[2J\x07 and \u202egpj.exe and \ud800; expected é\nnext")
     assert capsys.readouterr().err == "ltxkit: got \\x1b[2J\\x07 and \\u202egpj.exe and \\ud800; expected é\nnext\n"
+
+
+TELLS = """
+import sys
+from ltxkit.commands.console import Console
+console = Console()
+for name in ("a.mp4", "b.mp4"):
+    console.told(name)
+"""
+
+
+@pytest.mark.slow  # starts processes
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("stdout", ["full", "closed pipe"])
+def test_a_line_that_nobody_takes_costs_no_result(stdout: str) -> None:
+    """The clip is there: what is printed about it comes second, and so do the clips that follow."""
+    if stdout == "full":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    done = subprocess.run([sys.executable, "-c", TELLS], stdout=descriptor, stderr=subprocess.PIPE, text=True)
+    os.close(descriptor)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stdout takes nothing") == 1
+
+
+def test_a_bar_that_fails_becomes_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import tqdm
+
+    from ltxkit.ltx_core.progress import ProgressEvent
+
+    def broken(**_: object) -> object:
+        raise ValueError("could not convert string to float: 'often'")  # TQDM_MININTERVAL=often
+
+    monkeypatch.setattr(tqdm, "tqdm", broken)
+    terminal = console.Console()
+    terminal._stages = console._Stages(bars=True)
+    for step in range(3):
+        terminal.progress(ProgressEvent("sample", step, 2))
+    said = capsys.readouterr().err
+    assert said.count("the progress bar could not be made (could not convert") == 1
+    assert "sample: 100%" in said
