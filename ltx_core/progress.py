@@ -87,7 +87,7 @@ class Outcome:
 def accessory(what: str, notes: Notes = log_note) -> Generator[Outcome, None, None]:
     """A block whose failure costs no result: plots, bars, boards. Whatever goes wrong in it is a note.
 
-    The one place where every error is caught: packages that draw fail in any way, even by a variable of the environment.
+    The one place where every error is caught: packages that draw fail in any way, by a variable of the environment too.
     """
     outcome = Outcome()
     try:

@@ -29,8 +29,8 @@ from ltxkit.ltx_core.files import whole
 def work(options, console):
     with whole(Path(sys.argv[1]) / "out.mp4") as part:
         part.write_text("half")
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         finally:
             print("cleaning", flush=True)
