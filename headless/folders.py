@@ -65,6 +65,7 @@ def _check_name(name: object) -> None:
 
 def named_file(name: str) -> Path:
     """The file that a loading node names: in the input folder, or for `name [output]` and `name [temp]` in that one."""
+    _check_name(name)
     match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
     name, kind = match.groups() if match else (name, "input")
     return _inside(_host().folder(kind), name)
