@@ -53,7 +53,8 @@ class Lock:
             return False
         except NotImplementedError:
             return True
-        if isinstance(lock, SoftFileLock):  # which would outlive its process
+        taken: object = lock  # it changes its class where the file system has no locks
+        if isinstance(taken, SoftFileLock):  # which would outlive its process
             lock.release()
             return True
         self._lock = lock
