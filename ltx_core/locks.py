@@ -54,7 +54,7 @@ class Lock:
         except NotImplementedError:
             return True
         taken: object = lock  # it changes its class where the file system has no locks
-        if isinstance(taken, SoftFileLock):  # which would outlive its process
+        if isinstance(taken, SoftFileLock):  # pyright: ignore[reportUnnecessaryIsInstance] - it would outlive its process
             lock.release()
             return True
         self._lock = lock
