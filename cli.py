@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 from .commands import again, bench, completion, digits, files, generate, graphs, machine, trained, training
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
+from .commands.ending import Stopped, stopped_by_signals
 from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
 from .ltx_core.pipelines.doctor import version
@@ -28,24 +31,25 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The exit status is 0; 1 for a failing disk or a measurement below its bar; 2 for an error that
-    the user can correct; 130 after Ctrl-C; 141 where the reader of stdout has gone."""
+    the user can correct; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where the reader of stdout has
+    gone."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     top = parser()
     if not arguments:
         top.print_help()
         return DONE
+    _trace_crashes()
     try:
         arguments = again.expanded(arguments)
         options = top.parse_args(arguments)
         options.argv = arguments[1:]
-        with Console(quiet=options.quiet) as console:
+        with stopped_by_signals(), Console(quiet=options.quiet) as console:
             status = options.run(options, console)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # the terminal has written ^C, or half a progress bar
-        say("interrupted; no partial file remains")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a progress bar
+        return stop.status if isinstance(stop, Stopped) else INTERRUPTED
     except LTXKitError as error:
         say(str(error))
         return REFUSED
@@ -57,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = error.filename is not None and str(error.filename) not in reason
         say(f"{reason}: {error.filename}" if named else reason)
         return FAILED
+
+
+def _trace_crashes() -> None:
+    """A crash of the process, such as by a file that was cut off while it is mapped, says where it was."""
+    if faulthandler.is_enabled() or sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file, or closed
+        faulthandler.enable()
 
 
 def parser() -> Parser:

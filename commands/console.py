@@ -6,10 +6,13 @@ long stages a line now and then.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import unicodedata
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ..ltx_core.progress import ProgressEvent
@@ -19,9 +22,35 @@ _FIRST_SIGN = 2.0  # seconds after which a stage that runs on says so, where the
 _SIGN = 30.0  # seconds between its further lines
 
 
-def say(text: str) -> None:
-    """A sentence on stderr, under the program's name."""
-    print(f"ltxkit: {text}", file=sys.stderr)
+def say(text: str, *, after: str = "") -> None:
+    """A sentence on stderr, under the program's name; nothing where stderr is closed, which costs no result.
+
+    after: what is written before it. Characters that no terminal shows, or not this one, are written as escapes.
+    """
+    write(f"{after}ltxkit: {printable(text)}\n")
+
+
+def write(text: str) -> None:
+    """Text on stderr, if there is one."""
+    stream = sys.stderr
+    if stream is None or stream.closed:
+        return
+    encoding = stream.encoding or "ascii"
+    with suppress(OSError):  # nobody reads it any more
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+
+
+def printable(text: str) -> str:
+    """Text in which control characters, lone surrogates and marks that turn its direction are escapes: names from files
+    must not write to the terminal as they like. Tabs and ends of lines stay."""
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character not in "\n\t" and unicodedata.category(character) in hidden
+        else character
+        for character in text
+    )
 
 
 class Console:
@@ -33,7 +62,7 @@ class Console:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.started = time.monotonic()
-        self._stages = _Stages(bars=sys.stderr.isatty()) if not quiet else None
+        self._stages = _Stages(bars=_is_terminal(sys.stderr)) if not quiet and sys.stderr is not None else None
         self._times = StageTimes()
 
     def __enter__(self) -> Console:
@@ -47,7 +76,25 @@ class Console:
     def result(self, text: str) -> None:
         """A line of the result."""
         self._close()
-        print(text, flush=True)
+        stream = sys.stdout
+        if stream is None or stream.closed:
+            return
+        encoding = stream.encoding or "utf-8"
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+    def told(self, text: str) -> None:
+        """A line about a result that is complete without it: where nobody takes it, the work goes on.
+
+        Raises:
+            OSError: stdout cannot be replaced either.
+        """
+        try:
+            self.result(text)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())  # for what is still buffered, and for the lines to come
+            os.close(null)
+            self.note(f"stdout takes nothing ({error.strerror or error}); the results are complete")
 
     def note(self, text: str) -> None:
         """A sentence about the work, which does not break into the bar."""
@@ -63,10 +110,10 @@ class Console:
 
     def confirmed(self, question: str) -> bool | None:
         """Whether the user answers yes; None where nobody can answer, because stdin is no terminal."""
-        if not sys.stdin.isatty():
+        if not _is_terminal(sys.stdin):
             return None
         self._close()
-        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        write(f"{question} [y/N] ")
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def progress(self, event: ProgressEvent) -> None:
@@ -91,6 +138,10 @@ class Console:
     def _close(self) -> None:
         if self._stages is not None:
             self._stages.close()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class StageTimes:
@@ -133,19 +184,25 @@ class _Stages:
                 self._line = _Line(stage)
             self._line.advance(step, total, remark)
             return
-        from tqdm import tqdm
+        from ..ltx_core.progress import accessory  # with torch, which is loaded once something reports
 
-        if self._bar is None or self._bar.desc != stage or step < self._bar.n:
-            self.close()
-            self._bar = tqdm(total=total, initial=done_before, desc=stage, file=sys.stderr)
-        if remark:
-            self._bar.set_postfix_str(remark, refresh=False)
-        self._bar.update(step - self._bar.n)
+        with accessory("the progress bar", say) as outcome:  # a variable of the environment is enough
+            from tqdm import tqdm
+
+            if self._bar is None or self._bar.desc != stage or step < self._bar.n:
+                self.close()
+                self._bar = tqdm(total=total, initial=done_before, desc=stage, file=sys.stderr)
+            if remark:
+                self._bar.set_postfix_str(remark, refresh=False)
+            self._bar.update(step - self._bar.n)
+        if outcome.failed:
+            self._bars, self._bar = False, None
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            with suppress(OSError):  # of a terminal that has gone
+                bar.close()
         self._line = None
 
 
@@ -167,7 +224,7 @@ class _Line:
         counted = f"{step} of {total}" + (f", {remark}" if remark else "")
         if step >= total and not self._ended:
             self._ended = True
-            print(f"{done} ({counted}, {now - self._started:.1f} s)", file=sys.stderr, flush=True)
+            write(f"{done} ({counted}, {now - self._started:.1f} s)\n")
         elif now >= self._next and not self._ended:
             self._next = now + _SIGN
-            print(f"{done} ({counted})", file=sys.stderr, flush=True)
+            write(f"{done} ({counted})\n")

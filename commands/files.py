@@ -131,7 +131,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     if left:
         named = f"{', '.join(left[:5])}{' ...' if left[5:] else ''}"
         console.note(f"{len(left)} tensors have no place in this format: {named}")
-    console.result(str(options.target))
+    console.told(str(options.target))
     return DONE
 
 
@@ -152,8 +152,8 @@ def _make_tiny(options: argparse.Namespace, console: Console) -> int:
         options.folder, family=options.family, vae=options.vae, compression=options.compression, seed=options.seed
     )
     for path in sorted(path for path in options.folder.rglob("*") if path.is_file()):
-        console.result(str(path))
-    console.result("These weights are random: what they make is noise.")
+        console.told(str(path))
+    console.told("These weights are random: what they make is noise.")
     return DONE
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.locks import Claims
 from ..ltx_core.shapes import PixelShape
 from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_SIZE, find_model, is_bundled
 from . import again, arguments, formats, names, settings
@@ -61,9 +62,14 @@ class _Request:
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
+    with Claims() as claims:
+        return _make(options, console, claims)
+
+
+def _make(options: argparse.Namespace, console: Console, claims: Claims) -> int:
     prompts = prompts_of(options)
     check_inputs(options)
-    jobs = jobs_of(options, prompts)
+    jobs = jobs_of(options, prompts, claims)
     formats.check_formats(options, [job.output for job in jobs])
     check_results(jobs, inputs_of(options))
     request = _settled(options, jobs, console)
@@ -78,10 +84,10 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
         made.append(_report(clip, job, time.monotonic() - started, console))
         if not options.json:
             for path in job.results:
-                console.result(str(path))
+                console.told(str(path))
         console.note(_closing(made[-1]))
     if options.json:
-        console.result(json.dumps({"clips": made, "seconds": round(time.monotonic() - console.started, 3)}, indent=2))
+        console.told(json.dumps({"clips": made, "seconds": round(time.monotonic() - console.started, 3)}, indent=2))
     return DONE
 
 

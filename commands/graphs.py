@@ -70,9 +70,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         notes=console.note,
     )
     if options.json:
-        console.result(json.dumps({"files": [str(path) for path in files], "stages": console.times()}, indent=2))
+        console.told(json.dumps({"files": [str(path) for path in files], "stages": console.times()}, indent=2))
     else:
-        console.result("\n".join(map(str, files)))
+        console.told("\n".join(map(str, files)))
     return DONE
 
 
@@ -115,7 +115,7 @@ def _migrate(options: argparse.Namespace, console: Console) -> int:
     for pack, types in done.migrated.missing.items():
         console.note(f"still needed: {pack}, for {', '.join(types)}")
     console.note(f"{summary(done.migrated.report)}")
-    console.result(str(done.path))
+    console.told(str(done.path))
     return DONE
 
 

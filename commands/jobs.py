@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.files import VIDEOS, check_output
+from ..ltx_core.locks import Claims
 from ..ltx_core.outputs import folder_or_file
 from ..ltx_core.values import LARGEST_SEED, shown
 from . import names
@@ -72,13 +73,15 @@ def _lines(path: Path | None) -> Iterator[str]:
     yield from prompts
 
 
-def jobs_of(options: argparse.Namespace, prompts: Sequence[str]) -> tuple[Job, ...]:
+def jobs_of(options: argparse.Namespace, prompts: Sequence[str], claims: Claims | None = None) -> tuple[Job, ...]:
     """The clips of a command, in their order: of each prompt --count, with seeds that count on.
 
-    Without --seed the first seed is 0; where the names are made, the first for which the name is free.
+    Without --seed the first seed is 0; where the names are made, the first for which the name is free. claims: gets
+    the names of the clips; None: they are only looked at.
 
     Raises:
-        ConfigError: two clips under one name, a name that exists, or one that cannot be written.
+        ConfigError: two clips under one name, a name that exists or that another run is about to write, or one that
+            cannot be written.
     """
     groups = [tuple(prompts)] if options.long is not None else [(prompt,) for prompt in prompts]
     count = len(groups) * options.count
@@ -88,7 +91,7 @@ def jobs_of(options: argparse.Namespace, prompts: Sequence[str]) -> tuple[Job, .
         )
     jobs: list[Job] = []
     for group in groups:
-        seeds = _seeds(options, group[0], {job.output for job in jobs})
+        seeds = _seeds(options, group[0], {job.output for job in jobs}, claims)
         for seed, made in (next(seeds) for _ in range(options.count)):
             values = names.values_of(group[0], seed, len(jobs) + 1)
             paths = {
@@ -98,17 +101,24 @@ def jobs_of(options: argparse.Namespace, prompts: Sequence[str]) -> tuple[Job, .
             }
             jobs.append(Job(group, seed, **{"output": made, **paths}))  # pyright: ignore[reportArgumentType]
     _check_names(options, jobs, count)
+    for path in (job.output for job in jobs if options.output is not None):
+        if claims is not None and not claims.take(folder_or_file(path)):
+            raise ConfigError(
+                f"got the output {path}, which another run is about to write; expected a name of its own; name another"
+            )
     return tuple(jobs)
 
 
-def _seeds(options: argparse.Namespace, prompt: str, taken: set[Path]) -> Iterator[tuple[int, Path]]:
+def _seeds(
+    options: argparse.Namespace, prompt: str, taken: set[Path], claims: Claims | None
+) -> Iterator[tuple[int, Path]]:
     """Seeds that count on, and the made name of each."""
     seed = options.seed or 0
     while True:
         made = Path(f"{names.slug(prompt)}-{seed}{VIDEOS[0]}")
         if options.output is None and options.seed is not None:
-            made = names.free(made, taken)
-        if options.output is not None or options.seed is not None or not (made.exists() or made in taken):
+            made = names.free(made, taken, claims)
+        if options.output is not None or options.seed is not None or names.is_free(made, taken, claims):
             taken.add(made)
             yield seed, made
         seed += 1

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.locks import Claims
 from ..ltx_core.values import shown
 
 FIELDS = ("prompt", "seed", "number", "date")
@@ -68,10 +69,23 @@ def _fields(template: str) -> list[str]:
     return fields
 
 
-def free(path: Path, taken: set[Path]) -> Path:
-    """The name itself, or with the next number: name-2, name-3. taken: names that exist only in this run's plan."""
+def free(path: Path, taken: set[Path], claims: Claims | None) -> Path:
+    """The name itself, or with the next number: name-2, name-3. It is claimed.
+
+    taken: names that exist only in this run's plan. claims: None: names are only looked at.
+    """
     number, name = 2, path
-    while name.exists() or name in taken:
+    while not is_free(name, taken, claims):
         name = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return name
+
+
+def is_free(path: Path, taken: set[Path], claims: Claims | None) -> bool:
+    """Whether nothing has the name, and no other run has claimed it; then this one has."""
+    if path in taken or path.exists() or (claims is not None and not claims.take(path)):
+        return False
+    if claims is not None and path.exists():  # by a run that has ended since the first look
+        claims.release(path)
+        return False
+    return True

@@ -91,7 +91,7 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
     settings, host = clip_settings(options, clip_size(options)), host_of(console)
     clips = generate_clips(load_models(options.model, host=host), prompts, settings, host=host)
     for path in save_samples(options.output, clips, prompts, float(options.fps)):
-        console.result(str(path))
+        console.told(str(path))
     return DONE
 
 
@@ -120,7 +120,7 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
     settings = clip_settings(options, PixelShape(window, *clip.shape[1:3]))
     longer = extend(models, clip, options.prompt, settings, frames=options.frames, overlap=options.overlap, host=host)
     write_video(options.output, [longer], fps=options.fps)
-    console.result(str(options.output))
+    console.told(str(options.output))
     return DONE
 
 

@@ -91,7 +91,7 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     if final is None:
         console.note("stopped; the checkpoint is complete, --resume continues from it")
         return INTERRUPTED
-    console.result(str(final))
+    console.told(str(final))
     return DONE
 
 

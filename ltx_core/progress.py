@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -74,3 +74,25 @@ def _outside() -> int:
             break
         level, frame = level + 1, frame.f_back
     return level
+
+
+@dataclass
+class Outcome:
+    """failed: whether the block has."""
+
+    failed: bool = False
+
+
+@contextlib.contextmanager
+def accessory(what: str, notes: Notes = log_note) -> Generator[Outcome, None, None]:
+    """A block whose failure costs no result: plots, bars, boards. Whatever goes wrong in it is a note.
+
+    The one place where every error is caught: packages that draw fail in any way, by a variable of the environment too.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except Exception as error:
+        outcome.failed = True
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        notes(f"{what} could not be made ({reason}); the rest is complete")

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class Memory:
 
 
 def memory(device: torch.device) -> Memory | None:
-    """Memory of a device; None where the system does not report it (main memory on Windows and macOS)."""
+    """Memory of a device; None where the system does not report it."""
     if device.type in ("cuda", "xpu"):
         accelerator: Any = torch.get_device_module(device)
         if device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - torch's stubs err: "cuda" has no index
@@ -135,20 +136,26 @@ def memory(device: torch.device) -> Memory | None:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return Memory(total - torch.mps.current_allocated_memory(), total)
-    if sys.platform != "linux":
+    try:
+        import psutil
+
+        main = psutil.virtual_memory()
+    # Not on every system does psutil find what it reads, such as in a container without /proc.
+    except (ImportError, OSError, RuntimeError, ValueError):
         return None
-    sizes = _meminfo()
-    return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
+    return Memory(main.available, main.total)
 
 
 def swap_memory() -> int:
     """Bytes by which the disk extends main memory; 0 where the system does not report it."""
-    return _meminfo().get("SwapTotal:", 0) if sys.platform == "linux" else 0
+    try:
+        import psutil
 
-
-def _meminfo() -> dict[str, int]:
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0]: int(words[1]) * 1024 for words in lines}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of counters that a container hides
+            return psutil.swap_memory().total
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return 0
 
 
 LARGE_BLOCK = 2**20

@@ -13,12 +13,15 @@ import contextlib
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..progress import Notes
+from ..values import shown
 
 FILE_COLUMNS = (
     "file", "file_name", "filename", "media_path", "media", "video", "video_path", "image", "image_path", "file_path",
@@ -27,6 +30,7 @@ FILE_COLUMNS = (
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "description")
 TEXT_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 FILE_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
+_LONGEST_NAME = 255  # bytes, of most file systems
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
 
 
@@ -146,7 +150,19 @@ def _table_captions(table: Path) -> Iterator[tuple[str, str]]:
                 f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file "
                 f"({', '.join(FILE_COLUMNS)}) and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
             )
+        if not _can_be_a_file(file):
+            raise ConfigError(
+                f"got row {number} of {table} with the file {shown(file)}; expected a name that a file can have; "
+                "correct it"
+            )
         yield file, text
+
+
+def _can_be_a_file(name: str) -> bool:
+    try:
+        return "\0" not in name and all(len(os.fsencode(part)) <= _LONGEST_NAME for part in re.split(r"[/\\]", name))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _rows(table: Path) -> Iterator[Mapping[str, Any]]:

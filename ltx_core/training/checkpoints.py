@@ -24,8 +24,13 @@ UNREADABLE = (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.Unpi
 
 def latest_checkpoint(output: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
-    complete = [state.parent for state in (output / "checkpoints").glob("step_*/state.pt")]
-    return max(complete, key=step_number, default=None)
+    return max(complete_checkpoints(output), key=step_number, default=None)
+
+
+def complete_checkpoints(output: Path) -> list[Path]:
+    """The folders step_N that have a state; those of other names are somebody else's."""
+    states = (output / "checkpoints").glob("step_*/state.pt")
+    return [state.parent for state in states if state.parent.name.removeprefix("step_").isdecimal()]
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -63,9 +68,8 @@ def newest_intact(output: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: none can be read.
     """
-    complete = [state.parent for state in (output / "checkpoints").glob("step_*/state.pt")]
     faults: list[str] = []
-    for folder in sorted(complete, key=step_number, reverse=True):
+    for folder in sorted(complete_checkpoints(output), key=step_number, reverse=True):
         try:
             saved = read_state(folder)
         except CheckpointError as error:
@@ -80,8 +84,7 @@ def newest_intact(output: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
 def set_aside_after(output: Path, used: Path) -> None:
     """Rename the checkpoints that are newer than the one that a run goes on from: they are damaged, and would count
     among those that are kept."""
-    for state in (output / "checkpoints").glob("step_*/state.pt"):
-        folder = state.parent
+    for folder in complete_checkpoints(output):
         if step_number(folder) > step_number(used):
             target = folder.with_name(DAMAGED + folder.name)
             if not target.exists():

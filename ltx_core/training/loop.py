@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, TrainingError
-from ..files import TEMPORARY, whole
-from ..progress import Notes, log_note
-from .checkpoints import latest_checkpoint, newest_intact, read_state, set_aside_after, step_number, write_state
+from ..files import remove_leftovers, whole
+from ..progress import Notes, accessory, log_note
+from .checkpoints import (
+    complete_checkpoints,
+    latest_checkpoint,
+    newest_intact,
+    read_state,
+    set_aside_after,
+    step_number,
+    write_state,
+)
 from .config import Training
 from .distributed import World
 from .logs import Log, draw_rate
@@ -205,8 +213,8 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
     if world.first:
         config.output.mkdir(parents=True, exist_ok=True)
         _write_config(config)
-        for leftover in (config.output / "checkpoints").glob(f"{TEMPORARY}*"):  # of a process that was killed
-            shutil.rmtree(leftover)
+        for folder in (config.output, config.output / "checkpoints"):
+            remove_leftovers(folder)
     world.barrier()  # every process has seen the folder before the first one saves
     if latest is None:
         start, join = 0, None
@@ -221,7 +229,8 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
         if world.first:
             set_aside_after(config.output, latest)
     if world.first:
-        draw_rate(points(config.optimization, join), config.output / "learning_rate.png")
+        with accessory("learning_rate.png"):
+            draw_rate(points(config.optimization, join), config.output / "learning_rate.png")
     return start
 
 
@@ -238,7 +247,7 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
         with whole(folder / f"step_{step:06d}", folder=True) as part:
             write_state(part, saved)
             task.export(part)
-        for old in sorted(folder.glob("step_*"), key=step_number)[: -config.logging.keep]:
+        for old in sorted(complete_checkpoints(config.output), key=step_number)[: -config.logging.keep]:
             shutil.rmtree(old)
     else:
         task.export(None)
@@ -257,7 +266,8 @@ def _write_config(config: Training) -> None:
     import yaml
 
     tree = to_tree(config)
-    (config.output / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    with whole(config.output / "config.yaml") as part:
+        part.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
 def _check_finite(metrics: Mapping[str, float], step: int, config: Training, world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +55,17 @@ def _architecture(kind: type[C], section: str, tree: Mapping[str, Any]) -> C:
 
 
 def vae_config(tree: Mapping[str, Any]) -> VideoVAEConfig:
-    return _architecture(VideoVAEConfig, "vae", tree)
+    config = _architecture(VideoVAEConfig, "vae", tree)
+    down, up = (
+        [math.prod(block.stride[axis] for block in blocks) for axis in range(3)]
+        for blocks in (config.encoder_blocks, config.decoder_blocks)
+    )
+    if down != up:
+        raise ConfigError(
+            f"got model.encoder_blocks that divide frames, height and width by {down}, and decoder_blocks that "
+            f"multiply them by {up}; expected the same; mend the block lists"
+        )
+    return config
 
 
 def transformer_config(tree: Mapping[str, Any]) -> TransformerConfig:

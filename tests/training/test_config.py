@@ -111,6 +111,20 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_config(broken)
 
 
+@pytest.mark.parametrize("overrides", [[], ["model={x: &a [1], y: *a}"]])
+def test_aliases_are_refused(tmp_path: Path, overrides: list[str]) -> None:
+    """Nine lines of them make a value of a thousand million parts."""
+    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+    )
+    file = tmp_path / "bomb.yaml"
+    file.write_text("task: vae\n" if overrides else f"task: vae\nmodel:\n  {bomb.replace(chr(10), chr(10) + '  ')}")
+    with pytest.raises(ConfigError, match=r"got the alias \*a.* without aliases"):
+        load_config(file, overrides)
+    for name in PRESETS.glob("*.yaml"):
+        assert "&" not in name.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["2024", "runs #1", "true", "a: b", "1e3", '\\new "run"', "run \U0001f98a"])
 def test_any_path_can_be_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Training] = []

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from ltxkit.ltx_core.errors import CheckpointError, TrainingError
-from ltxkit.ltx_core.training.checkpoints import newest_intact, read_state, saved_cache, set_aside_after, write_state
+from ltxkit.ltx_core.training.checkpoints import (
+    latest_checkpoint,
+    newest_intact,
+    read_state,
+    saved_cache,
+    set_aside_after,
+    write_state,
+)
 from ltxkit.ltx_core.training.config import Optimization
 from ltxkit.ltx_core.training.optimize import Updater
 
@@ -131,6 +138,16 @@ def test_a_checkpoint_of_an_earlier_version_has_no_sum(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 2)
     (folder / "state.sha256").unlink()
     assert read_state(folder)["step"] == 2
+
+
+def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path) -> None:
+    folders = [tmp_path / "checkpoints" / name for name in ("step_000002", "step_x", "step_000010-copy")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        write_state(folder, {"step": 2})
+    assert latest_checkpoint(tmp_path) == newest_intact(tmp_path, lambda _: None)[0] == folders[0]
+    set_aside_after(tmp_path, folders[0])
+    assert all(folder.is_dir() for folder in folders)
 
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
