@@ -144,7 +144,7 @@ def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path) -> None:
     folders = [tmp_path / "checkpoints" / name for name in ("step_000002", "step_x", "step_000010-copy")]
     for folder in folders:
         folder.mkdir(parents=True)
-        write_state(folder, {"step": 2})
+        write_state(folder, {"step": 2, "config": {}, "task": {}})
     assert latest_checkpoint(tmp_path) == newest_intact(tmp_path, lambda _: None)[0] == folders[0]
     set_aside_after(tmp_path, folders[0])
     assert all(folder.is_dir() for folder in folders)
