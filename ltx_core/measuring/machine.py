@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..placing.devices import graphics_card
+
 REPORTED_PACKAGES = ("ltxkit", "torch", "diffusers", "transformers")
 
 
@@ -27,7 +29,7 @@ def describe_machine() -> dict[str, object]:
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": graphics_card(),
         "versions": versions,
     }
 

@@ -156,7 +156,7 @@ def write_safetensors(
     whole = dtype if dtype == "F16" else "BF16"
     sizes, offset = [], 0
     for name, shape in shapes.items():
-        in_block = len(shape) == 2 and "transformer_blocks." in name and ("attn" in name or ".ff." in name)
+        in_block = len(shape) == 2 and ("attn" in name or ".ff." in name)
         kind = dtype if in_block else whole
         size = math.prod(shape) * (1 if kind.startswith("F8") else 2)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}

@@ -71,6 +71,11 @@ def every_device() -> list[str] | None:
     return [f"{kind}:{number}" for number in range(count)] if count > 1 else None
 
 
+def graphics_card() -> str | None:
+    """The name of the first CUDA card; None: there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def _first_line(error: BaseException) -> str:
     """torch lists every backend that it was built with: the first sentence says enough."""
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
