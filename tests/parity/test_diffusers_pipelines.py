@@ -450,10 +450,11 @@ def test_the_blocks_of_the_page_give_their_latents(
 
     transformers, vae, upsampler = models
     info = CheckpointInfo(Path("page"), "folder", "diffusers", (), None, None, ())
-    encoder, place = SimpleNamespace(model=None, config=None), DevicePlacement("cpu")
+    encoder, place = SimpleNamespace(outline=None, config=None), DevicePlacement("cpu")
     ltx = library.Components(transformers[True], vae, encoder, upsampler, info, UNKNOWN, place, {})
 
-    def encode(_, prompts, host):
+    def encode(_, prompts, host, kept):
+        assert kept is None
         names = ["negative_" if prompt.startswith("worst quality") else "" for prompt in prompts]
         return [EncodedPrompt(texts[f"{name}prompt_embeds"], texts[f"{name}prompt_attention_mask"]) for name in names]
 

@@ -274,7 +274,7 @@ def test_the_oldest_leave_and_what_is_not_ours_stays(tmp_path: Path) -> None:
         for age, path in enumerate(sorted(tmp_path.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)):
             os.utime(path, (time.time() - 1000 + age, time.time() - 1000 + age))
     size = entries(tmp_path)[0].stat().st_size
-    others = [tmp_path / name for name in ("readme.txt", "model.safetensors", ".ltxkit-00000000.safetensors")]
+    others = [tmp_path / name for name in ("readme.txt", "model.safetensors")]
     for other in others:
         other.write_bytes(bytes(100_000))
     abandoned = tmp_path / ".ltxkit-11111111.safetensors"

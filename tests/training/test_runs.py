@@ -181,14 +181,13 @@ def state(output: Path) -> Any:
 
 @pytest.mark.slow
 def test_vae_overfits_one_clip(tmp_path: Path) -> None:
-    off = {"weight": 0.0}
     path = vae_config(
         tmp_path,
         data=DATA | {"sizes": [[5, 16, 16]]},
         crop_frames=None,
-        kl=off,
-        decoder_noise=off,
-        adversary=off,
+        kl={"weight": 0.0},
+        decoder_noise={"weight": 0.0},
+        adversary={"weight": 0.0},
         model=VAE_MODEL | {"encoder_base_channels": 16, "decoder_base_channels": 16},
         optimization=optimization(steps=200, batch_size=1, learning_rate=3e-3, optimizer="muon", ema_decay=0.0),
     )
