@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def vae_config(folder: Path, **changes: Any) -> Path:
         "statistics_clips": 8,
     } | changes
     path = folder / "vae.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    apart = {key: deepcopy(value) for key, value in tree.items()}  # one value of two keys would become an alias
+    path.write_text(yaml.safe_dump(apart), encoding="utf-8")
     return path
 
 
