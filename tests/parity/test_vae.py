@@ -180,6 +180,7 @@ def test_bfloat16(
     norm, embed = vae_layers.pixel_norm, TimeEmbedder.forward
     with monkeypatch.context() as patch:  # a norm with a significand of four bits instead of eight
         patch.setattr(vae_layers, "pixel_norm", lambda x: norm(x).to(torch.float8_e4m3fn).to(x.dtype))
+        patch.setattr(vae_layers.Norm, "into", lambda self, output, x: output.copy_(self(x)))  # through the same norm
         assert min(errors()) > 1
     if timestep is not None:  # rounded before the scaling by 1000 and the cosines
 
