@@ -16,7 +16,7 @@ help:
 	@echo "make quick   the tests that are not marked slow, about a minute; ARGS goes to pytest: make quick ARGS='-k vae -x'"
 	@echo "make test    lint and the whole test suite, minutes; ARGS goes to pytest here too"
 	@echo "make lint    ruff, pyright, import-linter"
-	@echo "make bench   the benchmarks of benchmarks/, with the tables of the README; ARGS names some: ARGS=vae_cpu"
+	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
 	@echo "make digits  trains that model anew; wants a GPU"
 	@echo "make clean   remove .venv, caches and what the demo wrote"
 

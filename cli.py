@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import faulthandler
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from .commands import digits, files, generate, graphs, machine, trained, training
-from .commands.command import FAILED, INTERRUPTED, REFUSED
+from .commands import again, bench, completion, digits, files, generate, graphs, machine, trained, training
+from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
+from .commands.ending import Stopped, stopped_by_signals
+from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
 from .ltx_core.pipelines.doctor import version
 
@@ -18,26 +21,41 @@ COMMANDS = (
     *graphs.COMMANDS,
     *files.COMMANDS,
     *machine.COMMANDS,
+    *bench.COMMANDS,
     *training.COMMANDS,
     *trained.COMMANDS,
     *digits.COMMANDS,
+    *completion.COMMANDS,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The exit status is 0; 1 for a failing disk or a measurement below its bar; 2 for an error that
-    the user can correct; 130 after Ctrl-C."""
-    options = parser().parse_args(argv)
+    the user can correct; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where the reader of stdout has
+    gone."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return DONE
+    _trace_crashes()
     try:
-        with Console() as console:
-            return options.run(options, console)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # the terminal has written ^C, or half a progress bar
-        say("interrupted; no partial file remains")
-        return INTERRUPTED
+        arguments = again.expanded(arguments)
+        options = top.parse_args(arguments)
+        options.argv = arguments[1:]
+        with stopped_by_signals(), Console(quiet=options.quiet) as console:
+            status = options.run(options, console)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as stop:
+        say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a progress bar
+        return stop.status if isinstance(stop, Stopped) else INTERRUPTED
     except LTXKitError as error:
         say(str(error))
         return REFUSED
+    except BrokenPipeError:  # such as `ltxkit inspect FILE | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return PIPE_CLOSED
     except OSError as error:
         reason = error.strerror or str(error)
         named = error.filename is not None and str(error.filename) not in reason
@@ -45,21 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-class _Parser(argparse.ArgumentParser):
-    """Answers a wrong option in one line: the usage of `generate` alone has forty."""
+def _trace_crashes() -> None:
+    """A crash of the process, such as by a file that was cut off while it is mapped, says where it was."""
+    if faulthandler.is_enabled() or sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file, or closed
+        faulthandler.enable()
 
-    def error(self, message: str) -> NoReturn:
-        say(f"{message} (see `{self.prog} --help`)")
-        self.exit(REFUSED)
 
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of all commands and their options."""
-    top = _Parser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
+    top = Parser(prog="ltxkit", description="LTX-Video 0.9.0 to 0.9.8, 2B and 13B.")
     top.add_argument("--version", action="version", version=f"ltxkit {version()}")
+    top.set_defaults(parser=top)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(command.name, help=command.help, description=command.help)
-        command.arguments(sub)
-        sub.set_defaults(run=command.run)
+        add_command(commands, command)
     return top

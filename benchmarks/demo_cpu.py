@@ -4,13 +4,18 @@ Each run is `ltxkit run` in a fresh process on two threads; its time includes lo
 figure is the user's wait, wall-clock time on a quiet machine: the median of several runs, none of which may exceed the
 limit. Sampling is timed inside a process that has run the graph before.
 
-python benchmarks/demo_cpu.py [--tiny]
+With --against, a checkout of another commit runs the same graphs in turn with this one; the figures are then the
+processor time of the whole command, which neighbours on the machine do not lengthen. Graphs cache no prompts; the first
+run, which is not counted, measures which kernels this processor is fastest with.
+
+python benchmarks/demo_cpu.py [--tiny] [--against FOLDER]
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,25 +42,48 @@ FRAMES = 25
 TINY = ("Canvas.frames=9", "First schedule.steps=1", "Second schedule.levels=0.125")  # of demo-two-stage
 
 
-def whole(name: str, folder: Path, changes: Sequence[str]) -> float:
-    """Seconds of one `ltxkit run`; the clip that it saves must be complete and show something."""
-    command = [sys.executable, str(ROOT), "run", str(template(name)), "--models", str(folder)]
+def whole(name: str, folder: Path, changes: Sequence[str], checkout: Path = ROOT) -> tuple[float, float]:
+    """Seconds of one `ltxkit run`, by the clock and of the processor; the clip that it saves must be complete and show
+    something."""
+    command = [sys.executable, str(checkout), "run", str(template(name)), "--models", str(folder)]
     command += ["--input", str(ROOT / "assets/examples"), "--output", str(folder)]
     command += [word for change in changes for word in ("--set", change)]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _processor_seconds()
     done = subprocess.run(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
+        env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "LTXKIT_CACHE": str(folder / "cache")},
         check=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    seconds = time.perf_counter() - start
+    seconds, of_processor = time.perf_counter() - start, _processor_seconds() - before
     clip = read_video(Path(done.stdout.splitlines()[-1])).frames
     if len(clip) != (9 if changes else FRAMES) or not float(clip.std()) > 0.05:
         raise ValueError(f"{name}: made {tuple(clip.shape)} with a spread of {float(clip.std()):.3f}; nothing to time")
-    return seconds
+    return seconds, of_processor
+
+
+def _processor_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def paired(name: str, folder: Path, changes: Sequence[str], other: Path, runs: int) -> Row:
+    """This checkout and another one in turn; the first run of each warms the disk's cache and does not count."""
+    times = [[whole(name, folder, changes, root)[1] for root in (ROOT, other)] for _ in range(runs + 1)]
+    ours, theirs = zip(*(times[1:] or times), strict=True)
+    ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
+    return Row(
+        f"{name}: the command, in processor time",
+        "s",
+        statistics.median(ours),
+        peer_name=f"LTXKit in {other.name}",
+        peer=statistics.median(theirs),
+        speedup=(statistics.median(ratios), min(ratios), max(ratios)),
+        note=f"{CASES[name]}; {runs} runs in turn",
+    )
 
 
 def sampling(name: str, folder: Path, changes: Sequence[str]) -> float:
@@ -78,7 +106,10 @@ def sampling(name: str, folder: Path, changes: Sequence[str]) -> float:
 
 
 def main() -> None:
-    tiny = arguments(__doc__).parse_args().tiny
+    parser = arguments(__doc__)
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of another commit")
+    options = parser.parse_args()
+    tiny = options.tiny
     cases = ("demo-two-stage",) if tiny else tuple(CASES)
     runs, changes = (1, TINY) if tiny else (RUNS, ())
     torch.set_num_threads(THREADS)
@@ -86,7 +117,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case in cases:
-            times = [whole(case, folder, changes) for _ in range(runs)]
+            if options.against is not None:
+                rows.append(paired(case, folder, changes, options.against.resolve(), runs))
+            if not tiny:
+                whole(case, folder, changes)  # measures the kernels, once per machine
+            times = [whole(case, folder, changes)[0] for _ in range(runs)]
             print(f"{case}: {', '.join(f'{seconds:.1f}' for seconds in times)} s", file=sys.stderr, flush=True)
             if not tiny:
                 sampling(case, folder, changes)  # warm-up

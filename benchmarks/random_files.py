@@ -1,7 +1,7 @@
 """Files of random weights with any key names and shapes, written as fast as the disk allows.
 
-The values repeat every few megabytes: they do not matter, as long as a forward pass stays finite. The module needs no
-package beyond LTXKit's own, because some of the machines that it runs on cannot install any.
+Safetensors are those of `ltxkit bench`; GGUF is written here. The module needs no package beyond LTXKit's own, because
+some of the machines that it runs on cannot install any.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
+import protocol  # noqa: F401 # pyright: ignore[reportUnusedImport] - brings ltxkit where it is not installed
 import torch
 
+from ltxkit.ltx_core.measuring.random_files import PATTERN, SPREAD, Shapes, write_repeated, write_safetensors
+from ltxkit.ltx_core.measuring.random_files import pattern as plain_pattern
+
+__all__ = ["released", "tiny", "transformer_only", "write_gguf", "write_safetensors"]
+
 MANIFESTS = Path(__file__).parents[1] / "tests" / "data" / "manifests"
-PATTERN = 1 << 22  # values before they repeat
-SPREAD = 0.02
-
-Shapes = Mapping[str, list[int]]
-
 # Number in a GGUF header, weights per block, bytes per block (ggml-org/ggml, docs/gguf.md).
 GGML_TYPES = {"F32": (0, 1, 4), "Q4_0": (2, 32, 18), "Q8_0": (8, 32, 34), "BF16": (30, 1, 2)}
 # Layers that the tools leave in bfloat16 (city96/ComfyUI-GGUF).
@@ -57,39 +58,6 @@ def tiny(family: Literal["2b", "13b"]) -> tuple[dict[str, list[int]], dict[str, 
 def transformer_only(shapes: Shapes) -> dict[str, list[int]]:
     """The part of a checkpoint that goes into a GGUF file."""
     return {key: shape for key, shape in shapes.items() if key.startswith(TRANSFORMER)}
-
-
-def write_safetensors(
-    path: Path,
-    shapes: Shapes,
-    dtype: str = "BF16",
-    metadata: Mapping[str, str] | None = None,
-    *,
-    holes: bool = False,
-) -> None:
-    """Everything in BF16; with "F8_E4M3", the layers that official files have in float8, and the rest in BF16.
-
-    holes: a sparse file of the same size, all zeros.
-    """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    sizes, offset = [], 0
-    for name, shape in shapes.items():
-        in_block = len(shape) == 2 and "transformer_blocks." in name and ("attn" in name or ".ff." in name)
-        kind = dtype if in_block else "BF16"
-        size = math.prod(shape) * (1 if kind.startswith("F8") else 2)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}
-        sizes.append((kind, size))
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # as safetensors writes it
-    patterns = {kind: pattern(kind) for kind in {kind for kind, _ in sizes} if not holes}
-    with path.open("wb", buffering=0) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        if holes:
-            file.truncate(file.tell() + offset)
-            return
-        for kind, size in sizes:
-            write_repeated(file, patterns[kind], size)
 
 
 def write_gguf(
@@ -128,22 +96,14 @@ def write_gguf(
 
 def pattern(kind: str) -> bytes:
     """Random numbers around 0, stored as `kind`."""
-    values = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)) * SPREAD
-    if kind in ("Q4_0", "Q8_0"):
-        _, weights, size = GGML_TYPES[kind]
-        blocks = torch.randint(0, 256, (PATTERN // weights, size), dtype=torch.uint8)
-        scale = SPREAD / (4.6 if kind == "Q4_0" else 74)  # by the deviation of the levels 0 to 15, and of -128 to 127
-        scales = torch.full((len(blocks), 1), scale, dtype=torch.float16)
-        blocks[:, :2] = scales.view(torch.uint8)
-        return blocks.numpy().tobytes()
-    dtype = {"F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}[kind]
-    return values.to(dtype).view(torch.uint8).numpy().tobytes()
-
-
-def write_repeated(file: BinaryIO, data: bytes, count: int) -> None:
-    view = memoryview(data)
-    while count:
-        count -= file.write(view[: min(count, len(view))])
+    if kind not in ("Q4_0", "Q8_0"):
+        return plain_pattern(kind)
+    _, weights, size = GGML_TYPES[kind]
+    blocks = torch.randint(0, 256, (PATTERN // weights, size), dtype=torch.uint8)
+    scale = SPREAD / (4.6 if kind == "Q4_0" else 74)  # by the deviation of the levels 0 to 15, and of -128 to 127
+    scales = torch.full((len(blocks), 1), scale, dtype=torch.float16)
+    blocks[:, :2] = scales.view(torch.uint8)
+    return blocks.numpy().tobytes()
 
 
 def _text(value: str) -> bytes:

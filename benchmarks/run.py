@@ -1,4 +1,4 @@
-"""Run the benchmarks, each in its own process, and put their tables into the README.
+"""Run the benchmarks, each in its own process, and put their tables into docs/benchmarks.md, six lines into the README.
 
 python benchmarks/run.py [NAME ...]      without names: every benchmark that this machine can run
 python benchmarks/run.py --render        only render the existing results
@@ -11,32 +11,47 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from protocol import RESULTS, table
+from protocol import RESULTS, headline, table
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: made by benchmarks/run.py -->", "<!-- benchmarks: end -->"
+HEADLINES = ("demo_cpu", "transformer_cpu", "vae_cpu", "memory_2b", "fp8_gpu", "training_gpu")
 
 NAMES = tuple(
-    sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("protocol", "run", "random_files", "anonymous"))
+    sorted(
+        path.stem
+        for path in HERE.glob("*.py")
+        if path.stem not in ("protocol", "run", "random_files", "anonymous", "vae_peers")
+    )
 )
 
 
-def rendered() -> str:
-    """The tables of every result, in the order of NAMES."""
-    results = [RESULTS / f"{name}.json" for name in NAMES]
-    tables = [table(json.loads(path.read_text()), folds=True) for path in results if path.exists()]
-    return "\n\n".join(tables) or "No figures have been taken yet: `make bench`."
+def results(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The results that there are, in the order of the names."""
+    files = [RESULTS / f"{name}.json" for name in names]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
-def readme_with_tables() -> str:
-    """The README with up-to-date tables."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{rendered()}\n{END}{after}"
+def documents() -> dict[Path, str]:
+    """The documents with figures, up to date: every table on the page, the first row of six results in the README."""
+    tables = "\n\n".join(table(result, folds=True) for result in results(NAMES))
+    lines = "\n".join(f"- {headline(result)}" for result in results(HEADLINES))
+    nothing = "No figures have been taken yet: `make bench`."
+    return {PAGE: _between(PAGE, tables or nothing), README: _between(README, lines or nothing)}
+
+
+def _between(document: Path, figures: str) -> str:
+    """The document with these figures between its markers."""
+    text = document.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"got {document} without one pair of markers; expected {BEGIN} and {END}")
+    return f"{text.partition(BEGIN)[0]}{BEGIN}\n{figures}\n{END}{text.partition(END)[2]}"
 
 
 def runnable() -> list[str]:
@@ -48,10 +63,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--render", action="store_true", help="measure nothing, only write the tables")
-    parser.add_argument("--check", action="store_true", help="measure nothing; fail if the README's tables are stale")
+    parser.add_argument("--check", action="store_true", help="measure nothing; fail if the figures are stale")
     options = parser.parse_args()
     if options.check:
-        return int(README.read_text() != readme_with_tables())
+        return int(any(path.read_text(encoding="utf-8") != text for path, text in documents().items()))
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"got {', '.join(sorted(unknown))}; expected some of {', '.join(NAMES)}")
     failed: list[str] = []
@@ -60,7 +75,8 @@ def main() -> int:
             print(f"\n=== {name}", flush=True)
             if subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=os.environ, check=False).returncode:
                 failed.append(name)
-    README.write_text(readme_with_tables())
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)

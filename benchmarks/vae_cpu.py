@@ -1,8 +1,13 @@
-"""How much less CPU time the VAE takes than with diffusers, and how much less memory a streamed decode.
+"""How much less CPU time the VAE takes than others', and how much less memory a streamed decode.
 
-Random narrow models: 0.9.5 at an eighth of its width, 0.9.0 at a quarter; one thread, CPU time. diffusers saves its
-model and LTXKit loads that folder: both have the same weights. "channels last" is diffusers converted to
-`torch.channels_last_3d`.
+Random models of the released layers; one thread, CPU time. diffusers saves its model and LTXKit loads that folder: all
+have the same weights. "channels last" is diffusers converted to `torch.channels_last_3d`. Lightricks' code and ComfyUI
+join where their checkouts are named (`vae_peers.py`); ComfyUI pads with zeros here, like all others.
+
+At the released width of 128 the share of the limit is that of the time which the same convolutions take by themselves
+with packed weights, and the products. Narrow models are an eighth and a quarter as wide.
+
+Ours computes as a placed model does: by the forms that are chosen for this processor.
 
 The notes mention two properties of PyTorch on a CPU. For a single clip whose batch x channels x frames x rows is at
 most 20480, `F.conv3d` uses a plain loop instead of oneDNN. And without AVX-512 its half-precision convolutions are some
@@ -15,25 +20,39 @@ python benchmarks/vae_cpu.py [--tiny]
 from __future__ import annotations
 
 import copy
+import statistics
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 from protocol import Row, arguments, compare, publish
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from vae_peers import Half, comfyui, official, timestep
 
+from ltxkit.ltx_core.kernels import private
+from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
+from ltxkit.ltx_core.kernels.here import kernels_here
+from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.models.dtypes import compute_dtype
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.placing.computing import computing
 from ltxkit.ltx_core.weights.build import load_vae
 
 # bfloat16: some 165 roundings in a row, each of 2^-8 / sqrt(3) rms at most, in two runs: sqrt(2 * 165 / 3) * 2^-8 is
 # 4 % rms, and the largest error is half as much again in terms of the largest number.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
+RELEASED_WIDTH = 128
+SIZES = ((3, 8, 12), (6, 8, 8))  # cells
+ROUNDS = 3
 NATIVE_HALF = compute_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16
+RELEASED_DTYPES = tuple(TOLERANCE) if NATIVE_HALF else (torch.float32,)
 LOOP_NOTE = "diffusers' convolutions take PyTorch's plain loop at this size"
 ONEDNN_NOTE = "diffusers' large convolutions run in oneDNN as well"
 
@@ -110,17 +129,117 @@ def encoding(generation: str, width: int, frames: int, side: int, *, tiny: bool 
     )
 
 
+class Recorded(TorchDispatchMode):
+    """Every convolution and product that runs inside: its operator and arguments, numbers aside -> how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[Any, tuple[Callable[..., Tensor], tuple[Any, ...], int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.__name__.partition(".")[0] in COUNTED:
+            key = (func, *(_layout(each) for each in args))
+            run, made, count = self.calls.get(key) or (func, tuple(_like(each) for each in args), 0)
+            self.calls[key] = run, made, count + 1
+        return func(*args, **(kwargs or {}))
+
+
+COUNTED = ("mkldnn_convolution", "convolution", "mm", "addmm", "bmm", "baddbmm", "linear")
+
+
+def _layout(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _like(value: Any) -> Any:
+    return torch.empty_like(value).normal_() if isinstance(value, Tensor) else value
+
+
+def limit_of(run: Callable[[], Tensor]) -> Callable[[], None]:
+    """The convolutions of `run`, which computes plainly, with weights that were packed before, and its products."""
+    with torch.no_grad(), Recorded() as recorded:
+        run()
+    calls: list[tuple[Callable[[], Tensor], int]] = []
+    for func, args, count in recorded.calls.values():
+        if func.__name__.startswith("mkldnn_convolution") and private.works("convolutions", args[0].dtype):
+            x, weight, bias, padding, stride, dilation, groups = args
+            at = {"padding": padding, "stride": stride, "dilation": dilation, "groups": groups}
+            packed = private.pack_convolution(weight, x.shape, **at)
+            calls.append((partial(private.convolution, x, packed, bias, **at), count))
+        else:
+            calls.append((partial(func, *args), count))
+
+    def limit() -> None:
+        for call, count in calls:
+            for _ in range(count):
+                call()
+
+    return limit
+
+
+def share_of_limit(limit: Callable[[], None], run: Callable[[], Tensor], rounds: int) -> float:
+    """The median share over rounds in which both take turns."""
+    shares: list[float] = []
+    with torch.inference_mode():
+        limit()
+        for _ in range(rounds):
+            start = time.process_time()
+            limit()
+            between = time.process_time()
+            run()
+            shares.append((between - start) / (time.process_time() - between))
+    return statistics.median(shares)
+
+
+def at_released_width(dtype: torch.dtype, *, width: int = RELEASED_WIDTH, tiny: bool = False) -> list[Row]:
+    """Decoding of both sizes and encoding of nine frames, against everybody."""
+    ours, theirs = build("0.9.5", width, dtype)
+    level = timestep(ours)
+    peers: dict[str, Half] = {
+        "diffusers": (
+            lambda latent: theirs.decode(latent, level).sample,
+            lambda pixels: theirs.encode(pixels).latent_dist.mode(),
+        )
+    }
+    peers |= official(ours, dtype) | comfyui(ours, dtype)
+    name = str(dtype).removeprefix("torch.")
+    rows: list[Row] = []
+    for size in ((1, 2, 2),) if tiny else SIZES:
+        latent = torch.randn(1, ours.config.latent_channels, *size).to(dtype)
+        case = f"0.9.5 decoder, width {width}, {'x'.join(map(str, size))} cells, {name}"
+        decoders = {peer: partial(decode, latent) for peer, (decode, _) in peers.items()}
+        rows += contest(case, ours.decoder, lambda z=latent: ours.decode(z, level), decoders, dtype, tiny)
+    frames, height, width_ = (1, 32, 32) if tiny else (9, 128, 192)
+    pixels = (torch.rand(1, 3, frames, height, width_) * 2 - 1).to(dtype)
+    case = f"0.9.5 encoder, width {width}, {frames} frames of {width_}x{height} pixels, {name}"
+    encoders = {peer: partial(encode, pixels) for peer, (_, encode) in peers.items()}
+    return rows + contest(case, ours.encoder, lambda: ours.encode(pixels).mean, encoders, dtype, tiny)
+
+
+def contest(
+    case: str,
+    half: nn.Module,
+    run: Callable[[], Tensor],
+    peers: Mapping[str, Callable[[], Tensor]],
+    dtype: torch.dtype,
+    tiny: bool,
+) -> list[Row]:
+    """One row per peer, each with our share of the limit."""
+    limit = limit_of(run)
+    kernels = parse_kernels("convolutions=packed", "by the rehearsal") if tiny else kernels_here()
+    with computing(half, kernels or PLAIN):
+        rows = compare(case, run, peers, tolerance=TOLERANCE[dtype], rounds=ROUNDS, warmup=1, tiny=tiny)
+        share = share_of_limit(limit, run, 1 if tiny else ROUNDS)
+    return [replace(row, floor=share) for row in rows]
+
+
 def peak_megabytes(run: Callable[[], object]) -> float:
     """Peak of the bytes that PyTorch's CPU allocator holds, beyond those before the call."""
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    now = peak = 0
-    profiler: Any = recorded.profiler  # untyped in torch
-    for event in profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak / 1e6
+    return (peak_bytes(run, torch.device("cpu")) or 0) / 1e6
 
 
 def memory(generation: str, width: int, size: tuple[int, int, int]) -> list[Row]:
@@ -173,6 +292,7 @@ def tiny_rows(half: str) -> list[Row]:
         *decoding("0.9.0", 8, torch.float32, (1, 2, 2), tiny=True),
         *decoding("0.9.5", 8, torch.bfloat16, (1, 2, 2), half, tiny=True),
         *encoding("0.9.5", 8, 1, 32, tiny=True),
+        *(row for dtype in TOLERANCE for row in at_released_width(dtype, width=8, tiny=True)),
         *memory("0.9.5", 8, (3, 2, 2)),
     ]
 
@@ -191,6 +311,7 @@ def main() -> None:
             *decoding("0.9.0", 32, torch.float32, (3, 8, 8), ONEDNN_NOTE),
             *decoding("0.9.0", 32, torch.bfloat16, (3, 8, 8), half),
             *encoding("0.9.5", 16, 9, 128),
+            *(row for dtype in RELEASED_DTYPES for row in at_released_width(dtype)),
             *memory("0.9.5", 16, (16, 8, 8)),
         ]
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..ltx_core.errors import ConfigError, ShapeError
-from ..ltx_core.files import PICTURES, VIDEOS, check_output
+from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output
 from ..ltx_core.shapes import MOST_FRAMES, PixelShape
 from ..ltx_core.values import (
     LARGEST_SEED,
@@ -136,12 +137,25 @@ def _output(text: str, suffixes: Sequence[str], *, folder: bool) -> Path:
     return Path(text)
 
 
+def clip(text: str) -> Path:
+    """A file for a clip, or a folder for its pictures; its suffix is checked with the codec, `outputs.check_output`."""
+    try:
+        check_name(text, folder=True)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    separators = tuple(separator for separator in (os.sep, os.altsep) if separator)
+    return Path(text) / "%04d" if text.endswith(separators) else Path(text)
+
+
 mp4 = output(*VIDEOS)
 picture = output(*PICTURES)
 
 
 def weighted_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE=STRENGTH; the part after the last "=" is a strength if it is a number."""
+    habit = re.fullmatch(r"(.+):(-?[\d.]+)", text)  # as other programs write it
+    if habit and not Path(text).exists() and Path(habit[1]).exists():
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected FILE=STRENGTH; write {habit[1]}={habit[2]}")
     path, equals, strength = text.rpartition("=")
     try:
         value = float(strength) if equals else 1.0
@@ -154,6 +168,47 @@ def weighted_lora(text: str) -> tuple[Path, float]:
             f"got {shown(text)}; expected a strength of {-LARGEST_STRENGTH} to {LARGEST_STRENGTH}, such as FILE=0.8"
         )
     return Path(path), value
+
+
+class Shown(NamedTuple):
+    """A picture or clip that the result shows from a frame on; negative numbers count from its end."""
+
+    frame: int
+    file: Path
+    strength: float | None
+
+
+def shown_at(text: str) -> Shown:
+    """FRAME=FILE or FRAME=FILE@STRENGTH; the part after the last "@" is a strength if it is a number."""
+    frame, equals, rest = text.partition("=")
+    try:
+        number = int(frame)
+    except ValueError:
+        number = None
+    if number is None or not equals or not rest or abs(number) > MOST_FRAMES:
+        raise argparse.ArgumentTypeError(
+            f"got {shown(text)}; expected FRAME=FILE or FRAME=FILE@STRENGTH, such as 0=first.png or -1=last.png@0.8"
+        )
+    file, strength = _with_share(rest)
+    return Shown(number, file, strength)
+
+
+def file_with_share(text: str) -> tuple[Path, float | None]:
+    """FILE or FILE@SHARE, a number from 0 to 1."""
+    return _with_share(text)
+
+
+def _with_share(text: str) -> tuple[Path, float | None]:
+    file, at, share = text.rpartition("@")
+    if not at or not file or Path(text).exists():
+        return Path(text), None
+    try:
+        value = float(share)
+    except ValueError:
+        return Path(text), None
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected a number from 0 to 1 after @, such as FILE@0.8")
+    return Path(file), value
 
 
 def torch_dtype(name: str) -> Any:

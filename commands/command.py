@@ -16,6 +16,7 @@ DONE = 0
 FAILED = 1  # the disk, or a measurement below its bar
 REFUSED = 2  # as argparse exits after a wrong option
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class Command:
     """One sub-command.
 
     arguments: declares its options. run: does the work, speaks through the console alone, raises LTXKitError or
-    OSError, and returns the exit status.
+    OSError, and returns the exit status. examples: command lines without the program's name, for the help.
     """
 
     name: str
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Console], int]
+    examples: tuple[str, ...] = ()

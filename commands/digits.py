@@ -65,6 +65,18 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
 
 
 COMMANDS = (
-    Command("bundle", "Gather a trained model in one folder, at half the size.", _bundle_arguments, _bundle),
-    Command("eval-digits", "Measure a digit model; exits with 1 if it is below the bar.", _eval_arguments, _eval),
+    Command(
+        "bundle",
+        "Gather a trained model in one folder, at half the size.",
+        _bundle_arguments,
+        _bundle,
+        ("bundle --model runs/digits --upscaler runs/digits-upscaler -o runs/ltxkit-digits",),
+    ),
+    Command(
+        "eval-digits",
+        "Measure a digit model; exits with 1 if it is below the bar.",
+        _eval_arguments,
+        _eval,
+        ("eval-digits --model ltxkit-digits --clips 20",),
+    ),
 )

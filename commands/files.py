@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from . import arguments
+from . import again, arguments
 from .command import DONE, Command
 from .console import Console
 
@@ -16,13 +16,17 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="a weights file, one of its shards, or a diffusers or transformers folder",
+        help="a weights file, one of its shards, a diffusers or transformers folder, or a clip that LTXKit saved",
     )
     parser.add_argument("--version", metavar="NAME", help="which release the model is, if the file does not say")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
+    if again.is_media(options.file):
+        made_with = again.made_with(options.file)
+        console.result(json.dumps(made_with, indent=2) if options.json else again.format_report(made_with))
+        return DONE
     from ..ltx_core.releases import release
     from ..ltx_core.weights.bundled import find_model
     from ..ltx_core.weights.report import format_report, inspect
@@ -71,14 +75,18 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.budget.plan import Card, format_plan
     from ..ltx_core.budget.tiling import Tiling
     from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
+    from ..ltx_core.pipelines.places import find_file
     from ..ltx_core.pipelines.recipe import recipe_for
     from ..ltx_core.shapes import PixelShape
 
+    def found(path: Path | None, kind: str) -> Path | None:
+        return find_file(path, kind) if path is not None else None
+
     models = outline(
-        options.model,
-        options.text_encoder,
-        vae=options.vae,
-        upscaler=options.upscaler,
+        find_file(options.model, "checkpoints"),
+        found(options.text_encoder, "text_encoders"),
+        vae=found(options.vae, "checkpoints"),
+        upscaler=found(options.upscaler, "latent_upscale_models"),
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,
@@ -123,7 +131,7 @@ def _convert(options: argparse.Namespace, console: Console) -> int:
     if left:
         named = f"{', '.join(left[:5])}{' ...' if left[5:] else ''}"
         console.note(f"{len(left)} tensors have no place in this format: {named}")
-    console.result(str(options.target))
+    console.told(str(options.target))
     return DONE
 
 
@@ -144,14 +152,44 @@ def _make_tiny(options: argparse.Namespace, console: Console) -> int:
         options.folder, family=options.family, vae=options.vae, compression=options.compression, seed=options.seed
     )
     for path in sorted(path for path in options.folder.rglob("*") if path.is_file()):
-        console.result(str(path))
-    console.result("These weights are random: what they make is noise.")
+        console.told(str(path))
+    console.told("These weights are random: what they make is noise.")
     return DONE
 
 
 COMMANDS = (
-    Command("inspect", "Say what a weights file is; reads only its header.", _inspect_arguments, _inspect),
-    Command("plan", "Say how much memory a run takes, and where; reads only headers.", _plan_arguments, _plan),
-    Command("convert", "Write a checkpoint as folder, single file, fp8 or GGUF.", _convert_arguments, _convert),
-    Command("make-tiny", "Write a complete small random model set.", _make_tiny_arguments, _make_tiny),
+    Command(
+        "inspect",
+        "Say what a weights file is, from its header, or what a clip was made with.",
+        _inspect_arguments,
+        _inspect,
+        ("inspect ltxv-2b-0.9.8-distilled.safetensors", "inspect ltxkit-digits --json", "inspect clip.mp4"),
+    ),
+    Command(
+        "plan",
+        "Say how much memory a run takes, and where; reads only headers.",
+        _plan_arguments,
+        _plan,
+        (
+            "plan ltxv-13b-0.9.8-dev.safetensors --text-encoder t5xxl_fp16.safetensors --size 1216x704 --card 8",
+            "plan ltxkit-digits --size 64x64 --frames 25",
+        ),
+    ),
+    Command(
+        "convert",
+        "Write a checkpoint as folder, single file, fp8 or GGUF.",
+        _convert_arguments,
+        _convert,
+        (
+            "convert ltxv-13b-0.9.8-dev.safetensors 13b-q8_0.gguf --to gguf-q8_0",
+            "convert ltxv-2b-0.9.8-distilled.safetensors 2b-fp8.safetensors --to fp8-scaled",
+        ),
+    ),
+    Command(
+        "make-tiny",
+        "Write a complete small random model set.",
+        _make_tiny_arguments,
+        _make_tiny,
+        ("make-tiny models --family 2b --vae 0.9.5",),
+    ),
 )

@@ -1,248 +1,182 @@
-"""`ltxkit generate`: a clip from a prompt, and from a picture or video where there is one."""
+"""`ltxkit generate`: clips from prompts, and from pictures and videos where there are any."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..ltx_core.errors import ConfigError
-from . import arguments, settings
+from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.locks import Claims
+from ..ltx_core.shapes import PixelShape
+from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_SIZE, find_model, is_bundled
+from . import again, arguments, formats, names, settings
 from .command import DONE, Command
 from .console import Console
-from .settings import Group
+from .jobs import Job, check_results, jobs_of, prompts_of
+from .options import EXAMPLES, declare
+from .places import MODEL, TEXT_ENCODER, UPSCALER, VAE, Places
+from .starts import Source, check_inputs, check_places, conditions_of, inputs_of, sound_of, source_of, started
 
 if TYPE_CHECKING:
-    from ..ltx_core.media import Sound
+    import torch
+
+    from ..ltx_core.pipelines.clip import Clip
     from ..ltx_core.pipelines.condition import ConditioningItem
+    from ..ltx_core.pipelines.dry_run import Outline
     from ..ltx_core.pipelines.library import Components
+    from ..ltx_core.pipelines.long_clip import LongRequest
+    from ..ltx_core.pipelines.recipe_file import RecipeFile
     from ..ltx_core.pipelines.settings import Overrides
+    from ..ltx_core.releases import Recipe
     from ..ltx_core.weights.build import OpenFiles
     from ..ltx_core.weights.lora import WeightedLoRA
 
-READ = ("model", "text_encoder", "vae", "upscaler", "tokenizer", "image", "video", "reference")  # options with inputs
+# ---------------------------------------------------------------------------------------------------------- one command
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    _usual_arguments(parser.add_argument_group("the usual"))
-    _start_arguments(parser.add_argument_group("pictures and videos"))
-    _model_arguments(parser.add_argument_group("models"))
-    _memory_arguments(parser.add_argument_group("memory"))
-    settings.recipe_arguments(parser)
-    result = parser.add_argument_group("more results")
-    result.add_argument(
-        "--save-latent", type=arguments.output(), metavar="FILE", help="the latent, as ComfyUI's Load Latent reads it"
-    )
-    result.add_argument(
-        "--contact-sheet", type=arguments.picture, metavar="FILE.png", help="eight frames as one picture"
-    )
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A command whose every value is settled and checked; nothing is loaded.
 
+    models, loras: headers, and models on meta. said: over the recipe of the checkpoint. size: (width, height).
+    """
 
-def _usual_arguments(usual: Group) -> None:
-    usual.add_argument(
-        "--model", type=Path, required=True, metavar="FILE", help="checkpoint, or transformer with --vae"
-    )
-    usual.add_argument("--text-encoder", type=Path, required=True, metavar="FILE", help="T5 v1.1 XXL: file or folder")
-    usual.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
-    usual.add_argument("--prompt", required=True, help="what the clip shows")
-    usual.add_argument(
-        "--negative", metavar="TEXT", help="what the clip avoids, where the recipe uses it (default: the recipe's)"
-    )
-    usual.add_argument("--size", type=arguments.size, required=True, metavar="WxH", help="of the result, in pixels")
-    usual.add_argument("--frames", type=arguments.frames, required=True, help="of the result")
-    usual.add_argument(
-        "--fps",
-        type=arguments.frame_rate,
-        metavar="RATE",
-        help="frames per second (default: of --video, or the recipe's)",
-    )
-    usual.add_argument("--seed", type=arguments.seed, default=0, help="the same seed gives the same clip (default 0)")
-    settings.usual_arguments(usual)
-    usual.add_argument("-o", "--output", type=arguments.mp4, required=True, metavar="FILE.mp4")
-
-
-def _start_arguments(shown: Group) -> None:
-    start = shown.add_mutually_exclusive_group()
-    start.add_argument("--image", type=Path, metavar="FILE", help="picture to start from: whatever Pillow opens")
-    start.add_argument(
-        "--video",
-        type=Path,
-        metavar="FILE",
-        help="clip to start from: a video, an animated picture, or a folder of numbered frames",
-    )
-    shown.add_argument(
-        "--reference", type=Path, metavar="FILE", help="video that an IC-LoRA follows: depth, edges, ..."
-    )
-    shown.add_argument(
-        "--strength",
-        type=arguments.number(0, 1),
-        default=1.0,
-        help="how closely the clip keeps to its start, 0 to 1 (default 1)",
-    )
-    shown.add_argument(
-        "--no-sound",
-        action="store_true",
-        help="leave out the sound of --video, or of --reference; otherwise it goes through, cut to the result or "
-        "followed by silence",
-    )
-    shown.add_argument(
-        "--sound-codec",
-        choices=("aac", "flac"),
-        default="aac",
-        help="aac plays everywhere (default); flac keeps every sample",
-    )
-    shown.add_argument(
-        "--crf", type=arguments.whole(0, 63), default=29, help="H.264 compression of the start, 0 for none (default 29)"
-    )
-
-
-def _model_arguments(models: Group) -> None:
-    models.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if --model has none")
-    models.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="FILE",
-        help="spiece.model or tokenizer.json (default: beside the encoder, or T5's own)",
-    )
-    models.add_argument(
-        "--lora",
-        type=arguments.weighted_lora,
-        action="append",
-        default=[],
-        metavar="FILE[=STRENGTH]",
-        help="a LoRA (also LoHa, LoKr, OFT), or the folder of a trainer; may be repeated",
-    )
-    models.add_argument(
-        "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"
-    )
-    models.add_argument(
-        "--version",
-        metavar="NAME",
-        help="which release the model is, if the file and its name do not say, or are wrong",
-    )
-    models.add_argument(
-        "--settings",
-        metavar="NAME",
-        help="release whose recipe to use (default: the model's own; with the distilled LoRA, the distilled model's)",
-    )
-
-
-def _memory_arguments(memory: Group) -> None:
-    memory.add_argument(
-        "--device",
-        metavar="NAME[,NAME...]",
-        help="cuda, mps, cpu (default: the best there is); several, such as cuda:0,cuda:1, share the blocks",
-    )
-    memory.add_argument(
-        "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
-    )
-    memory.add_argument(
-        "--quantization",
-        metavar="KIND",
-        help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8_convrot on loading",
-    )
-    memory.add_argument("--text-quantization", metavar="KIND", help="the same for the text encoder")
-    memory.add_argument(
-        "--fp8-matmul", action="store_true", help="multiply quantized weights as stored, where possible"
-    )
-    memory.add_argument(
-        "--resident-blocks",
-        type=arguments.whole(0),
-        metavar="N",
-        help="blocks that stay on the device (default: as `ltxkit plan`)",
-    )
-    memory.add_argument(
-        "--tile",
-        type=arguments.count,
-        metavar="CELLS",
-        help="decode in tiles of this many latent cells (default: as `ltxkit plan`)",
-    )
+    files: OpenFiles
+    found: dict[str, Path | None]
+    loras: Sequence[WeightedLoRA]
+    said: Overrides
+    size: tuple[int, int]
+    frames: int
+    fps: Fraction | None
+    conditions: Sequence[ConditioningItem]
+    source: Source | None
+    negative: str | None
+    long: LongRequest | None = None
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
-    from ..ltx_core.placing.devices import spare_main_memory
+    with Claims() as claims:
+        return _make(options, console, claims)
 
-    spare_main_memory()
-    said = settings.overrides(options)
-    _check_outputs(options)
-    loras = _loras(options)
-    files = _open_files(options)
-    _check_request(options, files, said, loras)
-    conditions, fps = _conditions(options, console)
-    sound = _sound(options, fps, console)
-    width, height = options.size
-    clip = _load(options, files, loras, console).generate(
-        options.prompt,
-        negative_prompt=options.negative,
-        width=width,
-        height=height,
-        frames=options.frames,
-        fps=fps,
-        seed=options.seed,
-        conditions=conditions,
-        crf=options.crf,
-        settings=said,
-        progress=console.progress,
-        notes=console.note,
-    )
-    if options.save_latent:
-        clip.save_latent(options.save_latent)
-    clip.save(
-        options.output,
-        contact_sheet=options.contact_sheet,
-        sound=sound,
-        sound_codec=options.sound_codec,
-        progress=console.progress,
-    )
-    for path in (options.save_latent, options.contact_sheet, options.output):
-        if path:
-            console.result(str(path))
+
+def _make(options: argparse.Namespace, console: Console, claims: Claims) -> int:
+    prompts = prompts_of(options)
+    check_inputs(options)
+    jobs = jobs_of(options, prompts, claims)
+    formats.check_formats(options, [job.output for job in jobs])
+    check_results(jobs, inputs_of(options))
+    request = _settled(options, jobs, console)
+    ltx = _load(options, request, console)
+    made: list[dict[str, Any]] = []
+    for number, job in enumerate(jobs, 1):
+        if len(jobs) > 1:
+            console.note(f"clip {number} of {len(jobs)}: {job.output}, seed {job.seed}")
+        started = time.monotonic() if made else console.started
+        clip = _clip(ltx, options, request, job, console)
+        _save(clip, options, request, job, console)
+        made.append(_report(clip, job, time.monotonic() - started, console))
+        if not options.json:
+            for path in job.results:
+                console.told(str(path))
+        console.note(_closing(made[-1]))
+    if options.json:
+        console.told(json.dumps({"clips": made, "seconds": round(time.monotonic() - console.started, 3)}, indent=2))
     return DONE
 
 
-def _conditions(options: argparse.Namespace, console: Console) -> tuple[list[ConditioningItem], Fraction | None]:
-    """What the clip starts from and follows, and its frame rate: --fps, else that of the videos."""
-    from ..ltx_core import media
-    from ..ltx_core.pipelines.condition import Condition, Reference
+def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console) -> _Request:
+    """Everything that the run needs, checked from options, headers and inputs.
 
-    fps: Fraction | None = options.fps
-    conditions: list[ConditioningItem] = []
-    if options.image:
-        conditions.append(Condition(media.read_image(options.image, console.note), strength=options.strength))
-    if options.video:
-        start = media.read_video(options.video, limit=options.frames, fps=fps, notes=console.note)
-        fps = start.fps
-        conditions.append(Condition(start.frames, strength=options.strength))
-    if options.reference:
-        reference = media.read_video(options.reference, limit=options.frames, fps=fps, notes=console.note)
-        fps = reference.fps
-        conditions.append(Reference(reference.frames, fps=float(fps)))
-    return conditions, fps
+    Raises:
+        LTXKitError: what cannot be, before a model is loaded.
+    """
+    from ..ltx_core.pipelines.preflight import recipe_of
+    from ..ltx_core.placing.devices import chosen_device, spare_main_memory
+    from ..ltx_core.weights.text_encoder import find_tokenizer
+
+    spare_main_memory()
+    recipe = _recipe_file(options)
+    said = settings.overrides(options, recipe.overrides if recipe else None)
+    names_of_devices = _device(options)
+    listed = names_of_devices if isinstance(names_of_devices, list) else [names_of_devices]
+    devices = [chosen_device(name) for name in listed]
+    found = _found(options, recipe, console)
+    check_results(jobs, [path for path in found.values() if path is not None])
+    loras = _loras(options)
+    files = _open_files(options, found)
+    models = _outline(options, files)
+    if models.text_encoder is not None and found["text_encoder"] is not None:
+        encoder = find_model(found["text_encoder"], "text_encoders")
+        find_tokenizer(encoder, options.tokenizer, vocabulary=models.text_encoder[1].vocab_size)
+    own = recipe_of(models, loras, options.settings)
+    if recipe is not None and recipe.passes == 2 and found["upscaler"] is None:
+        raise ConfigError(
+            f"got {options.recipe}, a recipe of two passes, without an upscaler; expected one; add --upscaler "
+            f"{recipe.upscaler or 'FILE'} (`ltxkit fetch {UPSCALER.fetch}` brings one)"
+        )
+    source = source_of(options, console)
+    said = started(said, source, options)
+    size, frames = _size(options, recipe, own, source, found)
+    check_places(options, frames)
+    for job in jobs:
+        formats.output_of(options, job.output, PixelShape.asked(frames, size[1], size[0]))
+    rate = options.fps or (source.fps if source is not None else None)
+    conditions, rate = conditions_of(options, frames, rate, console)
+    if rate is None and recipe is not None and recipe.fps is not None:
+        rate = Fraction(recipe.fps).limit_denominator(1001)
+    negative = options.negative if options.negative is not None or recipe is None else recipe.negative_prompt
+    request = _Request(files, found, loras, said, size, frames, rate, conditions, source, negative)
+    if options.long is not None:
+        request = replace(request, long=_long(options, request, own, jobs[0].seed))
+    device = devices[0] if len(devices) == 1 else None
+    _check_request(options, models, request, device, len(jobs[0].prompts), console)
+    return request
 
 
-def _sound(options: argparse.Namespace, fps: Fraction | None, console: Console) -> Sound | None:
-    """What is heard with the clip: the sound of --video, else of --reference. fps: of the clip, where one is given."""
-    from ..ltx_core import media
+def _recipe_file(options: argparse.Namespace) -> RecipeFile | None:
+    if options.recipe is None:
+        return None
+    from ..ltx_core.pipelines.recipe_file import read_recipe
 
-    seconds = None if fps is None else options.frames / fps
-    files = () if options.no_sound else filter(None, (options.video, options.reference))
-    return next(filter(None, (media.read_sound(path, seconds=seconds, notes=console.note) for path in files)), None)
+    return read_recipe(options.recipe)
 
 
-def _check_outputs(options: argparse.Namespace) -> None:
-    """Raises ConfigError: two results under one name, or one that would replace what the run reads."""
-    written: list[Path] = []
-    read = [path for path in (getattr(options, name) for name in READ) if path is not None]
-    for path in (options.output, options.save_latent, options.contact_sheet):
-        if path is None:
-            continue
-        for other in (*written, *read, *(path for path, _ in options.lora)):
-            if path.absolute() == other.absolute() or (path.exists() and other.exists() and path.samefile(other)):
-                role = "another result" if other in written else "a file that the run reads"
-                raise ConfigError(f"got the output {path}, which is {role}; expected a name of its own; name another")
-        written.append(path)
+def _found(options: argparse.Namespace, recipe: RecipeFile | None, console: Console) -> dict[str, Path | None]:
+    """The files of the models, by the names of their options; what was searched for is told."""
+    from ..ltx_core.weights.listing import holds
+
+    places = Places(options.models)
+    named = places.named(MODEL, recipe.model) if recipe is not None and options.model is None else None
+    model = places.need(MODEL, options.model or named)
+    found: dict[str, Path | None] = {"model": model.path, "text_encoder": options.text_encoder, "vae": options.vae}
+    told = [(MODEL, model)]
+    file = find_model(model.path, "checkpoints")
+    if options.text_encoder is None and is_bundled(file):
+        found["text_encoder"] = Path(BUNDLED)
+    elif options.text_encoder is None and file.is_dir() and holds(file, "text_encoder"):
+        found["text_encoder"] = file
+    else:
+        encoder = places.need(TEXT_ENCODER, options.text_encoder, beside=file)
+        found["text_encoder"] = encoder.path
+        told.append((TEXT_ENCODER, encoder))
+    if options.vae is not None or not holds(file, "vae"):
+        vae = places.find(VAE, options.vae)
+        found["vae"] = vae.path if vae is not None else None
+        told += [(VAE, vae)] if vae is not None else []
+    wanted = options.upscaler or (places.named(UPSCALER, recipe.upscaler) if recipe is not None else None)
+    upscaler = places.find(UPSCALER, wanted) if wanted is not None else None
+    found["upscaler"] = upscaler.path if upscaler is not None else None
+    for role, one in told:
+        if one.place != role.option:
+            console.note(f"{role.what}: {one.path}, from {one.place}")
+    return found
 
 
 def _loras(options: argparse.Namespace) -> list[WeightedLoRA]:
@@ -256,65 +190,228 @@ def _device(options: argparse.Namespace) -> str | list[str] | None:
     return options.device.split(",") if options.device and "," in options.device else options.device
 
 
-def _open_files(options: argparse.Namespace) -> OpenFiles:
+def _open_files(options: argparse.Namespace, found: dict[str, Path | None]) -> OpenFiles:
     from ..ltx_core.weights.build import open_files
 
+    assert found["model"] is not None
     return open_files(
-        options.model, options.text_encoder, vae=options.vae, upscaler=options.upscaler, version=options.version
+        found["model"], found["text_encoder"], vae=found["vae"], upscaler=found["upscaler"], version=options.version
     )
 
 
-def _check_request(
-    options: argparse.Namespace, files: OpenFiles, said: Overrides, loras: Sequence[WeightedLoRA]
-) -> None:
-    """Refuse from the headers of the files what the models would refuse, once they are loaded."""
+def _outline(options: argparse.Namespace, files: OpenFiles) -> Outline:
     from ..ltx_core.pipelines.dry_run import outline
-    from ..ltx_core.pipelines.preflight import check_request
-    from ..ltx_core.placing.devices import chosen_device
-    from ..ltx_core.shapes import PixelShape
 
-    names = _device(options)
-    devices = [chosen_device(name) for name in (names if isinstance(names, list) else [names])]
-    models = outline(
+    return outline(
         files,
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,
         text_quantization=options.text_quantization,
     )
-    width, height = options.size
-    asked = PixelShape.asked(options.frames, height, width)
-    device = devices[0] if len(devices) == 1 else None
-    check_request(models, asked, said, settings=options.settings, loras=loras, device=device)
 
 
-def _load(options: argparse.Namespace, files: OpenFiles, loras: Sequence[WeightedLoRA], console: Console) -> Components:
+def _size(
+    options: argparse.Namespace,
+    recipe: RecipeFile | None,
+    own: Recipe,
+    source: Source | None,
+    found: dict[str, Path | None],
+) -> tuple[tuple[int, int], int]:
+    """(width, height) and length of the result: as asked, of the video that is made anew, or of the recipe."""
+    width, height, frames = own.width, own.height, own.num_frames
+    if _is_bundled(found):
+        frames, height, width = BUNDLED_SIZE
+        if found["upscaler"] is not None:
+            height, width = 2 * height, 2 * width
+    if recipe is not None:
+        width, height, frames = recipe.width or width, recipe.height or height, recipe.frames or frames
+    if source is not None:
+        frames, height, width = source.frames.shape[:3]
+    return options.size or (width, height), options.long or options.frames or frames
+
+
+def _long(options: argparse.Namespace, request: _Request, own: Recipe, seed: int) -> LongRequest:
+    """The long clip that the options ask for."""
+    from ..ltx_core.pipelines.long_clip import LongRequest
+
+    width, height = request.size
+    return LongRequest(
+        asked=PixelShape.asked(request.frames, height, width),
+        fps=request.fps or Fraction(own.frame_rate),
+        seed=seed,
+        window=options.window or (BUNDLED_SIZE[0] if _is_bundled(request.found) else own.num_frames),
+        overlap=options.overlap,
+        conditions=request.conditions,
+        crf=options.crf,
+        negative_prompt=request.negative,
+        settings=request.said,
+        keep=options.keep_windows,
+        force=options.force,
+    )
+
+
+def _is_bundled(found: dict[str, Path | None]) -> bool:
+    model = found["model"]
+    return model is not None and is_bundled(find_model(model, "checkpoints"))
+
+
+def _check_request(
+    options: argparse.Namespace,
+    models: Outline,
+    request: _Request,
+    device: torch.device | None,
+    prompts: int,
+    console: Console,
+) -> None:
+    """Refuse from the headers of the files what the models would refuse, once they are loaded."""
+    from ..ltx_core.pipelines.preflight import check_request
+
+    width, height = request.size
+    asked, scale = PixelShape.asked(request.frames, height, width), models.vae.config.scale_factors
+    if request.long is not None:
+        request.long.windows(prompts, scale)
+    passes = check_request(
+        models,
+        asked if request.long is None else request.long.window_size(scale),
+        request.said,
+        settings=options.settings,
+        loras=request.loras,
+        device=None if options.force else device,
+    )
+    if request.source is not None:
+        request.source.start.check(passes[0], asked, request.said.first.denoise_strength)
+    for item in request.conditions:
+        item.check_place(request.frames, scale.frames)
+    if not models.info.versions and options.settings is None:
+        for run_pass in passes:
+            console.note(f"{run_pass.stage}: {run_pass.describe()}")
+
+
+def _load(options: argparse.Namespace, request: _Request, console: Console) -> Components:
     from ..ltx_core.pipelines.library import Components
 
+    found = request.found
+    assert found["model"] is not None
+    assert found["text_encoder"] is not None
     return Components.load(
-        options.model,
-        options.text_encoder,
-        vae=options.vae,
-        upscaler=options.upscaler,
+        found["model"],
+        found["text_encoder"],
+        vae=found["vae"],
+        upscaler=found["upscaler"],
         tokenizer=options.tokenizer,
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,
         text_quantization=options.text_quantization,
         fp8_matmul=options.fp8_matmul,
-        loras=loras,
+        loras=request.loras,
         settings=options.settings,
         device=_device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
-        opened=files,
+        kernels=options.kernels,
+        keep=None if options.upscaler or _makes_several(options) else False,
+        cache=False if options.no_cache else None,
+        opened=request.files,
         progress=console.progress,
         notes=console.note,
     )
 
 
+def _makes_several(options: argparse.Namespace) -> bool:
+    return options.count > 1 or options.prompts is not None or len(options.prompt) > 1
+
+
+def _clip(ltx: Components, options: argparse.Namespace, request: _Request, job: Job, console: Console) -> Clip:
+    if request.long is not None:
+        return ltx.generate_long(job.prompts, request.long, progress=console.progress, notes=console.note)
+    width, height = request.size
+    return ltx.generate(
+        job.prompts[0],
+        negative_prompt=request.negative,
+        width=width,
+        height=height,
+        frames=request.frames,
+        fps=request.fps,
+        seed=job.seed,
+        conditions=request.conditions,
+        crf=options.crf,
+        start=None if request.source is None else request.source.frames,
+        mask=None if request.source is None else request.source.mask,
+        settings=request.said,
+        force=options.force,
+        progress=console.progress,
+        notes=console.note,
+    )
+
+
+def _save(clip: Clip, options: argparse.Namespace, request: _Request, job: Job, console: Console) -> None:
+    """Write the results; the latent goes to the folder for temporary files where they cannot be."""
+    try:
+        clip = again.with_options(clip, options, request.found, job.prompts)
+        sound = sound_of(options, request.frames / clip.fps, console)
+        output = formats.output_of(options, job.output, clip.size)
+        for remark in output.remarks(clip.size, has_sound=sound is not None):
+            console.note(remark)
+        if job.save_latent:
+            clip.save_latent(job.save_latent)
+        clip.save(
+            output,
+            contact_sheet=job.contact_sheet,
+            sound=sound,
+            metadata=not options.no_metadata,
+            progress=console.progress,
+        )
+    except (LTXKitError, OSError) as error:
+        place = _rescued(clip, job)
+        if place is None:
+            raise
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        kept = f"{reason}; the latent is kept in {place}: `ltxkit run` and ComfyUI read it with Load Latent"
+        raise type(error)(*([error.errno] if isinstance(error, OSError) else []), kept) from error
+
+
+def _rescued(clip: Clip, job: Job) -> Path | None:
+    """Where the latent of a clip was kept that could not be written; None: nowhere."""
+    try:
+        place = Path(tempfile.mkdtemp(prefix="ltxkit-")) / f"{names.slug(job.prompts[0])}-{job.seed}.latent"
+        clip.save_latent(place)
+    except (LTXKitError, OSError):
+        return None
+    return place
+
+
+def _report(clip: Clip, job: Job, seconds: float, console: Console) -> dict[str, Any]:
+    """What became of a job, as JSON values."""
+    return {
+        "file": str(job.output),
+        "prompts": list(job.prompts),
+        "seed": job.seed,
+        "width": clip.size.width,
+        "height": clip.size.height,
+        "frames": clip.size.frames,
+        "fps": str(clip.fps),
+        **{name: str(path) for name in ("save_latent", "contact_sheet") if (path := getattr(job, name)) is not None},
+        "seconds": round(seconds, 3),
+        "stages": {stage: round(value, 3) for stage, value in console.times().items()},
+    }
+
+
+def _closing(made: dict[str, Any]) -> str:
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in made["stages"].items() if seconds >= 0.05)
+    return (
+        f"{made['file']}: {made['frames']} frames of {made['width']}x{made['height']}, seed {made['seed']}, in "
+        f"{made['seconds']:.1f} s" + (f" ({stages})" if stages else "")
+    )
+
+
 COMMANDS = (
     Command(
-        "generate", "Make a clip from a prompt, and from a picture or clip if there is one.", _arguments, _generate
+        "generate",
+        "Make clips from prompts, and from pictures and videos if there are any.",
+        declare,
+        _generate,
+        EXAMPLES,
     ),
 )

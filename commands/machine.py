@@ -127,6 +127,23 @@ def _offered(models: Path) -> list[ModelFile]:
 
 
 COMMANDS = (
-    Command("fetch", "Bring the files of a release to where the loaders look.", _fetch_arguments, _fetch),
-    Command("doctor", "Say what is installed and found, and what is missing.", _doctor_arguments, _doctor),
+    Command(
+        "fetch",
+        "Bring the files of a release to where the loaders look.",
+        _fetch_arguments,
+        _fetch,
+        (
+            "fetch",
+            "fetch 2b-0.9.8-distilled",
+            "fetch 13b-0.9.8-dev --models ~/ComfyUI/models",
+            "fetch spatial-0.9.8 --only --yes",
+        ),
+    ),
+    Command(
+        "doctor",
+        "Say what is installed and found, and what is missing.",
+        _doctor_arguments,
+        _doctor,
+        ("doctor", "doctor --report"),
+    ),
 )

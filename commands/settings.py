@@ -1,15 +1,18 @@
-"""The options of `ltxkit generate` that override a recipe, and the one value that they fill in."""
+"""The options of `ltxkit generate` that override a recipe, `--set` for every one of them, and the one value that they
+fill in."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..ltx_core.config import LEVELS, SAMPLER_NAMES, STG_MODES
 from ..ltx_core.errors import ConfigError
-from ..ltx_core.values import LARGEST_SCALE, MOST_STEPS
+from ..ltx_core.values import LARGEST_SCALE, MOST_STEPS, shown
 from . import arguments
 
 if TYPE_CHECKING:
@@ -79,6 +82,96 @@ DECODING = (
 ADAIN = Option("adain", "adain", _share, "colours go back to those of the first pass, 0 to 1", "SHARE")
 
 
+# ---------------------------------------------------------------------------------------------------------------- --set
+
+
+def _each(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of a value that may be a list: one for each step, or for each of guidance_timesteps."""
+
+    def values(text: str) -> Any:
+        listed = [read(part.strip()) for part in text.split(",")]
+        return tuple(listed) if len(listed) > 1 else listed[0]
+
+    return values
+
+
+def _blocks(text: str) -> tuple[Any, ...]:
+    """A list of blocks, or several with semicolons between them."""
+    lists = [arguments.whole_numbers(part) for part in text.split(";")]
+    return tuple(lists) if len(lists) > 1 else lists[0]
+
+
+def _switch(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.strip().lower() not in words:
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected true or false")
+    return words[text.strip().lower()]
+
+
+_LISTS: Mapping[str, Callable[[str], Any]] = {
+    "guidance_scale": _each(_scale),
+    "stg_scale": _each(_scale),
+    "stg_rescale": _each(_share),
+    "stg_blocks": _blocks,
+}
+_SET_ONLY = Option(
+    "guidance-timesteps", "guidance_timesteps", arguments.numbers, "levels from which the entries of such lists count"
+)
+_DOWNSCALE = Option(
+    "downscale-factor", "downscale_factor", arguments.number(0, 1, above=0), "size of the first of two passes, a share"
+)
+
+
+def _knobs() -> dict[str, Option]:
+    """Every option by its keys: first.steps, second.guidance or second.guidance_scale, tone_map."""
+    passes = (STEPS, GUIDANCE, *OF_PASS, _SET_ONLY)
+    knobs = {
+        f"{which}.{name}": option
+        for which in ("first", "second")
+        for option in passes
+        for name in (option.name.replace("-", "_"), option.field)
+    }
+    return knobs | {option.field: option for option in (*OF_RUN, ADAIN, _DOWNSCALE, *DECODING)}
+
+
+class Assignment(NamedTuple):
+    """A value of --set. of_pass: "first", "second", or "" for the whole run."""
+
+    of_pass: str
+    field: str
+    value: Any
+
+
+def assignment(text: str) -> Assignment:
+    """KEY=VALUE, such as first.guidance=3 or tone_map=0.6."""
+    key, equals, value = text.partition("=")
+    key, knobs = key.strip().replace("-", "_"), _knobs()
+    if not equals or key not in knobs:
+        near = difflib.get_close_matches(key, knobs, n=1, cutoff=0.7) or [
+            known for known in knobs if known.endswith(f".{key}")
+        ]
+        advice = f"; did you mean {near[0]}={value or 'VALUE'}?" if near else f"; the keys are {', '.join(knobs)}"
+        raise argparse.ArgumentTypeError(
+            f"got {shown(text)}; expected KEY=VALUE such as first.guidance=3" + (advice if key or not equals else "")
+        )
+    option = knobs[key]
+    read = _LISTS.get(option.field) or option.type or _switch
+    try:
+        parsed = read(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected another value") from error
+    if option.choices is not None and parsed not in option.choices:
+        near = difflib.get_close_matches(value, option.choices, n=1, cutoff=0.5)
+        raise argparse.ArgumentTypeError(
+            f"got {shown(text)}; expected one of {', '.join(option.choices)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return Assignment(key.partition(".")[0] if "." in key else "", option.field, parsed)
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+
 def usual_arguments(group: Group) -> None:
     """The two that are changed most."""
     for option in (STEPS, GUIDANCE):
@@ -88,6 +181,17 @@ def usual_arguments(group: Group) -> None:
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """The others. One that is left out stays None: the recipe decides."""
     sampling = parser.add_argument_group("sampling", "Each of these overrides the recipe of the checkpoint.")
+    sampling.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="a recipe in YAML or JSON, LTXKit's or Lightricks' own"
+    )
+    sampling.add_argument(
+        "--set",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any of them by its key, such as first.guidance=3 or second.stg_scale=1,0; may be repeated",
+    )
     for option in OF_RUN:
         _add(sampling, option)
     for option in OF_PASS:
@@ -115,36 +219,66 @@ def _place(option: Option, of_pass: str = "") -> str:
     return f"{of_pass}_{option.field}" if of_pass else option.field
 
 
-def overrides(options: argparse.Namespace) -> Overrides:
-    """What the options say.
+def overrides(options: argparse.Namespace, recipe: Overrides | None = None) -> Overrides:
+    """What the options and --set say, over what a recipe's file says.
 
     Raises:
-        ConfigError: a value that cannot be, or one for a second pass where there is no upscaler.
+        ConfigError: a value that cannot be, or is said twice, or is for a second pass where there is no upscaler.
     """
-    from ..ltx_core.pipelines.settings import Overrides
+    from ..ltx_core.pipelines.settings import NO_OVERRIDES
 
-    _check_second(options)
-    run = {option.field: getattr(options, option.field) for option in (*OF_RUN, ADAIN, *DECODING)}
-    return Overrides(first=_pass_settings(options, "first"), second=_pass_settings(options, "second"), **run)
-
-
-def _pass_settings(options: argparse.Namespace, of_pass: str) -> PassSettings:
-    from ..ltx_core.pipelines.settings import PassSettings
-
-    values = {option.field: getattr(options, _place(option, of_pass)) for option in (STEPS, GUIDANCE, *OF_PASS)}
-    return PassSettings(**values)
+    base = recipe or NO_OVERRIDES
+    said = _said(options)
+    _check_second(said, options.upscaler is not None)
+    passes = {name: _over(getattr(base, name), said[name]) for name in ("first", "second")}
+    return _replaced(base, {**said[""], **passes})
 
 
-def _check_second(options: argparse.Namespace) -> None:
-    said = [
-        f"--second-{option.name}"
+def _said(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The fields that are said, by their pass: "first", "second", and "" for those of the whole run."""
+    places = {
+        (which, option.field): _place(option, which)
+        for which in ("first", "second")
         for option in (STEPS, GUIDANCE, *OF_PASS)
-        if getattr(options, _place(option, "second")) is not None
-    ]
-    if options.adain is not None:
-        said.append("--adain")
-    if said and options.upscaler is None:
+    }
+    places |= {("", option.field): option.field for option in (*OF_RUN, ADAIN, *DECODING)}
+    said: dict[str, dict[str, Any]] = {"first": {}, "second": {}, "": {}}
+    for (which, field), place in places.items():
+        if getattr(options, place) is not None:
+            said[which][field] = getattr(options, place)
+    for which, field, value in options.set:
+        if field in said[which]:
+            raise ConfigError(
+                f"got {f'{which}.' if which else ''}{field} twice; expected one value; leave one of the two out"
+            )
+        said[which][field] = value
+    return said
+
+
+def _over(base: PassSettings, said: Mapping[str, Any]) -> PassSettings:
+    """A pass of a recipe's file with what is said; of levels and a schedule, the one that is said."""
+    from ..ltx_core.pipelines.settings import SCHEDULE
+
+    dropped: dict[str, Any] = {}
+    if "sigmas" in said:
+        dropped = dict.fromkeys(SCHEDULE)
+    elif any(name in said for name in SCHEDULE):
+        dropped = {"sigmas": None, "unfinished": None}
+    return _replaced(base, {**dropped, **said})
+
+
+def _replaced(value: Any, fields: Mapping[str, Any]) -> Any:
+    from dataclasses import replace
+
+    return replace(value, **fields)
+
+
+def _check_second(said: Mapping[str, Mapping[str, Any]], two: bool) -> None:
+    names = {option.field: option.name for option in (STEPS, GUIDANCE, *OF_PASS, _SET_ONLY)}
+    named = [f"--second-{names[field]}" for field in said["second"]]
+    named += [f"--{option.name}" for option in (ADAIN, _DOWNSCALE) if option.field in said[""]]
+    if named and not two:
         raise ConfigError(
-            f"got {' and '.join(said)} without --upscaler; expected an upscaler, which makes two passes; add it, or "
-            f"leave {'it' if len(said) == 1 else 'them'} out"
+            f"got {' and '.join(named)} without --upscaler; expected an upscaler, which makes two passes; add it, or "
+            f"leave {'it' if len(named) == 1 else 'them'} out"
         )

@@ -68,7 +68,7 @@ def host_of(console: Console) -> Host:
     """The best device there is, and the terminal."""
     from ..ltx_core.placing.placement import DevicePlacement, host_on
 
-    return host_on(DevicePlacement(), console.progress, console.note)
+    return host_on(DevicePlacement(keep=None), console.progress, console.note)
 
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +91,7 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
     settings, host = clip_settings(options, clip_size(options)), host_of(console)
     clips = generate_clips(load_models(options.model, host=host), prompts, settings, host=host)
     for path in save_samples(options.output, clips, prompts, float(options.fps)):
-        console.result(str(path))
+        console.told(str(path))
     return DONE
 
 
@@ -120,7 +120,7 @@ def _extend(options: argparse.Namespace, console: Console) -> int:
     settings = clip_settings(options, PixelShape(window, *clip.shape[1:3]))
     longer = extend(models, clip, options.prompt, settings, frames=options.frames, overlap=options.overlap, host=host)
     write_video(options.output, [longer], fps=options.fps)
-    console.result(str(options.output))
+    console.told(str(options.output))
     return DONE
 
 
@@ -166,9 +166,28 @@ def _read_clip(path: Path, fps: Fraction, size: PixelShape, console: Console) ->
 
 
 COMMANDS = (
-    Command("sample", "Make clips with a model trained here.", _sample_arguments, _sample),
-    Command("extend", "Make a clip longer.", _extend_arguments, _extend),
     Command(
-        "reconstruct", "Measure what survives the VAE, or noising and denoising.", _reconstruct_arguments, _reconstruct
+        "sample",
+        "Make clips with a model trained here.",
+        _sample_arguments,
+        _sample,
+        (
+            'sample --model runs/moving-mnist --prompt "the digit three moving left" -o out',
+            "sample --model ltxkit-digits --prompts prompts.txt -o out",
+        ),
+    ),
+    Command(
+        "extend",
+        "Make a clip longer.",
+        _extend_arguments,
+        _extend,
+        ('extend --model runs/moving-mnist --video out/000.mp4 --prompt "a 7 moving up" --frames 32 -o longer.mp4',),
+    ),
+    Command(
+        "reconstruct",
+        "Measure what survives the VAE, or noising and denoising.",
+        _reconstruct_arguments,
+        _reconstruct,
+        ("reconstruct --model runs/moving-mnist --video out/000.mp4 -o through-the-vae.mp4",),
     ),
 )

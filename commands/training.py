@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.files import check_output
+from ..ltx_core.weights.bundled import BUNDLED, find_model
 from . import arguments
 from .command import DONE, INTERRUPTED, Command
 from .console import Console
@@ -59,16 +60,27 @@ def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides:
     """The config of one of `tasks`, with the values that have options of their own last."""
     from ..ltx_core.training.config import load_config
 
+    said = [_with_bundled(text) for text in options.overrides]
+    if overrides.get("vae"):
+        overrides["vae"] = str(find_model(str(overrides["vae"]), "checkpoints"))
     overrides = {"output": None if options.output is None else str(options.output), **overrides}
     # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
     quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in overrides.items() if value}
-    config = load_config(options.config, [*options.overrides, *(f"{key}={value}" for key, value in quoted.items())])
+    config = load_config(options.config, [*said, *(f"{key}={value}" for key, value in quoted.items())])
     if config.task not in tasks:
         raise ConfigError(
             f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
         )
     check_output(config.output, folder=True)
     return config
+
+
+def _with_bundled(text: str) -> str:
+    """KEY=VALUE with the file of the bundled model in place of its name."""
+    key, equals, value = text.partition("=")
+    kind = {"initial": "checkpoints", "vae": "checkpoints", "text.encoder": "text_encoders"}.get(key)
+    found = find_model(value, kind) if kind is not None and value == BUNDLED else None
+    return text if found is None else f"{key}{equals}{json.dumps(str(found), ensure_ascii=False)}"
 
 
 def _train(config: Training, resume: bool, console: Console) -> int:
@@ -79,7 +91,7 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     if final is None:
         console.note("stopped; the checkpoint is complete, --resume continues from it")
         return INTERRUPTED
-    console.result(str(final))
+    console.told(str(final))
     return DONE
 
 
@@ -121,6 +133,21 @@ def stopping_on_signals() -> Generator[Callable[[], bool]]:
 
 
 COMMANDS = (
-    Command("train-vae", "Train a video VAE from scratch.", _vae_arguments, _train_vae),
-    Command("train", "Train a transformer, a LoRA or a latent upscaler.", _transformer_arguments, _train_transformer),
+    Command(
+        "train-vae",
+        "Train a video VAE from scratch.",
+        _vae_arguments,
+        _train_vae,
+        ("train-vae --config moving-mnist-vae --set data.kind=digits", "train-vae --config moving-mnist-vae --resume"),
+    ),
+    Command(
+        "train",
+        "Train a transformer, a LoRA or a latent upscaler.",
+        _transformer_arguments,
+        _train_transformer,
+        (
+            "train --config moving-mnist --vae runs/moving-mnist-vae --set data.kind=digits",
+            "train --config lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors",
+        ),
+    ),
 )

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.files import whole
 from ..ltx_core.media.frames import rgb_frames
-from ..ltx_core.media.scheduling import scheduling_kept
 from ..ltx_core.media.sound import Sound, SoundTrack
-from ..ltx_core.media.writing import repeatable
+from ..ltx_core.media.streams import repeatable
+from ..ltx_core.threads import scheduling_kept
 
 CONTAINERS = {"mp4": "mp4", "mkv": "matroska", "webm": "webm"}
 ENCODERS = {"h264": "libx264", "av1": "libsvtav1"}
@@ -105,7 +105,7 @@ def write_clip(path: Path, clip: Clip, encoding: Encoding, metadata: Mapping[str
         stream.width, stream.height, stream.pix_fmt = width, height, layout
         stream.options = encoding.options()
         _mark(stream.codec_context, encoding)
-        sound_codec = "libopus" if encoding.container == "webm" else "aac"
+        sound_codec = "opus" if encoding.container == "webm" else "aac"
         track = None if clip.sound is None else SoundTrack(container, clip.sound, sound_codec)
         try:
             with scheduling_kept():

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
-from ..ltx_core.files import TEMPORARY, check_output
+from ..ltx_core.files import check_output, sync, temporary
 from ..ltx_core.values import shown
 from ..nodes.host import host
 from .host import PlainHost
@@ -66,6 +65,7 @@ def _check_name(name: object) -> None:
 
 def named_file(name: str) -> Path:
     """The file that a loading node names: in the input folder, or for `name [output]` and `name [temp]` in that one."""
+    _check_name(name)
     match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
     name, kind = match.groups() if match else (name, "input")
     return _inside(_host().folder(kind), name)
@@ -143,15 +143,13 @@ class NumberedFiles:
         Raises:
             OSError: it cannot be written; the message names it.
         """
-        part = self.folder / f"{TEMPORARY}{secrets.token_hex(4)}{suffix}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(part)
-            path = self._take(part, suffix)
+            with temporary(self.folder, suffix) as part:
+                write(part)
+                sync(part)
+                path = self._take(part, suffix)
         except OSError as error:
             raise OSError(error.errno, f"cannot write {self.path(suffix)} ({error.__cause__ or error})") from error
-        finally:
-            part.unlink(missing_ok=True)
         return {"filename": path.name, "subfolder": self.subfolder, "type": self.kind}
 
     def _take(self, part: Path, suffix: str) -> Path:

@@ -39,7 +39,7 @@ class PlainHost:
     ) -> None:
         self.models = models
         self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
-        self.placement = DevicePlacement(device)
+        self.placement = DevicePlacement(device, keep=None)
         self.report = progress
         self.notes = notes
         self.running = ""  # title of the node that runs; the runner sets it
@@ -67,16 +67,13 @@ class PlainHost:
     def place(
         self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
     ) -> AbstractContextManager[torch.device]:
-        placement = self.placement
-        if resident_blocks is not None:
-            placement = DevicePlacement(placement.device, resident_blocks=resident_blocks)
-        return placement(module, memory_required=memory_required)
+        return self.placement(module, memory_required=memory_required, resident_blocks=resident_blocks)
 
     def release(self, module: nn.Module) -> None:
         self.placement.release(module)
 
     def make_room(self) -> None:
-        """Has nothing to do: between nodes, devices are empty."""
+        self.placement.release_all()
 
     def spare_memory(self, module: nn.Module) -> int | None:
         return self.placement.spare_memory(module)

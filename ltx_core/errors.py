@@ -12,6 +12,10 @@ class ConfigError(LTXKitError, ValueError):
     """A setting, a config value or a combination of them is not valid."""
 
 
+class WrongNameError(ConfigError, AttributeError, TypeError):
+    """An argument or an attribute that does not exist; the message says what to write in its place."""
+
+
 class CheckpointError(LTXKitError, RuntimeError):
     """A weights file cannot be read, is of another kind, or does not fit the model."""
 
@@ -22,6 +26,10 @@ class ShapeError(LTXKitError, ValueError):
 
 class UnsupportedError(LTXKitError, RuntimeError):
     """The request is understood, but this installation, device or version cannot do it."""
+
+
+class CancelledError(LTXKitError, RuntimeError):
+    """The work was cancelled, from another thread; nothing is left of it."""
 
 
 class TrainingError(LTXKitError, RuntimeError):

@@ -1,20 +1,33 @@
-"""Files and folders that appear under their final name complete or not at all."""
+"""Files and folders that appear under their final name complete or not at all.
+
+Everything unfinished has a lock that dies with its process (`locks`): leftovers of a process that was killed are
+removed by the next one that writes into the folder, whatever its number.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import ConfigError
+from .errors import ConfigError, LTXKitError
+from .locks import LOCK, TEMPORARY, Lock
 from .values import shown
 
-TEMPORARY = ".ltxkit-"  # prefix of every temporary name
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # that Pillow writes
 VIDEOS = (".mp4",)
+
+_LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<token>[0-9a-f]{8})(\.old\.(?P<target>.+)|\.[^.]*)?")
+_LOCK_FILE = re.compile(re.escape(LOCK) + r"(?P<token>[0-9a-f]{8}|[0-9a-f]{16}|folder)")
+_LONGEST_NAME = 255  # bytes, of most file systems
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS})  # of file systems without
+_live: dict[str, tuple[Path, ...]] = {}  # temporaries of this process by their token
 
 
 def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool = False) -> None:
@@ -27,7 +40,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
             that it would be in cannot be written.
     """
     text = os.fspath(path)
-    _check_name(text, folder)
+    check_name(text, folder=folder)
     path = Path(text)
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"got the output {shown(text)}; expected a name that ends in {_either(suffixes)}; change it")
@@ -43,7 +56,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
             raise ConfigError(f"got the output {path}, but {there} is not a folder; expected one; name another output")
         probe = there / f"{TEMPORARY}{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
     except OSError as error:
         raise ConfigError(
             f"got the output {shown(text)}, which cannot be written ({error.strerror or error}); expected a folder "
@@ -51,7 +64,8 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
         ) from error
 
 
-def _check_name(text: str, folder: bool) -> None:
+def check_name(text: str, *, folder: bool) -> None:
+    """Refuse what no file, or no folder, can be called. Raises ConfigError."""
     try:
         os.fsencode(text)
         fits = "\0" not in text
@@ -72,8 +86,9 @@ def _either(names: Sequence[str]) -> str:
 def whole(path: Path, *, folder: bool = False) -> Generator[Path, None, None]:
     """A temporary name next to `path` to write to. It becomes `path` when the block ends without an exception.
 
-    A file or folder that is already at `path` stays until the new one is complete, and is then replaced. Missing parent
-    folders are created. The temporary name has the suffix of `path`, from which some libraries choose the format.
+    A file or folder that is already at `path` stays until the new one is complete and has reached the disk, and is
+    then replaced. Missing parent folders are created. The temporary name has the suffix of `path`, from which some
+    libraries choose the format.
 
     folder: the block writes a folder, which exists, empty, when the block starts.
 
@@ -81,29 +96,167 @@ def whole(path: Path, *, folder: bool = False) -> Generator[Path, None, None]:
         OSError: `path` cannot be written, or the disk is full; the message names `path`. After this and any other
             exception, KeyboardInterrupt included, nothing that the block wrote remains.
     """
-    part, old = (path.parent / f"{TEMPORARY}{secrets.token_hex(4)}{path.suffix}" for _ in range(2))
     try:
-        (part if folder else path.parent).mkdir(parents=True, exist_ok=True)
-        try:
+        with temporary(path.parent, path.suffix) as part:
+            if folder:
+                part.mkdir()
             yield part
+            sync(part)
             if folder and path.is_dir():  # `replace` puts a folder only in the place of an empty one
-                path.replace(old)
-            part.replace(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.replace(path)
-            raise
-        finally:
-            for leftover in (part, old):
-                _remove(leftover)
+                _exchange(part, path)
+            else:
+                part.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
         # For a file in a folder that is itself written whole, `error` names a temporary path: its cause says enough.
         reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise OSError(error.errno, f"cannot write {path} ({reason}); nothing is left of it") from reason
+        raise _failed(path, reason) from reason
+    except Exception as error:
+        reason = _as_os_error(error)
+        if reason is None:
+            raise
+        raise _failed(path, reason) from reason
+
+
+@contextmanager
+def temporary(folder: Path, suffix: str = "") -> Generator[Path, None, None]:
+    """A name in `folder`, which is made if it is missing, for a file or folder that lasts as long as the block.
+
+    Leftovers of processes that have ended go first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    token = secrets.token_hex(4)
+    part = folder / f"{TEMPORARY}{token}{suffix}"
+    lock = Lock(folder / f"{LOCK}{token}")
+    _live[token] = (part, lock.path)
+    try:
+        lock.take()
+        yield part
+    finally:
+        try:
+            _remove(part)
+        finally:
+            lock.release()
+            _live.pop(token, None)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder, and put back what they had moved aside.
+
+    A leftover is removed if nobody holds its lock. Where that cannot be known, as on a file system without locks, it
+    stays.
+    """
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.name.startswith(TEMPORARY)]
+    except OSError:
+        return
+    found: dict[str, list[re.Match[str]]] = {}
+    for name in names:
+        match = _LEFTOVER.fullmatch(name) or _LOCK_FILE.fullmatch(name)
+        if match is not None and match["token"] not in _live:
+            found.setdefault(match["token"], []).append(match)
+    for token, matches in found.items():
+        lock = Lock(folder / f"{LOCK}{token}")
+        with suppress(OSError):
+            if not lock.take() or not lock.is_held:
+                continue
+            try:
+                for match in matches:
+                    _settle(folder, match)
+            finally:
+                lock.release()
+
+
+def _settle(folder: Path, match: re.Match[str]) -> None:
+    leftover, target = folder / match[0], match.groupdict().get("target")
+    if match[0].startswith(LOCK):
+        return
+    if target is not None and not os.path.lexists(folder / target):
+        leftover.replace(folder / target)  # the process ended between the two halves of an exchange
+    else:
+        _remove(leftover)
+
+
+def remove_temporaries() -> None:
+    """Remove everything unfinished of this process, which is about to end without leaving its blocks."""
+    for paths in list(_live.values()):
+        for path in paths:
+            with suppress(OSError):
+                _remove(path)
+
+
+def _exchange(part: Path, path: Path) -> None:
+    """Put a folder in the place of another one, which stays if that fails."""
+    name = f"{part.name.removesuffix(part.suffix)}.old.{path.name}"
+    old = path.with_name(name if len(os.fsencode(name)) <= _LONGEST_NAME else f"{part.name}_")
+    try:
+        path.replace(old)
+        part.replace(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    finally:
+        if path.exists():
+            _remove(old)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or everything in a folder, is on the disk: a name that survives a power cut must not survive
+    its content."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in path.iterdir():
+            sync(entry)
+        _sync_folder(path)
+        return
+    if not path.is_file():
+        return
+    # Windows flushes through handles that may write only.
+    _flush(path, os.O_RDWR | getattr(os, "O_BINARY", 0) if sys.platform == "win32" else os.O_RDONLY)
+
+
+def _sync_folder(path: Path) -> None:
+    if sys.platform != "win32":  # which opens no folders
+        _flush(path, os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _failed(path: Path, reason: OSError) -> OSError:
+    if reason.errno and reason.strerror and Path(str(reason.filename)).name.startswith(TEMPORARY):
+        reason = OSError(reason.errno, reason.strerror)  # nobody knows the temporary name
+    in_use = isinstance(reason, PermissionError) and sys.platform == "win32" and path.exists()
+    advice = "; if a program, or a model loaded from it, has it open, close that first" if in_use else ""
+    return OSError(reason.errno, f"cannot write {path} ({reason}); nothing is left of it{advice}")
+
+
+def _as_os_error(error: Exception) -> OSError | None:
+    """What the disk said, where a library that writes tells it in an error of its own; None: it is another error."""
+    if isinstance(error, LTXKitError):
+        return None
+    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, and everything else in Rust
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    inner: BaseException | None = error
+    if isinstance(error, RuntimeError) and re.search(r"unexpected pos|PytorchStreamWriter", str(error)):  # torch.save
+        while inner is not None and not isinstance(inner, OSError):
+            inner = inner.__cause__ or inner.__context__
+        return inner or OSError(errno.EIO, "not all of it could be written; is the disk full?")
+    return None
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

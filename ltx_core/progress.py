@@ -6,9 +6,13 @@ to stop raises its own exception from the callback; core code lets it pass and l
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import re
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -52,9 +56,43 @@ def log_note(text: str) -> None:
 
 
 def doubt(text: str, notes: Notes) -> None:
-    """A sentence without which a result may be wrong unnoticed: where `notes` only writes to the log, as a warning,
-    which Python shows."""
+    """A sentence without which a result may be wrong unnoticed: where `notes` only writes to the log, as a warning at
+    the line of the caller's own code, which Python shows."""
     if notes is log_note:
-        logging.getLogger("ltxkit").warning("LTXKit: %s", text)
+        warnings.warn(text, UserWarning, stacklevel=_outside())
     else:
         notes(text)
+
+
+def _outside() -> int:
+    """The stack level, as `doubt` sees it, of the first caller outside of this package and of the standard library."""
+    level, frame = 1, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    own, standard = __name__.partition(".ltx_core")[0], (contextlib.__name__, functools.__name__)
+    while frame.f_back is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name not in standard and name != own and not name.startswith((f"{own}.", "torch.")):
+            break
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+@dataclass
+class Outcome:
+    """failed: whether the block has."""
+
+    failed: bool = False
+
+
+@contextlib.contextmanager
+def accessory(what: str, notes: Notes = log_note) -> Generator[Outcome, None, None]:
+    """A block whose failure costs no result: plots, bars, boards. Whatever goes wrong in it is a note.
+
+    The one place where every error is caught: packages that draw fail in any way, by a variable of the environment too.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except Exception as error:
+        outcome.failed = True
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        notes(f"{what} could not be made ({reason}); the rest is complete")

@@ -105,6 +105,9 @@ PUBLISHED: Mapping[str, tuple[PublishedFile, ...]] = {
     "ic-lora-detailer": (_ic_lora("LTX-Video-ICLoRA-detailer-13b-0.9.8", "ltxv-098-ic-lora-detailer-comfyui"),),
 }
 
+T5_NAMES = ("t5xxl-fp16", "t5xxl-fp8-scaled", "t5xxl-fp8")
+"""The published text encoders, the most precise first."""
+
 
 def published_files(names: Sequence[str], *, alone: bool = False) -> tuple[PublishedFile, ...]:
     """The files that the names stand for, each once. A name is one of PUBLISHED, or that of a file in it.

@@ -98,10 +98,11 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ConfigError(f"got {name} {shown(value)}; expected one of {', '.join(known)}; choose one")
 
 
-def check_kind(name: str, value: object, kind: type) -> None:
-    """Refuse what is not of this type. Raises ConfigError."""
+def check_kind(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """Refuse what is not of this type, or of one of these. Raises ConfigError."""
     if not isinstance(value, kind):
-        raise ConfigError(f"got {name}={shown(value)}; expected {kind.__name__}; pass a value of that type")
+        kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ConfigError(f"got {name}={shown(value)}; expected {kinds}; pass a value of that type")
 
 
 def check_text(name: str, value: object) -> None:

@@ -20,10 +20,11 @@ from torch import nn
 
 from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
 from ..ltx_core.models.blocks import block_stack
-from ..ltx_core.models.text_encoder import StackedT5
+from ..ltx_core.models.text_encoder import T5EncoderModel
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
+from ..ltx_core.placing.computing import computing_on
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import DirectTransfers, streamed
 from . import launch
@@ -31,7 +32,7 @@ from . import launch
 # What a model is called in core's log ("Requested to load ...").
 NAMES: dict[type, str] = {
     LTXTransformer: "LTXKitTransformer",
-    StackedT5: "LTXKitTextEncoder",
+    T5EncoderModel: "LTXKitTextEncoder",
     VideoVAE: "LTXKitVAE",
     Encoder: "LTXKitVAEEncoder",
     Decoder: "LTXKitVAEDecoder",
@@ -54,7 +55,8 @@ def placed(module: nn.Module, memory_required: int, chosen: int | None) -> Gener
     device = device_for(module)
     resident = _resident(module, memory_required, chosen)
     patcher = patcher_of(module)
-    with _cancellable(module):
+    on_cpu = computing_on(device, module, memory_required=memory_required, resident=resident)
+    with _cancellable(module), on_cpu:
         if resident is None:
             model_management.load_models_gpu([patcher], memory_required=memory_required)
             with patcher.at_work():
@@ -99,7 +101,7 @@ def device_for(module: nn.Module) -> torch.device:
 
     if isinstance(module, VideoVAE | Encoder | Decoder):
         return model_management.vae_device()
-    if isinstance(module, StackedT5):
+    if isinstance(module, T5EncoderModel):
         return model_management.text_encoder_device()
     return model_management.get_torch_device()
 

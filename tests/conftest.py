@@ -5,14 +5,22 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before torch is imported anywhere. Tiny models are slower on several threads, and sums depend on their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What is fastest differs from machine to machine, and rounds differently. Tests of the other forms ask for them.
+os.environ["LTXKIT_KERNELS"] = "plain"
+# Nothing goes into the user's own cache, nor comes from there: each process has a folder of its own.
+os.environ["LTXKIT_CACHE"] = tempfile.mkdtemp(prefix="ltxkit-cache-")
+atexit.register(shutil.rmtree, os.environ["LTXKIT_CACHE"], ignore_errors=True)
 
 import pytest
 

@@ -36,7 +36,8 @@ class Stage:
     """One stage of a run, with one model on the device.
 
     weights: bytes of the model. held: bytes of weights on the device at once. resident: how many of `blocks` stay;
-    None: all. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    None: all. packed: bytes of weights that are packed for a CPU's kernels, beside those in the file; what there is no
+    room for is not packed. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
     """
 
     name: str
@@ -47,16 +48,18 @@ class Stage:
     resident: int | None
     activations: int
     tiling: str = ""
+    packed: int = 0
 
     @property
     def peak(self) -> int:
-        return self.held + self.activations
+        return self.held + self.packed + self.activations
 
     @property
     def placing(self) -> str:
         """Where the weights are during the stage, in words."""
         if self.resident is None:
-            return "whole" if self.held else "in the file"
+            in_file = "in the file, and packed for the CPU" if self.packed else "in the file"
+            return "whole" if self.held else in_file
         return f"{self.resident} of {self.blocks} blocks stay, {self.blocks - self.resident} are streamed"
 
 
@@ -88,6 +91,9 @@ class Plan:
     def fits(self) -> bool:
         return self.peak <= self.card.available
 
+    def __str__(self) -> str:
+        return format_plan(self)
+
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 
@@ -111,7 +117,7 @@ def format_plan(plan: Plan) -> str:
             [
                 (
                     stage.name,
-                    _gigabytes(stage.held),
+                    _gigabytes(stage.held + stage.packed),
                     _gigabytes(stage.activations),
                     _gigabytes(stage.peak),
                     "; ".join(word for word in (f"{stage.model} {stage.placing}", stage.tiling) if word),

@@ -10,26 +10,33 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from torch import nn
 
 from ..config import TextEncoderConfig
-from ..models.dtypes import compute_dtype
+from ..kernels.active import kernels_for
+from ..kernels.choice import PLAIN, Kernels
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
-from ..models.video_vae import VideoVAE
+from ..models.video_vae import Decoder, Encoder, VideoVAE
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
-from .vae import CARD_COPIES, CPU_COPIES, decode_bytes, encode_bytes
+from .vae import CARD_COPIES, CPU_COPIES, PACKING_COPIES, decode_bytes, encode_bytes
 from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
 
 
 def encoding_text(
-    model: nn.Module, config: TextEncoderConfig, tokens: int = MAX_TOKENS, *, on_cpu: bool = False
+    model: nn.Module,
+    config: TextEncoderConfig,
+    tokens: int = MAX_TOKENS,
+    *,
+    on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for encoding a prompt of `tokens` tokens."""
+    """Bytes for encoding a prompt of `tokens` tokens. kernels: by which a CPU computes."""
     dtype = next(model.parameters()).dtype
+    if on_cpu and kernels.origin:
+        dtype = kernels_for(model, kernels).text_dtype(dtype)
     return text_bytes(config, tokens, unpacking(model, dtype, on_cpu=on_cpu))
 
 
@@ -41,9 +48,14 @@ def sampling(
     text_tokens: Sequence[int],
     samples: int = 1,
     on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step."""
-    dtype = _compute_dtype(transformer.dtype, on_cpu)
+    """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
+
+    kernels: by which a CPU computes.
+    """
+    products = kernels_for(transformer, kernels).products
+    dtype = products.dtype(transformer.dtype) if on_cpu else transformer.dtype
     return sample_bytes(
         transformer.config,
         samples=samples,
@@ -56,20 +68,35 @@ def sampling(
     )
 
 
-def upscaling(upsampler: LatentUpsampler, shape: LatentShape, *, samples: int = 1, on_cpu: bool = False) -> int:
-    """Bytes for upscaling latents of this shape."""
-    dtype = _compute_dtype(next(upsampler.parameters()).dtype, on_cpu)
+def upscaling(
+    upsampler: LatentUpsampler,
+    shape: LatentShape,
+    *,
+    samples: int = 1,
+    on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
+) -> int:
+    """Bytes for upscaling latents of this shape. kernels: by which a CPU computes."""
+    stored = next(upsampler.parameters()).dtype
+    dtype = kernels_for(upsampler, kernels).convolutions.dtype(stored) if on_cpu else stored
     return samples * upscale_bytes(upsampler.config, shape, dtype.itemsize, on_cpu=on_cpu)
 
 
 def decoding(
-    vae: VideoVAE, shape: LatentShape, tiling: Tiling | None = None, room: int | None = None, *, on_cpu: bool = False
+    vae: VideoVAE,
+    shape: LatentShape,
+    tiling: Tiling | None = None,
+    room: int | None = None,
+    *,
+    on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tiling, int]:
     """How a latent of this shape is cut up for decoding, and the bytes that the work takes.
 
-    room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`.
+    room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`. kernels: by which a CPU
+    computes.
     """
-    need = _vae_need(decode_bytes, vae, vae.decoder.conv_in.conv.weight.dtype, on_cpu)
+    need = _vae_need(decode_bytes, vae, vae.decoder, kernels if on_cpu else None)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     if not on_cpu:
         return tiling, need(tiling.largest(shape), limit=tiling.frames)
@@ -80,19 +107,28 @@ def decoding(
 
 
 def encoding(
-    vae: VideoVAE, shape: LatentShape, tiling: Tiling | None = None, room: int | None = None, *, on_cpu: bool = False
+    vae: VideoVAE,
+    shape: LatentShape,
+    tiling: Tiling | None = None,
+    room: int | None = None,
+    *,
+    on_cpu: bool = False,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tiling, int]:
     """`decoding` for the other way: encoding frames to a latent of this shape."""
-    need = _vae_need(encode_bytes, vae, vae.encoder.conv_in.conv.weight.dtype, on_cpu)
+    need = _vae_need(encode_bytes, vae, vae.encoder, kernels if on_cpu else None)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     return tiling, need(tiling.largest(shape), limit=tiling.frames)
 
 
-def _vae_need(count: Callable[..., int], vae: VideoVAE, stored: torch.dtype, on_cpu: bool) -> Callable[..., int]:
-    dtype = _compute_dtype(stored, on_cpu)
-    copies = CPU_COPIES + (dtype != stored) if on_cpu else CARD_COPIES
-    return partial(count, vae.config, itemsize=dtype.itemsize, copies=copies)
-
-
-def _compute_dtype(stored: torch.dtype, on_cpu: bool) -> torch.dtype:
-    return compute_dtype(torch.empty(0, dtype=stored)) if on_cpu else stored
+def _vae_need(
+    count: Callable[..., int], vae: VideoVAE, half: Encoder | Decoder, on_cpu: Kernels | None
+) -> Callable[..., int]:
+    """on_cpu: by which a CPU computes; None: elsewhere."""
+    stored = half.conv_in.conv.weight.dtype
+    if on_cpu is None:
+        return partial(count, vae.config, itemsize=stored.itemsize, copies=CARD_COPIES)
+    convolutions = kernels_for(half, on_cpu).convolutions
+    dtype = convolutions.dtype(stored)
+    copies = PACKING_COPIES if convolutions.packs(dtype) else CPU_COPIES
+    return partial(count, vae.config, itemsize=dtype.itemsize, copies=copies + (dtype != stored))

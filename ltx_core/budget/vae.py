@@ -18,6 +18,7 @@ from ..models.video_vae import STREAM_FRAMES
 from ..shapes import LatentShape, ScaleFactors
 
 KERNEL = 27  # cells of a 3x3x3 convolution
+NORM_TENSORS = 4  # one channel each, while a norm is computed: float32 in a half-precision model, and its last form
 LONGEST = 48
 """The most latent frames of a streamed clip that are simulated. The first frame puts the stages out of step, an effect
 that fades slowly: the released decoders need 0 to 4 % more for 48 frames than for 33. Encoders settle after three."""
@@ -25,6 +26,9 @@ that fades slowly: the released decoders need 0 to 4 % more for 48 frames than f
 CARD_COPIES, CPU_COPIES = 1, 2
 """Copies that a convolution makes of its weight. On a card one: channels last, like its input. On the CPU two, measured
 with oneDNN, which converts a weight to channels-last memory and then to its own blocked format."""
+
+PACKING_COPIES = 1
+"""The same where weights are packed once, beside the packed ones: of the weight that is being packed."""
 
 
 def decode_bytes(
@@ -149,13 +153,16 @@ class _Convolution:
         self.time, self.space = stride[0], math.prod(stride[1:])
         self.carried: int | None = None
 
-    def __call__(self, frames: int, last: bool) -> tuple[int, float]:
+    def __call__(self, frames: int, last: bool, *, normed: bool = False) -> tuple[int, float]:
+        """normed: the frames pass through `Norm` into the input of the kernel."""
         ledger, unit = self.ledger, self.width * self.cells
         earlier = self.carried
         if earlier is None:
             earlier = (2 if self.causal else 1) if frames else 0
         total = frames + earlier + (1 if last and not self.causal else 0)
         joined = ledger.take(total * unit)
+        if normed:
+            ledger.drop(ledger.take(NORM_TENSORS * frames * self.cells))
         ledger.drop((self.carried or 0) * unit)
         count = max((total - 3) // self.time + 1, 0)
         self.carried = None if last or total == 0 else total - count * self.time
@@ -180,35 +187,20 @@ class _Delay:
         return joined
 
 
-def _normed(ledger: _Ledger, elements: float, width: int, modulated: bool) -> float:
-    """`norm_silu`"""
-    norms = ledger.take(2 * elements / width)
-    output = ledger.take(elements)
-    ledger.drop(norms)
-    if modulated:
-        ledger.take(elements)
-        ledger.drop(elements)
-    return output
-
-
 class _Residual:
     """`ResnetBlock3D`"""
 
-    def __init__(
-        self, make: Callable[..., _Convolution], width: int, out: int, cells: float, *, modulated: bool, noisy: bool
-    ) -> None:
+    def __init__(self, make: Callable[..., _Convolution], width: int, out: int, cells: float, *, noisy: bool) -> None:
         self.first, self.second = make(width, out, cells), make(out, out, cells)
         self.ledger = self.first.ledger
         self.unit, self.output = width * cells, out * cells
-        self.modulated, self.noisy, self.projects = modulated, noisy, width != out
+        self.noisy, self.projects = noisy, width != out
         self.delay = _Delay(self.ledger, self.unit)
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger = self.ledger
-        normed = _normed(ledger, frames * self.unit, self.first.width, self.modulated)
-        count, output = self._convolved(self.first, frames, last, normed)
-        normed = _normed(ledger, output, self.second.width, self.modulated)
-        before, (count, output) = output, self._convolved(self.second, count, last, normed)
+        count, output = self._convolved(self.first, frames, last)
+        before, (count, output) = output, self._convolved(self.second, count, last)
         ledger.drop(before)
         joined = self.delay(frames, count, last)
         shortcut = 0.0
@@ -216,13 +208,11 @@ class _Residual:
             norm = ledger.take(count * self.unit)
             shortcut = ledger.take(count * self.output)
             ledger.drop(norm)
-        result = ledger.take(count * self.output)
-        ledger.drop(output + joined + shortcut)
-        return count, result
+        ledger.drop(joined + shortcut)
+        return count, output
 
-    def _convolved(self, convolution: _Convolution, frames: int, last: bool, normed: float) -> tuple[int, float]:
-        count, output = convolution(frames, last)
-        self.ledger.drop(normed)
+    def _convolved(self, convolution: _Convolution, frames: int, last: bool) -> tuple[int, float]:
+        count, output = convolution(frames, last, normed=True)
         if self.noisy:
             self.ledger.take(output)
             self.ledger.drop(output)
@@ -257,7 +247,6 @@ class _Unfold:
         joined = 0.0
         if self.delay is not None:
             joined = self.delay(frames, count, last)
-            ledger.drop(output - ledger.take(output) + output)
         output = ledger.take(output)
         ledger.drop(output + joined)
         dropped = self.time > 1 and count > 0 and not self.started
@@ -289,24 +278,19 @@ class _Fold:
         ledger.drop(folded)
         count, output = self.convolution(frames, last)
         folded = ledger.take(output)
-        ledger.drop(output)
-        result = ledger.take(count // self.time * self.output)
-        ledger.drop(folded + means + joined)
-        return count // self.time, result
+        ledger.drop(output + means + joined)
+        return count // self.time, folded
 
 
 class _Finish:
     """The last norm and convolution; the decoder then rearranges patches into pixels, which is a copy."""
 
-    def __init__(self, convolution: _Convolution, *, modulated: bool, rearranges: bool) -> None:
-        self.convolution, self.modulated, self.rearranges = convolution, modulated, rearranges
+    def __init__(self, convolution: _Convolution, *, rearranges: bool) -> None:
+        self.convolution, self.rearranges = convolution, rearranges
 
     def __call__(self, frames: int, last: bool) -> tuple[int, float]:
         ledger = self.convolution.ledger
-        width = self.convolution.width
-        normed = _normed(ledger, frames * width * self.convolution.cells, width, self.modulated)
-        count, output = self.convolution(frames, last)
-        ledger.drop(normed)
+        count, output = self.convolution(frames, last, normed=True)
         if self.rearranges:
             ledger.take(output)
             ledger.drop(output)
@@ -328,11 +312,8 @@ def _maker(ledger: _Ledger, config: VideoVAEConfig, causal: bool) -> Callable[..
     return partial(_Convolution, ledger, causal=causal, pads=config.spatial_padding_mode != "zeros", stride=(1, 1, 1))
 
 
-def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, cells: float, modulated: bool) -> _Layer:
-    noisy = block.inject_noise
-    return _Chain(
-        [_Residual(make, width, width, cells, modulated=modulated, noisy=noisy) for _ in range(block.num_layers)]
-    )
+def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, cells: float) -> _Layer:
+    return _Chain([_Residual(make, width, width, cells, noisy=block.inject_noise) for _ in range(block.num_layers)])
 
 
 @cache
@@ -342,23 +323,22 @@ def _decoding(
     """The ledger's moments of decoding `frames` latent frames to pixels, which are then copied."""
     ledger = _Ledger()
     make = _maker(ledger, config, config.causal_decoder)
-    modulated = config.timestep_conditioning
     blocks = tuple(reversed(config.decoder_blocks))
     width, cells = config.decoder_base_channels * math.prod(block.multiplier for block in blocks), 1.0
     layers: list[_Layer] = [make(config.latent_channels, width, cells)]
     for block in blocks:
         out = width // block.multiplier
         if block.kind == "res_x":
-            layers.append(_residuals(make, block, width, cells, modulated))
+            layers.append(_residuals(make, block, width, cells))
         elif block.kind == "res_x_y":
-            layers.append(_Residual(make, width, out, cells, modulated=False, noisy=block.inject_noise))
+            layers.append(_Residual(make, width, out, cells, noisy=block.inject_noise))
             width = out
         else:
             fold = math.prod(block.stride)
             layers.append(_Unfold(make(width, out * fold, cells), block.stride[0], residual=block.residual))
             width, cells = out, cells * math.prod(block.stride[1:])
     last = make(width, config.out_channels * config.patch_size**2, cells)
-    layers.append(_Finish(last, modulated=modulated, rearranges=True))
+    layers.append(_Finish(last, rearranges=True))
     pieces = _pieces(ledger, frames, limit, config.latent_channels, flushes=True)
     _run_stages(ledger, layers, pieces, limit, copied=copied, holds=holds)
     return ledger.moments
@@ -377,9 +357,9 @@ def _encoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping
         out = width * block.multiplier
         area = math.prod(block.stride[1:])
         if block.kind == "res_x":
-            layers.append(_residuals(make, block, width, cells, False))
+            layers.append(_residuals(make, block, width, cells))
         elif block.kind == "res_x_y":
-            layers.append(_Residual(make, width, out, cells, modulated=False, noisy=False))
+            layers.append(_Residual(make, width, out, cells, noisy=False))
             width = out
         elif block.kind.endswith("_res"):
             layers.append(_Fold(make(width, out // math.prod(block.stride), cells), block.stride, out))
@@ -387,7 +367,7 @@ def _encoding(config: VideoVAEConfig, frames: int, limit: int | None) -> Mapping
         else:
             layers.append(make(width, width, cells, stride=block.stride))
             cells /= area
-    layers.append(_Finish(make(width, config.latent_channels + 1, cells), modulated=False, rearranges=False))
+    layers.append(_Finish(make(width, config.latent_channels + 1, cells), rearranges=False))
     pixels = (frames - 1) * scale.frames + 1
     unit = channels * scale.height * scale.width / config.patch_size**2
     pieces = _pieces(ledger, pixels, limit, unit, flushes=limit is None)

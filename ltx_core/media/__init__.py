@@ -5,7 +5,8 @@ training folder. What Pillow and PyAV open looks as a good player shows it; a fi
 sentence. A file appears under its name only when it is complete: an interrupt or a full disk leaves nothing behind.
 """
 
-from .clips import CLIP_SUFFIXES, Clip, is_clip, read_metadata, read_video, stream_video, video_fps
+from .clips import CLIP_SUFFIXES, Clip, is_clip, read_video, stream_video, video_fps
+from .compression import compress
 from .frames import (
     RESIZE_POLICIES,
     ResizeKernel,
@@ -15,9 +16,12 @@ from .frames import (
     resize,
     rgb_frames,
 )
+from .inputs import as_frames, as_masks
 from .pictures import PICTURE_SUFFIXES, Picture, is_animated, read_image, read_picture, read_pictures
 from .sound import SOUND_CODECS, Sound, read_sound
-from .writing import compress, write_gif, write_image, write_video
+from .stills import write_image
+from .tags import read_metadata
+from .writing import write_clip, write_gif, write_video
 
 __all__ = [
     "CLIP_SUFFIXES",
@@ -29,6 +33,8 @@ __all__ = [
     "ResizeKernel",
     "ResizePolicy",
     "Sound",
+    "as_frames",
+    "as_masks",
     "compress",
     "contact_sheet",
     "crop_to_shape",
@@ -44,6 +50,7 @@ __all__ = [
     "rgb_frames",
     "stream_video",
     "video_fps",
+    "write_clip",
     "write_gif",
     "write_image",
     "write_video",

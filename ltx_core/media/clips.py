@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,18 +120,9 @@ def stream_video(
         yield from _shown(itertools.islice(shots, start, stop))
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The tags of a video's container; JSON where a value is JSON, otherwise the text itself."""
-    with open_video(path) as (container, _):
-        tags = dict(container.metadata)
-    return {key: _from_json(value) for key, value in tags.items()}
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+def first_picture(folder: Path) -> Path:
+    """The first of the numbered pictures of a folder. Raises ConfigError: there are none, or several series."""
+    return numbered(folder)[0]
 
 
 def _saying(path: Path, notes: Notes) -> Notes:
@@ -166,7 +155,7 @@ class _Source:
 def _opened(path: Path, say: Notes) -> Generator[_Source, None, None]:
     path = Path(path)  # names do too
     if path.is_dir():
-        yield _Source(None, _numbered(path))
+        yield _Source(None, _in_order(path))
     elif is_animated(path):
         yield _Source(None, _animation(path, say))
     elif is_still(path):
@@ -210,7 +199,7 @@ def _check_size(path: Path, frame: Tensor, first: Tensor, name: str) -> None:
         )
 
 
-def _numbered(folder: Path) -> Iterator[Shot]:
+def numbered(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of their numbers: the last number in each name.
 
     Raises:
@@ -237,10 +226,11 @@ def _numbered(folder: Path) -> Iterator[Shot]:
             f"got folder {folder} as a clip, without pictures; expected numbered frames such as 0001.png; choose "
             "another folder"
         )
-    return _in_order(folder, [numbers[number] for number in sorted(numbers)])
+    return [numbers[number] for number in sorted(numbers)]
 
 
-def _in_order(folder: Path, files: list[Path]) -> Iterator[Shot]:
+def _in_order(folder: Path) -> Iterator[Shot]:
+    files = numbered(folder)
     first = read_image(files[0])[0]
 
     def show(path: Path) -> Tensor:

@@ -17,6 +17,7 @@ from .colour import HDR_NAMES, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
 from .filters import Conversion
 
 if TYPE_CHECKING:
+    import numpy as np
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
@@ -27,6 +28,9 @@ _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "b
 
 _FLOATS = ("grayf32le", "gbrpf32le", "gbrapf32le")
 """Formats of pictures that are RGB or grey already: FFmpeg 7 clips their values, and takes grey for studio range."""
+
+_HALVES = {"gbrpf16le": (2, 0, 1), "gbrapf16le": (2, 0, 1, 3), "grayf16le": (0, 0, 0)}
+"""Planes of red, green, blue and opacity in formats of half floats, of which FFmpeg's `scale` keeps twelve bits."""
 
 _UNSPECIFIED = 2
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG; 1 is the studio range
@@ -201,6 +205,8 @@ class Screen:
         if frame.format.name in _FLOATS:
             values = torch.from_numpy(frame.to_ndarray().copy())
             return values if values.ndim == 3 else values[..., None].expand(-1, -1, 3)
+        if frame.format.name in _HALVES:
+            return _half_floats(frame)
         look = _Look(frame.width, frame.height, frame.format.name, self._matrix(frame), _is_full_range(frame))
         if self._conversion is None or self._conversion[0] != look:
             colours = {"in_range": "full" if look.full_range else "limited", "out_range": "full"}
@@ -220,6 +226,18 @@ class Screen:
             self._tell(f"has colours by matrix {stated}, which is not known here: they are approximate")
         large = frame.width >= 1280 or frame.height > 576
         return _MATRICES.get(stated, "bt709" if large else "bt601")
+
+
+def _half_floats(frame: VideoFrame) -> Tensor:
+    """(h, w, 3 | 4) float32 of planes of half floats, which not every version of PyAV makes an array of."""
+    import numpy as np
+
+    def plane(number: int) -> np.ndarray:
+        stored = frame.planes[number]
+        rows = np.frombuffer(bytes(stored), dtype="<f2")[: stored.line_size // 2 * frame.height]
+        return rows.reshape(frame.height, -1)[:, : frame.width].astype(np.float32)
+
+    return torch.from_numpy(np.stack([plane(number) for number in _HALVES[frame.format.name]], -1))
 
 
 def _is_full_range(frame: VideoFrame) -> bool:

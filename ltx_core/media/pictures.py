@@ -97,7 +97,7 @@ def read_picture(path: Path, notes: Notes = log_note) -> Picture:
 
     try:
         return next(_pillow_pictures(path, notes, all_of_them=False)).picture
-    except _NotOpenedError as error:
+    except NotOpenedError as error:
         still = read_still(path, notes)
         if still is None:
             raise ConfigError(
@@ -129,19 +129,19 @@ def is_still(path: Path) -> bool:
 def _count(path: Path) -> int | None:
     """How many pictures follow each other in a file; None: not a picture, or a damaged one."""
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             count = getattr(file, "n_frames", 1) if file.format in _MOVING else 1
             return count - bool(file.info.get("default_image"))
     except LTXKitError:
         return None
 
 
-class _NotOpenedError(ConfigError):
+class NotOpenedError(ConfigError):
     """Pillow does not know the format."""
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Generator[Image, None, None]:
+def opened(path: Path) -> Generator[Image, None, None]:
     """A file in Pillow. Whatever its decoders raise inside the block becomes one ConfigError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
@@ -153,12 +153,12 @@ def _opened(path: Path) -> Generator[Image, None, None]:
             warnings.simplefilter("ignore")  # of half the limit, and of damaged tags: the file is shown or refused
             with Image.open(path) as file:
                 if file.format in _NOT_SHOWN:
-                    raise _NotOpenedError(f"got {path}, a {file.format} file; expected pixels; save it as PNG")
+                    raise NotOpenedError(f"got {path}, a {file.format} file; expected pixels; save it as PNG")
                 yield file
     except LTXKitError:
         raise
     except UnidentifiedImageError as error:
-        raise _NotOpenedError(
+        raise NotOpenedError(
             f"got {path}, which Pillow does not open; expected a picture; choose another file"
         ) from error
     except Image.DecompressionBombError as error:
@@ -185,7 +185,7 @@ def _pillow_pictures(path: Path, notes: Notes, *, all_of_them: bool) -> Iterator
             said.add(text)
             notes(f"{path} {text}.")
 
-    with _opened(path) as file:
+    with opened(path) as file:
         count = getattr(file, "n_frames", 1) if file.format in _MOVING else 1
         first = 1 if all_of_them and count > 1 and file.info.get("default_image") else 0  # for viewers without APNG
         if count > 1 and not all_of_them:
@@ -195,7 +195,7 @@ def _pillow_pictures(path: Path, notes: Notes, *, all_of_them: bool) -> Iterator
                 file.seek(number)
             file.load()
             seconds = None if file.format == "TIFF" else _seconds(file.info.get("duration") or 0)
-            yield TimedPicture(_shown(file, say), seconds)
+            yield TimedPicture(shown_picture(file, say), seconds)
 
 
 def _seconds(milliseconds: float) -> Fraction:
@@ -206,7 +206,8 @@ def _seconds(milliseconds: float) -> Fraction:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _shown(picture: Image, say: Notes) -> Picture:
+def shown_picture(picture: Image, say: Notes) -> Picture:
+    """A picture of Pillow as `read_picture` shows the file of it. say: receives what follows "The picture"."""
     # Where it is not TIFF, Pillow has 16 bits in its 32-bit mode.
     deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF")
     picture = _upright(picture, say)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..outputs import SOUND_FILE
 from ..progress import Notes, log_note
 from .decoding import decoded_frames, open_video
 from .pictures import is_animated, is_still
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 SOUND_CODECS = ("aac", "flac")
 """What mp4 takes: AAC plays everywhere; FLAC keeps every sample of 24 bits."""
 
-TRACK_CODECS = (*SOUND_CODECS, "libopus")
-"""What a sound track can be written with; WebM takes Opus alone of them."""
+ENCODERS = {
+    "aac": "aac", "flac": "flac", "opus": "libopus", "pcm": "pcm_f32le", "alac": "alac",
+}  # fmt: skip
+"""FFmpeg's encoders by the names of `outputs.SOUND_CODECS`."""
+
+_LOSSLESS = {"flac": "s32", "alac": "s32p", "pcm_f32le": "flt"}
+"""Formats of samples. FLAC and ALAC keep 24 bits of them, PCM all."""
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """FFmpeg's own layout for a number of channels."""
@@ -106,7 +112,9 @@ def read_sound(path: Path, *, seconds: Fraction | float | None = None, notes: No
         ConfigError: the file is missing, or is not a video.
     """
     path = Path(path)
-    if path.is_dir() or is_animated(path) or is_still(path):
+    if path.is_dir():
+        return _sound_beside(path, seconds)
+    if is_animated(path) or is_still(path):
         return None
 
     def say(text: str) -> None:
@@ -121,6 +129,22 @@ def read_sound(path: Path, *, seconds: Fraction | float | None = None, notes: No
     with open_video(path) as (container, _):
         stream: Any = container.streams[index]
         return _read(container, stream, _Clock(start, coarse, seconds), say)
+
+
+def _sound_beside(folder: Path, seconds: Fraction | float | None) -> Sound | None:
+    """The sound that `write_clip` puts beside the pictures of a folder; None: there is none."""
+    import av
+    from av.error import FFmpegError
+
+    path = folder / SOUND_FILE
+    if not path.is_file():
+        return None
+    try:
+        with av.open(str(path), format="wav") as container:
+            clock = _Clock(Fraction(0), Fraction(0), seconds)
+            return _read(container, container.streams.audio[0], clock, lambda _: None)
+    except (FFmpegError, OSError, ValueError, LookupError) as error:
+        raise ConfigError(f"got {path}, which cannot be read ({error}); expected WAV; remove it") from error
 
 
 def _heard_stream(container: InputContainer, say: Notes) -> AudioStream | None:
@@ -249,17 +273,18 @@ class SoundTrack:
     """
 
     def __init__(self, container: OutputContainer, sound: Sound, codec: str) -> None:
-        if codec not in TRACK_CODECS:
-            raise ConfigError(f"got sound codec {codec!r}; expected {' or '.join(SOUND_CODECS)}; choose one of them")
+        if codec not in ENCODERS:
+            raise ConfigError(f"got sound codec {codec!r}; expected one of {', '.join(ENCODERS)}; choose one")
+        codec = ENCODERS[codec]
         self.sound = _of_few_channels(sound)
         self.container = container
         rate = _codec_rate(codec, sound.rate)
         self.stream: Any = container.add_stream(codec, rate=rate, options=_AAC if codec == "aac" else {})
         self.stream.layout = LAYOUTS[self.sound.channels]
-        if codec != "flac":
-            self.stream.bit_rate = _BITS_PER_CHANNEL * self.sound.channels
+        if codec in _LOSSLESS:
+            self.stream.format = _LOSSLESS[codec]
         else:
-            self.stream.format = "s32"
+            self.stream.bit_rate = _BITS_PER_CHANNEL * self.sound.channels
         self._written = 0
 
     def write_until(self, seconds: Fraction) -> None:
@@ -273,6 +298,16 @@ class SoundTrack:
 
     def close(self) -> None:
         self.container.mux(self.stream.encode(None))
+
+
+def write_sound(path: Path, sound: Sound, codec: str) -> None:
+    """Sound alone, as WAV."""
+    import av
+
+    with av.open(str(path), "w", format="wav") as container:
+        track = SoundTrack(container, sound, codec)
+        track.write_until(Fraction(sound.waveform.shape[1], sound.rate))
+        track.close()
 
 
 def _codec_rate(codec: str, rate: int) -> int:

@@ -12,15 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.active import PLAINLY, Active
+from ..kernels.attention import attention
 from .branches import BlockPlan, BlockText, TextConstant, TextKeysValues, join, take
 from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotate
 
+# Texts of one clip, at most: a weight that is used once for each of them is packed only where there are more.
+TEXTS = 2
 QK_NORM_EPS = 1e-5  # Lightricks/LTX-Video attention.py, Attention.__init__
 
 
 class Attention(nn.Module):
     """The weights of both kinds of attention. Queries and keys are RMS-normed over all heads together."""
+
+    active: Active = PLAINLY
 
     def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -38,13 +44,8 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Three (b heads n head_dim) -> (b n inner)"""
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-
-
 def attend_weighted(query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> Tensor:
-    """`attend` of tokens whose first m are guides that count more or less than others.
+    """Attention of tokens whose first m are guides that count more or less than others.
 
     weights: (m); below 0 is 0: the factor of a guide's share in what the other n - m tokens read, and of their share in
     what it reads. Guides read each other as usual.
@@ -94,13 +95,17 @@ class SelfAttention(Attention):
         rows = (self.split(part.flatten(0, 1)) for part in (query, key, value))
         query_rows, key_rows, value_rows = rows
         if weights is None:
-            mean = attend(query_rows, key_rows, value_rows)
+            mean = attention(query_rows, key_rows, value_rows, self.active)
         else:
             mean = attend_weighted(query_rows, key_rows, value_rows, weights)
         return mean.unflatten(0, query.shape[:2])
 
 
 class CrossAttention(Attention):
+    def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
+        super().__init__(width, context_width, heads, head_dim)
+        self.to_k.pack_after = self.to_v.pack_after = TEXTS
+
     def prepare(self, contexts: Sequence[Tensor]) -> BlockText:
         """What this block reads from the contexts of a `PreparedText`; it depends on nothing else."""
         if all(context.shape[1] == 1 for context in contexts):
@@ -131,6 +136,7 @@ class CrossAttention(Attention):
         if len(text.pairs) == 1:
             key, value = text.pairs[0]
             rows = query.reshape(key.shape[0], -1, query.shape[-1])  # one text for all: one long row of queries
-            return attend(self.split(rows), key, value).reshape(query.shape)
+            return attention(self.split(rows), key, value, self.active).reshape(query.shape)
         runs = query.split([key.shape[0] for key, _ in text.pairs])
-        return torch.cat([attend(self.split(rows), *pair) for rows, pair in zip(runs, text.pairs, strict=True)])
+        pairs = zip(runs, text.pairs, strict=True)
+        return torch.cat([attention(self.split(rows), *pair, self.active) for rows, pair in pairs])

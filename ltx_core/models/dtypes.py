@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.choice import Operation
 
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which to compute with `weight`: its own, but float32 on CPUs without kernels for half precision.
+_NOTHING_CHOSEN = Operation()
 
-    On these, PyTorch's own half-precision loops are some hundred times slower than a cast of each weight when it is
-    used.
+
+def compute_dtype(weight: Tensor, chosen: Operation = _NOTHING_CHOSEN) -> torch.dtype:
+    """The dtype in which to compute with `weight`: its own; on a CPU what was chosen there.
+
+    chosen: for the operation that takes most of the time. Without it, float32 on CPUs without kernels for half
+        precision.
     """
-    if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16):
-        return weight.dtype
-    name = "_is_mkldnn_bf16_supported" if weight.dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
-    supported = torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, name)()
-    return weight.dtype if supported else torch.float32
+    return chosen.dtype(weight.dtype) if weight.device.type == "cpu" else weight.dtype

@@ -22,6 +22,13 @@ def sinusoid(timesteps: Tensor, channels: int = SINUSOID_CHANNELS) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def scale_shift_table(rows: int, width: int) -> nn.Parameter:
+    """(rows, width): what modulation starts from. On meta there are no values: torch would import its compiler, in two
+    seconds, to work out which shape they have."""
+    empty = torch.empty(rows, width)
+    return nn.Parameter(empty if empty.is_meta else torch.randn(rows, width) / width**0.5)
+
+
 class TimestepEmbedder(nn.Module):
     """(u) timesteps -> (u d), computed in `dtype`."""
 

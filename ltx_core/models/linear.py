@@ -6,37 +6,42 @@ Weights can then stay memory-mapped as the file stores them where the processor 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Elements of a weight that are cast at a time: few enough that the allocator reuses the same memory (beyond 32 MB each
-# cast would get fresh pages), enough to multiply at full speed.
-SLICE = 1 << 20
+from ..kernels.active import PLAINLY, Active
+from ..kernels.norms import rms_norm
+from ..kernels.products import SLICE, product, tanh_gelu
+
+__all__ = ["SLICE", "Linear", "RMSNorm"]
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with a bias, like every Linear of the transformer."""
+    """`nn.Linear`, by the form that was chosen for this machine.
+
+    pack_after: uses of the weight before it is packed where packed weights were chosen; 0 for those of every step.
+    """
+
+    active: Active = PLAINLY
+    pack_after: int = 0
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dtype != input.dtype and input.device.type == "cpu" and not torch.is_grad_enabled():
-            return self._by_slices(input)
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+        return product(input, self.weight, self.bias, self.active, pack_after=self.pack_after)
 
-    def _by_slices(self, input: Tensor) -> Tensor:
-        """The same product, without the whole weight ever being in memory in another dtype."""
-        rows = input.reshape(-1, self.in_features)
-        output = rows.new_empty(rows.shape[0], self.out_features)
-        size = max(1, SLICE // self.in_features)
-        for weight, bias, part in zip(
-            self.weight.split(size), self.bias.split(size), output.split(size, dim=1), strict=True
-        ):
-            torch.addmm(bias.to(input.dtype), rows, weight.to(input.dtype).T, out=part)
-        return output.view(*input.shape[:-1], self.out_features)
+    def with_gelu(self, input: Tensor) -> Tensor:
+        """The product, and then GELU by tanh, in one kernel where that was chosen and nothing comes between the two."""
+        if self._forward_hooks or self._forward_pre_hooks:  # such as a LoRA, which adds to the product
+            return tanh_gelu(self(input))
+        return product(input, self.weight, self.bias, self.active, gelu=True, pack_after=self.pack_after)
 
 
 class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm` with a weight."""
+    """`nn.RMSNorm` over the last axis, in the dtype of its input; its weight is None if not `elementwise_affine`."""
+
+    active: Active = PLAINLY
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return rms_norm(x, cast("Tensor | None", self.weight), eps, self.active)

@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
+from ..kernels.active import PLAINLY, Active
+from ..kernels.products import tanh_gelu
 from .attention import CrossAttention, SelfAttention
 from .blocks import BlockStack
 from .branches import (
@@ -31,8 +32,8 @@ from .branches import (
     structure_of,
 )
 from .dtypes import compute_dtype
-from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation
-from .linear import Linear
+from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, scale_shift_table
+from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
@@ -46,10 +47,8 @@ class _ProjectedGELU(nn.Module):
         self.proj = Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        if torch.is_grad_enabled():
-            return F.gelu(x, approximate="tanh")
-        return torch.ops.aten.gelu_(x, approximate="tanh")  # in place: the largest tensor of a forward
+        proj = cast(nn.Module, self.proj)  # a quantization may have put another Linear there
+        return proj.with_gelu(x) if isinstance(proj, Linear) else tanh_gelu(proj(x))
 
 
 class FeedForward(nn.Module):
@@ -66,12 +65,12 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
-        self.norm1 = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
+        self.norm1 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.attn1 = SelfAttention(d, d, heads, head_dim)
         self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
-        self.norm2 = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
+        self.norm2 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.ff = FeedForward(d)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, d) / d**0.5)
+        self.scale_shift_table = scale_shift_table(6, d)
 
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: RotaryTable, texts: Sequence[BlockText], plan: BlockPlan
@@ -105,6 +104,7 @@ class LTXTransformer(nn.Module):
     """
 
     BLOCK_PREFIX: ClassVar[str] = "transformer_blocks."
+    active: Active = PLAINLY
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class LTXTransformer(nn.Module):
         self.caption_projection = CaptionProjection(config.caption_channels, d)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.norm_out = nn.LayerNorm(d, eps=OUTPUT_NORM_EPS, elementwise_affine=False)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
+        self.scale_shift_table = scale_shift_table(2, d)
         self.proj_out = Linear(d, config.out_channels)
         self._planned: tuple[BranchStructure, ForwardPlan] | None = None  # of the last forward: steps repeat it
 
@@ -137,8 +137,8 @@ class LTXTransformer(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the computation: `dtype`, but float32 on CPUs that lack bfloat16."""
-        return compute_dtype(self.scale_shift_table)
+        """The dtype of the computation: `dtype`, on CPUs the one that was chosen there."""
+        return compute_dtype(self.scale_shift_table, self.active.kernels.products)
 
     def blocks(self) -> BlockStack:
         def entries(block: nn.Module) -> tuple[nn.Module, ...]:

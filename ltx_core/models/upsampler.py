@@ -79,7 +79,7 @@ class LatentUpsampler(nn.Module):
                 f"got a latent of shape {tuple(latent.shape)}; expected (batch, {self.config.in_channels}, frames, "
                 "height, width); use the upscaler that belongs to this latent's VAE"
             )
-        x = latent.to(compute_dtype(self.initial_conv.weight))
+        x = latent.to(compute_dtype(self.initial_conv.weight, self.initial_conv.active.kernels.convolutions))
         x = F.silu(self.initial_norm(self.initial_conv(x)))
         for block in self.res_blocks:
             x = block(x)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -21,12 +22,17 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ..config import PaddingMode
+from ..kernels.choice import Operation
 from .convolution import Conv3d
 from .dtypes import compute_dtype
-from .embeddings import TimeEmbedder
+from .embeddings import TimeEmbedder, scale_shift_table
 
 PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
 SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
+
+# Elements that the operations of a norm work on one after the other on a CPU: few enough that they stay in the cache of
+# a core. Measured on a Xeon with 2 MB of it: 2.4 times as fast as one operation after the other over 13 million.
+CACHED = 1 << 17
 
 Stride = tuple[int, int, int]
 ScaleShift = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
@@ -102,13 +108,44 @@ def pixel_norm(x: Tensor) -> Tensor:
     return x * (norm.square() / x.shape[-1] + PIXEL_NORM_EPS).rsqrt().to(x.dtype)
 
 
-def norm_silu(x: Tensor, modulation: ScaleShift | None) -> Tensor:
-    """SiLU(pixel_norm(x) * (1 + scale) + shift). x: (b, f, h, w, c)."""
-    x = pixel_norm(x)
-    if modulation is not None:
-        scale, shift = modulation
-        x = torch.addcmul(shift, x, scale)
-    return F.silu(x, inplace=True)
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """SiLU(pixel_norm(x) * (1 + scale) + shift), what every convolution of a residual block follows."""
+
+    modulation: ScaleShift | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (b, f, h, w, c)."""
+        x = pixel_norm(x)
+        if self.modulation is not None:
+            scale, shift = self.modulation
+            x = torch.addcmul(shift, x, scale)
+        return F.silu(x, inplace=True)
+
+    def into(self, output: Tensor, x: Tensor) -> None:
+        """The same numbers, written into `output` (b, f, h, w, c). Without autograd."""
+        for i, (sample, target) in enumerate(zip(x, output, strict=True)):
+            pair = None if self.modulation is None else [part[min(i, len(part) - 1)] for part in self.modulation]
+            for part, result in zip(_cached(sample), _cached(target), strict=True):
+                norm = torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=torch.float32)
+                factor = norm.square_().div_(x.shape[-1]).add_(PIXEL_NORM_EPS).rsqrt_().to(x.dtype)
+                torch.mul(part, factor, out=result)
+                if pair is not None:
+                    torch.addcmul(pair[1], result, pair[0], out=result)
+                F.silu(result, inplace=True)
+
+
+def _cached(x: Tensor) -> Iterator[Tensor]:
+    """x (f, h, w, c) in pieces that fit into the cache of a CPU's core; whole on other devices."""
+    height, width, channels = x.shape[1:]
+    if x.device.type != "cpu":
+        yield x
+    elif height * width * channels <= CACHED:
+        yield from x.split(max(1, CACHED // max(height * width * channels, 1)))
+    else:
+        rows = max(1, CACHED // (width * channels))
+        for frame in x.split(1):
+            yield from frame.split(rows, dim=1)
 
 
 def split_modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
@@ -157,9 +194,10 @@ class CausalConv3d(nn.Module):
         self.causal = causal
         self.conv = Conv3d(in_channels, out_channels, 3, stride, padding=(0, 1, 1), padding_mode=padding)
 
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream, norm: Norm | None = None) -> Tensor:
+        """norm: what the frames pass through first."""
         stride, stride_h, stride_w = self.conv.stride
-        x = self._with_neighbours(x, stream)
+        x = self._with_neighbours(x, stream, norm)
         b, f, h, w, _ = x.shape
         count = max((f - 3) // stride + 1, 0)
         stream.keep(self, x[:, count * stride :])
@@ -167,18 +205,30 @@ class CausalConv3d(nn.Module):
             return x.new_empty(b, 0, (h - 1) // stride_h + 1, (w - 1) // stride_w + 1, self.conv.out_channels)
         return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
-    def _with_neighbours(self, x: Tensor, stream: Stream) -> Tensor:
+    def _with_neighbours(self, x: Tensor, stream: Stream, norm: Norm | None) -> Tensor:
         """x behind the frames kept earlier, or behind copies of the first frame; at the end of the clip, its last frame
         once more."""
-        earlier = stream.recall(self)
-        if earlier is None and x.shape[1]:
-            earlier = x[:, :1].expand(-1, 2 if self.causal else 1, -1, -1, -1)
-        if earlier is None:
+        earlier, frames = stream.recall(self), x.shape[1]
+        in_front = earlier.shape[1] if earlier is not None else (2 if self.causal else 1) * (frames > 0)
+        behind = int(stream.last and not self.causal and in_front > 0)
+        if norm is not None and torch.is_grad_enabled():
+            x, norm = norm(x), None
+        if not in_front:
             return x  # nothing has arrived yet
-        frames = [earlier, x]
-        if stream.last and not self.causal:
-            frames.append(x[:, -1:] if x.shape[1] else earlier[:, -1:])
-        return torch.cat(frames, dim=1)
+        if torch.is_grad_enabled():
+            first = x[:, :1].expand(-1, in_front, -1, -1, -1) if earlier is None else earlier
+            last = (x if frames else first)[:, -1:]
+            return torch.cat([first, x, *[last] * behind], dim=1)
+        joined = x.new_empty(len(x), in_front + frames + behind, *x.shape[2:])
+        middle = joined[:, in_front : in_front + frames]
+        if norm is None:
+            middle.copy_(x)
+        else:
+            norm.into(middle, x)
+        joined[:, :in_front] = middle[:, :1] if earlier is None else earlier
+        if behind:
+            joined[:, -1:] = joined[:, -2:-1]
+        return joined
 
 
 class ChannelLayerNorm(nn.Module):
@@ -214,7 +264,7 @@ class ResnetBlock3D(Layer):
             self.per_channel_scale1 = nn.Parameter(torch.zeros(out_channels, 1, 1))
             self.per_channel_scale2 = nn.Parameter(torch.zeros(out_channels, 1, 1))
         if timestep_conditioning:
-            self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
+            self.scale_shift_table = scale_shift_table(4, in_channels)
         if in_channels != out_channels:
             self.norm3 = ChannelLayerNorm(in_channels)
             self.conv_shortcut = nn.Conv3d(in_channels, out_channels, 1)  # applied as a linear layer
@@ -239,17 +289,22 @@ class ResnetBlock3D(Layer):
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x (b, f, h, w, c). noise: a map (h, w) for either convolution of a block that injects noise."""
-        residual = self.conv1(norm_silu(x, modulation[0]), stream)
+        residual = self.conv1(x, stream, Norm(modulation[0]))
         if noise is not None:
             residual = residual + _noise_term(noise[0], self.per_channel_scale1)
-        residual = self.conv2(norm_silu(residual, modulation[1]), stream)
+        residual = self.conv2(residual, stream, Norm(modulation[1]))
         if noise is not None:
             residual = residual + _noise_term(noise[1], self.per_channel_scale2)
         shortcut = stream.delay(self, x, residual.shape[1])
         if self.conv_shortcut is not None and self.norm3 is not None:
             weight, bias = self.conv_shortcut.weight.flatten(1), cast(Tensor, self.conv_shortcut.bias)
             shortcut = F.linear(self.norm3(shortcut), weight.to(x.dtype), bias.to(x.dtype))
-        return residual + shortcut
+        return added(residual, shortcut)
+
+
+def added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, of one dtype; in the memory of x unless autograd needs it."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 def _noise_term(noise: Tensor, per_channel_scale: Tensor) -> Tensor:
@@ -257,10 +312,13 @@ def _noise_term(noise: Tensor, per_channel_scale: Tensor) -> Tensor:
     return noise[..., None] * per_channel_scale.flatten()
 
 
-def embed_timestep(embedder: TimeEmbedder, timestep: Tensor) -> Tensor:
-    """timestep (b,), already scaled -> (b, channels), computed in the dtype of the biases: weights may be quantized."""
+def embed_timestep(embedder: TimeEmbedder, timestep: Tensor, convolutions: Operation) -> Tensor:
+    """timestep (b,), already scaled -> (b, channels), computed in the dtype of the biases: weights may be quantized.
+
+    convolutions: how those that use it compute, in whose dtype it is.
+    """
     bias = embedder.timestep_embedder.linear_1.bias
-    return embedder(timestep, bias.dtype).to(compute_dtype(bias))
+    return embedder(timestep, bias.dtype).to(compute_dtype(bias, convolutions))
 
 
 class UNetMidBlock3D(Layer):
@@ -299,8 +357,10 @@ class UNetMidBlock3D(Layer):
 
     def _modulations(self, timestep: Tensor) -> list[tuple[ScaleShift, ScaleShift]]:
         """One entry per residual block."""
-        embedding = embed_timestep(self.time_embedder, timestep)
-        return [cast(ResnetBlock3D, block).modulation(embedding) for block in self.res_blocks]
+        blocks = [cast(ResnetBlock3D, block) for block in self.res_blocks]
+        chosen = blocks[0].conv1.conv.active.kernels.convolutions
+        embedding = embed_timestep(self.time_embedder, timestep, chosen)
+        return [block.modulation(embedding) for block in blocks]
 
     def forward(
         self,
@@ -337,7 +397,7 @@ class SpaceToDepthDownsample(nn.Module):
             stream.keep(self, x[:, whole:])
             x = x[:, :whole]
         means = reduce(space_to_depth(x, self.stride), "b f h w (c g) -> b f h w c", "mean", g=self.group)
-        return space_to_depth(self.conv(x, stream), self.stride) + means
+        return added(space_to_depth(self.conv(x, stream), self.stride), means)
 
 
 class DepthToSpaceUpsample(Layer):
@@ -366,8 +426,8 @@ class DepthToSpaceUpsample(Layer):
         y = self.conv(x, stream)
         if self.residual:
             x = stream.delay(self, x, y.shape[1])
-            y = y.unflatten(-1, (-1, x.shape[-1])) + x.unsqueeze(-2)  # the input's channels, repeated to fill y's
-            y = y.flatten(-2)
+            # the input's channels, repeated to fill y's
+            y = added(y.unflatten(-1, (-1, x.shape[-1])), x.unsqueeze(-2)).flatten(-2)
         y = depth_to_space(y, self.stride)
         if self.stride[0] > 1 and y.shape[1] and stream.first(self):
             y = y[:, 1:]

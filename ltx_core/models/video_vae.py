@@ -22,19 +22,18 @@ from ..errors import ConfigError, ShapeError
 from ..shapes import PixelShape
 from .convolution import Conv3d
 from .dtypes import compute_dtype
-from .embeddings import TimeEmbedder
+from .embeddings import TimeEmbedder, scale_shift_table
 from .vae_layers import (
     CausalConv3d,
     DepthToSpaceUpsample,
     Layer,
+    Norm,
     ResnetBlock3D,
-    ScaleShift,
     SpaceToDepthDownsample,
     Stage,
     Stream,
     UNetMidBlock3D,
     embed_timestep,
-    norm_silu,
     run_stages,
     split_modulation,
 )
@@ -97,7 +96,8 @@ class Encoder(nn.Module):
     def forward(self, pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[Posterior]:
         """pieces: (pixels (b, 3, f, h, w), whether they are the last of the clip); see `run_stages`."""
         stages: list[Stage] = [self.conv_in, *self.down_blocks, self._finish]
-        dtype = compute_dtype(self.conv_in.conv.weight)
+        conv = self.conv_in.conv
+        dtype = compute_dtype(conv.weight, conv.active.kernels.convolutions)
         for moments in run_stages(stages, ((self._patchify(x.to(dtype)), last) for x, last in pieces), limit):
             moments = rearrange(moments, "b f h w c -> b c f h w")
             mean, logvar = moments[:, :-1], moments[:, -1:]
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         return rearrange(x, "b c f (h q) (w r) -> b f h w (c r q)", q=p, r=p)
 
     def _finish(self, x: Tensor, stream: Stream) -> Tensor:
-        return self.conv_out(norm_silu(x, None), stream)
+        return self.conv_out(x, stream, Norm())
 
 
 class Decoder(nn.Module):
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         if config.timestep_conditioning:
             self.timestep_scale_multiplier = nn.Parameter(torch.tensor(TIMESTEP_SCALE_MULTIPLIER))
             self.last_time_embedder = TimeEmbedder(width * 2)
-            self.last_scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+            self.last_scale_shift_table = scale_shift_table(2, width)
 
     def forward(
         self,
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         if timestep is not None:
             timestep = timestep.float() * self.timestep_scale_multiplier
         weight = self.conv_in.conv.weight
-        dtype = compute_dtype(weight)
+        dtype = compute_dtype(weight, self.conv_in.conv.active.kernels.convolutions)
         noise = tuple(noise_map.to(weight.device, dtype) for noise_map in noise)
         latents = ((rearrange(x.to(dtype), "b c f h w -> b f h w c"), last) for x, last in pieces)
         stages: list[Stage] = [self.conv_in, *self._up_stages(timestep, noise), self._last_stage(timestep)]
@@ -176,13 +176,14 @@ class Decoder(nn.Module):
 
     def _last_stage(self, timestep: Tensor | None) -> Stage:
         if timestep is None:
-            return partial(self._finish, modulation=None)
-        embedding = embed_timestep(self.last_time_embedder, timestep)
+            return partial(self._finish, norm=Norm())
+        chosen = self.conv_out.conv.active.kernels.convolutions
+        embedding = embed_timestep(self.last_time_embedder, timestep, chosen)
         shift, scale = split_modulation(self.last_scale_shift_table, embedding)
-        return partial(self._finish, modulation=(1 + scale, shift))
+        return partial(self._finish, norm=Norm((1 + scale, shift)))
 
-    def _finish(self, x: Tensor, stream: Stream, modulation: ScaleShift | None) -> Tensor:
-        x = self.conv_out(norm_silu(x, modulation), stream)
+    def _finish(self, x: Tensor, stream: Stream, norm: Norm) -> Tensor:
+        x = self.conv_out(x, stream, norm)
         p = self.patch_size
         return rearrange(x, "b f h w (c r q) -> b f (h q) (w r) c", q=p, r=p)
 

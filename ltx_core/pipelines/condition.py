@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from ..host import Host
-from ..media import RESIZE_POLICIES, ResizePolicy, compress, crop_to_shape, resize, rgb_frames
+from ..media import RESIZE_POLICIES, ResizePolicy, as_frames, compress, crop_to_shape, resize, rgb_frames
 from ..models.video_vae import LOGVAR_RANGE
 from ..progress import Notes, log_note
 from ..sampling.conditioning import LatentCondition, LatentItem, LatentReference
 from ..sampling.noise import Noise
 from ..shapes import PixelShape
-from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_number, check_whole
+from ..values import check_choice, check_crf, check_frame_rate, check_number, check_whole
 from .encode import encode_posterior
+from .hints import CONDITION, hinted
 
 if TYPE_CHECKING:
     from ..models.video_vae import VideoVAE
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 class ConditioningItem(ABC):
     """Frames on which a clip is conditioned: a `Condition` that it shows, or a `Reference` that it follows.
 
-    frames: (f h w 3) float, 0 to 1, of any size. strength: 0 to 1. resize: see `media.resize`.
+    frames: (f h w 3) float, 0 to 1, of any size, from what `media.as_frames` takes. strength: 0 to 1. resize: see
+    `media.resize`.
     """
 
     frames: Tensor
@@ -59,6 +61,9 @@ class ConditioningItem(ABC):
             ShapeError: not frames of three channels. ConfigError: its place is not possible in this clip.
         """
 
+    def check_place(self, frames: int, frames_per_latent: int) -> None:  # noqa: B027 - a reference starts with the clip
+        """Refuse a place that is not possible in a clip of this length. Raises ConfigError, as `placed`."""
+
     @abstractmethod
     def share(self, first: int, last: int, frames: int) -> ConditioningItem | None:
         """The part that a window of the frames `first` to `last` uses, in a clip of `frames` frames; None: no part."""
@@ -71,9 +76,18 @@ class ConditioningItem(ABC):
     def describe(self) -> dict[str, object]:
         """The item as JSON values, without its frames: everything else that distinguishes it."""
 
+    def __repr__(self) -> str:
+        f, h, w, _ = self.frames.shape
+        others = (each for each in fields(self) if each.name != "frames")  # pyright: ignore[reportArgumentType]
+        said = [f"{e.name}={value!r}" for e in others if (value := getattr(self, e.name)) != e.default]
+        return f"{type(self).__name__}({', '.join([f'{f} x {w}x{h}', *said])})"
+
     def _check_values(self) -> None:
         """Raises ConfigError: a strength, policy or frames that cannot be."""
-        check_kind("frames", self.frames, Tensor)
+        limit = getattr(self, "limit", None)
+        if limit is not None:
+            check_whole("limit", limit, 1, advice="pass the number of frames to take")
+        object.__setattr__(self, "frames", as_frames(self.frames, limit=limit))
         check_number("strength", self.strength, 0, 1, advice="1 keeps the picture unchanged")
         check_choice("resize", self.resize, RESIZE_POLICIES)
 
@@ -86,16 +100,19 @@ class ConditioningItem(ABC):
             )
 
 
-@dataclass(frozen=True, eq=False)
+@hinted(CONDITION, "ltxkit.Condition")
+@dataclass(frozen=True, eq=False, repr=False)
 class Condition(ConditioningItem):
     """A picture or clip that the result must show.
 
-    frames: (f h w 3) float, 0 to 1, of any size.
+    frames: of any size: a path, a Pillow image, an array or tensor (h w 3) or (f h w 3), uint8 or 0 to 1, or a list of
+        these; kept as (f h w 3).
     frame: where it starts in the result; negative counts from the end, -1 is the last frame.
     strength: 0 to 1; 1 keeps it unchanged. resize: how it gets the size of the result, see `media.resize`.
     crf: H.264 compression of every frame (`media.compress`), after cropping and before resizing, as in the official
         code, whose value is 29; 0: none. None: not set: the library then takes the value of the run, and a direct call
         of `sample` does not compress.
+    limit: how many frames of a clip are taken, the first ones; None: all.
 
     Raises:
         ConfigError: a value outside its range.
@@ -106,6 +123,7 @@ class Condition(ConditioningItem):
     strength: float = 1.0
     resize: ResizePolicy = "crop"
     crf: int | None = None
+    limit: int | None = None
 
     needs_lora = False
     in_one_window = True
@@ -136,20 +154,27 @@ class Condition(ConditioningItem):
     def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Condition:  # noqa: ARG002
         """Raises ConfigError also if a clip does not start on a multiple of `frames_per_latent`."""
         self._check_frames()
-        start = self._start(size.frames)
-        count, t = len(self.frames), frames_per_latent
-        length = (min(count, size.frames - start) - 1) // t * t + 1
-        if length > 1 and start % t:
-            raise ConfigError(
-                f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
-                f"use frame {round(start / t) * t}"
-            )
+        self.check_place(size.frames, frames_per_latent)
+        start, count, t = self._start(size.frames), len(self.frames), frames_per_latent
+        length = self._length(size.frames, t)
         if length != count:
             say(
                 f"The condition at frame {start} was trimmed from {count} to {length} frames: {t}k+1 that fit in the "
                 "clip."
             )
         return replace(self, frames=self.frames[:length], frame=start).compressed(size)
+
+    def check_place(self, frames: int, frames_per_latent: int) -> None:
+        start, t = self._start(frames), frames_per_latent
+        if self._length(frames, t) > 1 and start % t:
+            raise ConfigError(
+                f"got a clip as condition at frame {start}; expected a multiple of {t} (an image can stand anywhere); "
+                f"use frame {round(start / t) * t}"
+            )
+
+    def _length(self, frames: int, t: int) -> int:
+        """How many of its frames a clip of this length shows."""
+        return (min(len(self.frames), frames - self._start(frames)) - 1) // t * t + 1
 
     def _start(self, frames: int) -> int:
         start = self.frame + frames if self.frame < 0 else self.frame
@@ -176,11 +201,12 @@ class Condition(ConditioningItem):
         }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@hinted(CONDITION, "ltxkit.Reference")
+@dataclass(frozen=True, eq=False, repr=False)
 class Reference(ConditioningItem):
     """The video that an IC-LoRA follows: depth, poses or edges, frame by frame, or a clip to refine.
 
-    It starts with the clip. strength: IC-LoRAs are trained at 1.
+    frames: as of a `Condition`; they start with the clip. strength: IC-LoRAs are trained at 1.
     fps: of the frames; for a clip with another rate, the frames nearest in time are taken. None: the rate of the clip.
 
     Raises:

@@ -56,6 +56,7 @@ def decode_frames(
     host: Host,
     tiling: Tiling | None = None,
     into: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
     """Decode one clip, a few frames at a time.
 
@@ -69,19 +70,25 @@ def decode_frames(
         the clip's seed, because the clip's own noise is another stream.
     tiling: how the clip is cut up; None: chosen to fit the host's room. A clip that is cut in space stays in memory
         whole, and leaves while its last tile is decoded.
-    into: an array for the whole clip; the frames are then views of it.
+    into: an array for the whole clip; the frames are then views of it, and have its dtype.
+    dtype: of the frames: float32, or uint8 for a file of eight bits, a quarter of the bytes that leave the device and,
+        cut in space, of those that wait for the last tile.
     Progress is of stage "decode", counted in frames of tiles.
 
     Yields:
-        (f, h, w, 3) float32 in [0, 1], on the CPU.
+        (f, h, w, 3) float32 in [0, 1] or uint8, on the CPU.
 
     Raises:
-        ShapeError: not one clip, or the wrong number of channels. ConfigError: a latent that is not finite.
+        ShapeError: not one clip, or the wrong number of channels. ConfigError: a latent that is not finite, or another
+            dtype.
         UnsupportedError: the VAE returned numbers that are not finite.
     """
     _check(vae, latent)
     if len(latent) != 1:
         raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
+    dtype = dtype if into is None else into.dtype
+    if dtype not in (torch.float32, torch.uint8):
+        raise ConfigError(f"got frames of {dtype}; expected float32 or uint8; convert them afterwards")
     shape = LatentShape(*latent.shape[2:])
     tiling, work = stages.decoding(vae, shape, tiling, host.room(vae.decoder))
 
@@ -95,7 +102,9 @@ def decode_frames(
         latent = tone_map(latent, decoding.tone_map)
     injected = vae.draw_noise(shape.height, shape.width, generator)
     noisy = _Noisy(vae.un_normalize(latent), timestep, injected)
-    return _decode(vae, noisy, tiling, work, host, into)
+    if into is None and len(tiling.tiles(shape.height, shape.width)) > 1:
+        into = torch.empty(*shape.pixels(vae.config.scale_factors), 3, dtype=dtype)
+    return _decode(vae, noisy, tiling, work, host, dtype if into is None else into)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +123,14 @@ def _decode(
     tiling: Tiling,
     work: int,
     host: Host,
-    into: Tensor | None,
+    into: Tensor | torch.dtype,
 ) -> Iterator[Tensor]:
-    """work: bytes in addition to the decoder's weights. The rest is as in `decode_frames`."""
+    """work: bytes in addition to the decoder's weights. into: the array for the frames, or their dtype. The rest is as
+    in `decode_frames`."""
     raw, timestep, injected = noisy.raw, noisy.timestep, noisy.injected
     shape, scale = LatentShape(*raw.shape[2:]), vae.config.scale_factors
     pixels, tiles = shape.pixels(scale), tiling.tiles(shape.height, shape.width)
-    if into is None and len(tiles) > 1:
-        into = torch.empty(*pixels, 3)
+    dtype = into.dtype if isinstance(into, Tensor) else into
     total = pixels.frames * len(tiles)
     host.progress(ProgressEvent("decode", 0, total))
     with host.place(vae.decoder, memory_required=work) as device:
@@ -137,11 +146,11 @@ def _decode(
             )
             done = 0
             for piece in pieces:
-                frames = _to_frames(piece[..., row.kept(scale.height), column.kept(scale.width)])
+                frames = _to_frames(piece[..., row.kept(scale.height), column.kept(scale.width)], dtype)
                 del piece
                 finished = slice(done, done + len(frames))
                 done = finished.stop
-                if into is not None:
+                if isinstance(into, Tensor):
                     into[finished, row.inner(scale.height), column.inner(scale.width)] = frames
                     frames = into[finished]
                 host.progress(ProgressEvent("decode", number * pixels.frames + done, total))
@@ -150,15 +159,16 @@ def _decode(
                 del frames  # no reference of ours lives while the next piece is decoded
 
 
-def _to_frames(pixels: Tensor) -> Tensor:
-    """(1, 3, f, h, w) of about [-1, 1], anywhere -> (f, h, w, 3) float32 in [0, 1] on the CPU."""
-    frames = rearrange(pixels, "1 c f h w -> f h w c").to(torch.float32, copy=True).mul_(0.5).add_(0.5).cpu()
+def _to_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, 3, f, h, w) of about [-1, 1], anywhere -> (f, h, w, 3) on the CPU: float32 in [0, 1], or uint8."""
+    frames = rearrange(pixels, "1 c f h w -> f h w c").to(torch.float32, copy=True).mul_(0.5).add_(0.5)
     if not bool(frames.sum().isfinite()):  # of the sum: isfinite() of all of them would allocate masks
         raise UnsupportedError(
             "got numbers that are not finite from the VAE; expected frames; float16 can overflow in it: load it as "
             "bfloat16 or float32"
         )
-    return frames.clamp_(0, 1)
+    frames.clamp_(0, 1)
+    return frames.mul_(255).round_().to(dtype).cpu() if dtype == torch.uint8 else frames.cpu()
 
 
 def _check(vae: VideoVAE, latent: Tensor) -> None:

@@ -169,6 +169,7 @@ def _kernels() -> list[str]:
     """What multiplies, and in which precision."""
     import torch
 
+    from ..kernels.here import kernels_here
     from ..models.dtypes import compute_dtype
     from ..placing.devices import best_device
     from ..quant.fp8 import multiplies_fp8
@@ -178,6 +179,7 @@ def _kernels() -> list[str]:
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
         native = compute_dtype(torch.empty(0, dtype=dtype)) == dtype
         lines.append(f"{name} on the CPU: {'yes' if native else 'no, computed in float32'}")
+    lines.append(f"on the CPU: {kernels_here().in_words()}")
     products = "yes" if multiplies_fp8(device) else "no, weights are widened first"
     return [*lines, f"fp8 products on {device.type}: {products}"]
 

@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from ..budget import stages
+from ..budget.packing import packed_bytes, room_for_packing
 from ..budget.plan import Card, Plan, Stage
 from ..budget.tiling import Tiling
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
 from ..config import TextEncoderConfig
 from ..errors import ConfigError, UnsupportedError
+from ..kernels.choice import PLAIN, Kernels
+from ..kernels.here import kernels_here
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -39,6 +42,7 @@ class Outline:
     """The models of a run, on meta or loaded: the plan reads only configs, shapes and dtypes.
 
     text_encoder: the model and its config. converted: bytes that loading allocates in addition to the mapped files.
+    kernels: by which a CPU computes; None: those of this machine.
     """
 
     transformer: LTXTransformer
@@ -47,6 +51,7 @@ class Outline:
     text_encoder: tuple[nn.Module, TextEncoderConfig] | None = None
     upscaler: LatentUpsampler | None = None
     converted: int = 0
+    kernels: Kernels | None = None
 
     @cached_property
     def weights(self) -> Mapping[str, Weights]:
@@ -278,22 +283,43 @@ def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
     return Pass.of(models.transformer, Settings(recipe), which, grid.tokens, scheduler=models.info.scheduler)
 
 
+def _kernels(models: Outline, card: Card) -> Kernels:
+    """By which the models compute on a card: chosen for main memory only."""
+    if not card.is_main_memory:
+        return PLAIN
+    return kernels_here() if models.kernels is None else models.kernels
+
+
 def _held(weights: Weights, resident: int | None, card: Card) -> int:
     return 0 if card.is_main_memory else weights.on_device(resident)
 
 
-def _stack_stage(name: str, model: str, weights: Weights, work: int, card: Card, asked: int | None) -> Stage:
-    """A stage with a model that can be streamed."""
+def _packed(module: nn.Module, models: Outline, work: int, card: Card) -> int:
+    """Bytes of packed weights beside those in the file, for a model that stays whole."""
+    if not card.is_main_memory:
+        return 0
+    room = room_for_packing(card.available - models.converted, card.total, work)
+    return packed_bytes(module, _kernels(models, card), room)
+
+
+def _stack_stage(
+    name: str, model: str, module: nn.Module, models: Outline, work: int, card: Card, asked: int | None
+) -> Stage:
+    """A stage with a model that can be streamed. model: its name in the plan."""
+    weights = models.weights[model]
     resident = asked if asked is not None and asked < len(weights.blocks) else None
     if asked is None and not card.is_main_memory:
         resident = resident_blocks(weights, room_for_weights(card.available, card.total, work))
+    packed = _packed(module, models, work, card) if resident is None else 0
     held = _held(weights, resident, card)
-    return Stage(name, model, weights.total, held, len(weights.blocks), resident, work)
+    return Stage(name, model, weights.total, held, len(weights.blocks), resident, work, packed=packed)
 
 
 def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
-    work = stages.encoding_text(*encoder, choices.text_tokens, on_cpu=card.is_main_memory)
-    return _stack_stage("encode text", "text encoder", models.weights["text encoder"], work, card, None)
+    work = stages.encoding_text(
+        *encoder, choices.text_tokens, on_cpu=card.is_main_memory, kernels=_kernels(models, card)
+    )
+    return _stack_stage("encode text", "text encoder", encoder[0], models, work, card, None)
 
 
 def _transformer_stage(
@@ -305,14 +331,16 @@ def _transformer_stage(
         branches=branches,
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
+        kernels=_kernels(models, card),
     )
-    return _stack_stage(run_pass.stage, "transformer", models.weights["transformer"], work, card, choices.resident)
+    return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices.resident)
 
 
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:
     weights = models.weights["upscaler"]
-    work = stages.upscaling(upscaler, grid, on_cpu=card.is_main_memory)
-    return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work)
+    work = stages.upscaling(upscaler, grid, on_cpu=card.is_main_memory, kernels=_kernels(models, card))
+    packed = _packed(upscaler, models, work, card)
+    return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work, packed=packed)
 
 
 def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked: Tiling | None) -> Stage:
@@ -321,9 +349,10 @@ def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked:
     weights = models.weights[part].total
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
     work_of = stages.decoding if name == "decode" else stages.encoding
-    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory)
-    held = _held(models.weights[part], None, card)
-    return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid))
+    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory, kernels=_kernels(models, card))
+    half = models.vae.decoder if name == "decode" else models.vae.encoder
+    held, packed = _held(models.weights[part], None, card), _packed(half, models, work, card)
+    return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid), packed)
 
 
 def _in_words(tiling: Tiling, grid: LatentShape) -> str:

@@ -1,68 +1,92 @@
 """All of LTX-Video in one object: files in, clips out.
 
-    ltx = Components.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
+    ltx = ltxkit.load("ltxv-2b-0.9.8-distilled.safetensors", "t5xxl_fp16.safetensors")
     ltx.generate("A lighthouse in a storm", width=768, height=512, frames=121, fps=24, seed=1).save("lighthouse.mp4")
 
-Sampling follows the recipe of the recognised checkpoint (`releases`). For more than a recipe, call the functions that
-this module calls: `text.encode_prompts`, `sample.sample`, `two_stage.generate_two_stage`, `decode`.
+Sampling follows the recipe of the recognised checkpoint (`releases`), with what `presets.Recipe` changes in it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
 from torch import Tensor
 
-from .. import media
 from ..budget.tiling import Tiling
-from ..errors import ConfigError
-from ..files import PICTURES, VIDEOS, check_output, whole
+from ..cache import cache_folder
+from ..errors import ConfigError, WrongNameError
+from ..host import Host
+from ..kernels.choice import parse_kernels
+from ..kernels.here import kernels_here
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
-from ..placing.devices import chosen_device, clear_of_memory
+from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.placement import DevicePlacement, host_on
-from ..progress import Notes, Progress, doubt, log_note, silent
+from ..placing.readahead import ReadAhead
+from ..progress import Notes, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..values import check_choice, check_crf, check_frame_rate, check_kind, check_seed, check_text, shown
+from ..values import check_choice, check_crf, check_kind, shown
 from ..weights.build import CheckpointInfo, OpenFiles, mixed_generations, open_files
-from ..weights.bundled import find_model
+from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, match_lora
 from ..weights.text_encoder import text_encoder_from
-from .condition import ConditioningItem, Conditions, crop_chunks
-from .decode import decode_frames
+from . import presets, record
+from .bar import Shown, callback, progress_shown, with_bar
+from .cancel import Runs
+from .clip import Clip, ClipDecoder, VAEFile, as_rate
+from .condition import Conditions
 from .dry_run import Outline, check_fits
+from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
+from .long_clip import LongRequest, check_one_pass, long_latent
 from .passes import Pass, tokens_of_passes
+from .places import find_file, find_models, no_text_encoder
+from .preflight import check_widths
+from .prompt_cache import PromptCache, prompts_of
 from .recipe import check_recipe, recipe_for, versions_with
-from .sample import LatentClip, Prompts, sample
+from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, merged, recipe_of
+from .sample import EncodedPrompt, LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
+from .start import Start, started
 from .text import encode_prompts
 from .two_stage import Upscaling, check_upscalable, first_pass_size, generate_two_stage
 
-SHEET_FRAMES = 8
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .request import Given, Prompt, Request, Starting, Text, Texts
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
 
 Path_ = Path | str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Components:
-    """The models of one checkpoint, loaded and checked to belong together.
+    """The models of one checkpoint, loaded and checked to belong together; what `ltxkit.load` returns.
 
-    recipe: the settings that the checkpoint was made for. sources: the name of each part's file.
-    tiling: how clips are decoded; None: chosen to fit the memory. loras: applied to the transformer while it samples.
+    Args:
+        transformer, vae, text_encoder, upscaler: the models; upscaler: None for one pass. info: what is known about the
+            file of the transformer.
+        recipe: the settings that the checkpoint was made for. sources: the name of each part's file.
+        placement: where they run. tiling: how clips are decoded; None: chosen to fit the memory.
+        loras: applied to the transformer while it samples. The one value that can be set: a list of `ltxkit.LoRA` or
+            of paths; [] takes them all off.
+        vae_file: where the VAE was read. settings: the release whose recipe was asked for.
+        origin: files and choices of loading, for the metadata of clips.
+        prompts: those that are encoded already; None: each is encoded every time.
     """
 
     transformer: LTXTransformer
@@ -75,12 +99,19 @@ class Components:
     sources: Mapping[str, str]
     tiling: Tiling | None = None
     loras: tuple[WeightedLoRA, ...] = ()
+    vae_file: VAEFile | None = None
+    settings: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    prompts: PromptCache | None = None
+    runs: Runs = field(default_factory=Runs)
 
     @classmethod
+    @hinted(LOAD, "ltxkit.load")
+    @with_bar
     def load(
         cls,
         model: Path_,
-        text_encoder: Path_,
+        text_encoder: Path_ | None = None,
         *,
         vae: Path_ | None = None,
         upscaler: Path_ | None = None,
@@ -90,39 +121,62 @@ class Components:
         quantization: str | None = None,
         text_quantization: str | None = None,
         fp8_matmul: bool = False,
-        loras: Sequence[WeightedLoRA] = (),
+        loras: Sequence[WeightedLoRA | Path_] | WeightedLoRA | Path_ = (),
         settings: str | None = None,
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         resident_blocks: int | None = None,
         tile: int | None = None,
+        kernels: str | None = None,
+        keep: bool | None = None,
+        cache: bool | None = None,
         opened: OpenFiles | None = None,
-        progress: Progress = silent,
+        progress: Shown = None,
         notes: Notes = log_note,
     ) -> Components:
         """Load from files or folders, or by its name, "ltxkit-digits", the model that comes with the pack.
 
-        model: transformer and VAE, or the transformer alone with `vae`. upscaler: makes two passes.
+        model: transformer and VAE, or the transformer alone with `vae`; or a folder that holds a model and T5, or the
+            name of a release that `ltxkit fetch` brought, such as "13b-0.9.8-dev", both without `text_encoder`.
+        upscaler: makes two passes.
         tokenizer: `spiece.model` or `tokenizer.json`, if it is in none of the usual places.
         version: the released version, such as "13b-0.9.8-dev", if the file does not state it.
         dtype: of all weights; None: the stored dtypes. device: where they run; None: the best available;
-            several: blocks of the transformer and the text encoder are divided among them, the rest is on the first.
+            several, or "balanced" for all there are: blocks of the transformer and the text encoder are divided among
+            them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
         loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or for a dev
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
+        kernels: by which a CPU computes, as `kernels.choice.parse_kernels`. None: what was measured on this machine, or
+            what LTXKIT_KERNELS says.
+        keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
+            True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
+        cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
+            for a new one; bit-equal to encoding them. None: unless the environment has LTXKIT_CACHE=off.
         opened: the same files, by `open_files`, if they are open already.
+        progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
+            for the user; by default they are logged, and warnings where a clip may be worthless.
+
+        The text encoder's file is checked now and read when a prompt needs it.
 
         Raises:
             CheckpointError: a file is damaged, incomplete, or of another kind (which the message names), or a LoRA is
                 for another model.
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
-        placement = _placement(device, resident_blocks)
+        progress = callback(progress)
+        at = every_device() if device == "balanced" else device
+        placement = _placement(at, resident_blocks, keep, kernels, notes)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
-        model, text_encoder = find_model(model, "checkpoints"), find_model(text_encoder, "text_encoders")
-        upscaler = find_model(upscaler, "latent_upscale_models") if upscaler else None
+        if cache is not None:
+            check_kind("cache", cache, bool)
+        loras = asked_loras(loras)
+        model, text_encoder = find_models(model, text_encoder)
+        if text_encoder is None and opened is None:
+            raise no_text_encoder()
+        upscaler = find_file(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
         files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
         transformer, info = files.model.transformer(
@@ -131,13 +185,11 @@ class Components:
         loaded_vae = files.vae.vae(dtype=dtype, progress=progress)
         loaded_upscaler = files.upscaler.upscaler(dtype=dtype, progress=progress) if files.upscaler else None
         if files.text_encoder is None:
-            raise ConfigError(
-                "got no text encoder; expected its file or folder, such as t5xxl_fp16.safetensors; pass it"
-            )
+            raise no_text_encoder()
         encoder = text_encoder_from(
-            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, progress=progress
+            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, when_needed=True
         )
-        _check_widths(transformer, loaded_vae, encoder, loaded_upscaler)
+        check_widths(transformer, loaded_vae, encoder.config, loaded_upscaler)
         matched = [
             f"{item.lora.path.name}: {match_lora(item.lora, transformer, allow_partial=item.allow_partial)}."
             for item in loras
@@ -147,11 +199,26 @@ class Components:
             check_recipe(chosen, transformer.config.num_layers, option)
         versions, distilled = versions_with(info.versions, loras) if settings is None else ((settings,), "")
         recipe, origin = recipe_for(versions)
-        for note in filter(None, (*matched, distilled, origin if len(versions) == 1 else "")):
+        if is_bundled(model):
+            frames, *sides = BUNDLED_SIZE
+            height, width = (side if upscaler is None else 2 * side for side in sides)
+            recipe = replace(recipe, num_frames=frames, height=height, width=width)
+        certain = len(versions) == 1 or is_bundled(model)
+        for note in filter(None, (*matched, distilled, origin if certain else "")):
             notes(note)
         mixed = mixed_generations(files.model, files.vae)
-        for note in filter(None, (*info.notes, *encoder.notes, mixed, origin if len(versions) != 1 else "")):
+        for note in filter(None, (*info.notes, *encoder.notes, mixed, "" if certain else origin)):
             doubt(note, notes)
+        prompts = None
+        if cache or (cache is None and cache_folder() is not None):
+            prompts = prompts_of(
+                files.text_encoder,
+                encoder.config,
+                dtype=dtype,
+                quantization=text_quantization,
+                device=placement.device,
+                kernels=placement.kernels_of(encoder.outline),
+            )
         named = {"model": model, "vae": vae, "text_encoder": text_encoder, "upscaler": upscaler}
         return cls(
             transformer,
@@ -164,96 +231,288 @@ class Components:
             {name: Path(path).name for name, path in named.items() if path},
             tiling,
             tuple(loras),
+            VAEFile(files.vae.checkpoint.path, files.vae.version, dtype),
+            settings,
+            {
+                "files": record.files_of({**named, "tokenizer": tokenizer}),
+                "load": {
+                    "version": version,
+                    "dtype": None if dtype is None else str(dtype),
+                    "quantization": quantization,
+                    "text_quantization": text_quantization,
+                    "fp8_matmul": fp8_matmul,
+                    "settings": settings,
+                },
+            },
+            prompts,
         )
 
+    def __repr__(self) -> str:
+        on = getattr(self.placement, "device", None)
+        names = " + ".join(dict.fromkeys(self.sources.values()))
+        version = self.info.version if isinstance(self.info.version, str) else " or ".join(self.info.version)
+        kind = f"{str(self.transformer.dtype).removeprefix('torch.')}{f' on {on}' if on is not None else ''}"
+        loras = f", LoRAs: {', '.join(item.lora.path.name for item in self.loras)}" if self.loras else ""
+        return f"<LTXKit {version or 'model'}: {names}, {kind}{loras}>"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dict__:  # while it is made
+            object.__setattr__(self, name, value)
+        elif name == "loras":
+            loras = asked_loras(value)
+            for item in loras:
+                match_lora(item.lora, self.transformer, allow_partial=item.allow_partial)
+            object.__setattr__(self, "recipe", self._recipe_with(loras))
+            object.__setattr__(self, "loras", tuple(loras))
+        else:
+            raise WrongNameError(
+                f"got a new value for {name}; expected loras, which alone can be set; load the models again, or use "
+                "dataclasses.replace"
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MODELS:
+            raise wrong_name("attribute", name, "the models", MODELS, ())
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise WrongNameError("got a call of the models; expected their method; write ltx.generate(prompt)")
+
+    def release(self) -> None:
+        """Take every model off the device; the next clip puts there what it needs."""
+        self.placement.release_all()
+
+    def cancel(self) -> None:
+        """Stop what these models do now, from any thread: `generate` and `save` raise CancelledError at the next step.
+
+        Calls that begin afterwards are not concerned.
+        """
+        self.runs.cancel()
+
+    def encode(self, prompt: str, *, notes: Notes = log_note) -> EncodedPrompt:
+        """A prompt as T5 encodes it, which `generate` takes in place of text, any number of times."""
+        host = host_on(self.placement, silent, notes)
+        (encoded,) = encode_prompts(self.text_encoder, [prompt], host=host, kept=self.prompts)
+        return encoded
+
+    def _recipe_with(self, loras: Sequence[WeightedLoRA]) -> Recipe:
+        """The recipe of the checkpoint with these LoRAs in place of the present ones."""
+        if self.settings is not None:
+            return self.recipe
+        before, now = (versions_with(self.info.versions, each)[0] for each in (self.loras, loras))
+        return self.recipe if before == now else recipe_for(now)[0]
+
+    @overload
+    def generate(self, prompt: Text, *, seed: int | None = 0, **request: Unpack[Request]) -> Clip: ...
+
+    @overload
+    def generate(
+        self, prompt: Texts, *, seed: int | Sequence[int | None] | None = 0, **request: Unpack[Request]
+    ) -> list[Clip]: ...
+
+    @overload
+    def generate(self, prompt: Text, *, seed: Sequence[int | None], **request: Unpack[Request]) -> list[Clip]: ...
+
+    @hinted(GENERATE, "ltx.generate", also=presets.Knobs.__annotations__)
     @clear_of_memory("this clip")
     def generate(
         self,
-        prompt: str,
+        prompt: Text | Texts,
         *,
-        width: int,
-        height: int,
-        frames: int,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
         fps: Fraction | float | None = None,
-        negative_prompt: str | None = None,
-        seed: int = 0,
-        conditions: Sequence[ConditioningItem] = (),
+        negative_prompt: Text | Texts | None = None,
+        seed: int | Sequence[int | None] | None = 0,
+        conditions: Given = (),
         crf: int = DEFAULT_CRF,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
+        start: Starting = None,
+        mask: Any = None,
+        recipe: presets.Recipe | str | None = None,
         settings: Overrides = NO_OVERRIDES,
-        progress: Progress = silent,
+        force: bool = False,
+        progress: Shown = None,
         notes: Notes = log_note,
-    ) -> Clip:
+        **knobs: Any,
+    ) -> Clip | list[Clip]:
         """Make a clip, in two passes if there is an upscaler. It is decoded only when its frames are read.
 
-        width, height, frames: of the result, any; a size that the VAE cannot have is padded, and cropped again.
-        fps, negative_prompt, steps, guidance_scale: None: the recipe's. The last two are short forms of the first
-            pass's settings. settings: every override of the recipe.
-        conditions: pictures and clips to show, references to follow. crf: H.264 compression of pictures and clips
-            without a value of their own, see `media.compress`.
+        Several prompts, several seeds, or as many of both give a list of clips, each as it would be alone.
+
+        Args:
+            prompt: text, several texts, or what `encode` returns.
+            width, height, frames: of the result, any; a size that the VAE cannot have is padded, and cropped again.
+                None: those of `start`, or else of the recipe.
+            fps, negative_prompt: None: the recipe's.
+            seed: one seed is one clip; None draws one, which `clip.settings` has. A list makes a clip for each.
+            conditions: what the clip shows, and references that it follows: a `Condition` or `Reference`, or what one
+                is made of, or a list of these. crf: H.264 compression of those without a value of their own, see
+                `media.compress`; 0: none.
+            start: a clip to start from (video to video): a `Clip`, a latent (1 c f h w), or anything that is frames.
+                Set `denoise_strength` below 1, or a `mask`.
+            mask: what of `start` is made anew: white; black stays. A picture, or one for each frame.
+            recipe: a `Recipe`, or the name of the release whose recipe is used. The fields of `Recipe` can be given
+                directly, such as steps=20 or second={"guidance_scale": 1}; these win.
+            settings: overrides as the core has them, below those of `recipe`.
+            force: try a clip that takes more memory than there is.
+            progress: receives every step; None: a bar where somebody sees it; False: nothing.
+            notes: receives sentences for the user; by default they are logged, and warnings where the clip may be
+                worthless.
 
         Raises:
-            ShapeError, ConfigError: a size or setting that cannot work.
+            ShapeError, ConfigError: a size or setting that cannot work. UnsupportedError: the clip does not fit.
+            CancelledError: `cancel` was called.
         """
-        host = host_on(self.placement, progress, notes)
-        check_text("prompt", prompt)
-        if negative_prompt is not None:
-            check_text("negative_prompt", negative_prompt)
-        check_seed(seed)
+        clips = asked_clips(prompt, negative_prompt, seed)
         check_crf(crf)
-        for item in conditions:
-            check_kind("conditions", item, ConditioningItem)
+        prepared = [item.prepared(crf) for item in as_conditions(conditions)]
         check_kind("settings", settings, Overrides)
-        settings = _with_short_forms(settings, steps, guidance_scale)
-        asked = PixelShape.asked(frames, height, width)
-        rate = _rate(self.recipe.frame_rate if fps is None else fps)
-        size = self._size(asked, notes)
-        all_settings = Settings(self.recipe, settings)
+        mine = recipe_of(recipe, knobs)
+        all_settings = Settings(mine.official or self.recipe, merged(mine.overrides(), settings))
+        beginning = Start.of(start, mask)
+        asked = asked_size((frames, height, width), beginning, all_settings.recipe)
+        rate = as_rate(all_settings.recipe.frame_rate if fps is None else fps)
+        size = self._size(asked, all_settings, notes)
         passes = self._passes(all_settings, size)
-        for run_pass in passes:
-            for remark in run_pass.remarks(self.recipe):
-                notes(remark)
-        if isinstance(self.placement, DevicePlacement):
-            encoder = (self.text_encoder.model, self.text_encoder.config)
-            models = Outline(self.transformer, self.vae, self.info, encoder, self.upscaler)
-            check_fits(models, asked, self.placement.device)
-        negative_prompt = self._negative(passes, negative_prompt, notes)
-
-        texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-        prompts = Prompts(*encode_prompts(self.text_encoder, texts, host=host))
-        prepared = [item.prepared(crf) for item in conditions]
-        canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
-        placed = Conditions([item.on_canvas(asked, canvas, notes) for item in prepared], self.vae)
-        clip, noise = LatentClip.empty(self.vae, size, float(rate)), SeededNoise(seed)
-        if self.upscaler is None:
-            latent = sample(passes[0], clip, prompts, noise=noise, host=host, conditions=placed)
-        else:
-            upscaling = Upscaling(self.upscaler, self.vae, all_settings.adain_factor)
-            latent = generate_two_stage(
-                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=placed
-            )
+        beginning.check(passes[0], asked, all_settings.overrides.first.denoise_strength)
+        for remark in (remark for run_pass in passes for remark in run_pass.remarks(all_settings.recipe)):
+            doubt(remark, notes)
+        if isinstance(self.placement, DevicePlacement) and not force:
+            check_fits(self._outline(self.placement, self.upscaler), asked, self.placement.device)
+        negatives = [self._negative(passes, each.negative, all_settings.recipe, notes) for each in clips]
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
-        record = {
-            **self._record(passes, decoding),
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "frames": frames,
-            "fps": str(rate),
-            "seed": seed,
-            "conditions": [item.describe() for item in prepared],
-            "crf": crf,
-            "settings": settings.to_json(),
+
+        with progress_shown(progress) as report, self.runs.watched(report) as watched:
+            host = host_on(self.placement, watched, notes)
+            canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
+            remarks: list[str] = []
+            # The transformer comes from the disk, and pictures are resized, while the text is encoded.
+            with ReadAhead([self.transformer, self.vae]), ThreadPoolExecutor(1, "ltxkit conditions") as beside:
+                resized = beside.submit(lambda: [item.on_canvas(asked, canvas, remarks.append) for item in prepared])
+                encoded = self._encoded([each.prompt for each in clips], negatives, host)
+                placed = Conditions(resized.result(), self.vae)
+            for remark in remarks:
+                notes(remark)
+            made: list[Clip] = []
+            first = started(beginning, self.vae, asked, size, host)
+            said = {
+                **self._record(passes, decoding),
+                "width": asked.width,
+                "height": asked.height,
+                "frames": asked.frames,
+                "fps": str(rate),
+                "conditions": [item.describe() for item in prepared],
+                "crf": crf,
+                **beginning.describe(),
+                **({} if mine.release is None else {"release": mine.release}),
+                "settings": all_settings.overrides.to_json(),
+            }
+            for each, negative, prompts in zip(clips, negatives, encoded, strict=True):
+                clip = LatentClip.empty(self.vae, size, float(rate)) if first is None else first(float(rate))
+                latent = self._sampled(passes, clip, prompts, SeededNoise(each.seed), host, placed, all_settings)
+                texts = {"prompt": as_text(each.prompt), "negative_prompt": as_text(negative), "seed": each.seed}
+                made.append(self._clip(latent, (asked, rate), {**said, **texts}, each.seed, all_settings))
+        return made if clips.several else made[0]
+
+    @clear_of_memory("this clip")
+    def generate_long(
+        self, prompts: Sequence[str], request: LongRequest, *, progress: Shown = None, notes: Notes = log_note
+    ) -> Clip:
+        """Make a clip of any length in windows, each with its own prompt, see `long_video`.
+
+        prompts: one for all windows, or one for each. progress, notes: as `generate`.
+
+        Raises:
+            ConfigError: lengths or a number of prompts that cannot be. UnsupportedError: with an upscaler, or too
+                little memory for a window.
+        """
+        check_one_pass(self.upscaler is not None)
+        scale, asked = self.vae.config.scale_factors, request.asked
+        windows, window = request.windows(len(prompts), scale), request.window_size(scale)
+        settings = Settings(self.recipe, request.settings)
+        (run_pass,) = self._passes(settings, window)
+        for remark in run_pass.remarks(self.recipe):
+            doubt(remark, notes)
+        if isinstance(self.placement, DevicePlacement) and not request.force:
+            check_fits(self._outline(self.placement, None), window, self.placement.device)
+        notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
+        unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
+        with progress_shown(progress) as report, self.runs.watched(report) as watched:
+            host = host_on(self.placement, watched, notes)
+            texts = self._encoded(prompts, [unwanted] * len(prompts), host)
+            encoded = [text.by_name["positive"][0] for text in texts]
+            negative = None if unwanted is None else texts[0].by_name["negative"][0]
+            decoding = settings.decoding("one")
+            latent = long_latent(request, run_pass, self.vae, (encoded, negative), decoding, host=host)
+        said = {
+            **self._record([run_pass], decoding),
+            "width": asked.width,
+            "height": asked.height,
+            "frames": asked.frames,
+            "fps": str(request.fps),
+            "conditions": [item.describe() for item in request.conditions],
+            "crf": request.crf,
+            "settings": request.settings.to_json(),
+            "prompt": "\n".join(prompts),
+            "negative_prompt": unwanted,
+            "seed": request.seed,
+            "long": {"window": request.window, "overlap": request.overlap_of(scale), "adain": request.adain},
         }
-        return Clip(latent, asked, rate, record, self._decoder(decoding, asked, seed))
+        return self._clip(latent, (asked, request.fps), said, request.seed, settings)
+
+    def _sampled(
+        self,
+        passes: Sequence[Pass],
+        clip: LatentClip,
+        prompts: Prompts,
+        noise: SeededNoise,
+        host: Host,
+        conditions: Conditions,
+        settings: Settings,
+    ) -> Tensor:
+        if self.upscaler is None:
+            return sample(passes[0], clip, prompts, noise=noise, host=host, conditions=conditions)
+        upscaling = Upscaling(self.upscaler, self.vae, settings.adain_factor)
+        return generate_two_stage(
+            passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=conditions
+        )
+
+    def _clip(
+        self,
+        latent: Tensor,
+        canvas: tuple[PixelShape, Fraction],
+        record: Mapping[str, Any],
+        seed: int,
+        settings: Settings,
+    ) -> Clip:
+        (asked, rate), two = canvas, self.upscaler is not None
+        decoding = settings.decoding("second" if two else "one")
+        decoder = ClipDecoder(self.vae, decoding, asked, seed, self.placement, self.tiling, two, self.runs)
+        return Clip(latent, asked, rate, record, decoder, self.vae_file)
+
+    def _encoded(self, positive: Sequence[Prompt], negative: Sequence[Prompt | None], host: Host) -> list[Prompts]:
+        """The prompts of every clip. Each text is encoded once, and all of them while T5 is in its place."""
+        texts = list(dict.fromkeys(text for text in (*positive, *negative) if isinstance(text, str)))
+        made = encode_prompts(self.text_encoder, texts, host=host, kept=self.prompts) if texts else ()
+        encoded = dict(zip(texts, made, strict=True))
+
+        def of(text: Prompt) -> EncodedPrompt:
+            return encoded[text] if isinstance(text, str) else text
+
+        return [
+            Prompts(of(text), None if other is None else of(other))
+            for text, other in zip(positive, negative, strict=True)
+        ]
 
     def _record(self, passes: Sequence[Pass], decoding: Decoding) -> dict[str, Any]:
         """The models and the passes of a run, as JSON values."""
         return {
             **self.sources,
-            "loras": [{"file": item.lora.path.name, "strength": item.strength} for item in self.loras],
+            "loras": [record.lora_of(item) for item in self.loras],
+            **self.origin,
+            "made_with": record.versions(),
+            **self._computing(),
             "versions": list(self.info.versions),
             "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,
@@ -261,11 +520,21 @@ class Components:
             "decode_noise_scale": decoding.noise_scale,
         }
 
-    def _size(self, asked: PixelShape, notes: Notes) -> PixelShape:
+    def _outline(self, placement: DevicePlacement, upscaler: LatentUpsampler | None) -> Outline:
+        """What a clip takes, without reading the text encoder."""
+        encoder = (self.text_encoder.outline, self.text_encoder.config)
+        return Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
+
+    def _computing(self) -> dict[str, Any]:
+        """By which kernels a CPU makes the clip; nothing on other devices, and where nothing was chosen."""
+        kernels = self.placement.kernels
+        return {} if kernels is None or not kernels.origin else {"kernels": kernels.to_json()}
+
+    def _size(self, asked: PixelShape, settings: Settings, notes: Notes) -> PixelShape:
         """The size of the first pass, or of the only one."""
         scale = self.vae.config.scale_factors
         if self.upscaler is not None:
-            size = first_pass_size(asked, scale)
+            size = first_pass_size(asked, scale, settings.downscale_factor)
             check_upscalable(self.upscaler, size.latent(scale))
             return size
         size = asked.padded(scale)
@@ -281,134 +550,32 @@ class Components:
             for which, count in stages
         ]
 
-    def _negative(self, passes: Sequence[Pass], asked: str | None, notes: Notes) -> str | None:
+    def _negative(self, passes: Sequence[Pass], asked: Prompt | None, recipe: Recipe, notes: Notes) -> Prompt | None:
         """The negative prompt, if a pass needs one."""
         if any(each.is_guided for each in passes):
-            return self.recipe.negative_prompt if asked is None else asked
+            return recipe.negative_prompt if asked is None else asked
         if asked is not None:
-            notes("The negative prompt has no effect: this recipe does not use guidance.")
+            doubt("The negative prompt has no effect: this recipe does not use guidance.", notes)
         return None
 
-    def _decoder(self, decoding: Decoding, asked: PixelShape, seed: int) -> Decoder:
-        def decoded(latent: Tensor, progress: Progress) -> Iterator[Tensor]:
-            frames = decode_frames(
-                self.vae,
-                latent,
-                decoding,
-                seed=seed,
-                host=host_on(self.placement, progress),
-                tiling=self.tiling,
-            )
-            if self.upscaler is not None:  # the second pass has a size of its own
-                frames = (media.resize(chunk, asked.height, asked.width, "stretch") for chunk in frames)
-            return crop_chunks(frames, asked)
 
-        return decoded
-
-
-Decoder = Callable[[Tensor, Progress], Iterator[Tensor]]
-"""(latent (1 c f h w), progress) -> frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """A finished latent, and its decoder.
-
-    latent: (1 c f h w) float32 on the CPU, normalised.
-    size, fps: as requested; frames have exactly this size.
-    settings: everything that the clip was made with, as JSON values, for the metadata of the file.
-    """
-
-    latent: Tensor
-    size: PixelShape
-    fps: Fraction
-    settings: Mapping[str, Any]
-    decoder: Decoder
-
-    def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
-        """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; equal at every call."""
-        return self.decoder(self.latent, progress)
-
-    @clear_of_memory("decoding this clip")
-    def save(
-        self,
-        path: Path_,
-        *,
-        contact_sheet: Path_ | None = None,
-        sound: media.Sound | Path_ | None = None,
-        sound_codec: str = "aac",
-        progress: Progress = silent,
-    ) -> None:
-        """Decode into an mp4, frame by frame. contact_sheet: where to save some of the frames as one picture.
-
-        sound: heard from the first frame on, cut to the clip or followed by silence: a `media.Sound`, or the video
-            whose sound it is. sound_codec: one of `media.SOUND_CODECS`.
-
-        Raises:
-            ConfigError: a name that cannot be written, or a sound that cannot be read, before anything is decoded.
-            OSError: the disk is full; no partial file remains.
-        """
-        check_output(path, VIDEOS)
-        check_choice("sound_codec", sound_codec, media.SOUND_CODECS)
-        if isinstance(sound, str | Path):
-            sound = media.read_sound(Path(sound), seconds=self.size.frames / self.fps)
-        elif sound is not None:
-            check_kind("sound", sound, media.Sound)
-        if contact_sheet is not None:
-            check_output(contact_sheet, PICTURES)
-        sheet_numbers = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
-        sheet_frames: list[Tensor] = []
-
-        def chunks() -> Iterator[Tensor]:
-            count = 0
-            for chunk in self.frames(progress):
-                sheet_frames.extend(frame for index, frame in enumerate(chunk, count) if index in sheet_numbers)
-                count += len(chunk)
-                yield chunk
-
-        media.write_video(
-            Path(path),
-            chunks(),
-            fps=self.fps,
-            metadata={"ltxkit": self.settings},
-            sound=sound,
-            sound_codec=sound_codec,
-        )
-        if contact_sheet is not None:
-            sheet = media.contact_sheet(torch.stack(sheet_frames))
-            media.write_image(Path(contact_sheet), sheet, {"ltxkit": self.settings})
-
-    def save_latent(self, path: Path_) -> None:
-        """The latent as a safetensors file that ComfyUI's Load Latent reads. Raises as `save` does."""
-        from safetensors.torch import save_file
-
-        check_output(path)
-        tensors = {"latent_tensor": self.latent, "latent_format_version_0": torch.tensor([])}
-        with whole(Path(path)) as temporary:
-            save_file(tensors, temporary, {"ltxkit": json.dumps(self.settings)})
-
-
-def _with_short_forms(settings: Overrides, steps: int | None, guidance_scale: float | None) -> Overrides:
-    first = settings.first
-    if steps is not None:
-        first = replace(first, steps=steps)
-    if guidance_scale is not None:
-        first = replace(first, guidance_scale=guidance_scale)
-    return replace(settings, first=first)
-
-
-def _rate(fps: Fraction | float) -> Fraction:
-    check_frame_rate("fps", fps)
-    rate = Fraction(fps).limit_denominator(1001)
-    check_frame_rate("fps", rate)  # which the rounding may have made 0
-    return rate
-
-
-def _placement(device: Any, resident_blocks: int | None) -> DevicePlacement | BalancedPlacement:
-    """Raises ConfigError: a device that this machine does not have, or a number of blocks below 0."""
+def _placement(
+    device: Any, resident_blocks: int | None, keep: bool | None, kernels: str | None, notes: Notes
+) -> DevicePlacement | BalancedPlacement:
+    """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
+    if keep is not None:
+        check_kind("keep", keep, bool)
+    if kernels is not None:
+        parse_kernels(kernels, "asked for")  # whatever the device is
     if isinstance(device, Sequence) and not isinstance(device, str):
-        return BalancedPlacement([chosen_device(each) for each in device])
-    return DevicePlacement(chosen_device(device), resident_blocks=resident_blocks)
+        return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
+    chosen = chosen_device(device)
+    if chosen.type != "cpu":
+        return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep)
+    chosen_kernels = kernels_here(kernels, notes)
+    if chosen_kernels.origin:
+        notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
+    return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=chosen_kernels)
 
 
 def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:
@@ -423,29 +590,3 @@ def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str
     for option, name in (("version", version), ("settings", settings)):
         if name is not None:
             check_choice(option, name, RELEASES)
-
-
-def _check_widths(
-    transformer: LTXTransformer, vae: VideoVAE, encoder: TextEncoder, upscaler: LatentUpsampler | None
-) -> None:
-    caption, latent = transformer.config.caption_channels, transformer.config.in_channels
-    if encoder.config.d_model != caption:
-        raise ConfigError(
-            f"got a text encoder of width {encoder.config.d_model}; expected {caption}, which the transformer reads; "
-            "use T5 v1.1 XXL, the text encoder of LTX-Video"
-        )
-    if vae.config.latent_channels != latent:
-        raise ConfigError(
-            f"got a VAE with {vae.config.latent_channels} latent channels; expected {latent}, as the transformer has; "
-            "use the VAE of the same checkpoint"
-        )
-    if upscaler is not None and upscaler.config.in_channels != latent:
-        raise ConfigError(
-            f"got an upscaler for {upscaler.config.in_channels} latent channels; expected {latent}; "
-            "use the upscaler of this model family"
-        )
-    if upscaler is not None and not upscaler.config.spatial_upsample:
-        raise ConfigError(
-            "got a temporal upscaler; expected a spatial one for two passes; "
-            "use a file such as ltxv-spatial-upscaler-0.9.8.safetensors"
-        )

@@ -65,7 +65,7 @@ class Pass:
             sigmas = sigmas_for(settings.entry(which), scheduler, tokens)
         if said.denoise_strength is not None:
             sigmas = truncate(sigmas, said.denoise_strength)
-        guidance = said.over_guidance(guidance_for(settings.entry(which), settings.recipe))
+        guidance = said.over_guidance(guidance_for(settings.entry(which), settings.recipe), sigmas[:-1].tolist())
         stage = "refine" if which == "second" else "sample"
         return cls(transformer, sigmas, guidance, settings.stepping, tuple(loras), stage)
 

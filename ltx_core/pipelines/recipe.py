@@ -41,7 +41,7 @@ def recipe_for(versions: Sequence[str]) -> tuple[Recipe, str]:
     versions: released versions that the file can be, the most likely first.
     """
     if not versions:
-        return UNKNOWN, "The model is not a released version: sampling with 30 steps, guidance scale 3 and no STG."
+        return UNKNOWN, "The model is not a released version: it has no recipe of its own."
     first, *others = versions
     recipe = RELEASES[first].recipe
     if others:

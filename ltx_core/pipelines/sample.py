@@ -15,7 +15,7 @@ from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..placing.lora import applied, device_bytes
-from ..progress import ProgressEvent
+from ..progress import ProgressEvent, doubt
 from ..quant.linear import remarks
 from ..sampling.conditioning import all_at, apply_conditions, initial_state
 from ..sampling.noise import Noise
@@ -174,13 +174,13 @@ def sample_state(
             "whenever the scale is above 1; pass an (empty) negative prompt or set the scale to 1"
         )
     if conditions.needs_lora and not run_pass.loras:
-        host.say("There is a reference video but no LoRA: only a model with an IC-LoRA understands it.")
+        doubt("There is a reference video but no LoRA: only a model with an IC-LoRA understands it.", host.say)
 
     state = _initial_state(run_pass, clip, conditions, noise, host)
     host.progress(ProgressEvent(run_pass.stage, 0, total))
     with (
-        applied(transformer, run_pass.loras),
         host.place(transformer, memory_required=_work(run_pass, state, prompts)) as device,
+        applied(transformer, run_pass.loras),  # inside: copies that stay on the device are of the model's own weights
     ):
         for remark in remarks(transformer, device):
             host.say(remark)

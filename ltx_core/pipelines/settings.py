@@ -6,13 +6,13 @@ line and trainer fill in the same fields, and `passes.Pass` is made from nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ..config import Levels, STGMode
 from ..errors import ConfigError
-from ..releases import PassRecipe, Recipe
+from ..releases import DOWNSCALE_FACTOR, PassRecipe, Recipe
 from ..sampling.guidance import ADVICE, Guidance
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit
@@ -23,6 +23,9 @@ Which = Literal["one", "first", "second"]
 """The only pass of a run, or the first or the second of two."""
 
 SCHEDULE = ("steps", "skip_initial_steps", "skip_final_steps")
+
+Each = float | tuple[float, ...]
+"""A number for every step, or a list: one for each of `guidance_timesteps`, or without these one for each step."""
 
 ADAIN = 1.0  # between the passes of every release (Lightricks/LTX-Video, LTXMultiScalePipeline)
 
@@ -45,7 +48,9 @@ class PassSettings:
     of them; otherwise it goes on to 0. steps: of the checkpoint's own
     schedule as a whole. skip_initial_steps, skip_final_steps: numbers of steps to omit from it. denoise_strength: the
     share of the steps that run, for a pass that starts from a latent.
-    guidance: as a whole; the fields below it override single values, equally for every step.
+    guidance: as a whole; the fields below it override single values. Those of type `Each` hold for every step, or are
+    lists; of `stg_blocks`, a list of blocks, or one such list each. guidance_timesteps: levels, 1 to 0, from which the
+    entries of the lists count, see `Guidance`.
 
     Raises:
         ConfigError: a value that no model can use, or sigmas and a schedule at once. UnsupportedError: see `Guidance`.
@@ -58,11 +63,12 @@ class PassSettings:
     skip_final_steps: int | None = None
     denoise_strength: float | None = None
     guidance: Guidance | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Each | None = None
+    guidance_timesteps: tuple[float, ...] | None = None
     guidance_rescale: float | None = None
-    stg_scale: float | None = None
-    stg_blocks: tuple[int, ...] | None = None
-    stg_rescale: float | None = None
+    stg_scale: Each | None = None
+    stg_blocks: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    stg_rescale: Each | None = None
     stg_mode: STGMode | None = None
     cfg_star: bool | None = None
 
@@ -84,35 +90,78 @@ class PassSettings:
         for name in ("skip_initial_steps", "skip_final_steps"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 0, MOST_STEPS, advice=ADVICE)
-        _check_range({"guidance_rescale": self.guidance_rescale, "stg_rescale": self.stg_rescale}, 1)
-        _check_range({"guidance_scale": self.guidance_scale, "stg_scale": self.stg_scale}, LARGEST_SCALE)
+        _check_range({"guidance_rescale": self.guidance_rescale}, 1)
+        for name, most in (("guidance_scale", LARGEST_SCALE), ("stg_scale", LARGEST_SCALE), ("stg_rescale", 1)):
+            for value in _listed(getattr(self, name)) or ():
+                check_number(name, value, 0, most, advice=ADVICE)
         if self.guidance is not None:
             check_kind("guidance", self.guidance, Guidance)
-        self.over_guidance(Guidance())  # which refuses what it cannot be
+        steps = max((len(each) for each in self._lists().values()), default=1)
+        self.over_guidance(Guidance(), [1 - step / steps for step in range(steps)])  # which refuses what it cannot be
 
     def over(self, entry: PassRecipe) -> PassRecipe:
         """The recipe's entry with the overrides of its schedule."""
         if self.steps is not None:
             # `steps` counts the whole schedule: a recipe's own list, and the steps it omits at the end, do not apply.
             entry = replace(entry, num_inference_steps=self.steps, timesteps=None, skip_final_inference_steps=0)
+        if self.denoise_strength is not None:  # it says from where the schedule runs, in place of the recipe's skip
+            entry = replace(entry, skip_initial_inference_steps=0)
         skips = {
             "skip_initial_inference_steps": self.skip_initial_steps,
             "skip_final_inference_steps": self.skip_final_steps,
         }
         return replace(entry, **_said(skips))
 
-    def over_guidance(self, guidance: Guidance) -> Guidance:
-        """The recipe's guidance with the overrides."""
+    def over_guidance(self, guidance: Guidance, levels: Sequence[float]) -> Guidance:
+        """The recipe's guidance with the overrides. levels: those that the steps of the pass start from.
+
+        Raises:
+            ConfigError: a list that has neither as many entries as `guidance_timesteps` nor as there are steps.
+        """
+        guidance, lists = self.guidance or guidance, self._lists()
+        known = self.guidance_timesteps or guidance.guidance_timesteps
+        if self.guidance_timesteps is not None:
+            guidance = _at_levels(guidance, self.guidance_timesteps)
+        elif any(len(each) not in (1, len(known or (1,))) for each in lists.values()):
+            wrong = {name: len(each) for name, each in lists.items() if len(each) not in (1, len(levels))}
+            if wrong:
+                described = ", ".join(f"{name} with {count} entries" for name, count in wrong.items())
+                raise ConfigError(
+                    f"got {described} for {len(levels)} steps; expected one value, or one for each step; change the "
+                    "list, or say with guidance_timesteps from which level each entry counts"
+                )
+            guidance = _at_levels(guidance, levels)
+        values = {"guidance_rescale": self.guidance_rescale, "stg_mode": self.stg_mode, "cfg_star": self.cfg_star}
+        return replace(guidance, **lists, **_said(values))
+
+    def _lists(self) -> dict[str, tuple[Any, ...]]:
+        """The fields that may be lists, as `Guidance` has them."""
+        blocks = self.stg_blocks
+        one = blocks is not None and not any(isinstance(block, tuple) for block in blocks)
         values = {
-            "scale": None if self.guidance_scale is None else (self.guidance_scale,),
-            "guidance_rescale": self.guidance_rescale,
-            "stg_scale": None if self.stg_scale is None else (self.stg_scale,),
-            "skip_blocks": None if self.stg_blocks is None else (self.stg_blocks,),
-            "rescaling_scale": None if self.stg_rescale is None else (self.stg_rescale,),
-            "stg_mode": self.stg_mode,
-            "cfg_star": self.cfg_star,
+            "scale": _listed(self.guidance_scale),
+            "stg_scale": _listed(self.stg_scale),
+            "rescaling_scale": _listed(self.stg_rescale),
+            "skip_blocks": (blocks,) if one else blocks,
         }
-        return replace(self.guidance or guidance, **_said(values))
+        return _said(values)
+
+
+def _listed(value: Each | None) -> tuple[float, ...] | None:
+    return value if value is None or isinstance(value, tuple) else (value,)
+
+
+def _at_levels(guidance: Guidance, levels: Sequence[float]) -> Guidance:
+    """The same guidance with an entry for each of these levels."""
+    steps = [guidance.at(level) for level in levels]
+    return replace(
+        guidance,
+        guidance_timesteps=tuple(levels),
+        scale=tuple(step.scale for step in steps),
+        stg_scale=tuple(step.stg_scale for step in steps),
+        rescaling_scale=tuple(step.rescaling_scale for step in steps),
+        skip_blocks=tuple(tuple(sorted(step.skip_blocks)) for step in steps),
+    )
 
 
 AS_RECIPE = PassSettings()
@@ -143,6 +192,7 @@ class Overrides:
     first: for the only pass, or the first of two. second: for the second.
     sampler: a name of `samplers.SAMPLERS`. condition_noise, levels: see `SamplerSettings`.
     adain: how far the channel statistics of the upscaled latent return to those of the first pass, 0 to 1.
+    downscale_factor: the size of the first of two passes, as a share of both sides of the clip.
     decode_timestep, decode_noise_scale, tone_map: see `Decoding`.
 
     Raises:
@@ -155,6 +205,7 @@ class Overrides:
     condition_noise: float | None = None
     levels: Levels | None = None
     adain: float | None = None
+    downscale_factor: float | None = None
     decode_timestep: float | None = None
     decode_noise_scale: float | None = None
     tone_map: float | None = None
@@ -166,6 +217,8 @@ class Overrides:
         SamplerSettings(**_said(given))  # which refuses what it cannot be
         names = ("adain", "decode_timestep", "decode_noise_scale", "tone_map")
         _check_range({name: getattr(self, name) for name in names}, 1)
+        if self.downscale_factor is not None:
+            check_number("downscale_factor", self.downscale_factor, 0, 1, above=0, advice="the official value is 2/3")
 
     def to_json(self) -> dict[str, Any]:
         """The choices other than None, as JSON values."""
@@ -208,6 +261,10 @@ class Settings:
     @property
     def adain_factor(self) -> float:
         return ADAIN if self.overrides.adain is None else self.overrides.adain
+
+    @property
+    def downscale_factor(self) -> float:
+        return DOWNSCALE_FACTOR if self.overrides.downscale_factor is None else self.overrides.downscale_factor
 
     def decoding(self, last: Which) -> Decoding:
         """How the result of the last pass is decoded."""

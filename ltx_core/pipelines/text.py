@@ -6,13 +6,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from ..budget import stages
 from ..errors import UnsupportedError
 from ..host import Host
-from ..models.text_encoder import TextEncoder
+from ..models.text_encoder import T5EncoderModel, TextEncoder
 from ..models.tokenizer import MAX_TOKENS, TokenizedPrompt
-from ..progress import ProgressEvent
+from ..progress import ProgressEvent, doubt
+from .prompt_cache import PromptCache
 from .sample import EncodedPrompt
 
 STAGE = "encode text"
@@ -25,16 +27,19 @@ def encode_prompts(
     prompts: Sequence[str],
     *,
     host: Host,
+    kept: PromptCache | None = None,
 ) -> tuple[EncodedPrompt, ...]:
     """Each prompt encoded by T5 (last hidden state after `final_layer_norm`); the encoder is placed once for all.
+
+    kept: of this encoder: what is in it is not encoded again, and where everything is, the encoder is not even loaded.
 
     A prompt is encoded without padding, which is exact: T5's positions are relative and padding would be masked. The
     host says what of a prompt the encoder does not see: words beyond 256 tokens, characters that T5 does not know, and
     control characters.
 
     Returns:
-        per prompt embeddings (1, l, d_model) in the encoder's dtype and mask (1, l) int64 of ones, both on the CPU;
-        1 <= l <= 256; an empty prompt is a single end-of-sequence token.
+        per prompt embeddings (1, l, d_model) in the dtype in which the encoder computes, and mask (1, l) int64 of ones,
+        both on the CPU; 1 <= l <= 256; an empty prompt is a single end-of-sequence token.
 
     Raises:
         UnsupportedError: the encoder returned numbers that are not finite.
@@ -42,15 +47,26 @@ def encode_prompts(
     tokenized = [encoder.tokenizer.encode(prompt) for prompt in prompts]
     for tokens in tokenized:
         for sentence in _unseen(tokens):
-            host.say(sentence)
-    work = stages.encoding_text(encoder.model, encoder.config)
-    host.progress(ProgressEvent(STAGE, 0, len(tokenized)))
-    encoded: list[EncodedPrompt] = []
-    with host.place(encoder.model, memory_required=work) as device:
-        for tokens in tokenized:
-            encoded.append(_encode(encoder, tokens, device))
-            host.progress(ProgressEvent(STAGE, len(encoded), len(tokenized)))
-    return tuple(encoded)
+            doubt(sentence, host.say)
+    distinct = list(dict.fromkeys(tokens.ids for tokens in tokenized))
+    at_hand = {} if kept is None else {ids: kept.get(ids) for ids in distinct}
+    encoded = {ids: embeddings for ids, embeddings in at_hand.items() if embeddings is not None}
+    model = None if len(encoded) == len(distinct) else encoder.loaded(host.progress)
+    host.progress(ProgressEvent(STAGE, 0, len(distinct)))
+    if encoded:
+        host.progress(ProgressEvent(STAGE, len(encoded), len(distinct)))
+    if model is not None:
+        work = stages.encoding_text(model, encoder.config)
+        with host.place(model, memory_required=work) as device:
+            for ids in distinct:
+                if ids in encoded:
+                    continue
+                encoded[ids] = _encode(model, ids, device)
+                if kept is not None:
+                    kept.put(ids, encoded[ids])
+                host.progress(ProgressEvent(STAGE, len(encoded), len(distinct)))
+    embeddings = (encoded[tokens.ids] for tokens in tokenized)
+    return tuple(EncodedPrompt(each, torch.ones(each.shape[:2], dtype=torch.int64)) for each in embeddings)
 
 
 def _unseen(tokens: TokenizedPrompt) -> Iterator[str]:
@@ -85,14 +101,14 @@ def _printable(character: str) -> str:
     return character if alone else f"U+{ord(character):04X}"
 
 
-def _encode(encoder: TextEncoder, tokens: TokenizedPrompt, device: torch.device) -> EncodedPrompt:
-    ids = torch.tensor([tokens.ids])
-    mask = torch.ones_like(ids)
-    output = encoder.model(input_ids=ids.to(device), attention_mask=mask.to(device))
+def _encode(model: T5EncoderModel, tokens: Sequence[int], device: torch.device) -> Tensor:
+    """(1, l, d_model), on the CPU."""
+    ids = torch.tensor([tokens])
+    output = model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device))
     embeddings = output.last_hidden_state.cpu()
     if not bool(embeddings.isfinite().all()):
         raise UnsupportedError(
             "got numbers that are not finite from the text encoder; expected embeddings; float16 overflows in T5: "
             "load it as bfloat16 or float32"
         )
-    return EncodedPrompt(embeddings, mask)
+    return embeddings

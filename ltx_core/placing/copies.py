@@ -22,7 +22,7 @@ class Copies:
         self, module: nn.Module, copy: Callable[[Tensor], Tensor], *, leave: Collection[nn.Module] = ()
     ) -> None:
         """copy: returns the tensor to use, which may be the original. leave: parts that keep their originals."""
-        self._originals: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+        self._originals: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
         left = {id(part) for block in leave for part in block.modules()}
         copied: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
         try:
@@ -36,16 +36,17 @@ class Copies:
                         if id(tensor) not in copied:
                             copied[id(tensor)] = _copied(tensor, copy)
                         if copied[id(tensor)] is not tensor:
-                            self._originals.append((tensors, name, tensor))
+                            self._originals.append((tensors, name, tensor, copied[id(tensor)]))
                             tensors[name] = copied[id(tensor)]
         except BaseException:  # out of memory half-way, or Ctrl-C: leave nothing behind
             self.drop()
             raise
 
     def drop(self) -> None:
-        """Put the originals back; the copies are freed."""
-        for tensors, name, tensor in self._originals:
-            tensors[name] = tensor
+        """Put the originals back; the copies are freed. What another one has put in the place of a copy stays."""
+        for tensors, name, tensor, copied in self._originals:
+            if tensors.get(name) is copied:
+                tensors[name] = tensor
         self._originals.clear()
 
 

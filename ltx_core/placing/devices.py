@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,18 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
             f"machine has, such as {best_device()}; leave it out for the best there is"
         ) from error
     return chosen
+
+
+def every_device() -> list[str] | None:
+    """All graphics cards of the best kind, where there are several; None for the one best device."""
+    kind = best_device().type
+    count = torch.cuda.device_count() if kind == "cuda" else torch.xpu.device_count() if kind == "xpu" else 1
+    return [f"{kind}:{number}" for number in range(count)] if count > 1 else None
+
+
+def graphics_card() -> str | None:
+    """The name of the first CUDA card; None: there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _first_line(error: BaseException) -> str:
@@ -113,7 +128,7 @@ class Memory:
 
 
 def memory(device: torch.device) -> Memory | None:
-    """Memory of a device; None where the system does not report it (main memory on Windows and macOS)."""
+    """Memory of a device; None where the system does not report it."""
     if device.type in ("cuda", "xpu"):
         accelerator: Any = torch.get_device_module(device)
         if device.index is None:  # pyright: ignore[reportUnnecessaryComparison] - torch's stubs err: "cuda" has no index
@@ -126,20 +141,26 @@ def memory(device: torch.device) -> Memory | None:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return Memory(total - torch.mps.current_allocated_memory(), total)
-    if sys.platform != "linux":
+    try:
+        import psutil
+
+        main = psutil.virtual_memory()
+    # Not on every system does psutil find what it reads, such as in a container without /proc.
+    except (ImportError, OSError, RuntimeError, ValueError):
         return None
-    sizes = _meminfo()
-    return Memory(sizes["MemAvailable:"], sizes["MemTotal:"])
+    return Memory(main.available, main.total)
 
 
 def swap_memory() -> int:
     """Bytes by which the disk extends main memory; 0 where the system does not report it."""
-    return _meminfo().get("SwapTotal:", 0) if sys.platform == "linux" else 0
+    try:
+        import psutil
 
-
-def _meminfo() -> dict[str, int]:
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0]: int(words[1]) * 1024 for words in lines}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of counters that a container hides
+            return psutil.swap_memory().total
+    except (ImportError, OSError, RuntimeError, ValueError):
+        return 0
 
 
 LARGE_BLOCK = 2**20
@@ -202,6 +223,26 @@ class SideStream:
 def side_stream(device: torch.device) -> SideStream | None:
     """A side stream, on devices that have them."""
     return SideStream(device) if device.type in ("cuda", "xpu") else None
+
+
+def arithmetic_of(device: torch.device) -> list[str]:
+    """What the last bits of a result depend on beside the inputs: torch, the device, and how it is told to compute."""
+    told = [torch.__version__, torch.get_float32_matmul_precision()]
+    if device.type in ("cuda", "xpu"):
+        accelerator: Any = torch.get_device_module(device)
+        return [*told, device.type, accelerator.get_device_name(device)]
+    processor = [platform.machine(), _processor(), torch.backends.cpu.get_cpu_capability()]
+    return [*told, device.type, *processor, str(torch.get_num_threads())]
+
+
+@cache
+def _processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def describe_devices() -> list[str]:

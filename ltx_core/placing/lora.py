@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ..quant.linear import QuantizedLinear
 from ..weights.adapters import Change, Factors, Part, Rotation, merged, replaced
 from ..weights.lora import LoRAReport, WeightedLoRA, fit_lora
+from ..weights.mapping import watch
 
 Changes = list[tuple[Change, float]]  # each with its strength, in the order of the LoRAs
 
@@ -33,17 +34,23 @@ def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[
     Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too.
 
     Raises:
-        CheckpointError: as `fit_lora`; the model is then unchanged.
+        CheckpointError: as `fit_lora`; the model is then unchanged. Or a LoRA's file was written to meanwhile, which
+            each pass finds out.
     """
     if not loras:
         yield ()
         return
+    files = [file for item in loras for file in item.lora.files if item.strength]
+    for file in files:
+        file.check_unchanged()
     fits = [fit_lora(item.lora, model, allow_partial=item.allow_partial) for item in loras]
     by_module: dict[str, dict[str, Changes]] = defaultdict(lambda: defaultdict(list))
     for item, fit in zip(loras, fits, strict=True):
         for slot, changes in fit.changes.items() if item.strength != 0 else ():
             by_module[slot.module][slot.parameter] += [(change, item.strength) for change in changes]
     with ExitStack() as stack:
+        for handle in watch(model, files):
+            stack.callback(handle.remove)
         for name, parameters in by_module.items():
             module = model.get_submodule(name)
             if isinstance(module, nn.Linear | QuantizedLinear):
@@ -170,7 +177,9 @@ def _replaced_parameters(module: nn.Module, changes: Mapping[str, Changes]) -> G
     originals = {name: parameter for name, parameter in module.named_parameters(recurse=False) if name in changes}
     try:
         for name, base in originals.items():
-            setattr(module, name, nn.Parameter(merged(base, changes[name]).to(base.dtype), requires_grad=False))
+            # In main memory, where the LoRA is: the same numbers, wherever the model is.
+            changed = merged(base.cpu(), changes[name]).to(base.device, base.dtype)
+            setattr(module, name, nn.Parameter(changed, requires_grad=False))
         yield
     finally:
         for name, parameter in originals.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..budget.weights import weight_bytes
 from ..errors import UnsupportedError
-from ..models.blocks import block_stack
+from ..models.blocks import BlockStack, block_stack
 from .copies import Copies, DeviceCopies
 from .devices import SideStream, memory, side_stream
 
@@ -112,6 +112,29 @@ class SideStreamTransfers:
             self._copies.pop(block)[0].drop()
 
 
+class StreamCopies:
+    """What of a streamed model is copied once: the resident part on the device, and the other blocks in pinned memory,
+    if main memory allows it, from which a device reads at full speed."""
+
+    def __init__(self, model: nn.Module, device: torch.device, resident: int, *, pin: bool = True) -> None:
+        """Raises UnsupportedError: the model is not a stack of blocks."""
+        away = list(_stack(model).blocks)[resident:]
+        self.resident = resident
+        self._held = ExitStack()
+        try:
+            if pin and side_stream(device) is not None and _may_pin(away):
+                for block in away:
+                    self._held.callback(Copies(block, Tensor.pin_memory).drop)
+            self._held.callback(DeviceCopies(model, device, leave=away).drop)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def drop(self) -> None:
+        """Put the originals back."""
+        self._held.close()
+
+
 @contextmanager
 def streamed(
     model: nn.Module,
@@ -124,32 +147,33 @@ def streamed(
     """Inside, `model` runs on `device` with its first `resident` blocks there and the others streamed.
 
     transfers: how blocks come and go; None: the best way for the device.
-    pin: with a side stream, and if main memory allows it, the streamed blocks are first copied to pinned memory, from
-        which a device reads at full speed.
+    pin: as `StreamCopies`. Where these are in their place already, nothing is copied again.
 
     Raises:
         UnsupportedError: the model is not a stack of blocks.
     """
-    model_stack = block_stack(model)
-    if model_stack is None:
-        raise UnsupportedError(
-            f"got {type(model).__name__} to stream; expected a transformer or a text encoder; place it as a whole"
-        )
+    model_stack = _stack(model)
     original = model_stack.blocks
     away = list(original)[resident:]
     with ExitStack() as stack:
-        stream = side_stream(device)
         if transfers is None:
+            stream = side_stream(device)
             transfers = DirectTransfers(device) if stream is None else SideStreamTransfers(device, stream)
-        if pin and stream is not None and _may_pin(away):
-            for block in away:
-                stack.callback(Copies(block, Tensor.pin_memory).drop)
-        stack.callback(DeviceCopies(model, device, leave=away).drop)
+        stack.callback(StreamCopies(model, device, resident, pin=pin).drop)
         for block in away:  # after an interrupt two of them may still be on the device
             stack.callback(transfers.drop, block)
         model_stack.replace(StreamedBlocks(original, resident, transfers))
         stack.callback(model_stack.replace, original)
         yield
+
+
+def _stack(model: nn.Module) -> BlockStack:
+    stack = block_stack(model)
+    if stack is None:
+        raise UnsupportedError(
+            f"got {type(model).__name__} to stream; expected a transformer or a text encoder; place it as a whole"
+        )
+    return stack
 
 
 def _may_pin(blocks: Iterable[nn.Module]) -> bool:

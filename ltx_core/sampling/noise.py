@@ -37,6 +37,8 @@ StreamName = Literal[
     "enlarged",
     "order",
     "size",
+    "window",
+    "hold-out",
     "moving mnist",
     "crop",
     # and its noise:

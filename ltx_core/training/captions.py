@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..progress import Notes
+from ..values import shown
 
 FILE_COLUMNS = (
     "file", "file_name", "filename", "media_path", "media", "video", "video_path", "image", "image_path", "file_path",
@@ -26,17 +30,16 @@ FILE_COLUMNS = (
 CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "description")
 TEXT_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 FILE_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
+_LONGEST_NAME = 255  # bytes, of most file systems
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
 
 
-def listed_captions(folder: Path, files: Iterable[Path], notes: Notes) -> dict[Path, str]:
+def listed_captions(folder: Path, files: Iterable[Path], notes: Notes, faults: list[str]) -> dict[Path, str]:
     """Captions by file (resolved), from every table and every pair of lists in a folder, and from those named
     `metadata` in the folders below. A file that a table names wrongly is still found where one file alone has its name.
 
-    files: the clips and pictures of the folder.
-
-    Raises:
-        ConfigError: a table cannot be read or lacks a column, or two lists have different lengths.
+    files: the clips and pictures of the folder. faults: takes a sentence for each table that cannot be read or lacks a
+    column, for lists of different lengths, and for a file that has two texts.
     """
     known = {path.resolve() for path in files}
     by_name: dict[str, list[Path]] = {}
@@ -53,24 +56,62 @@ def listed_captions(folder: Path, files: Iterable[Path], notes: Notes) -> dict[P
         return alike[0] if len(alike) == 1 else direct[0]
 
     captions: dict[Path, str] = {}
+
+    def take(rows: Iterator[tuple[str, str]], beside: Path) -> None:
+        try:
+            for file, text in rows:
+                path = located(file, beside)
+                if captions.setdefault(path, text) != text:
+                    faults.append(f"{path}: two captions, {captions[path][:60]!r} and {text[:60]!r}")
+        except ConfigError as error:
+            faults.append(str(error))
+
     for table in _tables(folder, known):
-        for file, text in _table_captions(table):
-            captions[located(file, table.parent)] = text
+        take(_table_captions(table), table.parent)
     for place in sorted({folder, *(path.parent for path in folder.rglob("videos.txt"))}):
-        for file, text in _paired_lists(place, known, notes):
-            captions[located(file, place)] = text
+        take(_paired_lists(place, known, notes), place)
     return captions
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder is hidden, or in a hidden folder."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def captions_without_clip(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """Texts below a folder that lie beside no clip of their name."""
+    own = {path.with_name(name.casefold()) for path in files for name in _names_beside(path)}
+    texts = (path for path in folder.rglob("*") if path.suffix.lower() in (".txt", ".caption"))
+    return sorted(
+        path
+        for path in texts
+        if path.with_name(path.name.casefold()) not in own
+        and path.name not in (*TEXT_LISTS, *FILE_LISTS)
+        and not is_hidden(path, folder)
+    )
+
+
+def _names_beside(path: Path) -> list[str]:
+    """What the file with a clip's caption may be called: clip.txt or clip.mp4.txt."""
+    suffixes = (".txt", ".caption", ".json")
+    return [f"{stem}{suffix}" for suffix in suffixes for stem in (path.stem, path.name)]
+
+
 def caption_beside(path: Path) -> str | None:
-    """The caption in the file of the same name (.txt, .caption, .json), with or without a byte order mark.
+    """The caption in the file of the same name (clip.txt or clip.mp4.txt; .caption, .json), in any case, with or
+    without a byte order mark.
 
     Raises:
         ConfigError: the file is not UTF-8, or not a JSON object with a text.
     """
-    for suffix in (".txt", ".caption", ".json"):
-        beside = path.with_suffix(suffix)
-        if not beside.is_file() or (suffix == ".txt" and beside.name in TEXT_LISTS and _file_lists(beside.parent)):
+    names = {each.name.casefold(): each.name for each in path.parent.iterdir()} if path.parent.is_dir() else {}
+    for name in _names_beside(path):
+        stored = names.get(name.casefold())
+        beside = path.with_name(name if stored is None else stored)
+        if stored is None or not beside.is_file():
+            continue
+        suffix = beside.suffix.lower()
+        if suffix == ".txt" and beside.name in TEXT_LISTS and _file_lists(beside.parent):
             continue
         text = _read(beside)
         if suffix != ".json":
@@ -89,8 +130,14 @@ def caption_beside(path: Path) -> str | None:
 def _tables(folder: Path, media: set[Path]) -> list[Path]:
     here = [path for path in folder.iterdir() if path.suffix.lower() in _TABLES]
     below = [path for path in folder.rglob("metadata.*") if path.suffix.lower() in _TABLES and path.parent != folder]
-    own = {path.with_suffix("") for path in media}  # a .json of a clip's name is that clip's
-    return sorted(path for path in (*here, *below) if path.is_file() and path.resolve().with_suffix("") not in own)
+    own = {path.with_suffix("") for path in media}  # a .json of a clip's name, and clip.info.json, is that clip's
+    tables = (path for path in (*here, *below) if path.is_file() and not is_hidden(path, folder))
+    return sorted(
+        path
+        for path in tables
+        if not own & {path.resolve().with_suffix(""), path.resolve().with_suffix("").with_suffix("")}
+        and path.resolve().with_suffix("") not in media  # clip.mp4.json
+    )
 
 
 def _table_captions(table: Path) -> Iterator[tuple[str, str]]:
@@ -103,7 +150,19 @@ def _table_captions(table: Path) -> Iterator[tuple[str, str]]:
                 f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file "
                 f"({', '.join(FILE_COLUMNS)}) and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
             )
+        if not _can_be_a_file(file):
+            raise ConfigError(
+                f"got row {number} of {table} with the file {shown(file)}; expected a name that a file can have; "
+                "correct it"
+            )
         yield file, text
+
+
+def _can_be_a_file(name: str) -> bool:
+    try:
+        return "\0" not in name and all(len(os.fsencode(part)) <= _LONGEST_NAME for part in re.split(r"[/\\]", name))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
@@ -111,7 +170,9 @@ def _rows(table: Path) -> Iterator[Mapping[str, Any]]:
     suffix = table.suffix.lower()
     if suffix in (".csv", ".tsv"):
         # A quoted caption may span lines.
-        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
+        header = text.partition("\n")[0]
+        plain = ";" if header.count(";") > header.count(",") else ","  # as spreadsheets write it in many countries
+        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else plain)
         return
     # Not splitlines(): JSON may contain Unicode's line separators unescaped.
     lines = text.split("\n")
@@ -184,8 +245,20 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in _read(path).strip("\n").split("\n")]
 
 
+MARKS = (  # the longer ones first: that of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+
 def _read(path: Path) -> str:
+    """The text of a file, in the encoding that its byte order mark names, or UTF-8."""
+    content = path.read_bytes()
+    encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ConfigError(f"got {path}, which is not UTF-8 ({error}); expected a caption; save it as UTF-8") from error
+    if "\0" in text:  # as in UTF-16 without a mark
+        raise ConfigError(f"got {path}, which is not UTF-8 (it has null bytes); expected a caption; save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -34,6 +34,11 @@ class Data(Section):
     sizes: one or more (frames, height, width); all clips of a batch have one size.
     spread: part of the free path that digits may use across their direction of motion.
     enlarged: share of batches whose clips are drawn at twice the size ("digits" and "mnist" only).
+
+    Of a folder: windows: which parts of a longer clip are seen: "head", its first frames; "random", one of
+        `random_windows` random places, another one in each epoch; "slide", all windows that overlap by half; "all",
+        windows side by side, to the last frame. short_videos_as_pictures: a video shorter than every other size serves
+        sizes of one frame, by its first. allow_empty_captions: train clips without a caption on an empty prompt.
     """
 
     kind: Literal["digits", "mnist", "moving_mnist", "folder"]
@@ -44,6 +49,26 @@ class Data(Section):
     enlarged: Share = 0.0
     fps: Annotated[float, Range(above=0, high=FASTEST)] = 25.0
     validation_clips: Count = 8
+    windows: Literal["head", "random", "slide", "all"] = "head"
+    random_windows: Count = 4
+    short_videos_as_pictures: bool = False
+    allow_empty_captions: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut(Section):
+    """The clips of a folder that are not trained on, and that a validation measures. path: a folder of their own.
+    share: of the folder's clips, one at least. Neither: every clip is trained on."""
+
+    path: Path | None = None
+    share: Annotated[float, Range(0, below=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is not None and self.share:
+            raise ConfigError(
+                f"got validation.path and validation.share {self.share:g}; expected one of them; leave the other out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +76,10 @@ class Optimization(Section):
     """How the weights are updated.
 
     steps: updates of the weights. batch_size: clips per update, over all processes; each process computes its share in
-    `accumulation` pieces. schedule: "linear" is constant, then falls to `final` times the rate over the last
-    `decay_steps`, so a run can be extended; "cosine" falls from the first step on. optimizer: "muon" updates weights
-    with two or more axes and leaves the others to AdamW.
+    `accumulation` pieces. optimizer: "muon" updates weights with two or more axes and leaves the others to AdamW.
+    schedule: after a rise over `warmup`, a share of the steps, "linear" is constant, then falls to `final` times the
+    rate over the share `decay`; "cosine" falls from the end of the rise on; see `schedule`. warmup_steps, decay_steps:
+    the same in steps, shortened where they do not fit. max_grad_norm: 0 clips nothing.
     ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32 on GPUs that have it;
     "bf16" computes in bfloat16 on float32 weights. Small models spend their time launching kernels and are fastest in
     "tf32".
@@ -69,11 +95,13 @@ class Optimization(Section):
     learning_rate: Positive
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     weight_decay: NotNegative = 0.0
-    warmup_steps: CountFromZero = 100
+    warmup: Share = 0.05
+    warmup_steps: CountFromZero | None = None
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    decay_steps: CountFromZero = 0
+    decay: Share = 0.5
+    decay_steps: CountFromZero | None = None
     final: Share = 0.05
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: NotNegative = 1.0
     ema_decay: Decay = 0.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
@@ -143,6 +171,7 @@ class VAETraining(Section):
     seed: Seed = 0
     initial: Path | None = None
     data: Data
+    validation: HoldOut = HoldOut()
     model: dict[str, Any]
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
@@ -203,6 +232,21 @@ class LoRASettings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preview(Section):
+    """The clips of `prompts` that validations make, one of each before the first step too (`at_start`).
+
+    None: the run's seed, the first of `data.sizes`, the negative prompt of the base's recipe, no picture. image: the
+    first frame of every clip.
+    """
+
+    at_start: bool = True
+    seed: Seed | None = None
+    size: tuple[Count, Count, Count] | None = None
+    negative_prompt: str | None = None
+    image: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerTraining(Section):
     """`ltxkit train`.
 
@@ -210,8 +254,10 @@ class TransformerTraining(Section):
     initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
     on the frozen weights of `initial`.
     text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
-    cache_clips: encode at most this many clips, once; 0 encodes every clip when it is needed.
+    cache_clips: encode at most this many clips once, and the others whenever they are needed; 0: none.
     validation_samples: number of samples in the validation loss.
+    sample_steps, guidance_scale: of the clips of `prompts`; None: as the recipe of `initial` has them, 20 and 3 for a
+        new model.
     """
 
     task: Literal["transformer"] = "transformer"
@@ -221,6 +267,7 @@ class TransformerTraining(Section):
     initial: Path | None = None
     version: str | None = None
     data: Data
+    validation: HoldOut = HoldOut()
     model: dict[str, Any] | None = None
     lora: LoRASettings | None = None
     text: Text = Text()
@@ -231,9 +278,10 @@ class TransformerTraining(Section):
     first_frame: Share = 0.1
     cache_clips: CountFromZero = 0
     validation_samples: Count = 64
-    sample_steps: Count = 20
-    guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] = 3.0
+    sample_steps: Count | None = None
+    guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] | None = None
     prompts: tuple[str, ...] = ()
+    preview: Preview = Preview()
 
 
 @dataclass(frozen=True, kw_only=True)

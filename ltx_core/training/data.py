@@ -48,11 +48,28 @@ class Source(Protocol):
         ...
 
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
-        """Samples by number (>= 0) at a size that `size` returned."""
+        """Samples by number (>= 0, counted at each size by itself) at a size of `sizes` or that `size` returned."""
+        ...
+
+    def start(self, batch: int, batch_size: int) -> int:
+        """The number, at its size, of the first sample of batch number `batch`: earlier batches of that size have had
+        all below it."""
+        ...
+
+    def sizes(self) -> list[PixelShape]:
+        """The sizes of which there are clips, without those that `size` makes larger."""
         ...
 
     def distinct(self, size: PixelShape) -> int | None:
         """Number of different samples at a size, after which they repeat in another order; None: they never repeat."""
+        ...
+
+    def entry(self, index: int, size: PixelShape) -> int:
+        """Which of the `distinct` samples number `index` is; `index` itself where they never repeat."""
+        ...
+
+    def entries(self, numbers: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        """Samples by the numbers that `entry` returns."""
         ...
 
     def identity(self) -> list[str]:

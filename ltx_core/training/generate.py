@@ -20,7 +20,7 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..pipelines.condition import Condition, crop_to
+from ..pipelines.condition import Condition, Conditions, crop_to
 from ..pipelines.decode import decode
 from ..pipelines.encode import encode_frames
 from ..pipelines.long_video import LongSettings, plan_windows, sample_windows
@@ -75,6 +75,8 @@ class ClipSettings:
 
     size: of the only pass, or of the first of two; the second has twice the height and width. fps: frames per second.
     seed: of the first clip; clip i has seed + i. overrides: of the recipe. batch_size: clips that are made at once.
+    shown: the first frame of every clip, (1, h, w, 3) in [0, 1]. autocast: sample in bfloat16 on float32 weights, as
+    they are trained.
     """
 
     size: PixelShape
@@ -82,6 +84,8 @@ class ClipSettings:
     seed: int = 0
     overrides: Overrides = NO_OVERRIDES
     batch_size: int = 20
+    shown: Tensor | None = None
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         check_frame_rate("fps", self.fps)
@@ -128,7 +132,8 @@ def generate_clips(models: Models, prompts: Sequence[str], settings: ClipSetting
     for start in range(0, len(prompts), settings.batch_size):
         part = prompts[start : start + settings.batch_size]
         portion = replace(settings, seed=settings.seed + start)
-        latent = _sample(models, part, portion, host)
+        with torch.autocast(_device_type(models), torch.bfloat16, enabled=settings.autocast):
+            latent = _sample(models, part, portion, host)
         clips.append(_decode(models.vae, latent, decoding, portion.seed, host))
     return torch.cat(clips)
 
@@ -141,10 +146,16 @@ def _sample(models: Models, prompts: Sequence[str], settings: ClipSettings, host
     told = _prompts(models, prompts, guided=any(each.is_guided for each in passes), host=host)
     noise = SeededNoise(settings.seed)
     if models.upscaler is None:
-        return sample(passes[0], clip, told, noise=noise, host=host)
+        first = () if settings.shown is None else (Condition(settings.shown),)
+        conditions = Conditions(first, models.vae)
+        return sample(passes[0], clip, told, noise=noise, host=host, conditions=conditions)
     adain = Settings(models.recipe, settings.overrides).adain_factor
     upscaling = Upscaling(models.upscaler, models.vae, adain)
     return generate_two_stage(passes, clip, told, upscaling, noise=(noise, noise), host=host)
+
+
+def _device_type(models: Models) -> str:
+    return next(models.transformer.parameters()).device.type
 
 
 def _prompts(models: Models, prompts: Sequence[str], *, guided: bool, host: Host) -> Prompts:

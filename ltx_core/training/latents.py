@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import whole
 from ..models.video_vae import VideoVAE
 from ..progress import Notes
 from ..shapes import PixelShape
+from .checkpoints import saved_cache, write_cache
 from .config import Data
-from .data import Source
+from .data import Source, shuffled
 from .models import tensors_of
 from .settings_file import to_tree
 
 ENCODED_PIXELS = 2**24  # per batch of the encoder
+FORMAT = 2  # of the cache: entries of the source, in its own order
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,9 @@ class LatentCache:
     """Which samples are encoded once, and where they are kept.
 
     count: number of samples (all, if the source has fewer) in `folder`/latents_FxHxW.pt; 0: none, every sample is
-    encoded when it is needed. writes: whether this process writes the files. share_sizes: the sizes share `count` as
-    they share the batches; otherwise each size gets all of it.
+    encoded when it is needed, as those are that the cache has no place for. Of a source that never repeats, the cached
+    samples take the place of all. writes: whether this process writes the files. share_sizes: the sizes share `count`
+    as they share the samples; otherwise each size gets all of it.
     """
 
     folder: Path
@@ -65,19 +67,35 @@ class Latents:
     @cached_property
     def key(self) -> str:
         """A hash of everything that the cached latents depend on; reads every weight of the VAE."""
-        text = json.dumps([to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True)
+        text = json.dumps(
+            [FORMAT, to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True
+        )
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(self.vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
         return digest.hexdigest()
 
     def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
-        """The samples with these numbers; with a cache, modulo its length."""
+        """The samples with these numbers."""
+        entries = [self.source.entry(index, size) for index in indices]
         if not self.cache.count:
-            return self._encode(indices, size)
+            return self._encode(entries, size)
         self.prepare(size)
         kept = self._kept[size]
-        return kept.rows([index % len(kept.captions) for index in indices])
+        cached = len(kept.captions)
+        if self.source.distinct(size) is None:
+            # The first pass has their order; the source draws them at random.
+            return kept.rows([i if i < cached else shuffled(range(cached), i, self.seed) for i in entries])
+        if all(entry < cached for entry in entries):
+            return kept.rows(entries)
+        parts = [kept.rows([i]) if i < cached else self._encode([i], size) for i in entries]
+        return EncodedClips(torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions])
+
+    def complete(self) -> bool:
+        """Whether every sample of every size is cached, so that the VAE is needed no more."""
+        if not self.cache.count:
+            return False
+        return all(len(kept.captions) >= (self.source.distinct(size) or 0) for size, kept in self._kept.items())
 
     def prepare(self, size: PixelShape) -> None:
         """Fill the cache for a size: from its file, or by encoding."""
@@ -85,8 +103,8 @@ class Latents:
             self._kept[size] = self._read(size) or self._make(size)
 
     @torch.no_grad()
-    def _encode(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
-        samples = self.source.samples(indices, size, next(self.vae.parameters()).device)
+    def _encode(self, entries: Sequence[int], size: PixelShape) -> EncodedClips:
+        samples = self.source.entries(entries, size, next(self.vae.parameters()).device)
         latents = self.vae.normalize(self.vae.encode(samples.pixels).mode().float()).cpu()
         return EncodedClips(latents, samples.captions)
 
@@ -94,23 +112,36 @@ class Latents:
         return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
 
     def _read(self, size: PixelShape) -> EncodedClips | None:
-        path = self._file(size)
-        if not path.is_file():
+        saved = saved_cache(self._file(size), ("key", "latents", "captions"), self.notes)
+        if saved is None or saved["key"] != self.key:
             return None
-        saved = torch.load(path, weights_only=True)
-        return EncodedClips(saved["latents"], saved["captions"]) if saved["key"] == self.key else None
+        return EncodedClips(saved["latents"], saved["captions"])
 
     def _make(self, size: PixelShape) -> EncodedClips:
-        sizes = [self.source.size(batch) for batch in range(1000)] if self.cache.share_sizes else [size]
-        count = max(8, round(self.cache.count * sizes.count(size) / len(sizes)))
-        count = min(count, self.source.distinct(size) or count)
+        distinct, count = self.source.distinct(size), self.cache.count
+        if self.cache.share_sizes:
+            count = max(8, round(count * self._share(size)))
+        count = min(count, distinct or count)
         self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
+        if distinct is not None and count < distinct and self.cache.share_sizes:
+            self.notes(
+                f"the cache has {count} of {distinct} clips of this size (cache_clips={self.cache.count}); the other "
+                f"{distinct - count} are trained on too, and encoded whenever they are needed"
+            )
         at_once = max(1, ENCODED_PIXELS // math.prod(size))
         parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]
         encoded = EncodedClips(
             torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions]
         )
         if self.cache.writes:
-            with whole(self._file(size)) as part:
-                torch.save({"key": self.key, "latents": encoded.latents, "captions": encoded.captions}, part)
+            write_cache(self._file(size), {"key": self.key, "latents": encoded.latents, "captions": encoded.captions})
         return encoded
+
+    def _share(self, size: PixelShape) -> float:
+        """Of the samples, those of one size."""
+        counts = {each: self.source.distinct(each) for each in self.source.sizes()}
+        known = [count for count in counts.values() if count is not None]
+        if known and counts.get(size):
+            return (counts[size] or 0) / sum(known)
+        sizes = [self.source.size(batch) for batch in range(1000)]
+        return sizes.count(size) / len(sizes)

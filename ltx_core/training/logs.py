@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError
+from ..files import whole
+from ..progress import accessory
 from .config import Logging
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All lines of a log.jsonl, up to one that a crash cut off."""
+    """All lines of a log.jsonl, up to one that a crash cut off, or that no run has written."""
     entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry: Any = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            break
+        entries.append(entry)
     return entries
 
 
@@ -30,21 +36,32 @@ class Log:
         self.folder = folder
         path = folder / "log.jsonl"
         kept = [entry for entry in read_log(path) if entry["step"] <= start] if path.is_file() else []
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        with whole(path) as part:
+            part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._boards = _boards(folder, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step} | {name: round(value, 7) for name, value in values.items()}) + "\n")
-        self._file.flush()
-        for write, _ in self._boards:
-            write(step, values)
+        entry = {"step": step} | {name: round(value, 7) for name, value in values.items()}
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self._file.name} ({error.strerror or error})") from error
+        for board in list(self._boards):
+            with accessory("a board of the log") as outcome:
+                board[0](step, values)
+            if outcome.failed:  # it would at every step
+                self._boards.remove(board)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk, which `write` has said
+            self._file.close()
         for _, end in self._boards:
-            end()
-        draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
+            with accessory("a board of the log"):
+                end()
+        with accessory("curves.png"):
+            draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
 
 
 Board = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]  # write the values of a step; close
@@ -102,4 +119,22 @@ def draw_curves(log: Path, picture: Path) -> None:
             axes.set_yscale("log")
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
-    figure.savefig(picture, dpi=80)
+    with whole(picture) as part:
+        figure.savefig(part, dpi=80)
+
+
+def draw_rate(points: Sequence[tuple[int, float]], picture: Path) -> None:
+    """The learning rate that a run will have, over its steps. Writes nothing without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*points, strict=True), linewidth=1)
+    axes.set_title("learning rate over the steps", fontsize=9)
+    axes.tick_params(labelsize=7)
+    with whole(picture) as part:
+        figure.savefig(part, dpi=80)

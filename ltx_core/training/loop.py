@@ -18,18 +18,30 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, TrainingError
-from ..files import TEMPORARY, whole
-from ..progress import Notes, log_note
-from .checkpoints import latest_checkpoint, step_number
+from ..files import remove_leftovers, whole
+from ..progress import Notes, accessory, log_note
+from .checkpoints import (
+    complete_checkpoints,
+    latest_checkpoint,
+    newest_intact,
+    read_state,
+    set_aside_after,
+    step_number,
+    write_state,
+)
 from .config import Training
 from .distributed import World
-from .logs import Log
-from .settings_file import differences, to_tree
+from .logs import Log, draw_rate
+from .optimize import Updater
+from .schedule import described, points
+from .settings_file import build, differences, to_tree
 
-# Settings that may change when a run is resumed: its length, what it writes, and how it saves memory.
+# Settings that may change when a run is resumed: its length and learning rate, what it writes and how it is looked at,
+# and how it saves memory.
 FREE = (
-    *("output", "logging", "prompts"),
-    *("optimization.steps", "optimization.decay_steps", "optimization.schedule"),
+    *("output", "logging", "prompts", "sample_steps", "guidance_scale", "validation_samples", "preview"),
+    *(f"optimization.{name}" for name in ("steps", "schedule", "learning_rate", "final", "max_grad_norm")),
+    *(f"optimization.{name}" for name in ("warmup", "warmup_steps", "decay", "decay_steps")),
     *("optimization.sharding", "optimization.accumulation", "optimization.gradient_checkpointing"),
 )
 
@@ -37,12 +49,18 @@ FREE = (
 class Task(Protocol):
     """The models in training. Everything is a function of config and step: a task keeps no random state."""
 
+    updater: Updater
+
     def update(self, step: int) -> dict[str, float]:
         """Update the weights once. Returns numbers for the log, equal in all processes."""
         ...
 
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
         """Numbers for the log; clips, sheets and prompts go to `folder`, if it is not None."""
+        ...
+
+    def preview(self, folder: Path | None) -> None:
+        """Clips of the model as it starts, if the config asks for them; they go to `folder`, if it is not None."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -91,6 +109,8 @@ def train(
     """
     output, steps = config.output, config.optimization.steps
     start = _prepare(task, config, world, resume, notes)
+    if start == 0:
+        task.preview(output / "validation" / "step_000000" if world.first else None)
     log = Log(output, config.logging, start) if world.first else None
     begun = time.monotonic()
     metrics: dict[str, float] = {}
@@ -100,6 +120,11 @@ def train(
             metrics = task.update(step)
             _check_finite(metrics, step, config, world)
             done = step + 1
+            if metrics.get("skipped_steps", 0):
+                notes(
+                    f"step {done}: the gradient is not finite, so the weights stay as they are "
+                    f"({metrics['skipped_steps']:.0f} steps skipped so far)"
+                )
             rate = (done - start) / max(1e-9, time.monotonic() - begun)
             if log is not None and (done % config.logging.log_every == 0 or done == steps):
                 log.write(done, metrics | {"steps_per_second": rate})
@@ -124,11 +149,12 @@ def train(
     return finished
 
 
-def checkpoint_to_resume(config: Training, resume: bool) -> Path | None:
-    """The checkpoint that a run continues from; None: a new run. Reads little: a refusal takes no time.
+def checkpoint_to_resume(config: Training, resume: bool, notes: Notes = log_note) -> Path | None:
+    """The newest intact checkpoint, which a run continues from; None: a new run.
 
     Raises:
         ConfigError: the folder already holds a run, holds none to resume, or its run had another config.
+        CheckpointError: every checkpoint is damaged.
     """
     output = config.output
     latest = latest_checkpoint(output)
@@ -141,35 +167,71 @@ def checkpoint_to_resume(config: Training, resume: bool) -> Path | None:
         return None
     if latest is None:
         raise ConfigError(f"got resume with no checkpoint in {output}; expected one to continue from; check output")
-    saved = torch.load(latest / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    found, saved = newest_intact(output, notes)
     changed = {
         key: values
-        for key, values in differences(saved["config"], to_tree(config)).items()
+        for key, values in differences(_completed(config, saved["config"]), to_tree(config)).items()
         if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+        and not _same_file(saved.get("places", {}).get(key), *values)
     }
     if changed:
         listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
         raise ConfigError(
             f"got another config than the run in {output}: {listed}; expected the same; undo this, or start a new run"
         )
-    return latest
+    return found
+
+
+def _completed(config: Training, tree: Any) -> Any:
+    """The config of a saved run with the defaults of settings that are newer than it."""
+    try:
+        return to_tree(build(type(config), tree, ""))
+    except ConfigError:
+        return tree
+
+
+def _same_file(place: str | None, old: Any, new: Any) -> bool:
+    """Whether two spellings name one file. place: where the first one was found."""
+    if not isinstance(old, str) or not isinstance(new, str) or not Path(new).exists():
+        return False
+    return Path(place or old).resolve() == Path(new).resolve()
+
+
+def _places(tree: Any, prefix: str = "") -> dict[str, str]:
+    """The settings that name an existing file or folder, with its whole path."""
+    if isinstance(tree, Mapping):
+        parts = [_places(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+        return {key: place for part in parts for key, place in part.items()}
+    if isinstance(tree, str) and tree and len(tree) < 1000 and "\0" not in tree and Path(tree).exists():
+        return {prefix: str(Path(tree).resolve())}
+    return {}
 
 
 def _prepare(task: Task, config: Training, world: World, resume: bool, notes: Notes) -> int:
     """Prepare the run's folder and the task; returns the first step."""
-    latest = checkpoint_to_resume(config, resume)
+    latest = checkpoint_to_resume(config, resume, lambda _: None)  # said when the run began
     if world.first:
         config.output.mkdir(parents=True, exist_ok=True)
         _write_config(config)
-        for leftover in (config.output / "checkpoints").glob(f"{TEMPORARY}*"):  # of a process that was killed
-            shutil.rmtree(leftover)
+        for folder in (config.output, config.output / "checkpoints"):
+            remove_leftovers(folder)
+    world.barrier()  # every process has seen the folder before the first one saves
     if latest is None:
-        world.barrier()  # every process has seen an empty folder before the first one saves
-        return 0
-    saved = torch.load(latest / "state.pt", map_location="cpu", weights_only=True)
-    task.load(saved["task"])
-    notes(f"continuing from {latest.name} of {config.output}")
-    return int(saved["step"])
+        start, join = 0, None
+    else:
+        saved = read_state(latest)
+        task.load(saved["task"])
+        start, join = int(saved["step"]), task.updater.join
+        notes(f"continuing from {latest.name} of {config.output}")
+        if join is not None:
+            notes(described(config.optimization, join))
+        world.barrier()  # every process has read its checkpoint before others are set aside
+        if world.first:
+            set_aside_after(config.output, latest)
+    if world.first:
+        with accessory("learning_rate.png"):
+            draw_rate(points(config.optimization, join), config.output / "learning_rate.png")
+    return start
 
 
 def save_checkpoint(task: Task, config: Training, world: World, step: int) -> None:
@@ -178,13 +240,14 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int) -> No
     Raises:
         OSError: the disk is full, or the folder cannot be written; earlier checkpoints stay.
     """
-    saved = {"step": step, "config": to_tree(config), "task": task.state()}
+    tree = to_tree(config)
+    saved = {"step": step, "config": tree, "places": _places(tree), "task": task.state()}
     if world.first:
         folder = config.output / "checkpoints"
         with whole(folder / f"step_{step:06d}", folder=True) as part:
-            torch.save(saved, part / "state.pt")
+            write_state(part, saved)
             task.export(part)
-        for old in sorted(folder.glob("step_*"), key=step_number)[: -config.logging.keep]:
+        for old in sorted(complete_checkpoints(config.output), key=step_number)[: -config.logging.keep]:
             shutil.rmtree(old)
     else:
         task.export(None)
@@ -203,7 +266,8 @@ def _write_config(config: Training) -> None:
     import yaml
 
     tree = to_tree(config)
-    (config.output / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    with whole(config.output / "config.yaml") as part:
+        part.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
 def _check_finite(metrics: Mapping[str, float], step: int, config: Training, world: World) -> None:

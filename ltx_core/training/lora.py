@@ -30,6 +30,13 @@ class LoRALayers(nn.Module):
         self.config = config
         self.scale = config.alpha / config.rank
         self.names: dict[str, str] = {}  # a name without dots -> the Linear's
+        blocks = [name for name, _ in model.named_modules() if name.startswith(model.BLOCK_PREFIX)]
+        unknown = [t for t in config.targets if not any(name.endswith(f".{t}") for name in blocks)]
+        if unknown or not config.targets:
+            raise ConfigError(
+                f"got lora.targets {', '.join(unknown) or '[]'}, which name no Linear of a block; expected to_q, "
+                "to_k, to_v, to_out.0, ff.net.0.proj or ff.net.2; change them"
+            )
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, module in model.named_modules():
             if not name.startswith(model.BLOCK_PREFIX) or not name.endswith(tuple(f".{t}" for t in config.targets)):
@@ -45,11 +52,6 @@ class LoRALayers(nn.Module):
             self.down[key] = nn.Parameter(down.to(device))
             self.up[key] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
             module.register_forward_hook(self._hook(key))
-        if not self.names:
-            raise ConfigError(
-                f"got lora.targets {', '.join(config.targets)}, which name no Linear of a block; expected to_q, "
-                "to_k, to_v, to_out.0, ff.net.0.proj or ff.net.2; change them"
-            )
 
     def _hook(self, key: str) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +55,17 @@ def _architecture(kind: type[C], section: str, tree: Mapping[str, Any]) -> C:
 
 
 def vae_config(tree: Mapping[str, Any]) -> VideoVAEConfig:
-    return _architecture(VideoVAEConfig, "vae", tree)
+    config = _architecture(VideoVAEConfig, "vae", tree)
+    down, up = (
+        [math.prod(block.stride[axis] for block in blocks) for axis in range(3)]
+        for blocks in (config.encoder_blocks, config.decoder_blocks)
+    )
+    if down != up:
+        raise ConfigError(
+            f"got model.encoder_blocks that divide frames, height and width by {down}, and decoder_blocks that "
+            f"multiply them by {up}; expected the same; mend the block lists"
+        )
+    return config
 
 
 def transformer_config(tree: Mapping[str, Any]) -> TransformerConfig:
@@ -85,15 +96,27 @@ def save_vae(path: Path, tensors: Mapping[str, Tensor], config: VideoVAEConfig) 
     write_safetensors(path, {VAE_PREFIX + name: tensor for name, tensor in tensors.items()}, metadata)
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What a trained checkpoint keeps of the one that it started from: how it is sampled, and its metadata."""
+
+    scheduler: SchedulerConfig | None = SCHEDULER
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 def save_checkpoint_file(
-    path: Path, transformer: Mapping[str, Tensor], config: TransformerConfig, vae: VideoVAE | None
+    path: Path,
+    transformer: Mapping[str, Tensor],
+    config: TransformerConfig,
+    vae: VideoVAE | None,
+    base: Base = Base(),
 ) -> None:
     """A checkpoint in the form of the released ones: the transformer and its VAE in one file."""
     tensors = {TRANSFORMER_PREFIX + name: tensor for name, tensor in transformer.items()}
     if vae is not None:
         tensors |= {VAE_PREFIX + name: tensor for name, tensor in tensors_of(vae).items()}
-    described = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=SCHEDULER)
-    write_safetensors(path, tensors, {"config": format_config(described)})
+    described = CheckpointConfig(transformer=config, vae=None if vae is None else vae.config, scheduler=base.scheduler)
+    write_safetensors(path, tensors, {**base.metadata, "config": format_config(described)})
 
 
 def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +47,18 @@ class MovingMNIST:
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
         return stacked((self._sample(index, size) for index in indices), device)
 
+    def start(self, batch: int, batch_size: int) -> int:
+        return batch * batch_size
+
+    def sizes(self) -> list[PixelShape]:
+        return [self.clip_size]
+
+    def entry(self, index: int, size: PixelShape) -> int:  # noqa: ARG002 - they never repeat
+        return index
+
+    def entries(self, numbers: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        return self.samples(numbers, size, device)
+
     def _sample(self, index: int, size: PixelShape) -> Sample:
         member = shuffled(self.members, index, self.seed)
         rng = stream(self.seed, "moving mnist", index)
@@ -84,7 +98,7 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         if beside != path and beside.is_file():
             with np.load(beside, allow_pickle=False) as more:
                 arrays |= {f"{beside.name}:{name}": more[name] for name in more.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"
         ) from error

@@ -6,31 +6,21 @@ import contextlib
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..errors import TrainingError
 from .config import Optimization
 from .distributed import local, split_like, whole
 from .footprint import Footprint, local_bytes
 from .muon import Muon
+from .schedule import Join, joined, learning_rate
 
-
-def learning_rate(config: Optimization, step: int) -> float:
-    """The learning rate of update number `step`, counted from 0."""
-    peak, steps = config.learning_rate, config.steps
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.schedule == "cosine":
-        progress = min(1.0, step / max(1, steps))
-        fall = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
-    elif config.schedule == "linear":
-        left = (steps - step) / max(1, config.decay_steps)
-        fall = config.final + (1 - config.final) * min(1.0, max(0.0, left))
-    else:
-        fall = 1.0
-    return peak * warmup * fall
+MOST_SKIPPED = 10  # steps in a row whose gradient is not finite, after which a run stops
 
 
 def autocast(config: Optimization, device: torch.device) -> torch.autocast:
@@ -67,6 +57,9 @@ class Updater:
                 )
             )
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
+        self.join: Join | None = None
+        self.done, self.last_rate = 0, 0.0  # steps, and the rate of the last one before `scale`
+        self.skipped = self.skipped_in_a_row = 0
 
     def needs(self, modules: Sequence[nn.Module], step: int | None) -> Footprint:
         """The memory that training takes.
@@ -92,22 +85,55 @@ class Updater:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def apply(self, step: int) -> dict[str, float]:
-        """Update the weights from their gradients and clear these. Returns the gradient norm and the learning rate."""
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        rate = learning_rate(self.config, step) * self.scale
+        """Update the weights from their gradients and clear these. Returns the gradient norm and the learning rate.
+
+        A gradient that is not finite changes nothing: the step is skipped, and `skipped_steps` counts such steps.
+
+        Raises:
+            TrainingError: so it was at ten steps in a row.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(whole(total))
+        rate = learning_rate(self.config, step, self.join)
+        self.last_rate, self.done = rate, step + 1
+        if not math.isfinite(norm):
+            return self._skip(step) | {"learning_rate": rate * self.scale}
+        self.skipped_in_a_row = 0
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, total)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * self.scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step)
-        return {"gradient_norm": float(norm), "learning_rate": rate}
+        return {"gradient_norm": norm, "learning_rate": rate * self.scale}
+
+    def _skip(self, step: int) -> dict[str, float]:
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise TrainingError(
+                f"got gradients that are not finite at {MOST_SKIPPED} steps in a row, the last at step {step}; "
+                "expected finite ones; lower the learning rate and resume from the last checkpoint"
+            )
+        return {"skipped_steps": float(self.skipped)}
 
     def state(self) -> dict[str, Any]:
         """The state, with sharded tensors gathered."""
         average = None if self.average is None else self.average.values
-        return whole({"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "average": average})
+        schedule = {
+            "done": self.done,
+            "rate": self.last_rate,
+            "join": None if self.join is None else asdict(self.join),
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        return whole({"optimizers": states, "average": average, "schedule": schedule})
 
     def load(self, state: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -124,6 +150,12 @@ class Updater:
         if self.average is not None and state["average"] is not None:
             for mine, saved in zip(self.average.values, state["average"], strict=True):
                 mine.copy_(split_like(saved, mine))
+        schedule = state.get("schedule")  # runs of earlier versions have none
+        if schedule is not None and schedule["done"]:
+            self.done, self.last_rate = schedule["done"], schedule["rate"]
+            self.skipped, self.skipped_in_a_row = schedule["skipped"]
+            join = None if schedule["join"] is None else Join(**schedule["join"])
+            self.join = joined(self.config, self.done, self.last_rate, join)
 
 
 class Average:

@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..locks import locked_folder
+from ..placing.devices import clear_of_memory
 from ..progress import Notes, log_note
 from .config import Training, TransformerTraining, VAETraining
 from .distributed import World, world
 from .loop import Report, Task, checkpoint_to_resume, train
+from .schedule import described
 from .transformer import TransformerTask
 from .upscaler import UpscalerTask
 from .vae import VAETask
@@ -35,17 +38,18 @@ def run_training(
     Returns the folder of the final weights, or None if the run was stopped before the last step.
 
     Raises:
-        ConfigError: the config cannot be trained here, or does not fit the run to resume.
+        ConfigError: the config cannot be trained here, does not fit the run to resume, or another process trains in
+            this folder.
         TrainingError: the loss is not a number, or the latents collapsed.
     """
-    checkpoint_to_resume(
-        config, resume
-    )  # before models are built and clips encoded, which writes into the run's folder
-    with world() as here:
+    with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
         if not here.first:
             report, notes = lambda _: None, lambda _: None
-        task = make_task(config, here, notes)
-        with stopping or nullcontext(lambda: False) as stop:
+        # Before models are built and clips encoded, which writes into the run's folder.
+        checkpoint_to_resume(config, resume, notes)
+        notes(described(config.optimization))
+        with clear_of_memory("a batch of this training"), stopping or nullcontext(lambda: False) as stop:
+            task = make_task(config, here, notes)
             finished = train(task, config, here, resume=resume, report=report, stop=stop, notes=notes)
     return config.output / "final" if finished else None
 

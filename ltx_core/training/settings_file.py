@@ -91,19 +91,39 @@ def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
     except ImportError as error:
         raise UnsupportedError("got no PyYAML; expected it to read a training config; do pip install pyyaml") from error
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        tree = _parsed(file.read_text(encoding="utf-8-sig"))
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
                 raise ConfigError(f"got --set {override}; expected a.b=value; name the key and its value")
-            parsed = yaml.safe_load(value)
+            parsed = _parsed(value)
             _put(tree, key.split("."), parsed if value.lstrip()[:1] in ("'", '"') else _number(parsed), key)
     # ValueError: a date such as 2024-13-45, or another encoding.
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"got {file}, which is not YAML ({error}); expected a training config; correct it") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"got {file}, which is not YAML ({reason}); expected a training config; correct it"
+        ) from error
     return tree
+
+
+def _parsed(text: str) -> Any:
+    """YAML without aliases, of which a few lines make a value of any size.
+
+    Raises:
+        ConfigError: it has one. yaml.YAMLError, ValueError, RecursionError: it is no YAML.
+    """
+    import yaml
+
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            raise ConfigError(
+                f"got the alias *{token.value} in line {token.start_mark.line + 1} of a YAML text; expected values "
+                "without aliases; write the value out"
+            )
+    return yaml.safe_load(text)
 
 
 def to_tree(value: Any) -> Any:

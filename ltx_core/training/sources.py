@@ -2,31 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..progress import Notes, log_note
 from ..shapes import PixelShape
-from .config import Data
+from .config import Data, HoldOut
 from .data import Source, Split
 from .digits.clips import DigitSource, MovingDigits, mnist_digits, sklearn_digits
-from .folder import VideoFolder
+from .folder import Media, Reading, VideoFolder, read_folder
 from .moving_mnist import MovingMNIST
 
 
-def open_source(config: Data, split: Split, seed: int, notes: Notes = log_note) -> Source:
-    """The clips that a config asks for.
+def open_source(
+    config: Data, split: Split, seed: int, notes: Notes = log_note, hold_out: HoldOut = HoldOut()
+) -> Source:
+    """The clips of one split that a config asks for; those of "validation" are the same as of "train" where a folder
+    holds none out.
 
     Raises:
-        ConfigError: files are missing or unreadable, sizes do not fit, or a folder holds no usable clip.
+        ConfigError: files are missing or unreadable, sizes do not fit, captions are missing or wrong, or a folder holds
+            no usable clip.
+    """
+    return open_sources(config, seed, notes, hold_out)[0 if split == "train" else 1]
+
+
+def open_sources(
+    config: Data, seed: int, notes: Notes = log_note, hold_out: HoldOut = HoldOut(), *, captioned: bool = True
+) -> tuple[Source, Source]:
+    """The clips to train on and those of validations; a folder is looked through once.
+
+    captioned: whether captions are read at all.
+
+    Raises:
+        ConfigError: as `open_source`.
     """
     if not config.sizes:
         raise ConfigError("got no data.sizes; expected one or more [frames, height, width]; add one")
     sizes = [PixelShape(*size) for size in config.sizes]
     if config.kind == "folder":
-        return VideoFolder(_path(config), sizes, split=split, fps=config.fps, seed=seed, notes=notes)
+        reading = Reading(
+            windows=config.windows,
+            random_windows=config.random_windows,
+            short_videos_as_pictures=config.short_videos_as_pictures,
+            allow_empty_captions=config.allow_empty_captions or not captioned,
+            share=hold_out.share,
+            held_out=hold_out.path,
+        )
+        clips = read_folder(_path(config), sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
+
+        def of(media: list[Media], split: Split) -> Source:
+            return VideoFolder.of(media, sizes, split=split, fps=config.fps, seed=seed, reading=reading)
+
+        return of(clips.train, "train"), of(clips.validation, "validation")
+    if hold_out != HoldOut():
+        raise ConfigError(
+            f"got validation.path or validation.share with data.kind {config.kind}; expected them with a folder: a "
+            "tenth of the others is always held out; leave them out"
+        )
     if len(sizes) != 1:
         raise ConfigError(f"got {len(sizes)} data.sizes for {config.kind}; expected one; only a folder has several")
+    return _drawn(config, sizes, "train", seed), _drawn(config, sizes, "validation", seed)
+
+
+def _drawn(config: Data, sizes: Sequence[PixelShape], split: Split, seed: int) -> Source:
     if config.kind == "moving_mnist":
         return MovingMNIST(_path(config), sizes[0], split, seed)
     digits = sklearn_digits() if config.kind == "digits" else mnist_digits(_path(config))

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
-from ..files import whole
-from ..models.text_encoder import TextEncoder, build_t5
+from ..models.text_encoder import T5EncoderModel, TextEncoder, build_t5
 from ..models.tokenizer import MAX_TOKENS, SENTINELS, Tokenizer
 from ..progress import Notes
 from ..weights.save import write_safetensors
-from ..weights.text_encoder import EMBEDDING_AGAIN, load_text_encoder
+from ..weights.text_encoder import EMBEDDING_AGAIN, hugging_face_config, load_text_encoder
 from ..weights.tokenizer_training import train_tokenizer
+from .checkpoints import saved_cache, write_cache
 from .config import Text
 from .data import file_identity
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
 
 
 class FrozenText:
@@ -40,10 +36,9 @@ class FrozenText:
     def prepare(self, captions: Sequence[str], file: Path, notes: Notes, *, writes: bool) -> None:
         """Encode `captions`, or read them from `file`, which is written if `writes`."""
         wanted, key = list(dict.fromkeys(captions)), self._key()
-        if file.is_file():
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            if saved["key"] == key:
-                self._embeddings = dict(zip(saved["captions"], saved["embeddings"], strict=True))
+        saved = saved_cache(file, ("key", "captions", "embeddings"), notes)
+        if saved is not None and saved["key"] == key:
+            self._embeddings = dict(zip(saved["captions"], saved["embeddings"], strict=True))
         missing = [caption for caption in wanted if caption not in self._embeddings]
         if not missing:
             return
@@ -53,11 +48,10 @@ class FrozenText:
             notes(sentence)
         self._encode(encoder, missing)
         if writes:
-            with whole(file) as part:
-                torch.save(
-                    {"key": key, "captions": list(self._embeddings), "embeddings": list(self._embeddings.values())},
-                    part,
-                )
+            write_cache(
+                file,
+                {"key": key, "captions": list(self._embeddings), "embeddings": list(self._embeddings.values())},
+            )
 
     def embeddings(self, captions: Sequence[str]) -> list[Tensor]:
         """One (l, d_model) per caption, on the CPU, in the dtype that the encoder computes in.
@@ -186,5 +180,5 @@ def save_text_encoder(encoder: TextEncoder, weights: Mapping[str, Tensor], folde
     """
     tensors = {name: tensor for name, tensor in weights.items() if name != EMBEDDING_AGAIN}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    encoder.model.config.to_json_file(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(encoder.config), indent=2) + "\n", "utf-8")
     (folder / "spiece.model").write_bytes(encoder.tokenizer.path.read_bytes())

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..config import SchedulerConfig
 from ..errors import ConfigError
+from ..media import read_image
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..pipelines.recipe import UNKNOWN, recipe_for
@@ -27,10 +30,11 @@ from ..releases import Recipe
 from ..sampling.noise import initialised, stream
 from ..sampling.patchify import Coordinates, patchify
 from ..shapes import PixelShape
-from ..weights.build import load_transformer
+from ..weights.build import Opened, open_models
+from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
-from .config import TransformerTraining
+from .config import HoldOut, TransformerTraining
 from .data import Source
 from .distributed import World, gathered, synchronised
 from .flow import Draws, Flow, draw
@@ -41,6 +45,7 @@ from .loop import log_values
 from .lora import LoRALayers, save_lora
 from .models import (
     SCHEDULER,
+    Base,
     copied,
     load_tensors,
     open_vae,
@@ -51,7 +56,7 @@ from .models import (
 )
 from .optimize import Updater, autocast
 from .pictures import save_clips
-from .sources import open_source
+from .sources import open_sources
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
 TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory
@@ -65,6 +70,9 @@ class TransformerTask:
         if config.vae is None:
             raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
         self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
+        for size in (*config.data.sizes, *([config.preview.size] if config.preview.size else [])):
+            PixelShape(*size).latent(self.vae.config.scale_factors)  # refuses what the VAE cannot have
+        self.base_metadata: dict[str, str] = {}
         self.transformer, self.recipe, self.scheduler = self._start(notes)
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
@@ -72,8 +80,10 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
-        self.source = open_source(config.data, "train", config.seed, notes)
-        validation = open_source(config.data, "validation", config.seed)
+        self.source, validation = open_sources(config.data, config.seed, notes, config.validation)
+        held_out = config.data.kind != "folder" or config.validation != HoldOut()
+        self.loss_name = "validation_loss" if held_out else "seen_clips_loss"
+        self.shown = self._first_frame()
         if world.first:
             config.output.mkdir(parents=True, exist_ok=True)
         self.text = self._text()
@@ -82,9 +92,9 @@ class TransformerTask:
             models.passes(settings.overrides, settings.size)
         folder, first = config.output, world.first
         cache = LatentCache(folder, config.cache_clips, first)
-        held_out = LatentCache(folder / "validation", config.validation_samples, first, share_sizes=False)
+        fixed = LatentCache(folder / "validation", config.validation_samples, first, share_sizes=False)
         self.latents = self._latents(self.source, cache, notes)
-        self.validation = self._latents(validation, held_out, notes)
+        self.validation = self._latents(validation, fixed, notes)
         self._encode_all(notes)
         self.transformer.to(world.device)
         self.lora = None
@@ -101,7 +111,7 @@ class TransformerTask:
         if config.optimization.compile:
             self.transformer.compile()
         self.updater = Updater(trained, config.optimization)
-        self.needs = self.updater.needs([flow] if config.cache_clips else [flow, self.vae], activations)
+        self.needs = self.updater.needs([flow] if self.latents.complete() else [flow, self.vae], activations)
         notes(str(self.needs))
 
     # ----------------------------------------------------------------------------------------------------- beginning
@@ -113,17 +123,17 @@ class TransformerTask:
         """The transformer, and how its checkpoint is sampled."""
         config = self.config
         if config.initial is not None:
-            model, info = load_transformer(
-                _checkpoint(config.initial, "model.safetensors"),
-                dtype=None if config.lora else torch.float32,
-                version=config.version,
-            )
+            opened = open_models(_checkpoint(config.initial, "model.safetensors"), version=config.version)
+            model, info = opened.transformer(dtype=None if config.lora else torch.float32)
+            self.base_metadata = _metadata_of(opened)
             if config.model is not None and model.config != transformer_config(config.model):
                 raise ConfigError(
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
                 )
             model = model if config.lora else copied(model).requires_grad_(True)
             recipe, origin = recipe_for(info.versions)
+            if config.preview.negative_prompt is not None:
+                recipe = replace(recipe, negative_prompt=config.preview.negative_prompt)
             for note in (*info.notes, *([origin] if len(info.versions) > 1 else [])):
                 doubt(note, notes)
             return model, recipe, info.scheduler
@@ -132,7 +142,17 @@ class TransformerTask:
         with initialised(config.seed, "new transformer"):
             model = LTXTransformer(transformer_config(config.model))
             restart(model)
-        return model, UNKNOWN, SCHEDULER
+        said = config.preview.negative_prompt
+        return model, UNKNOWN if said is None else replace(UNKNOWN, negative_prompt=said), SCHEDULER
+
+    def _first_frame(self) -> Tensor | None:
+        """The picture that previews begin with, (1, h, w, 3) in [0, 1]."""
+        image = self.config.preview.image
+        if image is None:
+            return None
+        if not image.is_file():
+            raise ConfigError(f"got preview.image {image}; expected a picture; check the path")
+        return read_image(image)[:1]
 
     def _text(self) -> TextEncoder | FrozenText:
         config, channels = self.config, self.transformer.config.caption_channels
@@ -172,12 +192,17 @@ class TransformerTask:
             known += [self.recipe.negative_prompt] if config.prompts else []
             self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
         self.vae.to(world.device)
-        self.validation.prepare(PixelShape(*config.data.sizes[0]))
+        for size in self.validation.source.sizes():
+            self.validation.prepare(size)
         if config.cache_clips:
-            for size in sorted(
-                {self.source.size(step) for step in range(min(1000, config.optimization.steps))}, key=math.prod
-            ):
+            drawn = {self.source.size(step) for step in range(min(1000, config.optimization.steps))}
+            for size in sorted({*drawn, *self.source.sizes()}, key=math.prod):
                 self.latents.prepare(size)
+        self._rest_vae()
+
+    def _rest_vae(self) -> None:
+        """Take the VAE off the device if no clip needs it any more."""
+        if self.latents.complete():
             self.vae.to("cpu")
 
     def _step_bytes(self, flow: Flow) -> int | None:
@@ -215,8 +240,9 @@ class TransformerTask:
         size = self.source.size(step)
         totals: dict[str, Tensor] = {}
         whole = self._draws("flow", step, optimization.batch_size, size)
+        first = self.source.start(step, optimization.batch_size)
         for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
-            clips = self.latents.clips(piece.indices, size)
+            clips = self.latents.clips(range(first + piece.rows.start, first + piece.rows.stop), size)
             draws = whole.rows(piece.rows)
             with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
                 losses, sigma = self._losses(clips, draws, size)
@@ -273,41 +299,74 @@ class TransformerTask:
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
-        """Loss on fixed clips with fixed noise, and clips of the configured prompts."""
+        """Loss on fixed clips with fixed noise, and clips of the configured prompts.
+
+        "validation_loss", or "seen_clips_loss" where no clip is held out: it then falls by learning by heart, too.
+        """
         config, optimization = self.config, self.config.optimization
-        size, count = PixelShape(*config.data.sizes[0]), config.validation_samples
-        whole = self._draws("flow validation", 0, count, size)
         with self.updater.averaged():
-            total = torch.zeros((), device=self.world.device)
-            for indices in self.world.portions(count, optimization.batch_size, optimization.accumulation):
-                clips = self.validation.clips(indices, size)
-                draws = whole.rows(slice(indices.start, indices.stop))
-                with autocast(optimization, self.world.device):
-                    total += self._losses(clips, draws, size)[0].sum()
+            total, counted = torch.zeros((), device=self.world.device), 0
+            for number, (size, count) in enumerate(self._validated()):
+                whole = self._draws("flow validation", number, count, size)
+                for indices in self.world.portions(count, optimization.batch_size, optimization.accumulation):
+                    clips = self.validation.clips(indices, size)
+                    draws = whole.rows(slice(indices.start, indices.stop))
+                    with autocast(optimization, self.world.device):
+                        total += self._losses(clips, draws, size)[0].sum()
+                counted += count
             if config.prompts:
                 with gathered(self.objective):
                     self._sample(folder)
-        return {"validation_loss": float(total) / count}
+        return {self.loss_name: float(total) / counted}
+
+    def _validated(self) -> list[tuple[PixelShape, int]]:
+        """The sizes of the validation's clips, with the number of samples of each."""
+        source, count = self.validation.source, self.config.validation_samples
+        clips = {size: source.distinct(size) for size in source.sizes()}
+        total = sum(number or 1 for number in clips.values())
+        return [(size, max(1, round(count * (number or 1) / total))) for size, number in clips.items()]
+
+    @torch.no_grad()
+    def preview(self, folder: Path | None) -> None:
+        """Clips of the configured prompts before the first step."""
+        if self.config.prompts and self.config.preview.at_start:
+            with self.updater.averaged():
+                if isinstance(self.objective, FSDPModule):  # it can be gathered once all of it has run
+                    (size, _), *_ = self._validated()
+                    draws = self._draws("flow validation", 0, 1, size)
+                    with autocast(self.config.optimization, self.world.device):
+                        self._losses(self.validation.clips(range(1), size), draws, size)
+                with gathered(self.objective):
+                    self._sample(folder)
 
     def _sampling(self) -> tuple[Models, ClipSettings]:
-        """What clips of the configured prompts are made with."""
-        config, optimization = self.config, self.config.optimization
-        said = PassSettings(steps=config.sample_steps, guidance_scale=config.guidance_scale)
+        """What clips of the configured prompts are made with: the base's recipe, and what the config changes in it."""
+        config, optimization, preview = self.config, self.config.optimization, self.config.preview
+        new = (None, None) if config.initial is not None else (20, 3.0)
+        steps, guidance = config.sample_steps, config.guidance_scale
+        said = PassSettings(
+            steps=new[0] if steps is None else steps, guidance_scale=new[1] if guidance is None else guidance
+        )
         # In batches of a training step's size, for which the device has room.
         at_once = self.world.share(optimization.batch_size, optimization.accumulation)
-        size, overrides = PixelShape(*config.data.sizes[0]), Overrides(first=said)
-        return (
-            Models(self.transformer, self.vae, self.text, recipe=self.recipe, scheduler=self.scheduler),
-            ClipSettings(size, config.data.fps, config.seed, overrides, at_once),
+        settings = ClipSettings(
+            PixelShape(*(preview.size or config.data.sizes[0])),
+            config.data.fps,
+            config.seed if preview.seed is None else preview.seed,
+            Overrides(first=said),
+            at_once,
+            shown=self.shown,
+            autocast=optimization.precision == "bf16",
         )
+        models = Models(self.transformer, self.vae, self.text, recipe=self.recipe, scheduler=self.scheduler)
+        return models, settings
 
     def _sample(self, folder: Path | None) -> None:
         config = self.config
         self.vae.to(self.world.device)
         models, settings = self._sampling()
         pixels = generate_clips(models, config.prompts, settings, host=host_on(DevicePlacement(self.world.device)))
-        if config.cache_clips:
-            self.vae.to("cpu")
+        self._rest_vae()
         if folder is not None:
             save_clips(folder, pixels, config.prompts, config.data.fps)
 
@@ -340,10 +399,20 @@ class TransformerTask:
             for style in ("diffusers", "comfyui"):
                 save_lora(folder / f"lora_{style}.safetensors", self.lora, weights, style)
             return
-        save_checkpoint_file(folder / "model.safetensors", weights, self.transformer.config, self.vae)
+        base = Base(self.scheduler, self.base_metadata)
+        save_checkpoint_file(folder / "model.safetensors", weights, self.transformer.config, self.vae, base)
         if isinstance(self.text, TextEncoder) and text is not None:
             save_text_encoder(self.text, text, folder / "text_encoder")
 
 
 def _checkpoint(path: Path, name: str) -> Path:
     return path if path.is_file() or (path / "config.json").is_file() else find_export(path, name)
+
+
+def _metadata_of(opened: Opened) -> dict[str, str]:
+    """What a base's file says of itself apart from its models, and its release, where the user or the name of the file
+    has told it: the new file's content leaves what the base's leaves."""
+    metadata, description = opened.checkpoint.metadata, opened.description
+    kept = {key: text for key, text in metadata.items() if key.startswith("modelspec.") or key.lower() == "license"}
+    told = len(description.versions) == 1 or description.versions != description.possible
+    return kept | ({RELEASE_KEY: description.versions[0]} if description.versions and told else {})

@@ -134,6 +134,9 @@ class UpscalerTask:
             ]
         )
 
+    def preview(self, folder: Path | None) -> None:
+        """Nothing: a new upscaler has no clip to show."""
+
     def state(self) -> dict[str, Any]:
         return {"upscaler": tensors_of(self.upsampler), "updater": self.updater.state()}
 

@@ -29,7 +29,7 @@ from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_lo
 from .models import copied, save_vae, tensors_of, vae_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
-from .sources import open_source
+from .sources import open_sources
 
 LOGVAR_START = -5.0  # posterior std 0.08 at first: at the usual 0 the noise drowns the encoder's output
 STATISTICS_RATE = 0.01  # of the running mean and variance, the unit of the decoder's noise
@@ -77,8 +77,7 @@ class VAETask:
 
     def __init__(self, config: VAETraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        self.source = open_source(config.data, "train", config.seed, notes)
-        self.validation = open_source(config.data, "validation", config.seed)
+        self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
         # torch's stubs do not know `memory_format` without another argument.
         self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)  # pyright: ignore[reportCallIssue]
         self.vae.requires_grad_(True)
@@ -196,8 +195,10 @@ class VAETask:
             self.adversary.requires_grad_(False)
         places = torch.rand(optimization.batch_size, 3, generator=stream(config.seed, "crop", step))
         whole = self._noise(step, shape, weights["decoder_noise"])
+        first = self.source.start(step, optimization.batch_size)
         for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
-            pixels = crop(self._pixels(piece.indices, self.source, full), size, places[piece.rows])
+            indices = range(first + piece.rows.start, first + piece.rows.stop)
+            pixels = crop(self._pixels(indices, self.source, full), size, places[piece.rows])
             noise = tuple(value[piece.rows] for value in whole)
             with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
                 losses, output, mean = self.objective(pixels, *noise, stream(config.seed, "inject", step))
@@ -247,9 +248,10 @@ class VAETask:
                 loss.backward()
             total += loss.detach()
         applied = self.judge_updater.apply(step)
+        own = {"gradient_norm": "discriminator_gradient", "skipped_steps": "discriminator_skipped_steps"}
         return {
             **log_values({"loss_discriminator": total}, self.world),
-            "discriminator_gradient": applied["gradient_norm"],
+            **{name: applied[key] for key, name in own.items() if key in applied},
         }
 
     @torch.no_grad()
@@ -291,7 +293,7 @@ class VAETask:
         return numbers
 
     def _reconstruct(self) -> tuple[Tensor, Tensor, Posterior]:
-        size = PixelShape(*self.config.data.sizes[0])
+        size = self.validation.sizes()[0]
         originals: list[Tensor] = []
         reconstructions: list[Tensor] = []
         posteriors: list[Posterior] = []
@@ -311,6 +313,9 @@ class VAETask:
     def _portions(self, count: int) -> Iterator[range]:
         optimization = self.config.optimization
         return self.world.portions(count, optimization.batch_size, optimization.accumulation)
+
+    def preview(self, folder: Path | None) -> None:
+        """Nothing: a new VAE has no picture to show."""
 
     # ----------------------------------------------------------------------------------------------------- files
 
@@ -347,7 +352,7 @@ class VAETask:
 
     def measure_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of every latent channel, (c,) each."""
-        size = PixelShape(*self.config.data.sizes[0])
+        size = self.source.sizes()[0]
         count = square = total = 0
         for indices in self._portions(self.config.statistics_clips):
             latent = self.vae.encode(self._pixels(indices, self.source, size)).mode().double()

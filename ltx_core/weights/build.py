@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import SchedulerConfig
 from ..errors import CheckpointError, LTXKitError
+from ..kernels.active import keep_dtype
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import TIMESTEP_SCALE_MULTIPLIER, VideoVAE
@@ -158,6 +159,8 @@ class Opened:
         if name != "transformer":  # convolutions are plain numbers by now, and what few Linears there are gain nothing
             unpack_linears(model, plain, dtype or torch.bfloat16)
         watch(model, self.checkpoint.files)
+        if dtype is not None:
+            keep_dtype(model)
         return model.eval().requires_grad_(False), preparation.name if preparation is not None else None
 
     def _log_unknown(self, name: PartName) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 BUNDLED = "ltxkit-digits"
 
+BUNDLED_SIZE = (25, 64, 64)
+"""Frames, height and width of the clips that it makes in one pass; in two, both sides are twice as long."""
+
 _ASSETS = Path(__file__).parents[2] / "assets"
 T5_TOKENIZER = _ASSETS / "t5" / "spiece.model"
 
@@ -36,6 +39,11 @@ def find_model(path: Path | str, kind: str) -> Path:
     """`path`, or the bundled model's file of that kind where `path` is its name and does not exist as a path."""
     path = Path(path)
     return path if path.exists() else bundled_files(kind).get(str(path), path)
+
+
+def is_bundled(path: Path | str) -> bool:
+    """Whether a path is a file of the bundled model."""
+    return Path(path).resolve().parent == _FOLDER.resolve()
 
 
 def find_run(path: Path | str) -> Path:

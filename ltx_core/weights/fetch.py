@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
-from ..files import TEMPORARY
+from ..locks import TEMPORARY
 from ..progress import Progress, ProgressEvent, silent
 from ..published import HUB, PublishedFile
 

@@ -28,6 +28,7 @@ from .containers import Checkpoint, open_checkpoint
 from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, whole_change
 from .lora_keys import MARKERS, MAX_NAME, Kind, in_text_encoder, is_lora, parse, superseded
 from .lora_settings import PeftSettings, read_settings
+from .mapping import MappedFile
 
 DISTILLED_RANK = 128  # of ltxv-13b-0.9.7-distilled-lora128
 
@@ -40,13 +41,15 @@ class LoRA:
     """A LoRA file.
 
     targets: what it has for each module or parameter.  whole: tensors without an ending of a LoRA, which are whole
-    parameters if the model has them.  settings: alpha and rank where no tensor says them.
+    parameters if the model has them.  settings: alpha and rank where no tensor says them.  files: that the tensors are
+    mapped from.
     """
 
     path: Path
     targets: tuple[Target, ...]
     whole: tuple[Stored, ...]
     settings: PeftSettings
+    files: tuple[MappedFile, ...] = ()
 
     @property
     def is_distilled(self) -> bool:
@@ -160,7 +163,8 @@ def load_lora(path: Path | str) -> LoRA:
         alpha = _alpha(own[name].pop("alpha", None), checkpoint.path)
         targets.append(Target(name, adapters[name], own[name], alpha))
         _check_complete(targets[-1], checkpoint.path)
-    return LoRA(checkpoint.path, tuple(targets), tuple(whole), read_settings(checkpoint.path, checkpoint.metadata))
+    settings = read_settings(checkpoint.path, checkpoint.metadata)
+    return LoRA(checkpoint.path, tuple(targets), tuple(whole), settings, checkpoint.files)
 
 
 def refuse_foreign(checkpoint: Checkpoint) -> None:

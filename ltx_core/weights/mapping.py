@@ -5,13 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import threading
+import warnings
 import weakref
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckpointError
 
@@ -19,11 +23,17 @@ from ..errors import CheckpointError
 # private and could, as far as it knows, be written to as a whole. Python names the flag from 3.12 on only.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
+_READING = threading.Lock()  # of a file's start where reading moves the descriptor's place
+
 HEADER_BYTES = 4096  # of a file's start that are compared: a new file of the same size and time rarely has the same
 
 
 class MappedFile:
-    """One file, mapped privately at the first read: what is written to a tensor never reaches the file."""
+    """One file, mapped privately at the first read: what is written to a tensor never reaches the file.
+
+    On Windows it is mapped to be read alone: the page file would be charged with the whole of a private mapping, and
+    refuse it (error 1455).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,8 +48,14 @@ class MappedFile:
         count = prod(shape)
         if not count:
             return torch.empty(shape, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nobody writes to weights
+            return self._view(mapped, offset, dtype, count).reshape(shape)
+
+    @staticmethod
+    def _view(mapped: mmap.mmap, offset: int, dtype: torch.dtype, count: int) -> Tensor:
         # A tensor may start at any byte, not only at a multiple of the item size; safetensors reads it in place, too.
-        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).reshape(shape)
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
 
     def check_unchanged(self) -> None:
         """Make sure that the mapped file is as it was. Another file under its name does not matter.
@@ -72,23 +88,34 @@ class MappedFile:
 
 
 def _state(descriptor: int) -> tuple[int, int, bytes]:
-    """Size, time of the last change, and the file's start, where a file can be read at an offset (not on Windows)."""
+    """Size, time of the last change, and the file's start."""
     status = os.fstat(descriptor)
-    header = os.pread(descriptor, HEADER_BYTES, 0) if hasattr(os, "pread") else b""
-    return status.st_size, status.st_mtime_ns, header
+    return status.st_size, status.st_mtime_ns, _start(descriptor)
+
+
+def _start(descriptor: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, HEADER_BYTES, 0)
+    with _READING:  # on Windows
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return os.read(descriptor, HEADER_BYTES)
 
 
 def _map_privately(descriptor: int) -> mmap.mmap:
     if sys.platform == "win32":
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
-def watch(model: nn.Module, files: tuple[MappedFile, ...]) -> None:
-    """From now on every forward of `model` first checks that the files that it is mapped from are as they were."""
+def watch(model: nn.Module, files: Sequence[MappedFile]) -> list[RemovableHandle]:
+    """From now on every way into `model` first checks that the files that it is mapped from are as they were: its own
+    forward, and that of each of its children, through which text is prepared, frames are encoded and latents decoded.
+
+    A file that is cut off while a pass reads it ends the process (SIGBUS): no check can come between.
+    """
 
     def check(*_: Any) -> None:
         for file in files:
             file.check_unchanged()
 
-    model.register_forward_pre_hook(check)
+    return [module.register_forward_pre_hook(check) for module in (model, *model.children())] if files else []

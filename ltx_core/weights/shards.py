@@ -15,9 +15,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 from ..errors import CheckpointError
+from ..values import shown
 from .headers import read_json_object
 
 SAFETENSORS = (".safetensors", ".sft")
+
+_LONGEST_NAME = 255  # bytes, of most file systems
 
 # In the order of preference.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -223,8 +226,14 @@ def _indexed(folder: Path, names: list[str]) -> Iterator[WeightSet]:
                 continue
             raise CheckpointError(f"got {path} without a weight_map; expected a sharded index; download it again")
         shards = _by_shard(path, cast("dict[str, Any]", weight_map))
-        if not all(shard.lower().endswith(SAFETENSORS) for shard in shards):
+        others = [shard for shard in shards if not shard.lower().endswith(SAFETENSORS)]
+        if others and len(others) == len(shards):
             continue  # of pickles, or of another program's files
+        if others:
+            raise CheckpointError(
+                f"got {path}, which names {shown(others[0])} beside safetensors files; expected safetensors files "
+                "alone; download the folder again"
+            )
         if usual is not None:
             base_and_variant = usual["stem"], usual["variant"] or ""
         else:
@@ -259,4 +268,8 @@ def _stays_inside(name: str) -> bool:
     Hugging Face hub consists of them."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
-    return bool(posix.parts) and not outside and "\0" not in name
+    try:
+        fits = all(len(part.encode()) <= _LONGEST_NAME for part in posix.parts)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        fits = False
+    return bool(posix.parts) and not outside and fits and "\0" not in name

@@ -7,8 +7,9 @@ It reads Hugging Face folders (sharded ones too, or the `text_encoder/` of a pip
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
 from ..errors import CheckpointError
-from ..models.text_encoder import StackedT5, TextEncoder, build_t5
+from ..kernels.active import keep_dtype
+from ..models.text_encoder import T5EncoderModel, TextEncoder, build_t5
 from ..models.tokenizer import Tokenizer
 from ..progress import Progress, silent
 from ..quant.linear import Preparation, QuantizedLinear
@@ -27,9 +29,6 @@ from .containers import Checkpoint, TensorInfo
 from .counts import FEW, PER_TEXT_ENCODER_BLOCK
 from .layouts import Part, block_groups
 from .mapping import watch
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
 
 STAGE = "load text encoder"
 
@@ -102,8 +101,12 @@ def text_encoder_from(
     tokenizer: Path | str | None = None,
     host_tokenizers: Sequence[Path] = (),
     progress: Progress = silent,
+    when_needed: bool = False,
 ) -> TextEncoder:
-    """As `load_text_encoder`, of a container that is open."""
+    """As `load_text_encoder`, of a container that is open.
+
+    when_needed: everything is checked now, by the header, and the weights are read when the model is first used.
+    """
     path = opened.checkpoint.path
     keys, preparation, config = _prepared(opened, quantization)
     tokenizer_file = find_tokenizer(path, tokenizer, host_tokenizers, vocabulary=config.vocab_size)
@@ -114,8 +117,18 @@ def text_encoder_from(
             f"{loaded_tokenizer.eos_id}; expected at most {config.vocab_size} pieces and {EOS_ID}, as {path} has; "
             "pass the tokenizer that belongs to this text encoder"
         )
-    model = _load(opened.checkpoint, keys, preparation, config, dtype, progress)
-    return TextEncoder(model, loaded_tokenizer, config, tuple(encoder_notes(opened)))
+    notes = tuple(encoder_notes(opened))
+    if not when_needed:
+        model = _load(opened.checkpoint, keys, preparation, config, dtype, progress)
+        return TextEncoder(model, loaded_tokenizer, config, notes)
+    outline, _ = text_encoder_on_meta(opened.without_data(), dtype=dtype, quantization=quantization)
+
+    def load(progress: Progress) -> T5EncoderModel:
+        # A preparation is for one model: what it swaps in the outline, it would not find in another.
+        keys, preparation, config = _prepared(opened, quantization)
+        return _load(opened.checkpoint, keys, preparation, config, dtype, progress)
+
+    return TextEncoder(load, loaded_tokenizer, config, notes, outline)
 
 
 def text_encoder_on_meta(
@@ -134,7 +147,7 @@ def _prepared(opened: Opened, quantization: str | None) -> tuple[dict[str, str],
     checkpoint, part = opened.checkpoint, _t5_part(opened)
     keys = _encoder_keys(part)
     stored = checkpoint.stored(keys)
-    preparation = preparation_for(stored, checkpoint.path, quantization, only=StackedT5.BLOCK_PREFIX)
+    preparation = preparation_for(stored, checkpoint.path, quantization, only=T5EncoderModel.BLOCK_PREFIX)
     component = part.prefix.partition("/")[0] if "/" in part.prefix else "text_encoder"
     hf_config = checkpoint.configs.get(component, {})
     return keys, preparation, text_encoder_config(stored, hf_config, checkpoint.path)
@@ -154,6 +167,8 @@ def _load(
     _keep_from_overflow(model, tensors, share=checkpoint.container == "memory")
     assign(model, tensors, source=checkpoint.path)
     watch(model, checkpoint.files)
+    if dtype is not None:
+        keep_dtype(model)
     return model
 
 
@@ -208,12 +223,12 @@ def text_encoder_config(
     Raises:
         CheckpointError: a tensor is missing.
     """
-    block = f"{StackedT5.BLOCK_PREFIX}0.layer"
+    block = f"{T5EncoderModel.BLOCK_PREFIX}0.layer"
     vocab_size, d_model = _matrix(stored, EMBEDDING, path)
     buckets, num_heads = _matrix(stored, f"{block}.0.SelfAttention.relative_attention_bias.weight", path)
     inner = _rows(stored, f"{block}.0.SelfAttention.q.weight", _stated(hf_config, "d_kv", 0, path) * num_heads, path)
     d_ff = _rows(stored, f"{block}.1.DenseReluDense.wi_0.weight", _stated(hf_config, "d_ff", 0, path), path)
-    num_layers = len(block_groups(stored, StackedT5.BLOCK_PREFIX))
+    num_layers = len(block_groups(stored, T5EncoderModel.BLOCK_PREFIX))
     if num_layers > FEW and num_layers * PER_TEXT_ENCODER_BLOCK > len(stored):
         raise CheckpointError(
             f"got {path}, whose names speak of {num_layers} layers, with {len(stored)} tensors; expected at least "
@@ -230,6 +245,24 @@ def text_encoder_config(
         relative_attention_max_distance=_stated(hf_config, "relative_attention_max_distance", MAX_DISTANCE, path),
         layer_norm_epsilon=_stated(hf_config, "layer_norm_epsilon", LAYER_NORM_EPSILON, path),
     )
+
+
+def hugging_face_config(config: TextEncoderConfig) -> dict[str, Any]:
+    """The `config.json` with which transformers reads a float32 encoder of this architecture."""
+    return asdict(config) | {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "is_gated_act": True,
+        "dense_act_fn": "gelu_new",
+        "dropout_rate": 0.0,
+        "is_encoder_decoder": False,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    }
 
 
 _Number = TypeVar("_Number", int, float)
@@ -284,6 +317,16 @@ def _rows(stored: Mapping[str, TensorInfo], name: str, otherwise: int, path: Pat
     return otherwise
 
 
+def holds_encoder(opened: Opened) -> bool:
+    """Whether a T5 v1.1 encoder is in a file, by names and shapes alone."""
+    try:
+        _t5_part(opened)
+        text_encoder_config(opened.stored("text_encoder"), {}, opened.checkpoint.path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _t5_part(opened: Opened) -> Part:
     """The encoder's tensors.
 
@@ -291,12 +334,12 @@ def _t5_part(opened: Opened) -> Part:
         CheckpointError: there are none, or they are those of another T5 than v1.1.
     """
     path, part = opened.checkpoint.path, opened.part("text_encoder")
-    if f"{StackedT5.BLOCK_PREFIX}0.layer.1.DenseReluDense.wi.weight" in part.keys:
+    if f"{T5EncoderModel.BLOCK_PREFIX}0.layer.1.DenseReluDense.wi.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a T5 1.0; expected T5 v1.1, whose feed-forward layers are gated; "
             "use t5xxl (google/t5-v1_1-xxl)"
         )
-    if f"{StackedT5.BLOCK_PREFIX}1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
+    if f"{T5EncoderModel.BLOCK_PREFIX}1.layer.0.SelfAttention.relative_attention_bias.weight" in part.keys:
         raise CheckpointError(
             f"got {path}, which is a UMT5 (the encoder of Wan); expected T5 v1.1; use t5xxl (google/t5-v1_1-xxl)"
         )

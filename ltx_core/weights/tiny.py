@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from math import prod, sqrt
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -38,7 +38,7 @@ from ..releases import FAMILY_OF_LAYERS, RELEASES, Family, Release, VAEGeneratio
 from .layouts import CROSS_ATTENTION, UNUSED_TENSORS
 from .metadata import format_config, format_upscaler_config
 from .save import TRANSFORMER_PREFIX, VAE_PREFIX, write_safetensors
-from .text_encoder import EMBEDDING, EMBEDDING_AGAIN
+from .text_encoder import EMBEDDING, EMBEDDING_AGAIN, hugging_face_config
 from .tokenizer_training import train_tokenizer
 
 Compression = Literal["32x8", "16x4"]
@@ -208,20 +208,7 @@ def _write_text_encoder(folder: Path, seed: int) -> None:
     shapes = {name: tensor for name, tensor in build_t5(config).state_dict().items() if name != EMBEDDING_AGAIN}
     tensors = _draw(shapes, _t5_spread, seed, torch.float32)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    hf_config = asdict(config) | {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        "feed_forward_proj": "gated-gelu",
-        "is_gated_act": True,
-        "dense_act_fn": "gelu_new",
-        "dropout_rate": 0.0,
-        "is_encoder_decoder": False,
-        "tie_word_embeddings": False,
-        "use_cache": False,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "torch_dtype": "float32",
-    }
+    hf_config = hugging_face_config(config)
     (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
 
 

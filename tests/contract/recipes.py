@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FREEZE = "tests/contract/freeze_nodes.py"
-WRITTEN_BY = {FREEZE: "tests/data/nodes.json"}
+WRITTEN_BY = {FREEZE: "tests/data/nodes.json", "tests/contract/write_cli_reference.py": "docs/cli.md"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files, commands and options that README and CONTRIBUTING mention exist."""
+"""Files, commands, options, nodes and names that the documents mention exist."""
 
 from __future__ import annotations
 
@@ -12,17 +12,37 @@ import ltxkit
 from ltxkit.cli import COMMANDS, main, parser
 from ltxkit.ltx_core.quant.registry import QUANTIZATION_NAMES
 
+PAGES = (
+    "benchmarks",
+    "comfyui",
+    "features",
+    "from-diffusers",
+    "inputs",
+    "memory",
+    "migration",
+    "nodes",
+    "run",
+    "training",
+)
+
 
 def section(text: str, title: str) -> str:
     """The text under a second-level heading."""
     return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
-def test_readme_lists_every_node(repository: Path) -> None:
-    rows = re.findall(r"^\| ([^|]+?) \|", section((repository / "README.md").read_text(), "Nodes"), re.MULTILINE)
-    assert rows[0] == "node"
+def test_every_node_is_listed_once(repository: Path) -> None:
+    page = (repository / "docs/nodes.md").read_text(encoding="utf-8")
+    tables = {title: rows_of(section(page, title)) for title in ("Making a clip", "Bridges", "Old graphs")}
     names = [name.removesuffix(" (LTXKit)") for name in ltxkit.NODE_DISPLAY_NAME_MAPPINGS.values()]
-    assert rows[1:] == names
+    assert sorted(name for rows in tables.values() for name in rows) == sorted(names)
+    for rows in tables.values():
+        assert rows == sorted(rows, key=names.index), "the order is that of the dicts"
+
+
+def rows_of(text: str) -> list[str]:
+    """The first cells of a table, without its head."""
+    return re.findall(r"^\| ([^|]+?) \|", text, re.MULTILINE)[1:]
 
 
 def test_readme_names_commands_that_exist(repository: Path) -> None:
@@ -39,7 +59,10 @@ def test_help_names_every_quantization(capsys: pytest.CaptureFixture[str]) -> No
     assert [name for name in QUANTIZATION_NAMES if name not in words] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/training.md"])
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *(f"docs/{page}.md" for page in PAGES)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_paths_in_documents_exist(repository: Path, document: str) -> None:
     text = (repository / document).read_text()
     new = re.findall(r"^```(?!diff)\w+ (\S+)$", text, re.MULTILINE)  # files that a recipe creates

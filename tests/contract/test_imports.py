@@ -24,6 +24,7 @@ LONG_FILES = {
     "headless/migration/pack_rules.py": "one rule for each node of another pack",
     "ltx_core/weights/foreign_table.py": "a table of other people's models, which nothing else would divide",
     "nodes/old_graphs.py": "the nodes in the place of one other pack's",
+    "ltx_core/pipelines/library.py": "the front door: one object with everything that the models do",
     "nodes/bridges.py": "all of core's modules that the bridges need, in one file",
 }
 LINE_LIMIT = 500
@@ -117,6 +118,21 @@ for module in pkgutil.walk_packages(ltxkit.__path__, "ltxkit."):
 print(*(name for name in sys.argv[1:] if name in sys.modules))
 """
     assert run_python(code, *HEAVY, cwd=tmp_path).split() == []
+
+
+@pytest.mark.slow
+def test_a_run_imports_neither_transformers_nor_torchs_compiler(tmp_path: Path) -> None:
+    """They take longer than the demo itself."""
+    code = """
+import sys
+import torch
+before = set(sys.modules)
+from ltxkit.cli import main
+assert main(["run", "demo-text", "--output", sys.argv[1], "--set", "Canvas.frames=9"]) == 0
+print("came:", *(name for name in sys.argv[2:] if name in sys.modules and name not in before))
+"""
+    names = [*(name for name in HEAVY if name != "av"), "torch._dynamo", "sympy", "huggingface_hub"]
+    assert run_python(code, tmp_path, *names, cwd=tmp_path).splitlines()[-1] == "came:"
 
 
 # As ComfyUI loads a custom node (nodes.py, load_custom_node): the module name is its path, with the dots written out.

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import ltxkit
 from ltxkit.cli import main
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.migration.known import OF_OLD_PACK
-from ltxkit.ltx_core.pipelines.settings import PassSettings
+from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.replacements import REPLACEMENTS
@@ -117,9 +118,21 @@ def test_the_options_and_fields_of_the_last_section_exist(page: str, capsys: pyt
     options = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     named_options = set(re.findall(r"`(--[a-z0-9-]+)`", last_section(page)))
     assert {option for option in named_options if option != "--second-"} - options == set()
-    fields = re.findall(r"`(?:first|second)\.(\w+)`", last_section(page))
-    assert len(fields) > 10
-    assert set(fields) <= {field.name for field in dataclasses.fields(PassSettings)}
+
+
+def test_the_last_section_names_what_python_takes(page: str):
+    """Every name of the third column is an argument; and no argument for the settings of a run is missing there."""
+    rows = [line.split("|")[1:4] for line in last_section(page).splitlines() if line.startswith("| ")][1:]
+    of_load, of_generate = set[str](), set[str]()
+    for _, _, python in rows:
+        target = of_load if "`ltxkit.load`" in python else of_generate
+        target |= set(re.findall(r"`(\w+)`", python))
+    assert of_load <= set(inspect.signature(ltxkit.load).parameters)
+    recipe = {field.name for field in dataclasses.fields(ltxkit.Recipe)}
+    taken = (set(inspect.signature(Components.generate).parameters) | recipe) - {"self", "knobs"}
+    assert of_generate <= taken
+    apart = {"release", "recipe", "settings", "force", "progress", "notes", "timesteps", "downscale_factor"}
+    assert taken - of_generate - apart == set()
 
 
 def test_every_node_of_the_old_pack_is_in_the_table_with_what_becomes_of_it(page: str):

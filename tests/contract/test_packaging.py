@@ -104,6 +104,7 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
         name
         for name in repository_files(repository)
         if name.parts[0] in data
+        or name == PurePosixPath("py.typed")
         or (
             name.suffix == ".py"
             and (len(name.parts) == 1 or name.parts[0] in ("commands", "headless", "nodes", "ltx_core"))

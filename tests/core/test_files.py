@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
+from ltxkit.ltx_core import files
 from ltxkit.ltx_core.files import whole
 
 
@@ -87,3 +95,99 @@ def test_the_message_names_the_target_and_the_reason(tmp_path: Path) -> None:
         fill()
     assert raised.value.errno == 28
     assert raised.value.strerror == f"cannot write {target} ([Errno 28] No space left on device); nothing is left of it"
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut keeps a name and loses the content otherwise."""
+    events: list[str] = []
+    inodes: dict[int, str] = {}
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(inodes.get(os.fstat(descriptor).st_ino, "parent"))
+        fsync(descriptor)
+
+    def replaced(self: Path, target: Path) -> Path:
+        events.append(f"replace {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    with whole(tmp_path / "run", folder=True) as part:
+        (part / "inner").mkdir()
+        (part / "inner" / "state").write_text("x")
+        inodes |= {path.stat().st_ino: path.name for path in part.rglob("*")}
+        inodes[part.stat().st_ino] = "folder"
+    assert events == ["state", "inner", "folder", "replace run", *(["parent"] if sys.platform != "win32" else [])]
+    assert (tmp_path / "run" / "inner" / "state").read_text() == "x"
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_sync_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    def refused(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refused)
+
+    def write() -> None:
+        with whole(tmp_path / "a.txt") as part:
+            part.write_text("a")
+
+    if fails:
+        with pytest.raises(OSError, match=r"cannot write .*a\.txt \(\[Errno 5\]"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        write()
+        assert contents(tmp_path) == {"a.txt": "a"}
+
+
+def _by_torch(path: Path) -> None:
+    torch.save({"x": torch.zeros(100_000)}, path)
+
+
+def _by_safetensors(path: Path) -> None:
+    save_file({"x": torch.zeros(100_000)}, path)
+
+
+def _by_pillow(path: Path) -> None:
+    Image.effect_noise((400, 400), 50).save(path, "PNG")
+
+
+def _by_python(path: Path) -> None:
+    path.write_bytes(bytes(100_000))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+@pytest.mark.parametrize("write", [_by_torch, _by_safetensors, _by_pillow, _by_python])
+def test_whatever_writes_a_full_disk_is_said_with_the_name(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """A limit of the size of files stands in for the disk's end: every library meets it in its own way."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*result\.bin \(.*\); nothing is left of it"):  # noqa: SIM117
+            with whole(tmp_path / "result.bin") as part:
+                write(part)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_windows_a_file_in_use_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing renames over an open or mapped file there."""
+    target = tmp_path / "model.safetensors"
+    target.write_text("old")
+    monkeypatch.setattr(files.sys, "platform", "win32")
+
+    def refused(*_: object) -> Path:
+        raise PermissionError(13, "Access is denied", str(target))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match=r"has it open, close that first"), whole(target) as part:
+        part.write_text("new")
+    assert contents(tmp_path) == {"model.safetensors": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

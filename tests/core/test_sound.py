@@ -246,7 +246,7 @@ def test_without_sound_there_is_no_track(tmp_path: Path) -> None:
 
 
 def test_an_unknown_codec_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="got sound codec 'mp3'; expected aac or flac"):
+    with pytest.raises(ConfigError, match="got sound codec 'mp3'; expected one of aac, flac"):
         media.write_video(
             tmp_path / "a.mp4", pictures(2), fps=Fraction(24), sound=Sound(tones(1, 8000), 8000), sound_codec="mp3"
         )

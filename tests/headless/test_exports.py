@@ -19,7 +19,7 @@ from ltxkit.headless.stored_graph import Kinds, Named
 from ltxkit.headless.texts import fill_prefixes, formatted
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.media.scheduling import scheduling_kept
+from ltxkit.ltx_core.threads import scheduling_kept
 from ltxkit.nodes.host import use_host
 
 Json = dict[str, Any]

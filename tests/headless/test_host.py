@@ -23,13 +23,19 @@ def test_a_plain_host_knows_the_older_names_of_folders(tmp_path: Path):
     assert plain.model_folders("checkpoints") == []
 
 
-def test_a_module_is_placed_and_gets_its_own_weights_back(tmp_path: Path):
+@pytest.mark.parametrize("how", ["release", "make_room"])
+def test_a_module_stays_on_the_device_until_it_is_sent_away(tmp_path: Path, how: str):
+    """A graph of two passes copies its transformer once."""
     plain = PlainHost(tmp_path, tmp_path, tmp_path, device=torch.device("meta"))
     module = nn.Linear(2, 2)
     weight = module.weight
     with plain.place(module) as device:
         assert device.type == "meta"
-        assert module.weight.is_meta
+        copy = module.weight
+        assert copy.is_meta
+    with plain.place(module):
+        assert module.weight is copy
+    plain.release(module) if how == "release" else plain.make_room()
     assert module.weight is weight
     assert plain.spare_memory(module) is None or plain.spare_memory(module) > 0
 
@@ -43,4 +49,5 @@ def test_as_many_blocks_stay_as_are_asked_for(tmp_path: Path, resident: int | No
         assert model.patchify_proj.weight.is_meta
         tables = [model.get_parameter(f"transformer_blocks.{i}.scale_shift_table") for i in range(3)]
         assert [table.is_meta for table in tables].count(True) == there
+    plain.release(model)
     assert not any(parameter.is_meta for parameter in model.parameters())

@@ -82,8 +82,8 @@ def check_nothing_left(found: dict[str, Any]) -> None:
     check_equal_runs(found)
     assert found["left"] == []
     assert found["loaded"][0] == [0, 1 * GB, 4 * GB, 13 * GB]
-    assert found["loads"][0] == ["Decoder", "LTXTransformer", "StackedT5EncoderModel"]
-    assert found["loads"][1:] == [["StackedT5EncoderModel"]] * 9
+    assert found["loads"][0] == ["Decoder", "LTXTransformer", "T5EncoderModel"]
+    assert found["loads"][1:] == [["T5EncoderModel"]] * 9
     assert set(found["names"]) >= {"LTXKitTransformer", "LTXKitVAEDecoder", "LTXKitTextEncoder"}  # in core's log
 
 

@@ -356,7 +356,7 @@ def test_bfloat16_weights_compute_in_float32_on_cpus_without_bfloat16(
 ) -> None:
     """The results are those of a float32 model, and the weights keep their stored dtype."""
     monkeypatch.setattr("ltxkit.ltx_core.models.linear.SLICE", 300)
-    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: torch.float32)
+    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight, chosen: torch.float32)
     torch.manual_seed(0)
     model = LTXTransformer(CONFIG).to(torch.bfloat16).eval().requires_grad_(False)
     given = Inputs(2)

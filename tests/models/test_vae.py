@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError
-from ltxkit.ltx_core.models import convolution
+from ltxkit.ltx_core.kernels import convolution
 from ltxkit.ltx_core.models.convolution import Conv3d
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 
@@ -186,7 +186,7 @@ def test_convolution_is_torchs(padding_mode: str, stride: tuple[int, int, int], 
 
 def test_convolution_under_autocast_on_cpus_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN refuses bfloat16 there; PyTorch's own loop does not."""
-    monkeypatch.setattr(convolution, "compute_dtype", lambda weight: torch.float32)
+    monkeypatch.setattr(convolution, "native_dtype", lambda stored: torch.float32)
     monkeypatch.setattr(torch, "mkldnn_convolution", lambda *_: pytest.fail("oneDNN was given bfloat16"))
     ours, x = Conv3d(8, 12, 3), torch.randn(1, 8, 3, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):

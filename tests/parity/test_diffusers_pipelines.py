@@ -5,6 +5,7 @@ Our ordinary parameters cover their choices. This file bridges the differences t
 * they encode the text; both sides get the same embeddings and mask;
 * noise comes from tapes, because they draw tokens, posterior and decode noise in a different order;
 * decode noise is mixed into raw latents there, into normalised ones here: the same noise, normalised, gives the same;
+* the library's own noise continues through its two passes; theirs starts over in the second;
 * tone mapping is done on raw latents right after the upsampler there: `tone_map` on our un-normalised latent.
 
 Not covered: stochastic steps of LTXConditionPipeline (it passes -velocity to a scheduler, which then takes
@@ -13,7 +14,12 @@ x + sigma * v for the clean latent), and its last model call, at level 0, when t
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import diffusers
@@ -25,9 +31,13 @@ from diffusers.pipelines.ltx import pipeline_ltx, pipeline_ltx_condition, pipeli
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
+import ltxkit
+from ltxkit.ltx_core import media as media_files
 from ltxkit.ltx_core.host import Host
+from ltxkit.ltx_core.pipelines import library
 from ltxkit.ltx_core.pipelines.condition import Condition, Conditions, encode_conditions
 from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.recipe import UNKNOWN
 from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
 from ltxkit.ltx_core.placing.placement import DevicePlacement
@@ -36,10 +46,11 @@ from ltxkit.ltx_core.sampling.filters import tone_map
 from ltxkit.ltx_core.sampling.guidance import NO_GUIDANCE, Guidance
 from ltxkit.ltx_core.sampling.samplers import EULER, SamplerSettings
 from ltxkit.ltx_core.shapes import PixelShape
-from ltxkit.ltx_core.weights.build import load_transformer, load_upsampler, load_vae
+from ltxkit.ltx_core.weights.build import CheckpointInfo, load_transformer, load_upsampler, load_vae
 
 CHANNELS, TEXT = 16, 24
 SIZE = PixelShape(33, 64, 96)
+LARGE = PixelShape(33, 128, 192)
 GRID = (5, 2, 3)
 CLOSE = 1e-3
 FPS = 25.0
@@ -143,15 +154,15 @@ def as_frames(images: list[PIL.Image.Image]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(np.array(image)) for image in images]) / 255
 
 
-def call(pipeline_class, theirs, texts, scheduler, latents_at_end=True, **arguments) -> torch.Tensor:
+def call(pipeline_class, theirs, texts, scheduler, latents_at_end=True, size=SIZE, **arguments) -> torch.Tensor:
     transformer, vae, _ = theirs
     pipeline = pipeline_class(scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, transformer=transformer)
     pipeline.set_progress_bar_config(disable=True)
     with taped():
         return pipeline(
-            height=SIZE.height,
-            width=SIZE.width,
-            num_frames=SIZE.frames,
+            height=size.height,
+            width=size.width,
+            num_frames=size.frames,
             frame_rate=25,
             prompt=None,
             output_type="latent" if latents_at_end else "pt",
@@ -375,3 +386,87 @@ def test_ltx_latent_upsample_pipeline(theirs, models, adain, tone, rms):
     if tone:
         found = vae.normalize(tone_map(vae.un_normalize(found), tone))
     assert rms(found, expected) <= CLOSE
+
+
+# --- the blocks of docs/from-diffusers.md -----------------------------------------------------------------------------
+
+
+class NoiseOfTwoPasses:
+    """The tapes of `taped` for a run of the library: each pass starts over, and the VAE's posterior has its own."""
+
+    def __init__(self, seed: int) -> None:
+        assert seed == 0  # as on the page
+        self.size: tuple[int, ...] = ()
+        self.noise, self.posterior = Tape(11), Tape(12)
+
+    def __call__(self, shape) -> torch.Tensor:
+        if tuple(shape[-2:]) != self.size:
+            self.size, self.noise, self.posterior = tuple(shape[-2:]), Tape(11), Tape(12)
+            return self.noise(shape)
+        return self.posterior(shape)
+
+
+def their_run(theirs, texts, conditions, first: dict[str, Any], adain: float, second: dict[str, Any]) -> torch.Tensor:
+    """The three parts of the page: a pass, the upscaler, a pass."""
+    common = {"image_cond_noise_scale": 0.0, "conditions": conditions}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler
+    small = call(diffusers.LTXConditionPipeline, theirs, texts, scheduler(), **common, **first)
+    upscaler = diffusers.LTXLatentUpsamplePipeline(vae=theirs[1], latent_upsampler=theirs[2])
+    large = upscaler(latents=small, adain_factor=adain, output_type="latent", height=64, width=96).frames
+    return call(
+        diffusers.LTXConditionPipeline, theirs, texts, scheduler(), size=LARGE, latents=large, **common, **second
+    )
+
+
+GUIDED = {"guidance_scale": 5.0, "guidance_rescale": 0.7}
+UNGUIDED = {"guidance_scale": 1.0, "guidance_rescale": 0.7}
+BLOCKS = {
+    "dev": (
+        0, {"num_inference_steps": 30, **GUIDED}, 0.0, {"num_inference_steps": 10, "denoise_strength": 0.4, **GUIDED}
+    ),
+    "distilled": (
+        1,
+        {"timesteps": [1000, 993, 987, 981, 975, 909, 725, 0.03], **UNGUIDED},
+        1.0,
+        {"timesteps": [1000, 909, 725, 421, 0], "denoise_strength": 0.999, **UNGUIDED},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_the_blocks_of_the_page_give_their_latents(
+    theirs, models, texts, kind, rms, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Run as they stand but for sizes. The frames of the condition have one colour each, which no resizing changes."""
+    number, first, adain, second = BLOCKS[kind]
+    monkeypatch.chdir(tmp_path)
+    colours = torch.rand(24, 1, 1, 3, generator=torch.Generator().manual_seed(4)).expand(-1, 64, 96, -1)
+    media_files.write_video(Path("cosmos-video2world-input-vid.mp4"), [colours], fps=Fraction(24))
+    shown = (media_files.read_video(Path("cosmos-video2world-input-vid.mp4")).frames[:21] * 255).round().byte()
+    video = [PIL.Image.fromarray(frame.numpy()) for frame in shown]
+    conditions = [LTXVideoCondition(video=video, frame_index=0)] if kind == "dev" else None
+    expected = their_run(theirs, texts, conditions, first, adain, second)
+
+    transformers, vae, upsampler = models
+    info = CheckpointInfo(Path("page"), "folder", "diffusers", (), None, None, ())
+    encoder, place = SimpleNamespace(outline=None, config=None), DevicePlacement("cpu")
+    ltx = library.Components(transformers[True], vae, encoder, upsampler, info, UNKNOWN, place, {})
+
+    def encode(_, prompts, host, kept):
+        assert kept is None
+        names = ["negative_" if prompt.startswith("worst quality") else "" for prompt in prompts]
+        return [EncodedPrompt(texts[f"{name}prompt_embeds"], texts[f"{name}prompt_attention_mask"]) for name in names]
+
+    monkeypatch.setattr(ltxkit, "load", lambda *_, **__: ltx, raising=False)
+    monkeypatch.setattr(library, "check_fits", lambda *_: None)
+    monkeypatch.setattr(library, "encode_prompts", encode)
+    monkeypatch.setattr(library, "SeededNoise", NoiseOfTwoPasses)
+    page = (repository / "docs/from-diffusers.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[number]
+    for size, small in (("width=1152", "width=144"), ("height=768", "height=96"), ("frames=161", "frames=33")):
+        assert size in code
+        code = code.replace(size, small)
+    names: dict[str, Any] = {}
+    exec(code.partition("clip.save(")[0], names)  # noqa: S102
+    assert rms(names["clip"].latent, expected) <= CLOSE

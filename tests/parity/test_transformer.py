@@ -140,7 +140,7 @@ def test_equals_diffusers_in_bfloat16(
 
     Errors are 20 to 28 % of the bounds of 2.1 to 3.2 %, or in float32 below 0.1 %.
     """
-    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight: computed_in)
+    monkeypatch.setattr("ltxkit.ltx_core.models.transformer.compute_dtype", lambda weight, chosen: computed_in)
     ours, theirs = pair(size, torch.bfloat16)
     x, positions = inputs(2)
     sigma, contexts = levels(kind, 2), texts(5, 9)

@@ -120,6 +120,18 @@ def test_decode(vae: VideoVAE) -> None:
     assert torch.equal(torch.cat(frames), got[0])
 
 
+@pytest.mark.parametrize("tiling", [None, Tiling(width=2, halo=1)])
+def test_frames_for_a_file_are_bytes(vae: VideoVAE, tiling: Tiling | None) -> None:
+    """The bytes that a file of eight bits gets from float32 frames, in a quarter of the memory."""
+    latent = latents(2, 2, 5)
+    floats = torch.cat(stream(vae, latent, tiling=tiling))
+    pieces = stream(vae, latent, tiling=tiling, dtype=torch.uint8)
+    assert {piece.dtype for piece in pieces} == {torch.uint8}
+    assert torch.equal(torch.cat(pieces), (floats * 255).round().byte())
+    with pytest.raises(ConfigError, match="expected float32 or uint8"):
+        stream(vae, latent, dtype=torch.float16)
+
+
 def test_tone_mapping_comes_after_the_noise(vaes: dict[str, VideoVAE]) -> None:
     """Lightricks/LTX-Video tone-maps the latent after mixing in decode noise, while it is still normalised."""
     vae, latent, noise_scale = vaes["0.9.5"], latents(), 0.5

@@ -45,11 +45,15 @@ VALUES: tuple[tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]], ...] =
         ("steps", "skip_initial_steps", "skip_final_steps", "denoise_strength", "guidance_scale", "guidance_rescale",
          "stg_scale", "stg_rescale"),
     ),
-    (Overrides, {}, ("condition_noise", "adain", "decode_timestep", "decode_noise_scale", "tone_map")),
+    (
+        Overrides,
+        {},
+        ("condition_noise", "adain", "downscale_factor", "decode_timestep", "decode_noise_scale", "tone_map"),
+    ),
     (Decoding, {"timestep": 0.05, "noise_scale": 0.025}, ("timestep", "noise_scale", "tone_map")),
     (Guidance, {}, ("guidance_rescale",)),
     (SamplerSettings, {}, ("condition_noise",)),
-    (Condition, {"frames": PICTURE}, ("frame", "strength", "crf")),
+    (Condition, {"frames": PICTURE}, ("frame", "strength", "crf", "limit")),
     (Reference, {"frames": PICTURE}, ("strength", "fps")),
     (WeightedLoRA, {"lora": None, "strength": 1}, ("strength",)),
     (
@@ -67,7 +71,7 @@ VALUES: tuple[tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]], ...] =
 @pytest.mark.parametrize(("kind", "values", "names"), VALUES, ids=lambda value: getattr(value, "__name__", ""))
 def test_settings_refuse_what_is_no_finite_number(kind: Any, values: dict[str, Any], names: tuple[str, ...]):
     kind(**values)
-    numeric = {each.name for each in fields(kind) if str(each.type).split(" |")[0] in ("int", "float")}
+    numeric = {each.name for each in fields(kind) if str(each.type).split(" |")[0] in ("int", "float", "Each")}
     assert numeric == set(names)  # a new number is checked here too
     for name in names:
         for value in (*NO_NUMBER, -1e9):
@@ -81,6 +85,9 @@ def test_settings_refuse_what_is_no_finite_number(kind: Any, values: dict[str, A
 def test_lists_of_guidance_refuse_it_too(name: str, value: Any):
     with pytest.raises(ConfigError, match="; expected"):
         Guidance(**{name: (value,)})
+    own = {"scale": "guidance_scale", "rescaling_scale": "stg_rescale"}.get(name, name)
+    with pytest.raises(ConfigError, match="; expected"):
+        PassSettings(**{own: (1.0, value)})
     with pytest.raises(ConfigError, match="; expected"):
         PassSettings(sigmas=(1.0, value) if value != -1.0 else (value,))
 
@@ -164,18 +171,15 @@ REQUEST = {"prompt": "a fox", "width": 64, "height": 64, "frames": 9, "steps": 1
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *(
-            (name, (math.nan, math.inf, 0, -64, 64.0, "64", None, 10**400, True))
-            for name in ("width", "height", "frames")
-        ),
+        *((name, (math.nan, math.inf, 0, -64, 64.5, "64", 10**400, True)) for name in ("width", "height", "frames")),
         ("fps", (math.nan, math.inf, 0, -24, "24", 1e300, 1e-9)),
-        ("seed", (-1, 2**64, 1.0, math.nan, "1", None)),
+        ("seed", (-1, 2**64, 1.0, math.nan, "1", [1.5], [])),
         ("crf", (-1, 64, math.nan, 29.5, None)),
         ("steps", (0, -1, 2.5, math.nan, 10**6)),
         ("guidance_scale", (-1, math.nan, math.inf, 1e9, "3")),
-        ("prompt", (None, 5, ["a fox"])),
-        ("negative_prompt", (5, ["a fox"])),
-        ("conditions", (["a.png"], [PICTURE])),
+        ("prompt", (None, 5, [5], [])),
+        ("negative_prompt", (5, [5])),
+        ("conditions", (["a.png"], [5], 5, "a.png")),
         ("settings", (None, {"sampler": "euler"})),
     ],
 )

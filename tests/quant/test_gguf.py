@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import struct
@@ -400,7 +399,6 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     tiny_models: Callable[..., Path],
     random_blocks: Callable[..., Any],
     write_gguf: Callable[..., Path],
-    rounding_bound: Callable[..., float],
 ) -> None:
     import transformers
 
@@ -432,14 +430,11 @@ def test_t5_equals_transformers_with_the_unpacked_weights(
     ids = torch.arange(3, 20)[None]
     expected = theirs(input_ids=ids).last_hidden_state
     assert (ours.model(input_ids=ids).last_hidden_state - expected).abs().max() <= 1e-5 * expected.abs().max()
-    # Layers that would overflow in float16 compute in float32, whatever the stored dtype of their weights.
-    # Errors are 30 to 84 % of the bound of 0.27 %.
+    # In float16 as near to float64 as transformers in float16: 0.86 to 1.12 times its distance.
     half = load_text_encoder(path, dtype=torch.float16, tokenizer=tokenizer).model
-    shapes, layers = copy.deepcopy(half).to("meta"), sum(name.endswith("weight") for name in reference)
-    bound = rounding_bound(lambda: shapes(input_ids=ids.to("meta")), torch.float16, weights=layers)
     exact = theirs.double()(input_ids=ids).last_hidden_state
-    error = (half(input_ids=ids).last_hidden_state - exact).norm() / exact.norm()
-    assert error <= bound
+    distances = [(model(input_ids=ids).last_hidden_state - exact).norm() for model in (half, theirs.half())]
+    assert distances[0] <= 1.5 * distances[1]
 
 
 def test_t5_names_are_llama_cpps() -> None:

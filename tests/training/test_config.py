@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from ltxkit.ltx_core.training.config import (
     load_config,
 )
 from ltxkit.ltx_core.training.models import transformer_config, upsampler_config, vae_config
-from ltxkit.ltx_core.training.optimize import learning_rate
+from ltxkit.ltx_core.training.schedule import described, joined, learning_rate, points
 from ltxkit.ltx_core.training.settings_file import build, to_tree
 
 
@@ -110,6 +111,20 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_config(broken)
 
 
+@pytest.mark.parametrize("overrides", [[], ["model={x: &a [1], y: *a}"]])
+def test_aliases_are_refused(tmp_path: Path, overrides: list[str]) -> None:
+    """Nine lines of them make a value of a thousand million parts."""
+    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+    )
+    file = tmp_path / "bomb.yaml"
+    file.write_text("task: vae\n" if overrides else f"task: vae\nmodel:\n  {bomb.replace(chr(10), chr(10) + '  ')}")
+    with pytest.raises(ConfigError, match=r"got the alias \*a.* without aliases"):
+        load_config(file, overrides)
+    for name in PRESETS.glob("*.yaml"):
+        assert "&" not in name.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["2024", "runs #1", "true", "a: b", "1e3", '\\new "run"', "run \U0001f98a"])
 def test_any_path_can_be_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Training] = []
@@ -139,13 +154,63 @@ def test_a_model_key_that_no_checkpoint_has_is_an_error() -> None:
         vae_config(model)
 
 
+COMMON = {"batch_size": 1, "learning_rate": 2.0, "final": 0.1}
+
+
 def test_schedules() -> None:
-    common = {"batch_size": 1, "learning_rate": 2.0, "warmup_steps": 4, "final": 0.1}
-    linear = Optimization(steps=100, schedule="linear", decay_steps=10, **common)
+    linear = Optimization(steps=100, schedule="linear", warmup_steps=4, decay_steps=10, **COMMON)
     assert [learning_rate(linear, step) for step in (0, 3, 89)] == [0.5, 2.0, 2.0]
     assert learning_rate(linear, 95) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
-    longer = Optimization(steps=200, schedule="linear", decay_steps=10, **common)
+    longer = Optimization(steps=200, schedule="linear", warmup_steps=4, decay_steps=10, **COMMON)
     assert learning_rate(longer, 89) == learning_rate(linear, 89)  # which lets a run be extended
-    cosine = Optimization(steps=100, schedule="cosine", **common)
-    assert learning_rate(cosine, 50) == pytest.approx(2.0 * 0.55)
-    assert learning_rate(cosine, 100) == pytest.approx(0.2)
+    cosine = Optimization(steps=101, schedule="cosine", warmup_steps=2, **COMMON)
+    assert learning_rate(cosine, 51) == pytest.approx(2.0 * 0.55)
+    assert learning_rate(cosine, 101) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 100, 500, 2000])
+@pytest.mark.parametrize(
+    "extra", [{}, {"warmup": 0}, {"warmup": 1}, {"decay": 1}, {"warmup_steps": 50, "decay_steps": 1000}]
+)
+def test_the_rate_that_was_asked_for_is_reached(schedule: str, steps: int, extra: dict[str, float]) -> None:
+    config = Optimization(steps=steps, schedule=schedule, **(COMMON | extra))
+    rates = [learning_rate(config, step) for step in range(steps)]
+    assert max(rates) == 2.0
+    peak = rates.index(2.0)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert all(rate > 0 for rate in rates)
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("steps", [100, 300, 500, 1000, 5000])
+def test_a_preset_of_any_length_reaches_its_rate(preset: str, steps: int) -> None:
+    config = load_config(preset, [f"optimization.steps={steps}"]).optimization
+    assert max(learning_rate(config, step) for step in range(steps)) == config.learning_rate
+
+
+def test_the_curve_is_said_with_what_was_shortened() -> None:
+    config = load_config("lora-2b", ["optimization.steps=500"]).optimization
+    assert described(config) == (
+        "learning rate: rises to 0.0002 over 12 steps, stays until step 250, falls to 1.08e-05 at step 500 (linear)"
+    )
+    short = load_config("lora-2b", ["optimization.steps=500", "optimization.decay_steps=1000"]).optimization
+    assert "decay_steps is 250 instead of 1000, which does not fit into 500 steps" in described(short)
+    assert points(config)[0][0] == 1
+    assert points(config)[-1] == (500, learning_rate(config, 499))
+    assert max(rate for _, rate in points(config)) == 2e-4
+
+
+def test_a_longer_run_goes_on_without_a_leap() -> None:
+    short, long = (load_config("lora-2b", [f"optimization.steps={n}"]).optimization for n in (2000, 3000))
+    last = learning_rate(short, 1999)
+    join = joined(long, 2000, last, None)
+    rates = [last, *(learning_rate(long, step, join) for step in range(2000, 3000))]
+    assert max(after - before for before, after in pairwise(rates)) < 0.02 * 2e-4
+    assert rates[-1] == learning_rate(long, 2999)
+    assert joined(long, 2500, learning_rate(long, 2499, join), join) == join  # resumed with the same curve
+    assert joined(short, 1000, learning_rate(short, 999), None) is None
+    lower = load_config("lora-2b", ["optimization.learning_rate=1e-5"]).optimization
+    down = joined(lower, 900, 2e-4, None)
+    assert learning_rate(lower, 900, down) == 1e-5  # a lower rate holds at once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,17 +15,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.errors import ConfigError, ShapeError
+from ltxkit.ltx_core.media import write_image, write_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.pipelines.settings import Overrides
 from ltxkit.ltx_core.placing.lora import applied
+from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
-from ltxkit.ltx_core.training import text
-from ltxkit.ltx_core.training.config import load_config
+from ltxkit.ltx_core.training import text, transformer
+from ltxkit.ltx_core.training.config import LoRASettings, load_config
+from ltxkit.ltx_core.training.generate import ClipSettings, Models
 from ltxkit.ltx_core.training.loop import StepReport
+from ltxkit.ltx_core.training.lora import LoRALayers
 from ltxkit.ltx_core.training.run import run_training as run_config
-from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.build import load_transformer, open_models
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
@@ -177,7 +182,7 @@ def test_text_and_clips_are_encoded_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = trained.parent
-    assert len(torch.load(run / "latents_9x64x64.pt", weights_only=True)["captions"]) == 3  # one is for validation
+    assert len(torch.load(run / "latents_9x64x64.pt", weights_only=True)["captions"]) == 4  # none is held out
     assert len(torch.load(run / "text.pt", weights_only=True)["captions"]) == 7  # four clips, empty, two prompts
     assert {path.name for path in (run / "validation/step_000004").iterdir()} == {
         "sheet.png",
@@ -230,3 +235,57 @@ def test_a_lora_without_its_text_encoder_is_refused(
         run_training("lora-2b", settings, Quiet())
     with pytest.raises(ConfigError, match=r"got no initial checkpoint; expected one for a LoRA"):
         run_training("lora-2b", [*overrides(tiny_models(), videos, tmp_path / "run"), "initial=null"], Quiet())
+
+
+def test_a_release_that_is_trained_on_stays_that_release(
+    tiny_models: Callable[..., Path], videos: Path, tmp_path: Path
+) -> None:
+    settings = [*overrides(tiny_models(), videos, tmp_path / "run"), "lora=null", "optimization.steps=1"]
+    settings += ["prompts=[]", "version=2b-0.9.6-dev", "validation_samples=1"]
+    final = run_training("lora-2b", settings, Quiet())
+    assert final is not None
+    base, trained = (open_models(path) for path in (tiny_models() / CHECKPOINT, final / "model.safetensors"))
+    assert trained.description.versions == ("2b-0.9.6-dev",)
+    told = open_models(tiny_models() / CHECKPOINT, version="2b-0.9.6-dev")
+    assert trained.description.scheduler() == told.description.scheduler() == base.description.scheduler()
+
+
+def test_every_unknown_target_is_named(base: LTXTransformer) -> None:
+    with pytest.raises(ConfigError, match=r"got lora\.targets to_x, too, which name no Linear"):
+        LoRALayers(base, LoRASettings(targets=("to_q", "to_x", "too")))
+
+
+def test_a_wrong_size_is_refused_before_the_text_encoder_is_read(
+    tiny_models: Callable[..., Path], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "load_text_encoder", None)
+    for wrong in ("data.sizes=[[9, 70, 64]]", "preview.size=[9, 64, 70]"):
+        with pytest.raises(ShapeError, match="multiples of"):
+            run_training("lora-2b", [*overrides(tiny_models(), videos, tmp_path / "run"), wrong], Quiet())
+
+
+def test_previews_have_the_recipe_of_the_base_and_what_the_user_chose(
+    tiny_models: Callable[..., Path], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Models, ClipSettings, bool]] = []
+
+    def record(models: Models, prompts: list[str], settings: ClipSettings, **_: object) -> Tensor:
+        seen.append((models, settings, bool(prompts)))
+        return torch.zeros(len(prompts), 3, *settings.size)
+
+    monkeypatch.setattr(transformer, "generate_clips", record)
+    write_image(tmp_path / "first.png", torch.rand(1, 64, 64, 3))
+    settings = [each for each in overrides(tiny_models(), videos, tmp_path / "run") if "sample_steps" not in each]
+    settings += ["version=2b-0.9.6-distilled", "optimization.steps=1", "optimization.precision=bf16", "preview.seed=5"]
+    settings += ["preview.size=[17, 64, 96]", "preview.negative_prompt=blurred", f"preview.image={tmp_path}/first.png"]
+    run_training("lora-2b", settings, Quiet())
+    assert [folder.name for folder in sorted((tmp_path / "run/validation").glob("step_*"))] == [
+        "step_000000",
+        "step_000001",
+    ]
+    for models, said, _ in seen:
+        recipe = RELEASES["2b-0.9.6-distilled"].recipe
+        assert models.recipe == replace(recipe, negative_prompt="blurred")
+        assert said.overrides == Overrides()
+        assert (said.seed, tuple(said.size), said.autocast) == (5, (17, 64, 96), True)
+        assert said.shown is not None

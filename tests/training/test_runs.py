@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def vae_config(folder: Path, **changes: Any) -> Path:
         "statistics_clips": 8,
     } | changes
     path = folder / "vae.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    apart = {key: deepcopy(value) for key, value in tree.items()}  # one value of two keys would become an alias
+    path.write_text(yaml.safe_dump(apart), encoding="utf-8")
     return path
 
 
@@ -123,6 +125,7 @@ def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Skip drawing, which takes longer than these runs."""
     if "curves" not in request.node.name:
         monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +183,13 @@ def state(output: Path) -> Any:
 
 @pytest.mark.slow
 def test_vae_overfits_one_clip(tmp_path: Path) -> None:
-    off = {"weight": 0.0}
     path = vae_config(
         tmp_path,
         data=DATA | {"sizes": [[5, 16, 16]]},
         crop_frames=None,
-        kl=off,
-        decoder_noise=off,
-        adversary=off,
+        kl={"weight": 0.0},
+        decoder_noise={"weight": 0.0},
+        adversary={"weight": 0.0},
         model=VAE_MODEL | {"encoder_base_channels": 16, "decoder_base_channels": 16},
         optimization=optimization(steps=200, batch_size=1, learning_rate=3e-3, optimizer="muon", ema_decay=0.0),
     )
@@ -465,13 +467,16 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
     path = vae_config(tmp_path)
     run_training(path, [], Quiet())
     console = Quiet()
-    with pytest.raises(ConfigError, match=r"optimization\.learning_rate was 0\.001, is 0\.01; expected the same"):
-        run_training(path, ["optimization.learning_rate=0.01"], console, resume=True)
+    with pytest.raises(ConfigError, match=r"optimization\.weight_decay was 0\.0, is 0\.01; expected the same"):
+        run_training(path, ["optimization.weight_decay=0.01"], console, resume=True)
     with pytest.raises(ConfigError, match=r"holds a run"):
         run_training(path, [], console)
     assert console.notes == []  # the error came before any preparation
-    # A longer run, or one with less memory, is still the same run.
-    run_training(path, ["optimization.steps=5", "logging.keep=1", "optimization.accumulation=2"], console, resume=True)
+    # A longer run, one of another rate, or one with less memory, is still the same run.
+    less = ["optimization.accumulation=2"]
+    run_training(
+        path, ["optimization.steps=5", "logging.keep=1", "optimization.learning_rate=1e-4", *less], console, resume=True
+    )
     assert [report.step for report in console.steps] == [5]
     assert [p.name for p in (tmp_path / "vae/checkpoints").iterdir()] == ["step_000005"]
     with pytest.raises(ConfigError, match=r"no checkpoint"):

@@ -7,6 +7,8 @@ E. Alpaydin and C. Kaynak, CC BY 4.0), or the 28x28 digits of the user's MNIST i
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from ..data import HOLD_OUT, Samples, Split, to_pixels
 
 Glyphs = NDArray[np.float32]  # (n, size, size) in [0, 1], ink is 1
 
+_LARGEST_IDX = 2**30  # bytes; MNIST's own have 47 million
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (dy, dx)
 TEMPLATES = ("the digit {n} moving {d}", "the digit {n} moving {d}", "a {n} moving {d}", "{n} moving {d}")
@@ -57,19 +60,34 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     if not path.is_file():
         raise ConfigError(f"got {path}; expected an MNIST idx file; give the file or its folder")
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
+    data = _unpacked(path)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ConfigError(f"got {path}, which does not start like an idx file of bytes; expected MNIST's own files")
     dims = data[3]
+    if len(data) < 4 + 4 * dims:
+        raise ConfigError(f"got {path}, which ends inside its header; expected MNIST's own files; download it again")
     shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * dims)
-    if body.size != int(np.prod(shape)):
+    if body.size != math.prod(shape):
         raise ConfigError(
             f"got {path} with {body.size} bytes of data; expected {shape}; the file is truncated, download it again"
         )
     return body.reshape(shape)
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            data = gzip.GzipFile(fileobj=file).read(_LARGEST_IDX + 1) if packed else file.read(_LARGEST_IDX + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(
+            f"got {path}, which cannot be read ({error}); expected MNIST's own files; download it again"
+        ) from error
+    if len(data) > _LARGEST_IDX:
+        raise ConfigError(f"got {path} of more than {_LARGEST_IDX:,} bytes; expected MNIST's own files; check the path")
+    return data
 
 
 def mnist_digits(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -201,6 +219,18 @@ class DigitSource:
         clips = [self.clips.describe(index) for index in indices]
         grey = self.clips.draw(clips, size.height // self.base.height, device)
         return Samples(to_pixels(grey), [clip.caption for clip in clips])
+
+    def start(self, batch: int, batch_size: int) -> int:
+        return batch * batch_size
+
+    def sizes(self) -> list[PixelShape]:
+        return [self.base]
+
+    def entry(self, index: int, size: PixelShape) -> int:  # noqa: ARG002 - they never repeat
+        return index
+
+    def entries(self, numbers: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
+        return self.samples(numbers, size, device)
 
     def distinct(self, size: PixelShape) -> None:  # noqa: ARG002 - every number is a different clip
         return None

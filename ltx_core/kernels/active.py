@@ -1,0 +1,68 @@
+"""A choice of kernels at work: what modules compute by, and the weights that were packed for it.
+
+A module that computes differently on a CPU has a class attribute `active = PLAINLY`. While a model is placed on a CPU
+(`placing.computing`), each of its modules has the model's own `Active` there instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from torch import Tensor, nn
+
+from .choice import PLAIN, Kernels
+
+
+class Active:
+    """kernels: the choice. room: bytes that packed weights may take; what does not fit stays as it is.
+
+    Packed weights are copies, freed with this object.
+    """
+
+    def __init__(self, kernels: Kernels, room: int = 0) -> None:
+        self.kernels = kernels
+        self.room = room
+        self.packed_bytes = 0
+        # The originals are held, so that no other tensor gets their id.
+        self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
+        self._refused: set[tuple[int, Hashable]] = set()
+        self._uses: dict[tuple[int, Hashable], int] = {}
+
+    def packed(
+        self, weight: Tensor, layout: Hashable, nbytes: int, pack: Callable[[], Tensor], *, after: int = 0
+    ) -> Tensor | None:
+        """A weight in a kernel's layout, packed when it is first used; None where there is no room for it.
+
+        layout: everything that the packed form depends on beside the weight: dtype, padding, sizes of the input.
+        nbytes: of the packed form. after: uses that go by before it is packed, and get None.
+        """
+        key = id(weight), layout
+        if key in self._packed:
+            return self._packed[key][1]
+        if key in self._refused:
+            return None
+        if after and self._uses.setdefault(key, 0) < after:
+            self._uses[key] += 1
+            return None
+        if self.packed_bytes + nbytes > self.room:
+            self._refused.add(key)  # for good: what is packed must not depend on the order of calls
+            return None
+        packed = pack()
+        self.packed_bytes += nbytes
+        self._packed[key] = weight, packed
+        return packed
+
+
+def keep_dtype(model: nn.Module) -> None:
+    """The user has asked for the dtype of this model's weights: it computes in it, whatever was measured."""
+    for part in model.modules():  # a half of a VAE is placed by itself
+        part.__dict__["keeps_dtype"] = True
+
+
+def kernels_for(model: nn.Module, kernels: Kernels) -> Kernels:
+    """What of a choice holds for a model, see `keep_dtype`."""
+    return kernels.in_stored_dtype() if model.__dict__.get("keeps_dtype", False) else kernels
+
+
+PLAINLY = Active(PLAIN)
+"""Plain torch in the dtype of the weights: the default of every module."""

@@ -1,0 +1,47 @@
+"""Attention by the form that was chosen for a CPU. No mask: text is trimmed to its length."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import private
+from .active import Active
+from .choice import PLAIN_FORM
+
+ROWS = 512  # queries of a block: enough for a product at full speed
+FEWEST_KEYS = 128  # below, as with text, the softmax outweighs both products, and SDPA is the faster one everywhere
+SCORES = 1 << 22  # elements of a block's scores at most: what SDPA takes for its own blocks, give or take
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, active: Active) -> Tensor:
+    """Three (b heads n head_dim) -> weighted means of values (b n inner)."""
+    keys, by_products = key.shape[2], False
+    if query.device.type == "cpu" and not torch.is_grad_enabled() and keys >= FEWEST_KEYS:
+        by_products = active.kernels.attention.form(query.dtype) != PLAIN_FORM and private.works(
+            "products", query.dtype
+        )
+    if by_products:
+        return by_blocks(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def by_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same by two products per head and block of queries, with a softmax between; in bfloat16 scores are rounded.
+
+    The memory beside the result is that of one block's scores and of one head.
+    """
+    b, heads, n, head_dim = query.shape
+    means = query.new_empty(b, n, heads, head_dim)
+    size = max(1, min(ROWS, SCORES // key.shape[2]))
+    for sample in range(b):
+        for head in range(heads):
+            keys = key[sample, head].contiguous()
+            values = value[sample, head].T.contiguous()
+            queries = query[sample, head] * head_dim**-0.5
+            for start in range(0, n, size):
+                scores = private.linear(queries[start : start + size], keys, None)
+                weights = torch.softmax(scores, -1)
+                means[sample, start : start + size, head] = private.linear(weights, values, None)
+    return means.flatten(2)

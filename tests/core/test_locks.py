@@ -1,0 +1,157 @@
+"""Locks die with their process; leftovers of a killed process go, and nothing that somebody holds."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ltxkit.ltx_core import files, locks
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.files import remove_leftovers, whole
+from ltxkit.ltx_core.locks import LOCK, TEMPORARY, Claims, Lock, locked_folder
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from ltxkit.ltx_core.files import whole
+from ltxkit.ltx_core.locks import Claims, locked_folder
+folder = Path(sys.argv[1])
+with Claims() as claims, locked_folder(folder / "run", "training"), whole(folder / "a.txt") as part:
+    claims.take(folder / "b.mp4")
+    part.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow  # starts a process
+def test_what_a_killed_process_held_is_free_and_what_it_left_is_removed(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        before = names(tmp_path)
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == before
+        with Claims() as claims:
+            assert not claims.take(tmp_path / "b.mp4")
+            assert claims.take(tmp_path / "c.mp4")
+        with (
+            pytest.raises(ConfigError, match="another training is running"),
+            locked_folder(tmp_path / "run", "training"),
+        ):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        process.wait()
+    assert any(name.startswith(TEMPORARY) for name in names(tmp_path))
+    with whole(tmp_path / "d.txt") as part:
+        part.write_text("whole")
+    assert names(tmp_path) == ["d.txt", "run"]
+    with locked_folder(tmp_path / "run", "training"):
+        pass
+    assert names(tmp_path / "run") == []
+
+
+def test_leftovers_go_and_files_of_others_stay(tmp_path: Path) -> None:
+    download = f"{TEMPORARY}deadbeef.safetensors.0123456789abcdef.part"  # a fetch goes on from it
+    for name in (f"{TEMPORARY}00c0ffee.mp4", f"{LOCK}00c0ffee", f"{LOCK}{'0' * 16}", download, ".ltxkit", "a.mp4"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / f"{TEMPORARY}0badf00d" / "inner").mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([".ltxkit", download, "a.mp4"])
+
+
+def test_an_exchange_that_a_kill_cut_in_two_is_undone(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}00c0ffee.old.final").mkdir()
+    (tmp_path / f"{TEMPORARY}00c0ffee.old.final" / "weights").write_text("old")
+    (tmp_path / f"{TEMPORARY}0badf00d.old.other").mkdir()
+    (tmp_path / "other").mkdir()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["final", "other"]
+    assert (tmp_path / "final" / "weights").read_text() == "old"
+
+
+def test_two_writers_in_one_process_leave_each_other_alone(tmp_path: Path) -> None:
+    with whole(tmp_path / "a.txt") as one:
+        one.write_text("a")
+        with whole(tmp_path / "b.txt") as other:
+            other.write_text("b")
+        assert one.exists()
+    assert names(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_a_claim_makes_folders_and_takes_them_back(tmp_path: Path) -> None:
+    with Claims() as claims:
+        assert claims.take(tmp_path / "new" / "deep" / "a.mp4")
+        assert (tmp_path / "new" / "deep").is_dir()
+    assert names(tmp_path) == []
+    with Claims() as claims:
+        claims.take(tmp_path / "new" / "a.mp4")
+        (tmp_path / "new" / "a.mp4").write_text("clip")
+    assert names(tmp_path / "new") == ["a.mp4"]
+
+
+@pytest.mark.parametrize(("system", "taken"), [("linux", False), ("darwin", True), ("win32", True)])
+def test_names_that_differ_in_case_are_one_where_the_file_system_says_so(
+    monkeypatch: pytest.MonkeyPatch, system: str, taken: bool
+) -> None:
+    monkeypatch.setattr(locks.sys, "platform", system)
+    assert (locks._key("Clip.mp4") == locks._key("clip.MP4")) is taken
+
+
+def test_more_names_than_files_that_may_be_open_are_taken_without_claims(tmp_path: Path) -> None:
+    with Claims() as claims:
+        assert all(claims.take(tmp_path / f"{number}.mp4") for number in range(150))
+        assert len(names(tmp_path)) == 100
+    assert names(tmp_path) == []
+
+
+def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import filelock
+
+    def refused(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    (tmp_path / f"{TEMPORARY}00c0ffee.mp4").write_text("of somebody")
+    with whole(tmp_path / "a.txt") as part:
+        part.write_text("a")
+    assert names(tmp_path) == [f"{TEMPORARY}00c0ffee.mp4", "a.txt"]
+
+
+def test_on_windows_a_lock_is_given_back_before_its_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open file has a name there until it is closed."""
+    monkeypatch.setattr(locks.sys, "platform", "win32")
+    lock = Lock(tmp_path / "lock")
+    assert lock.take()
+    held = lock._lock
+    assert held is not None
+    seen: list[bool] = []
+    unlink = Path.unlink
+
+    def watched(self: Path, missing_ok: bool = False) -> None:
+        seen.append(held.is_locked)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    lock.release()
+    assert seen == [False]
+    assert names(tmp_path) == []
+
+
+def test_everything_unfinished_goes_when_the_process_ends_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot write"), whole(tmp_path / "run", folder=True) as part:  # noqa: PT012
+        (part / "half").write_text("half")
+        files.remove_temporaries()
+        assert names(tmp_path) == []
+        time.sleep(0)
