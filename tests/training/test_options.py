@@ -84,8 +84,7 @@ def test_perceptual_loss_from_a_users_torchscript_file(task: Callable[..., VAETa
     distance, path = Distance(), tmp_path / "distance.pt"
     pictures = torch.rand(2, 3, 16, 16)
     torch.jit.trace(distance, (pictures, pictures)).save(str(path))
-    off = {"weight": 0.0}
-    only = dict.fromkeys(("l1", "l2", "wavelet", "kl"), off)
+    only = {name: {"weight": 0.0} for name in ("l1", "l2", "wavelet", "kl")}
     trained = task(**only, perceptual={"weight": 2.0}, perceptual_weights=str(path))
     assert trained.perceptual is not None
     before, fixed = tensors_of(trained.vae), tensors_of(trained.perceptual)
