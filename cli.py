@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import again, bench, completion, digits, files, generate, graphs, machine, trained, training
+from .commands import again, bench, completion, digits, files, generate, graphs, machine, serve, trained, training
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
 from .commands.ending import Stopped, stopped_by_signals
@@ -22,6 +22,7 @@ COMMANDS = (
     *files.COMMANDS,
     *machine.COMMANDS,
     *bench.COMMANDS,
+    *serve.COMMANDS,
     *training.COMMANDS,
     *trained.COMMANDS,
     *digits.COMMANDS,
