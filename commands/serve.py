@@ -72,8 +72,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             f"got an installation without {error.name}; expected the extra `serve`; pip install 'ltxkit[serve]'"
         ) from error
     from ..ltx_core.locks import locked_folder
-    from ..service.guard import is_loopback
+    from ..service.app import application
     from ..service.folder import Folder
+    from ..service.guard import is_loopback
     from ..service.requests import Limits
     from ..service.service import DAY, Service
 
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         host, port = listening.getsockname()[:2]
         console.note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C ends it")
         config = uvicorn.Config(
-            service.application(),
+            application(service),
             host=options.host,
             port=options.port,
             log_level="warning",

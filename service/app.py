@@ -67,7 +67,7 @@ class BodyLimit:
 
 
 def application(service: Service) -> Starlette:
-    """See `Service.application`."""
+    """The ASGI application of a service. It starts the workers when it starts, and ends them when it ends."""
 
     async def page(_: Request) -> Response:
         policy = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'"

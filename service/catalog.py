@@ -74,8 +74,8 @@ def outline_of(model: Model) -> Outline:
     """A model's headers, read once. Raises as `dry_run.outline`."""
     from ..ltx_core.pipelines.dry_run import outline
     from ..ltx_core.pipelines.places import find_file, find_models
-    from ..ltx_core.weights.bundled import find_model
     from ..ltx_core.weights.build import open_files
+    from ..ltx_core.weights.bundled import find_model
 
     files = model.files()
     path, text_encoder = find_models(files.pop("model"), files.pop("text_encoder", None))

@@ -124,12 +124,13 @@ class Queue:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise ConfigError(
-                f"got {self.path}, which is no queue ({error}); expected one that `ltxkit serve` made; name another folder"
+                f"got {self.path}, which is no queue ({error}); expected one that `ltxkit serve` made; name another "
+                "folder"
             ) from error
         if version != VERSION:
             raise ConfigError(
-                f"got {self.path}, a queue of version {version}; expected version {VERSION}; let the LTXKit that made it "
-                "finish its jobs, or name another folder"
+                f"got {self.path}, a queue of version {version}; expected version {VERSION}; let the LTXKit that made "
+                "it finish its jobs, or name another folder"
             )
 
     # --- connections --------------------------------------------------------------------------------------------------

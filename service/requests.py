@@ -36,8 +36,10 @@ class FieldError(ConfigError):
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a request. schema: its JSON schema, for the OpenAPI page. read: makes a value of JSON or a form's text;
-    raises ConfigError."""
+    """A field of a request.
+
+    schema: its JSON schema, for the OpenAPI page. read: makes a value of JSON or of a form's text; raises ConfigError.
+    """
 
     help: str
     schema: Mapping[str, Any]
@@ -153,8 +155,6 @@ FIELDS: dict[str, Field] = {
 }
 UPLOAD = "input_reference"
 
-_PIXELS_OF_A_MESSAGE = "width x height x frames"
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -185,8 +185,8 @@ def read_request(said: Mapping[str, Any], catalog: Catalog, limits: Limits, devi
     frames, height, width = size
     if frames * height * width > limits.pixels:
         raise TooLargeError(
-            f"got {frames} frames of {width}x{height}; expected at most {limits.pixels:,} {_PIXELS_OF_A_MESSAGE}; make "
-            "the clip smaller or shorter"
+            f"got {frames} frames of {width}x{height}; expected at most {limits.pixels:,} width x height x frames; "
+            "make the clip smaller or shorter"
         )
     _check_fits(model, (frames, height, width), device)
     knobs = values.pop("extra_params", {})

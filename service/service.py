@@ -1,23 +1,21 @@
-"""A service: its queue, its workers and the application that answers."""
+"""A service: its queue and its workers, and how they are."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .catalog import Catalog
 from .folder import Folder
 from .queue import Job, Queue
 from .requests import Limits
 from .workers import Workers
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
 
 LITTLE_SPACE = 100 * 2**20  # bytes on the disk below which a service says so
 DAY = 86400.0
@@ -85,19 +83,11 @@ class Service:
             lines += [f"# HELP ltxkit_{name} {help_text}", f"# TYPE ltxkit_{name} {kind}", f"ltxkit_{name} {value}"]
         return "\n".join(lines) + "\n"
 
-    def application(self) -> Starlette:
-        """The ASGI application, which starts and ends the workers."""
-        from .app import application
-
-        return application(self)
-
     @asynccontextmanager
-    async def running(self, _: Starlette) -> AsyncIterator[None]:
+    async def running(self, _: object) -> AsyncGenerator[None]:
         """The workers run inside."""
-        from starlette.concurrency import run_in_threadpool
-
         self.workers.start()
         try:
             yield
         finally:
-            await run_in_threadpool(self.workers.stop)
+            await asyncio.to_thread(self.workers.stop)

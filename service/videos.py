@@ -97,13 +97,14 @@ async def _said(request: Request) -> tuple[dict[str, Any], _Upload | None]:
                     _put(said, name, value)
     else:
         try:
-            said = json.loads(await request.body())
+            value = json.loads(await request.body())
         except (ValueError, RecursionError) as error:
             raise HTTPException(
                 400, f"got a body that is no JSON ({error}); expected a JSON object or a form"
             ) from error
-        if not isinstance(said, dict):
+        if not isinstance(value, dict):
             raise HTTPException(400, "got JSON that is no object; expected {name: value}; send one")
+        said = dict(value)
     given = {name: said.pop(name) for name in [*said] if name == UPLOAD or name.startswith(f"{UPLOAD}[")}
     if not given:
         return said, None

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from .folder import Folder
 from .queue import Job, Queue
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..ltx_core.pipelines.library import Components
     from ..ltx_core.sampling.preview import LinearPreview
 
@@ -94,7 +97,7 @@ class Worker:
             self._complain(str(error))
         except LTXKitError as error:
             self._failed(job, "invalid_request_error", str(error))
-        except Exception as error:  # noqa: BLE001 - one job's surprise is no other job's
+        except Exception as error:  # one job's surprise is no other job's
             self._failed(job, "server_error", f"{type(error).__name__}: {error}")
         finally:
             self.folder.preview(job.id).unlink(missing_ok=True)
@@ -119,10 +122,8 @@ class Worker:
                     return True  # the next server finds the job as this worker's, and starts it again
 
     def _say(self, state: str) -> None:
-        try:
+        with suppress(sqlite3.OperationalError):  # a full disk: what a worker says of itself is no loss
             self.queue.say(self.name, self.device or "", state)
-        except sqlite3.OperationalError:
-            pass  # a full disk: what a worker says of itself is no loss
 
     def _complain(self, reason: str) -> None:
         self._say(f"waiting: {reason}")
@@ -223,9 +224,9 @@ class _Reporter:
             self._reported = now
             if not self.worker.queue.report(self.job, self._done, event.stage):
                 raise _Stopped
-        if event.denoised is not None and self.preview is not None and now - self._drawn >= PREVIEWS:
+        if event.denoised is not None and now - self._drawn >= PREVIEWS:
             self._drawn = now
-            self._draw(event)
+            self._draw(event.denoised)
 
     def _share(self, event: ProgressEvent) -> float:
         """How much of the job is done: loading and text up to 5 %, sampling to 90 %, decoding the rest."""
@@ -238,18 +239,17 @@ class _Reporter:
             return 0.9 + 0.099 * part
         return self._done
 
-    def _draw(self, event: ProgressEvent) -> None:
+    def _draw(self, denoised: Tensor) -> None:
         from PIL import Image
 
-        assert self.preview is not None and event.denoised is not None
-        frames = self.preview(event.denoised)
+        if self.preview is None:
+            return
+        frames = self.preview(denoised)
         path = self.worker.folder.preview(self.job.id)
         temporary = path.with_suffix(".new")
-        try:
+        with suppress(OSError):  # a picture on the way costs no clip
             Image.fromarray(frames[len(frames) // 2].numpy()).save(temporary, "jpeg")
-            os.replace(temporary, path)
-        except OSError:
-            pass  # a picture on the way costs no clip
+            temporary.replace(path)
 
 
 def _write_thumbnail(video: Path, path: Path) -> None:
