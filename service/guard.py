@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN = ("/", "/healthz", "/page.js", "/page.css")  # no secret: a page must load before it can ask for the token
+OPEN = ("/", "/healthz", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json")
 COOKIE_QUERY = "token"  # of addresses that a browser opens by itself: pictures, videos, event streams
 
 

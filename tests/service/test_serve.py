@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import requests
 from PIL import Image
+from serving import Server
 
 import ltxkit
 from ltxkit.headless.exports import read_export
 from ltxkit.headless.runner import all_nodes, known_kinds
 from ltxkit.ltx_core.media.inputs import as_frames
-from tests.service.serving import Server
 
 pytestmark = pytest.mark.slow
 

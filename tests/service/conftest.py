@@ -1,0 +1,8 @@
+"""The modules of this folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))  # this folder, never the repository root
