@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ TOKEN = "LTXKIT_SERVE_TOKEN"
 PORT = 8190
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
+def offered_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that name models and LoRAs."""
     parser.add_argument(
         "--model", action="append", default=[], metavar="[NAME=]FILE", help="a model to offer; may be repeated"
     )
@@ -35,6 +37,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", action="append", default=[], metavar="[NAME=]FILE", help="a LoRA to offer; may be repeated"
     )
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    offered_arguments(parser)
     parser.add_argument(
         "--models", type=Path, default=Path("models"), metavar="DIR", help="ComfyUI's models folder, for graphs"
     )
@@ -92,8 +98,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"got --port {options.port}; expected 0 to 65535; change it")
     if options.keep is not None and not options.keep > 0:
         raise ConfigError(f"got --keep {options.keep:g}; expected a positive number of days; leave it out for ever")
-    catalog = _catalog(options)
-    _check(catalog, options)
+    catalog = offered(options)
+    check_offered(catalog, options.device or [None])
     with locked_folder(options.folder, "server"):
         service = Service(
             Folder(options.folder.resolve()),
@@ -136,13 +142,13 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _check(catalog: Catalog, options: argparse.Namespace) -> None:
-    """Everything that can be wrong with the files and devices is wrong before the server starts."""
+def check_offered(catalog: Catalog, devices: Sequence[str | None]) -> None:
+    """Refuse files and devices that cannot be used, before anything starts. Raises LTXKitError."""
     from ..ltx_core.placing.devices import chosen_device
     from ..ltx_core.weights.lora import load_lora
     from ..service.catalog import own_size
 
-    for device in options.device or [None]:
+    for device in devices:
         chosen_device(device)
     for model in catalog.models.values():
         own_size(model)
@@ -150,15 +156,16 @@ def _check(catalog: Catalog, options: argparse.Namespace) -> None:
         load_lora(path)
 
 
-def _catalog(options: argparse.Namespace) -> Catalog:
+def offered(options: argparse.Namespace) -> Catalog:
+    """The models and LoRAs that the options name. Raises as `Places.need`."""
     from ..ltx_core.weights.bundled import BUNDLED
     from ..service.catalog import Catalog, Model
 
     searched = places.Places()
     said = [_named(text) for text in options.model]
     if not said:
-        found = searched.need(places.MODEL, None).path
-        said = [(found.stem, str(found))]
+        path = searched.need(places.MODEL, None).path
+        said = [(path.stem, str(path))]
     models: dict[str, Model] = {}
     for name, file in said:
         path = searched.need(places.MODEL, file).path
