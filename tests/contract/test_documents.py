@@ -22,6 +22,7 @@ PAGES = (
     "migration",
     "nodes",
     "run",
+    "serve",
     "training",
 )
 

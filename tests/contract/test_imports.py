@@ -32,7 +32,7 @@ LINE_LIMIT = 500
 
 def source_files(repository: Path) -> list[Path]:
     """The installed Python files."""
-    folders = (repository / "commands", repository / "headless", repository / "ltx_core", repository / "nodes")
+    folders = [repository / name for name in ("commands", "headless", "ltx_core", "nodes", "service")]
     return sorted([*repository.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 
@@ -112,7 +112,7 @@ import importlib, pkgutil, sys
 import ltxkit
 for module in pkgutil.walk_packages(ltxkit.__path__, "ltxkit."):
     if module.name.startswith(
-        ("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.headless", "ltxkit.commands", "ltxkit.cli")
+        ("ltxkit.ltx_core", "ltxkit.nodes", "ltxkit.headless", "ltxkit.commands", "ltxkit.cli", "ltxkit.service.queue")
     ):
         importlib.import_module(module.name)
 print(*(name for name in sys.argv[1:] if name in sys.modules))

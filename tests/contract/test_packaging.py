@@ -65,7 +65,7 @@ def test_package_list_equals_the_tree(repository: Path, pyproject: dict) -> None
     with_code = {
         name.parent
         for name in repository_files(repository)
-        if name.suffix == ".py" and name.parts[0] in ("commands", "headless", "nodes", "ltx_core")
+        if name.suffix == ".py" and name.parts[0] in ("commands", "headless", "nodes", "service", "ltx_core")
     }
     expected = {"ltxkit", *("ltxkit." + ".".join(folder.parts) for folder in with_code)}
     assert set(pyproject["tool"]["setuptools"]["packages"]) == expected
@@ -99,7 +99,7 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
     tops = {name.parts[0] for name in inside}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ltxkit"}
     shipped = {name.relative_to("ltxkit") for name in inside if name.parts[0] == "ltxkit"}
-    data = ("workflows", "subgraphs", "locales", "web", "assets")
+    data = ("workflows", "subgraphs", "locales", "web", "assets", "service/page")
     expected = {
         name
         for name in repository_files(repository)
@@ -107,7 +107,7 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
         or name == PurePosixPath("py.typed")
         or (
             name.suffix == ".py"
-            and (len(name.parts) == 1 or name.parts[0] in ("commands", "headless", "nodes", "ltx_core"))
+            and (len(name.parts) == 1 or name.parts[0] in ("commands", "headless", "nodes", "service", "ltx_core"))
         )
     }
     assert shipped == expected
