@@ -172,7 +172,7 @@ def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False
 
 
 def _with_others(before: Mapping[str, Any], machine: Mapping[str, object], rows: Sequence[Row]) -> list[Row]:
-    """The rows of an earlier result whose cases are not among these, and then these."""
+    """An earlier result with these rows in the place of those of the same case and peer; what is new comes last."""
     if before["machine"] != json.loads(json.dumps(machine)):
         print("the other rows are of another machine or version, and go", file=sys.stderr)
         return list(rows)
