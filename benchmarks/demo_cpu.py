@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from protocol import Row, arguments, publish
@@ -42,38 +42,41 @@ FRAMES = 25
 TINY = ("Canvas.frames=9", "First schedule.steps=1", "Second schedule.levels=0.125")  # of demo-two-stage
 
 
-def whole(name: str, folder: Path, changes: Sequence[str], checkout: Path = ROOT) -> tuple[float, float]:
-    """Seconds of one `ltxkit run`, by the clock and of the processor; the clip that it saves must be complete and show
-    something."""
+class Taken(NamedTuple):
+    """By one command: seconds by the clock and of the processor, and the most main memory in bytes."""
+
+    seconds: float
+    of_processor: float
+    memory: int
+
+
+def whole(name: str, folder: Path, changes: Sequence[str], checkout: Path = ROOT) -> Taken:
+    """What one `ltxkit run` takes; the clip that it saves must be complete and show something."""
     command = [sys.executable, str(checkout), "run", str(template(name)), "--models", str(folder)]
     command += ["--input", str(ROOT / "assets/examples"), "--output", str(folder)]
     command += [word for change in changes for word in ("--set", change)]
-    start, before = time.perf_counter(), _processor_seconds()
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "LTXKIT_CACHE": str(folder / "cache")},
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    seconds, of_processor = time.perf_counter() - start, _processor_seconds() - before
-    clip = read_video(Path(done.stdout.splitlines()[-1])).frames
+    env = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "LTXKIT_CACHE": str(folder / "cache")}
+    start = time.perf_counter()
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        assert running.stdout is not None
+        said = running.stdout.read()
+        _, status, used = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command)
+    clip = read_video(Path(said.splitlines()[-1])).frames
     if len(clip) != (9 if changes else FRAMES) or not float(clip.std()) > 0.05:
         raise ValueError(f"{name}: made {tuple(clip.shape)} with a spread of {float(clip.std()):.3f}; nothing to time")
-    return seconds, of_processor
-
-
-def _processor_seconds() -> float:
-    """Of all processes that this one has waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return Taken(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * kilobyte)
 
 
 def paired(name: str, folder: Path, changes: Sequence[str], other: Path, runs: int) -> Row:
     """This checkout and another one in turn; the first run of each warms the disk's cache and does not count."""
-    times = [[whole(name, folder, changes, root)[1] for root in (ROOT, other)] for _ in range(runs + 1)]
-    ours, theirs = zip(*(times[1:] or times), strict=True)
+    pairs = [[whole(name, folder, changes, root) for root in (ROOT, other)] for _ in range(runs + 1)]
+    taken, others = zip(*pairs[1:], strict=True)
+    ours, theirs = ([each.of_processor for each in side] for side in (taken, others))
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     return Row(
         f"{name}: the command, in processor time",
@@ -83,6 +86,9 @@ def paired(name: str, folder: Path, changes: Sequence[str], other: Path, runs: i
         peer=statistics.median(theirs),
         speedup=(statistics.median(ratios), min(ratios), max(ratios)),
         note=f"{CASES[name]}; {runs} runs in turn",
+        memory=max(each.memory for each in taken),
+        peer_memory=max(each.memory for each in others),
+        threads=THREADS,
     )
 
 
@@ -121,7 +127,8 @@ def main() -> None:
                 rows.append(paired(case, folder, changes, options.against.resolve(), runs))
             if not tiny:
                 whole(case, folder, changes)  # measures the kernels, once per machine
-            times = [whole(case, folder, changes)[0] for _ in range(runs)]
+            commands = [whole(case, folder, changes) for _ in range(runs)]
+            times = [each.seconds for each in commands]
             print(f"{case}: {', '.join(f'{seconds:.1f}' for seconds in times)} s", file=sys.stderr, flush=True)
             if not tiny:
                 sampling(case, folder, changes)  # warm-up
@@ -136,12 +143,15 @@ def main() -> None:
                     "s",
                     statistics.median(times),
                     note=f"{CASES[case]}; {min(times):.1f} to {max(times):.1f} s in {runs} runs; may take {LIMIT:.0f}",
+                    memory=max(each.memory for each in commands),
+                    threads=THREADS,
                 ),
                 Row(
                     f"{case}: sampling alone",
                     "s",
                     alone,
                     note=f"{passes} {'pass' if passes == 1 else 'passes'}, models loaded",
+                    threads=THREADS,
                 ),
             ]
     question = "How long does the demo take, 25 frames by the bundled model on two threads of a CPU?"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from protocol import Row, arguments, compare, publish
+from protocol import Rounds, Row, arguments, compare, publish
 from torch import Tensor
 
 from ltxkit.ltx_core.config import TransformerConfig
@@ -74,7 +74,7 @@ def measure(config: TransformerConfig, grid: tuple[int, int, int], device: torch
 
     fast, plain, unpacked = map(prepared, models)
     peers = {"fp8 weights, bf16 products": plain, "bf16 weights": unpacked}
-    return compare(f"{LAYERS} blocks, {tokens} tokens", fast, peers, tolerance=TOLERANCE, tiny=tiny)
+    return compare(f"{LAYERS} blocks, {tokens} tokens", fast, peers, Rounds(TOLERANCE), tiny=tiny)
 
 
 def main() -> None:

@@ -12,14 +12,17 @@ A benchmark is a script `benchmarks/<name>.py` that reads its options with `argu
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 if importlib.util.find_spec("ltxkit") is None:  # for machines where nothing can be installed: the folder is the package
@@ -32,13 +35,26 @@ if importlib.util.find_spec("ltxkit") is None:  # for machines where nothing can
     sys.modules["ltxkit"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["ltxkit"])
 
-from ltxkit.ltx_core.measuring.machine import describe_machine
+from ltxkit.ltx_core.measuring.machine import describe_machine, peak_bytes
 from ltxkit.ltx_core.measuring.protocol import Rounds, Row, equal_peers, timed
 from ltxkit.ltx_core.measuring.report import headline, markdown
 
-__all__ = ["RESULTS", "Row", "arguments", "compare", "headline", "publish", "table"]
+__all__ = [
+    "RESULTS",
+    "Part",
+    "Rounds",
+    "Row",
+    "arguments",
+    "compare",
+    "headline",
+    "measured",
+    "only_some",
+    "publish",
+    "table",
+]
 
 LONG_TABLE = 12  # rows
+LIMIT = "limit"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -53,32 +69,73 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a long benchmark. name: what `--only` looks for in it."""
+
+    name: str
+    measure: Callable[[], list[Row]]
+
+
+def only_some(parser: argparse.ArgumentParser) -> None:
+    """The option of a benchmark that takes long, see `measured`."""
+    parser.add_argument(
+        "--only",
+        metavar="WORDS",
+        help="measure the parts whose name has all of these words, and keep the other rows of the latest figures",
+    )
+
+
+def measured(parts: Sequence[Part], only: str | None) -> list[Row]:
+    """The rows of all parts, or of those with all the words of `only` in their names.
+
+    Raises:
+        ValueError: no part has them.
+    """
+    words = (only or "").split()
+    chosen = [part for part in parts if set(words) <= set(part.name.replace(",", " ").split())]
+    if not chosen:
+        raise ValueError(f"got --only {only}; expected words of one of: {'; '.join(part.name for part in parts)}")
+    rows: list[Row] = []
+    for part in chosen:
+        start = time.perf_counter()
+        rows += part.measure()
+        print(f"{part.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        gc.collect()
+    return rows
+
+
 def compare(
     case: str,
     ours: Callable[[], Tensor],
     peers: Mapping[str, Callable[[], Tensor]],
+    how: Rounds,
     *,
-    tolerance: float,
-    rounds: int = 7,
-    warmup: int = 3,
+    limit: Callable[[], object] | None = None,
     note: str = "",
     tiny: bool = False,
 ) -> list[Row]:
     """Time `ours` against each of `peers`: one row per peer, times in seconds per call.
 
-    tolerance: of `relative_difference`. tiny: one round without a warm-up.
+    how: on a CPU with several threads the clock is that of the wall. limit: work that ours cannot do without, which
+    takes its turn with the others; ours reaches that share of it. tiny: one round without a warm-up.
 
     Raises:
-        ValueError: a peer's output differs from ours by more than `tolerance`, which would make its time meaningless.
+        ValueError: a peer's output differs from ours by more than the tolerance: its time would mean nothing.
     """
+    threads = torch.get_num_threads()
+    how = replace(how, clock="processor" if threads == 1 else "wall")
     if tiny:
-        rounds, warmup = 1, 0
+        how = replace(how, rounds=1, warmup=0)
 
     def refuse(name: str, why: str) -> None:
         raise ValueError(f"{case}: {name}: {why}")
 
-    differences, device = equal_peers(ours, peers, tolerance, refuse)
-    times = timed({"ltxkit": ours, **peers}, Rounds(tolerance, rounds, warmup), device)
+    differences, device = equal_peers(ours, peers, how.tolerance, refuse)
+    contestants = {"ltxkit": ours, **peers}
+    limited = {} if limit is None else {LIMIT: cast(Callable[[], Tensor], limit)}
+    times = timed({**contestants, **limited}, how, device)
+    memory = {name: peak_bytes(run, device) for name, run in contestants.items()}
     return [
         Row(
             case=case,
@@ -88,27 +145,46 @@ def compare(
             peer=times.median(name),
             speedup=times.speedup("ltxkit", name),
             difference=differences[name],
+            floor=None if limit is None else min(times.speedup("ltxkit", LIMIT)[0], 1.0),
             note=note,
+            memory=memory["ltxkit"],
+            peer_memory=memory[name],
+            threads=threads if device.type == "cpu" else None,
         )
         for name in peers
     ]
 
 
-def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False) -> None:
+def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False, some: bool = False) -> None:
     """Print the rows and write `results/<name>.json`.
 
     name: the script's own name, without `.py`. question: one sentence that the figures answer. tiny: print only.
+    some: these are not all rows; the others are kept if they are of this machine and these versions.
     """
-    result = {
-        "benchmark": name,
-        "question": question,
-        "machine": describe_machine(),
-        "rows": [asdict(row) for row in rows],
-    }
+    machine, place = describe_machine(), RESULTS / f"{name}.json"
+    if some and not tiny and place.exists():
+        rows = _with_others(json.loads(place.read_text()), machine, rows)
+    result = {"benchmark": name, "question": question, "machine": machine, "rows": [asdict(row) for row in rows]}
     if not tiny:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        place.write_text(json.dumps(result, indent=2) + "\n")
     print(table(json.loads(json.dumps(result))))
+
+
+def _with_others(before: Mapping[str, Any], machine: Mapping[str, object], rows: Sequence[Row]) -> list[Row]:
+    """An earlier result with these rows in the place of those of the same case and peer; what is new comes last."""
+    if before["machine"] != json.loads(json.dumps(machine)):
+        print("the other rows are of another machine or version, and go", file=sys.stderr)
+        return list(rows)
+    new = {(row.case, row.peer_name): row for row in rows}
+    kept = [Row(**row) for row in before["rows"]]
+    again = {row.case for row in rows}
+    merged = [
+        new.pop((row.case, row.peer_name), row)
+        for row in kept
+        if row.case not in again or (row.case, row.peer_name) in new
+    ]
+    return [*merged, *new.values()]
 
 
 def table(result: dict[str, Any], *, folds: bool = False) -> str:

@@ -14,24 +14,21 @@ most 20480, `F.conv3d` uses a plain loop instead of oneDNN. And without AVX-512 
 hundred times slower than float32: on such CPUs the peer of bfloat16 is diffusers in float32, with the same rounded
 weights.
 
-python benchmarks/vae_cpu.py [--tiny]
+python benchmarks/vae_cpu.py [--tiny] [--only WORDS]      e.g. --only "128 decoder float32"
 """
 
 from __future__ import annotations
 
 import copy
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
-from protocol import Row, arguments, compare, publish
+from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae_peers import Half, comfyui, official, timestep
@@ -50,7 +47,7 @@ from ltxkit.ltx_core.weights.build import load_vae
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 RELEASED_WIDTH = 128
 SIZES = ((3, 8, 12), (6, 8, 8))  # cells
-ROUNDS = 3
+ROUNDS = 2  # at the released width: a call takes up to half a minute
 NATIVE_HALF = compute_dtype(torch.empty(0, dtype=torch.bfloat16)) == torch.bfloat16
 RELEASED_DTYPES = tuple(TOLERANCE) if NATIVE_HALF else (torch.float32,)
 LOOP_NOTE = "diffusers' convolutions take PyTorch's plain loop at this size"
@@ -110,7 +107,7 @@ def decoding(
         f"{generation} decoder, width {width}, {'x'.join(map(str, size))} cells, {str(dtype).removeprefix('torch.')}",
         lambda: ours.decode(latent.to(dtype), timestep),
         peers,
-        tolerance=TOLERANCE[dtype],
+        Rounds(TOLERANCE[dtype]),
         note=note,
         tiny=tiny,
     )
@@ -123,7 +120,7 @@ def encoding(generation: str, width: int, frames: int, side: int, *, tiny: bool 
         f"{generation} encoder, width {width}, {frames} frames of {side}x{side} pixels, float32",
         lambda: ours.encode(pixels).mean,
         {"diffusers": lambda: theirs.encode(pixels).latent_dist.mode()},
-        tolerance=TOLERANCE[torch.float32],
+        Rounds(TOLERANCE[torch.float32]),
         note=LOOP_NOTE,
         tiny=tiny,
     )
@@ -181,22 +178,15 @@ def limit_of(run: Callable[[], Tensor]) -> Callable[[], None]:
     return limit
 
 
-def share_of_limit(limit: Callable[[], None], run: Callable[[], Tensor], rounds: int) -> float:
-    """The median share over rounds in which both take turns."""
-    shares: list[float] = []
-    with torch.inference_mode():
-        limit()
-        for _ in range(rounds):
-            start = time.process_time()
-            limit()
-            between = time.process_time()
-            run()
-            shares.append((between - start) / (time.process_time() - between))
-    return statistics.median(shares)
-
-
-def at_released_width(dtype: torch.dtype, *, width: int = RELEASED_WIDTH, tiny: bool = False) -> list[Row]:
-    """Decoding of both sizes and encoding of nine frames, against everybody."""
+def at_released_width(
+    dtype: torch.dtype,
+    *,
+    encode: bool,
+    width: int = RELEASED_WIDTH,
+    sizes: Sequence[tuple[int, int, int]] = SIZES,
+    tiny: bool = False,
+) -> list[Row]:
+    """Decoding of some sizes, or encoding of nine frames, against everybody."""
     ours, theirs = build("0.9.5", width, dtype)
     level = timestep(ours)
     peers: dict[str, Half] = {
@@ -207,17 +197,19 @@ def at_released_width(dtype: torch.dtype, *, width: int = RELEASED_WIDTH, tiny: 
     }
     peers |= official(ours, dtype) | comfyui(ours, dtype)
     name = str(dtype).removeprefix("torch.")
+    if encode:
+        frames, height, across = (1, 32, 32) if tiny else (9, 128, 192)
+        pixels = (torch.rand(1, 3, frames, height, across) * 2 - 1).to(dtype)
+        case = f"0.9.5 encoder, width {width}, {frames} frames of {across}x{height} pixels, {name}"
+        encoders = {peer: partial(encode, pixels) for peer, (_, encode) in peers.items()}
+        return contest(case, ours.encoder, lambda: ours.encode(pixels).mean, encoders, dtype, tiny)
     rows: list[Row] = []
-    for size in ((1, 2, 2),) if tiny else SIZES:
+    for size in ((1, 2, 2),) if tiny else sizes:
         latent = torch.randn(1, ours.config.latent_channels, *size).to(dtype)
         case = f"0.9.5 decoder, width {width}, {'x'.join(map(str, size))} cells, {name}"
         decoders = {peer: partial(decode, latent) for peer, (decode, _) in peers.items()}
         rows += contest(case, ours.decoder, lambda z=latent: ours.decode(z, level), decoders, dtype, tiny)
-    frames, height, width_ = (1, 32, 32) if tiny else (9, 128, 192)
-    pixels = (torch.rand(1, 3, frames, height, width_) * 2 - 1).to(dtype)
-    case = f"0.9.5 encoder, width {width}, {frames} frames of {width_}x{height} pixels, {name}"
-    encoders = {peer: partial(encode, pixels) for peer, (_, encode) in peers.items()}
-    return rows + contest(case, ours.encoder, lambda: ours.encode(pixels).mean, encoders, dtype, tiny)
+    return rows
 
 
 def contest(
@@ -232,9 +224,7 @@ def contest(
     limit = limit_of(run)
     kernels = parse_kernels("convolutions=packed", "by the rehearsal") if tiny else kernels_here()
     with computing(half, kernels or PLAIN):
-        rows = compare(case, run, peers, tolerance=TOLERANCE[dtype], rounds=ROUNDS, warmup=1, tiny=tiny)
-        share = share_of_limit(limit, run, 1 if tiny else ROUNDS)
-    return [replace(row, floor=share) for row in rows]
+        return compare(case, run, peers, Rounds(TOLERANCE[dtype], ROUNDS, warmup=0), limit=limit, tiny=tiny)
 
 
 def peak_megabytes(run: Callable[[], object]) -> float:
@@ -286,37 +276,51 @@ def memory(generation: str, width: int, size: tuple[int, int, int]) -> list[Row]
     ]
 
 
-def tiny_rows(half: str) -> list[Row]:
+def tiny_parts(half: str) -> list[Part]:
     """Every measurement once, at a size without meaning."""
     return [
-        *decoding("0.9.0", 8, torch.float32, (1, 2, 2), tiny=True),
-        *decoding("0.9.5", 8, torch.bfloat16, (1, 2, 2), half, tiny=True),
-        *encoding("0.9.5", 8, 1, 32, tiny=True),
-        *(row for dtype in TOLERANCE for row in at_released_width(dtype, width=8, tiny=True)),
-        *memory("0.9.5", 8, (3, 2, 2)),
+        Part("0.9.0 decoder float32", partial(decoding, "0.9.0", 8, torch.float32, (1, 2, 2), tiny=True)),
+        Part("0.9.5 decoder bfloat16", partial(decoding, "0.9.5", 8, torch.bfloat16, (1, 2, 2), half, tiny=True)),
+        Part("0.9.5 encoder", partial(encoding, "0.9.5", 8, 1, 32, tiny=True)),
+        *(
+            Part(f"width 128 {dtype}", partial(at_released_width, dtype, encode=encode, width=8, tiny=True))
+            for dtype in TOLERANCE
+            for encode in (False, True)
+        ),
+        Part("memory", partial(memory, "0.9.5", 8, (3, 2, 2))),
     ]
 
 
+def parts(half: str) -> list[Part]:
+    """Narrow models first: the first one is the line in the README."""
+    made = [
+        Part(
+            "narrow decoder, 0.9.5 float32 short", partial(decoding, "0.9.5", 16, torch.float32, (3, 8, 8), LOOP_NOTE)
+        ),
+        Part("narrow decoder, 0.9.5 float32", partial(decoding, "0.9.5", 16, torch.float32, (3, 12, 12), ONEDNN_NOTE)),
+        Part("narrow decoder, 0.9.5 bfloat16", partial(decoding, "0.9.5", 16, torch.bfloat16, (3, 8, 8), half)),
+        Part("narrow decoder, 0.9.0 float32", partial(decoding, "0.9.0", 32, torch.float32, (3, 8, 8), ONEDNN_NOTE)),
+        Part("narrow decoder, 0.9.0 bfloat16", partial(decoding, "0.9.0", 32, torch.bfloat16, (3, 8, 8), half)),
+        Part("narrow encoder, 0.9.5 float32", partial(encoding, "0.9.5", 16, 9, 128)),
+    ]
+    for dtype in RELEASED_DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        for size in SIZES:
+            run = partial(at_released_width, dtype, encode=False, sizes=(size,))
+            made.append(Part(f"128 decoder, {name} {'x'.join(map(str, size))}", run))
+        made.append(Part(f"128 encoder, {name}", partial(at_released_width, dtype, encode=True)))
+    return [*made, Part("narrow memory", partial(memory, "0.9.5", 16, (16, 8, 8)))]
+
+
 def main() -> None:
-    tiny = arguments(__doc__).parse_args().tiny
+    parser = arguments(__doc__)
+    only_some(parser)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     half = "bfloat16 weights, computed in float32: this CPU has no bfloat16 convolutions" if not NATIVE_HALF else ""
-    rows = (
-        tiny_rows(half)
-        if tiny
-        else [
-            *decoding("0.9.5", 16, torch.float32, (3, 8, 8), LOOP_NOTE),
-            *decoding("0.9.5", 16, torch.float32, (3, 12, 12), ONEDNN_NOTE),
-            *decoding("0.9.5", 16, torch.bfloat16, (3, 8, 8), half),
-            *decoding("0.9.0", 32, torch.float32, (3, 8, 8), ONEDNN_NOTE),
-            *decoding("0.9.0", 32, torch.bfloat16, (3, 8, 8), half),
-            *encoding("0.9.5", 16, 9, 128),
-            *(row for dtype in RELEASED_DTYPES for row in at_released_width(dtype)),
-            *memory("0.9.5", 16, (16, 8, 8)),
-        ]
-    )
+    rows = measured(tiny_parts(half) if options.tiny else parts(half), options.only)
     question = "How much faster is the VAE on a CPU, and how much memory does a streamed decode take?"
-    publish("vae_cpu", question, rows, tiny=tiny)
+    publish("vae_cpu", question, rows, tiny=options.tiny, some=options.only is not None)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import types
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import diffusers.utils  # noqa: F401  # pyright: ignore - before the stand-in: diffusers looks for what is there
 import torch
 from torch import Tensor, nn
+from transformer_peers import on_path
 
 from ltxkit.ltx_core.config import CheckpointConfig
 from ltxkit.ltx_core.models.video_vae import VideoVAE
@@ -33,7 +33,7 @@ def timestep(vae: VideoVAE) -> Tensor | None:
 
 def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
     """Lightricks' own code."""
-    if not _on_path("LTX_VIDEO_PATH"):
+    if not on_path("LTX_VIDEO_PATH"):
         return {}
     if "imageio" not in sys.modules and importlib.util.find_spec("imageio") is None:  # the VAE does not use it
         sys.modules["imageio"] = types.ModuleType("imageio")
@@ -55,7 +55,7 @@ def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
 
 def comfyui(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
     """ComfyUI's core, which pads its decoder by reflection unless it is told what the others do."""
-    if not _on_path("COMFYUI_PATH"):
+    if not on_path("COMFYUI_PATH"):
         return {}
     import comfy.cli_args  # pyright: ignore
 
@@ -72,13 +72,6 @@ def comfyui(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
         return model.decoder(latent, timestep=None if level is None else level.to(dtype))
 
     return {f"ComfyUI {__version__}": (decode, lambda pixels: torch.chunk(model.encoder(pixels), 2, dim=1)[0])}
-
-
-def _on_path(variable: str) -> bool:
-    folder = os.environ.get(variable)
-    if folder and folder not in sys.path:
-        sys.path.append(folder)
-    return bool(folder)
 
 
 def _config(vae: VideoVAE) -> dict[str, Any]:

@@ -160,6 +160,12 @@ class Output:
             return Encoder("prores_ks", "yuv444p10le")
         return codec.exact if self.is_exact and codec.exact else codec.usual
 
+    @property
+    def has_bytes(self) -> bool:
+        """Whether frames are stored, or compressed, from eight bits of a channel."""
+        encoder = self.encoder
+        return encoder is None or not (encoder.layout.endswith("10le") or self.codec == "exr")
+
     def stored_size(self, size: PixelShape) -> tuple[int, int]:
         """(width, height) of the stored frames: as asked, or the next even numbers where the encoder takes no others.
 

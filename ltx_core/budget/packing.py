@@ -7,12 +7,10 @@ from torch import nn
 from ..kernels.active import kernels_for
 from ..kernels.choice import Kernels
 from ..kernels.convolution import packed_weight_bytes
+from ..kernels.room import PACKING_MARGIN
 from ..models.convolution import Conv2d, Conv3d
 from ..models.linear import Linear
 from .weights import FRAGMENTATION
-
-# Of all main memory: for other programs, for the file's pages, and for work of unknown size.
-PACKING_MARGIN = 1 / 4
 
 
 def room_for_packing(free: int, total: int, required: int) -> int:

@@ -1,6 +1,6 @@
 """A choice of kernels at work: what modules compute by, and the weights that were packed for it.
 
-A module that computes differently on a CPU has a class attribute `active = PLAINLY`. While a model is placed on a CPU
+A module that computes differently on a CPU has a class attribute `active` (`directly`). While a model is placed
 (`placing.computing`), each of its modules has the model's own `Active` there instead.
 """
 
@@ -65,4 +65,4 @@ def kernels_for(model: nn.Module, kernels: Kernels) -> Kernels:
 
 
 PLAINLY = Active(PLAIN)
-"""Plain torch in the dtype of the weights: the default of every module."""
+"""Plain torch in the dtype of the weights."""

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import TransformerConfig
 from ..kernels import private
-from .protocol import seconds_of
+from .protocol import Clock, seconds_of
 
 ROUNDS = 3  # of each form, after one that warms up; the least counts
 QUERIES = 512  # of a block of attention by products
@@ -38,8 +38,21 @@ class Convolution(NamedTuple):
     groups: int
 
 
+Form = Callable[[], object]
+"""One product, attention or convolution, in one of the ways to compute it."""
+
+
 def step_limit(config: TransformerConfig, tokens: int, text: int, dtype: torch.dtype) -> float:
     """Seconds of the products and the attention of one forward with one branch on this CPU, with its present threads.
+
+    tokens, text, dtype: as `step_work`.
+    """
+    with torch.inference_mode():
+        return sum(times * fastest(forms) for forms, times in step_work(config, tokens, text, dtype))
+
+
+def step_work(config: TransformerConfig, tokens: int, text: int, dtype: torch.dtype) -> list[tuple[list[Form], int]]:
+    """The products and the attention of one forward with one branch: each in every form, and how often it occurs.
 
     Keys and values of the text are not among them: they are computed once per prompt. tokens: of the latent.
     text: tokens of the prompt. dtype: of the computation.
@@ -47,11 +60,22 @@ def step_limit(config: TransformerConfig, tokens: int, text: int, dtype: torch.d
     d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
     # q, k, v and the output of self-attention, q and the output of cross-attention; then the feed-forward.
     products = ((d, d, 6), (4 * d, d, 1), (d, 4 * d, 1))
+    work = [(product_forms(tokens, ins, outs, dtype), times * config.num_layers) for outs, ins, times in products]
+    attentions = (_attentions(heads, tokens, keys, head_dim, dtype) for keys in (tokens, text))
+    return [*work, *((forms, config.num_layers) for forms in attentions)]
+
+
+def only_work(work: Iterable[tuple[list[Form], int]], clock: Clock = "wall") -> Form:
+    """What does nothing but this work, each part in the form that is the fastest on this CPU."""
     with torch.inference_mode():
-        seconds = sum(times * fastest(_products(tokens, ins, outs, dtype)) for outs, ins, times in products)
-        for keys in (tokens, text):
-            seconds += fastest(_attentions(heads, tokens, keys, head_dim, dtype))
-    return config.num_layers * seconds
+        chosen = [(min(forms, key=lambda form: fastest([form], clock=clock)), times) for forms, times in work]
+
+    def run() -> None:
+        for form, times in chosen:
+            for _ in range(times):
+                form()
+
+    return run
 
 
 def convolution_limit(run: Callable[[], object], dtype: torch.dtype) -> float:
@@ -80,27 +104,28 @@ def device_limit(run: Callable[[], object], device: torch.device, dtype: torch.d
     return counter.get_total_flops() / (2 * LARGE**3 / seconds)
 
 
-def fastest(forms: Iterable[Callable[[], object]], device: torch.device = _CPU) -> float:
+def fastest(forms: Iterable[Form], device: torch.device = _CPU, clock: Clock = "wall") -> float:
     """Seconds of the fastest of these."""
     least = float("inf")
     for run in forms:
         run()
-        least = min(least, *(seconds_of(run, device) for _ in range(ROUNDS)))
+        least = min(least, *(seconds_of(run, device, clock) for _ in range(ROUNDS)))
     return least
 
 
-def _products(rows: int, ins: int, outs: int, dtype: torch.dtype) -> list[Callable[[], Tensor]]:
+def product_forms(rows: int, ins: int, outs: int, dtype: torch.dtype) -> list[Form]:
+    """x (rows, ins) W^T + b (outs,) in every form that gives the same numbers."""
     x, weight, bias = (torch.randn(size).to(dtype) for size in ((rows, ins), (outs, ins), (outs,)))
-    forms: list[Callable[[], Tensor]] = [lambda: F.linear(x, weight, bias)]
+    forms: list[Form] = [lambda: F.linear(x, weight, bias)]
     if private.works("products", dtype):
         packed = private.pack_linear(weight)
         forms += [lambda: private.linear(x, weight, bias), lambda: private.linear(x, packed, bias)]
     return forms
 
 
-def _attentions(heads: int, tokens: int, keys: int, width: int, dtype: torch.dtype) -> list[Callable[[], Tensor]]:
+def _attentions(heads: int, tokens: int, keys: int, width: int, dtype: torch.dtype) -> list[Form]:
     q, k, v = (torch.randn(1, heads, count, width).to(dtype) for count in (tokens, keys, keys))
-    forms: list[Callable[[], Tensor]] = [lambda: F.scaled_dot_product_attention(q, k, v)]
+    forms: list[Form] = [lambda: F.scaled_dot_product_attention(q, k, v)]
     if private.works("products", dtype):
         forms.append(lambda: by_products(q, k, v))
     return forms

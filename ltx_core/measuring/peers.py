@@ -55,6 +55,8 @@ class Peer(Protocol):
 
     title: str
 
+    def transformer(self, ours: LTXTransformer) -> Any: ...
+
     def step(self, ours: LTXTransformer, given: StepInputs) -> Run: ...
 
     def decode(self, ours: VideoVAE, latent: Tensor, timestep: Tensor | None) -> Run: ...
@@ -180,13 +182,16 @@ class Diffusers:
         self._transformer: Any = LTXVideoTransformer3DModel
         self._vae: Any = AutoencoderKLLTXVideo
 
-    def step(self, ours: LTXTransformer, given: StepInputs) -> Run:
+    def transformer(self, ours: LTXTransformer) -> Any:
         def build() -> Any:
             entries, names = transformer_entries(ours.config), TRANSFORMER_FROM_DIFFUSERS.inverse()
             state = {names.rename(key) or key: tensor for key, tensor in _transformer_state(ours).items()}
             return _built(lambda: self._transformer.from_config(entries), state, self._device)
 
-        model = self._models.of(ours, build)
+        return self._models.of(ours, build)
+
+    def step(self, ours: LTXTransformer, given: StepInputs) -> Run:
+        model = self.transformer(ours)
         text, mask = given.padded.to(ours.dtype), given.mask.to(ours.dtype)
         x, timestep = given.x.to(ours.dtype), (given.sigma * 1000).squeeze(-1)
 
@@ -241,10 +246,13 @@ class Official:
         self._transformer: Any = transformer.Transformer3DModel
         self._vae: Any = vae.CausalVideoAutoencoder
 
-    def step(self, ours: LTXTransformer, given: StepInputs) -> Run:
+    def transformer(self, ours: LTXTransformer) -> Any:
         config = json.loads(format_config(CheckpointConfig(transformer=ours.config, vae=None, scheduler=None)))
         build = lambda: self._transformer.from_config(config[TRANSFORMER])  # noqa: E731
-        model = self._models.of(ours, lambda: _built(build, _transformer_state(ours), self._device))
+        return self._models.of(ours, lambda: _built(build, _transformer_state(ours), self._device))
+
+    def step(self, ours: LTXTransformer, given: StepInputs) -> Run:
+        model = self.transformer(ours)
         text, x, timestep = given.padded.to(ours.dtype), given.x.to(ours.dtype), given.sigma.squeeze(-1)
 
         def run() -> Tensor:
@@ -307,7 +315,7 @@ class ComfyUI:
         self.title = f"ComfyUI {version.__version__}"
         self._device, self._models = device, _Models()
 
-    def step(self, ours: LTXTransformer, given: StepInputs) -> Run:
+    def transformer(self, ours: LTXTransformer) -> Any:
         config = ours.config
 
         def build() -> Any:
@@ -323,7 +331,10 @@ class ComfyUI:
                 operations=self._operations,
             )
 
-        model = self._models.of(ours, lambda: _built(build, _transformer_state(ours), self._device))
+        return self._models.of(ours, lambda: _built(build, _transformer_state(ours), self._device))
+
+    def step(self, ours: LTXTransformer, given: StepInputs) -> Run:
+        model = self.transformer(ours)
         frames, height, width = given.grid
         x = given.x.to(ours.dtype).unflatten(1, (frames, height, width)).permute(0, 4, 1, 2, 3).contiguous()
         text, mask, sigma = given.padded.to(ours.dtype), given.mask.long(), given.sigma.to(ours.dtype).flatten()

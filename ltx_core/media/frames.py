@@ -21,11 +21,11 @@ _GREATEST = 2.0  # Resizing with a sharp kernel overshoots by tenths; bytes in f
 _LEAST = -0.5  # In frames from -1 to 1, black is below.
 
 
-def rgb_frames(images: Tensor) -> Tensor:
+def rgb_frames(images: Tensor, *, keep_bytes: bool = False) -> Tensor:
     """Any IMAGE as (f, h, w, 3) float32 in [0, 1].
 
     Grey is repeated, an alpha channel is dropped (as in ComfyUI's Load Image), uint8 is divided by 255, and what
-    rounding or resizing left beyond [0, 1] is clipped. NaN stays.
+    rounding or resizing left beyond [0, 1] is clipped. NaN stays. keep_bytes: uint8 stays uint8.
 
     Raises:
         ShapeError: not (f, h, w, 1 | 3 | 4), or no frames, or no pixels.
@@ -38,7 +38,7 @@ def rgb_frames(images: Tensor) -> Tensor:
         )
     images = images.expand(*images.shape[:3], 3) if images.shape[-1] == 1 else images[..., :3]
     if images.dtype == torch.uint8:
-        return images.float() / 255
+        return images if keep_bytes else images.float() / 255
     images = images.float()
     extremes = [frame.aminmax() for frame in images]  # one by one: of a view, aminmax makes a copy
     least, greatest = float(min(e.min for e in extremes)), float(max(e.max for e in extremes))

@@ -175,7 +175,9 @@ def _stored(frame: Tensor, encoder: Encoder) -> Any:
 
 
 def as_bytes(frames: Tensor) -> Tensor:
-    """Pixels of [0, 1] as uint8 on the CPU."""
+    """Pixels of [0, 1] as uint8 on the CPU; bytes as they are."""
+    if frames.dtype == torch.uint8:
+        return frames.cpu()
     return (frames.float().clamp(0, 1) * 255).round().byte().cpu()
 
 

@@ -32,8 +32,8 @@ def write_clip(
 ) -> PixelShape:
     """Write a clip as `outputs.check_output` has agreed to; a file or folder appears complete or not at all.
 
-    chunks: (f, h, w, 3) in [0, 1], any number of frames each, all of one size. Videos and folders are written as the
-        frames arrive; GIF and WebP need them all first, as bytes.
+    chunks: (f, h, w, 3) in [0, 1] or uint8, any number of frames each, all of one size. Videos and folders are written
+        as the frames arrive; GIF and WebP need them all first, as bytes.
     sound: heard from the first frame on; cut after the last, or followed by silence up to it. None: no sound track.
     metadata: by name, each value as JSON, which `read_metadata` reads again; ComfyUI reads `prompt` and `workflow`.
     notes: hears what the format cannot keep: the sound, an odd size.
@@ -46,7 +46,7 @@ def write_clip(
     """
     if fps <= 0:
         raise ConfigError(f"got {fps} frames per second; expected a positive rate; 24, 25 and 30 are usual")
-    frames = _of_one_size(chunks)
+    frames = _of_one_size(chunks, keep_bytes=output.has_bytes)
     first = next(frames, None)
     if first is None:
         raise ShapeError("got no frames; expected at least one; decode a latent that is not empty")
@@ -72,11 +72,11 @@ def write_clip(
         return streams.write(temporary, frames, output, streams.Stream(size, fps, sound, texts))
 
 
-def _of_one_size(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+def _of_one_size(chunks: Iterable[Tensor], *, keep_bytes: bool) -> Iterator[Tensor]:
     """Frames (h, w, 3) one by one. Raises ShapeError: they have several sizes."""
     size: torch.Size | None = None
     for chunk in chunks:
-        for frame in rgb_frames(chunk):
+        for frame in rgb_frames(chunk, keep_bytes=keep_bytes):
             if size is not None and frame.shape != size:
                 raise ShapeError(
                     f"got a frame of {frame.shape[1]}x{frame.shape[0]} pixels after frames of {size[1]}x{size[0]}; "

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.active import PLAINLY, Active
 from ..kernels.attention import attention
+from ..kernels.directly import DIRECTLY
 from .branches import BlockPlan, BlockText, TextConstant, TextKeysValues, join, take
 from .linear import Linear, RMSNorm
 from .rope import RotaryTable, rotate
@@ -26,7 +26,7 @@ QK_NORM_EPS = 1e-5  # Lightricks/LTX-Video attention.py, Attention.__init__
 class Attention(nn.Module):
     """The weights of both kinds of attention. Queries and keys are RMS-normed over all heads together."""
 
-    active: Active = PLAINLY
+    active = DIRECTLY
 
     def __init__(self, width: int, context_width: int, heads: int, head_dim: int) -> None:
         super().__init__()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.active import PLAINLY, Active
 from ..kernels.convolution import Steps, convolution
+from ..kernels.directly import DIRECTLY_PACKED
 
 
 class Conv3d(nn.Conv3d):
     """`nn.Conv3d`, in the dtype of its input (b, c, f, h, w); fastest with channels-last memory."""
 
-    active: Active = PLAINLY
+    active = DIRECTLY_PACKED
 
     def forward(self, input: Tensor) -> Tensor:
         t, h, w = padding = tuple(int(side) for side in self.padding)
@@ -25,7 +25,7 @@ class Conv3d(nn.Conv3d):
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d`, in the dtype of its input (b, c, h, w)."""
 
-    active: Active = PLAINLY
+    active = DIRECTLY_PACKED
 
     def forward(self, input: Tensor) -> Tensor:
         steps = Steps(tuple(int(side) for side in self.padding), self.stride, self.dilation, self.groups)

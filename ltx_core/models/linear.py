@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..kernels.active import PLAINLY, Active
+from ..kernels.directly import DIRECTLY
 from ..kernels.norms import rms_norm
 from ..kernels.products import SLICE, product, tanh_gelu
 
@@ -24,7 +24,7 @@ class Linear(nn.Linear):
     pack_after: uses of the weight before it is packed where packed weights were chosen; 0 for those of every step.
     """
 
-    active: Active = PLAINLY
+    active = DIRECTLY
     pack_after: int = 0
 
     def forward(self, input: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Linear(nn.Linear):
 class RMSNorm(nn.RMSNorm):
     """`nn.RMSNorm` over the last axis, in the dtype of its input; its weight is None if not `elementwise_affine`."""
 
-    active: Active = PLAINLY
+    active = DIRECTLY
 
     def forward(self, x: Tensor) -> Tensor:
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps

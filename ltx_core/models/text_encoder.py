@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextEncoderConfig
-from ..kernels.active import PLAINLY, Active
+from ..kernels.active import Active
+from ..kernels.directly import DIRECTLY
 from ..kernels.norms import rms_norm
 from ..progress import Progress, silent
 from .blocks import BlockStack
@@ -46,7 +47,7 @@ def text_dtype(weight: Tensor, active: Active) -> torch.dtype:
 class TextEmbedding(nn.Embedding):
     """`nn.Embedding`, in the dtype of the computation."""
 
-    active: Active = PLAINLY
+    active = DIRECTLY
 
     def __init__(self, rows: int, width: int) -> None:
         # Without initial values: to draw them on meta, torch would import its compiler.
@@ -59,7 +60,7 @@ class TextEmbedding(nn.Embedding):
 class T5LayerNorm(nn.Module):
     """RMS norm in float32, then in the dtype of the computation."""
 
-    active: Active = PLAINLY
+    active = DIRECTLY
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
-from ..kernels.active import PLAINLY, Active
+from ..kernels.directly import DIRECTLY
 from ..kernels.products import tanh_gelu
 from .attention import CrossAttention, SelfAttention
 from .blocks import BlockStack
@@ -104,7 +104,7 @@ class LTXTransformer(nn.Module):
     """
 
     BLOCK_PREFIX: ClassVar[str] = "transformer_blocks."
-    active: Active = PLAINLY
+    active = DIRECTLY
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -72,10 +72,14 @@ class ClipDecoder:
     resized: bool = False
     runs: Runs | None = None
 
-    def __call__(self, latent: Tensor, progress: Progress) -> Iterator[Tensor]:
+    def __call__(self, latent: Tensor, progress: Progress, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+        """dtype: uint8 for a file of eight bits; frames that are resized stay float32, and are rounded afterwards."""
+        dtype = torch.float32 if self.resized else dtype
         with (self.runs or Runs()).watched(progress) as watched:
             host = host_on(self.placement, watched)
-            frames = decode_frames(self.vae, latent, self.decoding, seed=self.seed, host=host, tiling=self.tiling)
+            frames = decode_frames(
+                self.vae, latent, self.decoding, seed=self.seed, host=host, tiling=self.tiling, dtype=dtype
+            )
             if self.resized:
                 frames = (media.resize(chunk, self.asked.height, self.asked.width, "stretch") for chunk in frames)
             yield from crop_chunks(frames, self.asked)
@@ -144,6 +148,12 @@ class Clip:
         """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; equal at every call."""
         return self.decoder(self.latent, progress)
 
+    def _pieces(self, progress: Progress, *, in_bytes: bool) -> Iterator[Tensor]:
+        """`frames`. in_bytes: as uint8 where the decoder can, a quarter of the memory."""
+        if in_bytes and isinstance(self.decoder, ClipDecoder | _Elsewhere):
+            return self.decoder(self.latent, progress, torch.uint8)
+        return self.frames(progress)
+
     def to_tensor(self) -> Tensor:
         """All frames, (f h w 3) float32 in [0, 1]."""
         return torch.cat(list(self.frames()))
@@ -152,7 +162,7 @@ class Clip:
         """All frames as an array (f h w 3) of uint8."""
         import numpy as np
 
-        return np.concatenate([_bytes(chunk).numpy() for chunk in self.frames()])
+        return np.concatenate([_bytes(chunk).numpy() for chunk in self._pieces(silent, in_bytes=True)])
 
     def to_pil(self) -> list[Image]:
         """All frames as Pillow images."""
@@ -206,10 +216,11 @@ class Clip:
             check_output(contact_sheet, PICTURES)
         sheet_numbers = {round(i * (self.size.frames - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)}
         sheet_frames: list[Tensor] = []
+        in_bytes = output.has_bytes and contact_sheet is None  # a sheet is made smaller, and rounded afterwards
 
         def chunks(report: Progress) -> Iterator[Tensor]:
             count = 0
-            for chunk in self.frames(report):
+            for chunk in self._pieces(report, in_bytes=in_bytes):
                 sheet_frames.extend(frame for index, frame in enumerate(chunk, count) if index in sheet_numbers)
                 count += len(chunk)
                 yield chunk
@@ -271,7 +282,7 @@ class _Elsewhere:
     size: PixelShape
     settings: Mapping[str, Any]
 
-    def __call__(self, latent: Tensor, progress: Progress) -> Iterator[Tensor]:
+    def __call__(self, latent: Tensor, progress: Progress, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
         settings = self.settings
         decoding = Decoding(
             settings["decode_timestep"], settings["decode_noise_scale"], settings["tone_map_compression_ratio"]
@@ -284,7 +295,7 @@ class _Elsewhere:
             DevicePlacement(),
             resized=len(settings["passes"]) > 1,
         )
-        return decoder(latent, progress)
+        return decoder(latent, progress, dtype)
 
     @functools.cached_property
     def vae(self) -> VideoVAE:
@@ -321,7 +332,7 @@ def as_rate(fps: Fraction | float) -> Fraction:
 
 
 def _bytes(frames: Tensor) -> Tensor:
-    return (frames * 255).round().byte()
+    return frames if frames.dtype == torch.uint8 else (frames * 255).round().byte()
 
 
 def _image(frame: Tensor) -> Image:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, LTXKitError, UnsupportedError
+from ..kernels.room import main_memory
 from ..values import shown
 
 
@@ -141,14 +142,8 @@ def memory(device: torch.device) -> Memory | None:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return Memory(total - torch.mps.current_allocated_memory(), total)
-    try:
-        import psutil
-
-        main = psutil.virtual_memory()
-    # Not on every system does psutil find what it reads, such as in a container without /proc.
-    except (ImportError, OSError, RuntimeError, ValueError):
-        return None
-    return Memory(main.available, main.total)
+    main = main_memory()
+    return None if main is None else Memory(*main)
 
 
 def swap_memory() -> int:

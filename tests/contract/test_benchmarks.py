@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-SHARED = {"protocol", "run", "random_files", "anonymous", "vae_peers"}
+SHARED = {"protocol", "run", "random_files", "anonymous", "transformer_peers", "vae_peers"}
 BENCHMARKS = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 
 
@@ -54,13 +54,13 @@ def test_figures_of_the_documents_are_rendered_from_the_results(repository: Path
 def test_a_wrong_output_is_never_timed(repository: Path) -> None:
     code = """
 import torch
-from protocol import compare
+from protocol import Rounds, compare
 x = torch.ones(3)
-(row,) = compare("equal", lambda: x, {"peer": lambda: x + 1e-6}, tolerance=1e-5, rounds=2, warmup=1)
+(row,) = compare("equal", lambda: x, {"peer": lambda: x + 1e-6}, Rounds(1e-5, rounds=2, warmup=1))
 assert 0 < row.difference <= 1e-5 and row.peer_name == "peer" and len(row.speedup) == 3, row
 for wrong in (x + 1e-3, x * float("nan")):
     try:
-        compare("differs", lambda: x, {"peer": lambda: wrong}, tolerance=1e-5)
+        compare("differs", lambda: x, {"peer": lambda: wrong}, Rounds(1e-5))
     except ValueError as error:
         assert "peer: its output differs" in str(error), error
     else:

@@ -26,7 +26,7 @@ from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode
 from ltxkit.ltx_core.pipelines.settings import Decoding
-from ltxkit.ltx_core.placing.computing import start_computing, stop_computing
+from ltxkit.ltx_core.placing.computing import Before, start_computing, stop_computing
 from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.shapes import LatentShape
@@ -71,17 +71,16 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 @pytest.fixture
 def computes_packed() -> Iterator[Callable[..., Active]]:
     """computes_packed(module, room): packs from now on until the test ends."""
-    started: list[nn.Module] = []
+    started: list[Before] = []
 
     def start(module: nn.Module, room: int = ROOM) -> Active:
-        started.append(module)
         active = Active(packed(), room)
-        start_computing(module, active)
+        started.append(start_computing(module, active))
         return active
 
     yield start
-    for module in started:
-        stop_computing(module)
+    for before in reversed(started):
+        stop_computing(before)
 
 
 @pytest.fixture(scope="module")
@@ -354,11 +353,11 @@ def test_the_plan_counts_what_is_packed(
 def test_packed_weights_go_with_the_placement(made: dict[str, VideoVAE]) -> None:
     vae = copy.deepcopy(made["16x4"])
     active = Active(packed(), ROOM)
-    start_computing(vae, active)
+    before = start_computing(vae, active)
     halves(vae, torch.float32, 4)
     assert active.packed_bytes > 0
     seen = weakref.ref(active)
-    stop_computing(vae)
+    stop_computing(before)
     del active
     gc.collect()
     assert seen() is None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, ShapeError
+from ltxkit.ltx_core.pipelines import clip
 from ltxkit.ltx_core.pipelines.condition import Condition
 from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.progress import ProgressEvent
@@ -289,3 +290,31 @@ def test_an_interrupted_run_leaves_everything_as_it_was(two_pass: Components, st
     with pytest.raises(Stop):
         two_pass.generate("fox", **size, progress=stop)
     assert torch.equal(two_pass.generate("fox", **size).latent, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "frames/%02d.png", "a.mov", "frames/%02d.exr"])
+def test_frames_for_a_file_of_eight_bits_are_decoded_to_bytes(
+    ltx: Components, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is that of float32 frames, byte by byte; what has more bits gets floats."""
+    made = ltx.generate("fox", width=32, height=32, frames=9, fps=8, steps=1)
+    exact = made.to_tensor()
+    replace(made, decoder=lambda *_: iter([exact])).save(tmp_path / "exact" / name)
+    asked = []
+    decode = clip.decode_frames
+    monkeypatch.setattr(
+        clip, "decode_frames", lambda *given, **how: asked.append(how["dtype"]) or decode(*given, **how)
+    )
+    made.save(tmp_path / "bytes" / name)
+    assert asked == [torch.float32 if name.endswith((".mov", ".exr")) else torch.uint8]
+    files = [sorted(path for path in (tmp_path / kind).rglob("*") if path.is_file()) for kind in ("exact", "bytes")]
+    assert files[0]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+
+
+@pytest.mark.slow
+def test_bytes_of_a_clip_are_its_rounded_frames(ltx: Components, two_pass: Components) -> None:
+    for components in (ltx, two_pass):  # with two passes, frames are resized after decoding
+        made = components.generate("fox", width=64, height=64, frames=9, fps=8, steps=1)
+        assert torch.equal(torch.from_numpy(made.to_numpy()), (made.to_tensor() * 255).round().byte())
