@@ -1,8 +1,8 @@
 """LoRAs while a model runs: merged into copies of its weights, or added beside its Linears; never in its own weights.
 
-Where weights are plain numbers a LoRA is merged (`merging`) and costs nothing. Where they are quantized, in training, and
-on a CPU without room for copies, a hook on each Linear adds what the LoRAs change, all of them as one pair of factors.
-Afterwards the model is unchanged to the last bit.
+Where weights are plain numbers a LoRA is merged (`merging`) and costs nothing. Where they are quantized, in training,
+and on a CPU without room for copies, a hook on each Linear adds what the LoRAs change, all of them as one pair of
+factors. Afterwards the model is unchanged to the last bit.
 """
 
 from __future__ import annotations
@@ -113,6 +113,10 @@ def applied(
                     hook = _LinearHook(module, left.get("weight", []), left.get("bias", []))
                     handle: RemovableHandle = module.register_forward_hook(hook)
                     stack.callback(handle.remove)
+                    if isinstance(module, QuantizedLinear):
+                        handle = module.register_forward_pre_hook(hook.before)
+                        stack.callback(handle.remove)
+                        stack.callback(module.__dict__.pop, "change", None)
             else:
                 stack.enter_context(_replaced_parameters(module, parameters))
         yield tuple(fit.report for fit in fits)
@@ -189,12 +193,32 @@ class _LinearHook:
         self._pair: tuple[Tensor, Tensor] | None = None  # down (r, in), up (out, r): all products of two factors
         self._ready: list[_ChangeOnDevice] = []
         self._shift: Tensor | None = None  # of the bias
+        self._is_in_weight = False  # of the product that is being made
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
+    def before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """For many tokens a change of the weight that is unpacked anyway is less work than two more products."""
+        x, linear = inputs[0], self._linear
+        many = x.numel() // x.shape[-1] * (linear.in_features + linear.out_features)
+        if many <= linear.in_features * linear.out_features or torch.is_grad_enabled():
+            return
+        self._ready_for(x)
+        alone = self._pair is not None and self._base is None and not self._ready
+        if alone and isinstance(linear, QuantizedLinear) and linear.unpacks(x):
+            self._is_in_weight, module.__dict__["change"] = True, self._add_to
+
+    def _add_to(self, weight: Tensor) -> Tensor:
+        assert self._pair is not None
+        down, up = self._pair
+        return weight.addmm_(up, down)
+
+    def _ready_for(self, x: Tensor) -> None:
         if self._key != (x.device, x.dtype):
             self._prepare(x)
             self._key = (x.device, x.dtype)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        self._ready_for(x)
         if self._base is not None:
             output = F.linear(x, self._base) + self._own_bias(x)
 
@@ -204,8 +228,10 @@ class _LinearHook:
         result = output
         for change in self._ready:
             result = result + change(x, product)
-        if self._pair is not None:
+        if self._pair is not None and not self._is_in_weight:
             result = _add_product(result, x, self._pair, getattr(module, "active", PLAINLY))
+        self._is_in_weight = False
+        module.__dict__.pop("change", None)
         return result if self._shift is None else result + self._shift
 
     def _prepare(self, x: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def test_in_bfloat16_a_weight_is_rounded_once(
         assert merged.dtype == torch.bfloat16
         assert (
             (merged.double() - exact).abs() <= exact.abs() * 2.0**-8
-        ).all()  # half a unit in the last place, and a hair
+        ).all()  # half a last place
         assert distance(velocity(half), expected) < 1e-2
     assert half.get_submodule(name).weight.equal(own)
 
@@ -477,8 +477,8 @@ def test_divided_among_devices(
 
 
 @pytest.fixture
-def noted() -> Iterator[list[Application]]:
-    yield []
+def noted() -> list[Application]:
+    return []
 
 
 def test_a_cpu_without_room_for_copies_has_them_beside(
@@ -524,9 +524,9 @@ def test_on_quantized_weights_they_are_beside(
         assert distance(got, velocity(quantized)) < 1e-5
     with applied(quantized, [inside], note=noted.append):
         assert str(noted[-1]) == "LoRAs are added beside 3 Linears."
-    with pytest.raises(ConfigError, match="merged for LoRAs that change quantized weights alone.*use auto or beside"):
-        with applied(quantized, [inside], "merged"):
-            pass
+    message = r"merged for LoRAs that change quantized weights alone.*use auto or beside"
+    with pytest.raises(ConfigError, match=message), applied(quantized, [inside], "merged"):
+        pass
     with pytest.raises(ConfigError, match="quantized weights alone"):
         check_mode("merged", [inside], quantized)
     check_mode("merged", [outside], quantized)
