@@ -80,7 +80,11 @@ def with_options(
     clip: Clip, options: argparse.Namespace, found: Mapping[str, Path | None], prompts: Sequence[str]
 ) -> Clip:
     """A clip whose metadata says with which options it is made again: see `recorded`."""
-    return replace(clip, settings={**clip.settings, **recorded(options, found, prompts, clip.settings["seed"])})
+    made = recorded(options, found, prompts, clip.settings["seed"])
+    mode = clip.settings.get("lora_mode")
+    if mode is not None:  # whatever room another machine has for merging
+        made[KEY] = [*(pair for pair in made[KEY] if pair[0] != "--lora-mode"), ["--lora-mode", str(mode)]]
+    return replace(clip, settings={**clip.settings, **made})
 
 
 def _parser(kind: type[Parser]) -> Parser:

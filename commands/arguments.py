@@ -24,6 +24,7 @@ from ..ltx_core.values import (
 )
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+LORA_MODES = ("auto", "merged", "beside")  # as `placing.lora`, which needs torch
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Callable[[str], float]:

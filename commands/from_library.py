@@ -42,6 +42,8 @@ def _files(record: Mapping[str, Any]) -> Iterator[list[Any]]:
     for lora in loras if isinstance(loras, Sequence) else ():
         if isinstance(lora, Mapping):
             yield ["--lora", ["", {"name": lora.get("file"), **lora}, f"={lora.get('strength', 1.0)}"]]
+    if isinstance(record.get("lora_mode"), str):
+        yield ["--lora-mode", record["lora_mode"]]
 
 
 def _loaded(record: Mapping[str, Any]) -> Iterator[list[Any]]:

@@ -266,6 +266,7 @@ def _check_request(
 ) -> None:
     """Refuse from the headers of the files what the models would refuse, once they are loaded."""
     from ..ltx_core.pipelines.preflight import check_request
+    from ..ltx_core.placing.lora import check_mode
 
     width, height = request.size
     asked, scale = PixelShape.asked(request.frames, height, width), models.vae.config.scale_factors
@@ -279,6 +280,7 @@ def _check_request(
         loras=request.loras,
         device=None if options.force else device,
     )
+    check_mode(options.lora_mode, request.loras, models.transformer)
     if request.source is not None:
         request.source.start.check(passes[0], asked, request.said.first.denoise_strength)
     for item in request.conditions:
@@ -306,6 +308,7 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
         text_quantization=options.text_quantization,
         fp8_matmul=options.fp8_matmul,
         loras=request.loras,
+        lora_mode=options.lora_mode,
         settings=options.settings,
         device=_device(options),
         resident_blocks=options.resident_blocks,

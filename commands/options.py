@@ -180,6 +180,13 @@ def _model_arguments(models: Group) -> None:
         "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"
     )
     models.add_argument(
+        "--lora-mode",
+        choices=arguments.LORA_MODES,
+        default="auto",
+        help="merged: LoRAs go into copies of weights that are not quantized; beside: into the results of Linears "
+        "(auto: merged, on a CPU where main memory has room for the copies)",
+    )
+    models.add_argument(
         "--version",
         metavar="NAME",
         help="which release the model is, if the file and its name do not say, or are wrong",

@@ -31,16 +31,25 @@ def unlimited(module: nn.Module) -> int | None:  # noqa: ARG001
     return None
 
 
+Record = Callable[[str, str], object]
+"""Receives by name what was decided on the way."""
+
+
+def nowhere(name: str, value: str) -> None:
+    """Nobody keeps it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Host:
     """The surroundings of a run.
 
     place: puts a module on a device. room: bytes that work with a module may take there in addition to its weights;
     None for no limit. progress: receives every step, and stops the work by raising. say: receives complete sentences
-    for the user.
+    for the user. record: receives by name what was decided on the way, for the metadata of the result.
     """
 
     place: Placement
     room: Callable[[nn.Module], int | None] = unlimited
     progress: Progress = silent
     say: Notes = log_note
+    record: Record = nowhere

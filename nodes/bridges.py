@@ -26,6 +26,7 @@ from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.video_vae import VideoVAE
+from ..ltx_core.placing.merging import unmerged
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.shapes import ScaleFactors
 from ..ltx_core.weights.adapters import Change, Factors, merged
@@ -91,6 +92,7 @@ def to_native_model(handle: sockets.Model) -> Any:
     transformer = handle.transformer
     refuse_quantized(transformer)
     host().release(transformer)  # the weights in main memory are shared, not copies of them on a device
+    unmerged(transformer)  # nor, where ComfyUI was told to keep those, copies with LoRAs in them
     made = transformer.__dict__.get("_ltxkit_native")
     if made is None or made[0] != handle.scale:
         made = transformer.__dict__["_ltxkit_native"] = (handle.scale, _native_model(transformer, handle.scale))

@@ -24,7 +24,7 @@ class Active:
         self.room = room
         self.packed_bytes = 0
         # The originals are held, so that no other tensor gets their id.
-        self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
+        self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor, int]] = {}
         self._refused: set[tuple[int, Hashable]] = set()
         self._uses: dict[tuple[int, Hashable], int] = {}
 
@@ -49,8 +49,15 @@ class Active:
             return None
         packed = pack()
         self.packed_bytes += nbytes
-        self._packed[key] = weight, packed
+        self._packed[key] = weight, packed, nbytes
         return packed
+
+    def forget(self, weight: Tensor) -> None:
+        """Free what a weight was packed to: it was written to, or another one has taken its place."""
+        for key in [key for key in self._packed if key[0] == id(weight)]:
+            self.packed_bytes -= self._packed.pop(key)[2]
+        self._refused = {key for key in self._refused if key[0] != id(weight)}
+        self._uses = {key: uses for key, uses in self._uses.items() if key[0] != id(weight)}
 
 
 def keep_dtype(model: nn.Module) -> None:

@@ -30,6 +30,7 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.devices import chosen_device, clear_of_memory, every_device
+from ..placing.lora import LORA_MODES, LoRAMode, check_mode
 from ..placing.placement import DevicePlacement, host_on
 from ..placing.readahead import ReadAhead
 from ..progress import Notes, doubt, log_note, silent
@@ -87,6 +88,7 @@ class Components:
         vae_file: where the VAE was read. settings: the release whose recipe was asked for.
         origin: files and choices of loading, for the metadata of clips.
         prompts: those that are encoded already; None: each is encoded every time.
+        lora_mode: how LoRAs are applied, see `load`.
     """
 
     transformer: LTXTransformer
@@ -104,6 +106,7 @@ class Components:
     origin: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptCache | None = None
     runs: Runs = field(default_factory=Runs)
+    lora_mode: LoRAMode = "auto"
 
     @classmethod
     @hinted(LOAD, "ltxkit.load")
@@ -122,6 +125,7 @@ class Components:
         text_quantization: str | None = None,
         fp8_matmul: bool = False,
         loras: Sequence[WeightedLoRA | Path_] | WeightedLoRA | Path_ = (),
+        lora_mode: LoRAMode = "auto",
         settings: str | None = None,
         device: str | torch.device | Sequence[str | torch.device] | None = None,
         resident_blocks: int | None = None,
@@ -144,7 +148,10 @@ class Components:
             several, or "balanced" for all there are: blocks of the transformer and the text encoder are divided among
             them, the rest is on the first.
         quantization, text_quantization, fp8_matmul: of transformer and text encoder, see `load_transformer`.
-        loras: for the transformer. settings: the released version whose recipe is used. None: the model's, or for a dev
+        loras: for the transformer. lora_mode: "merged": into copies of its weights, where they are plain numbers;
+            "beside": added to the products of its Linears, as always where weights are quantized. "auto": merged, on a
+            CPU where main memory has room for the copies. A clip's settings say which of the two it was.
+        settings: the released version whose recipe is used. None: the model's, or for a dev
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
@@ -172,6 +179,7 @@ class Components:
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         if cache is not None:
             check_kind("cache", cache, bool)
+        check_choice("lora_mode", lora_mode, LORA_MODES)
         loras = asked_loras(loras)
         model, text_encoder = find_models(model, text_encoder)
         if text_encoder is None and opened is None:
@@ -194,6 +202,7 @@ class Components:
             f"{item.lora.path.name}: {match_lora(item.lora, transformer, allow_partial=item.allow_partial)}."
             for item in loras
         ]
+        check_mode(lora_mode, loras, transformer)
         chosen, option = (version, "version") if settings is None else (settings, "settings")
         if chosen is not None:
             check_recipe(chosen, transformer.config.num_layers, option)
@@ -245,6 +254,7 @@ class Components:
                 },
             },
             prompts,
+            lora_mode=lora_mode,
         )
 
     def __repr__(self) -> str:
@@ -262,6 +272,7 @@ class Components:
             loras = asked_loras(value)
             for item in loras:
                 match_lora(item.lora, self.transformer, allow_partial=item.allow_partial)
+            check_mode(self.lora_mode, loras, self.transformer)
             object.__setattr__(self, "recipe", self._recipe_with(loras))
             object.__setattr__(self, "loras", tuple(loras))
         else:
@@ -384,7 +395,8 @@ class Components:
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
 
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
-            host = host_on(self.placement, watched, notes)
+            decided: dict[str, str] = {}
+            host = host_on(self.placement, watched, notes, decided.__setitem__)
             canvas = size if self.upscaler is None else PixelShape(size.frames, asked.height, asked.width)
             remarks: list[str] = []
             # The transformer comes from the disk, and pictures are resized, while the text is encoded.
@@ -412,7 +424,7 @@ class Components:
                 clip = LatentClip.empty(self.vae, size, float(rate)) if first is None else first(float(rate))
                 latent = self._sampled(passes, clip, prompts, SeededNoise(each.seed), host, placed, all_settings)
                 texts = {"prompt": as_text(each.prompt), "negative_prompt": as_text(negative), "seed": each.seed}
-                made.append(self._clip(latent, (asked, rate), {**said, **texts}, each.seed, all_settings))
+                made.append(self._clip(latent, (asked, rate), {**said, **decided, **texts}, each.seed, all_settings))
         return made if clips.several else made[0]
 
     @clear_of_memory("this clip")
@@ -439,7 +451,8 @@ class Components:
         notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
         unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
-            host = host_on(self.placement, watched, notes)
+            decided: dict[str, str] = {}
+            host = host_on(self.placement, watched, notes, decided.__setitem__)
             texts = self._encoded(prompts, [unwanted] * len(prompts), host)
             encoded = [text.by_name["positive"][0] for text in texts]
             negative = None if unwanted is None else texts[0].by_name["negative"][0]
@@ -447,6 +460,7 @@ class Components:
             latent = long_latent(request, run_pass, self.vae, (encoded, negative), decoding, host=host)
         said = {
             **self._record([run_pass], decoding),
+            **decided,
             "width": asked.width,
             "height": asked.height,
             "frames": asked.frames,
@@ -546,7 +560,15 @@ class Components:
         grid = size.latent(self.vae.config.scale_factors)
         stages = tokens_of_passes(grid, two=self.upscaler is not None)
         return [
-            Pass.of(self.transformer, settings, which, count, scheduler=self.info.scheduler, loras=self.loras)
+            Pass.of(
+                self.transformer,
+                settings,
+                which,
+                count,
+                scheduler=self.info.scheduler,
+                loras=self.loras,
+                lora_mode=self.lora_mode,
+            )
             for which, count in stages
         ]
 

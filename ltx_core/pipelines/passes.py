@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import SchedulerConfig
 from ..models.transformer import LTXTransformer
+from ..placing.lora import LoRAMode
 from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
 from ..sampling.samplers import SAMPLERS, SamplerSettings, check_sampler
@@ -27,7 +28,8 @@ class Pass:
 
     sigmas: (steps + 1) float32 levels, see `sampling.schedules`; the last is 0, or where the clip is left.
     sampler: how the steps are taken.
-    loras: applied to the transformer while the pass runs. stage: its name in progress events.
+    loras: applied to the transformer while the pass runs. stage: its name in progress events. lora_mode: how they are
+    applied, see `placing.lora`.
     """
 
     transformer: LTXTransformer
@@ -36,6 +38,7 @@ class Pass:
     sampler: SamplerSettings
     loras: tuple[WeightedLoRA, ...] = ()
     stage: str = "sample"
+    lora_mode: LoRAMode = "auto"
 
     @classmethod
     def of(
@@ -47,6 +50,7 @@ class Pass:
         *,
         scheduler: SchedulerConfig | None = None,
         loras: Sequence[WeightedLoRA] = (),
+        lora_mode: LoRAMode = "auto",
     ) -> Pass:
         """The pass that settings describe, for a model. Every pass of LTXKit is made here.
 
@@ -67,7 +71,7 @@ class Pass:
             sigmas = truncate(sigmas, said.denoise_strength)
         guidance = said.over_guidance(guidance_for(settings.entry(which), settings.recipe), sigmas[:-1].tolist())
         stage = "refine" if which == "second" else "sample"
-        return cls(transformer, sigmas, guidance, settings.stepping, tuple(loras), stage)
+        return cls(transformer, sigmas, guidance, settings.stepping, tuple(loras), stage, lora_mode)
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigmas, unfinished=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,7 +15,7 @@ from ..config import Levels
 from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
 from ..models.transformer import Branch, LTXTransformer, PreparedText
-from ..placing.lora import applied, device_bytes
+from ..placing.lora import Application, applied, device_bytes, merging_work
 from ..progress import ProgressEvent, doubt
 from ..quant.linear import remarks
 from ..sampling.conditioning import all_at, apply_conditions, initial_state
@@ -180,7 +181,7 @@ def sample_state(
     host.progress(ProgressEvent(run_pass.stage, 0, total))
     with (
         host.place(transformer, memory_required=_work(run_pass, state, prompts)) as device,
-        applied(transformer, run_pass.loras),  # inside: copies that stay on the device are of the model's own weights
+        applied(transformer, run_pass.loras, run_pass.lora_mode, partial(_note, host)),  # inside: into its copies
     ):
         for remark in remarks(transformer, device):
             host.say(remark)
@@ -275,7 +276,13 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts) -> int:
     )
     if state.weights is not None:
         work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
-    return work + device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
+    held = device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
+    return work + held + merging_work(run_pass.transformer, run_pass.loras, run_pass.lora_mode)
+
+
+def _note(host: Host, application: Application) -> None:
+    host.say(str(application))
+    host.record("lora_mode", application.mode)
 
 
 def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: torch.device) -> PreparedText:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import weakref
+from collections.abc import Callable, Collection, Hashable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedError
+
+
+class CopiedParameter(nn.Parameter):
+    """A copy of a parameter, in its place for a while. Nothing but merging writes to it (`merging`).
+
+    original: what it is a copy of.  holds: what is merged into it; empty: nothing, it equals the original.  moved:
+    whether it was made to be on a device, and not for the sake of what is merged into it.
+    """
+
+    original: Tensor
+    holds: tuple[Hashable, ...]
+    moved: bool
+
+    @classmethod
+    def of(cls, original: Tensor, data: Tensor, *, moved: bool) -> CopiedParameter:
+        copied = cls(data, requires_grad=False)
+        copied.original, copied.holds, copied.moved = original, (), moved
+        return copied
 
 
 class Copies:
@@ -23,6 +42,8 @@ class Copies:
     ) -> None:
         """copy: returns the tensor to use, which may be the original. leave: parts that keep their originals."""
         self._originals: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
+        self._module = weakref.ref(module)
+        self._around: Copies | None = module.__dict__.get("copies")  # which also puts back what was not copied here
         left = {id(part) for block in leave for part in block.modules()}
         copied: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
         try:
@@ -35,19 +56,26 @@ class Copies:
                             continue
                         if id(tensor) not in copied:
                             copied[id(tensor)] = _copied(tensor, copy)
-                        if copied[id(tensor)] is not tensor:
+                        if copied[id(tensor)] is not tensor or self._around is None:
                             self._originals.append((tensors, name, tensor, copied[id(tensor)]))
-                            tensors[name] = copied[id(tensor)]
+                        tensors[name] = copied[id(tensor)]
+            module.__dict__["copies"] = self
         except BaseException:  # out of memory half-way, or Ctrl-C: leave nothing behind
             self.drop()
             raise
 
     def drop(self) -> None:
-        """Put the originals back; the copies are freed. What another one has put in the place of a copy stays."""
+        """Put the originals back; the copies are freed, and what was merged into them or in their place goes too. What
+        another one has put in the place of a copy stays."""
         for tensors, name, tensor, copied in self._originals:
-            if tensors.get(name) is copied:
+            there = tensors.get(name)
+            if there is copied or (isinstance(there, CopiedParameter) and there.original is copied):
                 tensors[name] = tensor
         self._originals.clear()
+        module = self._module()
+        if module is not None and module.__dict__.get("copies") is self:
+            module.__dict__["copies"] = self._around
+        self._around = None
 
 
 def _tensors(part: nn.Module) -> tuple[dict[str, Tensor | None], ...]:
@@ -59,7 +87,7 @@ def _copied(tensor: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
     with torch.no_grad():
         result = copy(tensor)
     is_new_parameter = result is not tensor and isinstance(tensor, nn.Parameter)
-    return nn.Parameter(result, requires_grad=False) if is_new_parameter else result
+    return CopiedParameter.of(tensor, result, moved=True) if is_new_parameter else result
 
 
 class DeviceCopies(Copies):

@@ -1,70 +1,160 @@
-"""LoRAs while a model runs: added to the results of its Linears, never to its weights.
+"""LoRAs while a model runs: merged into copies of its weights, or added beside its Linears; never in its own weights.
 
-While `applied` is active, a hook on each Linear adds what the LoRAs change, in whatever form its weights are stored;
-afterwards the model is unchanged to the last bit.
+Where weights are plain numbers a LoRA is merged (`merging`) and costs nothing. Where they are quantized, in training,
+and on a CPU without room for copies, a hook on each Linear adds what the LoRAs change, all of them as one pair of
+factors. Afterwards the model is unchanged to the last bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import ConfigError
+from ..kernels.active import PLAINLY, Active
+from ..kernels.products import product
 from ..quant.linear import QuantizedLinear
-from ..weights.adapters import Change, Factors, Part, Rotation, merged, replaced
+from ..weights.adapters import Change, Factors, Part, Rotation, factors_of, merged, merging_bytes, replaced
 from ..weights.lora import LoRAReport, WeightedLoRA, fit_lora
 from ..weights.mapping import watch
+from .merging import Changes, Merge, has_room, is_plain, merged_into
 
-Changes = list[tuple[Change, float]]  # each with its strength, in the order of the LoRAs
+LoRAMode = Literal["auto", "merged", "beside"]
+LORA_MODES: tuple[LoRAMode, ...] = get_args(LoRAMode)
+"""merged: into all weights that are plain, beside the others. beside: all. auto: merged where there is room."""
+
+
+@dataclass(frozen=True)
+class Application:
+    """How LoRAs were applied. merged, beside: numbers of Linears. no_room: whether they would be merged otherwise."""
+
+    merged: int
+    beside: int
+    no_room: bool = False
+
+    @property
+    def mode(self) -> LoRAMode:
+        """What gives the same numbers again."""
+        return "merged" if self.merged else "beside"
+
+    def __str__(self) -> str:
+        why = ", for want of main memory to merge them" if self.no_room else ""
+        parts = [
+            f"merged into {self.merged} weights" if self.merged else "",
+            f"added beside {self.beside} {'others' if self.merged else 'Linears'}{why}" if self.beside else "",
+        ]
+        return f"LoRAs are {', '.join(filter(None, parts))}."
 
 
 @contextmanager
-def applied(model: nn.Module, loras: Sequence[WeightedLoRA]) -> Generator[tuple[LoRAReport, ...], None, None]:
+def applied(
+    model: nn.Module,
+    loras: Sequence[WeightedLoRA],
+    mode: LoRAMode = "auto",
+    note: Callable[[Application], None] = lambda _: None,
+) -> Generator[tuple[LoRAReport, ...], None, None]:
     """Inside, the model has the LoRAs; the value is their reports, in order. Strength 0 is the identity.
 
     Each LoRA adds strength times its change of the model's own weight, so their order does not matter. A whole tensor
     of a LoRA stands in the place of the model's at every strength but 0; the last one counts.
 
-    Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too.
+    Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too. Copies that
+    stay on a device keep what is merged into them for the next call, which merges only what it has otherwise.
+
+    note: receives how they are applied, if there are any.
 
     Raises:
         CheckpointError: as `fit_lora`; the model is then unchanged. Or a LoRA's file was written to meanwhile, which
             each pass finds out.
+        ConfigError: mode "merged", and all weights that the LoRAs change are quantized.
     """
-    if not loras:
-        yield ()
-        return
     files = [file for item in loras for file in item.lora.files if item.strength]
     for file in files:
         file.check_unchanged()
     fits = [fit_lora(item.lora, model, allow_partial=item.allow_partial) for item in loras]
     by_module: dict[str, dict[str, Changes]] = defaultdict(lambda: defaultdict(list))
+    keys: dict[tuple[str, str], list[tuple[object, float]]] = defaultdict(list)
     for item, fit in zip(loras, fits, strict=True):
         for slot, changes in fit.changes.items() if item.strength != 0 else ():
             by_module[slot.module][slot.parameter] += [(change, item.strength) for change in changes]
+            keys[slot.module, slot.parameter].append((item.lora, item.strength))
+    linears = {
+        name: module
+        for name, module in ((name, model.get_submodule(name)) for name in by_module)
+        if isinstance(module, nn.Linear | QuantizedLinear)
+    }
+    merges = [] if mode == "beside" else _merges(linears, by_module, keys)
+    _check_mode(mode, list(linears.values()))
+    no_room = mode == "auto" and not has_room(model, merges)
+    if no_room:
+        merges = []
+    if linears:
+        count = len({id(each.module) for each in merges})
+        note(Application(count, len(linears) - count, no_room))
+    done = {(id(each.module), each.parameter) for each in merges}
     with ExitStack() as stack:
         for handle in watch(model, files):
             stack.callback(handle.remove)
+        stack.enter_context(merged_into(model, merges))
         for name, parameters in by_module.items():
             module = model.get_submodule(name)
             if isinstance(module, nn.Linear | QuantizedLinear):
-                hook = _LinearHook(module, parameters.get("weight", []), parameters.get("bias", []))
-                handle: RemovableHandle = module.register_forward_hook(hook)
-                stack.callback(handle.remove)
+                left = {key: each for key, each in parameters.items() if (id(module), key) not in done}
+                if left:
+                    hook = _LinearHook(module, left.get("weight", []), left.get("bias", []))
+                    handle: RemovableHandle = module.register_forward_hook(hook)
+                    stack.callback(handle.remove)
+                    if isinstance(module, QuantizedLinear):
+                        handle = module.register_forward_pre_hook(hook.before)
+                        stack.callback(handle.remove)
+                        stack.callback(module.__dict__.pop, "change", None)
             else:
                 stack.enter_context(_replaced_parameters(module, parameters))
         yield tuple(fit.report for fit in fits)
 
 
+def check_mode(mode: LoRAMode, loras: Sequence[WeightedLoRA], model: nn.Module) -> None:
+    """Raises ConfigError: as `applied`; CheckpointError: as `fit_lora`. The model may be on meta."""
+    if mode == "merged":
+        fits = [fit_lora(item.lora, model, allow_partial=item.allow_partial) for item in loras if item.strength]
+        _check_mode(mode, [model.get_submodule(slot.module) for fit in fits for slot in fit.changes if slot.linear])
+
+
+def _check_mode(mode: LoRAMode, linears: Sequence[nn.Module]) -> None:
+    if mode == "merged" and linears and all(isinstance(linear, QuantizedLinear) for linear in linears):
+        raise ConfigError(
+            "got the mode merged for LoRAs that change quantized weights alone; expected weights that are plain "
+            "numbers; use auto or beside, or load a bf16 file"
+        )
+
+
+def _merges(
+    linears: Mapping[str, nn.Module],
+    changes: Mapping[str, Mapping[str, Changes]],
+    keys: Mapping[tuple[str, str], Sequence[tuple[object, float]]],
+) -> list[Merge]:
+    """What can be merged: everything that plain Linears have."""
+    return [
+        Merge(module, parameter, found, tuple(keys[name, parameter]))
+        for name, module in linears.items()
+        if is_plain(module)
+        for parameter, found in changes[name].items()
+        if getattr(module, parameter) is not None  # a bias that the Linear does not have is added beside it
+    ]
+
+
 def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
     """Bytes of applied LoRAs on the device: one copy of their tensors, in numbers of `itemsize` bytes, and the largest
-    matrix that one of them makes for a moment."""
+    matrix that one of them makes for a moment. Those that are merged need less: their factors, for streamed blocks."""
     held = work = 0
     for item in loras:
         for target in item.lora.targets if item.strength else ():
@@ -78,6 +168,20 @@ def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
     return held + work
 
 
+def merging_work(model: nn.Module, loras: Sequence[WeightedLoRA], mode: LoRAMode) -> int:
+    """Bytes that merging these LoRAs into the model takes on its device for a moment.
+
+    Raises:
+        CheckpointError: as `fit_lora`.
+    """
+    changes: dict[tuple[str, int], Changes] = defaultdict(list)
+    for item in loras if mode != "beside" else ():
+        for slot, found in fit_lora(item.lora, model, allow_partial=item.allow_partial).changes.items():
+            if slot.parameter == "weight" and is_plain(model.get_submodule(slot.module)):
+                changes[slot.module, math.prod(slot.shape)] += [(change, item.strength) for change in found]
+    return max((merging_bytes(elements, found) for (_, elements), found in changes.items()), default=0)
+
+
 class _LinearHook:
     """Adds the changes to the result of one Linear. What they need moves once to the device and dtype of the input."""
 
@@ -86,14 +190,35 @@ class _LinearHook:
         self._weight, self._bias = weight, bias
         self._key: tuple[torch.device, torch.dtype] | None = None
         self._base: Tensor | None = None  # what stands in the place of the weight
+        self._pair: tuple[Tensor, Tensor] | None = None  # down (r, in), up (out, r): all products of two factors
         self._ready: list[_ChangeOnDevice] = []
         self._shift: Tensor | None = None  # of the bias
+        self._is_in_weight = False  # of the product that is being made
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:  # noqa: ARG002
-        x = inputs[0]
+    def before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """For many tokens a change of the weight that is unpacked anyway is less work than two more products."""
+        x, linear = inputs[0], self._linear
+        many = x.numel() // x.shape[-1] * (linear.in_features + linear.out_features)
+        if many <= linear.in_features * linear.out_features or torch.is_grad_enabled():
+            return
+        self._ready_for(x)
+        alone = self._pair is not None and self._base is None and not self._ready
+        if alone and isinstance(linear, QuantizedLinear) and linear.unpacks(x):
+            self._is_in_weight, module.__dict__["change"] = True, self._add_to
+
+    def _add_to(self, weight: Tensor) -> Tensor:
+        assert self._pair is not None
+        down, up = self._pair
+        return weight.addmm_(up, down)
+
+    def _ready_for(self, x: Tensor) -> None:
         if self._key != (x.device, x.dtype):
             self._prepare(x)
             self._key = (x.device, x.dtype)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        self._ready_for(x)
         if self._base is not None:
             output = F.linear(x, self._base) + self._own_bias(x)
 
@@ -103,15 +228,26 @@ class _LinearHook:
         result = output
         for change in self._ready:
             result = result + change(x, product)
+        if self._pair is not None and not self._is_in_weight:
+            result = _add_product(result, x, self._pair, getattr(module, "active", PLAINLY))
+        self._is_in_weight = False
+        module.__dict__.pop("change", None)
         return result if self._shift is None else result + self._shift
 
     def _prepare(self, x: Tensor) -> None:
         replacements = [change.replacement for change, _ in self._weight if change.replacement is not None]
         self._base = replacements[-1].to(x) if replacements else None
+        factors = factors_of(self._weight)
+        self._pair = None
+        if factors:
+            down = torch.cat([factor.down.to(x) for factor, _ in factors])
+            # Strengths go into one factor before it is rounded.
+            up = torch.cat([strength * factor.scale * factor.up.float() for factor, strength in factors], dim=1)
+            self._pair = down, up.to(x)
         self._ready = [
             _ChangeOnDevice(change, strength, x, self._float_weight)
             for change, strength in self._weight
-            if change.changes_weight
+            if change.changes_weight and not change.is_low_rank
         ]
         self._shift = None
         if self._bias:
@@ -134,6 +270,16 @@ class _LinearHook:
         linear = self._linear
         weight = linear.dequantized(torch.float32) if isinstance(linear, QuantizedLinear) else linear.weight.float()
         return replaced(weight, self._weight)
+
+
+def _add_product(result: Tensor, x: Tensor, pair: tuple[Tensor, Tensor], active: Active) -> Tensor:
+    """result + x down^T up^T, in the memory of the result unless autograd may need it."""
+    down, up = pair
+    small = product(x, down, None, active)
+    if torch.is_grad_enabled() or result.dtype != x.dtype or not result.is_contiguous():
+        return result + F.linear(small, up)
+    result.view(-1, result.shape[-1]).addmm_(small.flatten(0, -2), up.T)
+    return result
 
 
 class _ChangeOnDevice:

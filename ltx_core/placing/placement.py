@@ -15,7 +15,7 @@ from torch import nn
 from ..budget.keeping import leaving
 from ..budget.packing import packed_bytes, spare_for_packing
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
-from ..host import Host
+from ..host import Host, Record, nowhere
 from ..kernels.active import Active
 from ..kernels.choice import PLAIN, Kernels
 from ..kernels.here import kernels_here
@@ -233,6 +233,8 @@ class SpareMemory(Protocol):
     def spare_memory(self, module: nn.Module) -> int | None: ...
 
 
-def host_on(placement: SpareMemory, progress: Progress = silent, say: Notes = log_note) -> Host:
+def host_on(
+    placement: SpareMemory, progress: Progress = silent, say: Notes = log_note, record: Record = nowhere
+) -> Host:
     """A plain process as the host of a run."""
-    return Host(placement, placement.spare_memory, progress, say)
+    return Host(placement, placement.spare_memory, progress, say, record)

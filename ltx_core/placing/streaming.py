@@ -7,7 +7,7 @@ to the last bit. For inference only: a backward pass would miss the weights.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -43,12 +43,27 @@ class Transfers(Protocol):
 
 
 class StreamedBlocks(nn.ModuleList):
-    """Blocks of which the first `resident` stay on the device, together with at most two others at a time."""
+    """Blocks of which the first `resident` stay on the device, together with at most two others at a time.
 
-    def __init__(self, blocks: Iterable[nn.Module], resident: int, transfers: Transfers) -> None:
+    copies: whether a block's weights are copied when it is fetched, and not used where they are.  arrived: called with
+    each block that is away when it is there, before it computes.
+    """
+
+    def __init__(
+        self, blocks: Iterable[nn.Module], resident: int, transfers: Transfers, device: torch.device | None = None
+    ) -> None:
+        """device: None: where the weights are."""
         super().__init__(blocks)
         self._resident = resident
         self._transfers = transfers
+        self.device = torch.device("cpu") if device is None else device
+        self.copies: bool = getattr(transfers, "copies", True)
+        self.arrived: Callable[[nn.Module], None] | None = None
+
+    @property
+    def away(self) -> list[nn.Module]:
+        """The blocks that come and go."""
+        return list(super().__iter__())[self._resident :]
 
     def __iter__(self) -> Iterator[nn.Module]:
         blocks = list(super().__iter__())
@@ -57,6 +72,8 @@ class StreamedBlocks(nn.ModuleList):
             if is_away:
                 self._transfers.start(block)  # has an effect on the first one only; the others are on their way
                 self._transfers.finish(block)
+                if self.arrived is not None:
+                    self.arrived(block)
             yield block
             # Only now, with this block submitted to the device: copying may keep the processor busy.
             following = max(number + 1, self._resident)
@@ -70,6 +87,7 @@ class DirectTransfers:
     """Copies a block when it is needed; for devices without side streams."""
 
     def __init__(self, device: torch.device) -> None:
+        self.copies = device.type != "cpu"  # where the weights are already
         self._device = device
         self._copies: dict[nn.Module, Copies] = {}
 
@@ -162,7 +180,7 @@ def streamed(
         stack.callback(StreamCopies(model, device, resident, pin=pin).drop)
         for block in away:  # after an interrupt two of them may still be on the device
             stack.callback(transfers.drop, block)
-        model_stack.replace(StreamedBlocks(original, resident, transfers))
+        model_stack.replace(StreamedBlocks(original, resident, transfers, device))
         stack.callback(model_stack.replace, original)
         yield
 

@@ -75,7 +75,7 @@ class ComfyLinear(QuantizedLinear):
         return f"{device} does not multiply {self.kind.name} as it is stored: fp8_matmul is on, and has no effect here."
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self._multiplies and self._fits(x) and multiplies(self.kind, x.device)):
+        if self.unpacks(x):
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         smoothing = self._buffers["pre_quant_scale"]
@@ -85,6 +85,9 @@ class ComfyLinear(QuantizedLinear):
         shape = (self.out_features, self.in_features)
         y = product(self.kind, self._stored, shape, rows.contiguous(), bias, self.input_scale)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def unpacks(self, x: Tensor) -> bool:
+        return not (self._multiplies and self._fits(x) and multiplies(self.kind, x.device))
 
     def _fits(self, x: Tensor) -> bool:
         """Whether the sizes are such as the kernels take, and no derivative is needed: these products have none."""

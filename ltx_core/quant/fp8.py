@@ -51,7 +51,7 @@ class Float8Linear(ScaledLinear):
         self.register_buffer("scale_input", torch.empty(1, dtype=torch.float32, device="meta") if calibrated else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.fp8_matmul and self._fits(x) and multiplies_fp8(x.device)):
+        if self.unpacks(x):
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         packed, scale = quantize_rows(rows) if self.scale_input is None else self._calibrated(rows, self.scale_input)
@@ -60,6 +60,9 @@ class Float8Linear(ScaledLinear):
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         y = _scaled_mm(packed, self.packed.t(), scale, weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def unpacks(self, x: Tensor) -> bool:
+        return not (self.fp8_matmul and self._fits(x) and multiplies_fp8(x.device))
 
     def multiply_stored(self) -> bool:
         self.fp8_matmul = self.packed.dtype == torch.float8_e4m3fn and not self.full_precision

@@ -9,7 +9,7 @@ Shapes: `blocks` is (n, bytes per block) uint8; results are (n, weights per bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ class BlockType:
     number: int
     weights_per_block: int
     bytes_per_block: int
-    unpack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor, Tensor], None]
     scratch: float
 
 
@@ -48,11 +48,13 @@ def dequantize(packed: Tensor, block_type: BlockType, shape: tuple[int, ...], dt
         shape: the logical shape; its last dimension is a multiple of `weights_per_block`.
         dtype: of the result; the arithmetic is float32.
     """
+    if packed.storage_offset() % 2:  # a part of something else: scales are read in place
+        packed = packed.clone()
     blocks = packed.reshape(-1, block_type.bytes_per_block)
     weights = torch.empty((len(blocks), block_type.weights_per_block), dtype=dtype, device=packed.device)
     step = at_a_time(on_cpu=packed.device.type == "cpu") // block_type.weights_per_block
     for part, into in zip(blocks.split(step), weights.split(step), strict=True):
-        into.copy_(block_type.unpack(part))
+        block_type.unpack(part, into)
     return weights.view(shape)
 
 
@@ -73,6 +75,17 @@ def _half(two_bytes: Tensor) -> Tensor:
     return two_bytes.contiguous().view(torch.float16).float()
 
 
+def _halves(blocks: Tensor, at: int, times: float = 1.0) -> Tensor:
+    """The float16 at this byte of every block, times a power of two: (n, 1) float32."""
+    stored = blocks.view(torch.float16)[:, at // 2 : at // 2 + 1]
+    return stored * torch.full((1, 1), times, device=blocks.device)  # of one dimension or more, it decides the dtype
+
+
+def _constants(values: Sequence[int], blocks: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """(k, 1) on the device of the blocks."""
+    return torch.tensor(values, dtype=dtype, device=blocks.device).unsqueeze(1)
+
+
 def _bits(packed: Tensor, width: int, group: int) -> Tensor:
     """Unpack fields of `width` bits: each run of `group` bytes gives all its lowest fields first, then the next ones.
 
@@ -80,130 +93,150 @@ def _bits(packed: Tensor, width: int, group: int) -> Tensor:
     """
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device).view(1, 1, -1, 1)
     fields = packed.reshape(packed.shape[0], -1, 1, group) >> shifts
-    return (fields & ((1 << width) - 1)).flatten(1)
+    return fields.bitwise_and_((1 << width) - 1).flatten(1)
 
 
-def _scaled(scale: Tensor, levels: Tensor) -> Tensor:
+def _scaled(scale: Tensor, levels: Tensor, into: Tensor) -> None:
     """(n, groups) * (n, groups * k) -> (n, groups * k): every group of weights has its own scale."""
-    return (scale.unsqueeze(-1) * levels.unflatten(1, (scale.shape[1], -1))).flatten(1)
+    groups = scale.shape[1]
+    torch.mul(levels.unflatten(1, (groups, -1)), scale.unsqueeze(-1), out=into.unflatten(1, (groups, -1)))
 
 
-def _affine(scale: Tensor, levels: Tensor, minimum: Tensor) -> Tensor:
-    return (scale.unsqueeze(-1) * levels.unflatten(1, (scale.shape[1], -1)) - minimum.unsqueeze(-1)).flatten(1)
+def _affine(scale: Tensor, levels: Tensor, shift: Tensor, into: Tensor) -> None:
+    """scale * levels + shift, of every group its own."""
+    groups = scale.shape[1]
+    levels, into = levels.unflatten(1, (groups, -1)), into.unflatten(1, (groups, -1))
+    torch.addcmul(shift.unsqueeze(-1), levels, scale.unsqueeze(-1), out=into)
 
 
 def _high_bits(packed: Tensor) -> Tensor:
     """(n, 4) bytes, one bit per weight in order -> (n, 32) uint8."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)
+    return (packed.unsqueeze(-1) >> shifts).bitwise_and_(1).flatten(1)
 
 
-def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """The 12 bytes of Q4_K and Q5_K -> eight 6-bit scales and eight 6-bit minima, float32."""
-    low, minima, shared = packed.split(4, dim=1)
+def _scales_and_shifts(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The first 16 bytes of Q4_K and Q5_K -> eight scales and eight shifts, of 6 bits each, times theirs: (n, 8, 1)."""
+    low, minima, shared = blocks[:, 4:16].split(4, dim=1)
     scales = torch.cat((low & 63, (shared & 15) | ((low >> 2) & 48)), dim=1)
-    minima = torch.cat((minima & 63, (shared >> 4) | ((minima >> 2) & 48)), dim=1)
-    return scales.float(), minima.float()
+    shifts = torch.cat((minima & 63, (shared >> 4) | ((minima >> 2) & 48)), dim=1)
+    scale, shift = scales * _halves(blocks, 0), shifts * _halves(blocks, 2, -1.0)
+    return scale.unsqueeze(-1), shift.unsqueeze(-1)
 
 
 # --- formats that are plain numbers -----------------------------------------------------------------------------------
 
 
-def _f32(blocks: Tensor) -> Tensor:
-    return blocks.contiguous().view(torch.float32)
+def _f32(blocks: Tensor, into: Tensor) -> None:
+    into.copy_(blocks.contiguous().view(torch.float32))
 
 
-def _bf16(blocks: Tensor) -> Tensor:
-    return blocks.contiguous().view(torch.bfloat16).float()
+def _f16(blocks: Tensor, into: Tensor) -> None:
+    into.copy_(_half(blocks))
+
+
+def _bf16(blocks: Tensor, into: Tensor) -> None:
+    into.copy_(blocks.contiguous().view(torch.bfloat16))
 
 
 # --- 32 weights per block ---------------------------------------------------------------------------------------------
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    d, quants = blocks.split((2, 16), dim=1)
-    return _half(d) * (_bits(quants, 4, 16).to(torch.int8) - 8).float()
+def _q4_0(blocks: Tensor, into: Tensor) -> None:
+    # A nibble with its highest bit turned is what it stands for, -8 to 7; at the top of a byte it is 16 times that.
+    signed = blocks[:, 2:] ^ 0x88
+    scale = _halves(blocks, 0, 1 / 16)
+    torch.mul((signed << 4).view(torch.int8), scale, out=into[:, :16])
+    torch.mul((signed & 0xF0).view(torch.int8), scale, out=into[:, 16:])
 
 
-def _q4_1(blocks: Tensor) -> Tensor:
-    d, m, quants = blocks.split((2, 2, 16), dim=1)
-    return _half(d) * _bits(quants, 4, 16).float() + _half(m)
+def _q4_1(blocks: Tensor, into: Tensor) -> None:
+    scale, shift, quants = _halves(blocks, 0), _halves(blocks, 2), blocks[:, 4:]
+    torch.addcmul(shift, quants & 15, scale, out=into[:, :16])
+    torch.addcmul(shift, quants >> 4, scale, out=into[:, 16:])
 
 
-def _q5_0(blocks: Tensor) -> Tensor:
-    d, high, quants = blocks.split((2, 4, 16), dim=1)
-    levels = _bits(quants, 4, 16) | (_high_bits(high) << 4)
-    return _half(d) * (levels.to(torch.int8) - 16).float()
+def _q5_0(blocks: Tensor, into: Tensor) -> None:
+    levels = torch.add(_bits(blocks[:, 6:], 4, 16), _high_bits(blocks[:, 2:6]), alpha=16)
+    torch.mul(levels.sub_(16).view(torch.int8), _halves(blocks, 0), out=into)
 
 
-def _q5_1(blocks: Tensor) -> Tensor:
-    d, m, high, quants = blocks.split((2, 2, 4, 16), dim=1)
-    levels = _bits(quants, 4, 16) | (_high_bits(high) << 4)
-    return _half(d) * levels.float() + _half(m)
+def _q5_1(blocks: Tensor, into: Tensor) -> None:
+    levels = torch.add(_bits(blocks[:, 8:], 4, 16), _high_bits(blocks[:, 4:8]), alpha=16)
+    torch.addcmul(_halves(blocks, 2), levels, _halves(blocks, 0), out=into)
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
-    d, quants = blocks.split((2, 32), dim=1)
-    return quants.contiguous().view(torch.int8).float() * _half(d)
+def _q8_0(blocks: Tensor, into: Tensor) -> None:
+    torch.mul(blocks[:, 2:].view(torch.int8), _halves(blocks, 0), out=into)
 
 
-def _iq4_nl(blocks: Tensor) -> Tensor:
-    d, quants = blocks.split((2, 16), dim=1)
-    return _half(d) * _iq4_levels(quants)
+def _iq4_nl(blocks: Tensor, into: Tensor) -> None:
+    torch.mul(_iq4_levels(blocks[:, 2:]), _halves(blocks, 0), out=into)
 
 
 def _iq4_levels(quants: Tensor) -> Tensor:
-    levels = torch.tensor(_IQ4_LEVELS, dtype=torch.float32, device=quants.device)
+    levels = torch.tensor(_IQ4_LEVELS, dtype=torch.int8, device=quants.device)
     return levels[_bits(quants, 4, 16).int()]
 
 
 # --- 256 weights per block --------------------------------------------------------------------------------------------
 
 
-def _q2_k(blocks: Tensor) -> Tensor:
-    scales, quants, d, dmin = blocks.split((16, 64, 2, 2), dim=1)
-    scale = _half(d) * (scales & 15).float()
-    minimum = _half(dmin) * (scales >> 4).float()
-    return _affine(scale, _bits(quants, 2, 32).float(), minimum)
+def _q2_k(blocks: Tensor, into: Tensor) -> None:
+    scales = blocks[:, :16]
+    scale, shift = (scales & 15) * _halves(blocks, 80), (scales >> 4) * _halves(blocks, 82, -1.0)
+    _affine(scale, _bits(blocks[:, 16:80], 2, 32), shift, into)
 
 
-def _q3_k(blocks: Tensor) -> Tensor:
-    high, quants, scales, d = blocks.split((32, 64, 12, 2), dim=1)
-    low, top = scales.split((8, 4), dim=1)
-    levels = (_bits(low, 4, 8) | (_bits(top, 2, 4) << 4)).to(torch.int8) - 32
+def _q3_k(blocks: Tensor, into: Tensor) -> None:
+    high, quants, low, top, _ = blocks.split((32, 64, 8, 4, 2), dim=1)
+    levels = (_bits(low, 4, 8) | (_bits(top, 2, 4) << 4)).view(torch.int8) - 32
     # A set high bit means no offset: the stored level is 4 too large where it is clear.
-    offset = (_bits(high, 1, 32) ^ 1) << 2
-    quantized = _bits(quants, 2, 32).to(torch.int8) - offset.to(torch.int8)
-    return _scaled(_half(d) * levels.float(), quantized.float())
+    quantized = torch.sub(_bits(quants, 2, 32), _bits(~high, 1, 32), alpha=4)
+    _scaled(levels * _halves(blocks, 108), quantized.view(torch.int8), into)
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    d, dmin, scales, quants = blocks.split((2, 2, 12, 128), dim=1)
-    scale, minimum = _scales_and_minima(scales)
-    return _affine(_half(d) * scale, _bits(quants, 4, 32).float(), _half(dmin) * minimum)
+def _q4_k(blocks: Tensor, into: Tensor) -> None:
+    scale, shift = _scales_and_shifts(blocks)
+    quants, into = blocks[:, 16:].unflatten(1, (4, 32)), into.unflatten(1, (4, 2, 32))
+    torch.addcmul(shift[:, 0::2], quants & 15, scale[:, 0::2], out=into[:, :, 0])
+    torch.addcmul(shift[:, 1::2], quants >> 4, scale[:, 1::2], out=into[:, :, 1])
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
-    d, dmin, scales, high, quants = blocks.split((2, 2, 12, 32, 128), dim=1)
-    scale, minimum = _scales_and_minima(scales)
-    levels = _bits(quants, 4, 32) | (_bits(high, 1, 32) << 4)
-    return _affine(_half(d) * scale, levels.float(), _half(dmin) * minimum)
+def _q5_k(blocks: Tensor, into: Tensor) -> None:
+    scale, shift = _scales_and_shifts(blocks)
+    high, quants = blocks[:, 16:48].unsqueeze(1), blocks[:, 48:].unflatten(1, (4, 32))
+    # Each of the first four groups of weights has its bit in place, and each of the last four in the upper half byte.
+    nibbles = torch.cat((high, high >> 4), dim=1).unsqueeze(2)  # (n, 2, 1, 32)
+    masks, times = _constants((1, 4), blocks), _constants((16, 4), blocks)
+    for odd, low in enumerate((quants & 15, quants >> 4)):
+        bits = nibbles & (masks << odd)  # (n, 2, 2, 32)
+        levels = torch.addcmul(low, bits.flatten(1, 2), (times >> odd).repeat(2, 1))
+        torch.addcmul(shift[:, odd::2], levels, scale[:, odd::2], out=into.unflatten(1, (4, 2, 32))[:, :, odd])
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
-    low, high, scales, d = blocks.split((128, 64, 16, 2), dim=1)
-    levels = (_bits(low, 4, 64) | (_bits(high, 2, 32) << 4)).to(torch.int8) - 32
-    scale = _half(d) * scales.contiguous().view(torch.int8).float()
-    return _scaled(scale, levels.float())
+def _q6_k(blocks: Tensor, into: Tensor) -> None:
+    # What two bits and a nibble stand for, -32 to 31, is made at the top of a byte: 4 times that. The two bits with the
+    # higher one turned are -2 to 1; what lies above them is lost when they are multiplied to the top.
+    low = blocks[:, :128].unflatten(1, (2, 2, 32))
+    high = (blocks[:, 128:192] ^ 0xAA).unflatten(1, (2, 1, 32))
+    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 2, 2, 2, 1)
+    into = into.unflatten(1, (2, 2, 2, 2, 16))
+    masks, times = _constants((0x03, 0x0C, 0x30, 0xC0), blocks), _constants((64, 16, 4, 1), blocks)
+    for half, nibbles in enumerate((low << 4, low & 0xF0)):
+        of = slice(2 * half, 2 * half + 2)
+        levels = torch.addcmul(nibbles.bitwise_right_shift_(2), high & masks[of], times[of])
+        levels = levels.view(torch.int8).unflatten(-1, (2, 16))
+        torch.mul(levels, scale[:, :, half], out=into[:, :, half])
 
 
-def _iq4_xs(blocks: Tensor) -> Tensor:
-    d, scales_high, scales_low, quants = blocks.split((2, 2, 4, 128), dim=1)
+def _iq4_xs(blocks: Tensor, into: Tensor) -> None:
+    scales_high, scales_low, quants = blocks[:, 2:4], blocks[:, 4:8], blocks[:, 8:]
     # Two bits per group, lowest first, over both bytes; four bits per group, low nibble first.
     high = ((scales_high.unsqueeze(-1) >> _even_shifts(blocks.device)) & 3).flatten(1)
     low = torch.stack((scales_low & 15, scales_low >> 4), dim=-1).flatten(1)
-    scale = _half(d) * ((low | (high << 4)).to(torch.int8) - 32).float()
-    return _scaled(scale, _iq4_levels(quants))
+    scale = ((low | (high << 4)).view(torch.int8) - 32) * _halves(blocks, 0)
+    _scaled(scale, _iq4_levels(quants), into)
 
 
 def _even_shifts(device: torch.device) -> Tensor:
@@ -214,7 +247,7 @@ BLOCK_TYPES = {
     block_type.name: block_type
     for block_type in (
         BlockType("F32", 0, 1, 4, _f32, 0),
-        BlockType("F16", 1, 1, 2, _half, 4),
+        BlockType("F16", 1, 1, 2, _f16, 4),
         BlockType("Q4_0", 2, 32, 18, _q4_0, 8.125),
         BlockType("Q4_1", 3, 32, 20, _q4_1, 8.125),
         BlockType("Q5_0", 6, 32, 22, _q5_0, 9.125),
@@ -227,7 +260,7 @@ BLOCK_TYPES = {
         BlockType("Q6_K", 14, 256, 210, _q6_k, 9.25),
         BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 8.125),
         BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 8.1875),
-        BlockType("BF16", 30, 1, 2, _bf16, 4),
+        BlockType("BF16", 30, 1, 2, _bf16, 0),
     )
 }
 

@@ -88,6 +88,8 @@ class QuantizedLinear(nn.Module, ABC):
 
     packed: Tensor
     bias: nn.Parameter | None
+    change: Callable[[Tensor], Tensor] | None = None
+    """What the next product makes of the weight that it unpacks, in place: a LoRA adds to it."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -108,6 +110,10 @@ class QuantizedLinear(nn.Module, ABC):
         """From now on multiply the weight as it is stored, on devices that can. False: there is no such product."""
         return False
 
+    def unpacks(self, x: Tensor) -> bool:  # noqa: ARG002 - for those that depend on the input
+        """Whether the product with x is one with the unpacked weight, to which `change` is applied."""
+        return True
+
     def remark(self, device: torch.device) -> str | None:  # noqa: ARG002 - for those that depend on the device
         """A sentence for the user about running this Linear on `device`, or None."""
         return None
@@ -115,7 +121,8 @@ class QuantizedLinear(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantized(x.dtype), bias)
+        weight = self.dequantized(x.dtype)
+        return F.linear(x, weight if self.change is None else self.change(weight), bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -146,6 +153,8 @@ class ScaledLinear(QuantizedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """The scale is applied to the product: one rounding less than scaling the weight, and less work."""
         if self.scale_weight is None or x.dtype == torch.float16:  # unscaled products are beyond float16
+            return super().forward(x)
+        if self.change is not None:
             return super().forward(x)
         if self.scale_weight.dtype not in (torch.float32, x.dtype):  # more precise than the weights are
             return super().forward(x)

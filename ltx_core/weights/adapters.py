@@ -218,6 +218,12 @@ class Change:
         """Whether it does more than replace."""
         return bool(self.parts) or not (self.on_input is self.rotation is self.magnitude is None)
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether what it adds is sums of products of two factors."""
+        own = self.on_input is self.rotation is self.magnitude is None
+        return own and all(isinstance(part, Factors) for part in self.parts)
+
     def changed(self, weight: Tensor) -> Tensor:
         """What W becomes at strength 1.  weight: W or what replaces it, float32, of any shape; on any device."""
         result = weight.clone()
@@ -244,12 +250,60 @@ class Change:
         return magnitude.to(changed) / changed.norm(dim=axis, keepdim=True).clamp(min=tiny)
 
 
+# Elements of a weight that are merged at a time: their float32 form stays in a processor's cache.
+MERGED_AT_ONCE, MERGED_AT_ONCE_ON_CPU = 1 << 24, 1 << 18
+
+
+def merge(weight: Tensor, changes: list[tuple[Change, float]], into: Tensor) -> None:
+    """Write `merged` to `into`, in its dtype and on its device: every number is rounded once.
+
+    weight: on any device; it may be `into`.
+    """
+    factors = low_rank(changes) if weight.ndim == 2 else None
+    if factors is None:
+        into.copy_(merged(weight.to(into.device), changes))
+        return
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    downs = [factor.down.to(into.device, exact) for factor, _ in factors]
+    ups = [factor.up.to(into.device) for factor, _ in factors]
+    step = max(1, (MERGED_AT_ONCE_ON_CPU if into.device.type == "cpu" else MERGED_AT_ONCE) // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        piece = weight[rows].to(into.device, exact, copy=True)
+        for down, up, (factor, strength) in zip(downs, ups, factors, strict=True):
+            piece.addmm_(up[rows].to(exact), down, alpha=strength * factor.scale)
+        into[rows].copy_(piece)
+
+
+def merging_bytes(elements: int, changes: list[tuple[Change, float]]) -> int:
+    """Bytes that `merge` takes for a moment, at most, to merge into a weight of so many elements."""
+    return 4 * min(elements, MERGED_AT_ONCE) if low_rank(changes) is not None else 6 * 4 * elements
+
+
+def low_rank(changes: list[tuple[Change, float]]) -> list[tuple[Factors, float]] | None:
+    """The factors of changes that are sums of products of two, with their strengths; None if there is anything else."""
+    if any(change.replacement is not None or not change.is_low_rank for change, strength in changes if strength):
+        return None
+    return factors_of(changes)
+
+
+def factors_of(changes: list[tuple[Change, float]]) -> list[tuple[Factors, float]]:
+    """The factors of those changes that add nothing but products of two, with their strengths."""
+    return [
+        (part, strength)
+        for change, strength in changes
+        if strength and change.is_low_rank
+        for part in change.parts
+        if isinstance(part, Factors)
+    ]
+
+
 def merged(weight: Tensor, changes: list[tuple[Change, float]]) -> Tensor:
-    """A weight with LoRAs in it: (change, strength) each; float32, in the shape of `weight`.
+    """A weight with LoRAs in it: (change, strength) each; float32 or float64, in the shape of `weight`.
 
     The last replacement stands for the weight; to it every LoRA adds strength times its change of it.
     """
-    base = replaced(weight.float(), changes)
+    base = replaced(weight.to(torch.promote_types(weight.dtype, torch.float32)), changes)
     return base + sum(
         (strength * (change.changed(base) - base) for change, strength in changes if strength),
         start=torch.zeros_like(base),

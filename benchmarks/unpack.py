@@ -1,0 +1,136 @@
+"""What unpacking GGUF weights costs: bytes of memory traffic per weight, which a card pays, and time on a CPU.
+
+An 8192x2048 matrix to bfloat16, in every type of block. Bytes are counted by a dispatch mode: what each kernel reads and
+writes, an `out=` argument as read and as written. Results are shown equal to the gguf package's to the last bit before.
+One thread, CPU time; with --against the same with another checkout's `ltx_core/quant/ggml_blocks.py`, round by round.
+
+python benchmarks/unpack.py [--tiny] [--against DIR]
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from protocol import Row, arguments, publish
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from ltxkit.ltx_core.measuring.protocol import Rounds, timed
+from ltxkit.ltx_core.quant import ggml_blocks
+
+KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
+SHAPE, TINY = (8192, 2048), (64, 512)
+VIEWS = (
+    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "split", "unbind",
+    "detach", "alias", "as_strided", "_unsafe_view", "empty", "unflatten",
+)  # fmt: skip
+NOT_COUNTED = 20_000  # bytes: constants
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that kernels read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.kernels = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.__name__.startswith(VIEWS):
+            tensors = [each for each in tree_flatten((args, kwargs, result))[0] if isinstance(each, Tensor)]
+            size = sum(
+                each.untyped_storage().nbytes() if 0 in each.stride() else each.numel() * each.element_size()
+                for each in tensors
+            )
+            if size > NOT_COUNTED:
+                self.bytes, self.kernels = self.bytes + size, self.kernels + 1
+        return result
+
+
+def blocks(kind: str, shape: tuple[int, int]) -> Tensor:
+    """Random blocks with small scales."""
+    per, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    torch.manual_seed(0)
+    packed = torch.randint(0, 256, (shape[0] * shape[1] // per, size), dtype=torch.uint8)
+    last = {"Q6_K": (size - 2,), "Q3_K": (size - 2,), "Q2_K": (size - 4, size - 2)}
+    two = ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
+    for start in last.get(kind, (0, 2) if kind in two else (0,)):
+        scale = (torch.rand(len(packed), 1) * 0.02).half()
+        packed[:, start : start + 2] = scale.view(torch.uint8)
+    return packed.flatten()
+
+
+def other(checkout: Path) -> ModuleType:
+    """`ggml_blocks` of another checkout, in its place within this package."""
+    name = f"{ggml_blocks.__package__}._other_ggml_blocks"
+    spec = importlib.util.spec_from_file_location(name, checkout / "ltx_core/quant/ggml_blocks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *, tiny: bool) -> list[Row]:
+    count, packed = shape[0] * shape[1], blocks(kind, shape)
+
+    def unpacks(module: ModuleType, dtype: torch.dtype = torch.bfloat16) -> Callable[[], Tensor]:
+        return lambda: module.dequantize(packed, module.BLOCK_TYPES[kind], shape, dtype)
+
+    runs = {name: unpacks(module) for name, module in modules.items()}
+    exact = gguf.quants.dequantize(packed.numpy(), gguf.GGMLQuantizationType[kind])
+    with torch.inference_mode():
+        ours = unpacks(ggml_blocks, torch.float32)().numpy()
+        if not np.array_equal(ours.ravel().view(np.uint32), exact.ravel().view(np.uint32)):
+            raise ValueError(f"{kind}: the weights differ from the gguf package's")
+        rounded = torch.from_numpy(exact).bfloat16().view(shape)
+        for name, run in runs.items():
+            if not torch.equal(run(), rounded):
+                raise ValueError(f"{kind}: {name} differs")
+    counted: dict[str, Traffic] = {}
+    for name, run in runs.items():
+        with Traffic() as counted[name]:
+            run()
+    times = timed(runs, Rounds(0.0, 1, 0) if tiny else Rounds(0.0, 7, 1), torch.device("cpu"))
+    peer = next((name for name in runs if name != "ltxkit"), None)
+    traffic = Row(
+        case=f"{kind}, traffic",
+        unit="bytes/weight",
+        ours=counted["ltxkit"].bytes / count,
+        peer_name=peer,
+        peer=None if peer is None else counted[peer].bytes / count,
+        note=f"{counted['ltxkit'].kernels} kernels",
+    )
+    timing = Row(case=f"{kind}, one CPU thread", unit="ns/weight", ours=1e9 * times.median("ltxkit") / count)
+    if peer is not None:
+        of_peer = 1e9 * times.median(peer) / count
+        timing = replace(timing, peer_name=peer, peer=of_peer, speedup=times.speedup("ltxkit", peer))
+    return [traffic, timing]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    modules = {"ltxkit": ggml_blocks}
+    if options.against is not None:
+        modules[options.against.name] = other(options.against)
+    shape = TINY if options.tiny else SHAPE
+    found = [row for kind in options.kinds.split(",") for row in rows(kind, shape, modules, tiny=options.tiny)]
+    publish("unpack", "What does unpacking GGUF weights cost?", found, tiny=options.tiny)
+
+
+if __name__ == "__main__":
+    main()
