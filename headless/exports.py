@@ -120,7 +120,7 @@ def _media_texts(path: Path) -> dict[str, str]:
     """Texts of a picture (PNG chunks; EXIF fields that begin with `prompt:`, as core's WebP has) or tags of a clip."""
     try:
         with opened(path) as picture:
-            found = {key: text for key, text in picture.info.items() if isinstance(text, str)}
+            found = {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
             for text in picture.getexif().values():
                 if isinstance(text, str) and text.startswith(("prompt:", "workflow:")):
                     key, _, value = text.partition(":")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..ltx_core.values import shown
 from ..nodes.widgets import Input, declared_inputs
 from .stored_values import Json, entries, is_widget, stored_values
 
@@ -90,7 +91,7 @@ def read_definitions(graph: Json) -> dict[str, Json]:
 
 def read_node(stored: Json, kinds: Kinds, subgraph: str) -> Node:
     """A node. subgraph: the name of the subgraph that it stands for, if it does."""
-    kind = str(stored.get("type"))
+    kind = stored["type"] if isinstance(stored.get("type"), str) else shown(stored.get("type"))
     declared = kinds.inputs(kind)
     title = stored.get("title")
     if not isinstance(title, str) or not title:

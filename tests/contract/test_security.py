@@ -38,12 +38,17 @@ task: vae
 output: {out}/vae
 data: {{kind: digits, sizes: [[9, 16, 16]], glyph_size: 12, validation_clips: 2, enlarged: 0.25}}
 model:
-  latent_channels: 4
-  patch_size: 2
+  in_channels: 3
+  out_channels: 3
+  latent_channels: 8
+  patch_size: 4
   encoder_base_channels: 8
   decoder_base_channels: 8
   encoder_blocks: [[res_x, 1], [compress_all_res, {{multiplier: 2}}], [res_x, 1]]
   decoder_blocks: [[res_x, 1], [compress_all, {{multiplier: 2, residual: true}}], [res_x, 1]]
+  timestep_conditioning: true
+  causal_decoder: false
+  spatial_padding_mode: zeros
 crop_frames: 5
 optimization: {{steps: 1, batch_size: 1, learning_rate: 0.001, warmup_steps: 0}}
 logging: {{log_every: 1, validate_every: 1000, checkpoint_every: 1, keep: 1}}
@@ -140,7 +145,7 @@ def test_nothing_is_written_elsewhere(audited: tuple[Path, list[dict[str, Any]]]
 
 def _is_probe(command: str, event: str, path: str, folder: Path) -> bool:
     """`doctor` tries whether the current folder can be written, with a file that has no name afterwards."""
-    return command == "doctor" and Path(path).parent == folder / "empty" and event in ("open", "os.remove")
+    return command == "doctor" and folder / "empty" in (Path(path), Path(path).parent) and event in ("open", "os.remove")
 
 
 @pytest.mark.slow

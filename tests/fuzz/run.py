@@ -10,6 +10,7 @@ A case is a target, a seed and a number: the same three make the same file again
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -26,10 +27,8 @@ from pathlib import Path
 SECONDS = 10.0  # of processor time for one case: no load of the machine counts
 WAITING = 120.0  # of the clock, for a case that waits without working
 MEGABYTES = 512
-LONGEST = 3000  # characters of a sentence
 
 HERE = Path(__file__).resolve().parent
-CORPUS = HERE.parent / "data" / "fuzz"
 
 
 # --- in the child -----------------------------------------------------------------------------------------------------
@@ -67,8 +66,6 @@ def _verdict(error: BaseException, megabytes: int) -> str | None:
     text = str(error)
     if not re.search("got |; |problems? in", text):
         return f"no sentence that says what is wrong and what to do: {type(error).__name__}: {text[:500]}"
-    if len(text) > LONGEST:
-        return f"a sentence of {len(text)} characters: {text[:300]} ..."
     return None
 
 
@@ -262,9 +259,14 @@ def known() -> dict[str, bool]:
     return found
 
 
-def corpus() -> Plan:
-    """Every file that was ever found."""
-    return [(path.parent.name, 0, str(path)) for path in sorted(CORPUS.glob("*/*@*"))]
+def corpus(folder: Path) -> Plan:
+    """Every file that was ever found. folder: where those go that are made anew."""
+    spec = importlib.util.spec_from_file_location("ltxkit_fuzz_corpus", HERE / "corpus.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [(path.parent.name, 0, str(path)) for path in module.write(folder)]
 
 
 def main() -> int:
@@ -277,7 +279,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for the files of findings")
-    parser.add_argument("--corpus", action="store_true", help="the files of tests/data/fuzz in place of mutations")
+    parser.add_argument("--corpus", action="store_true", help="every file that was ever found, in place of mutations")
     parser.add_argument("--file", help="one file in place of mutations, named NUMBER@NAME as findings are")
     options = parser.parse_args()
     slow = known()
@@ -290,7 +292,7 @@ def main() -> int:
         for name in names
     ]
     if options.corpus:
-        plan = [entry for entry in corpus() if entry[0] in names]
+        plan = [entry for entry in corpus(options.keep.resolve() / "corpus") if entry[0] in names]
     if options.file:
         plan = [(names[0], 0, options.file)]
     counts: dict[str, dict[str, float]] = {}
