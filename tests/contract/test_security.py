@@ -19,8 +19,8 @@ from ltxkit import cli
 from ltxkit.ltx_core.errors import LONGEST_MESSAGE, CheckpointError, ConfigError, printable
 
 AUDITED = Path(__file__).with_name("audited.py")
-# What torch and the standard library ask for the machine, its libraries and compilers.
-PROBES = {"lscpu", "uname", "gcc", "cc", "ldconfig", "ld", "objdump", "file", "nvidia-smi", "sysctl"}
+# What torch, matplotlib and the standard library ask for the machine, its libraries, compilers and fonts.
+PROBES = {"lscpu", "uname", "gcc", "cc", "ldconfig", "ld", "objdump", "file", "nvidia-smi", "sysctl", "fc-list"}
 
 
 def test_actions_are_pinned_to_commits(repository: Path) -> None:

@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 SECONDS = 10.0  # of processor time for one case: no load of the machine counts
@@ -297,9 +298,10 @@ def main() -> int:
         plan = [(names[0], 0, options.file)]
     counts: dict[str, dict[str, float]] = {}
     started, total = time.monotonic(), 0
-    for name, seed, case, wrong in findings(plan, options.keep.resolve(), counts):
-        total += 1
-        print(f"--- {name}, seed {seed}, case {case}\n{wrong}", flush=True)
+    with suppress(KeyboardInterrupt):  # then what was done so far is told
+        for name, seed, case, wrong in findings(plan, options.keep.resolve(), counts):
+            total += 1
+            print(f"--- {name}, seed {seed}, case {case}\n{wrong}", flush=True)
     for name, count in counts.items():
         print(f"{name:16} {count['accepted']:6} accepted {count['refused']:6} refused {count['seconds']:8.1f} s")
     print(f"{total} findings in {time.monotonic() - started:.0f} s")
