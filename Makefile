@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
 PROMPT ?= the digit three moving left
 
-.PHONY: help demo digits quick test lint bench clean
+.PHONY: help demo digits quick test lint bench fuzz endurance clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make test    lint and the whole test suite, minutes; ARGS goes to pytest here too"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
+	@echo "make fuzz    damages files of every kind and sees what their parsers do; ARGS='lora gguf --count 10000'"
+	@echo "make endurance  200 different runs in one process: memory, descriptors, threads, equal results; ARGS='--count 20'"
 	@echo "make digits  trains that model anew; wants a GPU"
 	@echo "make clean   remove .venv, caches and what the demo wrote"
 
@@ -89,6 +91,12 @@ test: lint
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+endurance: $(VENV)/.test
+	$(BIN)/python tests/faults/endurance.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info output/demo .pytest_cache .ruff_cache

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-import unicodedata
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ..ltx_core.errors import printable
 
 if TYPE_CHECKING:
     from ..ltx_core.progress import ProgressEvent
@@ -39,18 +40,6 @@ def write(text: str) -> None:
     with suppress(OSError):  # nobody reads it any more
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-
-
-def printable(text: str) -> str:
-    """Text in which control characters, lone surrogates and marks that turn its direction are escapes: names from files
-    must not write to the terminal as they like. Tabs and ends of lines stay."""
-    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if character not in "\n\t" and unicodedata.category(character) in hidden
-        else character
-        for character in text
-    )
 
 
 class Console:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
+from ..ltx_core.files import parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, nearest
 from ..ltx_core.values import shown
@@ -234,12 +235,8 @@ def _folders_of(root: Path, names: Iterable[str]) -> Iterator[Path]:
     if not extra.is_file():
         return
     try:
-        import yaml
-    except ImportError:
-        return
-    try:
-        sections = yaml.safe_load(extra.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError):
+        sections = parse_yaml(extra.read_text(encoding="utf-8-sig"))
+    except (ImportError, OSError, ValueError):
         return  # ComfyUI's own file: it says what is wrong with it
     for section in sections.values() if isinstance(sections, dict) else ():
         if isinstance(section, dict):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.media.pictures import NotOpenedError, opened
 from ..nodes.templates import ROOT, TEMPLATES, shipped
 from .graph import Converted, convert, is_graph
 from .stored_graph import Json, Kinds, Named
@@ -117,27 +118,23 @@ def _embedded(path: Path, texts: Mapping[str, str]) -> Any:
 
 def _media_texts(path: Path) -> dict[str, str]:
     """Texts of a picture (PNG chunks; EXIF fields that begin with `prompt:`, as core's WebP has) or tags of a clip."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as picture:
-            found = {key: text for key, text in picture.info.items() if isinstance(text, str)}
+        with opened(path) as picture:
+            found = {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
             for text in picture.getexif().values():
                 if isinstance(text, str) and text.startswith(("prompt:", "workflow:")):
                     key, _, value = text.partition(":")
                     found.setdefault(key, value)
             return found
-    except UnidentifiedImageError:
+    except NotOpenedError:
         pass
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"got {path}, which is damaged ({error}); expected a picture; choose another file") from error
     import av
     from av.error import FFmpegError
 
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return {key.lower(): text for key, text in container.metadata.items()}
-    except (FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError, TypeError, RuntimeError, LookupError, MemoryError) as error:
         raise ConfigError(f"got {path}, which is damaged ({error}); expected a clip; choose another file") from error
 
 
@@ -147,7 +144,7 @@ def _latent_texts(path: Path) -> dict[str, str]:
         size = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(size))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     texts = header.get("__metadata__") if isinstance(header, dict) else None
     return {key: text for key, text in texts.items() if isinstance(text, str)} if isinstance(texts, dict) else {}

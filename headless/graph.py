@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..ltx_core.errors import ConfigError
 from .stored_graph import Json, Kinds, Link, Named, Node, Slot, read_definitions, read_links, read_node
-from .stored_values import widget_names
+from .stored_values import entries, widget_names
 from .texts import one_of_each
 
 RUNS, MUTED, BYPASSED = 0, 2, 4  # other modes ("on event", "on trigger") are left from LiteGraph, and run
@@ -121,7 +121,7 @@ class Level:
         self.outer, self.chain = outer, chain
         self.path: str = "" if outer is None else f"{outer[0].id(outer[1])}:"
         self.links = read_links(graph)
-        listed = [stored for stored in graph.get("nodes") or [] if isinstance(stored, dict)]
+        listed = [stored for stored in entries(graph.get("nodes")) if isinstance(stored, dict)]
         file.count(len(listed))
         self.nodes = {str(stored.get("id")): self._node(stored) for stored in listed}
         self.inner = {
@@ -168,7 +168,7 @@ class Level:
     def promote(self, host: Node) -> None:
         """Give the node that stands for this level the values of its widgets, and this level what only they say."""
         stored = host.stored.get("widgets_values")
-        said = stored if isinstance(stored, list) else []
+        said = entries(stored)
         inside = {name: place for name in self._input_names() if (place := self._promoted(name)) is not None}
         host.values = {name: node.values.get(widget) for name, (_, node, widget) in inside.items()}
         # Some front ends also stored what becomes of a seed after a run.
@@ -187,7 +187,7 @@ class Level:
     def _read_proxies(self, host: Node, said: list[Any], inside: Mapping[str, tuple[Level, Node, str]]) -> None:
         """`proxyWidgets` of front ends before 1.58: widgets inside that the host shows without an input for them."""
         proxies = host.properties.get("proxyWidgets")
-        for index, proxy in enumerate(proxies if isinstance(proxies, list) else []):
+        for index, proxy in enumerate(entries(proxies)):
             if not isinstance(proxy, list) or len(proxy) < 2 or index >= len(said) or said[index] is None:
                 continue
             node_id, widget = str(proxy[0]), str(proxy[1])
@@ -204,14 +204,16 @@ class Level:
                     node.values[widget] = said[index]
                     self._apply_primitives()
 
+    def _input_slots(self) -> list[Json]:
+        return [slot for slot in entries(self.graph.get("inputs")) if isinstance(slot, dict)]
+
     def _input_names(self) -> list[str]:
-        return [str(slot.get("name")) for slot in self.graph.get("inputs") or [] if isinstance(slot, dict)]
+        return [str(slot.get("name")) for slot in self._input_slots()]
 
     def _from_outside(self, name: str) -> Iterator[tuple[Node, Slot]]:
         """The inputs inside that an input of the subgraph leads to."""
         index = self._input_names().index(name)
-        listed = self.graph["inputs"][index].get("linkIds")
-        ids = [str(each) for each in listed or []]
+        ids = [str(each) for each in entries(self._input_slots()[index].get("linkIds"))]
         ids += [key for key, link in self.links.items() if link.origin == INPUT_SIDE and link.origin_slot == index]
         for key in dict.fromkeys(ids):
             for node in self.nodes.values():

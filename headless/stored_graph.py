@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..ltx_core.values import shown
 from ..nodes.widgets import Input, declared_inputs
-from .stored_values import Json, is_widget, stored_values
+from .stored_values import Json, entries, is_widget, stored_values
 
 
 class Link(NamedTuple):
@@ -81,7 +82,7 @@ def read_definitions(graph: Json) -> dict[str, Json]:
     stack: list[Any] = [graph]
     while stack:
         inside = stack.pop().get("definitions")
-        for each in (inside.get("subgraphs") or []) if isinstance(inside, dict) else []:
+        for each in entries(inside.get("subgraphs")) if isinstance(inside, dict) else []:
             if isinstance(each, dict) and str(each.get("id")) not in found:
                 found[str(each.get("id"))] = each
                 stack.append(each)
@@ -90,12 +91,12 @@ def read_definitions(graph: Json) -> dict[str, Json]:
 
 def read_node(stored: Json, kinds: Kinds, subgraph: str) -> Node:
     """A node. subgraph: the name of the subgraph that it stands for, if it does."""
-    kind = str(stored.get("type"))
+    kind = stored["type"] if isinstance(stored.get("type"), str) else shown(stored.get("type"))
     declared = kinds.inputs(kind)
     title = stored.get("title")
     if not isinstance(title, str) or not title:
         title = subgraph or kinds.title(kind)
-    outputs = [str(slot.get("type", "*")) for slot in stored.get("outputs") or [] if isinstance(slot, dict)]
+    outputs = [str(slot.get("type", "*")) for slot in entries(stored.get("outputs")) if isinstance(slot, dict)]
     mode = stored["mode"] if isinstance(stored.get("mode"), int) else 0
     values, inputs = stored_values(declared, stored), _slots(declared, stored)
     return Node(str(stored.get("id")), kind, title, mode, inputs, outputs, values, stored)
@@ -103,9 +104,9 @@ def read_node(stored: Json, kinds: Kinds, subgraph: str) -> Node:
 
 def read_links(graph: Json) -> dict[str, Link]:
     """Links by id: lists (version 0.4) or objects (version 1), in a list or by id."""
-    table = graph.get("links") or []
+    table = graph.get("links")
     found: dict[str, Link] = {}
-    for key, stored in table.items() if isinstance(table, dict) else ((None, each) for each in table):
+    for key, stored in table.items() if isinstance(table, dict) else ((None, each) for each in entries(table)):
         if isinstance(stored, dict):
             fields = [stored.get(name) for name in ("origin_id", "origin_slot", "target_id", "target_slot")]
             key = stored.get("id", key)
@@ -125,7 +126,7 @@ def _whole(value: Any) -> int:
 def _slots(declared: Mapping[str, Input], stored: Json) -> list[Slot]:
     """The inputs of a node in the front end's order: sockets and then widgets as they are declared, then what the file
     has beside them."""
-    listed = [slot for slot in stored.get("inputs") or [] if isinstance(slot, dict) and "name" in slot]
+    listed = [slot for slot in entries(stored.get("inputs")) if isinstance(slot, dict) and "name" in slot]
     by_name = {str(slot["name"]): slot for slot in listed}
     slots = [Slot(name, spec.type, None) for name, spec in declared.items() if not is_widget(spec)]
     slots += [Slot(name, spec.type, None, is_widget=True) for name, spec in declared.items() if is_widget(spec)]

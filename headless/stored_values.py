@@ -40,6 +40,11 @@ _EMPTY = {"INT": 0, "FLOAT": 0, "STRING": "", "BOOLEAN": False}
 EDITOR_NODES = frozenset({"PrimitiveNode", "SetNode", "GetNode"})  # of one widget, which no class declares
 
 
+def entries(value: Any) -> list[Any]:
+    """A list of a file; none where another value stands in its place."""
+    return value if isinstance(value, list) else []
+
+
 def is_widget(spec: Input) -> bool:
     """Whether an input is filled in on the node itself."""
     if spec.options.get("forceInput"):
@@ -51,7 +56,7 @@ def is_widget(spec: Input) -> bool:
 def stored_values(declared: Mapping[str, Input], stored: Json) -> Json:
     """The value of each widget that goes into a prompt, by name; what the file does not say has its default."""
     values, by_name = stored.get("widgets_values"), stored.get("widgets_values_named")
-    if stored.get("type") in EDITOR_NODES:
+    if str(stored.get("type")) in EDITOR_NODES:
         return {"value": values[0]} if isinstance(values, list) and values else {}
     if isinstance(values, dict):
         by_name = values
@@ -61,7 +66,7 @@ def stored_values(declared: Mapping[str, Input], stored: Json) -> Json:
             if spec is not None:
                 found[name] = by_name.get(name, default(spec))
         return found
-    listed = _without_sockets(declared, values if isinstance(values, list) else [])
+    listed = _without_sockets(declared, entries(values))
     for position, (name, spec) in enumerate(_widgets(declared, found)):
         if spec is not None:
             found[name] = listed[position] if position < len(listed) else default(spec)

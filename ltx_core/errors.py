@@ -3,9 +3,34 @@
 Every message says what LTXKit got, what it expected and what to do: `got X; expected Y; do Z`.
 """
 
+import unicodedata
+
+LONGEST_MESSAGE = 4000  # characters; names in files have no limit of their own
+
+
+def printable(text: str) -> str:
+    """Text in which control characters, lone surrogates and marks that turn its direction are escapes: names from files
+    must not write to a terminal or a page as they like. Tabs and ends of lines stay."""
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character not in "\n\t" and unicodedata.category(character) in hidden
+        else character
+        for character in text
+    )
+
 
 class LTXKitError(Exception):
-    """Base of every error that LTXKit raises on purpose; its message is meant for the user."""
+    """Base of every error that LTXKit raises on purpose; its message is meant for the user.
+
+    Whatever names from files the message quotes: it is `printable`, and a longer one loses its middle.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[: LONGEST_MESSAGE * 3 // 4]} ... {text[-LONGEST_MESSAGE // 4 :]}"
+        return printable(text)
 
 
 class ConfigError(LTXKitError, ValueError):

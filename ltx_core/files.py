@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name complete or not at all.
+"""Files and folders that appear under their final name complete or not at all. YAML that comes from strangers.
 
 Everything unfinished has a lock that dies with its process (`locks`): leftovers of a process that was killed are
 removed by the next one that writes into the folder, whatever its number.
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError, LTXKitError
 from .locks import LOCK, TEMPORARY, Lock
@@ -28,6 +29,33 @@ _LOCK_FILE = re.compile(re.escape(LOCK) + r"(?P<token>[0-9a-f]{8}|[0-9a-f]{16}|f
 _LONGEST_NAME = 255  # bytes, of most file systems
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS})  # of file systems without
 _live: dict[str, tuple[Path, ...]] = {}  # temporaries of this process by their token
+
+
+def parse_yaml(text: str) -> Any:
+    """A value of YAML 1.1 by PyYAML's safe loader, without aliases, of which a few lines make a value of any size.
+
+    Raises:
+        ConfigError: it has an alias.
+        ValueError: it is no YAML; the message is one line.
+        ImportError: PyYAML is not installed.
+    """
+    import yaml
+
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(
+                    f"got the alias *{token.value} in line {token.start_mark.line + 1} of a YAML text; "
+                    "expected values without aliases; write the value out"
+                )
+        return yaml.safe_load(text)
+    except ConfigError:
+        raise
+    # Besides its own errors PyYAML says of a tag and its value whatever Python does: !!bool x, !!int '', 2024-13-45.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+    except RecursionError as error:
+        raise ValueError("values nested too deep") from error
 
 
 def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool = False) -> None:

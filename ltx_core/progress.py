@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .errors import printable
+
 
 @dataclass(frozen=True)
 class ProgressEvent:
@@ -52,14 +54,14 @@ _BARS = re.compile(" ?[\u2580-\u259f]+")  # block elements, which drawings in a 
 def log_note(text: str) -> None:
     """A notes callback that writes to the log, under our name, since a host's log shows none, and without drawings: a
     console in a code page has no such characters."""
-    logging.getLogger("ltxkit").info("LTXKit: %s", _BARS.sub("", text))
+    logging.getLogger("ltxkit").info("LTXKit: %s", printable(_BARS.sub("", text)))
 
 
 def doubt(text: str, notes: Notes) -> None:
     """A sentence without which a result may be wrong unnoticed: where `notes` only writes to the log, as a warning at
     the line of the caller's own code, which Python shows."""
     if notes is log_note:
-        warnings.warn(text, UserWarning, stacklevel=_outside())
+        warnings.warn(printable(text), UserWarning, stacklevel=_outside())
     else:
         notes(text)
 

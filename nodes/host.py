@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..ltx_core.errors import UnsupportedError
+from ..ltx_core.errors import UnsupportedError, printable
 from ..ltx_core.progress import Progress, ProgressEvent, log_note
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
 from ..ltx_core.weights.layouts import PartName
@@ -187,6 +187,7 @@ class ComfyUIHost:
 
     def say(self, text: str) -> None:
         log_note(text)
+        text = printable(text)
         server = _server()
         self._said.append(text)
         node = getattr(server, "last_node_id", None)
@@ -196,7 +197,9 @@ class ComfyUIHost:
         if server.client_id in _our_browsers:
             server.send_sync("ltxkit.said", {"node": node, "text": so_far}, server.client_id)
         elif hasattr(server, "send_progress_text"):  # which later front ends clear when the job ends
-            server.send_progress_text(so_far, node)
+            # Older front ends, 1.27 of ComfyUI 0.3.64 among them, put this text into the page as HTML, later ones as
+            # text: names from files must be markup in none.
+            server.send_progress_text(so_far.replace("<", "‹").replace(">", "›"), node)
 
     @contextmanager
     def listening(self) -> Generator[list[str]]:

@@ -32,6 +32,7 @@ from .values import (
 
 RULES: Mapping[str, Rule] = {**core_rules.RULES, **pack_rules.RULES, **other_rules.RULES}
 CORE = "ComfyUI"
+MOST_OUTPUTS = 256  # of a node of another pack, which does not say how many it has
 BRIDGES = {"MODEL": "LTXKitConvertModelToNative", "VAE": "LTXKitConvertVAEToNative"}
 _CORE_IDS = frozenset({"comfy-core", "comfyanonymous/ComfyUI", "Comfy-Org/ComfyUI"})
 
@@ -57,7 +58,7 @@ class _Kept:
         return Link(self.node_id, slot)
 
     def __len__(self) -> int:
-        return 1 << 30
+        return MOST_OUTPUTS
 
 
 def convert(prompt: Mapping[str, Any]) -> Migrated:

@@ -59,7 +59,9 @@ def migrate_file(
         wanted = form or ("api" if _is_api(source) else "ui")
         data: Any = migrated.prompt if wanted == "api" else editor_graph(migrated.prompt)
     with whole(target) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        # Half of a surrogate pair, which JSON's escapes can spell, is no text: as in a browser, a mark stands for it.
+        temporary.write_bytes(text.encode("utf-8", "replace"))
     return MigratedFile(target, migrated, found.left_out)
 
 
@@ -67,6 +69,6 @@ def _is_api(source: Path) -> bool:
     """Whether a file has nodes by id; those of the editor list them."""
     try:
         data = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and not isinstance(data.get("nodes"), list) and "workflow" not in data

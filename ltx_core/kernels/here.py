@@ -91,7 +91,7 @@ def _read(file: Path, machine: dict[str, Any]) -> Kernels:
         if not isinstance(values, dict) or any(values.get(name) != value for name, value in machine.items()):
             raise ValueError("it is not this machine's")
         return Kernels.from_json(values.get("kernels"), "measured")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error
 
 

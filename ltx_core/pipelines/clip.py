@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -132,7 +133,7 @@ class Clip:
         return (
             f'<img src="data:image/{kind};base64,{data}" width="{width}" height="{height}" alt="clip"/>'
             f"<div>{self.size.frames} frames of {self.size.width}x{self.size.height}, {float(self.fps):g} fps, "
-            f"seed {self.settings.get('seed')}</div>"
+            f"seed {html.escape(str(self.settings.get('seed')))}</div>"
         )
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..errors import ConfigError, UnsupportedError
+from ..files import parse_yaml
 from ..releases import DOWNSCALE_FACTOR
 from ..sampling.guidance import Guidance
 from ..values import check_frame_rate, check_kind, check_number, check_text, check_whole, shown
@@ -98,16 +99,15 @@ def _tree(path: Path) -> Any:
             f"got the recipe {path}, which cannot be read ({error}); expected YAML; correct it"
         ) from error
     try:
-        import yaml
+        return parse_yaml(text)
     except ImportError as error:
         raise UnsupportedError(
             "got no PyYAML; expected it to read a recipe; do pip install pyyaml, or write the recipe as JSON"
         ) from error
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"got {path}, which is not YAML ({reason}); expected a recipe; correct it") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"got {path}, which is not YAML ({error}); expected a recipe; correct it") from error
 
 
 def _is_theirs(tree: Mapping[str, Any]) -> bool:

@@ -31,6 +31,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "description")
 TEXT_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 FILE_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
 _LONGEST_NAME = 255  # bytes, of most file systems
+_LONGEST_PATH = 4096  # bytes, of Linux; others say so themselves
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
 
 
@@ -60,6 +61,10 @@ def listed_captions(folder: Path, files: Iterable[Path], notes: Notes, faults: l
     def take(rows: Iterator[tuple[str, str]], beside: Path) -> None:
         try:
             for file, text in rows:
+                if not _can_be_a_file(file, beside):
+                    raise ConfigError(
+                        f"got captions in {beside} for {shown(file)}; expected a name that a file can have; correct it"
+                    )
                 path = located(file, beside)
                 if captions.setdefault(path, text) != text:
                     faults.append(f"{path}: two captions, {captions[path][:60]!r} and {text[:60]!r}")
@@ -150,7 +155,7 @@ def _table_captions(table: Path) -> Iterator[tuple[str, str]]:
                 f"got row {number} of {table} with {', '.join(map(str, row))}; expected a file "
                 f"({', '.join(FILE_COLUMNS)}) and a text ({', '.join(CAPTION_COLUMNS)}); rename the columns"
             )
-        if not _can_be_a_file(file):
+        if not _can_be_a_file(file, table.parent):
             raise ConfigError(
                 f"got row {number} of {table} with the file {shown(file)}; expected a name that a file can have; "
                 "correct it"
@@ -158,9 +163,10 @@ def _table_captions(table: Path) -> Iterator[tuple[str, str]]:
         yield file, text
 
 
-def _can_be_a_file(name: str) -> bool:
+def _can_be_a_file(name: str, beside: Path) -> bool:
     try:
-        return "\0" not in name and all(len(os.fsencode(part)) <= _LONGEST_NAME for part in re.split(r"[/\\]", name))
+        fits = all(len(os.fsencode(part)) <= _LONGEST_NAME for part in re.split(r"[/\\]", name))
+        return "\0" not in name and fits and len(os.fsencode(beside.absolute() / name)) < _LONGEST_PATH
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
 

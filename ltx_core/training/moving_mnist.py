@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +19,13 @@ from ..sampling.noise import stream
 from ..shapes import PixelShape
 from .data import Sample, Samples, Split, file_identity, shuffled, stacked, to_pixels
 from .digits.clips import WORDS
+
+# What numpy and zipfile say of damaged bytes: headers of arrays are Python texts to them, and archives may be encrypted
+# or packed in ways that this Python lacks.
+_NUMPY_ERRORS = (
+    *(OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TypeError, LookupError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
+)
 
 
 class MovingMNIST:
@@ -98,7 +108,7 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         if beside != path and beside.is_file():
             with np.load(beside, allow_pickle=False) as more:
                 arrays |= {f"{beside.name}:{name}": more[name] for name in more.files}
-    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
+    except _NUMPY_ERRORS as error:
         raise ConfigError(
             f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"
         ) from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from ..errors import ConfigError, UnsupportedError
+from ..files import parse_yaml
 from ..values import bound, shown
 
 T = TypeVar("T")
@@ -87,43 +88,20 @@ def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
         UnsupportedError: PyYAML is not installed.
     """
     try:
-        import yaml
-    except ImportError as error:
-        raise UnsupportedError("got no PyYAML; expected it to read a training config; do pip install pyyaml") from error
-    try:
-        tree = _parsed(file.read_text(encoding="utf-8-sig"))
+        tree = parse_yaml(file.read_text(encoding="utf-8-sig"))
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
                 raise ConfigError(f"got --set {override}; expected a.b=value; name the key and its value")
-            parsed = _parsed(value)
+            parsed = parse_yaml(value)
             _put(tree, key.split("."), parsed if value.lstrip()[:1] in ("'", '"') else _number(parsed), key)
-    # ValueError: a date such as 2024-13-45, or another encoding.
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"got {file}, which is not YAML ({reason}); expected a training config; correct it"
-        ) from error
+    except ImportError as error:
+        raise UnsupportedError("got no PyYAML; expected it to read a training config; do pip install pyyaml") from error
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"got {file}, which is not YAML ({error}); expected a training config; correct it") from error
     return tree
-
-
-def _parsed(text: str) -> Any:
-    """YAML without aliases, of which a few lines make a value of any size.
-
-    Raises:
-        ConfigError: it has one. yaml.YAMLError, ValueError, RecursionError: it is no YAML.
-    """
-    import yaml
-
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.AliasToken):
-            raise ConfigError(
-                f"got the alias *{token.value} in line {token.start_mark.line + 1} of a YAML text; expected values "
-                "without aliases; write the value out"
-            )
-    return yaml.safe_load(text)
 
 
 def to_tree(value: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import SchedulerConfig
-from ..errors import CheckpointError, LTXKitError
+from ..errors import CheckpointError, LTXKitError, printable
 from ..kernels.active import keep_dtype
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -173,7 +173,8 @@ class Opened:
             if key.startswith(f"{name}.") or (is_first and not key.startswith(others))
         ]
         if unknown:
-            logger.info("%s has metadata that LTXKit does not read: %s", self.checkpoint.path, ", ".join(unknown))
+            names = printable(", ".join(unknown))
+            logger.info("%s has metadata that LTXKit does not read: %s", self.checkpoint.path, names)
 
 
 def on_meta(build: Callable[[Description], _Module], description: Description, name: str) -> _Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from torch import nn
 from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.errors import UnsupportedError
 from ltxkit.nodes import sockets
+from ltxkit.nodes.host import ComfyUIHost, use_host
 from ltxkit.nodes.host import host as current_host
-from ltxkit.nodes.host import use_host
 
 
 def test_outside_comfyui_a_host_has_to_be_chosen(tmp_path: Path):
@@ -26,6 +27,22 @@ def test_outside_comfyui_a_host_has_to_be_chosen(tmp_path: Path):
         assert current_host() is chosen
     with pytest.raises(UnsupportedError):
         current_host()
+
+
+def test_names_from_files_are_no_markup_on_a_node(monkeypatch: pytest.MonkeyPatch):
+    """Older front ends of ComfyUI put the text of a node into the page as HTML."""
+    shown: list[tuple[str, str]] = []
+    server = SimpleNamespace(
+        last_node_id="7", client_id="a", send_progress_text=lambda text, node: shown.append((text, node))
+    )
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
+    comfyui = ComfyUIHost()
+    comfyui.say("<img src=x onerror=alert(1)>.safetensors: 2 of 2\x1b[2J targets matched.")
+    comfyui.say("a < b")
+    assert shown == [
+        ("‹img src=x onerror=alert(1)›.safetensors: 2 of 2\\x1b[2J targets matched.", "7"),
+        ("‹img src=x onerror=alert(1)›.safetensors: 2 of 2\\x1b[2J targets matched.\na ‹ b", "7"),
+    ]
 
 
 def test_each_handle_brings_its_own_number_of_resident_blocks():

@@ -68,7 +68,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise ConfigError(f"got {path}, which ends inside its header; expected MNIST's own files; download it again")
     shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * dims)
-    if body.size != math.prod(shape):
+    if body.size != math.prod(shape) or 0 in shape:
         raise ConfigError(
             f"got {path} with {body.size} bytes of data; expected {shape}; the file is truncated, download it again"
         )

@@ -1,0 +1,16 @@
+"""Every parser of untrusted bytes, by name."""
+
+from __future__ import annotations
+
+import graph_targets
+import media_targets
+import settings_targets
+import weights_targets
+from target import Target
+
+TARGETS: dict[str, Target] = {
+    **weights_targets.TARGETS,
+    **graph_targets.TARGETS,
+    **settings_targets.TARGETS,
+    **media_targets.TARGETS,
+}
