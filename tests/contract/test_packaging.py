@@ -99,11 +99,12 @@ def test_wheel_holds_ltxkit_and_nothing_beside_it(repository: Path, wheel: Path)
     tops = {name.parts[0] for name in inside}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ltxkit"}
     shipped = {name.relative_to("ltxkit") for name in inside if name.parts[0] == "ltxkit"}
-    data = ("workflows", "subgraphs", "locales", "web", "assets", "service/page")
+    data = ("workflows", "subgraphs", "locales", "web", "assets")
     expected = {
         name
         for name in repository_files(repository)
         if name.parts[0] in data
+        or name.parts[:2] == ("service", "page")
         or name == PurePosixPath("py.typed")
         or (
             name.suffix == ".py"
