@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.filenames import check_for_system, names_a_drive
 from ..ltx_core.files import check_output, sync, temporary
 from ..ltx_core.values import shown
 from ..nodes.host import host
@@ -41,10 +42,11 @@ def said_in_files(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
 def _inside(folder: Path, name: str) -> Path:
     """`folder / name`, unless that leaves the folder (ConfigError)."""
     _check_name(name)
-    if not (folder / name).exists():
+    outside = names_a_drive(name)  # asked first: a look at a place on another machine already logs in there
+    if not outside and not (folder / name).exists():
         name = name.replace("\\", "/")  # as Windows separates folders
-    path = (folder / name).resolve()
-    if re.match(r"[A-Za-z]:", name) or not path.is_relative_to(folder.resolve()):
+    path = (folder / name).resolve() if not outside else folder
+    if outside or not path.is_relative_to(folder.resolve()):
         raise ConfigError(
             f"got the path {name!r}, which leaves {folder}; expected a file inside it; move the file there"
         )
@@ -61,6 +63,7 @@ def _check_name(name: object) -> None:
         fits = False
     if not fits:
         raise ConfigError(f"got the name {shown(name)}; expected one that a file can have; write another")
+    check_for_system(name)
 
 
 def named_file(name: str) -> Path:
