@@ -232,13 +232,20 @@ def _ran(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
 
 
 def _checked(command: Sequence[str | Path]) -> str:
-    """What a command prints. Raises CannotBuildError with what it says last."""
+    """What a command prints. Raises CannotBuildError with its reason."""
     ran = _ran(command)
     if ran.returncode:
-        said = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")] or said or [f"status {ran.returncode}"]
-        raise CannotBuildError(f"{' '.join(str(part) for part in command[-3:])}: {errors[-1]}")
+        raise CannotBuildError(reason(ran.stdout + ran.stderr) or f"{command[0]} ended with status {ran.returncode}")
     return ran.stdout
+
+
+def reason(said: str) -> str:
+    """Of what pip says: the packages that contradict each other, or its last error, or its last line."""
+    conflict = re.search(r"The conflict is caused by:\n(.+?)(\n\n|\nTo fix this|$)", said, re.DOTALL)
+    if conflict:
+        return "; ".join(line.strip() for line in conflict[1].splitlines())
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return ([line for line in lines if line.startswith("ERROR")] or lines or [""])[-1]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -63,7 +63,6 @@ def _check_name(name: object) -> None:
         fits = False
     if not fits:
         raise ConfigError(f"got the name {shown(name)}; expected one that a file can have; write another")
-    check_for_system(name)
 
 
 def named_file(name: str) -> Path:
@@ -71,6 +70,7 @@ def named_file(name: str) -> Path:
     _check_name(name)
     match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
     name, kind = match.groups() if match else (name, "input")
+    check_for_system(name)
     return _inside(_host().folder(kind), name)
 
 
@@ -127,6 +127,7 @@ class NumberedFiles:
             prefix = prefix.replace(f"%{name}%", str(value))
         root = _host().folder(kind)
         target = _inside(root, prefix)
+        check_for_system(f"{prefix}_00001_")
         if target == root.resolve() or Path(prefix.replace("\\", "/")).name in ("", ".."):
             raise ConfigError(
                 f"got the filename_prefix {shown(prefix)}; expected the start of a file's name; write one, such as clip"

@@ -185,7 +185,7 @@ def test_a_prefix_that_cannot_be_is_refused_first(host: PlainHost, node: str, pr
     assert [path.name for path in host.output_folder.rglob("*")] == ["taken"]
 
 
-@pytest.mark.parametrize("prefix", ["nul/clip", "a:b", "day./clip", "day /clip", "what?", "con\\x"])
+@pytest.mark.parametrize("prefix", ["nul/clip", "day:1", "day./clip", "day /clip", "what?", "con\\x"])
 def test_what_windows_has_no_names_for_is_refused_there(host: PlainHost, monkeypatch: pytest.MonkeyPatch, prefix: str):
     save = CORE_NODES["SaveImage"].VALIDATE_INPUTS  # pyright: ignore[reportAttributeAccessIssue]
     with use_host(host):
@@ -193,6 +193,8 @@ def test_what_windows_has_no_names_for_is_refused_there(host: PlainHost, monkeyp
         monkeypatch.setattr(sys, "platform", "win32")
         assert re.match(r"got the name .*; expected one without .*Windows", save(filename_prefix=prefix))
         assert save(filename_prefix="con") is True  # con_00001_.png is no device
+        with pytest.raises(ConfigError, match="which Windows keeps for a device"):
+            named_file("con.png")
     assert list(host.output_folder.rglob("*")) == []
 
 

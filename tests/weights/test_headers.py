@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, LTXKitError, UnsupportedError
+from ltxkit.ltx_core.measuring.machine import peak_of_process
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae, open_models
 from ltxkit.ltx_core.weights.containers import open_checkpoint, read_header
 from ltxkit.ltx_core.weights.counts import FEW, Indices
