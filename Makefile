@@ -1,20 +1,30 @@
 # Every target sets up what it needs on first use (a .venv beside this file) and starts at once afterwards.
 # Needs: Python 3.10 or later with pip and venv, and make. Nothing outside this folder is changed.
+# On Windows: make and the shell of Git for Windows (Git Bash).
 
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+SCRIPTS := Scripts
+EXE := .exe
+else
 PYTHON ?= python3
+SCRIPTS := bin
+EXE :=
+endif
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(SCRIPTS)
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
 PROMPT ?= the digit three moving left
 
-.PHONY: help demo digits quick test lint bench fuzz endurance clean
+.PHONY: help demo digits quick test versions lint bench fuzz endurance clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a prompt becomes a video, with the model that comes with the pack; written to output/demo"
 	@echo "make quick   the tests that are not marked slow, about a minute; ARGS goes to pytest: make quick ARGS='-k vae -x'"
 	@echo "make test    lint and the whole test suite, minutes; ARGS goes to pytest here too"
+	@echo "make versions  make quick with the oldest and newest versions, and on each Python; ARGS='oldest 3.12' names some"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
 	@echo "make fuzz    damages files of every kind and sees what their parsers do; ARGS='lora gguf --count 10000'"
@@ -24,7 +34,7 @@ help:
 
 # ---- set-up -----------------------------------------------------------------------------------------------------------
 
-$(BIN)/python:
+$(BIN)/python$(EXE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	    echo "LTXKit needs Python 3.10 or later; $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another one: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "Making $(VENV) with `$(PYTHON) --version`"
@@ -33,7 +43,7 @@ $(BIN)/python:
 	    rm -rf $(VENV); exit 1; }
 
 # torch comes first and by itself: it is the one large download, and the one that may not exist for every Python.
-$(VENV)/.torch: constraints.txt | $(BIN)/python
+$(VENV)/.torch: constraints.txt | $(BIN)/python$(EXE)
 	@echo "Installing torch ..."
 	@$(PIP) torch || { \
 	    echo; echo "The torch version in constraints.txt cannot be had for `$(BIN)/python --version` on this machine."; \
@@ -88,6 +98,10 @@ quick: $(VENV)/.test
 
 test: lint
 	$(PYTEST) $(ARGS)
+
+# Environments of gigabytes in the temporary folder, each removed after its run; .ci/versions.py --help has the options.
+versions: $(VENV)/.test
+	$(BIN)/python .ci/versions.py $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)

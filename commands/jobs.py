@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.filenames import same_file_key
 from ..ltx_core.files import VIDEOS, check_output
 from ..ltx_core.locks import Claims
 from ..ltx_core.outputs import folder_or_file
@@ -91,7 +92,7 @@ def jobs_of(options: argparse.Namespace, prompts: Sequence[str], claims: Claims 
         )
     jobs: list[Job] = []
     for group in groups:
-        seeds = _seeds(options, group[0], {job.output for job in jobs}, claims)
+        seeds = _seeds(options, group[0], {same_file_key(job.output) for job in jobs}, claims)
         for seed, made in (next(seeds) for _ in range(options.count)):
             values = names.values_of(group[0], seed, len(jobs) + 1)
             paths = {
@@ -110,7 +111,7 @@ def jobs_of(options: argparse.Namespace, prompts: Sequence[str], claims: Claims 
 
 
 def _seeds(
-    options: argparse.Namespace, prompt: str, taken: set[Path], claims: Claims | None
+    options: argparse.Namespace, prompt: str, taken: set[str], claims: Claims | None
 ) -> Iterator[tuple[int, Path]]:
     """Seeds that count on, and the made name of each."""
     seed = options.seed or 0
@@ -119,7 +120,7 @@ def _seeds(
         if options.output is None and options.seed is not None:
             made = names.free(made, taken, claims)
         if options.output is not None or options.seed is not None or names.is_free(made, taken, claims):
-            taken.add(made)
+            taken.add(same_file_key(made))
             yield seed, made
         seed += 1
 
@@ -128,7 +129,7 @@ def _check_names(options: argparse.Namespace, jobs: Sequence[Job], count: int) -
     for option in RESULTS:
         template = getattr(options, option)
         paths = [getattr(job, option) for job in jobs if getattr(job, option) is not None]
-        if len(set(paths)) < len(paths):
+        if len(set(map(same_file_key, paths))) < len(paths):
             raise ConfigError(
                 f"got {count} clips for the one name {template}; expected a name of its own for each; put {{seed}}, "
                 "{number} or {prompt} into it" + (", or leave -o out" if option == "output" else "")
@@ -153,14 +154,14 @@ def exists(path: Path) -> bool:
 
 def check_results(jobs: Sequence[Job], read: Iterable[Path]) -> None:
     """Raises ConfigError: two results under one name, or one that would replace what the run reads."""
-    read, written = list(read), set[Path]()
+    read, written = list(read), set[str]()
     for path in (path for job in jobs for path in job.results):
         there = path.absolute()
         replaced = any(there == other.absolute() or (path.exists() and _is_same(path, other)) for other in read)
-        if there in written or replaced:
+        if same_file_key(path) in written or replaced:
             role = "a file that the run reads" if replaced else "another result"
             raise ConfigError(f"got the output {path}, which is {role}; expected a name of its own; name another")
-        written.add(there)
+        written.add(same_file_key(path))
 
 
 def _is_same(path: Path, other: Path) -> bool:

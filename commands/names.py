@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.filenames import is_device, same_file_key
 from ..ltx_core.locks import Claims
 from ..ltx_core.values import shown
 
@@ -28,7 +29,7 @@ def slug(prompt: str) -> str:
         if len(longer) > _LONGEST or len(longer.encode()) > _BYTES:
             break
         made = longer
-    return made or "clip"
+    return f"{made}-clip" if is_device(made) else made or "clip"
 
 
 def values_of(prompt: str, seed: int, number: int) -> dict[str, str]:
@@ -69,10 +70,10 @@ def _fields(template: str) -> list[str]:
     return fields
 
 
-def free(path: Path, taken: set[Path], claims: Claims | None) -> Path:
+def free(path: Path, taken: set[str], claims: Claims | None) -> Path:
     """The name itself, or with the next number: name-2, name-3. It is claimed.
 
-    taken: names that exist only in this run's plan. claims: None: names are only looked at.
+    taken: keys of names that exist only in this run's plan (`same_file_key`). claims: None: names are only looked at.
     """
     number, name = 2, path
     while not is_free(name, taken, claims):
@@ -81,9 +82,9 @@ def free(path: Path, taken: set[Path], claims: Claims | None) -> Path:
     return name
 
 
-def is_free(path: Path, taken: set[Path], claims: Claims | None) -> bool:
+def is_free(path: Path, taken: set[str], claims: Claims | None) -> bool:
     """Whether nothing has the name, and no other run has claimed it; then this one has."""
-    if path in taken or path.exists() or (claims is not None and not claims.take(path)):
+    if same_file_key(path) in taken or path.exists() or (claims is not None and not claims.take(path)):
         return False
     if claims is not None and path.exists():  # by a run that has ended since the first look
         claims.release(path)

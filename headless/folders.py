@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.filenames import check_for_system, names_a_drive
 from ..ltx_core.files import check_output, sync, temporary
 from ..ltx_core.values import shown
 from ..nodes.host import host
@@ -41,10 +42,11 @@ def said_in_files(prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
 def _inside(folder: Path, name: str) -> Path:
     """`folder / name`, unless that leaves the folder (ConfigError)."""
     _check_name(name)
-    if not (folder / name).exists():
+    outside = names_a_drive(name)  # asked first: a look at a place on another machine already logs in there
+    if not outside and not (folder / name).exists():
         name = name.replace("\\", "/")  # as Windows separates folders
-    path = (folder / name).resolve()
-    if re.match(r"[A-Za-z]:", name) or not path.is_relative_to(folder.resolve()):
+    path = (folder / name).resolve() if not outside else folder
+    if outside or not path.is_relative_to(folder.resolve()):
         raise ConfigError(
             f"got the path {name!r}, which leaves {folder}; expected a file inside it; move the file there"
         )
@@ -68,6 +70,7 @@ def named_file(name: str) -> Path:
     _check_name(name)
     match = re.fullmatch(r"(.*?) ?\[(input|output|temp)\]", name)
     name, kind = match.groups() if match else (name, "input")
+    check_for_system(name)
     return _inside(_host().folder(kind), name)
 
 
@@ -124,6 +127,7 @@ class NumberedFiles:
             prefix = prefix.replace(f"%{name}%", str(value))
         root = _host().folder(kind)
         target = _inside(root, prefix)
+        check_for_system(f"{prefix}_00001_")
         if target == root.resolve() or Path(prefix.replace("\\", "/")).name in ("", ".."):
             raise ConfigError(
                 f"got the filename_prefix {shown(prefix)}; expected the start of a file's name; write one, such as clip"

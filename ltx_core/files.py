@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, LTXKitError
+from .filenames import LONGEST_NAME, check_for_system
 from .locks import LOCK, TEMPORARY, Lock
 from .values import shown
 
@@ -26,7 +27,6 @@ VIDEOS = (".mp4",)
 
 _LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<token>[0-9a-f]{8})(\.old\.(?P<target>.+)|\.[^.]*)?")
 _LOCK_FILE = re.compile(re.escape(LOCK) + r"(?P<token>[0-9a-f]{8}|[0-9a-f]{16}|folder)")
-_LONGEST_NAME = 255  # bytes, of most file systems
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS})  # of file systems without
 _live: dict[str, tuple[Path, ...]] = {}  # temporaries of this process by their token
 
@@ -79,7 +79,10 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
             what = "a folder" if path.is_dir() else "no ordinary file"
             raise ConfigError(f"got the output {path}, which is {what}; expected a file; name another")
         start = path if folder else path.parent
-        there = next(parent for parent in (start, *start.absolute().parents) if parent.exists() or parent.is_symlink())
+        folders = (start, *start.absolute().parents)
+        there = next((parent for parent in folders if parent.exists() or parent.is_symlink()), None)
+        if there is None:  # a drive of Windows
+            raise ConfigError(f"got the output {path}, whose drive is not there; expected one; name another output")
         if not there.is_dir():
             raise ConfigError(f"got the output {path}, but {there} is not a folder; expected one; name another output")
         probe = there / f"{TEMPORARY}{secrets.token_hex(4)}"
@@ -93,7 +96,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
 
 
 def check_name(text: str, *, folder: bool) -> None:
-    """Refuse what no file, or no folder, can be called. Raises ConfigError."""
+    """Refuse what no file, or no folder, can be called on this system. Raises ConfigError."""
     try:
         os.fsencode(text)
         fits = "\0" not in text
@@ -104,6 +107,7 @@ def check_name(text: str, *, folder: bool) -> None:
     separators = tuple(separator for separator in (os.sep, os.altsep) if separator)
     if not folder and (text.endswith(separators) or Path(text).name in ("", ".", "..")):
         raise ConfigError(f"got the output {shown(text)}, which names a folder; expected a file; add its name")
+    check_for_system(text)
 
 
 def _either(names: Sequence[str]) -> str:
@@ -217,7 +221,7 @@ def remove_temporaries() -> None:
 def _exchange(part: Path, path: Path) -> None:
     """Put a folder in the place of another one, which stays if that fails."""
     name = f"{part.name.removesuffix(part.suffix)}.old.{path.name}"
-    old = path.with_name(name if len(os.fsencode(name)) <= _LONGEST_NAME else f"{part.name}_")
+    old = path.with_name(name if len(os.fsencode(name)) <= LONGEST_NAME else f"{part.name}_")
     try:
         path.replace(old)
         part.replace(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+from .filenames import folded
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -159,6 +160,5 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _key(name: str) -> str:
-    """The same for names that are one to the file system, which ignores case on Windows and macOS."""
-    folded = name.casefold() if sys.platform in ("win32", "darwin") else name
-    return hashlib.sha256(os.fsencode(folded)).hexdigest()[:16]
+    """The same for names that are one to the file system."""
+    return hashlib.sha256(os.fsencode(folded(name))).hexdigest()[:16]

@@ -6,12 +6,14 @@ here imports torch, so that a command can refuse a wrong name at once.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from . import files
@@ -39,15 +41,15 @@ class Encoder:
         except UnknownCodecError:
             return False
 
-    def takes(self, width: int, height: int) -> bool:
-        """Whether it takes frames of this size, which only opening it tells."""
+    def takes(self, width: int, height: int, options: Mapping[str, str] = MappingProxyType({})) -> bool:
+        """Whether it takes frames of this size, and these options, which only opening it tells."""
         from av import CodecContext
         from av.error import FFmpegError
 
         context: Any = CodecContext.create(self.name, "w")
         context.width, context.height, context.pix_fmt = width, height, self.layout
         context.framerate, context.time_base = Fraction(24), Fraction(1, 24)
-        context.options = dict(QUIET.get(self.name, {}))
+        context.options = {**QUIET.get(self.name, {}), **options}
         try:
             with scheduling_kept():
                 context.open()
@@ -122,6 +124,7 @@ LOSSLESS_SOUND = ("flac", "pcm", "alac")
 SOUND_FILE = "sound.wav"  # beside the pictures of a folder
 DIGITS = 4  # of the number of a picture, at least
 PRORES_444 = 95  # the quality from which on ProRes stores colours in full resolution
+_PRORES = ((20, "proxy"), (40, "lt"), (70, "standard"), (PRORES_444, "hq"), (100, "4444"))  # each up to a quality
 LONGEST_SIDES = {"gif": 65535, "webp": 16383}  # in pixels, as these formats store it
 
 _NUMBER = re.compile(r"%0?(\d*)d|(#+)|\*")
@@ -165,6 +168,14 @@ class Output:
         """Whether frames are stored, or compressed, from eight bits of a channel."""
         encoder = self.encoder
         return encoder is None or not (encoder.layout.endswith("10le") or self.codec == "exr")
+
+    @property
+    def prores_profile(self) -> str | None:
+        """The profile that FFmpeg would not take by itself for the layout, HQ or 4444."""
+        if self.codec != "prores" or self.quality is None:
+            return None
+        profile = next((profile for end, profile in _PRORES if self.quality < end), "4444xq")
+        return None if profile in ("hq", "4444") else profile
 
     def stored_size(self, size: PixelShape) -> tuple[int, int]:
         """(width, height) of the stored frames: as asked, or the next even numbers where the encoder takes no others.
@@ -382,7 +393,20 @@ def _with_quality(output: Output, quality: float | str | None) -> Output:
             f"got quality {shown(quality)}, for which this installation of PyAV lacks {codec.exact.name}; expected "
             "less than 100 for this codec; lower it"
         )
-    return replace(output, crf=crf, quality=value, is_exact=exact)
+    output = replace(output, crf=crf, quality=value, is_exact=exact)
+    if output.prores_profile and not _chooses_prores_profiles():
+        raise UnsupportedError(
+            f"got quality {shown(quality)}, for which the FFmpeg of this installation of PyAV (7.1) cannot choose the "
+            "profile of ProRes; expected 70 to 99; change it, or upgrade av to 15 or later"
+        )
+    return output
+
+
+@functools.cache
+def _chooses_prores_profiles() -> bool:
+    """That of av 14.2 looks the profile's name up among those of other codecs."""
+    encoder = CODECS["prores"].usual
+    return encoder is not None and encoder.takes(64, 64, {"profile": "proxy"})
 
 
 def _with_sound(output: Output, sound_codec: str | None) -> Output:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.filenames import stays_inside
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.preview import fit_preview
@@ -132,11 +133,10 @@ def _named(name: str, kinds: Sequence[str]) -> Path | None:
     for spelling in (name, name.replace("\\", "/")):
         if spelling in files:
             return files[spelling]
-        inside = PurePosixPath(spelling)
-        if not inside.parts or inside.is_absolute() or ".." in inside.parts:
+        if not stays_inside(spelling):
             continue
         for folder in (folder for kind in kinds for folder in host().model_folders(kind)):
-            path = folder / inside
+            path = folder / spelling
             if (path.is_file() and spelling.lower().endswith(NAMED)) or (path / "config.json").is_file():
                 return path
     return None

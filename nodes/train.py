@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ltx_core.errors import ConfigError, TrainingError
+from ..ltx_core.filenames import is_device
 from ..ltx_core.files import whole
 from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.training.checkpoints import latest_checkpoint
@@ -96,7 +97,7 @@ class TrainLoRA(sockets.Node):
 
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
-        return True if name is None or NAME.fullmatch(name) else _bad_name(name)
+        return True if name is None or _is_name(name) else _bad_name(name)
 
     def run(
         self,
@@ -118,7 +119,7 @@ class TrainLoRA(sockets.Node):
         copy_to_loras: bool = True,
         settings: str = "",
     ) -> tuple[Path, str]:
-        if not NAME.fullmatch(name):
+        if not _is_name(name):
             raise ConfigError(_bad_name(name))
         path, run = model_path(model_name, MODEL_KINDS), host().output_folder / RUNS / name
         videos = (host().input_folder / Path(folder).expanduser()).resolve()
@@ -154,8 +155,16 @@ class TrainLoRA(sockets.Node):
         return trained, str(trained)
 
 
+def _is_name(name: str) -> bool:
+    """Whether a file and a folder can have it on every system."""
+    return NAME.fullmatch(name) is not None and not name.endswith((".", " ")) and not is_device(name)
+
+
 def _bad_name(name: str) -> str:
-    return f"got name {name!r}; expected letters, figures, -, _ and .; change it"
+    return (
+        f"got name {name!r}; expected letters, figures, -, _ and ., no dot at the end, and not the name of a device of "
+        "Windows, such as CON; change it"
+    )
 
 
 def train(

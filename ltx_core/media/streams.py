@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from ..outputs import PRORES_444, QUIET, Encoder, Output
+from ..outputs import QUIET, Encoder, Output
 from ..shapes import PixelShape
 from ..threads import scheduling_kept
 from .filters import Conversion
@@ -27,9 +27,6 @@ _STUDIO = {"in_range": "full", "out_range": "limited", "out_color_matrix": "bt70
 _RGB = ("rgb24", "bgr0", "gbrp")
 _X265 = "no-cutree=1"
 """With its tree, x265 (in av 18.1) writes past the end of memory at widths up to 48: every second process aborts."""
-
-_PRORES = ((20, "proxy"), (40, "lt"), (70, "standard"), (PRORES_444, "hq"), (100, "4444"))
-"""Profiles of ProRes, each up to a quality; 100 is 4444 XQ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +144,7 @@ def encoder_options(output: Output) -> dict[str, str]:
             fast |= {"auto-alt-ref": "0", "lag-in-frames": "0"}
         return {**fast, "lossless": "1"} if output.is_exact else {**fast, **crf}
     if name == "prores_ks":
-        quality = 75 if output.quality is None else output.quality
-        return {"profile": next((profile for end, profile in _PRORES if quality < end), "4444xq")}
+        return {"profile": output.prores_profile} if output.prores_profile else {}
     return {"level": "3"} if name == "ffv1" else {}
 
 

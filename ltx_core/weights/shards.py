@@ -11,16 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, cast
 
 from ..errors import CheckpointError
+from ..filenames import stays_inside
 from ..values import shown
 from .headers import read_json_object
 
 SAFETENSORS = (".safetensors", ".sft")
-
-_LONGEST_NAME = 255  # bytes, of most file systems
 
 # In the order of preference.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -254,22 +253,10 @@ def _mentions_weights(file: Path) -> bool:
 def _by_shard(index: Path, weight_map: Mapping[str, Any]) -> dict[str, list[str]]:
     shards: dict[str, list[str]] = {}
     for key, name in weight_map.items():
-        if not isinstance(name, str) or not _stays_inside(name):
+        if not isinstance(name, str) or not stays_inside(name):
             raise CheckpointError(
                 f"got {index}, which says that {key!r} is in {name!r}; expected the name of a file beside the index; "
                 "download the folder again"
             )
         shards.setdefault(name, []).append(key)
     return shards
-
-
-def _stays_inside(name: str) -> bool:
-    """Whether a name from a file leads to a place below its folder, on any system. Links are followed: the cache of the
-    Hugging Face hub consists of them."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
-    try:
-        fits = all(len(part.encode()) <= _LONGEST_NAME for part in posix.parts)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        fits = False
-    return bool(posix.parts) and not outside and fits and "\0" not in name

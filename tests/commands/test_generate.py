@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import torch
 
 from ltxkit import cli
 from ltxkit.commands import arguments, names
-from ltxkit.commands.jobs import jobs_of, prompts_of
+from ltxkit.commands.jobs import Job, check_results, jobs_of, prompts_of
 from ltxkit.commands.places import MODEL, TEXT_ENCODER, Places, config_file, read_config
 from ltxkit.commands.settings import assignment, overrides
-from ltxkit.ltx_core import media
+from ltxkit.ltx_core import filenames, media
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
 from ltxkit.ltx_core.pipelines.clip import Clip
 from ltxkit.ltx_core.pipelines.library import Components
@@ -83,6 +84,9 @@ def options(*argv: str) -> argparse.Namespace:
         ("word " * 40, "word-word-word-word-word-word-word-word-word"),
         ("a fox \udcff", "a-fox"),
         ("{seed}", "seed"),
+        ("con", "con-clip"),  # of which Windows makes no file
+        ("COM¹!", "com1-clip"),
+        ("NUL. Nothing", "nul-nothing"),
     ],
 )
 def test_a_name_is_made_of_the_first_words(prompt: str, made: str) -> None:
@@ -160,6 +164,19 @@ def test_clips_that_cannot_be_named(nowhere: Path, argv: list[str], message: str
     said = options(*argv)
     with pytest.raises(ConfigError, match=message):
         jobs_of(said, prompts_of(said))
+
+
+@pytest.mark.parametrize(("system", "are_one"), [("linux", False), ("darwin", True), ("win32", True)])
+def test_names_that_differ_in_case_alone(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, system: str, are_one: bool
+) -> None:
+    """Where they are one file, the second clip would take the place of the first."""
+    monkeypatch.setattr("sys.platform", system)
+    clips = [Job(("a fox",), seed, Path(name)) for seed, name in enumerate(("A.mp4", "a.mp4"))]
+    with pytest.raises(ConfigError, match="which is another result") if are_one else nullcontext():
+        check_results(clips, [])
+    taken = {filenames.same_file_key(Path("A-Fox-0.mp4"))}
+    assert names.is_free(Path("a-fox-0.mp4"), taken, None) is not are_one
 
 
 def test_an_existing_result_is_replaced_when_the_user_says_so(nowhere: Path) -> None:

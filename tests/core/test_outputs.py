@@ -114,7 +114,7 @@ def test_other_formats_give_frames_that_look_the_same(tmp_path: Path, name: str,
 def test_the_sound_is_kept_and_sample_for_sample_where_its_codec_is_lossless(
     tmp_path: Path, name: str, form: dict[str, Any]
 ) -> None:
-    output, _ = written(tmp_path, name, form, clip(32, 48))
+    output, _ = written(tmp_path, name, form, clip(64, 64))  # the least that SVT-AV1 of av 14.2 takes
     back = media.read_sound(output.path)
     if output.sound_codec is None:
         assert back is None
@@ -232,6 +232,31 @@ def test_what_cannot_be_is_refused_before_any_work(
     with pytest.raises(LTXKitError, match=sentence):
         check_output(f"{tmp_path}/{name}" if name else name, **form)
     assert not list(tmp_path.iterdir())
+
+
+PROFILES = (
+    *((None, "apch"), (0, "apco"), (19, "apco"), (20, "apcs"), (40, "apcn"), (70, "apch"), (94, "apch")),
+    *((95, "ap4h"), (99, "ap4h"), (100, "ap4x")),
+)
+
+
+@pytest.mark.parametrize(("quality", "tag"), PROFILES)
+def test_the_quality_of_prores_is_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quality: float | None, tag: str
+) -> None:
+    """The FFmpeg of av 14.2 knows only those that it takes by itself: others are refused there, never replaced."""
+    if outputs._chooses_prores_profiles():
+        written(tmp_path, "a.mov", {"quality": quality}, clip(32, 48))
+        with av.open(str(tmp_path / "a.mov")) as container:
+            assert container.streams.video[0].codec_context.codec_tag == tag
+    monkeypatch.setattr(outputs, "_chooses_prores_profiles", lambda: False)
+    if tag in ("apch", "ap4h"):
+        written(tmp_path, "b.mov", {"quality": quality}, clip(32, 48))
+        with av.open(str(tmp_path / "b.mov")) as container:
+            assert container.streams.video[0].codec_context.codec_tag == tag
+    else:
+        with pytest.raises(UnsupportedError, match="cannot choose the profile of ProRes; expected 70 to 99"):
+            check_output(tmp_path / "b.mov", quality=quality)
 
 
 def test_an_encoder_that_this_pyav_lacks_is_refused_with_those_that_it_has(

@@ -96,10 +96,15 @@ def test_compressed_sound_begins_on_time(tmp_path: Path, name: str) -> None:
     sound = read(write(tmp_path / name, waveform, 44100, codec="aac"))
     length = sound.waveform.shape[1]
     assert length == 22050 if name == "a.mp4" else 22050 <= length < 22050 + 2 * 1024
-    error = (sound.waveform[:, 2048:20000] - waveform[:, 2048:20000]).abs()
-    assert error.max() < 0.05
-    late = (sound.waveform[:, 2058:20010] - waveform[:, 2048:20000]).abs()
-    assert late.max() > 0.1
+    # Matroska counts milliseconds, 44 samples; with FFmpeg 7.1 (av 14.2) the samples before the first one do too.
+    allowed = range(-22, 23) if name == "a.mkv" else (0,)
+
+    def error(late: int) -> float:
+        return float((sound.waveform[:, 2048 + late : 20000 + late] - waveform[:, 2048:20000]).abs().max())
+
+    late = min(allowed, key=error)
+    assert error(late) < 0.05
+    assert error(late + 10) > 0.1
 
 
 def test_it_begins_with_the_first_frame(tmp_path: Path) -> None:

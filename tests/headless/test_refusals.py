@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 
 from ltxkit.headless.core_nodes import CORE_NODES
 from ltxkit.headless.exports import read_export
-from ltxkit.headless.folders import NumberedFiles
+from ltxkit.headless.folders import NumberedFiles, named_file
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.prompt import PromptError, check, set_inputs
 from ltxkit.headless.runner import NodeError, Runner, all_nodes, run_workflow
@@ -24,6 +26,17 @@ from ltxkit.headless.stored_graph import Kinds
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError, UnsupportedError
 from ltxkit.nodes.host import use_host
+
+# Of Windows, which would leave the folder.
+DRIVES = (
+    "C:\\a.png",
+    "C:a.png",
+    "c:/a.png",
+    "C:",
+    "\\\\server\\share\\a.png",
+    "//server/share/a.png",
+    "\\\\?\\C:\\a.png",
+)
 
 
 @pytest.fixture
@@ -149,7 +162,8 @@ def test_names_of_another_system_are_found(run: Any, name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["..\\a.png", "../a.png", "C:\\a.png", "sub\\..\\..\\a.png", "a\0.png", "\ud800.png", "x" * 300, "none.png"]
+    "name",
+    [*DRIVES, "..\\a.png", "../a.png", "sub\\..\\..\\a.png", "a\0.png", "\ud800.png", "x" * 300, "none.png"],
 )
 def test_a_picture_that_is_not_in_the_folder_is_refused_first(host: PlainHost, name: str):
     with use_host(host), pytest.raises(PromptError, match=r'"My picture" \(LoadImage, 1\)\n    - got .*; expected '):
@@ -157,7 +171,8 @@ def test_a_picture_that_is_not_in_the_folder_is_refused_first(host: PlainHost, n
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", ".", "..", "a/..", "a\\..", "a\0b", "\ud800", "x" * 300, "../a", "..\\a", "C:\\a", "/a", "taken/a"]
+    "prefix",
+    [*DRIVES, "", ".", "..", "a/..", "a\\..", "a\0b", "\ud800", "x" * 300, "../a", "..\\a", "/a", "\\a", "taken/a"],
 )
 @pytest.mark.parametrize("node", ["SaveImage", "SaveLatent", "SaveVideo"])
 def test_a_prefix_that_cannot_be_is_refused_first(host: PlainHost, node: str, prefix: str):
@@ -168,6 +183,29 @@ def test_a_prefix_that_cannot_be_is_refused_first(host: PlainHost, node: str, pr
     assert said.startswith("got ")
     assert "; expected" in said
     assert [path.name for path in host.output_folder.rglob("*")] == ["taken"]
+
+
+@pytest.mark.parametrize("prefix", ["nul/clip", "day:1", "day./clip", "day /clip", "what?", "con\\x"])
+def test_what_windows_has_no_names_for_is_refused_there(host: PlainHost, monkeypatch: pytest.MonkeyPatch, prefix: str):
+    save = CORE_NODES["SaveImage"].VALIDATE_INPUTS  # pyright: ignore[reportAttributeAccessIssue]
+    with use_host(host):
+        assert save(filename_prefix=prefix) is True
+        monkeypatch.setattr(sys, "platform", "win32")
+        assert re.match(r"got the name .*; expected one without .*Windows", save(filename_prefix=prefix))
+        assert save(filename_prefix="con") is True  # con_00001_.png is no device
+        with pytest.raises(ConfigError, match="which Windows keeps for a device"):
+            named_file("con.png")
+    assert list(host.output_folder.rglob("*")) == []
+
+
+def test_a_place_on_another_machine_is_not_looked_at(host: PlainHost, monkeypatch: pytest.MonkeyPatch):
+    """On Windows a look is enough to send it the user's name and a hash of the password."""
+    seen: list[str] = []
+    monkeypatch.setattr(Path, "exists", lambda path: seen.append(str(path)))
+    monkeypatch.setattr(Path, "resolve", lambda path: seen.append(str(path)) or path)
+    with use_host(host), pytest.raises(ConfigError, match="which leaves"):
+        named_file("\\\\server\\share\\a.png")
+    assert [path for path in seen if "server" in path] == []
 
 
 def test_an_output_folder_that_cannot_be_is_refused_first(tmp_path: Path):

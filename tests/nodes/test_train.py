@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -93,8 +94,11 @@ def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[st
 def test_what_goes_wrong_is_said(host: PlainHost, videos: Path) -> None:
     with pytest.raises(ConfigError, match=r"got folder 'nowhere', but .*nowhere is not a folder; expected videos"):
         TrainLoRA().run(**settings(videos, folder="nowhere"))
-    with pytest.raises(ConfigError, match=r"got name '../x'"):
-        TrainLoRA().run(**settings(videos, name="../x"))
+    for name in ("../x", "con", "NUL.1", "x.", "x ", "C:x", ""):
+        with pytest.raises(ConfigError, match=rf"got name {re.escape(repr(name))}"):
+            TrainLoRA().run(**settings(videos, name=name))
+        assert TrainLoRA.VALIDATE_INPUTS(name=name) is not True
+    assert TrainLoRA.VALIDATE_INPUTS(name="my lora.v2-con") is True
     with pytest.raises(TrainingError, match=r"unknown key optimization.stepz; .* did you mean steps\?"):
         TrainLoRA().run(**settings(videos, settings="optimization.stepz=3"))
     assert not (host.models / "loras/noise.safetensors").exists()
