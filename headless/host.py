@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..ltx_core.main_memory import check_main_memory
 from ..ltx_core.placing.placement import DevicePlacement
 from ..ltx_core.progress import Notes, Progress, log_note, silent
 from ..nodes.launch import Storage
@@ -67,6 +68,8 @@ class PlainHost:
     def place(
         self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
     ) -> AbstractContextManager[torch.device]:
+        if self.placement.device.type == "cpu":
+            check_main_memory(memory_required, "the work of this node")
         return self.placement(module, memory_required=memory_required, resident_blocks=resident_blocks)
 
     def release(self, module: nn.Module) -> None:

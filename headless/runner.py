@@ -36,6 +36,7 @@ from .prompt import (
     output_nodes,
     set_inputs,
 )
+from .room import check_room
 from .stored_graph import Kinds
 from .texts import fill_prefixes
 
@@ -69,6 +70,7 @@ class Runner:
         with use_host(self.host), torch.inference_mode():
             check(prompt, self.classes)
             order = needed_nodes(prompt, output_nodes(prompt, self.classes, set()))
+            check_room(prompt, order)
             signatures = self._signatures(prompt, order)
             # As in ComfyUI, results that this prompt does not use are dropped before new ones need the memory.
             self._results = {key: value for key, value in self._results.items() if key in signatures.values()}

@@ -20,11 +20,12 @@ from ..config import TextEncoderConfig
 from ..errors import ConfigError, UnsupportedError
 from ..kernels.choice import PLAIN, Kernels
 from ..kernels.here import kernels_here
+from ..main_memory import swap_memory
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..placing.devices import chosen_device, memory, swap_memory
+from ..placing.devices import chosen_device, memory
 from ..shapes import LatentShape, PixelShape
 from ..values import check_whole
 from ..weights.build import CheckpointInfo, Opened, OpenFiles, open_files
