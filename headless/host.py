@@ -25,6 +25,7 @@ class PlainHost:
         models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
         input_folder, output_folder: where loading nodes read, and saving nodes write.
         device: where models run; None picks CUDA, then MPS, then the CPU.
+        copy: weights are read into memory, and not mapped from their files.
         progress, notes: receive the progress of a node, and its sentences.
     """
 
@@ -35,12 +36,14 @@ class PlainHost:
         output_folder: Path,
         *,
         device: torch.device | None = None,
+        copy: bool = False,
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> None:
         self.models = models
         self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
         self.placement = DevicePlacement(device, keep=None)
+        self.copy = copy
         self.report = progress
         self.notes = notes
         self.running = ""  # title of the node that runs; the runner sets it
@@ -104,4 +107,4 @@ class PlainHost:
         """Has nothing to do: the runner's cache is not limited."""
 
     def launched_with(self, part: object) -> Storage:  # noqa: ARG002 - the same for all
-        return Storage()
+        return Storage(copy=self.copy)

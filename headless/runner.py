@@ -170,6 +170,7 @@ def run_workflow(
     input_folder: Path,
     output_folder: Path,
     assignments: Sequence[str] = (),
+    copy: bool = False,
     progress: Progress = silent,
     notes: Notes = log_note,
 ) -> list[Path]:
@@ -180,12 +181,13 @@ def run_workflow(
         models: a folder laid out like ComfyUI's `models`.
         input_folder, output_folder: where loading nodes read, and saving nodes write; paths outside are refused.
         assignments: see `set_inputs`.
+        copy: weights are read into memory, and not mapped from their files.
 
     Raises:
         LTXKitError: the file has no workflow, it has problems (the message names all), or a node refused its input.
     """
     check_output(output_folder, folder=True)
-    host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
+    host = PlainHost(models, input_folder, output_folder, copy=copy, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
         export = read_export(workflow, known_kinds(classes))

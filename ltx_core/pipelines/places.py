@@ -64,7 +64,7 @@ def _check_name(name: str, value: object) -> None:
     if value == "":
         raise ConfigError(f"got an empty {name}; expected a file, a folder or the name of a release; pass one")
     try:
-        os.stat(str(value))
+        Path(str(value)).stat()
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
