@@ -8,7 +8,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import again, batch, bench, completion, digits, files, generate, graphs, machine, serve, trained, training
+from .commands import (
+    again,
+    batch,
+    bench,
+    completion,
+    digits,
+    files,
+    generate,
+    graphs,
+    machine,
+    serve,
+    trained,
+    training,
+)
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, say
 from .commands.ending import Stopped, stopped_by_signals

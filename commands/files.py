@@ -68,6 +68,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
     parser.add_argument("--resident-blocks", type=arguments.whole(0), metavar="N", help="as in `generate`")
     parser.add_argument("--tile", type=arguments.count, metavar="CELLS", help="as in `generate`")
+    parser.add_argument("--copy", action="store_true", help="as in `generate`: weights count as main memory in full")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
@@ -78,15 +79,21 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.pipelines.places import find_file
     from ..ltx_core.pipelines.recipe import recipe_for
     from ..ltx_core.shapes import PixelShape
+    from ..ltx_core.weights.build import open_files
 
     def found(path: Path | None, kind: str) -> Path | None:
         return find_file(path, kind) if path is not None else None
 
-    models = outline(
+    files = open_files(
         find_file(options.model, "checkpoints"),
         found(options.text_encoder, "text_encoders"),
         vae=found(options.vae, "checkpoints"),
         upscaler=found(options.upscaler, "latent_upscale_models"),
+        version=options.version,
+        copy=options.copy,
+    )
+    models = outline(
+        files,
         version=options.version,
         dtype=arguments.torch_dtype(options.dtype),
         quantization=options.quantization,

@@ -182,7 +182,10 @@ def _found(options: argparse.Namespace, recipe: RecipeFile | None, console: Cons
 def _loras(options: argparse.Namespace) -> list[WeightedLoRA]:
     from ..ltx_core.weights.lora import WeightedLoRA, load_lora
 
-    return [WeightedLoRA(load_lora(path), strength, options.allow_partial) for path, strength in options.lora]
+    return [
+        WeightedLoRA(load_lora(path, copy=options.copy), strength, options.allow_partial)
+        for path, strength in options.lora
+    ]
 
 
 def _device(options: argparse.Namespace) -> str | list[str] | None:
@@ -195,7 +198,12 @@ def _open_files(options: argparse.Namespace, found: dict[str, Path | None]) -> O
 
     assert found["model"] is not None
     return open_files(
-        found["model"], found["text_encoder"], vae=found["vae"], upscaler=found["upscaler"], version=options.version
+        found["model"],
+        found["text_encoder"],
+        vae=found["vae"],
+        upscaler=found["upscaler"],
+        version=options.version,
+        copy=options.copy,
     )
 
 
@@ -316,6 +324,7 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
         kernels=options.kernels,
         keep=None if options.upscaler or _makes_several(options) else False,
         cache=False if options.no_cache else None,
+        copy=options.copy,
         opened=request.files,
         progress=console.progress,
         notes=console.note,

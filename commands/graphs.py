@@ -11,6 +11,7 @@ from ..ltx_core.errors import ConfigError
 from . import again, arguments, generate
 from .command import DONE, Command
 from .console import Console
+from .options import COPY_HELP
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", action="store_true", help="the bundled workflows: the name to give, and what each makes"
     )
+    parser.add_argument("--copy", action="store_true", help=COPY_HELP)
     parser.add_argument("--json", action="store_true", help="the files as one JSON object")
 
 
@@ -44,6 +46,7 @@ def _run_like(options: argparse.Namespace, console: Console) -> int:
     """A clip of `ltxkit generate`, made again."""
     folders = {"models": options.models, "inputs": options.input, "output_folder": options.output}
     made_of = again.options_like(options.workflow, assignments=options.set, **folders)
+    made_of.copy = options.copy
     return generate.COMMANDS[0].run(made_of, console)
 
 
@@ -66,6 +69,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         input_folder=options.input,
         output_folder=options.output,
         assignments=options.set,
+        copy=options.copy,
         progress=console.progress,
         notes=console.note,
     )

@@ -9,6 +9,7 @@ from ..ltx_core.weights.bundled import BUNDLED
 from . import arguments, formats, settings
 from .settings import Group
 
+COPY_HELP = "read weights into memory, so that a file may change while its model is in use (default: files are mapped)"
 EXAMPLES = (
     'generate "a lighthouse in a storm, slow aerial shot"',
     'generate "a fox in the snow" --size 768x512 --frames 121 --seed 7 -o fox.mp4',
@@ -208,6 +209,7 @@ def _memory_arguments(memory: Group) -> None:
     memory.add_argument(
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"
     )
+    memory.add_argument("--copy", action="store_true", help=COPY_HELP)
     memory.add_argument(
         "--kernels",
         metavar="auto|plain|LIST",

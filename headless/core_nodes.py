@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core import media
-from ..ltx_core.errors import CheckpointError
+from ..ltx_core.errors import CheckpointError, ConfigError
 from ..ltx_core.files import whole
+from ..nodes.room import check_pictures
 from .clip_nodes import CreateVideo, GetVideoComponents, LoadVideo, SaveVideo
 from .decoding import decoded_or_none
 from .folders import (
@@ -170,6 +171,12 @@ class ImageScale:
             cut_x = round((old_width - old_width * (new / old)) / 2) if old > new else 0
             cut_y = round((old_height - old_height * (old / new)) / 2) if old < new else 0
             image = image[:, cut_y : old_height - cut_y, cut_x : old_width - cut_x]
+        if 0 in image.shape:  # as in core, a middle that is thinner than a pixel leaves nothing
+            raise ConfigError(
+                f"got a picture of {old_width}x{old_height} pixels to cut to the shape of {width}x{height}; expected "
+                "one of which a pixel remains; choose another size, or crop disabled"
+            )
+        check_pictures(len(image), height, width, image.shape[3])
         if upscale_method == "lanczos":
             return (_lanczos(image, width, height),)
         scaled = F.interpolate(image.movedim(-1, 1), (height, width), mode=upscale_method)

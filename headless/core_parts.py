@@ -7,11 +7,15 @@ writes use them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..ltx_core.errors import ShapeError
+from ..nodes.room import check_pictures
 
 MAX_RESOLUTION = 16384  # nodes.py
 COLOURS = {
@@ -23,12 +27,23 @@ COLOURS = {
 }
 
 
+def _check_alike(what: str, one: Tensor, other: Tensor, axes: Sequence[int]) -> None:
+    """Raises ShapeError where two tensors differ in one of these axes."""
+    if one.ndim == other.ndim and all(one.shape[axis] == other.shape[axis] for axis in axes):
+        return
+    raise ShapeError(
+        f"got {what} of the shapes {tuple(one.shape)} and {tuple(other.shape)}; expected shapes that fit each other; "
+        "change one of them"
+    )
+
+
 def _fitted(image: Tensor, height: int, width: int) -> Tensor:
     """Frames (f, h, w, c) of another size, cut in the middle to its proportions first."""
     _, old_height, old_width, _ = image.shape
     cut_x = round(max(old_width - old_height * width / height, 0) / 2)
     cut_y = round(max(old_height - old_width * height / width, 0) / 2)
     image = image[:, cut_y : old_height - cut_y, cut_x : old_width - cut_x]
+    check_pictures(len(image), height, width, image.shape[3])
     return F.interpolate(image.movedim(-1, 1), (height, width), mode="bilinear").movedim(1, -1)
 
 
@@ -42,7 +57,8 @@ class ImageBatch:
         return {"required": {"image1": ("IMAGE",), "image2": ("IMAGE",)}}
 
     def batch(self, image1: Tensor, image2: Tensor) -> tuple[Tensor]:
-        """The second gets the size of the first."""
+        """The second gets the size of the first. Raises ShapeError: they have different channels."""
+        _check_alike("images", image1, image2, (3,))
         if image1.shape[1:3] != image2.shape[1:3]:
             image2 = _fitted(image2, *image1.shape[1:3])
         return (torch.cat((image1, image2)),)
@@ -89,9 +105,13 @@ class ImageStitch:
         spacing_color: str,
         image2: Tensor | None = None,
     ) -> tuple[Tensor]:
-        """Two clips side by side; the shorter one holds its last frame, the smaller one is padded with black."""
+        """Two clips side by side; the shorter one holds its last frame, the smaller one is padded with black.
+
+        Raises ShapeError: they have different channels, or a size at which nothing is left of one.
+        """
         if image2 is None:
             return (image1,)
+        _check_alike("images", image1, image2, (3,))
         beside = direction in ("left", "right")
         frames = max(len(image1), len(image2))
         first, second = (
@@ -105,6 +125,12 @@ class ImageStitch:
                 if beside
                 else (int(width * old_height / old_width), width)
             )
+            if 0 in size:
+                raise ShapeError(
+                    f"got pictures of {width}x{height} and {old_width}x{old_height} pixels; expected shapes of which a "
+                    "pixel remains at the same size; switch match_image_size off"
+                )
+            check_pictures(frames, *size, second.shape[3])
             second = F.interpolate(second.movedim(-1, 1), size, mode="bilinear").movedim(1, -1)
         axis = 1 if beside else 2
         longest = max(first.shape[axis], second.shape[axis])
@@ -136,8 +162,12 @@ class LatentConcat:
         return {"required": {"samples1": ("LATENT",), "samples2": ("LATENT",), "dim": sides}}
 
     def concat(self, samples1: dict[str, Any], samples2: dict[str, Any], dim: str) -> tuple[dict[str, Any]]:
-        """A minus puts the second before the first."""
+        """A minus puts the second before the first. Raises ShapeError: other sides differ, or there is no such one."""
         one, other = samples1["samples"], samples2["samples"]
+        joined = one.ndim + _AXES[dim[-1]] if one.ndim > -_AXES[dim[-1]] else -1
+        if joined < 0:
+            raise ShapeError(f"got latents of {one.ndim} axes; expected one with {dim[-1]}; use latents of a video")
+        _check_alike("latents", one, other, [axis for axis in range(1, one.ndim) if axis != joined])
         times = -(-len(one) // len(other))
         other = other.repeat(times, *[1] * (other.ndim - 1))[: len(one)]
         parts = (other, one) if dim.startswith("-") else (one, other)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ltx_core import main_memory
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.media.decoding import open_video
 from ..ltx_core.progress import Notes
@@ -90,7 +91,7 @@ def decoded_or_none(path: Path, notes: Notes) -> list[Shown] | None:
     animated WebP), and values beyond 0 to 1."""
     said: list[str] = []
     try:
-        frames = list(decoded(path, said.append))
+        frames = _within_memory(decoded(path, said.append), path)
     except ConfigError:
         return None
     if not frames or not all(_in_unit_range(frame.pixels) for frame in frames):
@@ -98,6 +99,17 @@ def decoded_or_none(path: Path, notes: Notes) -> list[Shown] | None:
     for text in said:
         notes(text)
     return frames
+
+
+def _within_memory(frames: Iterator[Shown], path: Path) -> list[Shown]:
+    """All of them. Raises UnsupportedError: main memory does not hold them, and the tensor that they become."""
+    listed: list[Shown] = []
+    for frame in frames:
+        listed.append(frame)
+        if len(listed) % max(main_memory.ASKED_EVERY // frame.pixels.nbytes, 1) == 0:
+            held = len(listed) * frame.pixels.nbytes
+            main_memory.check_main_memory(held, f"the clip {path}, of which {len(listed)} frames are read")
+    return listed
 
 
 def _in_unit_range(pixels: Tensor) -> bool:

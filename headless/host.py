@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..ltx_core.main_memory import check_main_memory
 from ..ltx_core.placing.placement import DevicePlacement
 from ..ltx_core.progress import Notes, Progress, log_note, silent
 from ..nodes.launch import Storage
@@ -24,6 +25,7 @@ class PlainHost:
         models: a folder laid out like ComfyUI's `models` (sub-folders `checkpoints`, `text_encoders`, ...).
         input_folder, output_folder: where loading nodes read, and saving nodes write.
         device: where models run; None picks CUDA, then MPS, then the CPU.
+        copy: weights are read into memory, and not mapped from their files.
         progress, notes: receive the progress of a node, and its sentences.
     """
 
@@ -34,12 +36,14 @@ class PlainHost:
         output_folder: Path,
         *,
         device: torch.device | None = None,
+        copy: bool = False,
         progress: Progress = silent,
         notes: Notes = log_note,
     ) -> None:
         self.models = models
         self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
         self.placement = DevicePlacement(device, keep=None)
+        self.copy = copy
         self.report = progress
         self.notes = notes
         self.running = ""  # title of the node that runs; the runner sets it
@@ -67,6 +71,8 @@ class PlainHost:
     def place(
         self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None
     ) -> AbstractContextManager[torch.device]:
+        if self.placement.device.type == "cpu":
+            check_main_memory(memory_required, "the work of this node")
         return self.placement(module, memory_required=memory_required, resident_blocks=resident_blocks)
 
     def release(self, module: nn.Module) -> None:
@@ -101,4 +107,4 @@ class PlainHost:
         """Has nothing to do: the runner's cache is not limited."""
 
     def launched_with(self, part: object) -> Storage:  # noqa: ARG002 - the same for all
-        return Storage()
+        return Storage(copy=self.copy)

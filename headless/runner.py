@@ -36,6 +36,7 @@ from .prompt import (
     output_nodes,
     set_inputs,
 )
+from .room import check_room
 from .stored_graph import Kinds
 from .texts import fill_prefixes
 
@@ -69,6 +70,7 @@ class Runner:
         with use_host(self.host), torch.inference_mode():
             check(prompt, self.classes)
             order = needed_nodes(prompt, output_nodes(prompt, self.classes, set()))
+            check_room(prompt, order)
             signatures = self._signatures(prompt, order)
             # As in ComfyUI, results that this prompt does not use are dropped before new ones need the memory.
             self._results = {key: value for key, value in self._results.items() if key in signatures.values()}
@@ -168,6 +170,7 @@ def run_workflow(
     input_folder: Path,
     output_folder: Path,
     assignments: Sequence[str] = (),
+    copy: bool = False,
     progress: Progress = silent,
     notes: Notes = log_note,
 ) -> list[Path]:
@@ -178,12 +181,13 @@ def run_workflow(
         models: a folder laid out like ComfyUI's `models`.
         input_folder, output_folder: where loading nodes read, and saving nodes write; paths outside are refused.
         assignments: see `set_inputs`.
+        copy: weights are read into memory, and not mapped from their files.
 
     Raises:
         LTXKitError: the file has no workflow, it has problems (the message names all), or a node refused its input.
     """
     check_output(output_folder, folder=True)
-    host = PlainHost(models, input_folder, output_folder, progress=progress, notes=notes)
+    host = PlainHost(models, input_folder, output_folder, copy=copy, progress=progress, notes=notes)
     classes = all_nodes()
     with use_host(host):
         export = read_export(workflow, known_kinds(classes))

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
-import torch
 from torch import Tensor
 
 from ..ltx_core import media
+from ..ltx_core.main_memory import gathered
 from ..ltx_core.progress import Notes, log_note
 from .decoding import Stored, decoded, stored_as
 from .encoding import CONTAINERS
@@ -110,4 +110,5 @@ class VideoInFile:
     def _components(self) -> VideoComponents:
         sound = self.sound()
         audio: Audio | None = None if sound is None else {"waveform": sound.waveform[None], "sample_rate": sound.rate}
-        return VideoComponents(torch.cat(list(self.frames())), self.rate, audio)
+        images = gathered((frame[0] for frame in self.frames()), f"the clip {self.path}")
+        return VideoComponents(images, self.rate, audio)

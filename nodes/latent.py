@@ -20,9 +20,10 @@ from ..ltx_core.pipelines.settings import Decoding
 from ..ltx_core.pipelines.two_stage import Upscaling, upscale_latent
 from ..ltx_core.sampling import filters
 from ..ltx_core.sampling.noise import stream
-from ..ltx_core.shapes import PixelShape, ScaleFactors
+from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from . import sockets
 from .host import host
+from .room import check_frames, check_sampling
 from .widgets import advanced, choice, decimal, frame_rate, integer, link, seed
 
 OFFICIAL_SCALE = ScaleFactors(8, 32, 32)  # of every released VAE
@@ -98,6 +99,7 @@ class EmptyLatent(sockets.Node):
             scale, channels = handle.scale, handle.transformer.config.in_channels
         asked = PixelShape(max(round(seconds * frame_rate), 1) if seconds else frames, height, width)
         grid = asked.padded(scale).latent(scale)
+        check_sampling((batch_size, channels, *grid))
         samples = torch.zeros(batch_size, channels, *grid, device=host().output_device, dtype=host().output_dtype)
         say_padding(asked, scale)
         return {"samples": samples, "ltxkit_canvas": sockets.Canvas(asked, frame_rate, grid)}, frame_rate
@@ -308,4 +310,5 @@ def decode_clips(
     """The frames (f, h, w, 3) of every clip of a LATENT, at the size of its grid."""
     vae = sockets.received(sockets.VAE, vae, "vae")
     samples = sockets.latent_samples(latent)
+    check_frames(LatentShape(*samples.shape[2:]).pixels(vae.config.scale_factors), len(samples))
     return list(decode(vae, samples, decoding, seed=seed, host=sockets.stage_host(), tiling=tiles_of(tile_size, vae)))

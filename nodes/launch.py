@@ -22,10 +22,12 @@ log = logging.getLogger("ltxkit")
 
 
 class Storage(NamedTuple):
-    """How weights are held. dtype: None: as stored. quantization: of plain Linears on loading; None: none."""
+    """How weights are held. dtype: None: as stored. quantization: of plain Linears on loading; None: none. copy: in
+    memory, and not mapped from the file."""
 
     dtype: torch.dtype | None = None
     quantization: str | None = None
+    copy: bool = False
 
 
 # Names of the options in ComfyUI's `args`, the first that is set decides. `--force-fp16` sets `fp16_unet`.
@@ -56,7 +58,6 @@ _WITHOUT_EFFECT: Mapping[str, str] = {
     "fp8_e8m0fnu_unet": _FLOAT8,
     "fp8_e5m2_text_enc": _FLOAT8,
     "fp64_unet": "fp32 is LTXKit's most precise type",
-    "disable_mmap": "LTXKit reads safetensors and GGUF files memory-mapped",
     "force_channels_last": "video has five dimensions",
 }
 
@@ -65,7 +66,7 @@ def storage_of(part: PartName) -> Storage:
     """What the flags say of a part's weights. The first call says in the log which flags have no effect here."""
     _say_without_effect()
     dtypes = {**_DTYPES.get(part, {}), "force_fp32": torch.float32}
-    return Storage(_first_set(dtypes), _first_set(_QUANTIZATIONS.get(part, {})))
+    return Storage(_first_set(dtypes), _first_set(_QUANTIZATIONS.get(part, {})), is_set("disable_mmap"))
 
 
 def streams_beside() -> bool:

@@ -19,12 +19,12 @@ from ..ltx_core.pipelines.recipe import versions_with
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES, stored_quantization
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.values import shown
-from ..ltx_core.weights.build import Opened, load_upsampler, mixed_generations, open_models
+from ..ltx_core.weights.build import Opened, mixed_generations, open_models
 from ..ltx_core.weights.bundled import bundled_files
 from ..ltx_core.weights.layouts import PartName
 from ..ltx_core.weights.listing import SUFFIXES, Listing, holds, listed
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
-from ..ltx_core.weights.text_encoder import load_text_encoder
+from ..ltx_core.weights.text_encoder import text_encoder_from
 from . import sockets
 from .host import host
 from .launch import Storage
@@ -192,6 +192,11 @@ def quantization_of(widget: str) -> str | None:
     return None if widget == AS_STORED else widget
 
 
+def opened_for(part: PartName, path: Path, version: str | None = None) -> Opened:
+    """A file, mapped or copied as the host was launched. Errors as `open_models`."""
+    return open_models(path, version=version, copy=host().launched_with(part).copy)
+
+
 def held_as(part: PartName, opened: Opened, dtype: str, quantization: str = AS_STORED) -> Storage:
     """What the widgets of a loader say. Where `dtype` is auto, the host's launch flags decide; its quantization is for
     plain weights alone."""
@@ -266,7 +271,7 @@ class LoadModel(sockets.Node):
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
         progress = host().progress()
-        opened = open_models(path, version=release)
+        opened = opened_for("transformer", path, release)
         storage = held_as("transformer", opened, dtype, quantization)
         transformer, info = opened.transformer(
             dtype=storage.dtype,
@@ -274,7 +279,7 @@ class LoadModel(sockets.Node):
             fp8_matmul=fp8_matmul,
             progress=progress,
         )
-        vae_opened = opened if vae_path == path else open_models(vae_path, version=release)
+        vae_opened = opened if vae_path == path else opened_for("vae", vae_path, release)
         vae = vae_opened.vae(dtype=held_as("vae", vae_opened, dtype).dtype, progress=progress)
         for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
@@ -330,9 +335,10 @@ class LoadTextEncoder(sockets.Node):
         resident_blocks: int = -1,
     ) -> tuple[sockets.Encoder]:
         path = model_path(text_encoder_name, TEXT_ENCODER_KINDS)
-        storage = held_as("text_encoder", open_models(path), dtype, quantization)
-        encoder = load_text_encoder(
-            path,
+        opened = opened_for("text_encoder", path)
+        storage = held_as("text_encoder", opened, dtype, quantization)
+        encoder = text_encoder_from(
+            opened,
             dtype=storage.dtype,
             quantization=storage.quantization,
             host_tokenizers=host().tokenizers(),
@@ -372,8 +378,8 @@ class LoadUpscaler(sockets.Node):
 
     def run(self, upscaler_name: str, dtype: str) -> tuple[LatentUpsampler]:
         path = model_path(upscaler_name, UPSCALER_KINDS)
-        storage = held_as("upscaler", open_models(path), dtype)
-        return (load_upsampler(path, dtype=storage.dtype, progress=host().progress()),)
+        opened = opened_for("upscaler", path)
+        return (opened.upscaler(dtype=held_as("upscaler", opened, dtype).dtype, progress=host().progress()),)
 
 
 class ApplyLoRA(sockets.Node):
@@ -436,7 +442,8 @@ class ApplyLoRA(sockets.Node):
         trained: Path | None = None if lora is None else sockets.received(sockets.LORA, lora, "lora")
         if trained is None and lora_name in ("", OF_LINK):
             raise ConfigError("got no LoRA; expected a file; choose lora_name, or connect Train LoRA (LTXKit)")
-        loaded = load_lora(trained or model_path(lora_name, LORA_KINDS))
+        path = trained or model_path(lora_name, LORA_KINDS)
+        loaded = load_lora(path, copy=host().launched_with("transformer").copy)
         report = match_lora(loaded, handle.transformer, allow_partial=allow_partial)
         host().say(f"{lora_name if trained is None else trained.name}: {report}.")
         added = WeightedLoRA(loaded, strength, allow_partial)

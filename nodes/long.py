@@ -32,6 +32,7 @@ from . import sockets
 from .host import host
 from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
 from .passes import LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
+from .room import check_sampling
 from .sound import received_sound
 from .widgets import advanced, decimal, frame_rate, integer, link, seed, text
 
@@ -145,6 +146,7 @@ class GenerateLongVideo(sockets.Node):
         asked = PixelShape(frames, height, width)
         size = asked.padded(scale)
         grid = size.latent(scale)
+        check_sampling((vae.config.latent_channels, *grid))  # the windows of the latent, and the whole
         say_padding(asked, scale)
         settings = LongSettings(
             size,

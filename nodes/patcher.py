@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
+from ..ltx_core.main_memory import check_main_memory
 from ..ltx_core.models.blocks import block_stack
 from ..ltx_core.models.text_encoder import T5EncoderModel
 from ..ltx_core.models.transformer import LTXTransformer
@@ -53,6 +54,8 @@ def placed(module: nn.Module, memory_required: int, chosen: int | None) -> Gener
     from comfy import model_management
 
     device = device_for(module)
+    if device.type == "cpu":
+        check_main_memory(memory_required, "the work of this node")
     resident = _resident(module, memory_required, chosen)
     patcher = patcher_of(module)
     on_cpu = computing_on(device, module, memory_required=memory_required, resident=resident)

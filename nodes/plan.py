@@ -7,6 +7,7 @@ from typing import Any
 from ..ltx_core.budget.plan import Card, format_plan
 from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
 from ..ltx_core.shapes import PixelShape
+from ..ltx_core.weights.build import open_files
 from . import sockets
 from .host import host
 from .latent import TILE_SIZE, tiles_of
@@ -95,12 +96,18 @@ class PlanMemory(sockets.Node):
         resident_blocks: int = -1,
         tile_size: int = 0,
     ) -> tuple[str]:
-        models = outline(
+        release = None if version == FROM_FILE else version
+        files = open_files(
             model_path(model_name, MODEL_KINDS),
             None if text_encoder_name == NONE else model_path(text_encoder_name, TEXT_ENCODER_KINDS),
             vae=None if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS),
             upscaler=None if upscaler_name == NONE else model_path(upscaler_name, UPSCALER_KINDS),
-            version=None if version == FROM_FILE else version,
+            version=release,
+            copy=host().launched_with("transformer").copy,
+        )
+        models = outline(
+            files,
+            version=release,
             dtype=DTYPES[dtype],
             quantization=quantization_of(quantization),
             text_quantization=quantization_of(text_quantization),

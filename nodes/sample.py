@@ -33,6 +33,7 @@ from .guides import (
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
+from .room import check_frames, check_sampling
 from .widgets import advanced, decimal, integer, link, seed, switch
 
 MISSING = object()  # an input that is not connected
@@ -124,6 +125,7 @@ class SampleVideo(sockets.Node):
     ) -> tuple[dict[str, Any]]:
         handle = sockets.received_model(model, "Sample")
         samples = sockets.latent_samples(latent)
+        check_sampling(samples.shape)
         chain: tuple[ConditioningItem, ...] = sockets.received(sockets.CONDITION, conditions, "conditions")
         if chain and vae is None:
             raise ConfigError(NO_VAE)
@@ -255,6 +257,7 @@ class GenerateTwoStage(sockets.Node):
         refuse_native_guides(values, "Two-Stage")
         prompts = Prompts(prompt, sockets.from_conditioning(negative, "negative")[0])
         asked = PixelShape(frames, height, width)
+        check_frames(asked)
         size = first_pass_size(asked, vae.config.scale_factors)
         clip = LatentClip.empty(vae, size, sockets.frame_rate(values, None))
         overrides = Overrides(

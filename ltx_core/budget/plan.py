@@ -128,7 +128,9 @@ def format_plan(plan: Plan) -> str:
         "",
     ]
     if card.is_main_memory:
-        lines.append(f"Weights stay in their files, except for {_gigabytes(plan.converted)} that are converted.")
+        lines.append(
+            f"Weights stay in their files, except for {_gigabytes(plan.converted)} that are converted or copied."
+        )
     else:
         lines.append("Each model is evicted when its stage ends.")
     lines.append(f"Peak {_gigabytes(plan.peak)}: {'it fits' if plan.fits else 'it does not fit'}.")

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from ..errors import ConfigError
-from ..values import shown
+from ..values import check_text, shown
 
 Kind = Literal["products", "attention", "convolutions", "norms"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -176,6 +176,7 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
     Raises:
         ConfigError: another text.
     """
+    check_text("kernels", text)
     text = text.strip().lower()
     if text in ("", MEASURED):
         return None

@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..main_memory import main_memory
 from .active import PLAINLY, Active, kernels_for
 from .choice import Kernels
 from .here import kernels_here
-from .room import PACKING_MARGIN, main_memory
+from .room import PACKING_MARGIN
 
 SHARE = 1 / 2  # of the room for packing that a weight may take: what the call itself takes is not known
 
@@ -58,8 +59,8 @@ class _Own(Active):
         if (id(weight), layout) not in self._packed:
             self._packed.clear()
             self.packed_bytes = 0
-            free, total = main_memory() or (0, 0)
-            self.room = int(SHARE * (free - PACKING_MARGIN * total))
+            main = main_memory()
+            self.room = 0 if main is None else int(SHARE * (main.free - PACKING_MARGIN * main.total))
         return super().packed(weight, layout, nbytes, pack, after=after)
 
 

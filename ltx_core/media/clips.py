@@ -11,9 +11,9 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from .. import main_memory
 from ..errors import ConfigError
 from ..progress import Notes, log_note
 from .decoding import Screen, decoded_frames, open_video
@@ -26,6 +26,8 @@ CLIP_SUFFIXES = frozenset({
     ".265", ".hevc", ".mjpeg", ".mjpg", ".dv", ".nut",
 })  # fmt: skip
 """Names of files that are listed as clips; animated WebP, PNG and AVIF are clips under the names of pictures."""
+
+_STORED_BYTES, _SHOWN_BYTES = 1, 24  # of a pixel: at least, decoded; and float32 RGB, as a list and as a tensor
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ def read_video(
 
     Raises:
         ConfigError: as `stream_video`; the clip has no frame number `start`.
+        UnsupportedError: main memory does not hold it.
     """
     say = _saying(path, notes)
     stop = None if limit is None else start + limit
     with _opened(path, say) as source:
         rate = source.rate or fps or ASSUMED_RATE
         # All that may be shown is decoded first: a time that goes back later on decides for the whole clip.
-        shots = timed(source.shots, rate, None if stop is None else max(stop, LOOK_AHEAD), say)
+        shots = timed(_in_memory(source, path, limit), rate, None if stop is None else max(stop, LOOK_AHEAD), say)
         if fps is None:
             known = list(shots if stop is None else itertools.islice(shots, max(stop, LOOK_AHEAD)))
             fps, constant = own_rate(known, source.rate)
@@ -74,10 +77,11 @@ def read_video(
                 shots = at_ticks(shots, fps)
         else:
             shots = at_ticks(shots, fps)
-        frames = list(_shown(itertools.islice(shots, start, stop)))
-    if not frames:
-        raise ConfigError(f"got {path}, which has no frame number {start}; expected a longer clip; start earlier")
-    return Clip(torch.stack(frames), fps)
+        frames = _shown(itertools.islice(shots, start, stop))
+        first = next(frames, None)
+        if first is None:
+            raise ConfigError(f"got {path}, which has no frame number {start}; expected a longer clip; start earlier")
+        return Clip(main_memory.gathered(itertools.chain([first], frames), f"the clip {path}"), fps)
 
 
 def video_fps(path: Path, notes: Notes = log_note) -> Fraction:
@@ -129,6 +133,19 @@ def _saying(path: Path, notes: Notes) -> Notes:
     return lambda text: notes(f"{path} {text}.")
 
 
+def _in_memory(source: _Source, path: Path, limit: int | None) -> Iterator[Shot]:
+    """The shots, as long as main memory holds what becomes of them: the frames as they are stored, and those that are
+    shown, one by one and as one tensor. A small file may hold hours of one large picture."""
+    for number, shot in enumerate(source.shots, 1):
+        yield shot
+        if source.pixels and number % max(main_memory.ASKED_EVERY // (source.pixels * _SHOWN_BYTES), 1) == 0:
+            seen = number if limit is None else min(number, limit)
+            main_memory.check_main_memory(
+                source.pixels * (number * _STORED_BYTES + seen * _SHOWN_BYTES),
+                f"the clip {path}, of which {number} frames are read",
+            )
+
+
 def _shown(shots: Iterator[Shot]) -> Iterator[Tensor]:
     """The frames of the shots; one that is seen twice is made once."""
     last: Shot | None = None
@@ -145,10 +162,11 @@ def _shown(shots: Iterator[Shot]) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """An open clip. rate: frames per second that it states, on average."""
+    """An open clip. rate: frames per second that it states, on average. pixels: of a frame; 0: not known."""
 
     rate: Fraction | None
     shots: Iterator[Shot]
+    pixels: int = 0
 
 
 @contextlib.contextmanager
@@ -173,7 +191,7 @@ def _opened(path: Path, say: Notes) -> Generator[_Source, None, None]:
                     time = None if frame.pts is None or base is None else frame.pts * base
                     yield Shot(partial(screen.show, frame), time)
 
-            yield _Source(Fraction(rate) if rate else None, shots())
+            yield _Source(Fraction(rate) if rate else None, shots(), stream.width * stream.height)
 
 
 def _animation(path: Path, say: Notes) -> Iterator[Shot]:

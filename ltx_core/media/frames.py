@@ -25,11 +25,11 @@ def rgb_frames(images: Tensor, *, keep_bytes: bool = False) -> Tensor:
     """Any IMAGE as (f, h, w, 3) float32 in [0, 1].
 
     Grey is repeated, an alpha channel is dropped (as in ComfyUI's Load Image), uint8 is divided by 255, and what
-    rounding or resizing left beyond [0, 1] is clipped. NaN stays. keep_bytes: uint8 stays uint8.
+    rounding or resizing left beyond [0, 1] is clipped. keep_bytes: uint8 stays uint8.
 
     Raises:
         ShapeError: not (f, h, w, 1 | 3 | 4), or no frames, or no pixels.
-        ConfigError: values of another range, such as 0 to 255 as floats, or -1 to 1.
+        ConfigError: values of another range, such as 0 to 255 as floats, or -1 to 1; NaN or infinity.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or images.numel() == 0:
         raise ShapeError(
@@ -41,7 +41,10 @@ def rgb_frames(images: Tensor, *, keep_bytes: bool = False) -> Tensor:
         return images if keep_bytes else images.float() / 255
     images = images.float()
     extremes = [frame.aminmax() for frame in images]  # one by one: of a view, aminmax makes a copy
-    least, greatest = float(min(e.min for e in extremes)), float(max(e.max for e in extremes))
+    least = float(torch.stack([e.min for e in extremes]).min())
+    greatest = float(torch.stack([e.max for e in extremes]).max())
+    if not (math.isfinite(least) and math.isfinite(greatest)):
+        raise ConfigError("got frames with NaN or infinity; expected 0 to 1; look for the step that made them")
     if greatest > _GREATEST or least < _LEAST:
         remedy = "divide bytes by 255" if greatest > _GREATEST else "for frames from -1 to 1, take (frames + 1) / 2"
         raise ConfigError(f"got frames with values from {least:g} to {greatest:g}; expected 0 to 1; {remedy}")

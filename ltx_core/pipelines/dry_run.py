@@ -20,11 +20,12 @@ from ..config import TextEncoderConfig
 from ..errors import ConfigError, UnsupportedError
 from ..kernels.choice import PLAIN, Kernels
 from ..kernels.here import kernels_here
+from ..main_memory import swap_memory
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..placing.devices import chosen_device, memory, swap_memory
+from ..placing.devices import chosen_device, memory
 from ..shapes import LatentShape, PixelShape
 from ..values import check_whole
 from ..weights.build import CheckpointInfo, Opened, OpenFiles, open_files
@@ -101,7 +102,8 @@ def outline(
 
 
 def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
-    """Bytes of a model (on meta) that differ from its file, and for which loading therefore allocates memory."""
+    """Bytes of a model (on meta) that differ from its file, and for which loading therefore allocates memory; all of
+    them where weights are copied."""
     stored = opened.stored(name)
     converted = 0
     seen: set[int] = set()
@@ -110,7 +112,7 @@ def _converted_bytes(opened: Opened, name: PartName, model: nn.Module) -> int:
         packed = origin is not None and origin.dtype not in DTYPE_NAMES.values()
         same = origin is not None and origin.nbytes == tensor.nbytes
         is_as_stored = same and (packed or origin is None or DTYPE_NAMES[tensor.dtype] == origin.dtype)
-        if not is_as_stored and id(tensor) not in seen:
+        if (opened.copied or not is_as_stored) and id(tensor) not in seen:
             seen.add(id(tensor))
             converted += tensor.nbytes
     return converted

@@ -58,6 +58,7 @@ def plan(
     device: str | torch.device | None = None,
     resident_blocks: int | None = None,
     tile: int | None = None,
+    copy: bool = False,
 ) -> Plan:
     """The memory that a clip takes, from the headers of the files alone; `str` of it reads as `ltxkit plan` prints it.
 
@@ -72,7 +73,7 @@ def plan(
     model, text_encoder = find_models(model, text_encoder)
     upscaler = find_file(upscaler, "latent_upscale_models") if upscaler else None
     vae = find_model(vae, "checkpoints") if vae else None
-    files = open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
+    files = open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version, copy=copy)
     models = outline(
         files, version=version, dtype=dtype, quantization=quantization, text_quantization=text_quantization
     )

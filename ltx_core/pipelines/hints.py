@@ -35,6 +35,7 @@ LOAD = {
     "upsampler": "upscaler=",
     "offload": "resident_blocks=, or nothing: blocks that do not fit are streamed by themselves",
     "recipe": "settings=, the name of a release; or recipe= of ltx.generate",
+    "disable_mmap": "copy=True",
     "low_cpu_mem_usage": "nothing: weights stay in the file until they are used",
     "variant": "dtype=",
     "subfolder": "the path of the folder itself",

@@ -89,6 +89,7 @@ class Components:
         origin: files and choices of loading, for the metadata of clips.
         prompts: those that are encoded already; None: each is encoded every time.
         lora_mode: how LoRAs are applied, see `load`.
+        copied: weights are in memory, not mapped from their files.
     """
 
     transformer: LTXTransformer
@@ -107,6 +108,7 @@ class Components:
     prompts: PromptCache | None = None
     runs: Runs = field(default_factory=Runs)
     lora_mode: LoRAMode = "auto"
+    copied: bool = False
 
     @classmethod
     @hinted(LOAD, "ltxkit.load")
@@ -133,6 +135,7 @@ class Components:
         kernels: str | None = None,
         keep: bool | None = None,
         cache: bool | None = None,
+        copy: bool = False,
         opened: OpenFiles | None = None,
         progress: Shown = None,
         notes: Notes = log_note,
@@ -161,6 +164,8 @@ class Components:
             True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
         cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
             for a new one; bit-equal to encoding them. None: unless the environment has LTXKIT_CACHE=off.
+        copy: weights are read into memory, all of them now, and what happens to the files afterwards does not matter.
+            False: files are mapped, and must stay as they are while their models are in use.
         opened: the same files, by `open_files`, if they are open already.
         progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
             for the user; by default they are logged, and warnings where a clip may be worthless.
@@ -180,13 +185,14 @@ class Components:
         if cache is not None:
             check_kind("cache", cache, bool)
         check_choice("lora_mode", lora_mode, LORA_MODES)
-        loras = asked_loras(loras)
+        check_kind("copy", copy, bool)
+        loras = asked_loras(loras, copy=copy)
         model, text_encoder = find_models(model, text_encoder)
         if text_encoder is None and opened is None:
             raise no_text_encoder()
         upscaler = find_file(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
-        files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version)
+        files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version, copy=copy)
         transformer, info = files.model.transformer(
             dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
@@ -195,7 +201,11 @@ class Components:
         if files.text_encoder is None:
             raise no_text_encoder()
         encoder = text_encoder_from(
-            files.text_encoder, dtype=dtype, quantization=text_quantization, tokenizer=tokenizer, when_needed=True
+            files.text_encoder,
+            dtype=dtype,
+            quantization=text_quantization,
+            tokenizer=tokenizer,
+            when_needed=not files.text_encoder.copied,
         )
         check_widths(transformer, loaded_vae, encoder.config, loaded_upscaler)
         matched = [
@@ -255,6 +265,7 @@ class Components:
             },
             prompts,
             lora_mode=lora_mode,
+            copied=copy,
         )
 
     def __repr__(self) -> str:
@@ -269,7 +280,7 @@ class Components:
         if name not in self.__dict__:  # while it is made
             object.__setattr__(self, name, value)
         elif name == "loras":
-            loras = asked_loras(value)
+            loras = asked_loras(value, copy=self.copied)
             for item in loras:
                 match_lora(item.lora, self.transformer, allow_partial=item.allow_partial)
             check_mode(self.lora_mode, loras, self.transformer)
@@ -537,7 +548,8 @@ class Components:
     def _outline(self, placement: DevicePlacement, upscaler: LatentUpsampler | None) -> Outline:
         """What a clip takes, without reading the text encoder."""
         encoder = (self.text_encoder.outline, self.text_encoder.config)
-        return Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
+        models = Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
+        return replace(models, converted=sum(each.total for each in models.weights.values())) if self.copied else models
 
     def _computing(self) -> dict[str, Any]:
         """By which kernels a CPU makes the clip; nothing on other devices, and where nothing was chosen."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
 from ..published import PUBLISHED, T5_NAMES, PublishedFile, nearest
-from ..values import check_kind
+from ..values import check_kind, shown
 from ..weights.build import open_models
 from ..weights.bundled import BUNDLED, find_model
 from ..weights.layouts import FileKind
@@ -39,9 +40,9 @@ def find_models(model: Path | str, text_encoder: Path | str | None) -> tuple[Pat
     Raises:
         ConfigError: a folder with several models, or a release that is not here.
     """
-    check_kind("model", model, (str, Path))
+    _check_name("model", model)
     if text_encoder is not None:
-        check_kind("text_encoder", text_encoder, (str, Path))
+        _check_name("text_encoder", text_encoder)
         return find_file(model, "checkpoints"), find_file(text_encoder, "text_encoders")
     path = Path(model)
     if not path.exists():
@@ -51,7 +52,27 @@ def find_models(model: Path | str, text_encoder: Path | str | None) -> tuple[Pat
             return find_file(model, "checkpoints"), _text_encoder_beside(str(model))
     if path.is_dir():
         return _in_folder(path)
-    return find_file(model, "checkpoints"), None
+    found = find_file(model, "checkpoints")
+    if not found.exists():  # which comes before the question for what goes with it
+        raise CheckpointError(f"got {shown(str(found))}; expected a file or a folder that exists; check the path")
+    return found, None
+
+
+def _check_name(name: str, value: object) -> None:
+    """Raises ConfigError for what is no text or path, or names nothing that a disk can have."""
+    check_kind(name, value, (str, Path))
+    if value == "":
+        raise ConfigError(f"got an empty {name}; expected a file, a folder or the name of a release; pass one")
+    try:
+        Path(str(value)).stat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            return  # whoever opens it says so
+        raise ConfigError(
+            f"got {name}={shown(str(value))}; expected one that a file can have; check the path"
+        ) from error
 
 
 def find_file(path: Path | str, kind: str) -> Path:

@@ -158,8 +158,8 @@ def as_conditions(given: Any) -> list[ConditioningItem]:
     return [item if isinstance(item, ConditioningItem) else Condition(item) for item in given]
 
 
-def asked_loras(given: Any) -> list[WeightedLoRA]:
-    """LoRAs from one or several, or from the paths of their files.
+def asked_loras(given: Any, *, copy: bool = False) -> list[WeightedLoRA]:
+    """LoRAs from one or several, or from the paths of their files. copy: as in `load_lora`, which opens them.
 
     Raises:
         ConfigError: something else. CheckpointError: as `load_lora`.
@@ -169,7 +169,7 @@ def asked_loras(given: Any) -> list[WeightedLoRA]:
     loras: list[WeightedLoRA] = []
     for item in given if isinstance(given, list | tuple) else [given]:
         check_kind("loras", item, (WeightedLoRA, str, Path))
-        loras.append(item if isinstance(item, WeightedLoRA) else WeightedLoRA(load_lora(item), 1.0))
+        loras.append(item if isinstance(item, WeightedLoRA) else WeightedLoRA(load_lora(item, copy=copy), 1.0))
     return loras
 
 

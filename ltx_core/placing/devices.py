@@ -9,10 +9,8 @@ import ctypes
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, LTXKitError, UnsupportedError
-from ..kernels.room import main_memory
+from ..main_memory import Memory, main_memory
 from ..values import shown
 
 
@@ -120,14 +118,6 @@ def device_of_process(number: int) -> torch.device:
     return device
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes. free: available without taking from others; memory that torch holds in reserve counts as free."""
-
-    free: int
-    total: int
-
-
 def memory(device: torch.device) -> Memory | None:
     """Memory of a device; None where the system does not report it."""
     if device.type in ("cuda", "xpu"):
@@ -142,20 +132,7 @@ def memory(device: torch.device) -> Memory | None:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return Memory(total - torch.mps.current_allocated_memory(), total)
-    main = main_memory()
-    return None if main is None else Memory(*main)
-
-
-def swap_memory() -> int:
-    """Bytes by which the disk extends main memory; 0 where the system does not report it."""
-    try:
-        import psutil
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of counters that a container hides
-            return psutil.swap_memory().total
-    except (ImportError, OSError, RuntimeError, ValueError):
-        return 0
+    return main_memory()
 
 
 LARGE_BLOCK = 2**20

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,14 +101,10 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     if not path.is_file():
         raise ConfigError(f"got data.path {path}; expected the .npy or .npz file of Moving MNIST; check the path")
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays = (
-            {name: loaded[name] for name in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
-        )
+        arrays = _arrays(path)
         beside = path.with_name(path.name.replace("videos", "labels"))
         if beside != path and beside.is_file():
-            with np.load(beside, allow_pickle=False) as more:
-                arrays |= {f"{beside.name}:{name}": more[name] for name in more.files}
+            arrays |= {f"{beside.name}:{name}": array for name, array in _arrays(beside).items()}
     except _NUMPY_ERRORS as error:
         raise ConfigError(
             f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"
@@ -124,4 +121,14 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         raise ConfigError(
             f"got {len(labels[0])} labels for {len(clips)} clips in {path}; expected as many; check the files"
         )
+    if labels and labels[0].size and not 0 <= labels[0].min() <= labels[0].max() < len(WORDS):
+        raise ConfigError(
+            f"got labels from {labels[0].min()} to {labels[0].max()} in {path}; expected digits, 0 to 9; check the file"
+        )
     return clips, labels[0].astype(np.int64) if labels else None
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file by name, or that of an .npy file as ""; mapped, where they can be."""
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    return {name: loaded[name] for name in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}

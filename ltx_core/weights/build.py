@@ -28,7 +28,7 @@ from ..quant.linear import ScaledLinear, linear_weights, unpack_linears
 from ..releases import RELEASES
 from .assign import assign, preparation_for, stored_tensors
 from .bundled import find_model
-from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, checkpoint_in_memory, open_checkpoint
+from .containers import DTYPE_NAMES, Checkpoint, Container, TensorInfo, checkpoint_in_memory, copied, open_checkpoint
 from .infer import Description, Origin, describe, part_or_error
 from .layouts import Layout, Naming, Part, PartName, detect_layout
 from .mapping import watch
@@ -68,12 +68,14 @@ class CheckpointInfo:
 class Opened:
     """A file or folder whose header was read, once for all the models in it.
 
-    version: the released version, where the user knows it and the file does not say.
+    version: the released version, where the user knows it and the file does not say. copied: weights are read into
+    memory, and not mapped.
     """
 
     checkpoint: Checkpoint
     layout: Layout
     version: str | None = None
+    copied: bool = False
 
     @cached_property
     def description(self) -> Description:
@@ -195,18 +197,20 @@ def on_meta(build: Callable[[Description], _Module], description: Description, n
         ) from error
 
 
-def open_models(path: Path | str, *, version: str | None = None, data: bool = True) -> Opened:
+def open_models(path: Path | str, *, version: str | None = None, data: bool = True, copy: bool = False) -> Opened:
     """Open a file or folder to load its models from; its header is read once.
 
     Args:
         version: a released version, where the file cannot say ("13b-0.9.8-dev").
         data: False reads the header only: models are on meta, with the shapes and dtypes that loading gives.
+        copy: weights are read into memory, so that nothing that happens to the file later matters; False: they are
+            mapped, and the system reads what is used.
 
     Raises:
         CheckpointError, UnsupportedError: as `open_checkpoint`.
     """
     checkpoint = open_checkpoint(path)
-    opened = Opened(checkpoint, layout_of(checkpoint), version)
+    opened = Opened(copied(checkpoint) if copy else checkpoint, layout_of(checkpoint), version, copy)
     return opened if data else opened.without_data()
 
 
@@ -236,19 +240,20 @@ def open_files(
     vae: Path | str | None = None,
     upscaler: Path | str | None = None,
     version: str | None = None,
+    copy: bool = False,
 ) -> OpenFiles:
     """Open the files of a clip's models; "ltxkit-digits" names the bundled model.
 
     Arguments as `Components.load`, errors as `open_models`.
     """
     model = find_model(model, "checkpoints")
-    opened = open_models(model, version=version)
+    opened = open_models(model, version=version, copy=copy)
     vae = find_model(vae, "checkpoints") if vae else model
     return OpenFiles(
         opened,
-        opened if vae == model else open_models(vae, version=version),
-        open_models(find_model(text_encoder, "text_encoders")) if text_encoder else None,
-        open_models(find_model(upscaler, "latent_upscale_models")) if upscaler else None,
+        opened if vae == model else open_models(vae, version=version, copy=copy),
+        open_models(find_model(text_encoder, "text_encoders"), copy=copy) if text_encoder else None,
+        open_models(find_model(upscaler, "latent_upscale_models"), copy=copy) if upscaler else None,
     )
 
 

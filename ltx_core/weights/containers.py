@@ -190,6 +190,19 @@ def _with_layer_formats(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=tensors, read=read)
 
 
+def copied(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, whose tensors are read into memory of their own in place of views into its files: what happens to
+    a file afterwards does not matter. One that is written to meanwhile is still noticed."""
+
+    def read(key: str) -> Tensor:
+        tensor = checkpoint.read(key).clone()
+        for file in checkpoint.files:
+            file.check_unchanged()
+        return tensor
+
+    return replace(checkpoint, files=(), read=read)
+
+
 def checkpoint_in_memory(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
     """The tensors of a model that another program has loaded, as a container: reading one gives the tensor itself.
 

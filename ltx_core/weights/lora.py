@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 from ..values import LARGEST_STRENGTH, check_number
 from .adapters import Change
 from .build import layout_of
-from .containers import Checkpoint, open_checkpoint
+from .containers import Checkpoint, copied, open_checkpoint
 from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, whole_change
 from .lora_keys import MARKERS, MAX_NAME, Kind, in_text_encoder, is_lora, parse, superseded
 from .lora_settings import PeftSettings, read_settings
@@ -129,14 +129,18 @@ class Fit:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_lora(path: Path | str) -> LoRA:
+def load_lora(path: Path | str, *, copy: bool = False) -> LoRA:
     """Open a LoRA file, or the folder that a trainer wrote; its tensors stay memory-mapped.
+
+    copy: they are read into memory instead.
 
     Raises:
         CheckpointError: the file is damaged, holds no LoRA, a part of an adapter is missing, or its settings are wrong.
         UnsupportedError: its settings ask for something that LTXKit does not do.
     """
     checkpoint = open_checkpoint(_weights_file(Path(path)))
+    if copy:
+        checkpoint = copied(checkpoint)
     refuse_foreign(checkpoint)
     keys = [key for key in checkpoint.tensors if key not in MARKERS]
     if not is_lora(keys):

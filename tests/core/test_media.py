@@ -277,6 +277,11 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     [
         (torch.full((1, 4, 4, 3), 200.0), "values from 200 to 200; expected 0 to 1; divide bytes by 255"),
         (torch.full((1, 4, 4, 3), 200), "divide bytes by 255"),
+        (torch.full((2, 4, 4, 3), torch.nan), "NaN or infinity; expected 0 to 1"),
+        (torch.rand(3, 4, 4, 3).index_put((torch.tensor(2), torch.tensor(3)), torch.tensor(torch.nan)), "NaN"),
+        (torch.rand(3, 4, 4, 3).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(torch.nan)), "NaN"),
+        (torch.full((1, 4, 4, 3), torch.inf), "infinity"),
+        (torch.full((1, 4, 4, 3), -torch.inf), "infinity"),
         (torch.linspace(-1, 1, 48).view(1, 4, 4, 3), r"take \(frames \+ 1\) / 2"),
     ],
 )

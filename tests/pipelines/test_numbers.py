@@ -14,7 +14,7 @@ import torch
 
 from ltxkit.ltx_core.budget.plan import Card
 from ltxkit.ltx_core.budget.tiling import Tiling
-from ltxkit.ltx_core.errors import ConfigError, LTXKitError, ShapeError, UnsupportedError
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError, LTXKitError, ShapeError, UnsupportedError
 from ltxkit.ltx_core.pipelines import dry_run
 from ltxkit.ltx_core.pipelines.condition import Condition, Reference
 from ltxkit.ltx_core.pipelines.dry_run import Choices
@@ -145,6 +145,8 @@ def test_numbers_of_numpy_are_numbers():
         {"text_quantization": "int4"},
         {"version": "3b"},
         {"settings": "3b"},
+        *({"kernels": value} for value in (5, [], "fast", b"plain")),
+        *({"cache": value} for value in (5, "off")),
     ],
     ids=str,
 )
@@ -152,6 +154,21 @@ def test_loading_refuses_it_before_a_file_is_opened(change: dict[str, Any]):
     with pytest.raises(ConfigError, match=r"^got .*; expected") as caught:
         Components.load("nowhere.safetensors", "nowhere", **change)
     assert "nowhere" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800", "x" * 5000, "/x" * 5000, 5, None, b"x", ["x"]])
+@pytest.mark.parametrize("which", ["model", "text_encoder"])
+def test_a_name_that_no_file_can_have_is_refused(name: Any, which: str):
+    if name is None and which == "text_encoder":
+        return  # not given
+    given = {"model": "nowhere.safetensors", "text_encoder": "nowhere"} | {which: name}
+    with pytest.raises(ConfigError, match=rf"^got (an empty {which}|{which}=.*); expected"):
+        Components.load(**given, device="cpu")
+
+
+def test_a_model_that_is_not_there_is_missed_before_its_text_encoder():
+    with pytest.raises(CheckpointError, match=r"^got 'nowhere.safetensors'; expected a file or a folder that exists"):
+        Components.load("nowhere.safetensors", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import psutil
 import pytest
 import torch
 
+from ltxkit.ltx_core.main_memory import Memory, swap_memory
 from ltxkit.ltx_core.placing import devices
-from ltxkit.ltx_core.placing.devices import Memory, memory, swap_memory
+from ltxkit.ltx_core.placing.devices import memory
 
 CPU = torch.device("cpu")
 

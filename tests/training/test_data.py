@@ -125,6 +125,26 @@ def test_mnist_idx_files(tmp_path: Path) -> None:
         open_source(config, "train", 0)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros(()), np.zeros(()), "images of shape"),
+        (np.zeros((200, 784)), np.arange(200) % 10, "images of shape"),
+        (np.zeros((200, 28, 20)), np.arange(200) % 10, "images of shape"),
+        (np.zeros((200, 0, 0)), np.arange(200) % 10, "images of shape"),
+        (np.zeros((200, 28, 28)), np.zeros((200, 1)), "labels of shape"),
+        (np.zeros((200, 28, 28)), np.arange(200) % 11, "the label 10"),
+        (np.zeros((200, 28, 28)), np.arange(199) % 10, "199 labels"),
+        (np.zeros((0, 28, 28)), np.zeros(0), "images of shape"),
+    ],
+)
+def test_mnist_files_of_another_form(images: np.ndarray, labels: np.ndarray, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    with pytest.raises(ConfigError, match=message):
+        open_source(Data(kind="mnist", path=tmp_path, sizes=((5, 32, 32),), glyph_size=28), "train", 0)
+
+
 @pytest.mark.parametrize("form", ["npy", "npz", "pair"])
 def test_published_moving_mnist_files(form: str, tmp_path: Path) -> None:
     videos = np.random.default_rng(0).integers(0, 256, (40, 12, 32, 32), np.uint8)  # clips, frames
@@ -161,6 +181,15 @@ def test_moving_mnist_that_is_none(tmp_path: Path) -> None:
     np.save(path, np.zeros((3, 3)))
     with pytest.raises(ConfigError, match=r"four axes"):
         open_source(Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),)), "train", 0)
+    for wrong in ([[3, 99]] * 40, [[-1, 3]] * 40):
+        np.savez(tmp_path / "y.npz", videos=np.zeros((40, 12, 32, 32), np.uint8), labels=np.array(wrong))
+        with pytest.raises(ConfigError, match=r"labels from .*; expected digits, 0 to 9"):
+            open_source(Data(kind="moving_mnist", path=tmp_path / "y.npz", sizes=((9, 32, 32),)), "train", 0)
+    np.savez(tmp_path / "videos.npz", np.zeros((40, 12, 32, 32), np.uint8))
+    with (tmp_path / "labels.npz").open("wb") as file:
+        np.save(file, np.array([[3, 7]] * 40))  # under the other's suffix
+    named = open_source(Data(kind="moving_mnist", path=tmp_path / "videos.npz", sizes=((9, 32, 32),)), "train", 0)
+    assert one(named, 0).caption in {f"{a} and {b}" for a in ("3", "three") for b in ("7", "seven")}
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

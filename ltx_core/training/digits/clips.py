@@ -100,6 +100,13 @@ def mnist_digits(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         return files[0]
 
     images, labels = read_idx(find("train-images-idx3-ubyte")), read_idx(find("train-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.ndim != 1 or 0 in images.shape or images.shape[1] != images.shape[2]:
+        raise ConfigError(
+            f"got images of shape {images.shape} and labels of shape {labels.shape} in {folder}; expected (n, side, "
+            "side) and (n,); download MNIST's own files again"
+        )
+    if labels.size and labels.max() >= len(WORDS):
+        raise ConfigError(f"got the label {labels.max()} in {folder}; expected digits, 0 to 9; check the files")
     if len(images) != len(labels):
         raise ConfigError(
             f"got {len(images)} images and {len(labels)} labels in {folder}; expected equal numbers; check the files"
