@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS)
     options = parser.parse_args()
     clips = 1 if options.tiny else options.clips
-    host = host_on(DevicePlacement("cpu"), silent, lambda note: None)
+    host = host_on(DevicePlacement("cpu"), silent)
     models = load_models(Path(BUNDLED), host=host)
     size = PixelShape(1, 32, 32) if options.tiny else PixelShape(*BUNDLED_SIZE)
     settings = ClipSettings(size, 25.0, seed=1000)

@@ -39,10 +39,10 @@ CONDITION_NOISE = decimal(
 STEP_CACHE = labelled(
     text(
         "off",
-        "Leaves the model out of some steps and extrapolates the velocities of each branch in its place. off: every "
-        "step runs the model, exactly. careful: about half of 30 steps. fast: a third of them. Or a number, 0 to 1: the "
-        "largest share of the schedule between two runs. For dev checkpoints with 12 steps or more; not with heun or "
-        "stochastic. It takes the place of EasyCache, which does not reach this node.",
+        "Leaves the model out of some steps, whose velocities it extrapolates for each branch of guidance. off: no "
+        "step. careful: about half of 30 steps. fast: two thirds. Or a number from 0 to 1: the largest share of the "
+        "schedule between two steps with the model. For dev checkpoints, from 12 steps on; not with heun or "
+        "stochastic. ComfyUI's EasyCache has no effect here.",
     ),
     "step cache",
 )

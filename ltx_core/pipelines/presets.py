@@ -79,7 +79,7 @@ class Recipe:
         stg_mode: "attention_values", "attention_skip" or "transformer_block".
         cfg_star: scale the negative prediction to the positive one first.
         step_cache: leave the model out of steps between whose neighbours its velocities run smoothly: "off", "careful"
-            (about half of the forwards of 30 steps), "fast" (a third), or a number from 0 to 1: the largest share of
+            (about half of the forwards of 30 steps), "fast" (two thirds), or a number from 0 to 1: the largest share of
             the schedule between two evaluations. Not for distilled checkpoints, and not below 12 steps.
         second: the same for the second of two passes, as a mapping: {"steps": 10, "denoise_strength": 0.4}.
         sampler: "euler", "heun", "stochastic", "dpmpp_2m" or "gradient_estimation".

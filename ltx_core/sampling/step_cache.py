@@ -8,7 +8,8 @@ the difference is made up then.
 
 Which steps these are depends on the schedule alone, never on the numbers of a clip: a clip is the same alone and in a
 batch, and on every device, and its cost is known before the run.
-Sources: Adams-Bashforth methods with a corrector for the polynomial; Chebyshev's nodes, dense at both ends, for the evaluations.
+Sources: Adams-Bashforth methods with a corrector for the polynomial; Chebyshev's nodes, which are dense at both ends,
+for the evaluations.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from .samplers import Point, next_level
 
 FEWEST_STEPS = 12
 KEPT = 3  # evaluations of each branch: a parabola
-# Of the sum of a polynomial's weights without their signs: by so much it enlarges what is not smooth, such as fresh noise
-# on conditions. A parabola through even steps has 7 at the next one and 17 at the one after, a line 3 and 5.
+# Of the sum of a polynomial's weights without their signs: by so much it enlarges what is not smooth, such as fresh
+# noise on conditions. A parabola through even steps has 7 at the next one and 17 at the one after, a line 3 and 5.
 LARGEST_GAIN = 12.0
 FARTHEST = 1.4  # from the last evaluation, in distances of the last two: gaps grow step by step
 END_SHARE = 0.5  # between evenly spread evaluations, 0, and Chebyshev's, 1
@@ -80,8 +81,8 @@ def check_step_cache(steps: int, sampler: str, evaluations: int) -> None:
     evaluations: of the model in each step of the sampler.
 
     Raises:
-        ConfigError: fewer than `FEWEST_STEPS` steps, or a sampler that evaluates the model twice per step or draws fresh
-            noise.
+        ConfigError: fewer than `FEWEST_STEPS` steps, or a sampler that evaluates the model twice per step or draws
+            fresh noise.
     """
     able = "expected euler, dpmpp_2m or gradient_estimation, which evaluate it once on a smooth path"
     if evaluations > 1:
@@ -148,8 +149,8 @@ class _Guess:
 class StepCache:
     """The velocities of one clip, or of a batch, during one pass.
 
-    sigmas, evaluated: see `evaluated_steps`. levels: see `SamplerSettings`. corrects: the sampler is Euler's, which adds
-    up lengths times velocities: what the extrapolated steps lacked can be added to the next velocity.
+    sigmas, evaluated: see `evaluated_steps`. levels: see `SamplerSettings`. corrects: the sampler is Euler's, which
+    adds up lengths times velocities: what the extrapolated steps lacked can be added to the next velocity.
     """
 
     def __init__(self, sigmas: Sequence[float], evaluated: Sequence[bool], levels: Levels, *, corrects: bool) -> None:
