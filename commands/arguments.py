@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..ltx_core.config import STEP_CACHES
 from ..ltx_core.errors import ConfigError, ShapeError
 from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output
 from ..ltx_core.shapes import MOST_FRAMES, PixelShape
@@ -62,6 +64,20 @@ def _refused(text: str, check: Callable[[], None]) -> None:
     except ConfigError as error:
         expected = str(error).partition("; expected ")[2].removesuffix("; ")
         raise argparse.ArgumentTypeError(f"got {shown(text)}; expected {expected}") from error
+
+
+def step_cache(text: str) -> str | float:
+    """A word of `STEP_CACHES`, or a number from 0 to 1."""
+    word = text.strip().lower()
+    if word in STEP_CACHES:
+        return word
+    words = f"{', '.join(STEP_CACHES)}, or a number from 0 to 1"
+    try:
+        return number(0, 1)(word)
+    except argparse.ArgumentTypeError as error:
+        near = difflib.get_close_matches(word, STEP_CACHES, n=1, cutoff=0.5)
+        doubt = f"; did you mean {near[0]}?" if near else ""
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected {words}{doubt}") from error
 
 
 count = whole(1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..ltx_core.config import LEVELS, SAMPLER_NAMES, STG_MODES
+from ..ltx_core.config import LEVELS, SAMPLER_NAMES, STEP_CACHES, STG_MODES
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.values import LARGEST_SCALE, MOST_STEPS, shown
 from . import arguments
@@ -60,6 +60,13 @@ OF_PASS = (  # fields of PassSettings
     Option("stg-mode", "stg_mode", str, "what it disturbs in them", choices=STG_MODES),
     Option("stg-rescale", "stg_rescale", _share, "contrast of STG taken back, 0 to 1; 1 is off (sic)", "SHARE"),
     Option("cfg-star", "cfg_star", None, "scale the negative prediction to the positive one first"),
+    Option(
+        "step-cache",
+        "step_cache",
+        arguments.step_cache,
+        f"steps without the model: {', '.join(STEP_CACHES)}, or a share of the schedule, 0 to 1",
+        "HOW",
+    ),
 )
 OF_RUN = (  # fields of Overrides
     Option("sampler", "sampler", str, "how the steps are taken", choices=SAMPLER_NAMES),

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..ltx_core.config import STEP_CACHES
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.values import LARGEST_SCALE, MOST_STEPS
 from ..ltx_core.weights.bundled import BUNDLED
@@ -38,6 +39,13 @@ def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None
         "--guidance", type=arguments.number(0, LARGEST_SCALE), default=3.0, help="guidance scale (default 3)"
     )
     parser.add_argument("--seed", type=arguments.seed, default=0)
+    parser.add_argument(
+        "--step-cache",
+        type=arguments.step_cache,
+        default="off",
+        metavar="HOW",
+        help=f"steps without the model: {', '.join(STEP_CACHES)}, or a share of the schedule, 0 to 1 (default off)",
+    )
 
 
 def size_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +68,9 @@ def clip_settings(options: argparse.Namespace, size: PixelShape, seed: int | Non
     from ..ltx_core.pipelines.settings import Overrides, PassSettings
     from ..ltx_core.training.generate import ClipSettings
 
-    said = Overrides(first=PassSettings(steps=options.steps, guidance_scale=options.guidance))
+    said = Overrides(
+        first=PassSettings(steps=options.steps, guidance_scale=options.guidance, step_cache=options.step_cache)
+    )
     return ClipSettings(size, float(options.fps), options.seed if seed is None else seed, said)
 
 

@@ -7,6 +7,7 @@ under the key `config`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,6 +34,8 @@ STG_MODES: tuple[STGMode, ...] = get_args(STGMode)
 # Names of `sampling.samplers.SAMPLERS`, and of `SamplerSettings.levels`. They stand here for the command line, which
 # lists them without importing torch.
 SAMPLER_NAMES = ("euler", "stochastic", "heun", "dpmpp_2m", "gradient_estimation")
+# Words for thresholds of the step cache, see `sampling.step_cache`.
+STEP_CACHES: Mapping[str, float] = {"off": 0.0, "careful": 0.083, "fast": 0.125}
 Levels = Literal["own", "official", "comfyui"]
 LEVELS: tuple[Levels, ...] = get_args(Levels)
 

@@ -31,7 +31,7 @@ from ..ltx_core.shapes import LatentShape, PixelShape
 from . import sockets
 from .host import host
 from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
-from .passes import LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
+from .passes import LEVELS, SAMPLER, STEP_CACHE, made_pass, received_pass, sampler_name, settings_of
 from .room import check_sampling
 from .sound import received_sound
 from .widgets import advanced, decimal, frame_rate, integer, link, seed, text
@@ -105,6 +105,7 @@ class GenerateLongVideo(sockets.Node):
                     "Sound of the video, from its first frame on; cut to it or followed by silence. For a clip that "
                     "goes on: from Sound.",
                 ),
+                "step_cache": advanced(STEP_CACHE),
             },
         }
 
@@ -135,6 +136,7 @@ class GenerateLongVideo(sockets.Node):
         tone_map: float = 0.0,
         tile_size: int = 0,
         audio: object = None,
+        step_cache: str = "off",
     ) -> tuple[Any, dict[str, Any]]:
         here = host()
         handle = sockets.received_model(model, "Long Video")
@@ -166,7 +168,7 @@ class GenerateLongVideo(sockets.Node):
         here.say(f"{len(windows)} windows of {window_frames} frames, {len(lines)} prompt{'s' * (len(lines) > 1)}.")
         check_prompts(len(lines), windows, settings)
         overrides = Overrides(
-            first=received_pass(schedule, guidance),
+            first=received_pass(schedule, guidance, step_cache),
             sampler=sampler_name(sampler),
             condition_noise=condition_noise,
             levels=levels,

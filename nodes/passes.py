@@ -14,7 +14,7 @@ from ..ltx_core.sampling.samplers import SAMPLERS
 from ..ltx_core.sampling.schedules import check_sigmas
 from . import sockets
 from .host import host
-from .widgets import choice, decimal, labelled
+from .widgets import choice, decimal, labelled, text
 
 PRESET = "preset"
 SAMPLER = choice(
@@ -35,6 +35,16 @@ LEVELS = labelled(
 )
 CONDITION_NOISE = decimal(
     0.15, 0.0, 1.0, 0.01, "Noise on conditions of strength 1 while sampling, for more motion. It is not in the result."
+)
+STEP_CACHE = labelled(
+    text(
+        "off",
+        "Leaves the model out of some steps, whose velocities it extrapolates for each branch of guidance. off: no "
+        "step. careful: about half of 30 steps. fast: two thirds. Or a number from 0 to 1: the largest share of the "
+        "schedule between two steps with the model. For dev checkpoints, from 12 steps on; not with heun or "
+        "stochastic. ComfyUI's EasyCache has no effect here.",
+    ),
+    "step cache",
 )
 
 
@@ -58,16 +68,19 @@ def received_sigmas(schedule: Any, *, unfinished: bool = False) -> Tensor:
     return sigmas
 
 
-def received_pass(schedule: Any, guidance: Any, name: str = "guidance", *, unfinished: bool = False) -> PassSettings:
-    """The overrides that the inputs for schedule and guidance contain; None for an input without a link.
+def received_pass(
+    schedule: Any, guidance: Any, step_cache: str | float, name: str = "guidance", *, unfinished: bool = False
+) -> PassSettings:
+    """The overrides that the inputs of a pass contain; None for an input without a link.
 
-    unfinished: as in `received_sigmas`.
+    name: of the input for guidance. unfinished: as in `received_sigmas`.
     """
     sigmas = None if schedule is None else received_sigmas(schedule, unfinished=unfinished)
     return PassSettings(
         sigmas=None if sigmas is None else tuple(sigmas.tolist()),
         unfinished=True if sigmas is not None and sigmas[-1] > 0 else None,
         guidance=None if guidance is None else sockets.received(sockets.GUIDANCE, guidance, name),
+        step_cache=step_cache,
     )
 
 

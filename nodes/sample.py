@@ -32,15 +32,17 @@ from .guides import (
 )
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
-from .passes import CONDITION_NOISE, LEVELS, SAMPLER, made_pass, received_pass, sampler_name, settings_of
+from .passes import CONDITION_NOISE, LEVELS, SAMPLER, STEP_CACHE, made_pass, received_pass, sampler_name, settings_of
 from .room import check_frames, check_sampling
-from .widgets import advanced, decimal, integer, link, seed, switch
+from .widgets import advanced, decimal, integer, labelled, link, seed, switch, text
 
 MISSING = object()  # an input that is not connected
 NO_VAE = "got conditions without a VAE; expected one, to encode them; connect the vae of Load Model (LTXKit)"
 ADAIN = decimal(
     1.0, 0.0, 1.0, 0.01, "How far the colours return to those of the first pass. Lightricks use 1, diffusers 0."
 )
+
+SECOND_STEP_CACHE = labelled(text("off", "As step_cache, for the second pass."), "second step cache")
 
 
 class SampleVideo(sockets.Node):
@@ -97,6 +99,7 @@ class SampleVideo(sockets.Node):
                         "ended where this one starts.",
                     )
                 ),
+                "step_cache": advanced(STEP_CACHE),
             },
         }
 
@@ -122,6 +125,7 @@ class SampleVideo(sockets.Node):
         guidance: Guidance | None = None,
         levels: Any = "own",
         add_noise: bool = True,
+        step_cache: str = "off",
     ) -> tuple[dict[str, Any]]:
         handle = sockets.received_model(model, "Sample")
         samples = sockets.latent_samples(latent)
@@ -137,7 +141,7 @@ class SampleVideo(sockets.Node):
         canvas = sockets.latent_canvas(latent)
         size = grid.pixels(handle.scale)
         overrides = Overrides(
-            first=received_pass(schedule, guidance, unfinished=True),
+            first=received_pass(schedule, guidance, step_cache, unfinished=True),
             sampler=sampler_name(sampler),
             condition_noise=condition_noise,
             levels=levels,
@@ -223,6 +227,8 @@ class GenerateTwoStage(sockets.Node):
                 ),
                 "second_guidance": link(sockets.GUIDANCE, "For the second pass. Without it: the checkpoint's own."),
                 "tile_size": advanced(TILE_SIZE),
+                "second_step_cache": advanced(SECOND_STEP_CACHE),
+                "step_cache": advanced(STEP_CACHE),
             },
         }
 
@@ -248,6 +254,8 @@ class GenerateTwoStage(sockets.Node):
         second_schedule: Tensor | None = None,
         second_guidance: Guidance | None = None,
         tile_size: int = 0,
+        second_step_cache: str = "off",
+        step_cache: str = "off",
     ) -> tuple[Tensor, dict[str, Any]]:
         first = sockets.received_model(model, "Two-Stage")
         second = first if second_model is None else sockets.received_model(second_model, "the second pass")
@@ -261,8 +269,8 @@ class GenerateTwoStage(sockets.Node):
         size = first_pass_size(asked, vae.config.scale_factors)
         clip = LatentClip.empty(vae, size, sockets.frame_rate(values, None))
         overrides = Overrides(
-            first=received_pass(schedule, guidance),
-            second=received_pass(second_schedule, second_guidance, "second_guidance"),
+            first=received_pass(schedule, guidance, step_cache),
+            second=received_pass(second_schedule, second_guidance, second_step_cache, "second_guidance"),
             sampler=sampler_name(sampler),
             condition_noise=condition_noise,
             levels=levels,

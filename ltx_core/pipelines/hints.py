@@ -74,6 +74,9 @@ GENERATE = {
     "negative_prompt_attention_mask": "an EncodedPrompt(embeddings, mask) as negative_prompt=",
     "max_sequence_length": "nothing: always 256 tokens, as in the training of the models",
     "adain_factor": "adain=",
+    "teacache": "step_cache='careful', or 'fast'",
+    "easycache": "step_cache='careful', or 'fast'",
+    "cache_threshold": "step_cache=, a word or a number from 0 to 1",
     "tone_map_compression_ratio": "tone_map=",
     "cfg_star_rescale": "cfg_star=",
     "rescaling_scale": "stg_rescale=",
@@ -142,6 +145,7 @@ MODELS = {  # attributes of what `load` returns
     "upsample": "ltxkit.load(..., upscaler=...), which makes two passes",
     "eval": "nothing: models are loaded for inference",
     "compile": "nothing: it is not supported",
+    "enable_cache": "step_cache='careful' in ltx.generate",
 }
 
 CLIP = {  # attributes of a clip

@@ -539,7 +539,7 @@ class Components:
             "made_with": record.versions(),
             **self._computing(),
             "versions": list(self.info.versions),
-            "passes": [{"sigmas": each.sigmas.tolist(), "guidance": asdict(each.guidance)} for each in passes],
+            "passes": [_pass_record(each) for each in passes],
             "tone_map_compression_ratio": decoding.tone_map,
             "decode_timestep": decoding.timestep,
             "decode_noise_scale": decoding.noise_scale,
@@ -591,6 +591,11 @@ class Components:
         if asked is not None:
             doubt("The negative prompt has no effect: this recipe does not use guidance.", notes)
         return None
+
+
+def _pass_record(run_pass: Pass) -> dict[str, Any]:
+    record = {"sigmas": run_pass.sigmas.tolist(), "guidance": asdict(run_pass.guidance)}
+    return {**record, "step_cache": run_pass.step_cache} if run_pass.step_cache else record
 
 
 def _placement(

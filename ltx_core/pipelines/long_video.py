@@ -253,6 +253,8 @@ class _KeptWindows:
         settings, run_pass = self._settings, self._pass
         size = settings.size
         values = (window, size.height, size.width, settings.fps, settings.seed, run_pass.guidance, run_pass.sampler)
+        if run_pass.step_cache:
+            values = *values, run_pass.step_cache
         mix = settings.strength, settings.adain_factor, settings.fingerprint
         digest = hashlib.sha256(repr((self._key, values, mix)).encode())
         tensors = [run_pass.sigmas, prompt.embeddings, prompt.mask]

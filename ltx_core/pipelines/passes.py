@@ -16,6 +16,7 @@ from ..releases import PassRecipe, Recipe
 from ..sampling.guidance import Guidance, GuidanceStep, describe_plan
 from ..sampling.samplers import SAMPLERS, SamplerSettings, check_sampler
 from ..sampling.schedules import check_sigmas, explicit, linear_quadratic, shift, skip, token_shift, truncate, uniform
+from ..sampling.step_cache import check_step_cache, evaluated_steps, no_step_cache, threshold_of
 from ..shapes import LatentShape
 from ..weights.lora import WeightedLoRA
 from .recipe import guidance_for
@@ -29,7 +30,10 @@ class Pass:
     sigmas: (steps + 1) float32 levels, see `sampling.schedules`; the last is 0, or where the clip is left.
     sampler: how the steps are taken.
     loras: applied to the transformer while the pass runs. stage: its name in progress events. lora_mode: how they are
-    applied, see `placing.lora`.
+    applied, see `placing.lora`. step_cache: the threshold of `step_cache.threshold_of`; 0: every step evaluates the model.
+
+    Raises:
+        ConfigError: levels, guidance or a step cache that cannot work.
     """
 
     transformer: LTXTransformer
@@ -39,6 +43,7 @@ class Pass:
     loras: tuple[WeightedLoRA, ...] = ()
     stage: str = "sample"
     lora_mode: LoRAMode = "auto"
+    step_cache: float = 0.0
 
     @classmethod
     def of(
@@ -58,8 +63,8 @@ class Pass:
         checkpoint; None: linear-quadratic, as in all versions from 0.9.5 on.
 
         Raises:
-            ConfigError: invalid levels, an STG block that the model does not have, or a sampler that does not
-                suit a distilled checkpoint.
+            ConfigError: invalid levels, an STG block that the model does not have, or a sampler or a step cache that
+                does not suit a distilled checkpoint.
         """
         check_sampler(settings.stepping.name, distilled=settings.recipe.distilled)
         said = settings.of_pass(which)
@@ -71,16 +76,29 @@ class Pass:
             sigmas = truncate(sigmas, said.denoise_strength)
         guidance = said.over_guidance(guidance_for(settings.entry(which), settings.recipe), sigmas[:-1].tolist())
         stage = "refine" if which == "second" else "sample"
-        return cls(transformer, sigmas, guidance, settings.stepping, tuple(loras), stage, lora_mode)
+        threshold = threshold_of(said.step_cache or 0)
+        if threshold and settings.recipe.distilled:
+            raise no_step_cache(
+                "a distilled checkpoint", "expected one that takes many short steps, not a few long ones"
+            )
+        return cls(transformer, sigmas, guidance, settings.stepping, tuple(loras), stage, lora_mode, threshold)
 
     def __post_init__(self) -> None:
         check_sigmas(self.sigmas, unfinished=True)
+        if self.step_cache:
+            name = self.sampler.name
+            check_step_cache(len(self.sigmas) - 1, name, SAMPLERS[name].evaluations)
         self.guidance.plan(self.sigmas, self.transformer.config.num_layers)
 
     @cached_property
     def steps(self) -> tuple[GuidanceStep, ...]:
         """Guidance of every step."""
         return self.guidance.plan(self.sigmas, self.transformer.config.num_layers)
+
+    @cached_property
+    def evaluated(self) -> tuple[bool, ...]:
+        """Which steps evaluate the model; the others are left to the step cache."""
+        return evaluated_steps(self.sigmas.tolist(), [step.branches for step in self.steps], self.step_cache)
 
     @property
     def left_at(self) -> float:
@@ -100,7 +118,12 @@ class Pass:
     def describe(self) -> str:
         """The cost of the pass, in words."""
         evaluations = SAMPLERS[self.sampler.name].evaluations
-        return describe_plan(self.steps, self.transformer.config.num_layers, evaluations)
+        text = describe_plan(self.steps, self.transformer.config.num_layers, evaluations)
+        spared = [step for step, computed in zip(self.steps, self.evaluated, strict=True) if not computed]
+        if spared:
+            forwards = sum(len(step.branches) for step in spared)
+            text += f" The step cache leaves out {forwards} of them, in {len(spared)} steps."
+        return text
 
     def remarks(self, recipe: Recipe) -> Iterator[str]:
         """A sentence, with the right value, for every setting that the checkpoint was not made for. None is refused."""

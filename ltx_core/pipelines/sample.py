@@ -23,6 +23,7 @@ from ..sampling.noise import Noise
 from ..sampling.patchify import Coordinates
 from ..sampling.samplers import Point, integrate
 from ..sampling.state import LatentState
+from ..sampling.step_cache import StepCache, held_bytes
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..values import check_frame_rate
 from .condition import NOTHING, Conditions
@@ -193,24 +194,34 @@ def sample_state(
             if name == "positive" or run_pass.is_guided
         }
 
+        levels = run_pass.sigmas.tolist()
+        cache = StepCache(
+            levels, run_pass.evaluated, run_pass.sampler.levels, corrects=run_pass.sampler.name == "euler"
+        )
+
         def velocity(x: Tensor, point: Point) -> Tensor:
             step = run_pass.steps[point.step]
             read = [[pair for pair in texts[branch.text] if pair[0].read_at(point.sigma)] for branch in step.branches]
-            branches = [
-                Branch(text, branch.skip_blocks, run_pass.guidance.stg_mode)
-                for branch, pairs in zip(step.branches, read, strict=True)
-                for _, text in pairs
-            ]
-            velocities = iter(transformer(x, point.level, rotary, branches) if branches else ())
-            return step.combine(
-                [_mean([(next(velocities), prompt) for prompt, _ in pairs], x, point) for pairs in read]
-            )
+            named = [(branch, text) for branch, pairs in zip(step.branches, read, strict=True) for _, text in pairs]
+
+            def evaluate() -> Sequence[Tensor]:
+                mode = run_pass.guidance.stg_mode
+                branches = [Branch(text, branch.skip_blocks, mode) for branch, text in named]
+                return transformer(x, point.level, rotary, branches) if branches else ()
+
+            def combine(velocities: Sequence[Tensor]) -> Tensor:
+                each = iter(velocities)
+                return step.combine([_mean([(next(each), prompt) for prompt, _ in pairs], x, point) for pairs in read])
+
+            return cache.velocity(point, named, evaluate, combine)
 
         def report(done: int, denoised: Tensor) -> None:
             host.progress(ProgressEvent(run_pass.stage, done, total, state.grid(denoised)))
 
         state = integrate(velocity, state, run_pass.sigmas, run_pass.sampler, noise=noise, callback=report)
         state = state.to(torch.device("cpu"))
+    if run_pass.step_cache:
+        host.say(cache.describe())
     if not bool(state.latent.isfinite().all()):
         raise UnsupportedError(
             "got numbers that are not finite from the model; expected a latent; float16 overflows in these models: "
@@ -276,6 +287,7 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts) -> int:
     )
     if state.weights is not None:
         work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
+    work += held_bytes(run_pass.evaluated, run_pass.branches + len(texts) - len(prompts.by_name), state.latent.numel())
     held = device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
     return work + held + merging_work(run_pass.transformer, run_pass.loras, run_pass.lora_mode)
 

@@ -16,6 +16,7 @@ from ..releases import DOWNSCALE_FACTOR, PassRecipe, Recipe
 from ..sampling.guidance import ADVICE, Guidance
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit
+from ..sampling.step_cache import threshold_of
 from ..values import LARGEST_SCALE, MOST_STEPS, check_kind, check_number, check_whole
 from .recipe import REFINE
 
@@ -51,6 +52,7 @@ class PassSettings:
     guidance: as a whole; the fields below it override single values. Those of type `Each` hold for every step, or are
     lists; of `stg_blocks`, a list of blocks, or one such list each. guidance_timesteps: levels, 1 to 0, from which the
     entries of the lists count, see `Guidance`.
+    step_cache: steps without the model, as a word of `config.STEP_CACHES` or a number, see `step_cache.threshold_of`.
 
     Raises:
         ConfigError: a value that no model can use, or sigmas and a schedule at once. UnsupportedError: see `Guidance`.
@@ -71,6 +73,7 @@ class PassSettings:
     stg_rescale: Each | None = None
     stg_mode: STGMode | None = None
     cfg_star: bool | None = None
+    step_cache: str | float | None = None
 
     def __post_init__(self) -> None:
         scheduled = [name for name in SCHEDULE if getattr(self, name) is not None]
@@ -96,6 +99,8 @@ class PassSettings:
                 check_number(name, value, 0, most, advice=ADVICE)
         if self.guidance is not None:
             check_kind("guidance", self.guidance, Guidance)
+        if self.step_cache is not None:
+            threshold_of(self.step_cache)  # which refuses what it cannot be
         steps = max((len(each) for each in self._lists().values()), default=1)
         self.over_guidance(Guidance(), [1 - step / steps for step in range(steps)])  # which refuses what it cannot be
 

@@ -300,9 +300,16 @@ def _steps(sigmas: list[float], mask: Tensor, levels: Levels) -> Iterator[Step]:
         level = mask.clamp(max=sigma)
         if levels == "comfyui":
             level, level_next = (torch.full_like(mask[:, :1], each) for each in (sigma, sigma_next))
-        elif levels == "own":
-            level_next = mask.clamp(max=sigma_next)
         else:
-            joined = sigma - 1e-6 < mask  # denoising_step: a token joins once the schedule has come down to its level
-            level_next = torch.where(joined, sigma_next, level)
+            level_next = next_level(level, sigma, sigma_next, levels)
         yield Step(Point(number, sigma, level), Point(number, sigma_next, level_next))
+
+
+def next_level(level: Tensor, sigma: float, sigma_next: float, levels: Levels) -> Tensor:
+    """The level of each token after a step of the schedule from sigma to sigma_next, from its level before."""
+    if levels == "comfyui":
+        return level * (sigma_next / sigma)
+    if levels == "own":
+        return level.clamp(max=sigma_next)
+    joined = sigma - 1e-6 < level  # denoising_step: a token joins once the schedule has come down to its level
+    return torch.where(joined, sigma_next, level)
