@@ -1,6 +1,6 @@
 """A choice of kernels at work: what modules compute by, and the weights that were packed for it.
 
-A module that computes differently on a CPU has a class attribute `active = PLAINLY`. While a model is placed on a CPU
+A module that can compute by several forms has a class attribute `active = PLAINLY`. While a model is placed on a device
 (`placing.computing`), each of its modules has the model's own `Active` there instead.
 """
 
@@ -10,17 +10,20 @@ from collections.abc import Callable, Hashable
 
 from torch import Tensor, nn
 
+from .cards import CardKernels
 from .choice import PLAIN, Kernels
 
 
 class Active:
-    """kernels: the choice. room: bytes that packed weights may take; what does not fit stays as it is.
+    """kernels: the choice for a CPU. room: bytes that packed weights may take; what does not fit stays as it is.
+    card: the choice for the card that the model is on; None on a CPU.
 
     Packed weights are copies, freed with this object.
     """
 
-    def __init__(self, kernels: Kernels, room: int = 0) -> None:
+    def __init__(self, kernels: Kernels, room: int = 0, card: CardKernels | None = None) -> None:
         self.kernels = kernels
+        self.card = card
         self.room = room
         self.packed_bytes = 0
         # The originals are held, so that no other tensor gets their id.

@@ -1,4 +1,4 @@
-"""Attention by the form that was chosen for a CPU. No mask: text is trimmed to its length."""
+"""Attention by the form that was chosen for the device. No mask: text is trimmed to its length."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import private
+from . import fused, private
 from .active import Active
+from .cards import HALVES
 from .choice import PLAIN_FORM
 
 ROWS = 512  # queries of a block: enough for a product at full speed
@@ -17,6 +18,9 @@ SCORES = 1 << 22  # elements of a block's scores at most: what SDPA takes for it
 
 def attention(query: Tensor, key: Tensor, value: Tensor, active: Active) -> Tensor:
     """Three (b heads n head_dim) -> weighted means of values (b n inner)."""
+    card = active.card
+    if card is not None and card.attention != PLAIN_FORM and query.dtype in HALVES and not torch.is_grad_enabled():
+        return fused.attention(card.attention, query, key, value)
     keys, by_products = key.shape[2], False
     if query.device.type == "cpu" and not torch.is_grad_enabled() and keys >= FEWEST_KEYS:
         by_products = active.kernels.attention.form(query.dtype) != PLAIN_FORM and private.works(

@@ -2,7 +2,8 @@
 
 Two processors with the same instructions differ eightfold in bfloat16 against float32, so no flag can say: it is
 measured once per processor model and torch version (`measure`), before a model first works on a CPU, and kept
-(`here`), so that a seed stays one clip on a machine. Nothing in this room is about devices other than CPUs.
+(`here`), so that a seed stays one clip on a machine. What cards compute by is `cards`; what a user writes about either
+is read here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from ..errors import ConfigError
 from ..values import shown
+from . import fused
 
 Kind = Literal["products", "attention", "convolutions", "norms"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -32,6 +34,14 @@ products: `F.linear`; oneDNN; oneDNN with weights turned once into its layout, w
 `scaled_dot_product_attention`; two products per head and block of queries. convolutions: as `models.convolution` does;
 oneDNN with packed weights. norms: `F.rms_norm`; a few rows at a time in float32.
 """
+
+CardKind = Literal["elementwise", "attention"]
+CARD_FORMS: Mapping[CardKind, tuple[str, ...]] = {
+    "elementwise": (fused.KITCHEN, PLAIN_FORM),
+    "attention": (fused.FLASH_4, fused.FLASH_3, PLAIN_FORM, fused.SAGE),
+}
+"""What each kind of operation can be computed by on a card, best first; what stands after plain torch is taken only
+where it is asked for. elementwise: norms with modulation, and with the rotation of queries and keys."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -95,6 +105,7 @@ class Kernels:
     widens_half: a text encoder computes in float32 with weights in float16, which float32 holds exactly: in float16 its
         activations overflow, and float16 is nowhere 1.3 times as fast on CPUs.
     origin: where it comes from, in words for the user; "" for the plain forms in the file's dtype.
+    card: what is asked for on a card, a form of `CARD_FORMS` for some kinds; None: nothing, the best there is.
     """
 
     products: Operation = Operation()
@@ -103,6 +114,7 @@ class Kernels:
     norms: Operation = Operation()
     widens_half: bool = False
     origin: str = ""
+    card: tuple[tuple[CardKind, str], ...] | None = field(default=None, compare=False)
 
     def text_dtype(self, stored: torch.dtype) -> torch.dtype:
         """The dtype in which a text encoder computes with weights of dtype `stored`."""
@@ -168,10 +180,11 @@ PLAIN = Kernels()
 
 
 def parse_kernels(text: str, origin: str) -> Kernels | None:
-    """The choice that a user writes; None for "auto", the measured one.
+    """The choice that a user writes; None for "auto", the best one for the device.
 
-    text: "plain", or forms of some kinds for every dtype, and the dtype of the computation, the file's or float32:
-        "products=packed,attention=products,convolutions=packed,dtype=float32". What is not written stays plain.
+    text: "plain", or forms of some kinds, and the dtype of a CPU's computation, the file's or float32:
+        "products=packed,attention=products,convolutions=packed,dtype=float32" for a CPU, for every dtype;
+        "elementwise=comfy-kitchen,attention=sageattention" for a card. What is not written stays plain.
 
     Raises:
         ConfigError: another text.
@@ -180,6 +193,7 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
     if text in ("", MEASURED):
         return None
     operations: dict[str, Operation] = {kind: Operation() for kind in KINDS}
+    card: dict[CardKind, str] = dict.fromkeys(CARD_FORMS, PLAIN_FORM)
     widens_half = text != PLAIN_FORM
     for word in () if text == PLAIN_FORM else text.split(","):
         name, _, value = (part.strip() for part in word.partition("="))
@@ -190,10 +204,29 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
         elif name in FORMS and value in FORMS[name]:  # pyright: ignore[reportArgumentType] - it was just compared
             forms = dict.fromkeys(DTYPES.values(), value)
             operations[name] = replace(operations[name], forms=forms)
+        elif name in CARD_FORMS and value in CARD_FORMS[name]:  # pyright: ignore[reportArgumentType]
+            card[cast(CardKind, name)] = value
         else:
-            offered = "; ".join(f"{kind}={'|'.join(forms)}" for kind, forms in FORMS.items())
+            offered = "; ".join(f"{kind}={'|'.join(_offered(kind))}" for kind in dict.fromkeys([*FORMS, *CARD_FORMS]))
             raise ConfigError(
                 f"got the kernels {shown(word)}; expected {MEASURED}, {PLAIN_FORM}, or a list of {offered}; "
-                f"dtype={'|'.join(COMPUTED)}, with commas between; leave it out for the measured ones"
+                f"dtype={'|'.join(COMPUTED)}, with commas between; leave it out for the best ones"
             )
-    return Kernels(**operations, widens_half=widens_half, origin=origin if text != PLAIN_FORM else "")
+    said = origin if text != PLAIN_FORM else ""
+    return Kernels(**operations, widens_half=widens_half, origin=said, card=tuple(card.items()))
+
+
+def _offered(kind: str) -> list[str]:
+    """The forms of a kind on any device, each once."""
+    forms = cast("Mapping[str, tuple[str, ...]]", FORMS).get(kind, ())
+    return list(dict.fromkeys([*forms, *cast("Mapping[str, tuple[str, ...]]", CARD_FORMS).get(kind, ())]))
+
+
+def check_device(kernels: Kernels | None, device: torch.device) -> None:
+    """Raises ConfigError: a CPU is asked for a card's back end."""
+    named = [] if kernels is None else [f"{kind}={form}" for kind, form in kernels.card or () if form != PLAIN_FORM]
+    if named and device.type == "cpu":
+        raise ConfigError(
+            f"got the kernels {', '.join(named)}; expected forms of a CPU, on which torch's own kernels compute alone; "
+            "leave them out, or choose a card as the device"
+        )

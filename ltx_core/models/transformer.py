@@ -17,8 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
+from ..kernels import elementwise
 from ..kernels.active import PLAINLY, Active
+from ..kernels.elementwise import TokenRows, added, gated_sum, norm_modulation
 from ..kernels.products import tanh_gelu
+from ..kernels.rotation import table_size
 from .attention import CrossAttention, SelfAttention
 from .blocks import BlockStack
 from .branches import (
@@ -33,7 +36,7 @@ from .branches import (
 )
 from .dtypes import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, scale_shift_table
-from .linear import Linear, RMSNorm
+from .linear import Linear
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
@@ -62,13 +65,14 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
+    active: Active = PLAINLY
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
-        self.norm1 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
+        self.eps = config.norm_eps  # of both norms, which have no weights
         self.attn1 = SelfAttention(d, d, heads, head_dim)
         self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
-        self.norm2 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.ff = FeedForward(d)
         self.scale_shift_table = scale_shift_table(6, d)
 
@@ -77,19 +81,13 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """Lanes before the block (g b n d) -> its computed lanes; `texts`: one for each of these."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
-        h = self.norm1(x)
-        h = modulation.shift_scale(h, shift_a, scale_a)
+        rows, active = modulation.rows, self.active
+        h = norm_modulation(x, self.eps, shift_a, scale_a, rows, active)
         h = self.attn1(h, rotary, plan)
-        x = modulation.gated_sum(plan.fork(x), gate_a, h)
-        x = add(x, self.attn2(x, texts))
-        h = self.norm2(x)
-        h = modulation.shift_scale(h, shift_m, scale_m)
-        return modulation.gated_sum(x, gate_m, self.ff(h))
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, in the memory of x unless autograd may need x again."""
-    return x + y if torch.is_grad_enabled() else x.add_(y)
+        x = gated_sum(plan.fork(x), gate_a, h, rows)
+        x = added(x, self.attn2(x, texts))
+        h = norm_modulation(x, self.eps, shift_m, scale_m, rows, active)
+        return gated_sum(x, gate_m, self.ff(h), rows)
 
 
 class LTXTransformer(nn.Module):
@@ -198,12 +196,13 @@ class LTXTransformer(nn.Module):
                 f"got positions of shape {tuple(positions.shape)}; expected (batch or 1, 3, tokens); pass seconds, "
                 "pixels down and pixels right"
             )
-        config = self.config
+        config, card = self.config, self.active.card
         table = rotary_table(
             positions.float(),
             config.hidden_size,
             config.positional_embedding_theta,
             config.positional_embedding_max_pos,
+            form="complex" if card is None else card.rotation(self.compute_dtype, config.hidden_size),
         )
         return table if weights is None else replace(table, weights=weights)
 
@@ -231,8 +230,8 @@ class LTXTransformer(nn.Module):
             texts = [_read_once(branches[of].text, number, block) for of in lanes.texts]
             x = self._run(block, x, modulation, rotary, texts, lanes)
         shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
-        x = self.norm_out(x)
-        velocities = self.proj_out(modulation.shift_scale(x, shift, scale)).float()
+        x = elementwise.modulation(self.norm_out(x), shift, scale, modulation.rows)
+        velocities = self.proj_out(x).float()
         return tuple(velocities[lane] for lane in plan.lane_of)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
@@ -261,13 +260,13 @@ class LTXTransformer(nn.Module):
         return plan.rejoin(x, kept)
 
     def _modulation(self, sigma: Tensor) -> Modulation:
-        index = None
+        rows = TokenRows()
         levels = sigma.flatten().float()
         if sigma.shape[1] > 1:
             levels, index = levels.unique(return_inverse=True)
-            index = None if levels.shape[0] == 1 else index.view(sigma.shape[:2])
+            rows = rows if levels.shape[0] == 1 else TokenRows.of(index.view(sigma.shape[:2]))
         blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.compute_dtype)
-        return Modulation(blocks, output, index)
+        return Modulation(blocks, output, rows)
 
     def _check(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> None:
         config = self.config
@@ -282,7 +281,7 @@ class LTXTransformer(nn.Module):
                 f"got sigma of shape {tuple(sigma.shape)}; expected ({b}, {n}, 1) or ({b}, 1, 1); give one level per "
                 "token or per sample"
             )
-        rows, tokens, _ = rotary.rotation.shape
+        rows, tokens = table_size(rotary.rotation)
         if tokens != n or rows not in (1, b):
             raise ShapeError(
                 f"got positions of {rows} samples with {tokens} tokens; expected {b} or 1 with {n}; prepare them for "

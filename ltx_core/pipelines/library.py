@@ -23,7 +23,7 @@ from ..cache import cache_folder
 from ..errors import ConfigError, WrongNameError
 from ..host import Host
 from ..kernels.choice import parse_kernels
-from ..kernels.here import kernels_here
+from ..kernels.here import asked_kernels, kernels_here
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -148,7 +148,7 @@ class Components:
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
-        kernels: by which a CPU computes, as `kernels.choice.parse_kernels`. None: what was measured on this machine, or
+        kernels: by which the device computes, as `kernels.choice.parse_kernels`. None: the best that was measured, or
             what LTXKIT_KERNELS says.
         keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
             True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
@@ -526,8 +526,11 @@ class Components:
         return Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
 
     def _computing(self) -> dict[str, Any]:
-        """By which kernels a CPU makes the clip; nothing on other devices, and where nothing was chosen."""
-        kernels = self.placement.kernels
+        """By which kernels the clip is made; nothing where nothing was chosen on a CPU."""
+        placement = self.placement
+        if isinstance(placement, DevicePlacement) and placement.card is not None:
+            return {"kernels": placement.card.to_json()}
+        kernels = placement.kernels
         return {} if kernels is None or not kernels.origin else {"kernels": kernels.to_json()}
 
     def _size(self, asked: PixelShape, settings: Settings, notes: Notes) -> PixelShape:
@@ -571,7 +574,11 @@ def _placement(
         return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
     chosen = chosen_device(device)
     if chosen.type != "cpu":
-        return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep)
+        asked = asked_kernels(kernels)
+        placement = DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=asked)
+        if placement.card is not None:
+            notes(" ".join([f"On {chosen}: {placement.card.in_words()}.", *placement.card.why]))
+        return placement
     chosen_kernels = kernels_here(kernels, notes)
     if chosen_kernels.origin:
         notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")

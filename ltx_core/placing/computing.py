@@ -1,4 +1,4 @@
-"""The forms that were chosen for a CPU, given to a model while it works there."""
+"""The forms that were chosen for a device, given to a model while it works there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from ..budget.packing import room_for_packing
 from ..kernels.active import Active, kernels_for
-from ..kernels.choice import Kernels
-from ..kernels.here import kernels_here
+from ..kernels.cards import card_kernels
+from ..kernels.choice import PLAIN, Kernels
+from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from .devices import memory
 
@@ -53,9 +54,11 @@ def using(model: nn.Module, active: Active | None, resident: int | None = None) 
 def computing_on(
     device: torch.device, model: nn.Module, *, memory_required: int, resident: int | None
 ) -> Generator[None]:
-    """`computing` by the kernels of this machine where the device is a CPU, for hosts that place models themselves."""
+    """`computing` by the kernels of this machine and device, for hosts that place models themselves."""
     if device.type != "cpu":
-        yield
+        asked = asked_kernels()
+        with using(model, Active(PLAIN, card=card_kernels(device, None if asked is None else asked.card))):
+            yield
         return
     with computing(model, kernels_here(), memory_required=memory_required, resident=resident):
         yield
@@ -65,7 +68,7 @@ def start_computing(model: nn.Module, active: Active, resident: int | None = Non
     """Give a model's modules what they compute by, until `stop_computing`. resident: as `computing`."""
     stack = block_stack(model)
     away = list(stack.blocks)[resident:] if stack is not None and resident is not None else []
-    unpacked = Active(active.kernels)
+    unpacked = Active(active.kernels, card=active.card)
     streamed = {id(part) for block in away for part in block.modules()}
     for part in model.modules():
         if hasattr(type(part), "active"):

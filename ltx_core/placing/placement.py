@@ -17,8 +17,9 @@ from ..budget.packing import packed_bytes, spare_for_packing
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
 from ..host import Host
 from ..kernels.active import Active
+from ..kernels.cards import CardKernels, card_kernels
 from ..kernels.choice import PLAIN, Kernels
-from ..kernels.here import kernels_here
+from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
@@ -49,7 +50,8 @@ class DevicePlacement:
             False. True: nothing leaves before `release`, and what does not fit beside it is streamed.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             None: as many as fit.
-        kernels: by which a CPU computes. None: what `kernels_here` chooses, when a model first works here.
+        kernels: what is asked for. None: what `kernels_here` chooses for a CPU, and `card_kernels` for another device,
+            when a model first works here.
 
         Raises ConfigError for a device that torch does not know, or a number below 0.
         """
@@ -93,6 +95,14 @@ class DevicePlacement:
         if self._kernels is None and self.device.type == "cpu":
             self._kernels = kernels_here()
         return self._kernels if self.device.type == "cpu" else None
+
+    @property
+    def card(self) -> CardKernels | None:
+        """By which models compute here; None on a CPU. Raises ConfigError: what is asked for is not there."""
+        if self.device.type == "cpu":
+            return None
+        asked = asked_kernels() if self._kernels is None else self._kernels
+        return card_kernels(self.device, None if asked is None else asked.card)
 
     def kernels_of(self, module: nn.Module) -> Kernels | None:  # noqa: ARG002 - as `BalancedPlacement` has it
         """By which this model computes here; None: plainly."""
@@ -169,9 +179,9 @@ class DevicePlacement:
             self.release(other)
 
     def _active(self, module: nn.Module, memory_required: int) -> Active | None:
-        """What a module computes by on a CPU; None on other devices."""
+        """What a module computes by."""
         kernels = self.kernels
-        return None if kernels is None else active_for(module, kernels, memory_required)
+        return Active(PLAIN, card=self.card) if kernels is None else active_for(module, kernels, memory_required)
 
     def _copied(self, module: nn.Module, resident: int | None, memory_required: int) -> _Kept:
         """What of a module stays; again without all others, should the device have less room than planned."""
@@ -198,7 +208,7 @@ class DevicePlacement:
 @dataclass(frozen=True, eq=False)
 class _Kept:
     """Copies that stay. resident: how many blocks of a streamed module they have; None: all of a module. nbytes: on the
-    device. active: what it computes by on a CPU, with its packed weights."""
+    device. active: what it computes by, with its packed weights on a CPU."""
 
     copies: DeviceCopies | StreamCopies
     resident: int | None
