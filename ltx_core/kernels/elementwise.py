@@ -15,9 +15,7 @@ from .active import Active
 from .norms import rms_norm
 from .rotation import form_of, rotated
 
-MOST_RUNS = (
-    8  # of tokens of one level, in each of which operations start anew; beyond, a row is gathered for each token
-)
+MOST_RUNS = 8  # of tokens of one level, each with kernels of its own; beyond, a row is gathered for each token
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +57,9 @@ def norm_modulation(x: Tensor, eps: float, shift: Tensor, scale: Tensor, rows: T
 
 
 def modulation(x: Tensor, shift: Tensor, scale: Tensor, rows: TokenRows) -> Tensor:
-    """x (..., b n d), shift and scale (u d) -> x * (1 + scale) + shift; in the memory of x, without autograd."""
-    if torch.is_grad_enabled() or torch.promote_types(x.dtype, shift.dtype) != x.dtype:
+    """x (..., b n d), shift and scale (u d) -> x * (1 + scale) + shift; the memory of x may be used."""
+    if rows.runs is None or torch.is_grad_enabled() or torch.promote_types(x.dtype, shift.dtype) != x.dtype:
         return torch.addcmul(rows.spread(shift), x, rows.spread(1 + scale))
-    if rows.runs is None:
-        return torch.addcmul(rows.spread(shift), x, rows.spread(1 + scale), out=x)
     factor = 1 + scale
     for start, stop, row in rows.runs:
         part = x[..., start:stop, :]
@@ -101,7 +97,7 @@ def norm_rotation(
         normed = (rms_norm(part, weight, eps, active) for part, weight in zip((query, key), weights, strict=True))
         turned_query, turned_key = (rotated(part, table) for part in normed)
         return turned_query, turned_key
-    of_query, of_key = (weight.to(dtype) for weight in weights)
+    of_query, of_key = (weight.detach().to(dtype) for weight in weights)
     # One table for all samples serves all lanes in one call; tables of their own, the samples of one lane.
     query, key = query.contiguous(), key.contiguous()
     runs = [(query.flatten(0, 1), key.flatten(0, 1))] if table.shape[0] == 1 else zip(query, key, strict=True)
