@@ -37,10 +37,11 @@ class Host:
 
     place: puts a module on a device. room: bytes that work with a module may take there in addition to its weights;
     None for no limit. progress: receives every step, and stops the work by raising. say: receives complete sentences
-    for the user.
+    for the user. bfloat16: whether the device computes in it.
     """
 
     place: Placement
     room: Callable[[nn.Module], int | None] = unlimited
     progress: Progress = silent
     say: Notes = log_note
+    bfloat16: bool = True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from torch import Tensor, nn
 
 from .cards import CardKernels
-from .choice import PLAIN, Kernels
+from .choice import IN_FLOAT32, PLAIN, Kernels
 
 
 class Active:
@@ -30,6 +30,10 @@ class Active:
         self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
         self._refused: set[tuple[int, Hashable]] = set()
         self._uses: dict[tuple[int, Hashable], int] = {}
+
+    def widen(self) -> None:
+        """Compute in float32 from now on: numbers have left float16."""
+        self.kernels = IN_FLOAT32
 
     def packed(
         self, weight: Tensor, layout: Hashable, nbytes: int, pack: Callable[[], Tensor], *, after: int = 0

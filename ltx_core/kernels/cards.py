@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ConfigError
 from . import fused
-from .choice import CARD_FORMS, PLAIN_FORM, CardKind
+from .choice import CARD_FORMS, PLAIN, PLAIN_FORM, WITHOUT_BFLOAT16, CardKind, Kernels
 from .rotation import Form
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -64,12 +64,16 @@ class Capabilities:
 class CardKernels:
     """A choice for one device: a form of `CARD_FORMS` for each kind.
 
-    gelu_in_product: torch has GELU in the product's own kernel here. why: sentences about back ends that were left out.
+    gelu_in_product: torch has GELU in the product's own kernel here. bfloat16: whether the card computes in it.
+    query_blocks: torch's attention may hold all scores here, so that it gets a block of queries at a time.
+    why: sentences about back ends that were left out.
     """
 
     elementwise: str = PLAIN_FORM
     attention: str = PLAIN_FORM
     gelu_in_product: bool = False
+    bfloat16: bool = True
+    query_blocks: bool = False
     why: tuple[str, ...] = ()
 
     def fuses(self, dtype: torch.dtype, width: int) -> bool:
@@ -82,14 +86,23 @@ class CardKernels:
 
     def in_words(self) -> str:
         """The choice, or the part of a sentence that says it."""
+        without = (
+            "" if self.bfloat16 else "; weights in bfloat16, which it only imitates, compute in float16 and float32"
+        )
         said = [f"elementwise operations by {_spoken(self.elementwise)}", f"attention by {_spoken(self.attention)}"]
         if self.attention in _APPROXIMATE:
             said[-1] += ", which is approximate"
-        return "; ".join(said)
+        return "; ".join(said) + without
+
+    @property
+    def kernels(self) -> Kernels:
+        """The dtypes of computation."""
+        return PLAIN if self.bfloat16 else WITHOUT_BFLOAT16
 
     def to_json(self) -> dict[str, Any]:
         """As a clip's settings say it."""
-        return {"elementwise": self.elementwise, "attention": self.attention, "gelu_in_product": self.gelu_in_product}
+        names = ("elementwise", "attention", "gelu_in_product", "bfloat16")
+        return {name: getattr(self, name) for name in names}
 
 
 PLAIN_CARD = CardKernels()
@@ -129,7 +142,8 @@ def chosen(
                 )
             if form in facts.packages:
                 why.append(f"{form} is left out: {reason}.")
-    return CardKernels(**forms, why=tuple(why))
+    holds_scores = facts.kind == "mps" or (facts.kind != "cuda" and not facts.bfloat16)
+    return CardKernels(**forms, bfloat16=facts.bfloat16, query_blocks=holds_scores, why=tuple(why))
 
 
 def _missing(form: str, facts: Capabilities) -> str | None:
@@ -152,7 +166,7 @@ def card_kernels(device: torch.device, asked: tuple[tuple[CardKind, str], ...] |
     facts = Capabilities.of(device)
     choice = chosen(facts, None if asked is None else dict(asked), lambda form: fused.wrong(form, device))
     gelu = facts.kind == "cuda" and fused.gelu_works(device)
-    return CardKernels(choice.elementwise, choice.attention, gelu, choice.why)
+    return replace(choice, gelu_in_product=gelu)
 
 
 def _installed() -> frozenset[str]:

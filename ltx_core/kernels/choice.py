@@ -93,6 +93,10 @@ class Operation:
         """The dtype in which to compute with weights of dtype `stored`."""
         return self.computed.get(stored) or native_dtype(stored)
 
+    def dtype_on(self, stored: torch.dtype, device: str) -> torch.dtype:
+        """`dtype` on a type of device: a card computes in the stored dtype unless it is said here."""
+        return self.dtype(stored) if device == "cpu" else self.computed.get(stored, stored)
+
     def packs(self, dtype: torch.dtype) -> bool:
         """Whether a computation in `dtype` wants weights that were turned into the kernel's layout."""
         return self.form(dtype) == "packed"
@@ -103,7 +107,8 @@ class Kernels:
     """A choice: the one of this machine (`here.kernels_here`), or one that the user asks for.
 
     widens_half: a text encoder computes in float32 with weights in float16, which float32 holds exactly: in float16 its
-        activations overflow, and float16 is nowhere 1.3 times as fast on CPUs.
+        activations overflow, and float16 is nowhere 1.3 times as fast on CPUs. widens_text: so it does with weights in
+        bfloat16.
     origin: where it comes from, in words for the user; "" for the plain forms in the file's dtype.
     card: what is asked for on a card, a form of `CARD_FORMS` for some kinds; None: nothing, the best there is.
     """
@@ -113,19 +118,20 @@ class Kernels:
     convolutions: Operation = Operation()
     norms: Operation = Operation()
     widens_half: bool = False
+    widens_text: bool = False
     origin: str = ""
     card: tuple[tuple[CardKind, str], ...] | None = field(default=None, compare=False)
 
     def text_dtype(self, stored: torch.dtype) -> torch.dtype:
         """The dtype in which a text encoder computes with weights of dtype `stored`."""
-        if stored == torch.float16 and self.widens_half:
+        if (stored == torch.float16 and self.widens_half) or (stored == torch.bfloat16 and self.widens_text):
             return torch.float32
         return self.products.dtype(stored)
 
     @property
     def is_plain(self) -> bool:
         """Whether these are the plain forms in the file's dtype."""
-        return not self.widens_half and all(self.of(kind) == Operation() for kind in KINDS)
+        return not self.widens_half and not self.widens_text and all(self.of(kind) == Operation() for kind in KINDS)
 
     def of(self, kind: Kind) -> Operation:
         return cast(Operation, getattr(self, kind))
@@ -133,7 +139,7 @@ class Kernels:
     def in_stored_dtype(self) -> Kernels:
         """The same forms for weights whose dtype the user has asked for: they compute in it."""
         operations: dict[str, Any] = {kind: replace(self.of(kind), computed={}) for kind in KINDS}
-        return replace(self, **operations, widens_half=False)
+        return replace(self, **operations, widens_half=False, widens_text=False)
 
     def in_words(self) -> str:
         """The choice, or the part of a sentence that says it."""
@@ -177,6 +183,18 @@ class Kernels:
 
 PLAIN = Kernels()
 """Plain torch in the file's dtype: what modules compute by while nobody has told them another."""
+
+WITHOUT_BFLOAT16 = Kernels(
+    products=Operation(computed={torch.bfloat16: torch.float16}),
+    convolutions=Operation(computed={torch.bfloat16: torch.float32}),
+    widens_text=True,
+)
+"""For a card that only imitates bfloat16: weights of a transformer in it are cast to float16, one Linear at a time, and
+its stream of residuals is float32; those of a VAE, an upscaler and a text encoder, whose numbers may leave float16, are
+cast to float32."""
+
+IN_FLOAT32 = replace(WITHOUT_BFLOAT16, products=Operation(computed={torch.bfloat16: torch.float32}))
+"""The same for a transformer whose numbers left float16."""
 
 
 def parse_kernels(text: str, origin: str) -> Kernels | None:

@@ -72,11 +72,17 @@ class Modulation:
     """The noise levels of a batch, each of the u distinct values embedded once.
 
     blocks: (u 6 d). output: (u d). rows: which of the u each token has.
+    narrow: the dtype of products where the stream of residuals has a wider one.
     """
 
     blocks: Tensor
     output: Tensor
     rows: TokenRows
+    narrow: torch.dtype | None = None
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """x in the dtype of products."""
+        return x if self.narrow is None else x.to(self.narrow)
 
 
 class CaptionProjection(nn.Module):

@@ -22,6 +22,7 @@ from ..kernels.active import PLAINLY, Active
 from ..kernels.elementwise import TokenRows, added, gated_sum, norm_modulation
 from ..kernels.products import tanh_gelu
 from ..kernels.rotation import table_size
+from ..progress import log_note
 from .attention import CrossAttention, SelfAttention
 from .blocks import BlockStack
 from .branches import (
@@ -83,11 +84,11 @@ class TransformerBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
         rows, active = modulation.rows, self.active
         h = norm_modulation(x, self.eps, shift_a, scale_a, rows, active)
-        h = self.attn1(h, rotary, plan)
+        h = self.attn1(modulation.narrowed(h), rotary, plan)
         x = gated_sum(plan.fork(x), gate_a, h, rows)
-        x = added(x, self.attn2(x, texts))
+        x = added(x, self.attn2(modulation.narrowed(x), texts))
         h = norm_modulation(x, self.eps, shift_m, scale_m, rows, active)
-        return gated_sum(x, gate_m, self.ff(h), rows)
+        return gated_sum(x, gate_m, self.ff(modulation.narrowed(h)), rows)
 
 
 class LTXTransformer(nn.Module):
@@ -177,7 +178,9 @@ class LTXTransformer(nn.Module):
                 )
         lengths = [context.shape[-2] for context in contexts]
         counts = [context.shape[:-1].numel() for context in contexts]
-        projected = self.caption_projection(torch.cat([c.flatten(0, -2) for c in contexts]).to(self.compute_dtype))
+        # In float32 where float16 may have to be left later: it is done once, and the step may follow it.
+        dtype = self.compute_dtype if self._narrow is None else torch.float32
+        projected = self.caption_projection(torch.cat([c.flatten(0, -2) for c in contexts]).to(dtype))
         if len(set(lengths)) == 1:
             return PreparedText((projected.unflatten(0, (-1, lengths[0])),))
         parts = zip(projected.split(counts), lengths, strict=True)
@@ -221,17 +224,34 @@ class LTXTransformer(nn.Module):
             ShapeError: channels, tokens or samples do not fit. ConfigError: a skipped block that does not exist.
         """
         self._check(x, sigma, rotary, branches)
+        velocities = self._velocities(x, sigma, rotary, branches)
+        if self._narrow is None or all(bool(velocity.isfinite().all()) for velocity in velocities):
+            return velocities
+        self.active.widen()
+        log_note("Numbers of the transformer have left the range of float16: it computes in float32 from this step on.")
+        return self._velocities(x, sigma, rotary, branches)
+
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        """float16 where weights of another dtype are cast to it: then the stream of residuals is float32."""
+        dtype = self.compute_dtype
+        return dtype if dtype == torch.float16 and self.dtype != dtype else None
+
+    def _velocities(
+        self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]
+    ) -> tuple[Tensor, ...]:
         plan = self._plan(branches)
-        modulation = self._modulation(sigma)
-        x = self.patchify_proj(x.to(self.compute_dtype))
+        modulation, dtype = self._modulation(sigma), self.compute_dtype
+        x = self.patchify_proj(x.to(dtype))
+        x = x if modulation.narrow is None else x.float()
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
         for number, (block, lanes) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
-            texts = [_read_once(branches[of].text, number, block) for of in lanes.texts]
+            texts = [_read_once(branches[of].text, number, dtype, block) for of in lanes.texts]
             x = self._run(block, x, modulation, rotary, texts, lanes)
         shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
         x = elementwise.modulation(self.norm_out(x), shift, scale, modulation.rows)
-        velocities = self.proj_out(x).float()
+        velocities = self.proj_out(modulation.narrowed(x)).float()
         return tuple(velocities[lane] for lane in plan.lane_of)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
@@ -266,7 +286,7 @@ class LTXTransformer(nn.Module):
             levels, index = levels.unique(return_inverse=True)
             rows = rows if levels.shape[0] == 1 else TokenRows.of(index.view(sigma.shape[:2]))
         blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.compute_dtype)
-        return Modulation(blocks, output, rows)
+        return Modulation(blocks, output, rows, self._narrow)
 
     def _check(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> None:
         config = self.config
@@ -297,6 +317,9 @@ class LTXTransformer(nn.Module):
                 )
 
 
-def _read_once(text: PreparedText, number: int, block: TransformerBlock) -> BlockText:
+def _read_once(text: PreparedText, number: int, dtype: torch.dtype, block: TransformerBlock) -> BlockText:
     """What block `number` reads from a text. Outside the forward of the block, where a checkpoint would replay it."""
-    return text.cache.of_block(number, lambda: block.attn2.prepare(text.contexts))
+    contexts = text.contexts
+    if dtype == torch.float16:  # a text that was prepared in float32, see `prepare_text`
+        contexts = tuple(context.to(dtype) for context in contexts)
+    return text.cache.of_block(number, dtype, lambda: block.attn2.prepare(contexts))

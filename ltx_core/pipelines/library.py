@@ -523,7 +523,10 @@ class Components:
     def _outline(self, placement: DevicePlacement, upscaler: LatentUpsampler | None) -> Outline:
         """What a clip takes, without reading the text encoder."""
         encoder = (self.text_encoder.outline, self.text_encoder.config)
-        return Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
+        card = placement.card if isinstance(placement, DevicePlacement) else None
+        bfloat16 = card is None or card.bfloat16
+        kernels = placement.kernels
+        return Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=kernels, bfloat16=bfloat16)
 
     def _computing(self) -> dict[str, Any]:
         """By which kernels the clip is made; nothing where nothing was chosen on a CPU."""

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..budget.packing import room_for_packing
 from ..kernels.active import Active, kernels_for
-from ..kernels.cards import card_kernels
-from ..kernels.choice import PLAIN, Kernels
+from ..kernels.cards import CardKernels, card_kernels
+from ..kernels.choice import Kernels
 from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from .devices import memory
@@ -21,6 +21,11 @@ def active_for(model: nn.Module, kernels: Kernels, required: int) -> Active:
     """What a model computes by on this machine. required: bytes that the work takes beside the weights."""
     here = memory(torch.device("cpu"))
     return Active(kernels_for(model, kernels), 0 if here is None else room_for_packing(here.free, here.total, required))
+
+
+def active_on(card: CardKernels, model: nn.Module) -> Active:
+    """What a model computes by on a card."""
+    return Active(kernels_for(model, card.kernels), card=card)
 
 
 @contextmanager
@@ -45,9 +50,25 @@ def using(model: nn.Module, active: Active | None, resident: int | None = None) 
         return
     start_computing(model, active, resident)
     try:
-        yield
+        with _exact_sums(active):
+            yield
     finally:
         stop_computing(model)
+
+
+@contextmanager
+def _exact_sums(active: Active) -> Generator[None]:
+    """Inside, products in float16 are added up in float32 where weights in bfloat16 compute in it."""
+    if active.card is None or active.card.bfloat16:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before
 
 
 @contextmanager
@@ -57,7 +78,7 @@ def computing_on(
     """`computing` by the kernels of this machine and device, for hosts that place models themselves."""
     if device.type != "cpu":
         asked = asked_kernels()
-        with using(model, Active(PLAIN, card=card_kernels(device, None if asked is None else asked.card))):
+        with using(model, active_on(card_kernels(device, None if asked is None else asked.card), model)):
             yield
         return
     with computing(model, kernels_here(), memory_required=memory_required, resident=resident):
@@ -68,7 +89,7 @@ def start_computing(model: nn.Module, active: Active, resident: int | None = Non
     """Give a model's modules what they compute by, until `stop_computing`. resident: as `computing`."""
     stack = block_stack(model)
     away = list(stack.blocks)[resident:] if stack is not None and resident is not None else []
-    unpacked = Active(active.kernels, card=active.card)
+    unpacked = Active(active.kernels) if active.card is None else active
     streamed = {id(part) for block in away for part in block.modules()}
     for part in model.modules():
         if hasattr(type(part), "active"):

@@ -23,7 +23,7 @@ from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
-from .computing import active_for, using
+from .computing import active_for, active_on, using
 from .copies import DeviceCopies
 from .devices import Memory, best_device, is_out_of_memory, memory, named_device
 from .streaming import StreamCopies, streamed
@@ -180,8 +180,10 @@ class DevicePlacement:
 
     def _active(self, module: nn.Module, memory_required: int) -> Active | None:
         """What a module computes by."""
-        kernels = self.kernels
-        return Active(PLAIN, card=self.card) if kernels is None else active_for(module, kernels, memory_required)
+        kernels, card = self.kernels, self.card
+        if card is not None:
+            return active_on(card, module)
+        return None if kernels is None else active_for(module, kernels, memory_required)
 
     def _copied(self, module: nn.Module, resident: int | None, memory_required: int) -> _Kept:
         """What of a module stays; again without all others, should the device have less room than planned."""
@@ -245,4 +247,5 @@ class SpareMemory(Protocol):
 
 def host_on(placement: SpareMemory, progress: Progress = silent, say: Notes = log_note) -> Host:
     """A plain process as the host of a run."""
-    return Host(placement, placement.spare_memory, progress, say)
+    card = placement.card if isinstance(placement, DevicePlacement) else None
+    return Host(placement, placement.spare_memory, progress, say, bfloat16=card is None or card.bfloat16)
