@@ -7,7 +7,8 @@ Nothing here has an autograd: training keeps the plain forms. CPUs have kernels 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -164,9 +165,25 @@ def card_kernels(device: torch.device, asked: tuple[tuple[CardKind, str], ...] |
         ConfigError: as `chosen`.
     """
     facts = Capabilities.of(device)
-    choice = chosen(facts, None if asked is None else dict(asked), lambda form: fused.wrong(form, device))
+    dtypes = HALVES if facts.bfloat16 else (torch.float16,)
+    choice = chosen(facts, None if asked is None else dict(asked), lambda form: fused.wrong(form, device, dtypes))
     gelu = facts.kind == "cuda" and fused.gelu_works(device)
     return replace(choice, gelu_in_product=gelu)
+
+
+@contextmanager
+def exact_sums(card: CardKernels | None) -> Generator[None]:
+    """Inside, products in float16 are added up in float32 where weights in bfloat16 compute in it."""
+    if card is None or card.bfloat16:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def _installed() -> frozenset[str]:

@@ -8,6 +8,7 @@ autograd.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,20 +83,20 @@ def gelu_works(device: torch.device) -> bool:
             return False
 
 
-def wrong(form: str, device: torch.device) -> str | None:
-    """Why a back end is not to be used on a device; None: it has a kernel there, and computes as plain torch does."""
+def wrong(
+    form: str, device: torch.device, dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)
+) -> str | None:
+    """Why a back end is not to be used on a device; None: it has a kernel there, and computes as plain torch does.
+
+    dtypes: in which it would compute.
+    """
     check = _kitchen_differs if form == KITCHEN else _attention_differs
     try:
         with torch.inference_mode():
-            differs = max(check(form, device, dtype) for dtype in _dtypes(device))
+            differs = max(check(form, device, dtype) for dtype in dtypes)
     except _FAILURES as error:
         return f"it fails on this device ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     return None if differs <= 1 else f"its results differ from torch's by {differs:.1f} times what rounding allows"
-
-
-def _dtypes(device: torch.device) -> list[torch.dtype]:
-    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return [torch.bfloat16, torch.float16] if has_bfloat16 else [torch.float16]
 
 
 def _kitchen_differs(form: str, device: torch.device, dtype: torch.dtype) -> float:  # noqa: ARG001 - as the other one

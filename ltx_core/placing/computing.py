@@ -10,7 +10,7 @@ from torch import nn
 
 from ..budget.packing import room_for_packing
 from ..kernels.active import Active, kernels_for
-from ..kernels.cards import CardKernels, card_kernels
+from ..kernels.cards import CardKernels, card_kernels, exact_sums
 from ..kernels.choice import Kernels
 from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
@@ -50,25 +50,10 @@ def using(model: nn.Module, active: Active | None, resident: int | None = None) 
         return
     start_computing(model, active, resident)
     try:
-        with _exact_sums(active):
+        with exact_sums(active.card):
             yield
     finally:
         stop_computing(model)
-
-
-@contextmanager
-def _exact_sums(active: Active) -> Generator[None]:
-    """Inside, products in float16 are added up in float32 where weights in bfloat16 compute in it."""
-    if active.card is None or active.card.bfloat16:
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_fp16_reduced_precision_reduction = before
 
 
 @contextmanager
