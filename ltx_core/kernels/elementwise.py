@@ -41,6 +41,11 @@ class TokenRows:
         stops = lengths.cumsum(0).tolist()
         return cls(index, tuple(zip([0, *stops[:-1]], stops, rows.tolist(), strict=True)))
 
+    @property
+    def in_runs(self) -> bool:
+        """Whether to go by runs: a compiler gathers rows within its kernels, and autograd wants new memory."""
+        return not torch.compiler.is_compiling() and self.runs is not None and not torch.is_grad_enabled()
+
     def spread(self, rows: Tensor) -> Tensor:
         """(u d) -> a form that broadcasts against tokens: (u 1 d), or (b n d) where the tokens of a sample differ."""
         if self.index is None:
@@ -58,10 +63,10 @@ def norm_modulation(x: Tensor, eps: float, shift: Tensor, scale: Tensor, rows: T
 
 def modulation(x: Tensor, shift: Tensor, scale: Tensor, rows: TokenRows) -> Tensor:
     """x (..., b n d), shift and scale (u d) -> x * (1 + scale) + shift; the memory of x may be used."""
-    if rows.runs is None or torch.is_grad_enabled() or torch.promote_types(x.dtype, shift.dtype) != x.dtype:
+    if not rows.in_runs or torch.promote_types(x.dtype, shift.dtype) != x.dtype:
         return torch.addcmul(rows.spread(shift), x, rows.spread(1 + scale))
     factor = 1 + scale
-    for start, stop, row in rows.runs:
+    for start, stop, row in rows.runs or ():
         part = x[..., start:stop, :]
         torch.addcmul(shift[row], part, factor[row], out=part)
     return x
@@ -69,11 +74,11 @@ def modulation(x: Tensor, shift: Tensor, scale: Tensor, rows: TokenRows) -> Tens
 
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor, rows: TokenRows) -> Tensor:
     """x, y (..., b n d), gate (u d) -> x + gate * y"""
-    if rows.runs is None or torch.is_grad_enabled():
+    if not rows.in_runs:
         return torch.addcmul(x, rows.spread(gate), y)
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), gate.dtype)
     result = torch.empty_like(y, dtype=dtype)
-    for start, stop, row in rows.runs:
+    for start, stop, row in rows.runs or ():
         tokens = (..., slice(start, stop), slice(None))
         torch.addcmul(x[tokens], gate[row], y[tokens], out=result[tokens])
     return result

@@ -103,6 +103,7 @@ class LTXTransformer(nn.Module):
     """
 
     BLOCK_PREFIX: ClassVar[str] = "transformer_blocks."
+    COMPILES: ClassVar[bool] = True  # see `placing.compiling`
     active: Active = PLAINLY
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -119,6 +120,7 @@ class LTXTransformer(nn.Module):
             )
         self.config = config
         self.gradient_checkpointing = False
+        self.is_compiled = False  # while `placing.compiling` has its blocks
         d = config.hidden_size
         self.patchify_proj = Linear(config.in_channels, d)
         self.adaln_single = AdaLayerNormSingle(d)
@@ -245,6 +247,7 @@ class LTXTransformer(nn.Module):
         x = self.patchify_proj(x.to(dtype))
         x = x if modulation.narrow is None else x.float()
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
+        x = x.contiguous() if self.is_compiled else x  # as after each block: strides of 0 would be another variant
         for number, (block, lanes) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
             texts = [_read_once(branches[of].text, number, dtype, block) for of in lanes.texts]

@@ -127,6 +127,7 @@ class Components:
         resident_blocks: int | None = None,
         tile: int | None = None,
         kernels: str | None = None,
+        compile: bool = False,
         keep: bool | None = None,
         cache: bool | None = None,
         opened: OpenFiles | None = None,
@@ -150,6 +151,8 @@ class Components:
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
         kernels: by which the device computes, as `kernels.choice.parse_kernels`. None: the best that was measured, or
             what LTXKIT_KERNELS says.
+        compile: the blocks of the transformer are compiled, where nothing of it is streamed: the first step takes a
+            minute or so, the others less time; see `placing.compiling`.
         keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
             True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
         cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
@@ -167,7 +170,7 @@ class Components:
         """
         progress = callback(progress)
         at = every_device() if device == "balanced" else device
-        placement = _placement(at, resident_blocks, keep, kernels, notes)
+        placement = _placement(at, resident_blocks, keep, kernels, notes, compile=compile)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         if cache is not None:
@@ -566,26 +569,44 @@ class Components:
 
 
 def _placement(
-    device: Any, resident_blocks: int | None, keep: bool | None, kernels: str | None, notes: Notes
+    device: Any,
+    resident_blocks: int | None,
+    keep: bool | None,
+    kernels: str | None,
+    notes: Notes,
+    *,
+    compile: bool,
 ) -> DevicePlacement | BalancedPlacement:
     """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
     if keep is not None:
         check_kind("keep", keep, bool)
+    check_kind("compile", compile, bool)
+    if compile and resident_blocks is not None:
+        raise ConfigError(
+            f"got compile and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
+            "compiled; leave one out"
+        )
     if kernels is not None:
         parse_kernels(kernels, "asked for")  # whatever the device is
     if isinstance(device, Sequence) and not isinstance(device, str):
+        if compile:
+            raise ConfigError(
+                f"got compile for {len(device)} devices; expected a single one, on which the whole model is; leave "
+                "one out"
+            )
         return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
     chosen = chosen_device(device)
+    how: dict[str, Any] = {"resident_blocks": resident_blocks, "keep": keep, "compile": compile, "say": notes}
     if chosen.type != "cpu":
         asked = asked_kernels(kernels)
-        placement = DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=asked)
+        placement = DevicePlacement(chosen, kernels=asked, **how)
         if placement.card is not None:
             notes(" ".join([f"On {chosen}: {placement.card.in_words()}.", *placement.card.why]))
         return placement
     chosen_kernels = kernels_here(kernels, notes)
     if chosen_kernels.origin:
         notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
-    return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=chosen_kernels)
+    return DevicePlacement(chosen, kernels=chosen_kernels, **how)
 
 
 def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:

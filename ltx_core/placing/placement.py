@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
+from .compiling import check_streaming, compiled
 from .computing import active_for, active_on, using
 from .copies import DeviceCopies
 from .devices import Memory, best_device, is_out_of_memory, memory, named_device
@@ -42,6 +43,8 @@ class DevicePlacement:
         keep: bool | None = False,
         resident_blocks: int | None = None,
         kernels: Kernels | None = None,
+        compile: bool = False,
+        say: Notes = log_note,
     ) -> None:
         """device: None: the best available.
 
@@ -52,6 +55,7 @@ class DevicePlacement:
             None: as many as fit.
         kernels: what is asked for. None: what `kernels_here` chooses for a CPU, and `card_kernels` for another device,
             when a model first works here.
+        compile: the blocks of a transformer are compiled, see `compiling`. say: hears why they are not.
 
         Raises ConfigError for a device that torch does not know, or a number below 0.
         """
@@ -61,6 +65,8 @@ class DevicePlacement:
         self._keep = keep
         self._resident_blocks = resident_blocks
         self._kernels = kernels
+        self._compile = compile
+        self._say = say
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
     @contextmanager
@@ -69,6 +75,8 @@ class DevicePlacement:
     ) -> Generator[torch.device]:
         """resident_blocks: as in `__init__`, for this module alone."""
         resident = self._resident(module, memory_required, resident_blocks)
+        if self._compile:
+            check_streaming(module, resident)
         kept = self._kept.get(module)
         if kept is not None and not kept.serves(resident):
             self.release(module)
@@ -76,13 +84,14 @@ class DevicePlacement:
         self._make_room(module, resident if kept is None else kept.resident, memory_required)
         if self._keep is False:
             active = self._active(module, memory_required)
-            with using(module, active, resident), self._placed(module, resident):
+            with using(module, active, resident), self._placed(module, resident), self._compiled(module):
                 yield self.device
             return
         if kept is None:
             kept = self._kept[module] = self._copied(module, resident, memory_required)
         try:
-            with using(module, kept.active, kept.resident), self._placed(module, kept.resident):
+            placed = self._placed(module, kept.resident)
+            with using(module, kept.active, kept.resident), placed, self._compiled(module):
                 yield self.device
         except BaseException as error:
             if is_out_of_memory(error):  # what is kept must not stand in the way of a second try
@@ -184,6 +193,9 @@ class DevicePlacement:
         if card is not None:
             return active_on(card, module)
         return None if kernels is None else active_for(module, kernels, memory_required)
+
+    def _compiled(self, module: nn.Module) -> AbstractContextManager[None]:
+        return compiled(module, self.device, self._say) if self._compile else nullcontext()
 
     def _copied(self, module: nn.Module, resident: int | None, memory_required: int) -> _Kept:
         """What of a module stays; again without all others, should the device have less room than planned."""
