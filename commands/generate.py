@@ -322,6 +322,7 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
         resident_blocks=options.resident_blocks,
         tile=options.tile,
         kernels=options.kernels,
+        compile=options.compile,
         keep=None if options.upscaler or _makes_several(options) else False,
         cache=False if options.no_cache else None,
         copy=options.copy,

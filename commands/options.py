@@ -213,8 +213,14 @@ def _memory_arguments(memory: Group) -> None:
     memory.add_argument(
         "--kernels",
         metavar="auto|plain|LIST",
-        help="what a CPU computes by: what was measured here (default), plain torch in the type of the weights, or a "
-        "list such as products=packed,attention=products,dtype=float32",
+        help="what the device computes by: the best there is (default), plain torch in the type of the weights, or a "
+        "list: for a CPU such as products=packed,attention=products,dtype=float32, for a card such as "
+        "elementwise=comfy-kitchen,attention=flash-attn-3",
+    )
+    memory.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the blocks of the transformer, where none is streamed: the first step takes longer, others less",
     )
     memory.add_argument(
         "--quantization",

@@ -85,6 +85,11 @@ class PlainHost:
         return self.placement.spare_memory(module)
 
     @property
+    def bfloat16(self) -> bool:
+        card = self.placement.card
+        return card is None or card.bfloat16
+
+    @property
     def input_folder(self) -> Path:
         return self.folders["input"]
 

@@ -45,7 +45,8 @@ class Host:
 
     place: puts a module on a device. room: bytes that work with a module may take there in addition to its weights;
     None for no limit. progress: receives every step, and stops the work by raising. say: receives complete sentences
-    for the user. record: receives by name what was decided on the way, for the metadata of the result.
+    for the user. record: receives by name what was decided on the way, for the metadata of the result. bfloat16:
+    whether the device computes in it.
     """
 
     place: Placement
@@ -53,3 +54,4 @@ class Host:
     progress: Progress = silent
     say: Notes = log_note
     record: Record = nowhere
+    bfloat16: bool = True

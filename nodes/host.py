@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx_core.errors import UnsupportedError, printable
+from ..ltx_core.kernels.cards import Capabilities
 from ..ltx_core.progress import Progress, ProgressEvent, log_note
 from ..ltx_core.sampling.preview import LinearPreview, principal_preview
 from ..ltx_core.weights.layouts import PartName
@@ -83,6 +84,11 @@ class NodeHost(Protocol):
 
     def spare_memory(self, module: nn.Module) -> int | None:
         """Bytes that work with `module` may take on its device in addition to the weights; None: not limited."""
+        ...
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether models compute in bfloat16 where they are placed."""
         ...
 
     @property
@@ -236,6 +242,12 @@ class ComfyUIHost:
         from .patcher import spare_memory
 
         return spare_memory(module)
+
+    @property
+    def bfloat16(self) -> bool:
+        from comfy import model_management
+
+        return Capabilities.of(model_management.get_torch_device()).bfloat16
 
     @property
     def input_folder(self) -> Path:

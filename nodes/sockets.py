@@ -219,7 +219,7 @@ def stage_host(*handles: Model | Encoder) -> Host:
         return here.place(module, memory_required=memory_required, resident_blocks=resident.get(module))
 
     preview = next((handle.preview for handle in handles if isinstance(handle, Model)), None)
-    return Host(place, here.spare_memory, here.progress(preview), here.say)
+    return Host(place, here.spare_memory, here.progress(preview), here.say, bfloat16=here.bfloat16)
 
 
 def outgoing(tensor: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import nn
 
 from ..config import TextEncoderConfig
+from ..host import Host
 from ..kernels.active import kernels_for
-from ..kernels.choice import PLAIN, Kernels
+from ..kernels.choice import PLAIN, WITHOUT_BFLOAT16, Kernels
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -23,6 +25,13 @@ from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
 from .vae import CARD_COPIES, CPU_COPIES, PACKING_COPIES, decode_bytes, encode_bytes
 from .work import norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
+
+WIDE_TENSORS = 4  # of a block's tensors: its input, the stream, its norm, and the sum with a gated result
+
+
+def dtypes_of(host: Host) -> Kernels:
+    """The dtypes in which the models compute where a host places them; those of a CPU do not matter to a run."""
+    return PLAIN if host.bfloat16 else WITHOUT_BFLOAT16
 
 
 def encoding_text(
@@ -33,9 +42,9 @@ def encoding_text(
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for encoding a prompt of `tokens` tokens. kernels: by which a CPU computes."""
+    """Bytes for encoding a prompt of `tokens` tokens. kernels: by which the device computes."""
     dtype = next(model.parameters()).dtype
-    if on_cpu and kernels.origin:
+    if kernels.widens_text or (on_cpu and kernels.origin):
         dtype = kernels_for(model, kernels).text_dtype(dtype)
     return text_bytes(config, tokens, unpacking(model, dtype, on_cpu=on_cpu))
 
@@ -52,11 +61,14 @@ def sampling(
 ) -> int:
     """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
 
-    kernels: by which a CPU computes.
+    kernels: by which the device computes.
     """
-    products = kernels_for(transformer, kernels).products
-    dtype = products.dtype(transformer.dtype) if on_cpu else transformer.dtype
-    return sample_bytes(
+    products, device = kernels_for(transformer, kernels).products, "cpu" if on_cpu else "card"
+    dtype = products.dtype_on(transformer.dtype, device)
+    # Where weights are cast to float16, tensors of the stream of residuals are float32.
+    widened = WIDE_TENSORS if not on_cpu and dtype == torch.float16 != transformer.dtype else 0
+    wide = branches * samples * tokens * transformer.config.hidden_size * widened * torch.float16.itemsize
+    return wide + sample_bytes(
         transformer.config,
         samples=samples,
         tokens=tokens,
@@ -76,9 +88,9 @@ def upscaling(
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
 ) -> int:
-    """Bytes for upscaling latents of this shape. kernels: by which a CPU computes."""
+    """Bytes for upscaling latents of this shape. kernels: by which the device computes."""
     stored = next(upsampler.parameters()).dtype
-    dtype = kernels_for(upsampler, kernels).convolutions.dtype(stored) if on_cpu else stored
+    dtype = kernels_for(upsampler, kernels).convolutions.dtype_on(stored, "cpu" if on_cpu else "card")
     return samples * upscale_bytes(upsampler.config, shape, dtype.itemsize, on_cpu=on_cpu)
 
 
@@ -96,7 +108,7 @@ def decoding(
     room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`. kernels: by which a CPU
     computes.
     """
-    need = _vae_need(decode_bytes, vae, vae.decoder, kernels if on_cpu else None)
+    need = _vae_need(decode_bytes, vae, vae.decoder, kernels, on_cpu=on_cpu)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     if not on_cpu:
         return tiling, need(tiling.largest(shape), limit=tiling.frames)
@@ -116,19 +128,18 @@ def encoding(
     kernels: Kernels = PLAIN,
 ) -> tuple[Tiling, int]:
     """`decoding` for the other way: encoding frames to a latent of this shape."""
-    need = _vae_need(encode_bytes, vae, vae.encoder, kernels if on_cpu else None)
+    need = _vae_need(encode_bytes, vae, vae.encoder, kernels, on_cpu=on_cpu)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     return tiling, need(tiling.largest(shape), limit=tiling.frames)
 
 
 def _vae_need(
-    count: Callable[..., int], vae: VideoVAE, half: Encoder | Decoder, on_cpu: Kernels | None
+    count: Callable[..., int], vae: VideoVAE, half: Encoder | Decoder, kernels: Kernels, *, on_cpu: bool
 ) -> Callable[..., int]:
-    """on_cpu: by which a CPU computes; None: elsewhere."""
     stored = half.conv_in.conv.weight.dtype
-    if on_cpu is None:
-        return partial(count, vae.config, itemsize=stored.itemsize, copies=CARD_COPIES)
-    convolutions = kernels_for(half, on_cpu).convolutions
-    dtype = convolutions.dtype(stored)
+    convolutions = kernels_for(half, kernels).convolutions
+    dtype = convolutions.dtype_on(stored, "cpu" if on_cpu else "card")
+    if not on_cpu:
+        return partial(count, vae.config, itemsize=dtype.itemsize, copies=CARD_COPIES + (dtype != stored))
     copies = PACKING_COPIES if convolutions.packs(dtype) else CPU_COPIES
     return partial(count, vae.config, itemsize=dtype.itemsize, copies=copies + (dtype != stored))

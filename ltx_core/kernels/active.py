@@ -1,7 +1,7 @@
 """A choice of kernels at work: what modules compute by, and the weights that were packed for it.
 
-A module that computes differently on a CPU has a class attribute `active` (`directly`). While a model is placed
-(`placing.computing`), each of its modules has the model's own `Active` there instead.
+A module that can compute by several forms has a class attribute `active`: `PLAINLY`, or one of `directly`. While a model
+is placed on a device (`placing.computing`), each of its modules has the model's own `Active` there instead.
 """
 
 from __future__ import annotations
@@ -10,23 +10,30 @@ from collections.abc import Callable, Hashable
 
 from torch import Tensor, nn
 
-from .choice import PLAIN, Kernels
+from .cards import CardKernels
+from .choice import IN_FLOAT32, PLAIN, Kernels
 
 
 class Active:
-    """kernels: the choice. room: bytes that packed weights may take; what does not fit stays as it is.
+    """kernels: the choice for a CPU. room: bytes that packed weights may take; what does not fit stays as it is.
+    card: the choice for the card that the model is on; None on a CPU.
 
     Packed weights are copies, freed with this object.
     """
 
-    def __init__(self, kernels: Kernels, room: int = 0) -> None:
+    def __init__(self, kernels: Kernels, room: int = 0, card: CardKernels | None = None) -> None:
         self.kernels = kernels
+        self.card = card
         self.room = room
         self.packed_bytes = 0
         # The originals are held, so that no other tensor gets their id.
         self._packed: dict[tuple[int, Hashable], tuple[Tensor, Tensor, int]] = {}
         self._refused: set[tuple[int, Hashable]] = set()
         self._uses: dict[tuple[int, Hashable], int] = {}
+
+    def widen(self) -> None:
+        """Compute in float32 from now on: numbers have left float16."""
+        self.kernels = IN_FLOAT32
 
     def packed(
         self, weight: Tensor, layout: Hashable, nbytes: int, pack: Callable[[], Tensor], *, after: int = 0

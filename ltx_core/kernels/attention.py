@@ -1,4 +1,4 @@
-"""Attention by the form that was chosen for a CPU. No mask: text is trimmed to its length."""
+"""Attention by the form that was chosen for the device. No mask: text is trimmed to its length."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import private
+from . import fused, private
 from .active import Active
+from .cards import HALVES
 from .choice import PLAIN_FORM
 
 ROWS = 512  # queries of a block: enough for a product at full speed
 FEWEST_KEYS = 128  # below, as with text, the softmax outweighs both products, and SDPA is the faster one everywhere
+BLOCK_SCORES = 1 << 27  # elements of the scores of all heads on a card: 0.5 GB in float32
 SCORES = 1 << 22  # elements of a block's scores at most: what SDPA takes for its own blocks, give or take
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, active: Active) -> Tensor:
     """Three (b heads n head_dim) -> weighted means of values (b n inner)."""
+    card = active.card
+    if card is not None and card.attention != PLAIN_FORM and query.dtype in HALVES and not torch.is_grad_enabled():
+        return fused.attention(card.attention, query, key, value)
+    if card is not None and card.query_blocks:
+        return by_queries(query, key, value)
     keys, by_products = key.shape[2], False
     if query.device.type == "cpu" and not torch.is_grad_enabled() and keys >= FEWEST_KEYS:
         by_products = active.kernels.attention.form(query.dtype) != PLAIN_FORM and private.works(
@@ -25,6 +32,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, active: Active) -> Tens
     if by_products:
         return by_blocks(query, key, value)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def by_queries(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """SDPA for some queries at a time: the scores of all of them are never in memory."""
+    b, heads, keys, _ = key.shape
+    size = max(1, BLOCK_SCORES // (b * heads * keys))
+    means = [F.scaled_dot_product_attention(part, key, value) for part in query.split(size, dim=2)]
+    mean = means[0] if len(means) == 1 else torch.cat(means, dim=2)
+    return mean.transpose(1, 2).flatten(2)
 
 
 def by_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

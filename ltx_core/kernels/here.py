@@ -18,7 +18,7 @@ import torch
 from ..cache import VARIABLE as CACHE_VARIABLE
 from ..cache import cache_folder
 from ..progress import Notes, log_note
-from .choice import PLAIN, Kernels, parse_kernels
+from .choice import PLAIN, Kernels, check_device, parse_kernels
 from .measure import measure
 
 VARIABLE = "LTXKIT_KERNELS"
@@ -33,13 +33,22 @@ def kernels_here(asked: str | None = None, say: Notes = log_note) -> Kernels:
     say: hears what was measured, and why nothing was.
 
     Raises:
+        ConfigError: a text that names no kernels, or a card's.
+    """
+    chosen = asked_kernels(asked)
+    check_device(chosen, torch.device("cpu"))
+    return chosen if chosen is not None else measured_here(say)
+
+
+def asked_kernels(asked: str | None = None) -> Kernels | None:
+    """What the user says, or else the environment variable LTXKIT_KERNELS; None: the best there is.
+
+    Raises:
         ConfigError: a text that names no kernels.
     """
     if asked is not None:
-        chosen = parse_kernels(asked, "asked for")
-    else:
-        chosen = parse_kernels(os.environ.get(VARIABLE, ""), f"by {VARIABLE}")
-    return chosen if chosen is not None else measured_here(say)
+        return parse_kernels(asked, "asked for")
+    return parse_kernels(os.environ.get(VARIABLE, ""), f"by {VARIABLE}")
 
 
 def measured_here(say: Notes = log_note) -> Kernels:

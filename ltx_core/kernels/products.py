@@ -1,4 +1,4 @@
-"""Products x W^T + b in the dtype of x, by the form that was chosen for a CPU."""
+"""Products x W^T + b in the dtype of x, by the form that was chosen for the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import private
+from . import fused, private
 from .active import Active
 from .choice import PLAIN_FORM
 
@@ -31,11 +31,20 @@ def product(
     form = active.kernels.products.form(x.dtype) if on_cpu and not torch.is_autocast_enabled("cpu") else PLAIN_FORM
     if form != PLAIN_FORM and x.numel() >= FEWEST_ROWS * x.shape[-1] and private.works("products", x.dtype):
         return _by_onednn(x, weight, bias, active, gelu=gelu, pack_after=pack_after)
+    card = active.card
+    if gelu and card is not None and card.gelu_in_product and bias is not None and _fits(x, weight, bias):
+        return fused.gelu_product(x, weight, bias)
     if weight.dtype != x.dtype and on_cpu:
         result = _by_slices(x, weight, bias)
     else:
         result = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     return tanh_gelu(result) if gelu else result
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether a product can have GELU in its kernel: nothing to cast, and nothing that autograd or autocast wants."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return x.dtype == weight.dtype == bias.dtype and not torch.is_grad_enabled() and not autocast
 
 
 def tanh_gelu(x: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..kernels.attention import attention
 from ..kernels.directly import DIRECTLY
+from ..kernels.elementwise import norm_rotation
 from .branches import BlockPlan, BlockText, TextConstant, TextKeysValues, join, take
 from .linear import Linear, RMSNorm
-from .rope import RotaryTable, rotate
+from .rope import RotaryTable
 
 # Texts of one clip, at most: a weight that is used once for each of them is packed only where there are more.
 TEXTS = 2
@@ -69,8 +70,7 @@ class SelfAttention(Attention):
         if plan.perturbs:
             return self.to_out(self._perturbed(x, rotary, plan))
         v = self.to_v(x)
-        q = rotate(self.q_norm(self.to_q(x)), rotary)
-        k = rotate(self.k_norm(self.to_k(x)), rotary)
+        q, k = self._rotated(x, rotary)
         return self.to_out(self._attend(q, k, v, rotary.weights))
 
     def _perturbed(self, x: Tensor, rotary: RotaryTable, plan: BlockPlan) -> Tensor:
@@ -80,8 +80,7 @@ class SelfAttention(Attention):
             v = self.to_v(take(x, plan.valued))
             if plan.plain:
                 plain = take(x, plan.plain)
-                q = rotate(self.q_norm(self.to_q(plain)), rotary)
-                k = rotate(self.k_norm(self.to_k(plain)), rotary)
+                q, k = self._rotated(plain, rotary)
                 of_plain = take(v, [plan.valued.index(lane) for lane in plan.plain])
                 lanes.append(self._attend(q, k, of_plain, rotary.weights))
             if plan.values:
@@ -89,6 +88,11 @@ class SelfAttention(Attention):
         if plan.skipped:
             lanes.append(take(x, plan.skipped))
         return join(lanes)
+
+    def _rotated(self, x: Tensor, rotary: RotaryTable) -> tuple[Tensor, Tensor]:
+        """x (g b n d) -> its queries and keys (g b n inner), normed and rotated."""
+        weights = self.q_norm.weight, self.k_norm.weight
+        return norm_rotation(self.to_q(x), self.to_k(x), weights, QK_NORM_EPS, rotary.rotation, self.active)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, weights: Tensor | None) -> Tensor:
         """Three (g b n inner) -> (g b n inner)"""

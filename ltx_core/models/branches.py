@@ -44,13 +44,13 @@ class TextCache:
     """
 
     def __init__(self) -> None:
-        self._of_block: dict[int, BlockText] = {}
+        self._of_block: dict[int, tuple[torch.dtype, BlockText]] = {}
 
-    def of_block(self, number: int, compute: Callable[[], BlockText]) -> BlockText:
-        """The entry of block `number`, from `compute` if there is none yet."""
-        if number not in self._of_block:
-            self._of_block[number] = compute()
-        return self._of_block[number]
+    def of_block(self, number: int, dtype: torch.dtype, compute: Callable[[], BlockText]) -> BlockText:
+        """The entry of block `number`, from `compute` if there is none yet for computations in `dtype`."""
+        if number not in self._of_block or self._of_block[number][0] != dtype:
+            self._of_block[number] = dtype, compute()
+        return self._of_block[number][1]
 
     def __len__(self) -> int:
         return len(self._of_block)

@@ -11,9 +11,9 @@ _NOTHING_CHOSEN = Operation()
 
 
 def compute_dtype(weight: Tensor, chosen: Operation = _NOTHING_CHOSEN) -> torch.dtype:
-    """The dtype in which to compute with `weight`: its own; on a CPU what was chosen there.
+    """The dtype in which to compute with `weight`: its own, or what was chosen for the device.
 
     chosen: for the operation that takes most of the time. Without it, float32 on CPUs without kernels for half
         precision.
     """
-    return chosen.dtype(weight.dtype) if weight.device.type == "cpu" else weight.dtype
+    return chosen.dtype_on(weight.dtype, weight.device.type)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.elementwise import TokenRows
 from .linear import Linear
 
 SINUSOID_CHANNELS = 256  # Lightricks/LTX-Video embeddings.py, PixArtAlphaCombinedTimestepSizeEmbeddings
@@ -70,27 +71,18 @@ class AdaLayerNormSingle(nn.Module):
 class Modulation:
     """The noise levels of a batch, each of the u distinct values embedded once.
 
-    blocks: (u 6 d). output: (u d). index: (b n), the row of each token; None: row i belongs to sample i, or a single
-        row to all samples.
+    blocks: (u 6 d). output: (u d). rows: which of the u each token has.
+    narrow: the dtype of products where the stream of residuals has a wider one.
     """
 
     blocks: Tensor
     output: Tensor
-    index: Tensor | None
+    rows: TokenRows
+    narrow: torch.dtype | None = None
 
-    def shift_scale(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """x (..., b n d), shift and scale (u d) -> x * (1 + scale) + shift"""
-        return torch.addcmul(self._spread(shift), x, self._spread(1 + scale))
-
-    def gated_sum(self, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-        """x, y (..., b n d), gate (u d) -> x + gate * y"""
-        return torch.addcmul(x, self._spread(gate), y)
-
-    def _spread(self, rows: Tensor) -> Tensor:
-        """(u d) -> a form that broadcasts against tokens: (u 1 d), or (b n d) where the tokens of a sample differ."""
-        if self.index is None:
-            return rows.unsqueeze(1)
-        return rows.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
+    def narrowed(self, x: Tensor) -> Tensor:
+        """x in the dtype of products."""
+        return x if self.narrow is None else x.to(self.narrow)
 
 
 class CaptionProjection(nn.Module):

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.rotation import Form, rotation_table
+
 
 @dataclass(frozen=True, eq=False)
 class RotaryTable:
-    """One rotation per pair of neighbouring channels, as a unit complex number.
+    """One rotation per pair of neighbouring channels.
 
-    rotation: (b | 1, n, width / 2) complex64. One table per set of positions serves all blocks, branches and steps.
+    rotation: a table of one of the forms of `kernels.rotation`; (b | 1, n, width / 2) complex64 unless the model is on
+        a card. One table per set of positions serves all blocks, branches and steps.
     weights: (m) float32, of the first m tokens in self-attention, see `attention.attend_weighted`; None: all 1.
     """
 
@@ -25,11 +28,13 @@ class RotaryTable:
     weights: Tensor | None = None
 
 
-def rotary_table(positions: Tensor, width: int, theta: float, max_positions: tuple[int, int, int]) -> RotaryTable:
+def rotary_table(
+    positions: Tensor, width: int, theta: float, max_positions: tuple[int, int, int], form: Form = "complex"
+) -> RotaryTable:
     """Rotations for tokens at `positions` (b, 3, n), float32: seconds, pixels, pixels.
 
     width: hidden size, even. theta: ratio of the highest frequency to the lowest. max_positions: the upper end of the
-    range, from 0, that is mapped to [-1, 1].
+    range, from 0, that is mapped to [-1, 1]. form: of the table.
 
     The top frequency is 15708 rad per half range, where even the rounding of a position matters: the operations are in
     the official order, all in float32.
@@ -41,12 +46,4 @@ def rotary_table(positions: Tensor, width: int, theta: float, max_positions: tup
     angles = (centred.unsqueeze(-2) * frequencies.unsqueeze(-1)).flatten(-2)  # channel = frequency * 3 + axis
     # The width // 6 frequencies of three axes leave width % 6 channels; these come first and are not rotated.
     angles = torch.nn.functional.pad(angles, (width // 2 - angles.shape[-1], 0))
-    return RotaryTable(torch.complex(angles.cos(), angles.sin()))
-
-
-def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Rotate neighbouring channel pairs of x (..., b, n, width) in float32; the result has the dtype of x."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    is_copy = x.dtype != torch.float32 and not torch.is_grad_enabled()
-    rotated = pairs.mul_(table.rotation) if is_copy else pairs * table.rotation
-    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
+    return RotaryTable(rotation_table(angles, form))

@@ -41,7 +41,9 @@ class TextEncoding(NamedTuple):
 
 def text_dtype(weight: Tensor, active: Active) -> torch.dtype:
     """The dtype in which the encoder computes with a weight."""
-    return active.kernels.text_dtype(weight.dtype) if weight.device.type == "cpu" else weight.dtype
+    kernels = active.kernels
+    widens = weight.device.type == "cpu" or (kernels.widens_text and weight.dtype == torch.bfloat16)
+    return kernels.text_dtype(weight.dtype) if widens else weight.dtype
 
 
 class TextEmbedding(nn.Embedding):

@@ -17,8 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
 from ..errors import ConfigError, ShapeError
+from ..kernels import elementwise
+from ..kernels.active import PLAINLY, Active
 from ..kernels.directly import DIRECTLY
+from ..kernels.elementwise import TokenRows, added, gated_sum, norm_modulation
 from ..kernels.products import tanh_gelu
+from ..kernels.rotation import table_size
+from ..progress import log_note
 from .attention import CrossAttention, SelfAttention
 from .blocks import BlockStack
 from .branches import (
@@ -33,7 +38,7 @@ from .branches import (
 )
 from .dtypes import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, scale_shift_table
-from .linear import Linear, RMSNorm
+from .linear import Linear
 from .rope import RotaryTable, rotary_table
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
@@ -62,13 +67,14 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
+    active: Active = PLAINLY
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         d, heads, head_dim = config.hidden_size, config.num_attention_heads, config.attention_head_dim
-        self.norm1 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
+        self.eps = config.norm_eps  # of both norms, which have no weights
         self.attn1 = SelfAttention(d, d, heads, head_dim)
         self.attn2 = CrossAttention(d, config.cross_attention_dim, heads, head_dim)
-        self.norm2 = RMSNorm(d, eps=config.norm_eps, elementwise_affine=False)
         self.ff = FeedForward(d)
         self.scale_shift_table = scale_shift_table(6, d)
 
@@ -77,19 +83,13 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """Lanes before the block (g b n d) -> its computed lanes; `texts`: one for each of these."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
-        h = self.norm1(x)
-        h = modulation.shift_scale(h, shift_a, scale_a)
-        h = self.attn1(h, rotary, plan)
-        x = modulation.gated_sum(plan.fork(x), gate_a, h)
-        x = add(x, self.attn2(x, texts))
-        h = self.norm2(x)
-        h = modulation.shift_scale(h, shift_m, scale_m)
-        return modulation.gated_sum(x, gate_m, self.ff(h))
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, in the memory of x unless autograd may need x again."""
-    return x + y if torch.is_grad_enabled() else x.add_(y)
+        rows, active = modulation.rows, self.active
+        h = norm_modulation(x, self.eps, shift_a, scale_a, rows, active)
+        h = self.attn1(modulation.narrowed(h), rotary, plan)
+        x = gated_sum(plan.fork(x), gate_a, h, rows)
+        x = added(x, self.attn2(modulation.narrowed(x), texts))
+        h = norm_modulation(x, self.eps, shift_m, scale_m, rows, active)
+        return gated_sum(x, gate_m, self.ff(modulation.narrowed(h)), rows)
 
 
 class LTXTransformer(nn.Module):
@@ -104,6 +104,7 @@ class LTXTransformer(nn.Module):
     """
 
     BLOCK_PREFIX: ClassVar[str] = "transformer_blocks."
+    COMPILES: ClassVar[bool] = True  # see `placing.compiling`
     active = DIRECTLY
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -120,6 +121,7 @@ class LTXTransformer(nn.Module):
             )
         self.config = config
         self.gradient_checkpointing = False
+        self.is_compiled = False  # while `placing.compiling` has its blocks
         d = config.hidden_size
         self.patchify_proj = Linear(config.in_channels, d)
         self.adaln_single = AdaLayerNormSingle(d)
@@ -179,7 +181,9 @@ class LTXTransformer(nn.Module):
                 )
         lengths = [context.shape[-2] for context in contexts]
         counts = [context.shape[:-1].numel() for context in contexts]
-        projected = self.caption_projection(torch.cat([c.flatten(0, -2) for c in contexts]).to(self.compute_dtype))
+        # In float32 where float16 may have to be left later: it is done once, and the step may follow it.
+        dtype = self.compute_dtype if self._narrow is None else torch.float32
+        projected = self.caption_projection(torch.cat([c.flatten(0, -2) for c in contexts]).to(dtype))
         if len(set(lengths)) == 1:
             return PreparedText((projected.unflatten(0, (-1, lengths[0])),))
         parts = zip(projected.split(counts), lengths, strict=True)
@@ -198,12 +202,13 @@ class LTXTransformer(nn.Module):
                 f"got positions of shape {tuple(positions.shape)}; expected (batch or 1, 3, tokens); pass seconds, "
                 "pixels down and pixels right"
             )
-        config = self.config
+        config, card = self.config, self.active.card
         table = rotary_table(
             positions.float(),
             config.hidden_size,
             config.positional_embedding_theta,
             config.positional_embedding_max_pos,
+            form="complex" if card is None else card.rotation(self.compute_dtype, config.hidden_size),
         )
         return table if weights is None else replace(table, weights=weights)
 
@@ -222,17 +227,35 @@ class LTXTransformer(nn.Module):
             ShapeError: channels, tokens or samples do not fit. ConfigError: a skipped block that does not exist.
         """
         self._check(x, sigma, rotary, branches)
+        velocities = self._velocities(x, sigma, rotary, branches)
+        if self._narrow is None or all(bool(velocity.isfinite().all()) for velocity in velocities):
+            return velocities
+        self.active.widen()
+        log_note("Numbers of the transformer have left the range of float16: it computes in float32 from this step on.")
+        return self._velocities(x, sigma, rotary, branches)
+
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        """float16 where weights of another dtype are cast to it: then the stream of residuals is float32."""
+        dtype = self.compute_dtype
+        return dtype if dtype == torch.float16 and self.dtype != dtype else None
+
+    def _velocities(
+        self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]
+    ) -> tuple[Tensor, ...]:
         plan = self._plan(branches)
-        modulation = self._modulation(sigma)
-        x = self.patchify_proj(x.to(self.compute_dtype))
+        modulation, dtype = self._modulation(sigma), self.compute_dtype
+        x = self.patchify_proj(x.to(dtype))
+        x = x if modulation.narrow is None else x.float()
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
+        x = x.contiguous() if self.is_compiled else x  # as after each block: strides of 0 would be another variant
         for number, (block, lanes) in enumerate(zip(self.transformer_blocks, plan.blocks, strict=True)):
             block = cast(TransformerBlock, block)
-            texts = [_read_once(branches[of].text, number, block) for of in lanes.texts]
+            texts = [_read_once(branches[of].text, number, dtype, block) for of in lanes.texts]
             x = self._run(block, x, modulation, rotary, texts, lanes)
         shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
-        x = self.norm_out(x)
-        velocities = self.proj_out(modulation.shift_scale(x, shift, scale)).float()
+        x = elementwise.modulation(self.norm_out(x), shift, scale, modulation.rows)
+        velocities = self.proj_out(modulation.narrowed(x)).float()
         return tuple(velocities[lane] for lane in plan.lane_of)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
@@ -261,13 +284,13 @@ class LTXTransformer(nn.Module):
         return plan.rejoin(x, kept)
 
     def _modulation(self, sigma: Tensor) -> Modulation:
-        index = None
+        rows = TokenRows()
         levels = sigma.flatten().float()
         if sigma.shape[1] > 1:
             levels, index = levels.unique(return_inverse=True)
-            index = None if levels.shape[0] == 1 else index.view(sigma.shape[:2])
+            rows = rows if levels.shape[0] == 1 else TokenRows.of(index.view(sigma.shape[:2]))
         blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.compute_dtype)
-        return Modulation(blocks, output, index)
+        return Modulation(blocks, output, rows, self._narrow)
 
     def _check(self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]) -> None:
         config = self.config
@@ -282,7 +305,7 @@ class LTXTransformer(nn.Module):
                 f"got sigma of shape {tuple(sigma.shape)}; expected ({b}, {n}, 1) or ({b}, 1, 1); give one level per "
                 "token or per sample"
             )
-        rows, tokens, _ = rotary.rotation.shape
+        rows, tokens = table_size(rotary.rotation)
         if tokens != n or rows not in (1, b):
             raise ShapeError(
                 f"got positions of {rows} samples with {tokens} tokens; expected {b} or 1 with {n}; prepare them for "
@@ -298,6 +321,9 @@ class LTXTransformer(nn.Module):
                 )
 
 
-def _read_once(text: PreparedText, number: int, block: TransformerBlock) -> BlockText:
+def _read_once(text: PreparedText, number: int, dtype: torch.dtype, block: TransformerBlock) -> BlockText:
     """What block `number` reads from a text. Outside the forward of the block, where a checkpoint would replay it."""
-    return text.cache.of_block(number, lambda: block.attn2.prepare(text.contexts))
+    contexts = text.contexts
+    if dtype == torch.float16:  # a text that was prepared in float32, see `prepare_text`
+        contexts = tuple(context.to(dtype) for context in contexts)
+    return text.cache.of_block(number, dtype, lambda: block.attn2.prepare(contexts))

@@ -90,7 +90,7 @@ def decode_frames(
     if dtype not in (torch.float32, torch.uint8):
         raise ConfigError(f"got frames of {dtype}; expected float32 or uint8; convert them afterwards")
     shape = LatentShape(*latent.shape[2:])
-    tiling, work = stages.decoding(vae, shape, tiling, host.room(vae.decoder))
+    tiling, work = stages.decoding(vae, shape, tiling, host.room(vae.decoder), kernels=stages.dtypes_of(host))
 
     generator = stream(seed, "decode")
     latent, timestep = latent.detach().float().cpu(), None

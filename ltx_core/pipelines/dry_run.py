@@ -18,7 +18,7 @@ from ..budget.tiling import Tiling
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
 from ..config import TextEncoderConfig
 from ..errors import ConfigError, UnsupportedError
-from ..kernels.choice import PLAIN, Kernels
+from ..kernels.choice import PLAIN, WITHOUT_BFLOAT16, Kernels
 from ..kernels.here import kernels_here
 from ..main_memory import swap_memory
 from ..models.tokenizer import MAX_TOKENS
@@ -43,7 +43,7 @@ class Outline:
     """The models of a run, on meta or loaded: the plan reads only configs, shapes and dtypes.
 
     text_encoder: the model and its config. converted: bytes that loading allocates in addition to the mapped files.
-    kernels: by which a CPU computes; None: those of this machine.
+    kernels: by which a CPU computes; None: those of this machine. bfloat16: whether the card computes in it.
     """
 
     transformer: LTXTransformer
@@ -53,6 +53,7 @@ class Outline:
     upscaler: LatentUpsampler | None = None
     converted: int = 0
     kernels: Kernels | None = None
+    bfloat16: bool = True
 
     @cached_property
     def weights(self) -> Mapping[str, Weights]:
@@ -286,9 +287,9 @@ def _pass(models: Outline, which: Which, grid: LatentShape) -> Pass:
 
 
 def _kernels(models: Outline, card: Card) -> Kernels:
-    """By which the models compute on a card: chosen for main memory only."""
+    """By which the models compute: what was chosen for main memory, or a card's dtypes."""
     if not card.is_main_memory:
-        return PLAIN
+        return PLAIN if models.bfloat16 else WITHOUT_BFLOAT16
     return kernels_here() if models.kernels is None else models.kernels
 
 

@@ -59,7 +59,7 @@ def encode_posterior(
         raise ConfigError("got frames with NaN or infinity; expected 0 to 1; look for the step that made them")
     pixels, scale = PixelShape(*frames.shape[:3]), vae.config.scale_factors
     shape = pixels.latent(scale)
-    tiling, work = stages.encoding(vae, shape, tiling, host.room(vae.encoder))
+    tiling, work = stages.encoding(vae, shape, tiling, host.room(vae.encoder), kernels=stages.dtypes_of(host))
     tiles = tiling.tiles(shape.height, shape.width)
     mean = torch.empty(1, vae.config.latent_channels, *shape)
     logvar = torch.empty(1, 1, *shape)  # one for all channels

@@ -23,7 +23,7 @@ from ..cache import cache_folder
 from ..errors import ConfigError, WrongNameError
 from ..host import Host
 from ..kernels.choice import parse_kernels
-from ..kernels.here import kernels_here
+from ..kernels.here import asked_kernels, kernels_here
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -133,6 +133,7 @@ class Components:
         resident_blocks: int | None = None,
         tile: int | None = None,
         kernels: str | None = None,
+        compile: bool = False,
         keep: bool | None = None,
         cache: bool | None = None,
         copy: bool = False,
@@ -158,8 +159,10 @@ class Components:
             model with the distilled LoRA that of the distilled model.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             tile: side of the decoder's tiles in latent cells. None: as `dry_run.plan` chooses.
-        kernels: by which a CPU computes, as `kernels.choice.parse_kernels`. None: what was measured on this machine, or
+        kernels: by which the device computes, as `kernels.choice.parse_kernels`. None: the best that was measured, or
             what LTXKIT_KERNELS says.
+        compile: the blocks of the transformer are compiled, where nothing of it is streamed: the first step takes a
+            minute or so, the others less time; see `placing.compiling`.
         keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
             True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
         cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
@@ -179,7 +182,7 @@ class Components:
         """
         progress = callback(progress)
         at = every_device() if device == "balanced" else device
-        placement = _placement(at, resident_blocks, keep, kernels, notes)
+        placement = _placement(at, resident_blocks, keep, kernels, notes, compile=compile)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         if cache is not None:
@@ -548,12 +551,18 @@ class Components:
     def _outline(self, placement: DevicePlacement, upscaler: LatentUpsampler | None) -> Outline:
         """What a clip takes, without reading the text encoder."""
         encoder = (self.text_encoder.outline, self.text_encoder.config)
-        models = Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=placement.kernels)
+        card = placement.card if isinstance(placement, DevicePlacement) else None
+        bfloat16 = card is None or card.bfloat16
+        kernels = placement.kernels
+        models = Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=kernels, bfloat16=bfloat16)
         return replace(models, converted=sum(each.total for each in models.weights.values())) if self.copied else models
 
     def _computing(self) -> dict[str, Any]:
-        """By which kernels a CPU makes the clip; nothing on other devices, and where nothing was chosen."""
-        kernels = self.placement.kernels
+        """By which kernels the clip is made; nothing where nothing was chosen on a CPU."""
+        placement = self.placement
+        if isinstance(placement, DevicePlacement) and placement.card is not None:
+            return {"kernels": placement.card.to_json()}
+        kernels = placement.kernels
         return {} if kernels is None or not kernels.origin else {"kernels": kernels.to_json()}
 
     def _size(self, asked: PixelShape, settings: Settings, notes: Notes) -> PixelShape:
@@ -599,22 +608,44 @@ def _pass_record(run_pass: Pass) -> dict[str, Any]:
 
 
 def _placement(
-    device: Any, resident_blocks: int | None, keep: bool | None, kernels: str | None, notes: Notes
+    device: Any,
+    resident_blocks: int | None,
+    keep: bool | None,
+    kernels: str | None,
+    notes: Notes,
+    *,
+    compile: bool,
 ) -> DevicePlacement | BalancedPlacement:
     """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
     if keep is not None:
         check_kind("keep", keep, bool)
+    check_kind("compile", compile, bool)
+    if compile and resident_blocks is not None:
+        raise ConfigError(
+            f"got compile and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
+            "compiled; leave one out"
+        )
     if kernels is not None:
         parse_kernels(kernels, "asked for")  # whatever the device is
     if isinstance(device, Sequence) and not isinstance(device, str):
+        if compile:
+            raise ConfigError(
+                f"got compile for {len(device)} devices; expected a single one, on which the whole model is; leave "
+                "one out"
+            )
         return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
     chosen = chosen_device(device)
+    how: dict[str, Any] = {"resident_blocks": resident_blocks, "keep": keep, "compile": compile, "say": notes}
     if chosen.type != "cpu":
-        return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep)
+        asked = asked_kernels(kernels)
+        placement = DevicePlacement(chosen, kernels=asked, **how)
+        if placement.card is not None:
+            notes(" ".join([f"On {chosen}: {placement.card.in_words()}.", *placement.card.why]))
+        return placement
     chosen_kernels = kernels_here(kernels, notes)
     if chosen_kernels.origin:
         notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
-    return DevicePlacement(chosen, resident_blocks=resident_blocks, keep=keep, kernels=chosen_kernels)
+    return DevicePlacement(chosen, kernels=chosen_kernels, **how)
 
 
 def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:

@@ -30,7 +30,8 @@ class Pass:
     sigmas: (steps + 1) float32 levels, see `sampling.schedules`; the last is 0, or where the clip is left.
     sampler: how the steps are taken.
     loras: applied to the transformer while the pass runs. stage: its name in progress events. lora_mode: how they are
-    applied, see `placing.lora`. step_cache: the threshold of `step_cache.threshold_of`; 0: every step evaluates the model.
+    applied, see `placing.lora`. step_cache: the threshold of `step_cache.threshold_of`; 0: every step evaluates the
+    model.
 
     Raises:
         ConfigError: levels, guidance or a step cache that cannot work.

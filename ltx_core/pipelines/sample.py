@@ -181,7 +181,7 @@ def sample_state(
     state = _initial_state(run_pass, clip, conditions, noise, host)
     host.progress(ProgressEvent(run_pass.stage, 0, total))
     with (
-        host.place(transformer, memory_required=_work(run_pass, state, prompts)) as device,
+        host.place(transformer, memory_required=_work(run_pass, state, prompts, host)) as device,
         applied(transformer, run_pass.loras, run_pass.lora_mode, partial(_note, host)),  # inside: into its copies
     ):
         for remark in remarks(transformer, device):
@@ -274,12 +274,13 @@ def _going_on(left: Left, state: LatentState, mask: Tensor | None, conditions: C
     return state.with_latent(torch.where(state.denoise_mask == 0, state.clean_latent, x))
 
 
-def _work(run_pass: Pass, state: LatentState, prompts: Prompts) -> int:
+def _work(run_pass: Pass, state: LatentState, prompts: Prompts, host: Host) -> int:
     """Bytes that the pass takes in addition to the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
     texts = [prompt for given in prompts.by_name.values() for prompt in given]
     work = stages.sampling(
         run_pass.transformer,
+        kernels=stages.dtypes_of(host),
         samples=samples,
         tokens=tokens,
         branches=run_pass.branches + len(texts) - len(prompts.by_name),

@@ -56,7 +56,7 @@ def encode_prompts(
     if encoded:
         host.progress(ProgressEvent(STAGE, len(encoded), len(distinct)))
     if model is not None:
-        work = stages.encoding_text(model, encoder.config)
+        work = stages.encoding_text(model, encoder.config, kernels=stages.dtypes_of(host))
         with host.place(model, memory_required=work) as device:
             for ids in distinct:
                 if ids in encoded:

@@ -107,7 +107,9 @@ def upscale_latent(upscaling: Upscaling, latent: Tensor, *, host: Host) -> Tenso
     host.progress(ProgressEvent("upscale", 0, 1))
     latent = latent.float().cpu()
     dtype = next(upsampler.parameters()).dtype
-    work = stages.upscaling(upsampler, LatentShape(*latent.shape[2:]), samples=len(latent))
+    work = stages.upscaling(
+        upsampler, LatentShape(*latent.shape[2:]), samples=len(latent), kernels=stages.dtypes_of(host)
+    )
     with host.place(upsampler, memory_required=work) as device:
         raw = upsampler(vae.un_normalize(latent).to(device, dtype)).float().cpu()
     upscaled = vae.normalize(raw)

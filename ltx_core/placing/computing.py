@@ -1,4 +1,4 @@
-"""The forms that were chosen for a CPU, given to a model while it works there."""
+"""The forms that were chosen for a device, given to a model while it works there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from ..budget.packing import room_for_packing
 from ..kernels.active import PLAINLY, Active, kernels_for
+from ..kernels.cards import CardKernels, card_kernels, exact_sums
 from ..kernels.choice import Kernels
-from ..kernels.here import kernels_here
+from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from .devices import memory
 
@@ -23,6 +24,11 @@ def active_for(model: nn.Module, kernels: Kernels, required: int) -> Active:
     """What a model computes by on this machine. required: bytes that the work takes beside the weights."""
     here = memory(torch.device("cpu"))
     return Active(kernels_for(model, kernels), 0 if here is None else room_for_packing(here.free, here.total, required))
+
+
+def active_on(card: CardKernels, model: nn.Module) -> Active:
+    """What a model computes by on a card."""
+    return Active(kernels_for(model, card.kernels), card=card)
 
 
 @contextmanager
@@ -42,9 +48,11 @@ def computing(
 @contextmanager
 def using(model: nn.Module, active: Active | None, resident: int | None = None) -> Generator[None]:
     """Inside, the modules of `model` compute by this; None: plainly. resident: as `computing`."""
-    before = start_computing(model, PLAINLY if active is None else active, resident)
+    active = PLAINLY if active is None else active
+    before = start_computing(model, active, resident)
     try:
-        yield
+        with exact_sums(active.card):
+            yield
     finally:
         stop_computing(before)
 
@@ -53,9 +61,10 @@ def using(model: nn.Module, active: Active | None, resident: int | None = None) 
 def computing_on(
     device: torch.device, model: nn.Module, *, memory_required: int, resident: int | None
 ) -> Generator[None]:
-    """`computing` by the kernels of this machine where the device is a CPU, for hosts that place models themselves."""
-    if device.type != "cpu":  # where weights that wait in main memory must not be taken for a CPU's
-        with using(model, None):
+    """`computing` by the kernels of this machine and device, for hosts that place models themselves."""
+    if device.type != "cpu":
+        asked = asked_kernels()
+        with using(model, active_on(card_kernels(device, None if asked is None else asked.card), model)):
             yield
         return
     with computing(model, kernels_here(), memory_required=memory_required, resident=resident):
@@ -69,7 +78,7 @@ def start_computing(model: nn.Module, active: Active, resident: int | None = Non
     """
     stack = block_stack(model)
     away = list(stack.blocks)[resident:] if stack is not None and resident is not None else []
-    unpacked = Active(active.kernels)
+    unpacked = Active(active.kernels) if active.card is None else active
     streamed = {id(part) for block in away for part in block.modules()}
     before: Before = []
     for part in model.modules():

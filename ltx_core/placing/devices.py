@@ -1,6 +1,6 @@
 """The machine: its devices, their memory, and copies that run during the computation.
 
-The rest of the core names no accelerator.
+What a card computes by is asked in `kernels.cards`; the rest of the core names no accelerator.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -17,12 +17,14 @@ from ..budget.packing import packed_bytes, spare_for_packing
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
 from ..host import Host, Record, nowhere
 from ..kernels.active import Active
+from ..kernels.cards import CardKernels, card_kernels
 from ..kernels.choice import PLAIN, Kernels
-from ..kernels.here import kernels_here
+from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
-from .computing import active_for, using
+from .compiling import check_streaming, compiled
+from .computing import active_for, active_on, using
 from .copies import DeviceCopies
 from .devices import Memory, best_device, is_out_of_memory, memory, named_device
 from .streaming import StreamCopies, streamed
@@ -41,6 +43,8 @@ class DevicePlacement:
         keep: bool | None = False,
         resident_blocks: int | None = None,
         kernels: Kernels | None = None,
+        compile: bool = False,
+        say: Notes = log_note,
     ) -> None:
         """device: None: the best available.
 
@@ -49,7 +53,9 @@ class DevicePlacement:
             False. True: nothing leaves before `release`, and what does not fit beside it is streamed.
         resident_blocks: how many blocks of a transformer or text encoder stay on the device; the others are streamed.
             None: as many as fit.
-        kernels: by which a CPU computes. None: what `kernels_here` chooses, when a model first works here.
+        kernels: what is asked for. None: what `kernels_here` chooses for a CPU, and `card_kernels` for another device,
+            when a model first works here.
+        compile: the blocks of a transformer are compiled, see `compiling`. say: hears why they are not.
 
         Raises ConfigError for a device that torch does not know, or a number below 0.
         """
@@ -59,6 +65,8 @@ class DevicePlacement:
         self._keep = keep
         self._resident_blocks = resident_blocks
         self._kernels = kernels
+        self._compile = compile
+        self._say = say
         self._kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
     @contextmanager
@@ -67,6 +75,8 @@ class DevicePlacement:
     ) -> Generator[torch.device]:
         """resident_blocks: as in `__init__`, for this module alone."""
         resident = self._resident(module, memory_required, resident_blocks)
+        if self._compile:
+            check_streaming(module, resident)
         kept = self._kept.get(module)
         if kept is not None and not kept.serves(resident):
             self.release(module)
@@ -74,13 +84,14 @@ class DevicePlacement:
         self._make_room(module, resident if kept is None else kept.resident, memory_required)
         if self._keep is False:
             active = self._active(module, memory_required)
-            with using(module, active, resident), self._placed(module, resident):
+            with using(module, active, resident), self._placed(module, resident), self._compiled(module):
                 yield self.device
             return
         if kept is None:
             kept = self._kept[module] = self._copied(module, resident, memory_required)
         try:
-            with using(module, kept.active, kept.resident), self._placed(module, kept.resident):
+            placed = self._placed(module, kept.resident)
+            with using(module, kept.active, kept.resident), placed, self._compiled(module):
                 yield self.device
         except BaseException as error:
             if is_out_of_memory(error):  # what is kept must not stand in the way of a second try
@@ -93,6 +104,14 @@ class DevicePlacement:
         if self._kernels is None and self.device.type == "cpu":
             self._kernels = kernels_here()
         return self._kernels if self.device.type == "cpu" else None
+
+    @property
+    def card(self) -> CardKernels | None:
+        """By which models compute here; None on a CPU. Raises ConfigError: what is asked for is not there."""
+        if self.device.type == "cpu":
+            return None
+        asked = asked_kernels() if self._kernels is None else self._kernels
+        return card_kernels(self.device, None if asked is None else asked.card)
 
     def kernels_of(self, module: nn.Module) -> Kernels | None:  # noqa: ARG002 - as `BalancedPlacement` has it
         """By which this model computes here; None: plainly."""
@@ -169,9 +188,14 @@ class DevicePlacement:
             self.release(other)
 
     def _active(self, module: nn.Module, memory_required: int) -> Active | None:
-        """What a module computes by on a CPU; None on other devices."""
-        kernels = self.kernels
+        """What a module computes by."""
+        kernels, card = self.kernels, self.card
+        if card is not None:
+            return active_on(card, module)
         return None if kernels is None else active_for(module, kernels, memory_required)
+
+    def _compiled(self, module: nn.Module) -> AbstractContextManager[None]:
+        return compiled(module, self.device, self._say) if self._compile else nullcontext()
 
     def _copied(self, module: nn.Module, resident: int | None, memory_required: int) -> _Kept:
         """What of a module stays; again without all others, should the device have less room than planned."""
@@ -198,7 +222,7 @@ class DevicePlacement:
 @dataclass(frozen=True, eq=False)
 class _Kept:
     """Copies that stay. resident: how many blocks of a streamed module they have; None: all of a module. nbytes: on the
-    device. active: what it computes by on a CPU, with its packed weights."""
+    device. active: what it computes by, with its packed weights on a CPU."""
 
     copies: DeviceCopies | StreamCopies
     resident: int | None
@@ -237,4 +261,5 @@ def host_on(
     placement: SpareMemory, progress: Progress = silent, say: Notes = log_note, record: Record = nowhere
 ) -> Host:
     """A plain process as the host of a run."""
-    return Host(placement, placement.spare_memory, progress, say, record)
+    card = placement.card if isinstance(placement, DevicePlacement) else None
+    return Host(placement, placement.spare_memory, progress, say, record, bfloat16=card is None or card.bfloat16)

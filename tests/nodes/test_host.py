@@ -49,6 +49,7 @@ def test_each_handle_brings_its_own_number_of_resident_blocks():
     placed: list[tuple[nn.Module, int, int | None]] = []
 
     class Host:
+        bfloat16 = True
         say = spare_memory = progress = staticmethod(lambda *_: None)
 
         def place(self, module: nn.Module, *, memory_required: int = 0, resident_blocks: int | None = None) -> Any:

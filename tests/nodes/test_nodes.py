@@ -32,6 +32,8 @@ VERSION = "2b-0.9.8-distilled"
 
 
 class FakeHost:
+    bfloat16 = True
+
     """A host with nothing beyond the protocol."""
 
     output_device = torch.device("cpu")

@@ -95,7 +95,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_cached_clip_is_close_and_takes_fewer_forwards(transformer, counts, case):
-    """The velocities of a random model are not smooth over the level: 0.04 shows the wiring; another seed is off by 1.4.
+    """The velocities of a random model are not smooth: 0.04 shows the wiring; another seed is off by 1.4.
     How close a trained model comes is shown below, and by benchmarks/step_cache.py."""
     full = run(transformer, **case)
     every = sum(counts)

@@ -1,0 +1,122 @@
+"""How many (tokens, width) tensors a block reads and writes beside products and attention.
+
+A pass is one such tensor of bfloat16 that anything but a product or attention reads or writes, tables included;
+broadcast dimensions count once, a norm and an operation of comfy-kitchen as one kernel each, as on a card. What a block
+takes is half the difference of models with three and with one. Counted by a dispatch mode on the CPU, where the forms
+for cards do the same operations; nothing is timed. Name checkouts of Lightricks/LTX-Video in LTX_VIDEO_PATH and of
+ComfyUI in COMFYUI_PATH to count them too.
+
+python benchmarks/passes.py [--tiny]
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from protocol import Row, arguments, publish
+
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.kernels.active import Active
+from ltxkit.ltx_core.kernels.cards import PLAIN_CARD, CardKernels
+from ltxkit.ltx_core.kernels.choice import PLAIN
+from ltxkit.ltx_core.kernels.fused import KITCHEN
+from ltxkit.ltx_core.measuring.inputs import StepInputs
+from ltxkit.ltx_core.measuring.peers import Asked, PeerMissingError, open_peer
+from ltxkit.ltx_core.measuring.protocol import Run, equal_peers
+from ltxkit.ltx_core.measuring.traffic import Traffic, counting
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.placing.computing import using
+from ltxkit.ltx_core.shapes import LatentShape
+
+GRID, TINY_GRID = LatentShape(4, 8, 12), LatentShape(2, 4, 4)
+TOLERANCE = 3e-2  # of outputs in bfloat16 after three blocks with random weights
+FORMS = {"plain torch": PLAIN_CARD, "comfy-kitchen": CardKernels(elementwise=KITCHEN)}
+CHECKOUTS = {"official": "LTX_VIDEO_PATH", "comfyui": "COMFYUI_PATH"}
+
+
+def main() -> None:
+    tiny = arguments(__doc__).parse_args().tiny
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for conditioned in (False, True):
+        counted = {layers: count(layers, conditioned=conditioned, tiny=tiny) for layers in (1, 3)}
+        ours = {name: per_block(counted, name, tiny=tiny) for name in counted[1]}
+        case = "conditioned on the first frame" if conditioned else "CFG 1"
+        for form in FORMS:
+            mine = ours[form]
+            rest = {name: each for name, each in ours.items() if name not in FORMS}
+            for name, (passes, kernels) in rest.items():
+                row = Row(f"{case}, {form}", "passes", mine[0], peer_name=name, peer=passes)
+                rows.append(replace(row, note=f"in {mine[1]:.0f} kernels; {name} in {kernels:.0f}"))
+            if not rest:
+                rows.append(Row(f"{case}, {form}", "passes", mine[0], note=f"in {mine[1]:.0f} kernels"))
+    publish("passes", "How many tensors does a block read and write beside products and attention?", rows, tiny=tiny)
+
+
+def count(layers: int, *, conditioned: bool, tiny: bool) -> dict[str, Traffic]:
+    """Traffic of one step by each implementation, with the same weights; outputs are compared first."""
+    size = {"heads": 2, "head_dim": 32, "captions": 64} if tiny else {"heads": 32, "head_dim": 64, "captions": 4096}
+    config = TransformerConfig.of_size(layers=layers, channels=128, **size)
+    torch.manual_seed(0)
+    model = LTXTransformer(config).to(torch.bfloat16).eval()
+    grid = TINY_GRID if tiny else GRID
+    given = StepInputs.random(config, grid, torch.device("cpu"))
+    if conditioned:
+        of_first = torch.arange(grid.tokens) < grid.height * grid.width
+        given = replace(given, sigma=torch.where(of_first, 0.0, given.sigma.item())[None, :, None])
+    traffic: dict[str, Traffic] = {}
+    outputs: dict[str, Run] = {}
+    least = grid.tokens * config.hidden_size  # half a pass
+    for name, card in FORMS.items():
+        with using(model, Active(PLAIN, card=card)), torch.inference_mode():
+            step = given.step_of(model)
+            outputs[name] = kept(step())  # and texts are read
+            with counting(least) as traffic[name]:
+                step()
+    for name, run in peers(model, given).items():
+        with torch.inference_mode():
+            outputs[name] = kept(run())
+            with counting(least) as traffic[name]:
+                run()
+    first, *others = outputs
+    equal_peers(outputs[first], {name: outputs[name] for name in others}, TOLERANCE, refuse)
+    return traffic
+
+
+def kept(output: torch.Tensor) -> Run:
+    return lambda: output
+
+
+def refuse(name: str, why: str) -> None:
+    raise ValueError(f"{name}: {why}")
+
+
+def peers(model: LTXTransformer, given: StepInputs) -> dict[str, Run]:
+    """The steps of those that are here."""
+    asked = [
+        Asked("diffusers"),
+        *(Asked(name, Path(os.environ[key])) for name, key in CHECKOUTS.items() if key in os.environ),
+    ]
+    runs: dict[str, Run] = {}
+    for each in asked:
+        try:
+            peer = open_peer(each, torch.device("cpu"))
+            runs[peer.title] = peer.step(model, given)
+        except PeerMissingError as error:
+            print(f"{each.name}: {error}")
+    return runs
+
+
+def per_block(counted: dict[int, dict[str, Traffic]], name: str, *, tiny: bool) -> tuple[float, float]:
+    """Passes and kernels of one block."""
+    one, three = counted[1][name], counted[3][name]
+    grid, width = (TINY_GRID, 64) if tiny else (GRID, 2048)
+    unit = grid.tokens * width * torch.bfloat16.itemsize
+    return (three.bytes - one.bytes) / 2 / unit, (three.kernels - one.kernels) / 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The blocks of a transformer, compiled: one function for all of them, for any number of tokens.
+
+torch.compile fuses what a block does between its products. It compiles a block once for each way in which lanes run
+through it (their number, and where a perturbed one forks), and keeps the kernels in the user's cache folder. Whatever
+Linears do, such as unpacking weights or adding a LoRA, is traced like the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..cache import cache_folder
+from ..errors import ConfigError
+from ..kernels.cards import Capabilities
+from ..models.blocks import block_stack
+from ..progress import Notes, log_note
+
+FIRST_TRITON = (7, 0)  # compute capability from which Triton has kernels
+VARIANTS = 64  # of one block at most: three lanes, forks, conditions, dtypes; beyond, torch would run it uncompiled
+_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_COMPILERS = ("c++", "g++", "clang++", "cl")
+
+
+def compiles(model: nn.Module) -> bool:
+    """Whether `compiled` has an effect on a model: text encoders run once, VAEs in pieces of many shapes."""
+    return bool(getattr(type(model), "COMPILES", False))
+
+
+def check_streaming(model: nn.Module, resident: int | None) -> None:
+    """Raises ConfigError: blocks of a model that is to be compiled are streamed."""
+    stack = block_stack(model)
+    if resident is not None and stack is not None and compiles(model):
+        raise ConfigError(
+            f"got --compile for a model of which {len(stack.blocks) - resident} of {len(stack.blocks)} blocks are "
+            "streamed; expected one that stays on the device; leave out --compile, or make room: a smaller size, fewer "
+            "bits (--quantization)"
+        )
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Why this machine cannot compile for a device, as a clause; None: it can."""
+    if device.type == "cpu":
+        has_one = "CXX" in os.environ or any(shutil.which(name) for name in _COMPILERS)
+        return None if has_one else "there is no C++ compiler"
+    facts = Capabilities.of(device)
+    if facts.kind not in ("cuda", "rocm", "xpu"):
+        return f"torch has no compiler for {facts.kind} that LTXKit uses"
+    if facts.compute is not None and facts.compute < FIRST_TRITON:
+        return f"Triton has no kernels for compute capability {facts.compute[0]}.{facts.compute[1]}"
+    return None if importlib.util.find_spec("triton") is not None else "the package triton is not installed"
+
+
+@contextmanager
+def compiled(
+    model: nn.Module, device: torch.device, say: Notes = log_note, *, backend: str | Callable[..., Any] = "inductor"
+) -> Generator[None]:
+    """Inside, the blocks of `model` are compiled for a device; where that is impossible they are not, and it is said.
+
+    backend: of torch.compile.
+    """
+    stack = block_stack(model)
+    reason = no_compiler(device)
+    if stack is None or not compiles(model):
+        yield
+        return
+    if reason is not None:
+        say(f"The model runs without --compile: {reason}.")
+        yield
+        return
+    _keep_kernels()
+    function = _function_of(type(stack.blocks[0]), backend)
+    runs = _Runs(function, say)
+    for block in stack.blocks:
+        block.__dict__["forward"] = partial(runs, block)
+    model.__dict__["is_compiled"] = True
+    try:
+        yield
+    finally:
+        model.__dict__["is_compiled"] = False
+        for block in stack.blocks:
+            block.__dict__.pop("forward", None)
+
+
+class _Runs:
+    """Calls the compiled function, or once it cannot be compiled the plain one."""
+
+    def __init__(self, function: Callable[..., Any], say: Notes) -> None:
+        self._function = function
+        self._say = say
+        self._failed = False
+
+    def __call__(self, block: nn.Module, *given: Any) -> Any:
+        if not self._failed:
+            import torch._dynamo
+
+            failures: Any = torch._dynamo.exc.TorchDynamoException
+            try:
+                with torch._dynamo.config.patch(cache_size_limit=VARIANTS):
+                    return self._function(block, *given)
+            except failures as error:
+                self._failed = True
+                first = str(error).strip().splitlines()
+                self._say(f"The model runs without --compile: {type(error).__name__}: {first[0] if first else ''}")
+        return type(block).forward(block, *given)
+
+
+_functions: dict[tuple[type[nn.Module], Any], Callable[..., Any]] = {}
+"""What is compiled stays compiled for the process, as torch keeps it: one entry per kind of block and backend."""
+
+
+def _function_of(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    if (kind, backend) not in _functions:
+        _functions[kind, backend] = cast(Any, torch.compile)(kind.forward, dynamic=True, backend=backend)
+    return _functions[kind, backend]
+
+
+def _keep_kernels() -> None:
+    """Let torch keep its kernels in the user's cache folder, unless the user says where: its own is a temporary one."""
+    folder = cache_folder()
+    if folder is not None:
+        os.environ.setdefault(_CACHE_VARIABLE, str(folder / "compiled"))
