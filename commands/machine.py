@@ -71,7 +71,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
             return REFUSED
     try:
         for path in bring(arrivals, console.progress):
-            console.result(str(path))
+            console.told(str(path))
     except HubUnreachableError as error:
         console.note(str(error))
         return FAILED
