@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
 PROMPT ?= the digit three moving left
 
-.PHONY: help demo digits quick test lint bench clean
+.PHONY: help demo digits quick test faults lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a prompt becomes a video, with the model that comes with the pack; written to output/demo"
 	@echo "make quick   the tests that are not marked slow, about a minute; ARGS goes to pytest: make quick ARGS='-k vae -x'"
 	@echo "make test    lint and the whole test suite, minutes; ARGS goes to pytest here too"
+	@echo "make faults  every command that writes meets every fault: kills, signals, full disks, twins; about an hour on two cores"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
 	@echo "make digits  trains that model anew; wants a GPU"
@@ -86,6 +87,10 @@ quick: $(VENV)/.test
 
 test: lint
 	$(PYTEST) $(ARGS)
+
+# `make test` has one command per fault. Disks are mounted where this user may; elsewhere those cells are skipped.
+faults: $(VENV)/.test
+	LTXKIT_FAULTS=all $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal tests/faults $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -27,7 +27,7 @@ def cache_folder() -> Path | None:
 
 
 def home_folder() -> Path:
-    """The user's home; the root of the disk for a user without one, as many containers run: nothing of ours is there."""
+    """The user's home; the root of the disk for a user without one, as in many containers."""
     try:
         return Path.home()
     except RuntimeError:

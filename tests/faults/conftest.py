@@ -1,4 +1,4 @@
-"""The stage on which commands meet their faults: a warm process, a folder for each command that may be a disk, inputs."""
+"""The stage on which commands meet their faults: a warm process, and a folder for each command."""
 
 from __future__ import annotations
 
@@ -225,8 +225,13 @@ def _flat(value: Any) -> bytes:
     return repr(value).encode()
 
 
-def stopped(number: int) -> bool:
-    """Wait until a process has stopped itself. False: it has ended without."""
+@pytest.fixture(scope="session")
+def stopped() -> Callable[[int], bool]:
+    """stopped(number): wait until a process has stopped itself. False: it has ended without."""
+    return _stopped
+
+
+def _stopped(number: int) -> bool:
     import psutil
 
     end = time.monotonic() + PATIENCE

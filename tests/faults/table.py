@@ -28,8 +28,10 @@ TRANSFORMER = TRAINING + (
 )
 UPSCALER = TRAINING + "cache_clips=4 model.in_channels=8 model.mid_channels=32 model.num_blocks_per_stage=1"
 LORA = (
-    "initial=ltxkit-digits text.encoder=ltxkit-digits data.path=../in/clips data.sizes=[[9,32,32]] optimization.steps=3 optimization.precision=fp32 optimization.warmup_steps=0 logging.log_every=1 logging.validate_every=3 logging.checkpoint_every=1 logging.keep=9 "
-    "validation_samples=1 lora.rank=2 prompts=[a~test] sample_steps=1"
+    "initial=ltxkit-digits text.encoder=ltxkit-digits data.path=../in/clips data.sizes=[[9,32,32]] "
+    "optimization.steps=3 optimization.precision=fp32 optimization.warmup_steps=0 logging.log_every=1 "
+    "logging.validate_every=3 logging.checkpoint_every=1 logging.keep=9 validation_samples=1 lora.rank=2 "
+    "prompts=[a~test] sample_steps=1"
 )
 
 
@@ -58,8 +60,8 @@ class Writer:
     """A command that writes.
 
     line: writes to the working folder alone. again: what is added to it for the next try. after: the status where the
-    results were there before: 0 they are made again, 2 they are refused. own: of two at once, each has a name of its own. status:
-    of an undisturbed run.
+    results were there before: 0 they are made again, 2 they are refused. own: of two at once, each has a name of its
+    own. resumes: it goes on from what it has done. status: of an undisturbed run.
     """
 
     name: str

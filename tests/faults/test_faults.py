@@ -7,6 +7,7 @@ status; nothing lost, nothing left; the next run works, and its result is that o
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ltxkit import cli
+from ltxkit.ltx_core.published import published_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="sends signals, and forks")]
 
@@ -70,17 +74,15 @@ def at(number: int, share: float, *then: int, reports: bool = False) -> Callable
     return start
 
 
-INT, TERM, HUP, KILL = (
-    (int(signal.Signals[f"SIG{name}"]) for name in ("INT", "TERM", "HUP", "KILL")) if os.name == "posix" else (0,) * 4
-)
+INT, TERM, HUP, KILL, STOP = (int(getattr(signal, f"SIG{name}", 0)) for name in ("INT", "TERM", "HUP", "KILL", "STOP"))
 FAULTS = (
     *(Fault(f"killed at {share:.2f}", meets, (-9,), at(KILL, share), kills=True) for share, meets in (
         (0.0, "generate"), (0.15, "convert"), (0.3, "train-lora"), (0.5, "make-tiny"), (0.7, "train"), (0.85, "sample"),
         (0.95, "bundle"), (1.0, "run"),
     )),
     Fault("killed while it computes", "train-upscaler", (-9,), at(KILL, 0.5, reports=True), kills=True),
-    Fault("killed within a write", "convert-gguf", (-25,), lambda all_: {"largest_file": all_.largest // 2, "dies_at_limit": True},
-          kills=True),
+    Fault("killed within a write", "convert-gguf", (-25,),
+          lambda usual: {"largest_file": usual.largest // 2, "dies_at_limit": True}, kills=True),
     *(Fault(f"SIGINT at {share:.2f}", meets, (130,), at(INT, share)) for share, meets in (
         (0.1, "generate-named"), (0.5, "train-vae"), (0.8, "convert-folder"), (0.97, "generate-pictures"),
     )),
@@ -95,7 +97,7 @@ FAULTS = (
     *(Fault(f"disk with {room:.0%} of the room", meets, (1, 2), room=room) for room, meets in (
         (0.0, "migrate"), (0.3, "train-vae"), (0.6, "generate-long"), (0.9, "bundle"),
     )),
-    Fault("files of limited size", "convert", (1,), lambda all_: {"largest_file": all_.largest // 2}),
+    Fault("files of limited size", "convert", (1,), lambda usual: {"largest_file": usual.largest // 2}),
     Fault("read-only disk", "eval-digits", (1, 2), read_only=True),
     Fault("stdin closed", "generate", start=lambda _: {"stdin": "closed"}),
     Fault("stdout closed", "convert", start=lambda _: {"stdout": "closed"}),
@@ -112,13 +114,8 @@ FAULTS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def table() -> Any:
-    """tests/faults/table.py: no folder of tests is on sys.path."""
-    return TABLE
-
-
 def _load_table() -> Any:
+    """tests/faults/table.py: no folder of tests is on sys.path."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("ltxkit_faults_table", Path(__file__).with_name("table.py"))
@@ -170,15 +167,15 @@ def make_input(stage_at: Callable[..., Any], inputs: Path, repository: Path) -> 
 
 
 @pytest.fixture(scope="session")
-def reference(stage_at: Callable[..., Any], make_input: Callable[[str], None]) -> Callable[[Any], Reference]:
-    """reference(writer): what it does undisturbed."""
+def reference(stage_at: Callable[..., Any], make_input: Callable[[str], None]) -> Callable[..., Reference]:
+    """reference(writer, environment): what it does undisturbed."""
     known: dict[str, Reference] = {}
 
-    def get(writer: Any) -> Reference:
+    def get(writer: Any, environment: dict[str, str | None]) -> Reference:
         if writer.name not in known:
             make_input(writer.line)
             stage = prepared(stage_at(f"reference-{writer.name}"))
-            ended = stage.run(writer.line)
+            ended = stage.run(writer.line, environment=environment)
             assert ended.status == writer.status, ended.said
             assert stage.leftovers() == []
             assert has_precious(stage)
@@ -192,8 +189,14 @@ def reference(stage_at: Callable[..., Any], make_input: Callable[[str], None]) -
 
 
 @pytest.fixture
-def stage(stage_at: Callable[..., Any], request: pytest.FixtureRequest) -> Iterator[Any]:
+def stage(stage_at: Callable[..., Any], writer: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Of the test's writer; with a hub for the one that fetches."""
     made = stage_at(request.node.name)
+    if writer.command == "fetch":
+        hub = request.getfixturevalue("loopback_hub")
+        (file,) = published_files([writer.line.split()[1]], alone=True)
+        hub.files = {file.repository: {file.name: random.Random(0).randbytes(3_000_000)}}
+        made.environment = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": None}
     yield made
     made.unmount()
     shutil.rmtree(made.folder)
@@ -215,16 +218,12 @@ def results(stage: Any) -> dict[str, str]:
     return {name: digest for name, digest in stage.tree().items() if name not in PRECIOUS}
 
 
-# ------------------------------------------------------------------------------------------------------------- the matrix
+# ----------------------------------------------------------------------------------------------------------- the matrix
 
 
 @pytest.mark.parametrize(("writer", "fault"), cells())
-def test_a_disturbed_command(
-    writer: Any, fault: Fault, stage: Any, reference: Callable[[Any], Reference], request: pytest.FixtureRequest
-) -> None:
-    usual = reference(writer)
-    if writer.command == "fetch":
-        stage.environment = request.getfixturevalue("hub_environment")
+def test_a_disturbed_command(writer: Any, fault: Fault, stage: Any, reference: Callable[..., Reference]) -> None:
+    usual = reference(writer, stage.environment)
     with disk_of(stage, fault, usual):
         ended = stage.run(writer.line, environment=dict(fault.environment), **fault.start(usual))
         check(stage, writer, fault, usual, ended)
@@ -266,10 +265,15 @@ def check(stage: Any, writer: Any, fault: Fault, usual: Reference, ended: Any) -
         assert digest == usual.tree.get(name) or name.endswith("log.jsonl"), f"{name} is another: {ended.said}"
     assert has_precious(stage)
     if not fault.kills and not fault.read_only:
-        assert stage.leftovers() == [], ended.said
+        assert [name for name in stage.leftovers() if not is_download(name)] == [], ended.said
     if ended.status in (1, 2) and ended.status != usual.status:
         assert ended.sentence.startswith("ltxkit: "), ended.said
         assert names_a_file(ended.sentence, stage, usual), ended.sentence
+
+
+def is_download(name: str) -> bool:
+    """What has arrived of a file, from which the next fetch goes on."""
+    return name.startswith("disk/models/") and name.endswith(".part")
 
 
 def names_a_file(sentence: str, stage: Any, usual: Reference) -> bool:
@@ -293,3 +297,153 @@ def again(stage: Any, writer: Any, usual: Reference) -> None:
     assert results(stage) == usual.tree
     assert stage.leftovers() == []
     assert has_precious(stage)
+
+
+# ----------------------------------------------------------------------------------------------- two at once, and names
+
+
+def few(*names: str) -> list[Any]:
+    """These writers in `make test`, and all in the whole matrix."""
+    return [pytest.param(writer, id=writer.name) for writer in TABLE.WRITERS if WHOLE or writer.name in names]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95] if WHOLE else [0.6])
+@pytest.mark.parametrize("writer", few("generate-named", "generate-long", "convert", "train-upscaler", "run"))
+def test_a_twin_that_runs_while_the_first_one_rests(
+    writer: Any, share: float, stage: Any, reference: Callable[..., Reference], stopped: Callable[[int], bool]
+) -> None:
+    usual = reference(writer, stage.environment)
+    prepared(stage)
+    first = stage.start(writer.line, faults=[(usual.moment(share), STOP)])
+    assert stopped(first[0])
+    try:
+        second = stage.run(writer.line)
+    finally:
+        os.kill(first[0], signal.SIGCONT)
+    ends = [stage.end(writer.line, first), second]
+    done = [ended for ended in ends if ended.status == usual.status]
+    assert done, [ended.said for ended in ends]
+    for ended in ends:
+        assert "Traceback" not in ended.said, ended.said
+        if ended.status != usual.status:
+            assert ended.status == 2, ended.said
+            assert re.search(r"ltxkit: .*(another|exist|holds a run)", ended.sentence), ended.said
+    found = results(stage)
+    if writer.own:
+        assert len(found) == len(done) * len(usual.tree)
+        assert set(found.values()) == set(usual.tree.values())
+    else:
+        assert found == usual.tree
+    assert stage.leftovers() == []
+    assert has_precious(stage)
+
+
+@pytest.mark.parametrize("writer", few("generate", "make-tiny", "bundle", "train-upscaler"))
+def test_results_that_are_there_are_made_again_or_refused(
+    writer: Any, stage: Any, reference: Callable[..., Reference]
+) -> None:
+    usual = reference(writer, stage.environment)
+    prepared(stage)
+    stage.run(writer.line)
+    ended = stage.run(writer.line)
+    assert ended.status == (writer.after or usual.status), ended.said
+    if ended.status == 2:
+        assert re.search(r"ltxkit: got .*(exist|holds a run)", ended.sentence), ended.said
+    found = results(stage)
+    assert set(found.values()) == set(usual.tree.values()) if writer.own else found == usual.tree
+    assert stage.leftovers() == []
+    assert has_precious(stage)
+
+
+@pytest.mark.parametrize("kind", ["other", "link"])
+@pytest.mark.parametrize("writer", few("generate", "convert-folder", "sample", "train-upscaler"))
+def test_names_that_something_else_has(writer: Any, kind: str, stage: Any, reference: Callable[..., Reference]) -> None:
+    """A folder in the place of a file, a file in the place of a folder, links that lead nowhere."""
+    usual = reference(writer, stage.environment)
+    inside = {name.split("/")[0]: "/" in name for name in usual.tree}
+    for name, is_folder in inside.items():
+        path = stage.disk / name
+        if kind == "link":
+            path.symlink_to("../nowhere/to/be/found")
+        elif is_folder:
+            path.write_text("of somebody")
+        else:
+            path.mkdir()
+            (path / "inner.txt").write_text("of somebody")
+    ended = stage.run(f"{writer.line} {writer.again}")
+    assert "Traceback" not in ended.said, ended.said
+    assert ended.status in ((usual.status, 1, 2) if kind == "link" and inside else (1, 2) if inside else (0,)), (
+        ended.said
+    )
+    if ended.status in (1, 2) and ended.status != usual.status:
+        assert ended.sentence.startswith("ltxkit: "), ended.said
+        assert names_a_file(ended.sentence, stage, usual), ended.said
+    for name, is_folder in inside.items():
+        path = stage.disk / name
+        if kind == "other":
+            assert (path if is_folder else path / "inner.txt").read_text() == "of somebody"
+    assert stage.leftovers() == []
+
+
+@pytest.mark.parametrize("writer", few("generate-pictures", "sample"))
+def test_leftovers_whose_lock_nobody_holds_are_removed(
+    writer: Any, stage: Any, reference: Callable[..., Reference]
+) -> None:
+    """As of a container that was stopped, whose numbers of processes are those of the next one. What another program
+    downloads stays."""
+    if writer.command == "fetch":
+        pytest.skip("it writes no file of this kind: it goes on from what has arrived")
+    usual = reference(writer, stage.environment)
+    prepared(stage)
+    folders = {
+        (stage.disk / name).parent for name in usual.tree if not name.startswith(("new/", "bundled/", "frames/"))
+    }
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (".ltxkit-00c0ffee.mp4", ".ltxkit-lock-00c0ffee", ".ltxkit-lock-0badf00d"):
+            (folder / name).write_text("1")
+    assert stage.run(writer.line).status == usual.status
+    assert results(stage) == usual.tree
+    assert stage.leftovers() == []
+
+
+# ------------------------------------------------------------------------------------------------------ who only speaks
+
+STREAMS = {
+    ("stdout", "closed"): 0,
+    ("stdout", "full"): 1,
+    ("stdout", "broken"): 141,
+    ("stderr", "closed"): 0,
+    ("stderr", "full"): 0,
+    ("stderr", "broken"): 0,
+}
+
+
+@pytest.mark.parametrize(("stream", "state"), STREAMS)
+@pytest.mark.parametrize(
+    "writer",
+    [TABLE.Writer(line, line) for line in TABLE.READERS if WHOLE or line != "doctor"],
+    ids=lambda writer: writer.name.replace(" ", "-"),
+)
+def test_commands_that_only_speak(
+    writer: Any, stream: str, state: str, stage_at: Callable[..., Any], make_input: Callable[[str], None]
+) -> None:
+    make_input(writer.line)
+    stage = stage_at(writer.name)
+    ended = stage.run(writer.line, **{stream: state})
+    usual = 1 if writer.name == "doctor" else 0  # which finds problems
+    assert ended.status in (STREAMS[stream, state], usual if stream == "stderr" else STREAMS[stream, state]), ended.said
+    assert not re.search("Traceback|Exception ignored", ended.said), ended.said
+    if (stream, state) == ("stdout", "full"):
+        assert ended.sentence == "ltxkit: stdout takes nothing (No space left on device)"
+    assert stage.leftovers() == []
+
+
+def test_every_command_is_in_the_tables() -> None:
+    words = {line.split()[0] for line in TABLE.READERS} | {writer.command for writer in TABLE.WRITERS}
+    assert words - {"--version"} == {command.name for command in cli.COMMANDS}
+
+
+def test_every_writer_meets_a_fault_in_the_usual_tests() -> None:
+    assert {fault.meets for fault in FAULTS} <= {writer.name for writer in TABLE.WRITERS}
+    assert {writer.command for writer in TABLE.WRITERS} <= {NAMED[fault.meets].command for fault in FAULTS}

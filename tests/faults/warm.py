@@ -27,11 +27,10 @@ MODULES = sys.argv[1:]
 class Moments:
     """Counts the moments of a command at which a fault can come, and lets it come.
 
-    A moment is a step that the command reports, or something that it does with names under one folder: opening a file to
-    write it (or a temporary one at all), making, renaming and removing. Python's audit events tell of both.
+    A moment is a step that the command reports, or something that it does with names under one folder: opening a file
+    to write it (or a temporary one at all), making, renaming and removing. Python's audit events tell of these.
 
-    faults: (moment, signal number) in order; the number 0 writes a byte to `ready` and stops the process until somebody
-    continues it.
+    faults: (moment, number of a signal) in their order.
     """
 
     EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate")
@@ -65,10 +64,10 @@ class Moments:
             return None
         text = os.fsdecode(path)
         descriptor = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
-        if isinstance(descriptor, int) and descriptor >= 0 and not os.path.isabs(text):
+        if isinstance(descriptor, int) and descriptor >= 0 and not text.startswith(os.sep):
             with contextlib.suppress(OSError):
-                text = os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), text)
-        text = os.path.join(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))
+                text = f"{Path(f'/proc/self/fd/{descriptor}').readlink()}/{text}"
+        text = str(Path(text).parent.resolve() / Path(text).name)
         if not text.startswith(self.folder + os.sep):
             return None
         if event == "open" and not _writes(arguments[1], arguments[2]) and ".ltxkit-" not in text:
@@ -99,11 +98,11 @@ def _open_streams(start: dict[str, Any]) -> None:
             opened = os.open(path, os.O_RDONLY if mode == "r" else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, number)
         os.close(opened)
-        stream = open(
+        stream = open(  # noqa: SIM115 - by its number
             number,
             mode,
             encoding="utf-8",
-            errors="backslashreplace" if number == 2 else "strict",  # noqa: SIM115
+            errors="backslashreplace" if number == 2 else "strict",
             closefd=False,
             buffering=1 if number == 2 else -1,
         )
@@ -160,8 +159,7 @@ def _child(start: dict[str, Any]) -> None:
     finally:
         moments.faults = []
         if start.get("moments"):
-            with open(start["moments"], "w", encoding="utf-8") as file:
-                json.dump(moments.seen, file)
+            Path(start["moments"]).write_text(json.dumps(moments.seen), encoding="utf-8")
     sys.exit(status)
 
 
