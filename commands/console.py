@@ -47,12 +47,13 @@ def write(text: str) -> None:
 def flush_results() -> None:
     """Wait until stdout has taken everything. Raises as `Console.result`."""
     if sys.stdout is not None and not sys.stdout.closed:
-        with _taken_by_stdout():
+        with taken_by_stdout():
             sys.stdout.flush()
 
 
 @contextmanager
-def _taken_by_stdout() -> Generator[None, None, None]:
+def taken_by_stdout() -> Generator[None, None, None]:
+    """Around what writes there. Raises as `Console.result`."""
     try:
         yield
     except OSError as error:
@@ -112,7 +113,7 @@ class Console:
         if stream is None or stream.closed:
             return
         encoding = stream.encoding or "utf-8"
-        with _taken_by_stdout():
+        with taken_by_stdout():
             print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
     def told(self, text: str) -> None:
