@@ -54,6 +54,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
         there = next(parent for parent in (start, *start.absolute().parents) if parent.exists() or parent.is_symlink())
         if not there.is_dir():
             raise ConfigError(f"got the output {path}, but {there} is not a folder; expected one; name another output")
+        remove_leftovers(there)  # a run that is refused for a name that exists would leave them
         probe = there / f"{TEMPORARY}{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink(missing_ok=True)  # another process may have taken it for a leftover

@@ -268,7 +268,7 @@ def check(stage: Any, writer: Any, fault: Fault, usual: Reference, ended: Any) -
     assert has_precious(stage)
     if not fault.kills and not fault.read_only:
         assert [name for name in stage.leftovers() if not is_download(name)] == [], ended.said
-        # A latent that could not be saved beside the clip is kept there, which is said; torch makes a folder of its own.
+        # A latent that could not be saved beside the clip is kept there, which is said; torch makes a folder, too.
         names = [path.name for path in stage.temp.iterdir()]
         assert [name for name in names if name not in ended.said and "torchinductor" not in name] == []
     if ended.status in (1, 2) and ended.status != usual.status:
