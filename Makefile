@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
 PROMPT ?= the digit three moving left
 
-.PHONY: help demo digits quick test versions lint bench fuzz endurance clean
+.PHONY: help demo digits quick test versions faults lint bench fuzz endurance clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make quick   the tests that are not marked slow, about a minute; ARGS goes to pytest: make quick ARGS='-k vae -x'"
 	@echo "make test    lint and the whole test suite, minutes; ARGS goes to pytest here too"
 	@echo "make versions  make quick with the oldest and newest versions, and on each Python; ARGS='oldest 3.12' names some"
+	@echo "make faults  every command that writes meets every fault: kills, signals, full disks, twins; about an hour on two cores"
 	@echo "make lint    ruff, pyright, import-linter"
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
 	@echo "make fuzz    damages files of every kind and sees what their parsers do; ARGS='lora gguf --count 10000'"
@@ -102,6 +103,10 @@ test: lint
 # Environments of gigabytes in the temporary folder, each removed after its run; .ci/versions.py --help has the options.
 versions: $(VENV)/.test
 	$(BIN)/python .ci/versions.py $(ARGS)
+
+# `make test` has one command per fault. Disks are mounted where this user may; elsewhere those cells are skipped.
+faults: $(VENV)/.test
+	LTXKIT_FAULTS=all $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal tests/faults $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -23,7 +23,7 @@ from .commands import (
     training,
 )
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
-from .commands.console import Console, say
+from .commands.console import Console, flush_results, say
 from .commands.ending import Stopped, stopped_by_signals
 from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
@@ -49,18 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     the user can correct; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where the reader of stdout has
     gone."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    top = parser()
-    if not arguments:
-        top.print_help()
-        return DONE
+    _keep_stream_numbers()
     _trace_crashes()
     try:
-        arguments = again.expanded(arguments)
-        options = top.parse_args(arguments)
-        options.argv = arguments[1:]
-        with stopped_by_signals(), Console(quiet=options.quiet) as console:
-            status = options.run(options, console)
-        sys.stdout.flush()
+        try:
+            status = _run(arguments)
+        except SystemExit:  # of argparse, after a help text or a wrong option
+            flush_results()
+            raise
+        flush_results()
         return status
     except KeyboardInterrupt as stop:
         say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a progress bar
@@ -69,13 +66,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return REFUSED
     except BrokenPipeError:  # such as `ltxkit inspect FILE | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
         return PIPE_CLOSED
     except OSError as error:
         reason = error.strerror or str(error)
         named = error.filename is not None and str(error.filename) not in reason
         say(f"{reason}: {error.filename}" if named else reason)
         return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return DONE
+    expanded = again.expanded(arguments)
+    options = top.parse_args(expanded)
+    options.argv = expanded[1:]
+    with stopped_by_signals(), Console(quiet=options.quiet) as console:
+        return options.run(options, console)
+
+
+def _keep_stream_numbers() -> None:
+    """A stream that the process was started without keeps its number. Otherwise the next file that is opened would get
+    it, and whatever writes to stdout or stderr by number, such as FFmpeg, would write into that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
 
 
 def _trace_crashes() -> None:

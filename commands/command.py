@@ -15,8 +15,9 @@ from .console import Console
 DONE = 0
 FAILED = 1  # the disk, or a measurement below its bar
 REFUSED = 2  # as argparse exits after a wrong option
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
+SIGNALLED = 128  # and the number of the signal, as shells report it
+INTERRUPTED = SIGNALLED + 2  # SIGINT
+PIPE_CLOSED = SIGNALLED + 13  # SIGPIPE
 
 
 @dataclass(frozen=True)

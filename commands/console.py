@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -37,9 +38,37 @@ def write(text: str) -> None:
     if stream is None or stream.closed:
         return
     encoding = stream.encoding or "ascii"
-    with suppress(OSError):  # nobody reads it any more
+    try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
+    except OSError:  # nobody reads it any more
+        _silence(stream)
+
+
+def flush_results() -> None:
+    """Wait until stdout has taken everything. Raises as `Console.result`."""
+    if sys.stdout is not None and not sys.stdout.closed:
+        with taken_by_stdout():
+            sys.stdout.flush()
+
+
+@contextmanager
+def taken_by_stdout() -> Generator[None, None, None]:
+    """Around what writes there. Raises as `Console.result`."""
+    try:
+        yield
+    except OSError as error:
+        _silence(sys.stdout)
+        raise OSError(error.errno, f"stdout takes nothing ({error.strerror or error})") from error
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still buffered and what is to come goes nowhere: Python would try again at its end, fail, and exit with
+    120."""
+    with suppress(OSError, ValueError):  # a stream without a number
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 class Console:
@@ -63,27 +92,25 @@ class Console:
         self._close()
 
     def result(self, text: str) -> None:
-        """A line of the result."""
+        """A line of the result.
+
+        Raises:
+            BrokenPipeError: nobody reads stdout any more. OSError: it takes nothing.
+        """
         self._close()
         stream = sys.stdout
         if stream is None or stream.closed:
             return
         encoding = stream.encoding or "utf-8"
-        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        with taken_by_stdout():
+            print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
     def told(self, text: str) -> None:
-        """A line about a result that is complete without it: where nobody takes it, the work goes on.
-
-        Raises:
-            OSError: stdout cannot be replaced either.
-        """
+        """A line about a result that is complete without it: where nobody takes it, the work goes on."""
         try:
             self.result(text)
         except OSError as error:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())  # for what is still buffered, and for the lines to come
-            os.close(null)
-            self.note(f"stdout takes nothing ({error.strerror or error}); the results are complete")
+            self.note(f"{error.strerror or error}; the results are complete")
 
     def note(self, text: str) -> None:
         """A sentence about the work, which does not break into the bar."""

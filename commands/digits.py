@@ -24,7 +24,7 @@ def _bundle(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.training.digits.bundle import bundle
 
     bundle(options.model, options.upscaler, options.output)
-    console.result(str(options.output))
+    console.told(str(options.output))
     return DONE
 
 
@@ -54,13 +54,13 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
     settings = clip_settings(options, clip_size(options), options.seed or 1000)
     models = load_models(options.model, options.upscaler, host=host)
     score, clips = evaluate_digits(models, settings, options.glyph_size, clips=options.clips, host=host)
-    for line in score.lines():
-        console.result(line)
     failures = score.failures(Bar())
-    for failure in failures:
-        console.result(f"below the bar: {failure}")
-    if options.output is not None:
+    lines = [*score.lines(), *(f"below the bar: {failure}" for failure in failures)]
+    if options.output is None:
+        console.result("\n".join(lines))
+    else:
         save_score(options.output, score, clips)
+        console.told("\n".join(lines))
     return FAILED if failures else DONE
 
 

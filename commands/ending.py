@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..ltx_core.files import remove_temporaries
+from .command import SIGNALLED
 
 SIGNALS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if name in signal.Signals.__members__
@@ -23,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
+        self.status = SIGNALLED + number
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def stopped_by_signals() -> Generator[None, None, None]:
                 stream.flush()
             except (OSError, ValueError, AttributeError, RuntimeError):  # closed, or written to at this moment
                 continue
-        os._exit(128 + came[0])
+        os._exit(SIGNALLED + came[0])
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in SIGNALS}

@@ -12,6 +12,7 @@ from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, PublishedFile, published_files
 from .command import DONE, FAILED, INTERRUPTED, REFUSED, Command
 from .console import Console
+from .ending import Stopped
 
 if TYPE_CHECKING:
     from ..ltx_core.pipelines.doctor import ModelFile
@@ -71,13 +72,13 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
             return REFUSED
     try:
         for path in bring(arrivals, console.progress):
-            console.result(str(path))
+            console.told(str(path))
     except HubUnreachableError as error:
         console.note(str(error))
         return FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.note("interrupted; the same command goes on from what has arrived")
-        return INTERRUPTED
+        return stop.status if isinstance(stop, Stopped) else INTERRUPTED
     return DONE
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from .command import REFUSED, Command
-from .console import say
+from .console import say, taken_by_stdout
 
 _NEGATIVE = re.compile(r"-\d")
 _INVALID = re.compile(r"argument (?P<name>\S+): invalid choice: (?P<value>'.*?'|\".*?\") \(choose from (?P<known>.*)\)")
@@ -25,6 +26,14 @@ class Parser(argparse.ArgumentParser):
             message = self._invalid(invalid)
         say(f"{message} (see `{self.prog} --help`)")
         self.exit(REFUSED)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """A stdout that takes no help text is an error, which argparse would ignore."""
+        if file is None or file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        with taken_by_stdout():
+            file.write(message)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Arguments that are left over are refused here, where the options of the command are known."""

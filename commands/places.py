@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..ltx_core.cache import home_folder, in_home
 from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
 from ..ltx_core.files import parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
@@ -73,7 +74,7 @@ class Found(NamedTuple):
 def config_file(environment: Mapping[str, str] = os.environ) -> Path:
     """The user's own: `ltxkit/config.ini` in `$XDG_CONFIG_HOME` (~/.config), in %APPDATA% on Windows, and in
     ~/Library/Application Support on macOS. It may not exist."""
-    home = Path.home()
+    home = home_folder()
     if sys.platform == "win32":
         folder = Path(environment.get("APPDATA") or home / "AppData" / "Roaming")
     elif environment.get("XDG_CONFIG_HOME"):
@@ -159,7 +160,7 @@ class Places:
         roles = ROLES
         searched = [folder for role in roles for _, there in self._searched(role) for folder in there]
         named = [
-            self._file.parent / Path(text).expanduser()
+            self._file.parent / in_home(text)
             for role in roles
             for text in (self._environment.get(role.variable), self._config.get(role.key))
             if text and self._models is None
@@ -188,7 +189,7 @@ class Places:
 
     def _named(self, role: Role, text: str, start: Path, where: str) -> Path:
         """The file that a text names: a path, the bundled model, a release, or the name of a file in a place."""
-        path = start / Path(text).expanduser()
+        path = start / in_home(text)
         if path.exists() or text == BUNDLED:
             return path if path.exists() else Path(text)
         published = PUBLISHED.get(text.lower())
@@ -215,10 +216,10 @@ class Places:
             return [self._models]
         models = self._environment.get("LTXKIT_MODELS")
         if models:
-            return [Path(models).expanduser()]
+            return [in_home(models)]
         comfyui = [self._environment.get("COMFYUI_PATH"), self._config.get(COMFYUI)]
-        named = [self._file.parent / Path(text).expanduser() for text in comfyui if text]
-        home = Path.home()
+        named = [self._file.parent / in_home(text) for text in comfyui if text]
+        home = home_folder()
         usual = [home / "ComfyUI", home / "comfy" / "ComfyUI", home / "Documents" / "ComfyUI"]
         pack = [ROOT.parent.parent] if ROOT.parent.name == "custom_nodes" else []
         roots = [Path("models"), *(folder / "models" for folder in (*pack, *named, Path("ComfyUI"), *usual))]
@@ -240,7 +241,7 @@ def _folders_of(root: Path, names: Iterable[str]) -> Iterator[Path]:
         return  # ComfyUI's own file: it says what is wrong with it
     for section in sections.values() if isinstance(sections, dict) else ():
         if isinstance(section, dict):
-            base = extra.parent / Path(str(section.get("base_path", ""))).expanduser()
+            base = extra.parent / in_home(str(section.get("base_path", "")))
             for name in names:
                 for line in str(section.get(name) or "").splitlines():
                     if line.strip() and (base / line.strip()).is_dir():
@@ -250,10 +251,10 @@ def _folders_of(root: Path, names: Iterable[str]) -> Iterator[Path]:
 def _cached(environment: Mapping[str, str]) -> Iterator[Path]:
     """The newest snapshot of every repository in the cache of the Hugging Face hub."""
     home = environment.get("HF_HOME") or str(
-        Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+        Path(environment.get("XDG_CACHE_HOME") or home_folder() / ".cache") / "huggingface"
     )
     hub = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or str(Path(home) / "hub")
-    for repository in sorted(Path(hub).expanduser().glob("models--*")):
+    for repository in sorted(in_home(hub).glob("models--*")):
         snapshots = [folder for folder in (repository / "snapshots").glob("*") if folder.is_dir()]
         if snapshots:
             yield max(snapshots, key=lambda folder: folder.stat().st_mtime)

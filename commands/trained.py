@@ -158,7 +158,7 @@ def _reconstruct(options: argparse.Namespace, console: Console) -> int:
     models = load_models(options.model, host=host)
     restored = reconstruct(models, pixels, [options.prompt], settings, sigma=options.sigma, host=host)
     write_video(options.output, [to_frames(restored.pixels[0])], fps=options.fps)
-    console.result(f"{options.output}: PSNR {float(restored.psnr[0]):.2f} dB, SSIM {float(restored.ssim[0]):.4f}")
+    console.told(f"{options.output}: PSNR {float(restored.psnr[0]):.2f} dB, SSIM {float(restored.ssim[0]):.4f}")
     return DONE
 
 

@@ -1,7 +1,7 @@
 """`ltxkit train-vae` and `ltxkit train`: a run that a YAML file or a preset describes, in this process or as one of
 torchrun's.
 
-SIGINT and SIGTERM save a checkpoint and stop; a second one stops at once.
+SIGINT, SIGTERM and SIGHUP save a checkpoint and stop; a second one stops at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..ltx_core.errors import ConfigError
 from ..ltx_core.files import check_output
 from ..ltx_core.weights.bundled import BUNDLED, find_model
 from . import arguments
-from .command import DONE, INTERRUPTED, Command
+from .command import DONE, SIGNALLED, Command
 from .console import Console
 
 if TYPE_CHECKING:
@@ -87,10 +87,12 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     from ..ltx_core.training.run import run_training
 
     _set_backends(config.optimization.precision)
-    final = run_training(config, resume=resume, report=console.step, stopping=stopping_on_signals(), notes=console.note)
+    came: list[int] = []
+    stopping = stopping_on_signals(came)
+    final = run_training(config, resume=resume, report=console.step, stopping=stopping, notes=console.note)
     if final is None:
         console.note("stopped; the checkpoint is complete, --resume continues from it")
-        return INTERRUPTED
+        return SIGNALLED + came[0]
     console.told(str(final))
     return DONE
 
@@ -105,28 +107,30 @@ def _set_backends(precision: str) -> None:
 
 
 @contextmanager
-def stopping_on_signals() -> Generator[Callable[[], bool]]:
-    """Inside, the function given says whether SIGINT, SIGTERM or Windows' SIGBREAK has come.
+def stopping_on_signals(came: list[int] | None = None) -> Generator[Callable[[], bool]]:
+    """Inside, the function given says whether SIGINT, SIGTERM, SIGHUP or Windows' SIGBREAK has come.
 
-    The first one restores the usual handlers, so a second one interrupts.
+    The first one restores the usual handlers, so a second one interrupts. SIGHUP stays ignored where the process was
+    started so, as under nohup. came: receives the number of the first.
     """
-    asked = threading.Event()
+    came = [] if came is None else came
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: bool(came)
         return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
-    before = {
-        number: signal.getsignal(number) or signal.SIG_DFL for number in (getattr(signal, name) for name in names)
-    }
+    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if name in signal.Signals.__members__]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
 
     def ask(number: int, _: object) -> None:
-        asked.set()
-        signal.signal(number, before[signal.Signals(number)])
+        came.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
     for number in before:
         signal.signal(number, ask)
     try:
-        yield asked.is_set
+        yield lambda: bool(came)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -104,6 +104,12 @@ def check_prefix(kind: str, prefix: str) -> bool | str:
     return True
 
 
+def _reason(error: OSError) -> str:
+    """What the disk said; `error` names a temporary file."""
+    inner = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    return inner.strerror or str(inner)
+
+
 @dataclass(frozen=True)
 class NumberedFiles:
     """Unused names, numbered as ComfyUI's core numbers them: `<prefix>_00001_.mp4` and so on.
@@ -153,7 +159,7 @@ class NumberedFiles:
                 sync(part)
                 path = self._take(part, suffix)
         except OSError as error:
-            raise OSError(error.errno, f"cannot write {self.path(suffix)} ({error.__cause__ or error})") from error
+            raise OSError(error.errno, f"cannot write {self.path(suffix)} ({_reason(error)})") from error
         return {"filename": path.name, "subfolder": self.subfolder, "type": self.kind}
 
     def _take(self, part: Path, suffix: str) -> Path:

@@ -19,11 +19,27 @@ def cache_folder() -> Path | None:
     if said.lower() in _OFF:
         return None
     if said:
-        return Path(said).expanduser()
+        return in_home(said)
     try:
         return _usual_folder() / "ltxkit"
     except RuntimeError:  # this user has no home
         return None
+
+
+def home_folder() -> Path:
+    """The user's home; the root of the disk for a user without one, as in many containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.sep)
+
+
+def in_home(path: Path | str) -> Path:
+    """A path with the home in the place of a leading ~; as it is, where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _usual_folder() -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import ConfigError, LTXKitError
 from .filenames import LONGEST_NAME, check_for_system
-from .locks import LOCK, TEMPORARY, Lock
+from .locks import LOCK, TEMPORARY, Lock, remove_held
 from .values import shown
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # that Pillow writes
@@ -85,6 +85,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
             raise ConfigError(f"got the output {path}, whose drive is not there; expected one; name another output")
         if not there.is_dir():
             raise ConfigError(f"got the output {path}, but {there} is not a folder; expected one; name another output")
+        remove_leftovers(there)  # a run that is refused for a name that exists would leave them
         probe = there / f"{TEMPORARY}{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
@@ -190,6 +191,8 @@ def remove_leftovers(folder: Path) -> None:
             found.setdefault(match["token"], []).append(match)
     for token, matches in found.items():
         lock = Lock(folder / f"{LOCK}{token}")
+        if lock.path.is_symlink():  # planted, in a folder of everybody: opening it would cut off what it leads to
+            continue
         with suppress(OSError):
             if not lock.take() or not lock.is_held:
                 continue
@@ -216,6 +219,7 @@ def remove_temporaries() -> None:
         for path in paths:
             with suppress(OSError):
                 _remove(path)
+    remove_held()
 
 
 def _exchange(part: Path, path: Path) -> None:
@@ -265,11 +269,12 @@ def _flush(path: Path, flags: int) -> None:
 
 
 def _failed(path: Path, reason: OSError) -> OSError:
-    if reason.errno and reason.strerror and Path(str(reason.filename)).name.startswith(TEMPORARY):
-        reason = OSError(reason.errno, reason.strerror)  # nobody knows the temporary name
+    said = reason.strerror or str(reason)
+    if reason.filename and not Path(str(reason.filename)).name.startswith(TEMPORARY):  # which nobody knows
+        said += f": {reason.filename}"
     in_use = isinstance(reason, PermissionError) and sys.platform == "win32" and path.exists()
     advice = "; if a program, or a model loaded from it, has it open, close that first" if in_use else ""
-    return OSError(reason.errno, f"cannot write {path} ({reason}); nothing is left of it{advice}")
+    return OSError(reason.errno, f"cannot write {path} ({said}); nothing is left of it{advice}")
 
 
 def _as_os_error(error: Exception) -> OSError | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".ltxkit-"  # prefix of every temporary name
 LOCK = f"{TEMPORARY}lock-"
 _TRIES, _PAUSE = 3, 0.05  # seconds
+_held: dict[Lock, None] = {}  # of this process, in their order
 _MOST_CLAIMS = 100  # each keeps a file open; a process may have 256 on macOS
 
 
@@ -59,6 +60,7 @@ class Lock:
             lock.release()
             return True
         self._lock = lock
+        _held[self] = None
         return True
 
     def release(self) -> None:
@@ -66,15 +68,23 @@ class Lock:
         if self._lock is None:
             return
         if sys.platform != "win32":
-            self._unlink()
+            self.unlink()
         self._lock.release()
         self._lock = None
+        _held.pop(self, None)
         if sys.platform == "win32":  # which removes no open file
-            self._unlink()
+            self.unlink()
 
-    def _unlink(self) -> None:
+    def unlink(self) -> None:
+        """Remove the file, with the lock or without."""
         with suppress(OSError):  # of a disk that has become read-only; a lock that nobody holds does no harm
             self.path.unlink(missing_ok=True)
+
+
+def remove_held() -> None:
+    """Remove the files of all locks that this process holds; it is about to end, which frees them."""
+    for lock in list(_held):
+        lock.unlink()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..ltx_core.cache import in_home
 from ..ltx_core.errors import ConfigError, TrainingError
 from ..ltx_core.filenames import is_device
 from ..ltx_core.files import whole
@@ -122,7 +123,7 @@ class TrainLoRA(sockets.Node):
         if not _is_name(name):
             raise ConfigError(_bad_name(name))
         path, run = model_path(model_name, MODEL_KINDS), host().output_folder / RUNS / name
-        videos = (host().input_folder / Path(folder).expanduser()).resolve()
+        videos = (host().input_folder / in_home(folder)).resolve()
         if not folder or not videos.is_dir():
             raise ConfigError(
                 f"got folder {folder!r}, but {videos} is not a folder; expected videos and captions; set the whole "

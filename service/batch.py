@@ -281,9 +281,12 @@ def _on_ray(
     import ray
     import ray.data
 
-    local = {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)} if address is None else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+        if address is None:
+            cpus = max(workers, os.cpu_count() or 1)
+            ray.init(include_dashboard=False, num_cpus=cpus, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"got the address {address}, at which no Ray cluster answers ({error}); expected one; start it with `ray "

@@ -1,7 +1,7 @@
 """A choice of kernels at work: what modules compute by, and the weights that were packed for it.
 
-A module that can compute by several forms has a class attribute `active`: `PLAINLY`, or one of `directly`. While a model
-is placed on a device (`placing.computing`), each of its modules has the model's own `Active` there instead.
+A module that can compute by several forms has a class attribute `active`: `PLAINLY`, or one of `directly`. While a
+model is placed on a device (`placing.computing`), each of its modules has the model's own `Active` there instead.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from ..cache import VARIABLE as CACHE_VARIABLE
 from ..cache import cache_folder
+from ..files import temporary
 from ..progress import Notes, log_note
 from .choice import PLAIN, Kernels, check_device, parse_kernels
 from .measure import measure
@@ -77,10 +77,8 @@ def measured_here(say: Notes = log_note) -> Kernels:
 
 def _keep(file: Path, machine: dict[str, Any]) -> None:
     """Measure, and write the file: whole or not at all, and never over that of a process that was faster."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".ltxkit-{secrets.token_hex(4)}.json")
-    part.touch(exist_ok=False)  # before the work whose result could not be kept
-    try:
+    with temporary(file.parent, ".json") as part:
+        part.touch(exist_ok=False)  # before the work whose result could not be kept
         kernels = measure()
         part.write_text(json.dumps({**machine, "kernels": kernels.to_json()}, indent=1) + "\n", encoding="utf-8")
         try:
@@ -89,8 +87,6 @@ def _keep(file: Path, machine: dict[str, Any]) -> None:
             pass
         except OSError:  # a file system without links
             part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(file: Path, machine: dict[str, Any]) -> Kernels:

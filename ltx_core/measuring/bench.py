@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..budget.weights import weight_bytes
 from ..errors import ConfigError
+from ..files import temporary
 from ..models.dtypes import compute_dtype
 from ..models.transformer import LTXTransformer
 from ..models.video_vae import VideoVAE
@@ -126,8 +127,10 @@ def bench(choices: Choices, progress: Progress = silent, say: Notes = lambda _: 
     """
     choices.check()
     spare_main_memory()
-    with tempfile.TemporaryDirectory(dir=choices.folder, prefix="ltxkit-bench-") as folder:
-        files = _files(choices, Path(folder), progress)
+    # After a kill, gigabytes of it: the next run that writes there removes what was left.
+    with temporary(Path(choices.folder or tempfile.gettempdir())) as folder:
+        folder.mkdir()
+        files = _files(choices, folder, progress)
         with clear_of_memory("these models"):
             return _Bench(choices, files, progress, say).result()
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..cache import in_home
 from ..config import CheckpointConfig
 from ..errors import ConfigError, LTXKitError
 from ..models.transformer import LTXTransformer
@@ -80,7 +81,7 @@ def parse_peers(text: str) -> list[Asked]:
             )
         if name in (each.name for each in asked):
             raise ConfigError(f"got the peer {name} twice; expected it once; remove one")
-        path = Path(folder).expanduser() if equals else None
+        path = in_home(folder) if equals else None
         package = _PACKAGES[name]
         if path is not None and not (path / package).is_dir() and not (path / "src" / package).is_dir():
             raise ConfigError(

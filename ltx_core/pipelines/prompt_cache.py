@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..cache import cache_folder
 from ..config import TextEncoderConfig
-from ..files import TEMPORARY, whole
+from ..files import TEMPORARY, remove_leftovers, whole
 from ..kernels.choice import Kernels
 from ..placing.devices import arithmetic_of
 from ..weights.build import Opened
@@ -66,6 +66,8 @@ class PromptCache:
         self._limit, self._limit_on_disk = in_memory, on_disk
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        if folder is not None:  # a run that finds every prompt writes nothing there, which would remove them too
+            remove_leftovers(folder)
 
     def get(self, ids: Sequence[int]) -> Tensor | None:
         """(1, l, d_model) on the CPU of a prompt's tokens, not to be changed; None: it is not kept."""

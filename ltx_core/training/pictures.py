@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..files import whole
 from ..media import write_gif, write_image, write_video
 
 
@@ -51,7 +52,8 @@ def save_clips(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) 
         [to_frames(rearrange(clips, "b c f h w -> c f h (b w)"))],
         fps=Fraction(fps).limit_denominator(1001),
     )
-    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+    with whole(folder / "prompts.txt") as part:
+        part.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
 
 
 def save_samples(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float) -> list[Path]:

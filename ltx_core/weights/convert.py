@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import CheckpointConfig
 from ..errors import CheckpointError, ConfigError, UnsupportedError
-from ..files import whole
+from ..files import check_output, remove_leftovers, whole
 from ..models.transformer import LTXTransformer
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.fp8 import SCALED_MARKER
@@ -100,7 +100,8 @@ def convert(
         Names of tensors that have no place in the target.
 
     Raises:
-        ConfigError: `to` is none of FORMATS, `target` exists, or the file does not say enough about itself.
+        ConfigError: `to` is none of FORMATS, `target` exists or cannot be written, or the file does not say enough
+            about itself.
         CheckpointError: `source` is damaged, is not an LTX-Video model, or is quantized already.
         UnsupportedError: GGUF is asked for without the package that writes it.
         OSError: the disk is full.
@@ -108,8 +109,10 @@ def convert(
     source, target = Path(source), Path(target)
     if to not in FORMATS:
         raise ConfigError(f"got the format {to!r}; expected one of {', '.join(FORMATS)}")
+    remove_leftovers(target.parent)
     if target.exists():
         raise ConfigError(f"got {target}, which exists; expected a new name; remove it or choose another one")
+    check_output(target, folder=to == "diffusers")
     opened = _open(source, version)
     if to == "diffusers":
         return _write_folder(opened, target, progress)

@@ -30,6 +30,7 @@ from ..config import (
     VideoVAEConfig,
 )
 from ..errors import ConfigError
+from ..files import whole
 from ..models.text_encoder import build_t5
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -209,7 +210,8 @@ def _write_text_encoder(folder: Path, seed: int) -> None:
     tensors = _draw(shapes, _t5_spread, seed, torch.float32)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     hf_config = hugging_face_config(config)
-    (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+    with whole(folder / "config.json") as part:
+        part.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import whole
+
 _TEXT = """
 A red fox runs through deep snow at dawn while the camera follows slowly from the left.
 A woman with long brown hair smiles at another woman with short blonde hair in a quiet kitchen.
@@ -50,6 +52,6 @@ def train_tokenizer(path: Path, vocab_size: int = 400, sentences: Sequence[str] 
         num_threads=1,
         minloglevel=2,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    with whole(path) as part:
+        part.write_bytes(model.getvalue())
     return int(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size())

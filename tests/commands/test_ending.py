@@ -14,6 +14,7 @@ import pytest
 from ltxkit import cli
 from ltxkit.commands import console, names
 from ltxkit.commands.command import Command
+from ltxkit.commands.training import stopping_on_signals
 from ltxkit.ltx_core.files import whole
 from ltxkit.ltx_core.locks import Claims
 
@@ -142,6 +143,86 @@ def test_consoles_of_few_characters_show_escapes(monkeypatch: pytest.MonkeyPatch
 def test_a_name_from_a_file_does_not_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("got \x1b[2J\x07 and \u202egpj.exe and \ud800; expected é\nnext")
     assert capsys.readouterr().err == "ltxkit: got \\x1b[2J\\x07 and \\u202egpj.exe and \\ud800; expected é\nnext\n"
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from ltxkit import cli
+from ltxkit.commands.command import Command
+
+def work(options, console):
+    with Path(sys.argv[1]).open("w") as file:
+        file.write(str(file.fileno()))
+    console.told("done")
+    return 0
+
+cli.COMMANDS = (Command("work", "help", lambda parser: None, work),)
+sys.exit(cli.main(["work"]))
+"""
+
+
+@posix
+@pytest.mark.slow  # starts processes
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path, closed: str) -> None:
+    """FFmpeg and others write to stderr by its number: into a result, if that has it."""
+    line = f'exec "$0" -c "$1" "$2" {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, OPENS, str(tmp_path / "file")], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+@posix
+@pytest.mark.slow  # starts processes
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("completion bash >/dev/full", 1),
+        ("generate --help >/dev/full", 1),
+        ("--version >/dev/full", 1),
+        ("completion bash >&-", 0),
+        ("completion wrong 2>/dev/full", 2),
+    ],
+)
+def test_streams_that_take_nothing(line: str, status: int) -> None:
+    """To the end of the interpreter, which would exit with 120 for what is still buffered."""
+    done = subprocess.run(["sh", "-c", f'"$0" -m ltxkit {line}', sys.executable], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+    if status == 1:
+        assert done.stderr == "ltxkit: stdout takes nothing (No space left on device)\n"
+
+
+@posix
+@pytest.mark.slow  # starts processes
+@pytest.mark.parametrize("line", ["generate --help | head -1", "--version | true"])
+def test_a_reader_that_goes_away(line: str) -> None:
+    """`true` may end before anything is written, or after: both are fine."""
+    script = f'set -o pipefail; "$0" -m ltxkit {line}'
+    done = subprocess.run(["bash", "-c", script, sys.executable], capture_output=True, text=True)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+
+
+def test_an_ignored_sighup_stays_ignored_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup; SIGINT and SIGTERM are asked for on purpose, as by the Cancel button."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("there is no SIGHUP here")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        came: list[int] = []
+        with stopping_on_signals(came) as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked()
+        assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 TELLS = """

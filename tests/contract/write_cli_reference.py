@@ -24,7 +24,8 @@ same.
 
 Results go to stdout, one line each; everything else goes to stderr. In a terminal each stage of work is a bar,
 elsewhere one line. The exit status is 0; 1 for a failing disk or a measurement below its bar; 2 for what you can
-correct, in one sentence; 130 after Ctrl-C.
+correct, in one sentence; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where the reader of stdout has
+gone.
 
 **Where models are found.** `ltxkit generate` takes the model that `--model` names. Without it, the first of these
 that has one: `$LTXKIT_MODEL`; the config file; ComfyUI's folders; the cache of the Hugging Face hub. If that place

@@ -94,7 +94,7 @@ def test_the_message_names_the_target_and_the_reason(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot write") as raised:
         fill()
     assert raised.value.errno == 28
-    assert raised.value.strerror == f"cannot write {target} ([Errno 28] No space left on device); nothing is left of it"
+    assert raised.value.strerror == f"cannot write {target} (No space left on device); nothing is left of it"
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_a_file_system_that_cannot_sync_is_taken_as_it_is(
             part.write_text("a")
 
     if fails:
-        with pytest.raises(OSError, match=r"cannot write .*a\.txt \(\[Errno 5\]"):
+        with pytest.raises(OSError, match=r"cannot write .*a\.txt \(Input/output error\)"):
             write()
         assert list(tmp_path.iterdir()) == []
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,58 @@ def test_what_a_killed_process_held_is_free_and_what_it_left_is_removed(tmp_path
     with locked_folder(tmp_path / "run", "training"):
         pass
     assert names(tmp_path / "run") == []
+
+
+WRITES = """
+import os, sys
+from pathlib import Path
+from ltxkit.ltx_core.files import whole
+with whole(Path(sys.argv[1]) / sys.argv[2]) as part:
+    part.write_text("whole")
+print(os.getpid())
+"""
+
+
+@pytest.mark.slow  # starts processes
+def test_containers_repeat_the_numbers_of_processes(tmp_path: Path) -> None:
+    """The lock tells whether a process is still there, its number does not: in a namespace of its own each is the
+    first."""
+    own = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*own, "pass"], capture_output=True).returncode:
+        pytest.skip("this user may not make namespaces of processes")
+
+    def write(name: str) -> str:
+        return subprocess.run([*own, WRITES, str(tmp_path), name], check=True, capture_output=True, text=True).stdout
+
+    process = subprocess.Popen([*own, HOLDS, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        before = names(tmp_path)
+        assert write("c.txt") == "1\n"
+        assert names(tmp_path) == sorted([*before, "c.txt"])
+    finally:
+        process.kill()
+        process.wait()
+    assert process.stdout.read() == b""  # the one inside has ended, too
+    assert write("d.txt") == "1\n"
+    assert names(tmp_path) == ["c.txt", "d.txt", "run"]
+
+
+def test_a_lock_that_is_a_link_is_not_opened(tmp_path: Path) -> None:
+    """In a folder of everybody, somebody may have put it there: what it leads to would be cut off."""
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / f"{LOCK}00c0ffee").symlink_to("theirs")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / "theirs").read_text() == "precious"
+
+
+def test_locks_of_names_go_when_the_process_ends_at_once(tmp_path: Path) -> None:
+    with Claims() as claims, locked_folder(tmp_path / "run", "training"):
+        claims.take(tmp_path / "a.mp4")
+        files.remove_temporaries()
+        assert names(tmp_path) == ["run"]
+        assert names(tmp_path / "run") == []
 
 
 def test_leftovers_go_and_files_of_others_stay(tmp_path: Path) -> None:

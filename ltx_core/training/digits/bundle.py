@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from ...errors import CheckpointError
-from ...files import whole
+from ...files import remove_leftovers, whole
 from ...weights.save import write_safetensors
 from ..checkpoints import find_export
 
@@ -23,6 +23,7 @@ def bundle(run: Path, upscaler: Path | None, folder: Path) -> None:
     Raises:
         CheckpointError: the run does not exist, or the folder does.
     """
+    remove_leftovers(folder.parent)
     if folder.exists():
         raise CheckpointError(f"got {folder}, which exists already; expected a new folder; remove it, or name another")
     model = find_export(run, "model.safetensors")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import UnsupportedError
+from ...files import whole
 from ...host import Host
 from ...media import write_image
 from ...pipelines.settings import PassSettings
@@ -105,7 +106,8 @@ class Score:
 def save_score(folder: Path, score: Score, clips: Tensor) -> None:
     """score.json, and sheet.png with one clip per digit and direction."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "score.json").write_text(json.dumps(asdict(score), indent=2) + "\n", encoding="utf-8")
+    with whole(folder / "score.json") as part:
+        part.write_text(json.dumps(asdict(score), indent=2) + "\n", encoding="utf-8")
     write_image(folder / "sheet.png", sheet(clips[: len(WORDS) * len(DIRECTIONS)]))
 
 
