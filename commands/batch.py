@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 
@@ -29,8 +30,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     try:
-        import pyarrow as _  # noqa: F401
-        import ray as _ray  # noqa: F401
+        importlib.import_module("ray.data")
     except ImportError as error:
         raise UnsupportedError(
             f"got an installation without {error.name}; expected the extra `ray`; pip install 'ltxkit[ray]'"

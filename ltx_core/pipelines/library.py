@@ -551,9 +551,7 @@ class Components:
     def _outline(self, placement: DevicePlacement, upscaler: LatentUpsampler | None) -> Outline:
         """What a clip takes, without reading the text encoder."""
         encoder = (self.text_encoder.outline, self.text_encoder.config)
-        card = placement.card if isinstance(placement, DevicePlacement) else None
-        bfloat16 = card is None or card.bfloat16
-        kernels = placement.kernels
+        bfloat16, kernels = placement.card is None or placement.card.bfloat16, placement.kernels
         models = Outline(self.transformer, self.vae, self.info, encoder, upscaler, kernels=kernels, bfloat16=bfloat16)
         return replace(models, converted=sum(each.total for each in models.weights.values())) if self.copied else models
 

@@ -101,8 +101,9 @@ class _Runs:
     def __call__(self, block: nn.Module, *given: Any) -> Any:
         if not self._failed:
             import torch._dynamo
+            from torch._dynamo import exc
 
-            failures: Any = torch._dynamo.exc.TorchDynamoException
+            failures: Any = exc.TorchDynamoException
             try:
                 with torch._dynamo.config.patch(cache_size_limit=VARIANTS):
                     return self._function(block, *given)

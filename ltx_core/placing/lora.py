@@ -116,7 +116,7 @@ def applied(
                     if isinstance(module, QuantizedLinear):
                         handle = module.register_forward_pre_hook(hook.before)
                         stack.callback(handle.remove)
-                        stack.callback(module.__dict__.pop, "change", None)
+                        stack.callback(vars(module).pop, "change", None)
             else:
                 stack.enter_context(_replaced_parameters(module, parameters))
         yield tuple(fit.report for fit in fits)
