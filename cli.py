@@ -27,6 +27,7 @@ from .commands.console import Console, flush_results, say
 from .commands.ending import Stopped, stopped_by_signals
 from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
+from .ltx_core.files import remove_temporaries
 from .ltx_core.pipelines.doctor import version
 
 COMMANDS = (
@@ -51,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     _keep_stream_numbers()
     _trace_crashes()
+    with stopped_by_signals():
+        try:
+            return _status(arguments)
+        except KeyboardInterrupt as stop:
+            remove_temporaries()  # what a signal has kept from being removed
+            say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a bar
+            return stop.status if isinstance(stop, Stopped) else INTERRUPTED
+
+
+def _status(arguments: list[str]) -> int:
+    """The exit status of a command, whose error is said."""
     try:
         try:
             status = _run(arguments)
@@ -59,9 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         flush_results()
         return status
-    except KeyboardInterrupt as stop:
-        say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a progress bar
-        return stop.status if isinstance(stop, Stopped) else INTERRUPTED
     except LTXKitError as error:
         say(str(error))
         return REFUSED
@@ -82,7 +91,7 @@ def _run(arguments: list[str]) -> int:
     expanded = again.expanded(arguments)
     options = top.parse_args(expanded)
     options.argv = expanded[1:]
-    with stopped_by_signals(), Console(quiet=options.quiet) as console:
+    with Console(quiet=options.quiet) as console:
         return options.run(options, console)
 
 
