@@ -295,7 +295,8 @@ def _as_os_error(error: Exception) -> OSError | None:
     """What the disk said, where a library that writes tells it in an error of its own; None: it is another error."""
     if isinstance(error, LTXKitError):
         return None
-    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, and everything else in Rust
+    # safetensors, and everything else in Rust; the second is how safetensors 0.4 says it.
+    number = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))
     if number is not None:
         return OSError(int(number[1]), os.strerror(int(number[1])))
     inner: BaseException | None = error

@@ -209,7 +209,7 @@ def test_what_a_clip_says_is_checked_as_what_a_user_says(
 def test_a_file_without_metadata_or_that_is_no_clip_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     media.write_image(Path("plain.png"), torch.zeros(1, 8, 8, 3))
     media.write_image(Path("graph.png"), torch.zeros(1, 8, 8, 3), {"prompt": {"1": {"class_type": "A", "inputs": {}}}})
-    Path("text.txt").write_text("no clip")
+    Path("text.txt").write_text("no clip", encoding="utf-8")
     for name, sentence in (
         ("plain.png", "got plain.png, which does not say what it was made with"),
         ("graph.png", "it has a workflow: `ltxkit run` makes it again"),

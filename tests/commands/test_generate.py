@@ -160,7 +160,7 @@ def test_several_prompts_and_seeds(nowhere: Path) -> None:
 )
 def test_clips_that_cannot_be_named(nowhere: Path, argv: list[str], message: str) -> None:
     Path("taken.mp4").touch()
-    Path("empty.txt").write_text("# nothing\n")
+    Path("empty.txt").write_text("# nothing\n", encoding="utf-8")
     said = options(*argv)
     with pytest.raises(ConfigError, match=message):
         jobs_of(said, prompts_of(said))
@@ -504,7 +504,7 @@ def test_a_wrong_option_is_one_sentence_and_loads_nothing(
 ) -> None:
     media.write_image(Path("picture.png"), torch.rand(1, 32, 64, 3))
     media.write_gif(Path("clip.gif"), torch.rand(9, 32, 64, 3), Fraction(8))
-    Path("text.txt").write_text("[no recipe")
+    Path("text.txt").write_text("[no recipe", encoding="utf-8")
     Path("taken.mp4").touch()
     before = sorted(nowhere.iterdir())
 

@@ -289,7 +289,7 @@ def test_a_number_through_a_link_is_checked_too(host: PlainHost, value: Any):
 
 
 def write(path: Path) -> None:
-    path.write_text("done")
+    path.write_text("done", encoding="utf-8")
 
 
 @pytest.fixture(params=["links", "no links"])
@@ -331,7 +331,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named(host: PlainHo
         names = NumberedFiles.under("output", "clip")
 
     def full(path: Path) -> None:
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*clip_00001_\.mp4 .*No space left on device"):
