@@ -717,3 +717,45 @@ def test_a_device_without_the_type_of_the_weights(
     for name in ("int8", "nf4", "int8_convrot"):
         with DevicePlacement("meta")(models[name]):
             assert all(tensor.is_meta for tensor in models[name].state_dict().values())
+
+
+# --- what says how weights are stored ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[" * 20_000,
+        b"[1]",
+        b"{",
+        b'{"shape": 5}',
+        b'{"shape": [4, 64], "blocksize": 0}',
+        b'{"shape": [4, 64], "blocksize": "64"}',
+        b'{"shape": [4, 64], "blocksize": null}',
+        b'{"shape": [4, 64], "blocksize": 128}',
+        b'{"shape": [4, 64], "blocksize": 1e999}',
+        b'{"shape": [4, 64], "nested_offset": NaN}',
+        b'{"shape": [4, 64], "nested_offset": "x"}',
+    ],
+)
+def test_a_damaged_quant_state_is_one_sentence(said: bytes) -> None:
+    with torch.device("meta"):
+        linear = FourBitLinear(nn.Linear(64, 4, bias=False), 4)
+    linear.read_state("a.weight", torch.tensor(list(b'{"shape": [4, 64]}'), dtype=torch.uint8))
+    assert linear.block_size == 64
+    with pytest.raises(CheckpointError, match=r"(?s)got .*a\.weight.*; expected .*; "):
+        linear.read_state("a.weight", torch.tensor(list(said), dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "said", [b"[" * 20_000, b"[1]", b'{"format": []}', b'{"format": {"a": 1}}', b'{"format": null}', b"\xff"]
+)
+def test_a_damaged_comfy_quant_is_one_sentence(said: bytes) -> None:
+    stored = {
+        "a.weight": SimpleNamespace(shape=(4, 64), dtype="F8_E4M3", content=None),
+        "a.comfy_quant": SimpleNamespace(shape=(len(said),), dtype="U8", content=lambda: said),
+    }
+    with torch.device("meta"):
+        model = nn.ModuleDict({"a": nn.Linear(64, 4, bias=False)})
+    with pytest.raises((CheckpointError, UnsupportedError), match=r"got a\..*; expected .*; "):
+        ComfyQuant().prepare(model, stored, torch.bfloat16)
