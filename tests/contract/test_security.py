@@ -145,9 +145,8 @@ def test_nothing_is_written_elsewhere(audited: tuple[Path, list[dict[str, Any]]]
 
 def _is_probe(command: str, event: str, path: str, folder: Path) -> bool:
     """`doctor` tries whether the current folder can be written, with a file that has no name afterwards."""
-    return (
-        command == "doctor" and folder / "empty" in (Path(path), Path(path).parent) and event in ("open", "os.remove")
-    )
+    places = (Path(path), Path(path).parent)
+    return command == "doctor" and folder / "empty" in places and event in ("open", "os.remove")
 
 
 @pytest.mark.slow
