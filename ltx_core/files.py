@@ -78,6 +78,14 @@ def check_name(text: str, *, folder: bool) -> None:
         raise ConfigError(f"got the output {shown(text)}, which names a folder; expected a file; add its name")
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path. False too for a name that no disk can have, where `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
