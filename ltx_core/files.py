@@ -121,6 +121,14 @@ def check_name(text: str, *, folder: bool) -> None:
     check_for_system(text)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path. False too for a name that no disk can have, where `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
