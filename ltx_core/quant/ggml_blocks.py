@@ -22,6 +22,9 @@ from ..errors import UnsupportedError
 # the cache of one core.
 AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 18
 
+# Bytes per weight: a CPU's kernels hold a product of bytes and float32 numbers, and its factor, as float32 for a moment.
+CPU_COPIES = 8
+
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
 _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -65,7 +68,8 @@ def at_a_time(*, on_cpu: bool) -> int:
 
 def scratch_bytes(block_type: BlockType, weights: int, *, on_cpu: bool) -> int:
     """Bytes that `dequantize` needs for so many weights, in addition to its result."""
-    return int(block_type.scratch * min(weights, at_a_time(on_cpu=on_cpu)))
+    per_weight = block_type.scratch + (CPU_COPIES if on_cpu and block_type.weights_per_block > 1 else 0)
+    return int(per_weight * min(weights, at_a_time(on_cpu=on_cpu)))
 
 
 # --- pieces of a block ------------------------------------------------------------------------------------------------

@@ -154,9 +154,7 @@ def test_in_bfloat16_a_weight_is_rounded_once(
         down, up = (KINDS["lora"][f"{STEM}.0.attn1.to_q.lora_{half_}.weight"].double() for half_ in "AB")
         exact = own.double() + 0.9 * up @ down
         assert merged.dtype == torch.bfloat16
-        assert (
-            (merged.double() - exact).abs() <= exact.abs() * 2.0**-8
-        ).all()  # half a last place
+        assert ((merged.double() - exact).abs() <= exact.abs() * 2.0**-8).all()  # half a last place
         assert distance(velocity(half), expected) < 1e-2
     assert half.get_submodule(name).weight.equal(own)
 
