@@ -277,6 +277,7 @@ SAID = {  # every option of a pass, its typed value, and the resulting field and
     "stg-blocks": ("1, 2", "stg_blocks", (1, 2)),
     "stg-mode": ("transformer_block", "stg_mode", "transformer_block"),
     "stg-rescale": ("0.5", "stg_rescale", 0.5),
+    "step-cache": ("Careful", "step_cache", "careful"),
 }
 RUN = {  # likewise for the whole run
     "sampler": ("dpmpp_2m", "dpmpp_2m"),
