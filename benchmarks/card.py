@@ -1,9 +1,9 @@
 """How much less time a card takes than with others: steps at true size with random weights, and the VAE.
 
-It takes eight minutes, in the order of what matters: a step of 13B and of 2B at 768x512x121 against ComfyUI's core and diffusers; with guidance
-and STG; compiled; decoding; conditioned on a picture; 1216x704x121; against Lightricks' code. Outputs are compared
-before anything is timed. No case starts once --seconds are over. The share of the limit is that of the multiplications
-at the rate of one large product.
+It takes eight minutes, in the order of what matters: a step of 13B and of 2B at 768x512x121 against ComfyUI's core and
+diffusers; with guidance and STG; compiled; decoding; conditioned on a picture; 1216x704x121; against Lightricks' code.
+Outputs are compared before anything is timed. No case starts once --seconds are over. The share of the limit is that of
+the multiplications at the rate of one large product.
 
 With guidance and STG a peer computes three forwards of one branch each. Compiled, diffusers' step is compiled by
 torch.compile as a whole. Name checkouts of ComfyUI in COMFYUI_PATH and of Lightricks/LTX-Video in LTX_VIDEO_PATH.

@@ -111,7 +111,8 @@ def decoding(*, tiny: bool) -> list[Row]:
     with torch.inference_mode(), counting(LEAST) as of_theirs:
         outputs["diffusers"] = kept(theirs.decode(latent, timestep, return_dict=False)[0])
     first, *others = outputs
-    equal_peers(outputs[first], {name: outputs[name] for name in others}, VAE_TOLERANCE, refuse)
+    tolerance = 4 * VAE_TOLERANCE if tiny else VAE_TOLERANCE  # few channels: a rounding weighs more
+    equal_peers(outputs[first], {name: outputs[name] for name in others}, tolerance, refuse)
     peer = of_theirs.bytes / MIB
     return [
         Row(
