@@ -22,7 +22,7 @@ from ..errors import UnsupportedError
 # the cache of one core.
 AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 18
 
-# Bytes per weight: a CPU's kernels hold a product of bytes and float32 numbers, and its factor, as float32 for a moment.
+# Bytes per weight: a CPU's kernels hold a product of bytes and float32 numbers, and its factor, in float32.
 CPU_COPIES = 8
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
@@ -256,18 +256,18 @@ BLOCK_TYPES = {
     for block_type in (
         BlockType("F32", 0, 1, 4, _f32, 0),
         BlockType("F16", 1, 1, 2, _f16, 4),
-        BlockType("Q4_0", 2, 32, 18, _q4_0, 8.125),
-        BlockType("Q4_1", 3, 32, 20, _q4_1, 8.125),
-        BlockType("Q5_0", 6, 32, 22, _q5_0, 9.125),
-        BlockType("Q5_1", 7, 32, 24, _q5_1, 9.125),
-        BlockType("Q8_0", 8, 32, 34, _q8_0, 8.125),
-        BlockType("Q2_K", 10, 256, 84, _q2_k, 12.5),
-        BlockType("Q3_K", 11, 256, 110, _q3_k, 10.3125),
-        BlockType("Q4_K", 12, 256, 144, _q4_k, 12.5),
-        BlockType("Q5_K", 13, 256, 176, _q5_k, 13.5),
-        BlockType("Q6_K", 14, 256, 210, _q6_k, 9.25),
-        BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 8.125),
-        BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 8.1875),
+        BlockType("Q4_0", 2, 32, 18, _q4_0, 1.125),
+        BlockType("Q4_1", 3, 32, 20, _q4_1, 0.75),
+        BlockType("Q5_0", 6, 32, 22, _q5_0, 3),
+        BlockType("Q5_1", 7, 32, 24, _q5_1, 3),
+        BlockType("Q8_0", 8, 32, 34, _q8_0, 0.125),
+        BlockType("Q2_K", 10, 256, 84, _q2_k, 1.5),
+        BlockType("Q3_K", 11, 256, 110, _q3_k, 3.0625),
+        BlockType("Q4_K", 12, 256, 144, _q4_k, 1),
+        BlockType("Q5_K", 13, 256, 176, _q5_k, 2.5),
+        BlockType("Q6_K", 14, 256, 210, _q6_k, 3),
+        BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 5),
+        BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 5.1875),
         BlockType("BF16", 30, 1, 2, _bf16, 0),
     )
 }
