@@ -285,7 +285,7 @@ def is_download(name: str) -> bool:
 
 def names_a_file(sentence: str, stage: Any, usual: Reference) -> bool:
     """Whether a sentence says which file or folder could not be written."""
-    words = {part for name in usual.tree for part in Path(name).parts} or {"ltxv-tiny.safetensors", "the output ."}
+    words = {part for name in usual.tree for part in Path(name).parts} or {"ltxv-tiny.safetensors", "the output '.'"}
     return any(word in sentence for word in words) or str(stage.temp) in sentence
 
 
