@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import sys
@@ -15,6 +16,7 @@ from .commands.ending import Stopped, stopped_by_signals
 from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
 from .ltx_core.pipelines.doctor import version
+from .ltx_core.values import shown
 
 COMMANDS = (
     *generate.COMMANDS,
@@ -57,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
         return PIPE_CLOSED
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            say(f"got the name {shown(str(error.filename))}; expected one that a file can have; check the path")
+            return REFUSED
         reason = error.strerror or str(error)
         named = error.filename is not None and str(error.filename) not in reason
         say(f"{reason}: {error.filename}" if named else reason)
