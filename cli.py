@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import sys
@@ -29,6 +30,7 @@ from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
 from .ltx_core.files import remove_temporaries
 from .ltx_core.pipelines.doctor import version
+from .ltx_core.values import shown
 
 COMMANDS = (
     *generate.COMMANDS,
@@ -77,6 +79,9 @@ def _status(arguments: list[str]) -> int:
     except BrokenPipeError:  # such as `ltxkit inspect FILE | head -1`
         return PIPE_CLOSED
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            say(f"got the name {shown(str(error.filename))}; expected one that a file can have; check the path")
+            return REFUSED
         reason = error.strerror or str(error)
         named = error.filename is not None and str(error.filename) not in reason
         say(f"{reason}: {error.filename}" if named else reason)

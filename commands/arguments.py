@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..ltx_core.config import STEP_CACHES
 from ..ltx_core.errors import ConfigError
-from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output
+from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output, is_there
 from ..ltx_core.shapes import LONGEST_SIDE, MOST_FRAMES
 from ..ltx_core.values import (
     FASTEST,
@@ -170,14 +170,14 @@ picture = output(*PICTURES)
 def weighted_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE=STRENGTH; the part after the last "=" is a strength if it is a number."""
     habit = re.fullmatch(r"(.+):(-?[\d.]+)", text)  # as other programs write it
-    if habit and not Path(text).exists() and Path(habit[1]).exists():
+    if habit and not is_there(Path(text)) and is_there(Path(habit[1])):
         raise argparse.ArgumentTypeError(f"got {shown(text)}; expected FILE=STRENGTH; write {habit[1]}={habit[2]}")
     path, equals, strength = text.rpartition("=")
     try:
         value = float(strength) if equals else 1.0
     except ValueError:
         return Path(text), 1.0
-    if not equals or Path(text).exists():
+    if not equals or is_there(Path(text)):
         return Path(text), 1.0
     if not -LARGEST_STRENGTH <= value <= LARGEST_STRENGTH:
         raise argparse.ArgumentTypeError(
@@ -220,7 +220,7 @@ def file_with_share(text: str) -> tuple[Path, float | None]:
 
 def _with_share(text: str) -> tuple[Path, float | None]:
     file, at, share = text.rpartition("@")
-    if not at or not file or Path(text).exists():
+    if not at or not file or is_there(Path(text)):
         return Path(text), None
     try:
         value = float(share)

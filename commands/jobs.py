@@ -63,7 +63,7 @@ def prompt_lines(path: Path | None) -> Iterator[str]:
         return
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is one, and what a name with NUL raises
         raise ConfigError(
             f"got {path}, which cannot be read ({getattr(error, 'strerror', None) or error}); expected a text file "
             "with one prompt a line; check the path"

@@ -76,9 +76,7 @@ def _read(path: Path, limit: int | None, fps: Fraction | None, notes: Notes) -> 
     if "://" in str(path) or str(path).startswith(("http:", "https:")):
         raise ConfigError(f"got the address {path}; expected a file on this machine; download it first")
     if not is_there(path):
-        raise ConfigError(
-            f"got {path}, which does not exist; expected a picture or a video; check the path"
-        )
+        raise ConfigError(f"got {path}, which does not exist; expected a picture or a video; check the path")
     if is_clip(path):
         return read_video(path, limit=limit, fps=fps, notes=notes).frames
     return read_image(path, notes)

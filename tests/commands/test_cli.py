@@ -445,7 +445,7 @@ def test_help_shows_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
         ({"text_encoder": "{model}"}, r"expected a T5 v1.1 text encoder"),
         ({"image": "{model}"}, "which is not a picture"),
         ({"video": "{model}"}, "which cannot be read"),
-        ({"size": "0x32"}, "positive width, height and length"),
+        ({"size": "0x32"}, "each from 1 to 16384"),
         ({"frames": 0}, "expected a whole number from 1 to 100000"),
         ({"steps": 0}, "expected a whole number from 1 to 1000"),
         ({"version": "3b"}, "got version '3b'; expected one of 2b-0.9.0"),
