@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+from packaging.version import Version
 from places import PLACES, T5, T5_PLACES, write_t5, write_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
+
+DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"  # of from_pretrained
 
 TinyModels = Callable[..., Path]
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
@@ -434,7 +437,7 @@ def test_what_transformers_saves(
     t5.save_pretrained(tmp_path / "plain")
     theirs = transformers.T5EncoderModel.from_pretrained(
         tmp_path / "plain",
-        dtype=torch.float32,
+        **{DTYPE: torch.float32},
         quantization_config=transformers.BitsAndBytesConfig(**LIBRARY_OPTIONS[kind]),
     )
     theirs.save_pretrained(tmp_path / "quantized")
