@@ -41,7 +41,7 @@ from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
-DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"  # of from_pretrained
+OLD_TRANSFORMERS = Version(transformers.__version__) < Version("4.56")
 
 TinyModels = Callable[..., Path]
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
@@ -430,6 +430,7 @@ def unpacked_by_the_library(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="transformers 4.50 does not let bitsandbytes work on a CPU")
 @pytest.mark.parametrize("kind", LIBRARY_OPTIONS)
 def test_what_transformers_saves(
     kind: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
@@ -437,7 +438,7 @@ def test_what_transformers_saves(
     t5.save_pretrained(tmp_path / "plain")
     theirs = transformers.T5EncoderModel.from_pretrained(
         tmp_path / "plain",
-        **{DTYPE: torch.float32},
+        dtype=torch.float32,
         quantization_config=transformers.BitsAndBytesConfig(**LIBRARY_OPTIONS[kind]),
     )
     theirs.save_pretrained(tmp_path / "quantized")
@@ -477,7 +478,10 @@ def test_what_diffusers_saves(
     weights, names = unpacked_by_the_library(theirs), TRANSFORMER_FROM_DIFFUSERS.inverse()
     reference.load_state_dict({key: weights[names.rename(key)] for key in reference.state_dict()})
     expected = velocity(reference)
-    assert (velocity(model) - expected).abs().max() <= 1e-5
+    rounded = kind == "fp4" and Version(bitsandbytes.__version__) < Version(
+        "0.50"
+    )  # 0.47 rounds its values
+    assert (velocity(model) - expected).abs().max() <= (2e-4 if rounded else 1e-5)
     exact = velocity(transformer)
     assert 1e-4 < (expected - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.3)
 
