@@ -478,9 +478,7 @@ def test_what_diffusers_saves(
     weights, names = unpacked_by_the_library(theirs), TRANSFORMER_FROM_DIFFUSERS.inverse()
     reference.load_state_dict({key: weights[names.rename(key)] for key in reference.state_dict()})
     expected = velocity(reference)
-    rounded = kind == "fp4" and Version(bitsandbytes.__version__) < Version(
-        "0.50"
-    )  # 0.47 rounds its values
+    rounded = kind == "fp4" and Version(bitsandbytes.__version__) < Version("0.50")  # 0.47 rounds its values
     assert (velocity(model) - expected).abs().max() <= (2e-4 if rounded else 1e-5)
     exact = velocity(transformer)
     assert 1e-4 < (expected - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.3)
