@@ -563,6 +563,38 @@ def test_all_beside_are_one_pair_of_factors(
     assert one - none == three - none == 2 * linears
 
 
+@pytest.mark.parametrize("quantization", ["int8", "nf4", "fp8"])
+@pytest.mark.parametrize("rows", [16, 17])
+def test_many_tokens_change_the_weight_that_is_unpacked_anyway(
+    rows: int, quantization: str, model: LTXTransformer, lora: Callable[..., WeightedLoRA]
+) -> None:
+    """32x32 weights: from 17 tokens on that is less work than two more products."""
+    quantized = LTXTransformer(model.config).eval().requires_grad_(False)
+    pack = quantization_by_name(quantization, "transformer_blocks.").prepare(quantized, {}, torch.float32)
+    packed = {name: value for key, each in model.state_dict().items() for name, value in pack(key, each).items()}
+    quantized.load_state_dict(packed, assign=True)
+    linear = quantized.get_submodule("transformer_blocks.0.attn1.to_q")
+    x = noise(rows, 32)
+    down, up = (KINDS["lora"][f"{STEM}.0.attn1.to_q.lora_{half}.weight"] for half in "AB")
+    with torch.no_grad():
+        own = linear(x)
+        with applied(quantized, [lora(KINDS["lora"], 0.5), lora(KINDS["lora"], 0.3)]):
+            changes: list[bool] = []
+            unpack = type(linear).dequantized
+
+            def seen(this: Any, dtype: torch.dtype) -> Tensor:
+                changes.append(this.change is not None)
+                return unpack(this, dtype)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(type(linear), "dequantized", seen)
+                got = linear(x)
+        assert any(changes) == (rows > 16)
+        torch.testing.assert_close(got, own + 0.8 * x @ down.T @ up.T, rtol=1e-4, atol=1e-5)
+        assert linear.change is None
+        assert torch.equal(linear(x), own)
+
+
 def test_what_merging_takes_is_counted(model: LTXTransformer, lora: Callable[..., WeightedLoRA]) -> None:
     item = lora(KINDS["lora"])
     assert merging_work(model, [item], "auto") == 4 * 32 * 128
