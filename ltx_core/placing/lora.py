@@ -48,9 +48,11 @@ class Application:
 
     def __str__(self) -> str:
         why = ", for want of main memory to merge them" if self.no_room else ""
+        weights = "weight" if self.merged == 1 else "weights"
+        beside = "quantized one" if self.merged else "Linear"
         parts = [
-            f"merged into {self.merged} weights" if self.merged else "",
-            f"added beside {self.beside} {'others' if self.merged else 'Linears'}{why}" if self.beside else "",
+            f"merged into {self.merged} {weights}" if self.merged else "",
+            f"added beside {self.beside} {beside}{'' if self.beside == 1 else 's'}{why}" if self.beside else "",
         ]
         return f"LoRAs are {', '.join(filter(None, parts))}."
 

@@ -516,7 +516,7 @@ def test_on_quantized_weights_they_are_beside(
     inside, outside = lora(KINDS["lora"]), lora(every_linear(model))
     with applied(quantized, [outside], note=noted.append):
         assert noted == [Application(linears - 40, 40)]
-        assert str(noted[0]) == f"LoRAs are merged into {linears - 40} weights, added beside 40 others."
+        assert str(noted[0]) == f"LoRAs are merged into {linears - 40} weights, added beside 40 quantized ones."
         got = velocity(quantized)
     with applied(quantized, [outside], "beside"):
         assert distance(got, velocity(quantized)) < 1e-5
