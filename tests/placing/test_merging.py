@@ -146,17 +146,17 @@ def test_in_bfloat16_a_weight_is_rounded_once(
     half = made(torch.bfloat16)
     name = "transformer_blocks.0.attn1.to_q"
     first, second = lora(KINDS["lora"], 0.8), lora(KINDS["lora"] | KINDS["loha"], 0.1)
-    own = half.get_submodule(name).weight.clone()
+    own = half.get_parameter(f"{name}.weight").clone()
     with applied(half, [first, second], "beside"):
         expected = velocity(half)
     with applied(half, [first, second], "merged"):
-        merged = half.get_submodule(name).weight
+        merged = half.get_parameter(f"{name}.weight")
         down, up = (KINDS["lora"][f"{STEM}.0.attn1.to_q.lora_{half_}.weight"].double() for half_ in "AB")
         exact = own.double() + 0.9 * up @ down
         assert merged.dtype == torch.bfloat16
         assert ((merged.double() - exact).abs() <= exact.abs() * 2.0**-8).all()  # half a last place
         assert distance(velocity(half), expected) < 1e-2
-    assert half.get_submodule(name).weight.equal(own)
+    assert half.get_parameter(f"{name}.weight").equal(own)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -573,7 +573,7 @@ def test_many_tokens_change_the_weight_that_is_unpacked_anyway(
     pack = quantization_by_name(quantization, "transformer_blocks.").prepare(quantized, {}, torch.float32)
     packed = {name: value for key, each in model.state_dict().items() for name, value in pack(key, each).items()}
     quantized.load_state_dict(packed, assign=True)
-    linear = quantized.get_submodule("transformer_blocks.0.attn1.to_q")
+    linear: Any = quantized.get_submodule("transformer_blocks.0.attn1.to_q")
     x = noise(rows, 32)
     down, up = (KINDS["lora"][f"{STEM}.0.attn1.to_q.lora_{half}.weight"] for half in "AB")
     with torch.no_grad():
