@@ -210,7 +210,8 @@ class _LinearHook:
 
     def leave_weight(self) -> None:
         """The next product is one with the Linear's own weight."""
-        self._linear.__dict__.pop("change", None)
+        linear: nn.Module = self._linear
+        linear.__dict__.pop("change", None)
 
     def _add_to(self, weight: Tensor) -> Tensor:
         assert self._pair is not None
