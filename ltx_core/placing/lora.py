@@ -210,8 +210,8 @@ class _LinearHook:
 
     def leave_weight(self) -> None:
         """The next product is one with the Linear's own weight."""
-        linear: nn.Module = self._linear
-        linear.__dict__.pop("change", None)
+        if "change" in self._linear.__dict__:
+            del self._linear.change
 
     def _add_to(self, weight: Tensor) -> Tensor:
         assert self._pair is not None

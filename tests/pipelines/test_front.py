@@ -554,7 +554,7 @@ def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path
             other = replace(ltx, lora_mode=mode).generate("fox", **{**SMALL, "notes": said.append})
             assert other.settings["lora_mode"] == mode
             assert any(f"LoRAs are {'merged into' if mode == 'merged' else 'added beside'}" in line for line in said)
-            torch.testing.assert_close(other.latent, on.latent, rtol=0.05, atol=0.05)
+            assert (other.latent - on.latent).norm() < 0.1 * on.latent.norm()  # bfloat16 through 28 layers
         ltx.loras = tiny_lora
         assert ltx.loras[0].strength == 1
         ltx.loras = [ltxkit.LoRA(tiny_lora, 0)]
