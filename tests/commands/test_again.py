@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ltxkit import cli
+from ltxkit.commands import from_library
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.weights.identity import FileIdentity, described, find
@@ -261,3 +262,12 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
     (tmp_path / "two/t5/config.json").write_bytes(b"{}")
     with pytest.raises(ConfigError, match="is not the t5 that"):
         find(wanted, [tmp_path / "two"])
+
+
+def test_how_loras_were_applied_goes_along() -> None:
+    """Whether there is room to merge them depends on the machine."""
+    record = {"loras": [{"file": "a.safetensors", "strength": 0.5}], "lora_mode": "beside", "width": 64, "height": 32}
+    known = ("--lora", "--lora-mode", "--size")
+    pairs = from_library.pairs_of(record, Path("clip.mp4"), known, ())
+    assert [name for name, _ in pairs] == list(known)
+    assert ["--lora-mode", "beside"] in pairs

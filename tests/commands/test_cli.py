@@ -172,6 +172,8 @@ def test_generate_with_everything_that_changes_the_model(
         ("deeper.safetensors", -0.5),
         ("adapter_model.safetensors", 1.0),
     ]
+    assert settings["lora_mode"] == "beside"  # the weights are quantized
+    assert ["--lora-mode", "beside"] in settings["arguments"]
     assert len(settings["passes"][0]["sigmas"]) == 9  # of the distilled recipe
     assert [one["kind"] for one in settings["conditions"]] == ["reference"]
 
