@@ -152,7 +152,8 @@ class StepCache:
     """
 
     def __init__(self, sigmas: Sequence[float], evaluated: Sequence[bool], levels: Levels, *, corrects: bool) -> None:
-        self._sigmas, self._evaluated, self._levels, self._corrects = sigmas, evaluated, levels, corrects
+        self._sigmas, self._evaluated, self._corrects = sigmas, evaluated, corrects
+        self._levels: Levels = levels
         self._kept: dict[Hashable, deque[tuple[float, Tensor]]] = {}
         self._guesses: list[_Guess] = []
         self._spared_steps = self._spared = self._asked = 0
