@@ -102,11 +102,11 @@ class _Runs:
         if not self._failed:
             import torch._dynamo
 
-            failures: Any = torch._dynamo.exc.TorchDynamoException
+            dynamo: Any = torch._dynamo
             try:
-                with torch._dynamo.config.patch(cache_size_limit=VARIANTS):
+                with dynamo.config.patch(cache_size_limit=VARIANTS):
                     return self._function(block, *given)
-            except failures as error:
+            except dynamo.exc.TorchDynamoException as error:
                 self._failed = True
                 first = str(error).strip().splitlines()
                 self._say(f"The model runs without --compile: {type(error).__name__}: {first[0] if first else ''}")
