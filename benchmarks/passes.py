@@ -11,9 +11,12 @@ python benchmarks/passes.py [--tiny]
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from protocol import Row, arguments, publish
@@ -69,7 +72,9 @@ def main() -> None:
 
 def count(layers: int, *, conditioned: bool, tiny: bool) -> dict[str, Traffic]:
     """Traffic of one step by each implementation, with the same weights; outputs are compared first."""
-    size = {"heads": 2, "head_dim": 32, "captions": 64} if tiny else {"heads": 32, "head_dim": 64, "captions": 4096}
+    size: dict[str, Any] = (
+        {"heads": 2, "head_dim": 32, "captions": 64} if tiny else {"heads": 32, "head_dim": 64, "captions": 4096}
+    )
     config = TransformerConfig.of_size(layers=layers, channels=128, **size)
     torch.manual_seed(0)
     model = LTXTransformer(config).to(torch.bfloat16).eval()
@@ -151,6 +156,10 @@ def peers(model: LTXTransformer, given: StepInputs) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     for each in asked:
         try:
+            if each.path is not None and each.name == "comfyui":
+                sys.path.append(str(each.path))
+                options: Any = importlib.import_module("comfy.cli_args")
+                options.args.use_pytorch_cross_attention = True  # as it computes on cards by itself
             peer = open_peer(each, torch.device("cpu"))
             runs[peer.title] = peer.step(model, given)
         except PeerMissingError as error:

@@ -211,7 +211,7 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
     text = text.strip().lower()
     if text in ("", MEASURED):
         return None
-    operations: dict[str, Operation] = {kind: Operation() for kind in KINDS}
+    operations: dict[str, Any] = {kind: Operation() for kind in KINDS}
     card: dict[CardKind, str] = dict.fromkeys(CARD_FORMS, PLAIN_FORM)
     widens_half = text != PLAIN_FORM
     for word in () if text == PLAIN_FORM else text.split(","):

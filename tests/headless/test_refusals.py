@@ -199,23 +199,9 @@ def test_no_loading_node_leaves_its_folder_or_waits(host: PlainHost, tmp_path: P
 @pytest.mark.parametrize(
     "prefix",
     [
-        *(
-            *DRIVES,
-            "",
-            ".",
-            "..",
-            "a/..",
-            "a\\..",
-            "a\0b",
-            "\ud800",
-            "x" * 300,
-            "../a",
-            "..\\a",
-            "/a",
-            "\\a",
-            "taken/a",
-        ),
-        *("\x1b[31ma", "a\nb", "a\x7f", "\x01/a", "x" * 300 + "/a", "a/" * 3000 + "a"),
+        *(*DRIVES, "", ".", "..", "a/..", "a\\..", "a\0b", "\ud800", "x" * 300),
+        *("../a", "..\\a", "/a", "\\a", "taken/a", "\x1b[31ma", "a\nb", "a\x7f", "\x01/a"),
+        *("x" * 300 + "/a", "a/" * 3000 + "a"),
     ],
 )
 @pytest.mark.parametrize("node", ["SaveImage", "SaveLatent", "SaveVideo"])
