@@ -84,7 +84,8 @@ def _child(folder: Path, keep: Path, plan: Sequence[tuple[str, int, Sequence[int
 
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    if hasattr(signal, "SIGPROF"):  # says where, then ends the process
+    faulthandler.enable()  # a crash says where
+    if hasattr(signal, "SIGPROF"):  # as does what takes too long, before it ends the process
         faulthandler.register(signal.SIGPROF, chain=True)
     prepared: dict[str, dict[Path, bytes]] = {}
     _limit(3 * 1024)

@@ -91,7 +91,7 @@ def test_a_crash_a_hang_and_a_raw_error_are_findings(tmp_path: Path) -> None:
     words = [wrong for *_, wrong in found]
     for word, said in zip(("KeyError: 'raw'", "no sentence", "MB", "Abort", "processor time"), words, strict=True):
         assert word in said
-    assert counts["faults"]["accepted"] == 2  # the first, and the one after the crash
+    assert counts["faults"]["accepted"] == 3  # the first, the one that takes memory, and the one after the crash
 
 
 def test_damage_is_the_same_every_time() -> None:
