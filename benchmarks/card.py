@@ -111,7 +111,7 @@ class Bench:
             equal: Mapping[str, Run] = {name: run for name, run in runs.items() if name in differences}
             how = Rounds(tolerance, 1 if self.tiny else ROUNDS, 0 if self.tiny else 2)
             times = timed({"ltxkit": ours, **equal}, how, device)
-            share = None if self.tiny else device_limit(ours, device, torch.bfloat16) / times.median("ltxkit")
+            share = None if self.tiny else (device_limit(ours, device, torch.bfloat16) or 0.0) / times.median("ltxkit")
         row = Row(case.name, "s", times.median("ltxkit"), floor=share, note="; ".join(said))
         if not equal:
             return [row]

@@ -232,7 +232,7 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
                 f"dtype={'|'.join(COMPUTED)}, with commas between; leave it out for the best ones"
             )
     said = origin if text != PLAIN_FORM else ""
-    return Kernels(**cast("dict[str, Any]", operations), widens_half=widens_half, origin=said, card=tuple(card.items()))
+    return Kernels(**operations, widens_half=widens_half, origin=said, card=tuple(card.items()))
 
 
 def _offered(kind: str) -> list[str]:

@@ -15,6 +15,7 @@ from ltxkit.ltx_core.config import TransformerConfig, VideoVAEConfig
 from ltxkit.ltx_core.kernels import directly, private
 from ltxkit.ltx_core.kernels.active import PLAINLY, keep_dtype
 from ltxkit.ltx_core.kernels.choice import PLAIN, Kernels, parse_kernels
+from ltxkit.ltx_core.main_memory import Memory
 from ltxkit.ltx_core.models.convolution import Conv3d
 from ltxkit.ltx_core.models.linear import Linear
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
@@ -38,7 +39,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which everything but plain torch was chosen, with memory to spare."""
     everything = kernels()
     monkeypatch.setattr(directly, "_kernels", lambda: everything)
-    monkeypatch.setattr(directly, "main_memory", lambda: (1 << 40, 1 << 40))
+    monkeypatch.setattr(directly, "main_memory", lambda: Memory(1 << 40, 1 << 40))
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_packed_weights_go_with_the_model(vae: VideoVAE) -> None:
 def test_without_ample_room_nothing_is_packed(
     vae: VideoVAE, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for memory in (None, (1 << 28, 1 << 30)):
+    for memory in (None, Memory(1 << 28, 1 << 30)):
         monkeypatch.setattr(directly, "main_memory", lambda memory=memory: memory)
         assert torch.equal(decoded(vae), plainly(vae))
     assert not calls["pack_convolution"]
