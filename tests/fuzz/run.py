@@ -43,7 +43,7 @@ def _limit(megabytes: int) -> None:
         return
     pages = Path("/proc/self/statm")
     if pages.exists():
-        size = int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
+        size = int(pages.read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
@@ -156,7 +156,10 @@ def findings(plan: Plan, keep: Path, counts: dict[str, dict[str, float]]) -> Ite
     """
     rest = list(plan)
     while rest:
-        with tempfile.TemporaryDirectory(prefix="ltxkit-fuzz-") as folder, tempfile.TemporaryFile("w+") as words:
+        with (
+            tempfile.TemporaryDirectory(prefix="ltxkit-fuzz-") as folder,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as words,
+        ):
             # A session of its own: nothing that it starts outlives it. No cache, no hub, no measurement.
             environment = os.environ | {
                 "LTXKIT_CACHE": folder,
@@ -236,7 +239,7 @@ def _watched(child: subprocess.Popen[str], plan: Plan, counts: dict[str, dict[st
 def _has_work(number: int) -> bool:
     """Whether a process would run if it was let (it lacks a processor, or is stopped), on systems that say so."""
     state = Path(f"/proc/{number}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] in "RDTt"
+    return state.exists() and state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "RDTt"
 
 
 def _after(plan: Plan, at: tuple[str, int, object]) -> Plan:
