@@ -105,7 +105,7 @@ class GenerateLongVideo(sockets.Node):
                     "Sound of the video, from its first frame on; cut to it or followed by silence. For a clip that "
                     "goes on: from Sound.",
                 ),
-                "step_cache": STEP_CACHE,
+                "step_cache": advanced(STEP_CACHE),
             },
         }
 

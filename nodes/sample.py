@@ -99,7 +99,7 @@ class SampleVideo(sockets.Node):
                         "ended where this one starts.",
                     )
                 ),
-                "step_cache": STEP_CACHE,
+                "step_cache": advanced(STEP_CACHE),
             },
         }
 
