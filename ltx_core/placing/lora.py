@@ -69,6 +69,7 @@ def applied(
     Each LoRA adds strength times its change of the model's own weight, so their order does not matter. A whole tensor
     of a LoRA stands in the place of the model's at every strength but 0; the last one counts.
 
+    The model must be placed already: a placement that begins inside makes copies of its own weights.
     Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too. Copies that
     stay on a device keep what is merged into them for the next call, which merges only what it has otherwise.
 

@@ -675,12 +675,12 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
     with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
         load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "checkpoint"))
     stored[key] = torch.tensor(list(b"{"), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match="whose quant_state is not JSON"):
+    with pytest.raises(CheckpointError, match="quant_state of .*, which is not JSON"):
         load_transformer(write_transformer(tmp_path / "c", stored, transformer.config, "checkpoint"))
     stored, _ = bnb_int8(transformer.state_dict())
     key = next(key for key in stored if key.endswith("weight_format"))
     stored[key] = torch.tensor(2, dtype=torch.uint8)
-    with pytest.raises(UnsupportedError, match="weight_format = 2; expected 0"):
+    with pytest.raises(UnsupportedError, match=r"weight_format = \[2\]; expected 0"):
         load_transformer(write_transformer(tmp_path / "b", stored, transformer.config, "checkpoint"))
 
 
