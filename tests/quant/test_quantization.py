@@ -675,7 +675,7 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
     with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
         load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "checkpoint"))
     stored[key] = torch.tensor(list(b"{"), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match="quant_state of .*, which is not JSON"):
+    with pytest.raises(CheckpointError, match=r"quant_state of .*, which is not JSON"):
         load_transformer(write_transformer(tmp_path / "c", stored, transformer.config, "checkpoint"))
     stored, _ = bnb_int8(transformer.state_dict())
     key = next(key for key in stored if key.endswith("weight_format"))
