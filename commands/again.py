@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def _said(name: str, text: str, value: Any) -> Any:
     if isinstance(value, Path):
         return ["", identity.to_json(), ""]
     frame, equals, _ = text.partition("=")
-    prefix = f"{frame}=" if equals and frame.lstrip("-").isdigit() else ""
+    prefix = f"{frame}=" if equals and re.fullmatch("-?[0-9]+", frame) else ""
     return [prefix, identity.to_json(), text.rpartition(path.name)[2]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -120,7 +121,10 @@ def read_links(graph: Json) -> dict[str, Link]:
 
 
 def _whole(value: Any) -> int:
-    return int(value) if isinstance(value, int | str) and str(value).lstrip("-").isdigit() else -1
+    """The number of a slot; -1, which no node has, for anything else."""
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value) else -1
 
 
 def _slots(declared: Mapping[str, Input], stored: Json) -> list[Slot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,10 @@ def numbers(listed: str) -> tuple[float, ...]:
     """Numbers between commas, spaces, semicolons or brackets. Raises ValueError for anything else."""
     for mark in ",;[]":
         listed = listed.replace(mark, " ")
-    return tuple(float(word) for word in listed.split())
+    values = tuple(float(word) for word in listed.split())
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a number is not finite")
+    return values
 
 
 def lists_of(sigmas: Any, cfg: Any, stg: Any, rescale: Any, blocks: str) -> Lists:

@@ -60,7 +60,7 @@ class BodyLimit:
                 raise refuse()
             return message
 
-        if said.isdigit() and int(said) > self.limit:
+        if said.isdigit() and (len(said) > 18 or int(said) > self.limit):
             await error_response(413, refuse().detail, "too_large")(scope, receive, send)
         else:
             await self.app(scope, counted, send)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _rate(value: Any) -> float:
 def _size(value: Any) -> tuple[int, int]:
     """Width and height."""
     parts = value.lower().replace("*", "x").split("x") if isinstance(value, str) else []
-    if len(parts) != 2 or not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch(" *[0-9]{1,9} *", part) for part in parts):
         raise ConfigError(f'got {shown(value)}; expected WIDTHxHEIGHT in pixels, such as "768x512"; write it so')
     width, height = (int(part) for part in parts)
     return width, height

@@ -154,7 +154,12 @@ def _outputs(call: Call) -> tuple[Any, str]:
         return _kept(call), KEPT
     rule = RULES.get(call.type)
     if rule is not None:
-        return rule(call), CONVERTED
+        try:
+            return rule(call), CONVERTED
+        except ConfigError as error:
+            raise Blocked(str(error)) from error
+        except ArithmeticError as error:
+            raise Blocked(f"its values are beyond what can be computed ({error}); correct them") from error
     return _kept(call), KEPT
 
 

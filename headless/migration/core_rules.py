@@ -9,6 +9,7 @@ from typing import Any
 from ...nodes.old_guidance import numbers
 from .graph import Blocked, Call, Rule, plain
 from .sampling import (
+    MOST_LEVELS,
     constant_guidance,
     ltxv_levels,
     of_list,
@@ -16,6 +17,7 @@ from .sampling import (
     sampled,
     scheduler_levels,
     split,
+    step_count,
 )
 from .values import (
     Clip,
@@ -244,7 +246,7 @@ def _scheduler(call: Call) -> tuple[Any, ...]:
 
 def _basic_scheduler(call: Call) -> tuple[Any, ...]:
     model: Model = call.needed("model", Model, "a model of LTX-Video")
-    return (denoised(call, call.text("scheduler", "simple"), call.whole("steps", 20), model.shift),)
+    return (denoised(call, call.text("scheduler", "simple"), step_count(call), model.shift),)
 
 
 def denoised(call: Call, name: str, steps: int, model_shift: float) -> Sigmas:
@@ -254,6 +256,8 @@ def denoised(call: Call, name: str, steps: int, model_shift: float) -> Sigmas:
         return scheduler_levels(call, name, steps, model_shift)
     if part <= 0:
         raise Blocked("its denoise is 0, which samples nothing; raise it, or connect the latent past this node")
+    if steps / part > MOST_LEVELS:
+        raise Blocked(f"its denoise is {part:g}, of a schedule of {steps / part:.0f} steps; raise it")
     whole = scheduler_levels(call, name, int(steps / part), model_shift)
     return of_list((whole.values or ())[-(steps + 1) :])
 
@@ -334,7 +338,7 @@ def _ksampler(call: Call) -> tuple[Any, ...]:
     model: Model = call.needed("model", Model, "a model of LTX-Video")
     latent: Latent = call.needed("latent_image", Latent, "a latent")
     guider = Guider(model, call.get("positive"), call.get("negative"), constant_guidance(call, call.number("cfg", 8.0)))
-    sigmas = denoised(call, call.text("scheduler", "simple"), call.whole("steps", 20), model.shift)
+    sigmas = denoised(call, call.text("scheduler", "simple"), step_count(call), model.shift)
     sampler = Sampler(call.text("sampler_name", "euler"))
     return _two_outputs(call, guider, latent, Noise(call.get("seed", 0)), sampler, sigmas)[:1]
 

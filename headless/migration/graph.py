@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...ltx_core.values import shown
 from .values import Link, Missing
 
 CONVERTED, KEPT, LEFT_OUT, REFUSED = "converted", "kept", "left out", "refused"
@@ -116,12 +118,19 @@ class Call:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise Blocked(f"its {name} comes from another node; expected a number; write it into the widget")
         try:
-            return float(value)
-        except ValueError as error:
-            raise Blocked(f"its {name} is {value!r}; expected a number; correct it") from error
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise Blocked(f"its {name} is {shown(value)}; expected a number; correct it")
+        return number
 
-    def whole(self, name: str, default: int = 0) -> int:
-        return int(self.number(name, default))
+    def whole(self, name: str, default: int = 0, *, most: int = 2**31 - 1) -> int:
+        """An input that must be a whole number here; a fraction is cut off, as ComfyUI does."""
+        number = int(self.number(name, default))
+        if abs(number) > most:
+            raise Blocked(f"its {name} is {number:g}; expected at most {most}; correct it")
+        return number
 
     def text(self, name: str, default: str = "") -> str:
         value = self.get(name, default)
@@ -134,6 +143,12 @@ class Call:
 
     def add(self, class_type: str, inputs: Mapping[str, Any], *, title: str | None = None) -> Link:
         """Make a node, and the link of its first output."""
+        for name, value in inputs.items():
+            if value is not None and not isinstance(value, str | int | float | list | dict | Link):
+                raise Blocked(
+                    f"its {name} comes from a node that gives a {type(value).__name__.upper()}; expected a value or an "
+                    "output that fits; connect another one"
+                )
         shown = self.title if title is None else title
         return Link(self.new.add(class_type, inputs, title="" if shown == self.type else shown, old=self.node_id))
 

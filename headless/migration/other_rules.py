@@ -50,8 +50,9 @@ def _resize(call: Call) -> tuple[Any, ...]:
 
 
 def _side(call: Call, name: str) -> Any:
-    value = call.get(f"{name}_input", call.get(name, 0))
-    return value if isinstance(value, Link) else int(value or 0)
+    linked = f"{name}_input"
+    value = call.get(linked, call.get(name, 0))
+    return value if isinstance(value, Link) else call.whole(linked if linked in call.inputs else name) if value else 0
 
 
 def _fitted(call: Call, source: Picture, width: Any, height: Any) -> tuple[Any, Any]:
@@ -122,7 +123,7 @@ def _load_video(call: Call) -> tuple[Any, ...]:
 def _select_images(call: Call) -> tuple[Any, ...]:
     """Single frames, the first, the last ones, or all but the last."""
     source, text = picture(call, "image"), call.text("indexes", "0").strip()
-    single, part = re.fullmatch(r"\d+", text), re.fullmatch(r"(-?\d*):(-?\d*)", text)
+    single, part = re.fullmatch(r"\d{1,9}", text), re.fullmatch(r"(-?\d{1,9}|):(-?\d{1,9}|)", text)
     if single:
         return (_cut(call, source, int(text), 1),)
     if part is None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...ltx_core.sampling.samplers import SAMPLERS
-from ...ltx_core.sampling.schedules import linear_quadratic, shift, uniform
+from ...ltx_core.sampling.schedules import MOST_SHIFT, linear_quadratic, shift, uniform
+from ...ltx_core.values import MOST_STEPS
 from .graph import Blocked, Call, plain
 from .values import Condition, Guider, Latent, Link, Noise, Picture, Reference, Sampler, Sigmas, Text
 
@@ -39,6 +40,17 @@ def of_list(values: Sequence[float]) -> Sigmas:
     return Sigmas(tuple(values))
 
 
+MOST_LEVELS = 1_000_000  # of a schedule of which a denoise keeps the end
+
+
+def step_count(call: Call) -> int:
+    """The steps of a node, within ComfyUI's own range."""
+    steps = call.whole("steps", 20, most=MOST_STEPS)
+    if steps < 1:
+        raise Blocked(f"its steps are {steps}; expected at least 1; raise them")
+    return steps
+
+
 def scheduler_levels(call: Call, name: str, steps: int, model_shift: float) -> Sigmas:
     """ComfyUI's schedules by name, as it makes them for LTX-Video."""
     if name == "linear_quadratic":
@@ -50,12 +62,14 @@ def scheduler_levels(call: Call, name: str, steps: int, model_shift: float) -> S
 
 
 def _shifted(level: float, mu: float) -> float:
+    if abs(mu) > MOST_SHIFT:
+        raise Blocked(f"its shift is {mu:g}; expected at most {MOST_SHIFT:g} to either side; lower it")
     return 0.0 if level <= 0 else math.exp(mu) / (math.exp(mu) + (1 / level - 1))
 
 
 def ltxv_levels(call: Call, latent: Latent | None) -> Sigmas:
     """LTXVScheduler. Its tokens include the guides; ours counts the clip alone, so that a list is written then."""
-    steps = call.whole("steps", 20)
+    steps = step_count(call)
     high, low = call.number("max_shift", 2.05), call.number("base_shift", 0.95)
     terminal = call.number("terminal", 0.1) if call.switch("stretch", True) else None
     usual = (high, low, terminal) == (2.05, 0.95, 0.1)

@@ -20,6 +20,7 @@ SHIFT_TOKENS = (1024, 4096)  # rf.py get_normal_shift: token counts between whic
 SHIFT_VALUES = (0.95, 2.05)  # and its values there; not clamped outside
 LINEAR_NOISE = 0.025  # rf.py linear_quadratic_schedule: noise removed by the linear half
 COMFYUI_SHIFT = 2.37  # ComfyUI comfy/supported_models.py, sampling_settings of LTXV
+MOST_SHIFT = 700.0  # to either side: exp(mu) in float64
 TERMINAL = 0.1  # 0.9.0 and 0.9.1 scheduler config, target_shift_terminal
 
 
@@ -58,8 +59,10 @@ def shift(sigmas: Tensor, mu: float, terminal: float | None = TERMINAL) -> Tenso
     """Sigmas moved towards 1 by exp(mu), then stretched to make the last one above 0 `terminal`, unless that is None.
 
     Raises:
-        ConfigError: `terminal` is not between 0 and 1.
+        ConfigError: `terminal` is not between 0 and 1, or exp(mu) is beyond float64.
     """
+    if abs(mu) > MOST_SHIFT:
+        raise ConfigError(f"got a shift of {mu:g}; expected at most {MOST_SHIFT:g} to either side; lower it")
     levels = sigmas[:-1]
     moved = math.exp(mu) / (math.exp(mu) + (1 / levels - 1))
     if terminal is not None:

@@ -50,9 +50,23 @@ def _picture(path: Path) -> object:
     with contextlib.suppress(LTXKitError):
         read_metadata(path)
     is_animated(path)
+    if _is_huge(
+        path
+    ):  # it is shown: what it takes is in proportion to the pixels, of which Pillow's limit admits 179 M
+        return None
     read_image(path, QUIET)
     list(read_pictures(path, QUIET))
     return as_frames(path, limit=3, notes=QUIET)
+
+
+def _is_huge(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return 10_000_000 < picture.width * picture.height < 178_956_970
+    except Exception:
+        return False
 
 
 def _clips(folder: Path) -> list[Path]:

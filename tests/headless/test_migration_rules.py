@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,3 +333,20 @@ def test_the_old_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["migrate", str(old), "--overwrite", "--format", "ui"]) == 0
     assert "nodes" in json.loads((tmp_path / "old-ltxkit.json").read_text())
     assert main(["migrate", str(tmp_path / "none.json")]) == 2
+
+
+@pytest.mark.parametrize("name", ["native", "KSampler"])
+def test_no_number_in_a_widget_breaks_the_migration(name: str):
+    """Every number of a graph in turn becomes one that cannot be computed with: a node is refused, or the graph."""
+    numbers = [
+        (node, key)
+        for node, inputs in ((node, GRAPHS[name]()[node]["inputs"]) for node in GRAPHS[name]())
+        for key, value in inputs.items()
+        if isinstance(value, int | float)
+    ]
+    assert numbers
+    for (node, key), value in itertools.product(numbers, (math.inf, math.nan, 1e308, 10**400, 1e-300, "²", "9" * 5000)):
+        graph = GRAPHS[name]()
+        graph[node]["inputs"][key] = value
+        with contextlib.suppress(ConfigError):
+            json.dumps(convert(graph).prompt)
