@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..ltx_core.cache import home_folder, in_home
 from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
-from ..ltx_core.files import is_there, parse_yaml
+from ..ltx_core.files import is_folder, is_there, parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, nearest
 from ..ltx_core.values import shown
@@ -244,7 +244,7 @@ def _folders_of(root: Path, names: Iterable[str]) -> Iterator[Path]:
             base = extra.parent / in_home(str(section.get("base_path", "")))
             for name in names:
                 for line in str(section.get(name) or "").splitlines():
-                    if line.strip() and (base / line.strip()).is_dir():
+                    if line.strip() and is_folder(base / line.strip()):
                         yield base / line.strip()
 
 

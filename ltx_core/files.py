@@ -129,6 +129,19 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at a path, as `is_there`."""
+    return is_there(path) and path.is_dir()
+
+
+def is_broken_link(path: Path) -> bool:
+    """Whether there is a link at a path to something that is not there."""
+    try:
+        return path.is_symlink() and not path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UnsupportedError
+from ..files import is_broken_link, is_folder, is_there
 from ..quant.fp8 import COMFY_MARKER
 from ..quant.ggml_blocks import BLOCK_TYPES
 from .gguf import MAGIC
@@ -133,7 +134,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _open(path: Path) -> Checkpoint:
-    if path.is_dir():
+    if is_folder(path):
         return _open_folder(path)
     _check_file(path)
     shards = set_of(path)
@@ -149,8 +150,8 @@ def _open(path: Path) -> Checkpoint:
 
 def _check_file(path: Path) -> None:
     """Raises CheckpointError: there is no file, or a download has not finished it."""
-    if not path.exists():
-        if path.is_symlink():
+    if not is_there(path):
+        if is_broken_link(path):
             raise CheckpointError(
                 f"got {path}, a link to {path.readlink()}, which does not exist; expected a file; download it again"
             )

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from ..files import is_folder
 from ..values import LARGEST_STRENGTH, check_number
 from .adapters import Change
 from .build import layout_of
@@ -182,7 +183,7 @@ def refuse_foreign(checkpoint: Checkpoint) -> None:
 
 def _weights_file(path: Path) -> Path:
     """The weights in a folder; a path that is no folder as it is."""
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     for folder in (path, *sorted(child for child in path.iterdir() if child.is_dir())):
         found = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]

@@ -263,7 +263,9 @@ def tree_changed(tree: Any, rng: random.Random) -> Any:
         elif kind == 4 and node is not holder:
             del node[key]
         elif kind == 5 and isinstance(node, dict):
-            name = rng.choice(TEXTS) if rng.random() < 0.5 else re.sub(r"\d+", str(rng.choice(NUMBERS)), key, count=1)
+            name = (
+                rng.choice(TEXTS) if rng.random() < 0.5 else re.sub(r"\d+", str(rng.choice(NUMBERS)), str(key), count=1)
+            )
             node[name] = node.pop(key) if rng.random() < 0.5 else node[key]
         elif kind == 6:
             source, name = rng.choice(spots)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ltxkit.ltx_core.errors import CheckpointError, LTXKitError
 from ltxkit.ltx_core.weights.containers import open_checkpoint
+from ltxkit.ltx_core.weights.lora import load_lora
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.bfloat16).view(3, 4),
@@ -221,3 +222,10 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert "several weight files (x.fp16.safetensors, y.safetensors)" in refused(tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert "config.json, which is not readable JSON" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000 + ".safetensors", "a/" + "x" * 300, "\0.safetensors"])
+def test_a_name_that_no_disk_can_have_is_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
+    for read in (open_checkpoint, load_lora):
+        with pytest.raises(CheckpointError, match="expected a file or a folder that exists"):
+            read(tmp_path / name)
