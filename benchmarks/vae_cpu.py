@@ -39,7 +39,7 @@ from ltxkit.ltx_core.kernels.here import kernels_here
 from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.models.dtypes import compute_dtype
 from ltxkit.ltx_core.models.video_vae import VideoVAE
-from ltxkit.ltx_core.placing.computing import computing
+from ltxkit.ltx_core.placing.computing import computing, using
 from ltxkit.ltx_core.weights.build import load_vae
 
 # bfloat16: some 165 roundings in a row, each of 2^-8 / sqrt(3) rms at most, in two runs: sqrt(2 * 165 / 3) * 2^-8 is
@@ -156,9 +156,9 @@ def _like(value: Any) -> Any:
     return torch.empty_like(value).normal_() if isinstance(value, Tensor) else value
 
 
-def limit_of(run: Callable[[], Tensor]) -> Callable[[], None]:
-    """The convolutions of `run`, which computes plainly, with weights that were packed before, and its products."""
-    with torch.no_grad(), Recorded() as recorded:
+def limit_of(half: nn.Module, run: Callable[[], Tensor]) -> Callable[[], None]:
+    """The convolutions of `run`, a call of `half`, with weights that were packed before, and its products."""
+    with torch.no_grad(), using(half, None), Recorded() as recorded:
         run()
     calls: list[tuple[Callable[[], Tensor], int]] = []
     for func, args, count in recorded.calls.values():
@@ -169,6 +169,9 @@ def limit_of(run: Callable[[], Tensor]) -> Callable[[], None]:
             calls.append((partial(private.convolution, x, packed, bias, **at), count))
         else:
             calls.append((partial(func, *args), count))
+
+    if not calls:
+        raise RuntimeError("no convolution was seen; the share of the limit would be of nothing")
 
     def limit() -> None:
         for call, count in calls:
@@ -221,7 +224,7 @@ def contest(
     tiny: bool,
 ) -> list[Row]:
     """One row per peer, each with our share of the limit."""
-    limit = limit_of(run)
+    limit = limit_of(half, run)
     kernels = parse_kernels("convolutions=packed", "by the rehearsal") if tiny else kernels_here()
     with computing(half, kernels or PLAIN):
         return compare(case, run, peers, Rounds(TOLERANCE[dtype], ROUNDS, warmup=0), limit=limit, tiny=tiny)
