@@ -42,7 +42,7 @@ class PlainHost:
     ) -> None:
         self.models = models
         self.folders = {"input": input_folder, "output": output_folder, "temp": output_folder / "temp"}
-        self.placement = DevicePlacement(device, keep=None)
+        self.placement = DevicePlacement(device, keep=None, say=self.say)
         self.copy = copy
         self.report = progress
         self.notes = notes

@@ -224,7 +224,7 @@ class ComfyUIHost:
     ) -> Generator[torch.device]:
         from .patcher import placed
 
-        with placed(module, memory_required, resident_blocks) as device:
+        with placed(module, memory_required, resident_blocks, self.say) as device:
             yield device
 
     def release(self, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import VideoVAE
 from ..ltx_core.pipelines.preview import fit_preview
 from ..ltx_core.pipelines.recipe import versions_with
+from ..ltx_core.placing.compiling import compile_where_placed
 from ..ltx_core.quant.registry import QUANTIZATION_NAMES, stored_quantization
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.values import shown
@@ -39,6 +40,12 @@ RESIDENT_BLOCKS = integer(
     "gives the same result. -1: as many as fit.",
 )
 KEEP_ON_DEVICE = switch(False, "Off: the weights leave the graphics card as soon as the prompts are encoded.")
+COMPILE = switch(
+    False,
+    "On: torch.compile makes kernels for the transformer's blocks, once for any size, length and prompt. The first "
+    "clip waits for it, a minute or more; they are kept for later sessions. Needs Triton on a graphics card and a C++ "
+    "compiler on a CPU; without it Sample says so and runs as before. Not together with streamed blocks.",
+)
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
@@ -249,6 +256,7 @@ class LoadModel(sockets.Node):
                 "quantization": QUANTIZATION,
                 "fp8_matmul": advanced(switch(False, FP8_MATMUL_TOOLTIP)),
                 "resident_blocks": advanced(RESIDENT_BLOCKS),
+                "compile": advanced(COMPILE),
             },
         }
 
@@ -266,7 +274,13 @@ class LoadModel(sockets.Node):
         quantization: str = AS_STORED,
         fp8_matmul: bool = False,
         resident_blocks: int = -1,
+        compile: bool = False,
     ) -> tuple[sockets.Model, VideoVAE]:
+        if compile and resident_blocks >= 0:
+            raise ConfigError(
+                f"got compile and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
+                "compiled; turn compile off, or set resident_blocks to -1"
+            )
         path = model_path(model_name, MODEL_KINDS)
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
         release = None if version == FROM_FILE else version
@@ -283,6 +297,8 @@ class LoadModel(sockets.Node):
         vae = vae_opened.vae(dtype=held_as("vae", vae_opened, dtype).dtype, progress=progress)
         for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
+        for module in (transformer, vae) if compile else ():
+            compile_where_placed(module)
         model = sockets.Model(
             transformer,
             info,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,9 +25,11 @@ from ..ltx_core.models.text_encoder import T5EncoderModel
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
+from ..ltx_core.placing.compiling import check_streaming, compiled, is_to_be_compiled, no_compiler
 from ..ltx_core.placing.computing import computing_on
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import DirectTransfers, streamed
+from ..ltx_core.progress import Notes, log_note
 from . import launch
 
 # What a model is called in core's log ("Requested to load ...").
@@ -42,14 +44,16 @@ NAMES: dict[type, str] = {
 
 
 @contextmanager
-def placed(module: nn.Module, memory_required: int, chosen: int | None) -> Generator[torch.device]:
+def placed(
+    module: nn.Module, memory_required: int, chosen: int | None, say: Notes = log_note
+) -> Generator[torch.device]:
     """A module on the device that ComfyUI gives its kind: whole, through core, or with streamed blocks.
 
     Inside, core's Cancel is heard at every block, and a request to unload is honoured at the end of the `with` block: a
     model cannot leave the device in the middle of its work.
 
     memory_required: bytes of the work in addition to the weights. chosen: how many blocks stay on the device; None:
-    as many as fit.
+    as many as fit. say: hears why a model that is to be compiled is not.
     """
     from comfy import model_management
 
@@ -57,9 +61,14 @@ def placed(module: nn.Module, memory_required: int, chosen: int | None) -> Gener
     if device.type == "cpu":
         check_main_memory(memory_required, "the work of this node")
     resident = _resident(module, memory_required, chosen)
+    asked = is_to_be_compiled(module)
+    if asked:
+        check_streaming(module, resident)
     patcher = patcher_of(module)
-    on_cpu = computing_on(device, module, memory_required=memory_required, resident=resident)
-    with _cancellable(module), on_cpu:
+    compiles = asked and no_compiler(device) is None
+    at_work = computing_on(device, module, memory_required=memory_required, resident=resident, compiles=compiles)
+    in_blocks = compiled(module, device, say) if asked else nullcontext()
+    with _cancellable(module), at_work, in_blocks:
         if resident is None:
             model_management.load_models_gpu([patcher], memory_required=memory_required)
             with patcher.at_work():

@@ -35,14 +35,25 @@ def compiles(model: nn.Module) -> bool:
     return bool(getattr(type(model), "COMPILES", False))
 
 
+def compile_where_placed(model: nn.Module) -> None:
+    """Have the blocks of a model compiled wherever it is placed, as every placement with `compile` does."""
+    for part in model.modules():  # a half of a VAE is placed by itself
+        part.__dict__["is_to_be_compiled"] = True
+
+
+def is_to_be_compiled(model: nn.Module) -> bool:
+    """Whether `compile_where_placed` was called for a model."""
+    return bool(model.__dict__.get("is_to_be_compiled", False))
+
+
 def check_streaming(model: nn.Module, resident: int | None) -> None:
     """Raises ConfigError: blocks of a model that is to be compiled are streamed."""
     stack = block_stack(model)
     if resident is not None and stack is not None and compiles(model):
         raise ConfigError(
-            f"got --compile for a model of which {len(stack.blocks) - resident} of {len(stack.blocks)} blocks are "
-            "streamed; expected one that stays on the device; leave out --compile, or make room: a smaller size, fewer "
-            "bits (--quantization)"
+            f"got compile for a model of which {len(stack.blocks) - resident} of {len(stack.blocks)} blocks are "
+            "streamed; expected one that stays on the device; turn compile off, or make room: a smaller size, fewer "
+            "bits (quantization)"
         )
 
 
@@ -73,7 +84,7 @@ def compiled(
         yield
         return
     if reason is not None:
-        say(f"The model runs without --compile: {reason}.")
+        say(f"The model is not compiled: {reason}.")
         yield
         return
     _keep_kernels()
@@ -109,7 +120,7 @@ class _Runs:
             except dynamo.exc.TorchDynamoException as error:
                 self._failed = True
                 first = str(error).strip().splitlines()
-                self._say(f"The model runs without --compile: {type(error).__name__}: {first[0] if first else ''}")
+                self._say(f"The model is not compiled: {type(error).__name__}: {first[0] if first else ''}")
         return type(block).forward(block, *given)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -59,12 +60,16 @@ def using(model: nn.Module, active: Active | None, resident: int | None = None) 
 
 @contextmanager
 def computing_on(
-    device: torch.device, model: nn.Module, *, memory_required: int, resident: int | None
+    device: torch.device, model: nn.Module, *, memory_required: int, resident: int | None, compiles: bool = False
 ) -> Generator[None]:
-    """`computing` by the kernels of this machine and device, for hosts that place models themselves."""
+    """`computing` by the kernels of this machine and device, for hosts that place models themselves.
+
+    compiles: whether a compiler is there, and may make one kernel of several operations.
+    """
     if device.type != "cpu":
         asked = asked_kernels()
-        with using(model, active_on(card_kernels(device, None if asked is None else asked.card), model)):
+        card = replace(card_kernels(device, None if asked is None else asked.card), compiles=compiles)
+        with using(model, active_on(card, model)):
             yield
         return
     with computing(model, kernels_here(), memory_required=memory_required, resident=resident):

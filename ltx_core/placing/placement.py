@@ -23,7 +23,7 @@ from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
-from .compiling import check_streaming, compiled, no_compiler
+from .compiling import check_streaming, compiled, is_to_be_compiled, no_compiler
 from .computing import active_for, active_on, using
 from .copies import DeviceCopies
 from .devices import Memory, best_device, is_out_of_memory, memory, named_device
@@ -55,7 +55,8 @@ class DevicePlacement:
             None: as many as fit.
         kernels: what is asked for. None: what `kernels_here` chooses for a CPU, and `card_kernels` for another device,
             when a model first works here.
-        compile: the blocks of a transformer are compiled, see `compiling`. say: hears why they are not.
+        compile: the blocks of transformers are compiled, even of one that does not ask for it, see `compiling`.
+        say: hears why they are not.
 
         Raises ConfigError for a device that torch does not know, or a number below 0.
         """
@@ -75,7 +76,7 @@ class DevicePlacement:
     ) -> Generator[torch.device]:
         """resident_blocks: as in `__init__`, for this module alone."""
         resident = self._resident(module, memory_required, resident_blocks)
-        if self._compile:
+        if self._compiles(module):
             check_streaming(module, resident)
         kept = self._kept.get(module)
         if kept is not None and not kept.serves(resident):
@@ -191,12 +192,15 @@ class DevicePlacement:
         """What a module computes by."""
         kernels, card = self.kernels, self.card
         if card is not None:
-            compiles = self._compile and no_compiler(self.device) is None
+            compiles = self._compiles(module) and no_compiler(self.device) is None
             return active_on(replace(card, compiles=compiles), module)
         return None if kernels is None else active_for(module, kernels, memory_required)
 
     def _compiled(self, module: nn.Module) -> AbstractContextManager[None]:
-        return compiled(module, self.device, self._say) if self._compile else nullcontext()
+        return compiled(module, self.device, self._say) if self._compiles(module) else nullcontext()
+
+    def _compiles(self, module: nn.Module) -> bool:
+        return self._compile or is_to_be_compiled(module)
 
     def _copied(self, module: nn.Module, resident: int | None, memory_required: int) -> _Kept:
         """What of a module stays; again without all others, should the device have less room than planned."""

@@ -24,7 +24,7 @@ from ltxkit.ltx_core.pipelines.dry_run import outline, plan
 from ltxkit.ltx_core.pipelines.passes import Pass, sigmas_for
 from ltxkit.ltx_core.pipelines.recipe import guidance_for, recipe_for
 from ltxkit.ltx_core.pipelines.settings import Settings
-from ltxkit.ltx_core.placing import placement
+from ltxkit.ltx_core.placing import compiling, placement
 from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.conditioning import LatentReference
@@ -495,6 +495,18 @@ def test_what_the_planner_chooses_can_be_set(loaded: Any, prompts: Any, monkeypa
     (whole,), (cut,) = (DecodeVideo().run(latent, loaded[1], 0.05, 0.0, 0, tile_size=size) for size in (0, 64))
     assert len(tiles) == 1 + 2
     torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)  # the halo spans this whole picture
+
+
+def test_a_model_is_compiled_where_there_is_a_compiler(
+    loaded: Any, prompts: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compiling, "no_compiler", lambda device: "there is no compiler")
+    file = ("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
+    result, expected = (sampled(one, prompts, canvas(9)) for one in (LoadModel().run(*file, compile=True), loaded))
+    assert said.count(": The model is not compiled: there is no compiler.") == 1
+    assert torch.equal(result["samples"], expected["samples"])
+    with pytest.raises(ConfigError, match=r"got compile and resident_blocks 0; .*turn compile off"):
+        LoadModel().run(*file, resident_blocks=0, compile=True)
 
 
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from ltxkit.ltx_core.kernels.cards import Capabilities
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.library import _placement
 from ltxkit.ltx_core.placing import compiling
-from ltxkit.ltx_core.placing.compiling import compiled, compiles, no_compiler
+from ltxkit.ltx_core.placing.compiling import compile_where_placed, compiled, compiles, no_compiler
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_without_a_compiler_it_is_said_once_and_eager(model, monkeypatch):
     said: list[str] = []
     with DevicePlacement("cpu", compile=True, say=said.append)(model):
         assert torch.equal(step(model), expected)
-    assert said == ["The model runs without --compile: there is no C++ compiler."]
+    assert said == ["The model is not compiled: there is no C++ compiler."]
     with DevicePlacement("cpu")(model):
         assert torch.equal(step(model), expected)
     assert len(said) == 1
@@ -89,7 +89,7 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_is_eager(model, monkeyp
         assert torch.equal(step(model), expected)
         assert torch.equal(step(model), expected)
     assert len(calls) == len(said) == 1
-    assert said[0].startswith("The model runs without --compile: ")
+    assert said[0].startswith("The model is not compiled: ")
     assert "\n" not in said[0]
     assert not model.is_compiled
     assert all("forward" not in vars(block) for block in model.transformer_blocks)
@@ -98,12 +98,23 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_is_eager(model, monkeyp
 def test_streamed_blocks_are_refused_and_other_models_are_not(model):
     placement = DevicePlacement("cpu", compile=True, resident_blocks=1)
     with pytest.raises(
-        ConfigError, match=r"got --compile for a model of which 1 of 2 blocks are streamed; .*leave out"
+        ConfigError, match=r"got compile for a model of which 1 of 2 blocks are streamed; .*turn compile off"
     ):
         placement(model).__enter__()
     assert not compiles(nn.Linear(1, 1))
     with placement(nn.Linear(1, 1)), DevicePlacement("cpu", resident_blocks=1)(model):
         pass
+
+
+def test_a_model_may_ask_for_it_by_itself(model, monkeypatch):
+    monkeypatch.setattr(compiling, "no_compiler", lambda device: "nothing compiles here")
+    said = []
+    compile_where_placed(model)
+    with DevicePlacement("cpu", say=said.append)(model), DevicePlacement("cpu", say=pytest.fail)(nn.Linear(1, 1)):
+        pass
+    assert said == ["The model is not compiled: nothing compiles here."]
+    with pytest.raises(ConfigError, match="got compile for a model of which 1 of 2 blocks are streamed"):
+        DevicePlacement("cpu", resident_blocks=1)(model).__enter__()
 
 
 @pytest.mark.parametrize(
