@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+import torch
 from torch import Tensor, nn
 
 from .cards import CardKernels
@@ -65,6 +66,12 @@ class Active:
             self.packed_bytes -= self._packed.pop(key)[2]
         self._refused = {key for key in self._refused if key[0] != id(weight)}
         self._uses = {key: uses for key, uses in self._uses.items() if key[0] != id(weight)}
+
+
+def eagerly() -> bool:
+    """Whether operations run as they are called, and nothing reads their inputs again: without autograd, and not under
+    torch.compile, which makes better loops of the plain forms, and does not know oneDNN's own operators."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def keep_dtype(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import fused, private
-from .active import Active
+from .active import Active, eagerly
 from .cards import HALVES
 from .choice import PLAIN_FORM
 
@@ -25,7 +25,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, active: Active) -> Tens
     if card is not None and card.query_blocks:
         return by_queries(query, key, value)
     keys, by_products = key.shape[2], False
-    if query.device.type == "cpu" and not torch.is_grad_enabled() and keys >= FEWEST_KEYS:
+    if query.device.type == "cpu" and eagerly() and keys >= FEWEST_KEYS:
         by_products = active.kernels.attention.form(query.dtype) != PLAIN_FORM and private.works(
             "products", query.dtype
         )

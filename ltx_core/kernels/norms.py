@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .active import Active
+from .active import Active, eagerly
 from .choice import PLAIN_FORM
 
 PIECE = 1 << 17  # numbers: what is computed in float32 at a time, few enough to stay in a core's cache
@@ -15,7 +15,7 @@ PIECE = 1 << 17  # numbers: what is computed in float32 at a time, few enough to
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, active: Active) -> Tensor:
     """x (..., d) / its root mean square over d, times weight (d,) or None -> (..., d) in the dtype of x."""
     weight = None if weight is None else weight.to(x.dtype)
-    on_cpu = x.device.type == "cpu" and not torch.is_grad_enabled()
+    on_cpu = x.device.type == "cpu" and eagerly()
     if on_cpu and active.kernels.norms.form(x.dtype) != PLAIN_FORM:
         return by_pieces(x, weight, eps)
     return F.rms_norm(x, x.shape[-1:], weight, eps)

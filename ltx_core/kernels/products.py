@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import fused, private
-from .active import Active
+from .active import Active, eagerly
 from .choice import PLAIN_FORM
 
 # Elements of a weight that are cast at a time: few enough that the allocator reuses the same memory (beyond 32 MB each
@@ -23,11 +23,11 @@ def product(
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out), and then GELU by tanh.
 
     A weight of another dtype is cast; on a CPU piece by piece, so that the whole is never in memory in another dtype.
-    With autograd the form is always the plain one.
+    With autograd and under torch.compile the form is always the plain one.
 
     pack_after: how many uses of the weight go by before it is packed, for those that are used a few times only.
     """
-    on_cpu = x.device.type == "cpu" and not torch.is_grad_enabled()
+    on_cpu = x.device.type == "cpu" and eagerly()
     form = active.kernels.products.form(x.dtype) if on_cpu and not torch.is_autocast_enabled("cpu") else PLAIN_FORM
     if form != PLAIN_FORM and x.numel() >= FEWEST_ROWS * x.shape[-1] and private.works("products", x.dtype):
         return _by_onednn(x, weight, bias, active, gelu=gelu, pack_after=pack_after)
