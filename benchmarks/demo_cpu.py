@@ -72,6 +72,16 @@ def whole(name: str, folder: Path, changes: Sequence[str], checkout: Path = ROOT
     return Taken(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * kilobyte)
 
 
+def runs_in(checkout: Path, name: str, folder: Path, changes: Sequence[str]) -> bool:
+    """Whether another checkout has the nodes of a graph; an older one may lack some."""
+    try:
+        whole(name, folder, changes, checkout)
+    except subprocess.CalledProcessError:
+        print(f"{name} does not run in {checkout.name}: not paired", file=sys.stderr)
+        return False
+    return True
+
+
 def paired(name: str, folder: Path, changes: Sequence[str], other: Path, runs: int) -> Row:
     """This checkout and another one in turn; the first run of each warms the disk's cache and does not count."""
     pairs = [[whole(name, folder, changes, root) for root in (ROOT, other)] for _ in range(runs + 1)]
@@ -123,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case in cases:
-            if options.against is not None:
+            if options.against is not None and runs_in(options.against.resolve(), case, folder, changes):
                 rows.append(paired(case, folder, changes, options.against.resolve(), runs))
             if not tiny:
                 whole(case, folder, changes)  # measures the kernels, once per machine

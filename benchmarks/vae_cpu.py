@@ -31,7 +31,7 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVid
 from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from vae_peers import Half, comfyui, official, timestep
+from vae_peers import Half, comfyui, keep_half, official, timestep
 
 from ltxkit.ltx_core.kernels import private
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
@@ -191,27 +191,33 @@ def at_released_width(
 ) -> list[Row]:
     """Decoding of some sizes, or encoding of nine frames, against everybody."""
     ours, theirs = build("0.9.5", width, dtype)
-    level = timestep(ours)
-    peers: dict[str, Half] = {
-        "diffusers": (
-            lambda latent: theirs.decode(latent, level).sample,
-            lambda pixels: theirs.encode(pixels).latent_dist.mode(),
-        )
-    }
-    peers |= official(ours, dtype) | comfyui(ours, dtype)
+    level, half = timestep(ours), "encoder" if encode else "decoder"
+    diffusers: Half = (
+        lambda latent: theirs.decode(latent, level).sample,
+        lambda pixels: theirs.encode(pixels).latent_dist.mode(),
+    )
+    keep_half(theirs, half)
     name = str(dtype).removeprefix("torch.")
-    if encode:
-        frames, height, across = (1, 32, 32) if tiny else (9, 128, 192)
-        pixels = (torch.rand(1, 3, frames, height, across) * 2 - 1).to(dtype)
-        case = f"0.9.5 encoder, width {width}, {frames} frames of {across}x{height} pixels, {name}"
-        encoders = {peer: partial(encode, pixels) for peer, (_, encode) in peers.items()}
-        return contest(case, ours.encoder, lambda: ours.encode(pixels).mean, encoders, dtype, tiny)
     rows: list[Row] = []
-    for size in ((1, 2, 2),) if tiny else sizes:
-        latent = torch.randn(1, ours.config.latent_channels, *size).to(dtype)
-        case = f"0.9.5 decoder, width {width}, {'x'.join(map(str, size))} cells, {name}"
-        decoders = {peer: partial(decode, latent) for peer, (decode, _) in peers.items()}
-        rows += contest(case, ours.decoder, lambda z=latent: ours.decode(z, level), decoders, dtype, tiny)
+    # One peer at a time: all of them together leave no memory for packed weights.
+    for peer in (
+        lambda: {"diffusers": diffusers},
+        lambda: official(ours, dtype, half),
+        lambda: comfyui(ours, dtype, half),
+    ):
+        halves = peer()
+        if encode:
+            frames, height, across = (1, 32, 32) if tiny else (9, 128, 192)
+            pixels = (torch.rand(1, 3, frames, height, across) * 2 - 1).to(dtype)
+            case = f"0.9.5 encoder, width {width}, {frames} frames of {across}x{height} pixels, {name}"
+            encoders = {title: partial(run, pixels) for title, (_, run) in halves.items()}
+            rows += contest(case, ours.encoder, lambda x=pixels: ours.encode(x).mean, encoders, dtype, tiny)
+        for size in () if encode else ((1, 2, 2),) if tiny else sizes:
+            latent = torch.randn(1, ours.config.latent_channels, *size).to(dtype)
+            case = f"0.9.5 decoder, width {width}, {'x'.join(map(str, size))} cells, {name}"
+            decoders = {title: partial(run, latent) for title, (run, _) in halves.items()}
+            rows += contest(case, ours.decoder, lambda z=latent: ours.decode(z, level), decoders, dtype, tiny)
+        theirs.to("meta")
     return rows
 
 

@@ -31,8 +31,13 @@ def timestep(vae: VideoVAE) -> Tensor | None:
     return torch.tensor([TIMESTEP]) if vae.config.timestep_conditioning else None
 
 
-def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
-    """Lightricks' own code."""
+def keep_half(model: Any, name: str) -> None:
+    """Free the other half of a VAE: together they leave no memory for packed weights. name: encoder or decoder."""
+    getattr(model, "decoder" if name == "encoder" else "encoder").to("meta")
+
+
+def official(vae: VideoVAE, dtype: torch.dtype, half: str) -> dict[str, Half]:
+    """Lightricks' own code. half: the one that is kept, encoder or decoder."""
     if not on_path("LTX_VIDEO_PATH"):
         return {}
     if "imageio" not in sys.modules and importlib.util.find_spec("imageio") is None:  # the VAE does not use it
@@ -41,6 +46,7 @@ def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
 
     model: Any = CausalVideoAutoencoder.from_config(_config(vae)).eval()
     _load(model, vae)
+    keep_half(model, half)
     model = model.to(dtype)
     scale, level = vae.config.scale_factors, timestep(vae)
 
@@ -53,8 +59,8 @@ def official(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
     return {"Lightricks": (decode, lambda pixels: model.encode(pixels).latent_dist.mode())}
 
 
-def comfyui(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
-    """ComfyUI's core, which pads its decoder by reflection unless it is told what the others do."""
+def comfyui(vae: VideoVAE, dtype: torch.dtype, half: str) -> dict[str, Half]:
+    """ComfyUI's core, which pads its decoder by reflection unless it is told what the others do. half: as above."""
     if not on_path("COMFYUI_PATH"):
         return {}
     import comfy.cli_args  # pyright: ignore
@@ -66,6 +72,7 @@ def comfyui(vae: VideoVAE, dtype: torch.dtype) -> dict[str, Half]:
     padding = {"spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "zeros"}
     model: Any = CoreVAE(config=_config(vae) | padding).eval()
     _load(model, vae)
+    keep_half(model, half)
     model, level = model.to(dtype), timestep(vae)
 
     def decode(latent: Tensor) -> Tensor:

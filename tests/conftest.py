@@ -72,3 +72,12 @@ def collected(pytestconfig: pytest.Config) -> list[pytest.Item]:
 def repository() -> Path:
     """The root of this checkout."""
     return ROOT
+
+
+@pytest.fixture
+def ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Main memory to spare, whatever else runs on this machine: weights are packed only where there is room."""
+    from ltxkit.ltx_core.main_memory import Memory
+    from ltxkit.ltx_core.placing import devices
+
+    monkeypatch.setattr(devices, "main_memory", lambda: Memory(1 << 40, 1 << 40))

@@ -36,7 +36,7 @@ ROOM = 1 << 30
 needs_packing = pytest.mark.skipif(
     not private.works("convolutions", torch.float32), reason="this torch or processor has no packed convolutions"
 )
-pytestmark = needs_packing
+pytestmark = [needs_packing, pytest.mark.usefixtures("ample_memory")]
 
 
 def packed() -> Kernels:

@@ -15,9 +15,10 @@ from ltxkit.ltx_core.weights.build import open_models
 CHECKPOINT, T5 = "checkpoints/ltxv-tiny.safetensors", "text_encoders/t5-tiny"
 CLIP = {"width": 64, "height": 32, "frames": 9, "fps": 8, "steps": 2, "seed": 3}
 FORMS = "products=packed,attention=products"
-pytestmark = pytest.mark.skipif(
-    not private.works("products", torch.float32), reason="this torch has no oneDNN products"
-)
+pytestmark = [
+    pytest.mark.skipif(not private.works("products", torch.float32), reason="this torch has no oneDNN products"),
+    pytest.mark.usefixtures("ample_memory"),
+]
 
 
 @pytest.fixture(scope="module")

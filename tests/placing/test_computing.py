@@ -15,7 +15,10 @@ from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.placing.placement import DevicePlacement
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-pytestmark = pytest.mark.skipif(not private.works("products", F32), reason="this torch has no oneDNN products")
+pytestmark = [
+    pytest.mark.skipif(not private.works("products", F32), reason="this torch has no oneDNN products"),
+    pytest.mark.usefixtures("ample_memory"),
+]
 GRID = (3, 7, 8)
 
 

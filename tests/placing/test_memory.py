@@ -208,6 +208,7 @@ def test_what_has_no_blocks_cannot_be_streamed() -> None:
 # Placement
 
 
+@pytest.mark.usefixtures("ample_memory")
 @pytest.mark.parametrize("kind", MODELS)
 def test_placement_brings_copies_and_takes_them_away(kind: str) -> None:
     model = MODELS[kind][0]()
@@ -228,6 +229,7 @@ def test_placement_on_the_cpu_changes_nothing() -> None:
         assert tensors_of(model) == before
 
 
+@pytest.mark.usefixtures("ample_memory")
 def test_placement_can_keep_a_module_until_it_is_released() -> None:
     model = transformer()
     before, place = tensors_of(model), DevicePlacement("meta", keep=True)
