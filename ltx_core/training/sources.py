@@ -29,11 +29,12 @@ def open_source(
 
 
 def open_sources(
-    config: Data, seed: int, notes: Notes = log_note, hold_out: HoldOut = HoldOut(), *, captioned: bool = True
+    config: Data, seed: int, notes: Notes = log_note, hold_out: HoldOut = HoldOut(), *, captioned: bool = True,
+    leave_out: tuple[Path, ...] = (),
 ) -> tuple[Source, Source]:
     """The clips to train on and those of validations; a folder is looked through once.
 
-    captioned: whether captions are read at all.
+    captioned: whether captions are read at all. leave_out: folders of files that go with the clips, and are none.
 
     Raises:
         ConfigError: as `open_source`.
@@ -49,6 +50,7 @@ def open_sources(
             allow_empty_captions=config.allow_empty_captions or not captioned,
             share=hold_out.share,
             held_out=hold_out.path,
+            leave_out=leave_out,
         )
         clips = read_folder(_path(config), sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
 
