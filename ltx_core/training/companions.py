@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, resize, stream_video
 from ..shapes import PixelShape
-from .captions import is_hidden
+from .captions import is_hidden, listed_companions
 from .data import file_identity
 
 WHITE = 0.5  # of a mask, from which on a pixel is made
@@ -30,20 +30,26 @@ class Window:
 
 @dataclass(frozen=True)
 class Kind:
-    """name: of the setting, for messages. ending: what a file may have behind the name of its clip. masks: of which a
-    picture serves a whole clip, and that show white somewhere."""
+    """name: of the setting, for messages. ending: what a file may have behind the name of its clip. columns: of tables
+    that name it. masks: of which a picture serves a whole clip, and that show white somewhere."""
 
     name: str
     ending: str
+    columns: tuple[str, ...]
     masks: bool = False
 
 
-REFERENCES = Kind("reference.path", "_reference")
-MASKS = Kind("conditions.masks", "_mask", masks=True)
+REFERENCES = Kind(
+    "reference.path",
+    "_reference",
+    ("reference_path", "reference", "control_path", "control", "conditioning_image"),  # the first: LTX-Video-Trainer
+)
+MASKS = Kind("conditions.masks", "_mask", ("mask_path", "mask"), masks=True)
 
 
 class Companions:
-    """One file in `folder` for each clip: of the same name and in the same folder below, whatever its suffix.
+    """One file in `folder` for each clip: one that a table there names, or of the same name and in the same folder below,
+    whatever its suffix.
 
     roots: the folders that the clips come from. fps: the rate of the data, at which lengths are counted.
 
@@ -57,7 +63,7 @@ class Companions:
             raise ConfigError(f"got {kind.name} {folder}; expected a folder; check the path")
         self.folder, self.kind, self.fps = folder, kind, Fraction(fps).limit_denominator(1001)
         self.files: dict[Path, Path] = {}
-        by_name = _by_name(folder)
+        by_name, self._listed = _by_name(folder), listed_companions(folder, kind.columns)
         faults: list[str] = []
         seen: dict[Path, list[Window]] = {}
         for window in windows:
@@ -74,6 +80,11 @@ class Companions:
 
     def _pair(self, path: Path, by_name: dict[str, list[Path]], roots: Sequence[Path]) -> str | None:
         """Find the file of a clip; what is wrong otherwise."""
+        listed = self._listed.get(path.resolve())
+        if listed is not None:
+            self.files[path] = listed
+            outside = not listed.is_relative_to(self.folder.resolve())
+            return f"{listed} is outside {self.folder}" if outside else None
         relative = _relative(path, roots)
         name = (relative.parent / (relative.name if path.is_dir() else relative.stem)).as_posix()
         found = [each for ending in ("", self.kind.ending) for each in by_name.get(f"{name}{ending}".casefold(), [])]

@@ -19,8 +19,9 @@ class ReferenceSettings(Section):
     """The reference video beside each clip: what an IC-LoRA learns to follow.
 
     kind: "edges" computes it from the clip (Canny's edges by OpenCV); "files" reads depth, poses or any other video
-        from `path`, where each clip has one of its own name (`walk.mp4` has `walk.mp4`, `walk.png` or
-        `walk_reference.mp4`; folders below are the same), of the same size and length.
+        from `path` (None: the folder of the clips), where each clip has one of the same size and length: a table there
+        names it in a column `reference_path`, or it has the clip's name (`walk.mp4`, `walk.png` or
+        `walk_reference.mp4` for `walk.mp4`, in the same folder below).
     probability: share of the steps whose clips have their reference.
     low, high: thresholds of the edges, 0 to 255; those of Lightricks/LTX-Video-Trainer scripts/compute_condition.py.
     """
@@ -33,8 +34,6 @@ class ReferenceSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind == "files" and self.path is None:
-            raise ConfigError("got reference.kind files without reference.path; expected a folder; set reference.path")
         if self.kind != "files" and self.path is not None:
             raise ConfigError(
                 f"got reference.path with reference.kind {self.kind}; expected kind files, which reads them; set "

@@ -22,6 +22,7 @@ from ..sampling.conditioning import PREFIX_FRAMES, LatentCondition, LatentRefere
 from ..sampling.patchify import Coordinates, patchify
 from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
+from .captions import listed_companions
 from .companions import MASKS, REFERENCES, WHITE, Companions, Window
 from .condition_settings import ConditionSettings, ReferenceSettings
 from .config import TransformerTraining
@@ -60,10 +61,19 @@ class Tokens(NamedTuple):
     positions: Tensor
 
 
-def companion_folders(config: TransformerTraining) -> tuple[Path, ...]:
-    """Folders whose files are no clips of their own."""
-    reference = None if config.reference is None else config.reference.path
-    return tuple(path for path in (reference, config.conditions.masks) if path is not None)
+def reference_folder(config: TransformerTraining) -> Path | None:
+    """Where the references of clips are; None: they are computed."""
+    reference = config.reference
+    return None if reference is None or reference.kind != "files" else reference.path or config.data.path
+
+
+def companion_paths(config: TransformerTraining) -> tuple[Path, ...]:
+    """Folders and files that are no clips of their own, for they go with others."""
+    paths: list[Path] = []
+    for folder, kind in ((reference_folder(config), REFERENCES), (config.conditions.masks, MASKS)):
+        if folder is not None and folder.is_dir():
+            paths += [folder, *listed_companions(folder, kind.columns).values()]
+    return tuple(paths)
 
 
 class ClipConditions:
@@ -83,8 +93,7 @@ class ClipConditions:
         if self.reference is not None and self.reference.kind == "edges":
             check_edges()
         roots = [path for path in (config.data.path, config.validation.path) if path is not None]
-        reference = None if self.reference is None else self.reference.path
-        for name, kind, folder in (("reference", REFERENCES, reference), ("mask", MASKS, self.settings.masks)):
+        for name, kind, folder in (("reference", REFERENCES, reference_folder(config)), ("mask", MASKS, self.settings.masks)):
             if folder is not None:
                 windows = _windows(sources, kind.name)
                 self._companions[name] = Companions(folder, kind, windows, roots, config.data.fps)

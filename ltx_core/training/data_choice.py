@@ -22,8 +22,13 @@ def data_settings(name: str) -> dict[str, Any]:
     if name == "digits" and not path.exists():
         return {"kind": "digits", "path": None}
     if path.is_dir():
-        idx = any((path / f"train-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz"))
-        return {"kind": "mnist" if idx else "folder", "path": name}
+        published = path / "videos_data.npz"  # of the xdiffusion example
+        if published.is_file():
+            return {"kind": "moving_mnist", "path": str(published)}
+        for folder in (path, path / "raw", path / "MNIST" / "raw"):  # the others are torchvision's
+            if any((folder / f"train-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
+                return {"kind": "mnist", "path": str(folder)}
+        return {"kind": "folder", "path": name}
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         return {"kind": "moving_mnist", "path": name}
     raise ConfigError(

@@ -26,7 +26,7 @@ LISTED = 20  # of the skipped files, and of the remarks about others, this many 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a folder is read; see `config.Data` and `config.HoldOut`. leave_out: folders of files that go with the clips."""
+    """How a folder is read; see `config.Data` and `config.HoldOut`. leave_out: folders and files that go with clips."""
 
     windows: Literal["head", "random", "slide", "all"] = "head"
     random_windows: int = 4

@@ -34,7 +34,7 @@ def open_sources(
 ) -> tuple[Source, Source]:
     """The clips to train on and those of validations; a folder is looked through once.
 
-    captioned: whether captions are read at all. leave_out: folders of files that go with the clips, and are none.
+    captioned: whether captions are read at all. leave_out: folders and files that go with clips, and are none.
 
     Raises:
         ConfigError: as `open_source`.

@@ -35,7 +35,7 @@ from ..weights.build import Opened, open_models
 from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
-from .conditions import ClipConditions, Drawn, Tokens, companion_folders
+from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
 from .data import Source
 from .distributed import FSDPModule, World, gathered, synchronised
@@ -82,7 +82,7 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
-        aside = companion_folders(config)
+        aside = companion_paths(config)
         self.source, validation = open_sources(config.data, config.seed, notes, config.validation, leave_out=aside)
         self.conditions = self._conditions([self.source, validation])
         held_out = config.data.kind != "folder" or config.validation != HoldOut()

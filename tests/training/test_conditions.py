@@ -3,6 +3,7 @@ not suit the clips are refused by name."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +29,7 @@ from ltxkit.ltx_core.sampling.patchify import Coordinates, patchify
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.companions import MASKS, REFERENCES, Companions, Kind, Window
 from ltxkit.ltx_core.training.condition_settings import ConditionSettings, ReferenceSettings
-from ltxkit.ltx_core.training.conditions import ClipConditions, Drawn
+from ltxkit.ltx_core.training.conditions import ClipConditions, Drawn, companion_paths
 from ltxkit.ltx_core.training.config import Data, Optimization, TransformerTraining
 from ltxkit.ltx_core.training.edges import edges
 from ltxkit.ltx_core.training.flow import Draws, Flow
@@ -269,7 +270,6 @@ def test_conditions_that_cannot_be_are_refused(changes: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "files"}, r"reference\.kind files without reference\.path"),
         ({"path": Path("depth")}, r"reference\.path with reference\.kind edges"),
         ({"low": 201.0}, r"reference\.low 201 above reference\.high 200"),
         ({"probability": 0.0}, "got probability: 0"),
@@ -356,6 +356,23 @@ def test_all_files_that_do_not_suit_are_named_at_once(tmp_path: Path) -> None:
     assert f"{depth / 'wide.mp4'} has 64x32 pixels, the clip 32x32" in message
     assert "2 files, twice.mp4, twice_reference.mp4" in message
     assert f"{clips / 'broken.mp4'}: {depth / 'broken.mp4'}: got" in message
+
+
+def test_tables_name_references_as_in_ltx_video_trainer(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "a_reference.mp4", "sub/control.mp4"):
+        movie(tmp_path / name)
+    rows = [{"media_path": "a.mp4", "caption": "a", "reference_path": "sub/control.mp4"}]
+    rows += [{"media_path": "b.mp4", "caption": "b", "reference_path": "../b.mp4"}]
+    (tmp_path / "dataset.json").write_text(json.dumps(rows[:1]))
+    clips = windows(tmp_path, "a.mp4")
+    found = Companions(tmp_path, REFERENCES, clips, [tmp_path], 25.0)
+    assert found.files == {tmp_path / "a.mp4": tmp_path / "sub/control.mp4"}
+    data = Data(kind="folder", path=tmp_path, sizes=((9, 32, 32),))
+    config = settings(data=data, reference=ReferenceSettings(kind="files"))
+    assert set(companion_paths(config)) == {tmp_path, tmp_path / "sub/control.mp4"}
+    (tmp_path / "dataset.json").write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=r"b.mp4: .*b.mp4 is outside"):
+        Companions(tmp_path, REFERENCES, windows(tmp_path, "a.mp4", "b.mp4"), [tmp_path], 25.0)
 
 
 @pytest.mark.parametrize("kind", [REFERENCES, MASKS])

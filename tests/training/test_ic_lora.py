@@ -210,6 +210,8 @@ def test_training_takes_the_name_of_the_bundled_model(tmp_path: Path) -> None:
         ("clips", {"kind": "folder", "path": "clips"}),
         ("idx", {"kind": "mnist", "path": "idx"}),
         ("zipped", {"kind": "mnist", "path": "zipped"}),
+        ("torchvision", {"kind": "mnist", "path": "torchvision/MNIST/raw"}),
+        ("xdiffusion", {"kind": "moving_mnist", "path": "xdiffusion/videos_data.npz"}),
         ("mnist.npy", {"kind": "moving_mnist", "path": "mnist.npy"}),
         ("videos_data.NPZ", {"kind": "moving_mnist", "path": "videos_data.NPZ"}),
     ],
@@ -218,8 +220,10 @@ def test_data_is_known_by_its_content(
     name: str, wanted: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("clips", "idx", "zipped"):
-        Path(folder).mkdir()
+    for folder in ("clips", "idx", "zipped", "torchvision/MNIST/raw", "xdiffusion"):
+        Path(folder).mkdir(parents=True)
+    Path("torchvision/MNIST/raw/train-images-idx3-ubyte").touch()
+    Path("xdiffusion/videos_data.npz").touch()
     Path("idx/train-images-idx3-ubyte").touch()
     Path("zipped/train-images-idx3-ubyte.gz").touch()
     for file in ("mnist.npy", "videos_data.NPZ"):
