@@ -90,7 +90,10 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", default=[], help="may be repeated; clip i gets seed + i")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line")
     parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="video that the clips follow, for the run of an IC-LoRA: edges, ..."
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="video that the clips follow, for the run of an IC-LoRA: edges, ...",
     )
     parser.add_argument(
         "--edges-of", type=Path, metavar="FILE", help="video whose edges the clips follow, in place of --reference"

@@ -92,8 +92,13 @@ class ClipConditions:
             self._check_suffix(sizes)
         if self.reference is not None and self.reference.kind == "edges":
             check_edges()
+        elif self.reference is not None and reference_folder(config) is None:
+            raise ConfigError("got reference.kind files without reference.path; expected a folder; set reference.path")
         roots = [path for path in (config.data.path, config.validation.path) if path is not None]
-        for name, kind, folder in (("reference", REFERENCES, reference_folder(config)), ("mask", MASKS, self.settings.masks)):
+        for name, kind, folder in (
+            ("reference", REFERENCES, reference_folder(config)),
+            ("mask", MASKS, self.settings.masks),
+        ):
             if folder is not None:
                 windows = _windows(sources, kind.name)
                 self._companions[name] = Companions(folder, kind, windows, roots, config.data.fps)
@@ -168,7 +173,11 @@ class ClipConditions:
         kinds, boxes = torch.rand(count, generator=rng), torch.rand(count, 6, generator=rng)
         lengths = torch.rand(count, generator=rng)
         kept = torch.zeros(count, *grid, dtype=torch.bool)
-        ends = settings.prefix, settings.prefix + settings.inpaint, settings.prefix + settings.inpaint + settings.outpaint
+        ends = (
+            settings.prefix,
+            settings.prefix + settings.inpaint,
+            settings.prefix + settings.inpaint + settings.outpaint,
+        )
         from_files = settings.masks is not None
         for row, kind in enumerate(kinds.tolist()):
             if kind < ends[0] and grid.frames > 1:
@@ -208,7 +217,9 @@ class ClipConditions:
 
     # ------------------------------------------------------------------------------------------------------ sequence
 
-    def tokens(self, clips: EncodedClips, draws: Draws, drawn: Drawn, coordinates: Coordinates, size: PixelShape) -> Tokens:
+    def tokens(
+        self, clips: EncodedClips, draws: Draws, drawn: Drawn, coordinates: Coordinates, size: PixelShape
+    ) -> Tokens:
         """A batch with its conditions."""
         extras, noise = clips.extras, draws.noise
         device, grid = noise.device, size.latent(self.scale)

@@ -83,7 +83,14 @@ class Latents:
     """Latents of a source's samples, posterior means. data, seed: that the source was made with."""
 
     def __init__(
-        self, source: Source, vae: VideoVAE, data: Data, seed: int, *, cache: LatentCache, notes: Notes,
+        self,
+        source: Source,
+        vae: VideoVAE,
+        data: Data,
+        seed: int,
+        *,
+        cache: LatentCache,
+        notes: Notes,
         extras: Extras | None = None,
     ) -> None:
         self.source, self.vae, self.data, self.seed = source, vae, data, seed

@@ -39,7 +39,9 @@ class LoRALayers(nn.Module):
             )
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         endings = tuple(f".{target}" for target in config.targets)
-        targets = {name: module for name, module in model.named_modules() if name in set(blocks) and name.endswith(endings)}
+        targets = {
+            name: module for name, module in model.named_modules() if name in set(blocks) and name.endswith(endings)
+        }
         shapes = shapes_of(config, list(targets))
         start = {} if config.init_from is None else factors_from(config.init_from, model, shapes)
         self.scales: dict[str, float] = {}  # by the same names

@@ -29,7 +29,12 @@ def open_source(
 
 
 def open_sources(
-    config: Data, seed: int, notes: Notes = log_note, hold_out: HoldOut = HoldOut(), *, captioned: bool = True,
+    config: Data,
+    seed: int,
+    notes: Notes = log_note,
+    hold_out: HoldOut = HoldOut(),
+    *,
+    captioned: bool = True,
     leave_out: tuple[Path, ...] = (),
 ) -> tuple[Source, Source]:
     """The clips to train on and those of validations; a folder is looked through once.

@@ -428,7 +428,9 @@ def test_clips_that_are_no_files_have_no_files(tmp_path: Path) -> None:
     data = Data(kind="digits", sizes=((9, 32, 32),), glyph_size=16)
     (tmp_path / "depth").mkdir()
     config = settings(data=data, reference=ReferenceSettings(kind="files", path=tmp_path / "depth"))
-    with pytest.raises(ConfigError, match=r"got reference\.path with clips that are no files; expected data.kind folder"):
+    with pytest.raises(
+        ConfigError, match=r"got reference\.path with clips that are no files; expected data.kind folder"
+    ):
         ClipConditions(config, open_sources(data, 0, lambda _: None), SCALE)
 
 

@@ -56,7 +56,10 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_ic_lora_is_trained_and_previewed(lora: Path) -> None:
-    assert {path.name for path in (lora / "final").iterdir()} == {"lora_comfyui.safetensors", "lora_diffusers.safetensors"}
+    assert {path.name for path in (lora / "final").iterdir()} == {
+        "lora_comfyui.safetensors",
+        "lora_diffusers.safetensors",
+    }
     assert (lora / "validation/step_000000/sheet.png").is_file()
     saved = torch.load(lora / "latents_25x64x64.pt", weights_only=True)
     assert {name: tuple(each.shape) for name, each in saved["extras"].items()} == {

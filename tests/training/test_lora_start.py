@@ -229,7 +229,8 @@ def test_a_file_that_does_not_suit_is_refused(changes: dict[str, Any], message: 
 
 def test_what_is_no_pair_of_factors_is_refused(tmp_path: Path) -> None:
     save_file(
-        {"diffusion_model.transformer_blocks.0.attn1.to_q.diff": torch.ones(32, 32)}, tmp_path / "difference.safetensors"
+        {"diffusion_model.transformer_blocks.0.attn1.to_q.diff": torch.ones(32, 32)},
+        tmp_path / "difference.safetensors",
     )
     with pytest.raises(ConfigError, match="attn1.to_q is changed by something other than one pair of factors"):
         going_on(tmp_path / "difference.safetensors")
