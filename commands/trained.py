@@ -34,7 +34,7 @@ def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None
         default=default,
         required=default is None,
         metavar="DIR",
-        help=f"run of train, that of a LoRA too, a folder with its files, or {BUNDLED}, the model that comes with the pack",
+        help=f"run of train (of a LoRA too), a folder with its files, or {BUNDLED}, which comes with the pack",
     )
     parser.add_argument("--fps", type=arguments.frame_rate, default=Fraction(25), help="frames per second (default 25)")
     parser.add_argument("--steps", type=arguments.whole(1, MOST_STEPS), default=20, help="of the sampler (default 20)")

@@ -48,8 +48,8 @@ MASKS = Kind("conditions.masks", "_mask", ("mask_path", "mask"), masks=True)
 
 
 class Companions:
-    """One file in `folder` for each clip: one that a table there names, or of the same name and in the same folder below,
-    whatever its suffix.
+    """One file in `folder` for each clip: one that a table there names, or one of the same name, in the same folder
+    below, whatever its suffix.
 
     roots: the folders that the clips come from. fps: the rate of the data, at which lengths are counted.
 

@@ -24,7 +24,7 @@ from ..sampling.state import LatentState
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from .captions import listed_companions
 from .companions import MASKS, REFERENCES, WHITE, Companions, Window
-from .condition_settings import ConditionSettings, ReferenceSettings
+from .condition_settings import ReferenceSettings
 from .config import TransformerTraining
 from .data import Source
 from .edges import check_edges, edges
@@ -131,8 +131,8 @@ class ClipConditions:
     ) -> dict[str, Tensor]:
         """What the conditions of these samples need, on the CPU, one row each.
 
-        reference: (b c f h w). suffix: (b c f h w), encoded without a past, as in sampling. keyframes: (b c k h w), each
-        encoded alone. mask: (b 1 f h w), 1 for what is made. pixels: (b 3 f h w) in [-1, 1], the clips.
+        reference: (b c f h w). suffix: (b c f h w), encoded without a past, as in sampling. keyframes: (b c k h w),
+        each encoded alone. mask: (b 1 f h w), 1 for what is made. pixels: (b 3 f h w) in [-1, 1], the clips.
         """
         found: dict[str, Tensor] = {}
         settings, reference = self.settings, self.reference

@@ -310,7 +310,7 @@ class TransformerTraining(Section):
     text_dropout: Share = 0.2
     first_frame: Share = 0.1
     reference: ReferenceSettings | None = None
-    conditions: ConditionSettings = ConditionSettings()
+    conditions: ConditionSettings = field(default_factory=ConditionSettings)
     cache_clips: CountFromZero = 0
     validation_samples: Count = 64
     sample_steps: Count | None = None

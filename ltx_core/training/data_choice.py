@@ -32,8 +32,8 @@ def data_settings(name: str) -> dict[str, Any]:
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         return {"kind": "moving_mnist", "path": name}
     raise ConfigError(
-        f"got data {name}; expected a folder of videos, the .npy or .npz file of Moving MNIST, a folder with MNIST's idx "
-        "files, or digits, which are drawn; check the path"
+        f"got data {name}; expected a folder of videos, the .npy or .npz file of Moving MNIST, a folder with MNIST's "
+        "idx files, or digits, which are drawn; check the path"
     )
 
 

@@ -92,8 +92,8 @@ class ClipSettings:
     size: of the only pass, or of the first of two; the second has twice the height and width. fps: frames per second.
     seed: of the first clip; clip i has seed + i. overrides: of the recipe. batch_size: clips that are made at once.
     shown: the first frame of every clip, (1, h, w, 3) in [0, 1]. follows: the reference of every clip, for an IC-LoRA;
-    references: one of its own for each, as normalised latents (clips c f h w). autocast: sample in bfloat16 on float32 weights, as
-    they are trained.
+    references: one of its own for each, as normalised latents (clips c f h w). autocast: sample in bfloat16 on float32
+    weights, as they are trained.
     """
 
     size: PixelShape

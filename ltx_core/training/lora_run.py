@@ -41,8 +41,8 @@ def find_lora_run(run: Path) -> LoRARun | None:
     folder = next((each for each in (run, *run.resolve().parents[:2]) if (each / "config.yaml").is_file()), None)
     if folder is None:
         raise CheckpointError(
-            f"got {lora} without the config.yaml of its run, which names the base; expected the folder of the run; pass "
-            "that, or give base and LoRA to ltxkit generate --model BASE --lora FILE"
+            f"got {lora} without the config.yaml of its run, which names the base; expected the folder of the run; "
+            "pass that, or give base and LoRA to ltxkit generate --model BASE --lora FILE"
         )
     config = load_config(folder / "config.yaml")
     if not isinstance(config, TransformerTraining) or config.initial is None or config.vae is None:

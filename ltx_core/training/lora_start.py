@@ -45,8 +45,8 @@ def shapes_of(config: LoRASettings, names: list[str]) -> dict[str, Shape]:
         unused = [pattern for pattern in patterns if not any(_fits(pattern, name) for name in names)]
         if unused:
             raise ConfigError(
-                f"got lora.{key} with {', '.join(unused)}, which names no Linear among the targets; expected the end of "
-                f"a name, such as {names[0].rpartition('.')[2]} or {names[0]}; change it"
+                f"got lora.{key} with {', '.join(unused)}, which names no Linear among the targets; expected the end "
+                f"of a name, such as {names[0].rpartition('.')[2]} or {names[0]}; change it"
             )
     return {
         name: Shape(

@@ -201,7 +201,7 @@ def draws(task: ClipConditions, count: int, seed: int = 0, size: PixelShape = SI
 def test_samples_have_their_conditions_with_the_probability(name: str) -> None:
     found = draws(conditions(**{name: 0.25}), 1000)
     assert float(found.kept.any(dim=1).float().mean()) == pytest.approx(0.25, abs=0.06)
-    assert not (found.reference or found.suffix or found.keyframes)
+    assert (found.reference, found.suffix, found.keyframes) == (False, False, ())
     assert not bool(draws(conditions(**{name: 0.0}, keyframes=0.5), 100).kept.any())
 
 
@@ -300,7 +300,7 @@ def test_edges_are_opencv_s() -> None:
 
 def test_edges_without_opencv_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UnsupportedError, match="got no OpenCV.* pip install opencv-python-headless"):
+    with pytest.raises(UnsupportedError, match=r"got no OpenCV.* pip install opencv-python-headless"):
         conditions(ReferenceSettings())
 
 

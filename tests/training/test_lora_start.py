@@ -232,7 +232,7 @@ def test_what_is_no_pair_of_factors_is_refused(tmp_path: Path) -> None:
         {"diffusion_model.transformer_blocks.0.attn1.to_q.diff": torch.ones(32, 32)},
         tmp_path / "difference.safetensors",
     )
-    with pytest.raises(ConfigError, match="attn1.to_q is changed by something other than one pair of factors"):
+    with pytest.raises(ConfigError, match=r"attn1\.to_q is changed by something other than one pair of factors"):
         going_on(tmp_path / "difference.safetensors")
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors"):
         going_on(tmp_path / "nowhere.safetensors")
