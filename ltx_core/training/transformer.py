@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import SchedulerConfig
 from ..errors import ConfigError
-from ..media import read_image, read_video
+from ..media import as_frames, read_image, resize, rgb_frames
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
-from ..pipelines.condition import Reference
 from ..pipelines.recipe import UNKNOWN, recipe_for
 from ..pipelines.settings import Overrides, PassSettings
 from ..placing.placement import DevicePlacement, host_on
@@ -169,18 +169,22 @@ class TransformerTask:
             raise ConfigError(f"got preview.image {image}; expected a picture; check the path")
         return read_image(image)[:1]
 
-    def _followed(self, validation: Source, notes: Notes) -> tuple[Reference | None, PixelShape]:
-        """The video that all previews follow, and their size; None: there is no reference, or each follows that of a
-        clip of the validation."""
+    def _followed(self, validation: Source, notes: Notes) -> tuple[Tensor | None, PixelShape]:
+        """The video (f h w 3) that all previews follow, and their size; None: there is no reference, or each follows
+        that of a clip of the validation."""
         config, preview = self.config, self.config.preview
         size = PixelShape(*(preview.size or config.data.sizes[0]))
         if config.reference is None or not config.prompts:
             return None, size
         if preview.reference is not None:
-            if not preview.reference.exists():
-                raise ConfigError(f"got preview.reference {preview.reference}; expected a video; check the path")
             rate = Fraction(config.data.fps).limit_denominator(1001)
-            return Reference(read_video(preview.reference, fps=rate, limit=size.frames, notes=notes).frames), size
+            frames = rgb_frames(as_frames(preview.reference, limit=size.frames, fps=rate, notes=notes))
+            if len(frames) < size.frames:
+                raise ConfigError(
+                    f"got preview.reference {preview.reference} with {len(frames)} frames; expected {size.frames}, as "
+                    "the previews have; use a longer one, or set preview.size"
+                )
+            return resize(frames, size.height, size.width, "crop", kernel="bicubic").clamp(0, 1), size
         sizes = validation.sizes()
         if preview.size is not None and size not in sizes:
             raise ConfigError(
@@ -190,10 +194,15 @@ class TransformerTask:
         return None, size if size in sizes else sizes[0]
 
     def _references(self) -> Tensor | None:
-        """Latents of the references that previews follow, one for each; None: they follow none, or the same."""
-        if self.config.reference is None or self.followed is not None:
+        """Latents of the references that previews follow, one for each; None: they follow none."""
+        prompts = self.config.prompts
+        if self.config.reference is None:
             return None
-        return self.validation.clips(range(len(self.config.prompts)), self.preview_size).extras["reference"]
+        if self.followed is None:
+            return self.validation.clips(range(len(prompts)), self.preview_size).extras["reference"]
+        pixels = rearrange(self.followed * 2 - 1, "f h w c -> 1 c f h w").to(self.world.device)
+        latent = self.vae.normalize(self.vae.encode(pixels).mode().float()).cpu()
+        return latent.expand(len(prompts), -1, -1, -1, -1)
 
     def _text(self) -> TextEncoder | FrozenText:
         config, channels = self.config, self.transformer.config.caption_channels
@@ -416,7 +425,6 @@ class TransformerTask:
             Overrides(first=said),
             at_once,
             shown=self.shown,
-            follows=self.followed,
             autocast=optimization.precision == "bf16",
         )
         models = Models(self.transformer, self.vae, self.text, recipe=self.recipe, scheduler=self.scheduler)

@@ -141,7 +141,9 @@ def test_a_preview_without_a_reference_to_follow_is_refused(tmp_path: Path) -> N
             run_training("ic-lora-digits", [f"output={tmp_path}/run", "prompts=[left]", *overrides])
 
     refused("preview.size=[17, 64, 64]", match=r"got preview\.size \[17, 64, 64\], of which no clip is there")
-    refused("preview.reference=nowhere.mp4", match=r"got preview\.reference nowhere\.mp4; expected a video")
+    refused("preview.reference=nowhere.mp4", match=r"got nowhere\.mp4, which does not exist")
+    write_video(tmp_path / "short.mp4", [torch.rand(9, 64, 64, 3)], fps=Fraction(25))
+    refused(f'preview.reference="{tmp_path}/short.mp4"', match=r"short\.mp4 with 9 frames; expected 25")
     refused("reference=null", "preview.reference=nowhere.mp4", match=r"got preview\.reference without reference")
 
 
