@@ -2,8 +2,8 @@
 
 `ltxkit train --config ic-lora-digits` trains it, on glyphs that none of the measured clips shows. Then each of 20
 held-out clips gives its caption and its edges (OpenCV's Canny, as in training), a clip is made from these two alone,
-and the edges of that clip are compared with the reference: Pearson's correlation over all pixels of all frames. The peer
-is the correlation with the references of the other 19 clips. A contact sheet shows the true clip, its reference, and
+and the edges of that clip are compared with the reference: Pearson's correlation over all pixels. The peer is the
+correlation with the references of the other 19 clips. A contact sheet shows the true clip, its reference, and
 what was made, a row each.
 
 python benchmarks/ic_lora.py [--tiny] [--run FOLDER] [--sheet FILE.png]
