@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..models.transformer import LTXTransformer
-from ..weights.adapters import Factors
+from ..weights.adapters import factors_of
 from ..weights.lora import fit_lora, load_lora
 from .config import LoRASettings
 
@@ -76,15 +76,16 @@ def factors_from(path: Path, model: LTXTransformer, shapes: Mapping[str, Shape])
     found: dict[str, tuple[Tensor, Tensor]] = {}
     faults: list[str] = []
     for slot, changes in fit.changes.items():
-        shape, (first, *more) = shapes.get(slot.module), changes
+        shape, pairs = shapes.get(slot.module), factors_of([(change, 1.0) for change in changes])
         if shape is None or slot.parameter != "weight":
             faults.append(f"{slot.module}.{slot.parameter} is not among lora.targets")
-        elif more or not isinstance(first, Factors):
+        elif len(changes) != 1 or len(pairs) != 1 or len(changes[0].parts) != 1 or changes[0].replacement is not None:
             faults.append(f"{slot.module} is changed by something other than one pair of factors")
-        elif len(first.down) > shape.rank:
-            faults.append(f"{slot.module} has rank {len(first.down)}, more than the {shape.rank} to be trained")
+        elif len(pairs[0][0].down) > shape.rank:
+            faults.append(f"{slot.module} has rank {len(pairs[0][0].down)}, more than the {shape.rank} to be trained")
         else:
-            found[slot.module] = first.down.float(), first.up.float() * (first.scale / shape.scale)
+            pair, _ = pairs[0]
+            found[slot.module] = pair.down.float(), pair.up.float() * (pair.scale / shape.scale)
     if faults:
         listed = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise ConfigError(

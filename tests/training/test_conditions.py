@@ -26,6 +26,7 @@ from ltxkit.ltx_core.placing.placement import DevicePlacement
 from ltxkit.ltx_core.sampling.conditioning import LatentCondition, LatentItem, LatentReference
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.ltx_core.sampling.patchify import Coordinates, patchify
+from ltxkit.ltx_core.sampling.samplers import SamplerSettings
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.companions import MASKS, REFERENCES, Companions, Kind, Window
 from ltxkit.ltx_core.training.condition_settings import ConditionSettings, ReferenceSettings
@@ -100,7 +101,7 @@ def in_sampling(model: LTXTransformer, items: list[LatentItem], mask: Tensor | N
     def noise(shape: Any) -> Tensor:
         return NOISE if tuple(shape) == tuple(NOISE.shape) else torch.zeros(tuple(shape))
 
-    run_pass = Pass(model, torch.tensor([LEVEL, 0.0]), Guidance())
+    run_pass = Pass(model, torch.tensor([LEVEL, 0.0]), Guidance(), SamplerSettings())
     clip = LatentClip(CLIP, SCALE, FPS, mask)
     prompts, host = Prompts(EncodedPrompt(WORDS)), Host(DevicePlacement("cpu"))
     shown = Conditions(items)
