@@ -63,8 +63,8 @@ def test_an_ic_lora_is_trained_and_previewed(lora: Path) -> None:
     assert (lora / "validation/step_000000/sheet.png").is_file()
     saved = torch.load(lora / "latents_25x64x64.pt", weights_only=True)
     assert {name: tuple(each.shape) for name, each in saved["extras"].items()} == {
-        "reference": (4, 128, 4, 2, 2),
-        "keyframes": (4, 128, 8, 2, 2),
+        "reference": (8, 128, 4, 2, 2),
+        "keyframes": (8, 128, 8, 2, 2),
     }
 
 
