@@ -211,7 +211,7 @@ COMMANDS = (
         (
             'sample --model runs/moving-mnist --prompt "the digit three moving left" -o out',
             "sample --model ltxkit-digits --prompts prompts.txt -o out",
-            'sample --model runs/small-digits --prompt "the digit three moving left" -o small',
+            'sample --model runs/grey-digits --prompt "the digit three moving left" -o grey',
         ),
     ),
     Command(

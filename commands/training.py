@@ -174,7 +174,7 @@ COMMANDS = (
         (
             "train --config moving-mnist --vae runs/moving-mnist-vae --set data.kind=digits",
             "train --config lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors",
-            "train --config lora-digits --output runs/small-digits",
+            "train --config lora-digits --output runs/grey-digits",
         ),
     ),
 )

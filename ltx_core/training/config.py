@@ -35,7 +35,7 @@ class Data(Section):
     kind: "digits" draws scikit-learn's digits, "mnist" those of the idx files in `path`, "moving_mnist" reads a
         published .npy or .npz file, "folder" a folder of videos with captions.
     sizes: one or more (frames, height, width); all clips of a batch have one size.
-    spread: part of the free path that digits may use across their direction of motion.
+    spread: part of the free path that digits may use across their direction of motion. brightness: of their white.
     enlarged: share of batches whose clips are drawn at twice the size ("digits" and "mnist" only).
 
     Of a folder: windows: which parts of a longer clip are seen: "head", its first frames; "random", one of
@@ -49,6 +49,7 @@ class Data(Section):
     sizes: tuple[tuple[Count, Count, Count], ...]
     glyph_size: Count = 28
     spread: Share = 1.0
+    brightness: Annotated[float, Range(above=0, high=1)] = 1.0
     enlarged: Share = 0.0
     fps: Annotated[float, Range(above=0, high=FASTEST)] = 25.0
     validation_clips: Count = 8

@@ -88,7 +88,7 @@ def _drawn(config: Data, sizes: Sequence[PixelShape], split: Split, seed: int) -
         split=split,
         seed=seed,
     )
-    return DigitSource(clips, sizes[0], config.enlarged, seed)
+    return DigitSource(clips, sizes[0], config.enlarged, seed, config.brightness)
 
 
 def _path(config: Data) -> Path:
