@@ -47,6 +47,11 @@ def open_sources(
     if not config.sizes:
         raise ConfigError("got no data.sizes; expected one or more [frames, height, width]; add one")
     sizes = [PixelShape(*size) for size in config.sizes]
+    if config.brightness != 1 and config.kind not in ("digits", "mnist"):
+        raise ConfigError(
+            f"got data.brightness {config.brightness:g} with data.kind {config.kind}; expected it with digits that "
+            "are drawn; leave it out"
+        )
     if config.kind == "folder":
         reading = Reading(
             windows=config.windows,
