@@ -125,7 +125,7 @@ def _followed(options: argparse.Namespace, size: PixelShape, console: Console) -
 
     if options.reference is not None and options.edges_of is not None:
         raise ConfigError("got --reference and --edges-of; expected one of them; leave the other out")
-    path = options.reference or options.edges_of
+    path: Path = options.reference or options.edges_of
     frames = read_video(path, fps=options.fps, limit=size.frames, notes=console.note).frames
     if options.edges_of is not None:  # at the size of the clip, as in training
         frames = edges(resize(frames, size.height, size.width, "crop", kernel="bicubic"))

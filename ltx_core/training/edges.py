@@ -6,6 +6,8 @@ scripts/compute_condition.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,13 +20,18 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV's grey
 
 def check_edges() -> None:
     """Raises UnsupportedError: OpenCV is not installed."""
+    _opencv()
+
+
+def _opencv() -> Any:
     try:
-        import cv2  # noqa: F401
+        import cv2
     except ImportError as error:
         raise UnsupportedError(
             "got no OpenCV; expected it for the edges of clips; do pip install opencv-python-headless, or bring "
             "references of your own with reference.kind=files"
         ) from error
+    return cv2
 
 
 def edges(frames: Tensor, low: float = LOW, high: float = HIGH) -> Tensor:
@@ -33,9 +40,7 @@ def edges(frames: Tensor, low: float = LOW, high: float = HIGH) -> Tensor:
     Raises:
         UnsupportedError: OpenCV is not installed.
     """
-    check_edges()
-    import cv2
-
+    cv2 = _opencv()
     grey = (frames.float().cpu() @ torch.tensor(LUMA)).clamp(0, 1)
     pictures = (grey * 255).round().to(torch.uint8).numpy()
     found = np.stack([cv2.Canny(np.ascontiguousarray(picture), low, high) for picture in pictures])

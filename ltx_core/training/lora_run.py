@@ -74,8 +74,8 @@ class _Places:
             return path
         if self._known is None:
             saved = newest_intact(self.run, lambda _: None)[1] if complete_checkpoints(self.run) else {}
-            self._known = saved.get("places", {})
-        other = Path(self._known.get(key, path))
+            self._known = dict(saved.get("places", {}))
+        other = Path(self._known.get(key, str(path)))
         if not other.exists():
             raise CheckpointError(
                 f"got the run {self.run}, whose {key} {path} is not there any more; expected it where the training "
