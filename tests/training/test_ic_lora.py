@@ -87,7 +87,8 @@ def test_pieces_of_a_batch_have_the_conditions_of_the_whole(tmp_path: Path) -> N
     for pieces in (1, 2):
         runs.append(tmp_path / str(pieces))
         accumulation = f"optimization.accumulation={pieces}"
-        run_training("ic-lora-digits", [f"output={runs[-1]}", accumulation, *conditions])
+        few = ["optimization.steps=1", "cache_clips=2", "validation_samples=1"]
+        run_training("ic-lora-digits", [f"output={runs[-1]}", accumulation, *conditions, *few])
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-4)
 
 
@@ -127,8 +128,11 @@ def test_a_reference_from_files_is_that_of_its_clip(tmp_path: Path) -> None:
             write_image(folder / f"{frame:03d}.png", picture[None])
     data = f'data={{kind: folder, path: "{tmp_path}", sizes: [[25, 64, 64]]}}'
     computed, read = tmp_path / "run1", tmp_path / "run2"
-    run_training("ic-lora-digits", [data, f'output="{computed}"'])
-    run_training("ic-lora-digits", [data, f'output="{read}"', f'reference={{kind: files, path: "{tmp_path}/edges"}}'])
+    few = ["optimization.steps=1", "validation_samples=1"]
+    run_training("ic-lora-digits", [data, *few, f'output="{computed}"'])
+    run_training(
+        "ic-lora-digits", [data, *few, f'output="{read}"', f'reference={{kind: files, path: "{tmp_path}/edges"}}']
+    )
     one, two = (torch.load(run / "latents_25x64x64.pt", weights_only=True) for run in (computed, read))
     torch.testing.assert_close(one["extras"]["reference"], two["extras"]["reference"], atol=1e-4, rtol=1e-4)
     assert one["extras"]["reference"].std() > 0.1
