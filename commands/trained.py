@@ -123,10 +123,10 @@ def _followed(options: argparse.Namespace, size: PixelShape, console: Console) -
     from ..ltx_core.pipelines.condition import Reference
     from ..ltx_core.training.edges import edges
 
-    if options.reference is not None and options.edges_of is not None:
+    given: list[Path] = [each for each in (options.reference, options.edges_of) if each is not None]
+    if len(given) != 1:
         raise ConfigError("got --reference and --edges-of; expected one of them; leave the other out")
-    path: Path = options.reference or options.edges_of
-    frames = read_video(path, fps=options.fps, limit=size.frames, notes=console.note).frames
+    frames = read_video(given[0], fps=options.fps, limit=size.frames, notes=console.note).frames
     if options.edges_of is not None:  # at the size of the clip, as in training
         frames = edges(resize(frames, size.height, size.width, "crop", kernel="bicubic"))
     return Reference(frames)
