@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..ltx_core.host import Host
+    from ..ltx_core.pipelines.condition import Reference
     from ..ltx_core.shapes import PixelShape
     from ..ltx_core.training.generate import ClipSettings
 
@@ -32,7 +34,7 @@ def model_arguments(parser: argparse.ArgumentParser, default: Path | None = None
         default=default,
         required=default is None,
         metavar="DIR",
-        help=f"run of train, a folder with its files, or {BUNDLED}, the model that comes with the pack",
+        help=f"run of train (of a LoRA too), a folder with its files, or {BUNDLED}, which comes with the pack",
     )
     parser.add_argument("--fps", type=arguments.frame_rate, default=Fraction(25), help="frames per second (default 25)")
     parser.add_argument("--steps", type=arguments.whole(1, MOST_STEPS), default=20, help="of the sampler (default 20)")
@@ -87,6 +89,15 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     size_arguments(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be repeated; clip i gets seed + i")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt per line")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="video that the clips follow, for the run of an IC-LoRA: edges, ...",
+    )
+    parser.add_argument(
+        "--edges-of", type=Path, metavar="FILE", help="video whose edges the clips follow, in place of --reference"
+    )
     parser.add_argument("-o", "--output", type=arguments.output_folder, required=True, metavar="DIR")
 
 
@@ -98,10 +109,27 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
     if not prompts:
         raise ConfigError("got no prompt; expected --prompt or --prompts; add one")
     settings, host = clip_settings(options, clip_size(options)), host_of(console)
+    if options.reference is not None or options.edges_of is not None:
+        settings = replace(settings, follows=_followed(options, settings.size, console))
     clips = generate_clips(load_models(options.model, host=host), prompts, settings, host=host)
     for path in save_samples(options.output, clips, prompts, float(options.fps)):
         console.told(str(path))
     return DONE
+
+
+def _followed(options: argparse.Namespace, size: PixelShape, console: Console) -> Reference:
+    """The video that all clips follow."""
+    from ..ltx_core.media import read_video, resize
+    from ..ltx_core.pipelines.condition import Reference
+    from ..ltx_core.training.edges import edges
+
+    given: list[Path] = [each for each in (options.reference, options.edges_of) if each is not None]
+    if len(given) != 1:
+        raise ConfigError("got --reference and --edges-of; expected one of them; leave the other out")
+    frames = read_video(given[0], fps=options.fps, limit=size.frames, notes=console.note).frames
+    if options.edges_of is not None:  # at the size of the clip, as in training
+        frames = edges(resize(frames, size.height, size.width, "crop", kernel="bicubic"))
+    return Reference(frames)
 
 
 def _extend_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +211,7 @@ COMMANDS = (
         (
             'sample --model runs/moving-mnist --prompt "the digit three moving left" -o out',
             "sample --model ltxkit-digits --prompts prompts.txt -o out",
+            'sample --model runs/grey-digits --prompt "the digit three moving left" -o grey',
         ),
     ),
     Command(

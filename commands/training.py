@@ -12,11 +12,11 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError
 from ..ltx_core.files import check_output
-from ..ltx_core.weights.bundled import BUNDLED, find_model
 from . import arguments
 from .command import DONE, SIGNALLED, Command
 from .console import Console
@@ -38,6 +38,12 @@ def _vae_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=arguments.output_folder, metavar="DIR", help="folder of the run (default: the config's)"
     )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="clips to train on: a folder of videos, Moving MNIST's .npy or .npz, a folder with MNIST's idx files, or "
+        "digits, which are drawn (default: the config's)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
 
 
@@ -49,24 +55,27 @@ def _transformer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_vae(options: argparse.Namespace, console: Console) -> int:
-    return _train(_read_config(options, ["vae"]), options.resume, console)
+    return _train(_read_config(options, ["vae"], console), options.resume, console)
 
 
 def _train_transformer(options: argparse.Namespace, console: Console) -> int:
-    return _train(_read_config(options, ["transformer", "upscaler"], vae=options.vae), options.resume, console)
+    config = _read_config(options, ["transformer", "upscaler"], console, vae=options.vae)
+    return _train(config, options.resume, console)
 
 
-def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides: str | None) -> Training:
+def _read_config(
+    options: argparse.Namespace, tasks: Sequence[str], console: Console, **overrides: str | None
+) -> Training:
     """The config of one of `tasks`, with the values that have options of their own last."""
     from ..ltx_core.training.config import load_config
 
-    said = [_with_bundled(text) for text in options.overrides]
-    if overrides.get("vae"):
-        overrides["vae"] = str(find_model(str(overrides["vae"]), "checkpoints"))
     overrides = {"output": None if options.output is None else str(options.output), **overrides}
     # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
     quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in overrides.items() if value}
-    config = load_config(options.config, [*said, *(f"{key}={value}" for key, value in quoted.items())])
+    said = [*_data(options), *options.overrides, *(f"{key}={value}" for key, value in quoted.items())]
+    config = load_config(options.config, said)
+    if options.data is not None and config.data.kind == "moving_mnist":
+        config = _with_fitting_frames(config, console)
     if config.task not in tasks:
         raise ConfigError(
             f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
@@ -75,12 +84,24 @@ def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides:
     return config
 
 
-def _with_bundled(text: str) -> str:
-    """KEY=VALUE with the file of the bundled model in place of its name."""
-    key, equals, value = text.partition("=")
-    kind = {"initial": "checkpoints", "vae": "checkpoints", "text.encoder": "text_encoders"}.get(key)
-    found = find_model(value, kind) if kind is not None and value == BUNDLED else None
-    return text if found is None else f"{key}{equals}{json.dumps(str(found), ensure_ascii=False)}"
+def _data(options: argparse.Namespace) -> list[str]:
+    """What --data says, as assignments: those of --set come after it."""
+    from ..ltx_core.training.data_choice import data_settings
+
+    settings = {} if options.data is None else data_settings(options.data)
+    return [f"data.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+
+
+def _with_fitting_frames(config: Training, console: Console) -> Training:
+    """The config with clips as long as the file of Moving MNIST has them."""
+    from ..ltx_core.training.data_choice import fitting_frames
+
+    path, sizes = str(config.data.path), config.data.sizes
+    fitting = tuple((fitting_frames(path, frames), height, width) for frames, height, width in sizes)
+    if fitting == sizes:
+        return config
+    console.note(f"{path} has shorter clips than {sizes[0][0]} frames; {fitting[0][0]} of them are trained on")
+    return replace(config, data=replace(config.data, sizes=fitting))
 
 
 def _train(config: Training, resume: bool, console: Console) -> int:
@@ -153,6 +174,7 @@ COMMANDS = (
         (
             "train --config moving-mnist --vae runs/moving-mnist-vae --set data.kind=digits",
             "train --config lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors",
+            "train --config lora-digits --output runs/grey-digits",
         ),
     ),
 )

@@ -48,6 +48,8 @@ StreamName = Literal[
     "validation",
     "flow",
     "flow noise",
+    "conditions",
+    "validation conditions",
     "flow validation",
     "flow validation noise",
 ]

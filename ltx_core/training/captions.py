@@ -15,7 +15,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,24 @@ def listed_captions(folder: Path, files: Iterable[Path], notes: Notes, faults: l
     for place in sorted({folder, *(path.parent for path in folder.rglob("videos.txt"))}):
         take(_paired_lists(place, known, notes), place)
     return captions
+
+
+def listed_companions(folder: Path, columns: Sequence[str]) -> dict[Path, Path]:
+    """What tables have in one of these columns for each file, such as its reference; all paths resolved.
+
+    Raises:
+        ConfigError: a table cannot be read.
+    """
+    found: dict[Path, Path] = {}
+    for table in _tables(folder, set()):
+        with _naming(table):
+            rows = list(_rows(table))
+        for row in rows:
+            file, other = _column(row, FILE_COLUMNS), _column(row, columns)
+            if file and other and _can_be_a_file(file, table.parent) and _can_be_a_file(other, table.parent):
+                named, companion = (name.replace("\\", "/") for name in (file, other))
+                found[(table.parent / named).resolve()] = (table.parent / companion).resolve()
+    return found
 
 
 def is_hidden(path: Path, folder: Path) -> bool:

@@ -6,13 +6,16 @@ by the same code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..errors import ConfigError
-from ..values import FASTEST, LARGEST_SCALE, LARGEST_SEED
+from ..values import FASTEST, LARGEST_SCALE, LARGEST_SEED, check_number, check_whole
+from ..weights.bundled import BUNDLED, find_model
+from .condition_settings import ConditionSettings, ReferenceSettings
 from .settings_file import Range, Section, build, read_tree
 
 Count = Annotated[int, Range(1)]
@@ -32,7 +35,7 @@ class Data(Section):
     kind: "digits" draws scikit-learn's digits, "mnist" those of the idx files in `path`, "moving_mnist" reads a
         published .npy or .npz file, "folder" a folder of videos with captions.
     sizes: one or more (frames, height, width); all clips of a batch have one size.
-    spread: part of the free path that digits may use across their direction of motion.
+    spread: part of the free path that digits may use across their direction of motion. brightness: of their white.
     enlarged: share of batches whose clips are drawn at twice the size ("digits" and "mnist" only).
 
     Of a folder: windows: which parts of a longer clip are seen: "head", its first frames; "random", one of
@@ -46,6 +49,7 @@ class Data(Section):
     sizes: tuple[tuple[Count, Count, Count], ...]
     glyph_size: Count = 28
     spread: Share = 1.0
+    brightness: Annotated[float, Range(above=0, high=1)] = 1.0
     enlarged: Share = 0.0
     fps: Annotated[float, Range(above=0, high=FASTEST)] = 25.0
     validation_clips: Count = 8
@@ -224,11 +228,38 @@ class Noising(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASettings(Section):
-    """The low-rank update alpha / rank * B A. targets: names of the Linears inside a transformer block."""
+    """The low-rank update alpha / rank * B A. targets: names of the Linears inside a transformer block.
+
+    rank_pattern, alpha_pattern: other values for some Linears, by regular expressions for the end of their names, as in
+        peft: `{attn2.to_v: 8, "0.attn1.*": 4}`.
+    init_from: a LoRA file to go on from, of any kind that is loaded here as pairs of factors; a lower rank is widened.
+    """
 
     rank: Count = 32
     alpha: Positive = 32.0
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    rank_pattern: dict[str, Any] = field(default_factory=dict)
+    alpha_pattern: dict[str, Any] = field(default_factory=dict)
+    init_from: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, patterns in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            for pattern, value in patterns.items():
+                _check_pattern(f"lora.{key}", pattern)
+                if key == "rank_pattern":
+                    check_whole(f"lora.{key}.{pattern}", value, 1, advice="pass the rank of these Linears")
+                else:
+                    check_number(f"lora.{key}.{pattern}", value, above=0, advice="pass the alpha of these Linears")
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"got {name} with {pattern!r} ({error}); expected a regular expression for the end of names; correct it"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +267,8 @@ class Preview(Section):
     """The clips of `prompts` that validations make, one of each before the first step too (`at_start`).
 
     None: the run's seed, the first of `data.sizes`, the negative prompt of the base's recipe, no picture. image: the
-    first frame of every clip.
+    first frame of every clip. reference: the video that every clip follows, where there are references in training;
+    None: the references of the first clips of the validation.
     """
 
     at_start: bool = True
@@ -244,6 +276,7 @@ class Preview(Section):
     size: tuple[Count, Count, Count] | None = None
     negative_prompt: str | None = None
     image: Path | None = None
+    reference: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +287,7 @@ class TransformerTraining(Section):
     initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
     on the frozen weights of `initial`.
     text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
+    reference: a video that each clip follows, for an IC-LoRA. conditions: what else clips show from the start.
     cache_clips: encode at most this many clips once, and the others whenever they are needed; 0: none.
     validation_samples: number of samples in the validation loss.
     sample_steps, guidance_scale: of the clips of `prompts`; None: as the recipe of `initial` has them, 20 and 3 for a
@@ -276,6 +310,8 @@ class TransformerTraining(Section):
     noising: Noising = Noising()
     text_dropout: Share = 0.2
     first_frame: Share = 0.1
+    reference: ReferenceSettings | None = None
+    conditions: ConditionSettings = field(default_factory=ConditionSettings)
     cache_clips: CountFromZero = 0
     validation_samples: Count = 64
     sample_steps: Count | None = None
@@ -325,4 +361,17 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Training:
     if not isinstance(tree, dict) or not isinstance(tree.get("task"), str) or tree["task"] not in TASKS:
         got = tree.get("task") if isinstance(tree, dict) else tree
         raise ConfigError(f"got task {got!r} in {file}; expected one of {', '.join(TASKS)}; set task")
-    return build(TASKS[tree["task"]], tree, "")
+    return build(TASKS[tree["task"]], _with_bundled(tree), "")
+
+
+def _with_bundled(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the files of the bundled model in place of its name."""
+
+    def named(section: Any, key: str, kind: str) -> Any:
+        if not isinstance(section, dict) or section.get(key) != BUNDLED:
+            return section
+        return section | {key: str(find_model(BUNDLED, kind))}
+
+    for key in ("initial", "vae"):
+        tree = named(tree, key, "checkpoints")
+    return tree | ({"text": named(tree["text"], "encoder", "text_encoders")} if "text" in tree else {})

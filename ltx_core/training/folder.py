@@ -26,7 +26,7 @@ LISTED = 20  # of the skipped files, and of the remarks about others, this many 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a folder is read; see `config.Data` and `config.HoldOut`."""
+    """How a folder is read; see `config.Data` and `config.HoldOut`. leave_out: folders and files that go with clips."""
 
     windows: Literal["head", "random", "slide", "all"] = "head"
     random_windows: int = 4
@@ -34,6 +34,7 @@ class Reading:
     allow_empty_captions: bool = True
     share: float = 0.0
     held_out: Path | None = None
+    leave_out: tuple[Path, ...] = ()
 
 
 PLAIN = Reading()
@@ -99,7 +100,7 @@ def _usable(folder: Path, sizes: Sequence[PixelShape], rate: float, notes: Notes
     if not folder.is_dir():
         raise ConfigError(f"got data.path {folder}; expected a folder of videos; check the path")
     fps = Fraction(rate).limit_denominator(1001)
-    files = _media_below(folder)
+    files = [path for path in _media_below(folder) if not _goes_with_a_clip(path, folder, reading.leave_out)]
     faults: list[str] = []
     captions = listed_captions(folder, files, notes, faults)
     frames = {path for path in captions if path.is_dir()}
@@ -319,6 +320,14 @@ def _media_below(folder: Path) -> list[Path]:
     programs keep copies."""
     named = (path for path in folder.rglob("*") if path.suffix.lower() in CLIP_SUFFIXES | PICTURE_SUFFIXES)
     return sorted(path for path in named if not is_hidden(path, folder))
+
+
+def _goes_with_a_clip(path: Path, folder: Path, companions: Sequence[Path]) -> bool:
+    """Whether a file is the reference or the mask of another: in a folder of them, or beside the clips by its name."""
+    whole, root = path.resolve(), folder.resolve()
+    inside = [each.resolve() for each in companions if each.resolve().is_relative_to(root)]
+    named = path.stem.endswith(("_reference", "_mask"))
+    return any(named if each == root else whole.is_relative_to(each) for each in inside)
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -20,7 +21,7 @@ from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
-from ..pipelines.condition import Condition, Conditions, crop_to
+from ..pipelines.condition import Condition, ConditioningItem, Conditions, Reference, crop_to
 from ..pipelines.decode import decode
 from ..pipelines.encode import encode_frames
 from ..pipelines.long_video import LongSettings, plan_windows, sample_windows
@@ -30,16 +31,20 @@ from ..pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ..pipelines.settings import NO_OVERRIDES, Decoding, Overrides, PassSettings, Settings
 from ..pipelines.text import encode_prompts
 from ..pipelines.two_stage import Upscaling, generate_two_stage
+from ..placing.devices import best_device
 from ..progress import ProgressEvent, silent
 from ..releases import Recipe
+from ..sampling.conditioning import LatentItem, LatentReference
 from ..sampling.guidance import Guidance
 from ..sampling.noise import SeededNoise
 from ..shapes import LatentShape, PixelShape
 from ..values import check_frame_rate, check_number, check_seed, check_whole
-from ..weights.build import load_upsampler, open_models
+from ..weights.build import load_upsampler, load_vae, open_models
 from ..weights.bundled import find_run
+from ..weights.lora import WeightedLoRA, load_lora
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export
+from .lora_run import LoRARun, find_lora_run
 from .losses import psnr, ssim
 from .models import SCHEDULER
 from .text import FrozenText
@@ -47,11 +52,18 @@ from .text import FrozenText
 VAE_ALONE = Decoding(timestep=0.0, noise_scale=0.0)  # of a latent without noise, to which none is added
 
 
+class TrainedReference(LatentReference):
+    """A reference for a model whose LoRA is in training, of which a pass knows nothing: it need not ask for one."""
+
+    needs_lora: ClassVar[bool] = False
+
+
 @dataclass(frozen=True, eq=False)
 class Models:
     """The models that make a clip. upscaler: makes two passes.
 
-    recipe, scheduler: of the checkpoint that the transformer comes from; the defaults are those of a new model.
+    recipe, scheduler: of the checkpoint that the transformer comes from; the defaults are those of a new model. loras:
+    that it has in every pass.
     """
 
     transformer: LTXTransformer
@@ -60,13 +72,17 @@ class Models:
     upscaler: LatentUpsampler | None = None
     recipe: Recipe = UNKNOWN
     scheduler: SchedulerConfig | None = SCHEDULER
+    loras: tuple[WeightedLoRA, ...] = ()
 
     def passes(self, overrides: Overrides, size: PixelShape) -> list[Pass]:
         """The only pass at `size`, or the first and the second of two, the first at `size`."""
         grid = size.latent(self.vae.config.scale_factors)
         stages = tokens_of_passes(grid, two=self.upscaler is not None)
         settings = Settings(self.recipe, overrides)
-        return [Pass.of(self.transformer, settings, which, count, scheduler=self.scheduler) for which, count in stages]
+        return [
+            Pass.of(self.transformer, settings, which, count, loras=self.loras, scheduler=self.scheduler)
+            for which, count in stages
+        ]
 
 
 @dataclass(frozen=True)
@@ -75,8 +91,9 @@ class ClipSettings:
 
     size: of the only pass, or of the first of two; the second has twice the height and width. fps: frames per second.
     seed: of the first clip; clip i has seed + i. overrides: of the recipe. batch_size: clips that are made at once.
-    shown: the first frame of every clip, (1, h, w, 3) in [0, 1]. autocast: sample in bfloat16 on float32 weights, as
-    they are trained.
+    shown: the first frame of every clip, (1, h, w, 3) in [0, 1]. follows: the reference of every clip, for an IC-LoRA;
+    references: one of its own for each, as normalised latents (clips c f h w). autocast: sample in bfloat16 on float32
+    weights, as they are trained.
     """
 
     size: PixelShape
@@ -85,6 +102,8 @@ class ClipSettings:
     overrides: Overrides = NO_OVERRIDES
     batch_size: int = 20
     shown: Tensor | None = None
+    follows: Reference | None = None
+    references: Tensor | None = None
     autocast: bool = False
 
     def __post_init__(self) -> None:
@@ -94,12 +113,18 @@ class ClipSettings:
 
 
 def load_models(run: Path, upscaler: Path | None = None, *, host: Host) -> Models:
-    """The models of a training run, or of a folder with model.safetensors and text_encoder/, float32.
+    """The models of a training run, or of a folder with model.safetensors and text_encoder/, float32. Of the run of a
+    LoRA: its base as it is stored, with the LoRA.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
     run = find_run(run)
+    trained = find_lora_run(run)
+    if trained is not None:
+        if upscaler is not None:
+            raise ConfigError("got an upscaler with the run of a LoRA; expected one pass; leave it out")
+        return _with_lora(trained, host)
     checkpoint = find_export(run, "model.safetensors")
     folder = checkpoint.parent / "text_encoder"
     if not folder.is_dir():
@@ -117,6 +142,21 @@ def load_models(run: Path, upscaler: Path | None = None, *, host: Host) -> Model
     return Models(transformer, vae, text, upsampler, recipe_for(info.versions)[0], info.scheduler)
 
 
+def _with_lora(run: LoRARun, host: Host) -> Models:
+    checkpoint = run.initial if run.initial.is_file() else find_export(run.initial, "model.safetensors")
+    opened = open_models(checkpoint, version=run.version)
+    transformer, info = opened.transformer(progress=host.progress)
+    vae_file = run.vae if run.vae.is_file() else find_export(run.vae, "vae.safetensors")
+    vae = load_vae(vae_file, dtype=torch.float32, version=run.version)
+    places = [] if run.tokenizer is None else [run.tokenizer]
+    dtype = torch.float32 if best_device().type == "cpu" else None
+    text = load_text_encoder(run.text_encoder, dtype=dtype, host_tokenizers=places, progress=host.progress)
+    for note in info.notes:
+        host.say(note)
+    lora = WeightedLoRA(load_lora(run.lora), 1.0)
+    return Models(transformer, vae, text, None, recipe_for(info.versions)[0], info.scheduler, (lora,))
+
+
 @torch.no_grad()
 def generate_clips(models: Models, prompts: Sequence[str], settings: ClipSettings, *, host: Host) -> Tensor:
     """One clip for each prompt, in two passes where there is an upscaler.
@@ -131,7 +171,8 @@ def generate_clips(models: Models, prompts: Sequence[str], settings: ClipSetting
     clips: list[Tensor] = []
     for start in range(0, len(prompts), settings.batch_size):
         part = prompts[start : start + settings.batch_size]
-        portion = replace(settings, seed=settings.seed + start)
+        own = None if settings.references is None else settings.references[start : start + len(part)]
+        portion = replace(settings, seed=settings.seed + start, references=own)
         with torch.autocast(_device_type(models), torch.bfloat16, enabled=settings.autocast):
             latent = _sample(models, part, portion, host)
         clips.append(_decode(models.vae, latent, decoding, portion.seed, host))
@@ -146,12 +187,20 @@ def _sample(models: Models, prompts: Sequence[str], settings: ClipSettings, host
     told = _prompts(models, prompts, guided=any(each.is_guided for each in passes), host=host)
     noise = SeededNoise(settings.seed)
     if models.upscaler is None:
-        first = () if settings.shown is None else (Condition(settings.shown),)
-        conditions = Conditions(first, models.vae)
+        conditions = Conditions(_items(settings), models.vae)
         return sample(passes[0], clip, told, noise=noise, host=host, conditions=conditions)
     adain = Settings(models.recipe, settings.overrides).adain_factor
     upscaling = Upscaling(models.upscaler, models.vae, adain)
     return generate_two_stage(passes, clip, told, upscaling, noise=(noise, noise), host=host)
+
+
+def _items(settings: ClipSettings) -> list[ConditioningItem | LatentItem]:
+    items: list[ConditioningItem | LatentItem] = [] if settings.shown is None else [Condition(settings.shown)]
+    if settings.follows is not None:
+        items.append(settings.follows)
+    if settings.references is not None:
+        items.append(TrainedReference(settings.references))
+    return items
 
 
 def _device_type(models: Models) -> str:

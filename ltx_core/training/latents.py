@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +29,38 @@ FORMAT = 2  # of the cache: entries of the source, in its own order
 
 @dataclass(frozen=True, eq=False)
 class EncodedClips:
-    """latents: (b c f h w) float32, normalised, on the CPU. captions: one per clip."""
+    """latents: (b c f h w) float32, normalised, on the CPU. captions: one per clip. extras: what their conditions need,
+    see `Extras`."""
 
     latents: Tensor
     captions: list[str]
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, indices: Sequence[int]) -> EncodedClips:
         rows = self.latents.index_select(0, torch.tensor(indices))
-        return EncodedClips(rows, [self.captions[index] for index in indices])
+        extras = {name: each.index_select(0, torch.tensor(indices)) for name, each in self.extras.items()}
+        return EncodedClips(rows, [self.captions[index] for index in indices], extras)
+
+
+def joined(parts: Sequence[EncodedClips]) -> EncodedClips:
+    """Clips of one size, one after the other."""
+    extras = {name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras}
+    captions = [caption for part in parts for caption in part.captions]
+    return EncodedClips(torch.cat([part.latents for part in parts]), captions, extras)
+
+
+class Extras(Protocol):
+    """What is encoded beside the clips: references, keyframes, masks (`conditions.ClipConditions`)."""
+
+    def identity(self) -> list[str]:
+        """What it depends on apart from the clips."""
+        ...
+
+    def encode(
+        self, vae: VideoVAE, source: Source, entries: Sequence[int], size: PixelShape, pixels: Tensor
+    ) -> dict[str, Tensor]:
+        """By name, on the CPU, one row for each of these samples. pixels: (b 3 f h w) in [-1, 1], theirs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,18 +83,27 @@ class Latents:
     """Latents of a source's samples, posterior means. data, seed: that the source was made with."""
 
     def __init__(
-        self, source: Source, vae: VideoVAE, data: Data, seed: int, *, cache: LatentCache, notes: Notes
+        self,
+        source: Source,
+        vae: VideoVAE,
+        data: Data,
+        seed: int,
+        *,
+        cache: LatentCache,
+        notes: Notes,
+        extras: Extras | None = None,
     ) -> None:
         self.source, self.vae, self.data, self.seed = source, vae, data, seed
-        self.cache, self.notes = cache, notes
+        self.cache, self.notes, self.extras = cache, notes, extras
         self._kept: dict[PixelShape, EncodedClips] = {}
 
     @cached_property
     def key(self) -> str:
         """A hash of everything that the cached latents depend on; reads every weight of the VAE."""
-        text = json.dumps(
-            [FORMAT, to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True
-        )
+        parts = [FORMAT, to_tree(self.data), self.seed, self.cache.count, self.source.identity()]
+        if self.extras is not None:
+            parts.append(self.extras.identity())
+        text = json.dumps(parts, sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for name, tensor in sorted(tensors_of(self.vae).items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())
@@ -89,7 +123,7 @@ class Latents:
         if all(entry < cached for entry in entries):
             return kept.rows(entries)
         parts = [kept.rows([i]) if i < cached else self._encode([i], size) for i in entries]
-        return EncodedClips(torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions])
+        return joined(parts)
 
     def complete(self) -> bool:
         """Whether every sample of every size is cached, so that the VAE is needed no more."""
@@ -106,7 +140,8 @@ class Latents:
     def _encode(self, entries: Sequence[int], size: PixelShape) -> EncodedClips:
         samples = self.source.entries(entries, size, next(self.vae.parameters()).device)
         latents = self.vae.normalize(self.vae.encode(samples.pixels).mode().float()).cpu()
-        return EncodedClips(latents, samples.captions)
+        extras = {} if self.extras is None else self.extras.encode(self.vae, self.source, entries, size, samples.pixels)
+        return EncodedClips(latents, samples.captions, extras)
 
     def _file(self, size: PixelShape) -> Path:
         return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
@@ -115,7 +150,7 @@ class Latents:
         saved = saved_cache(self._file(size), ("key", "latents", "captions"), self.notes)
         if saved is None or saved["key"] != self.key:
             return None
-        return EncodedClips(saved["latents"], saved["captions"])
+        return EncodedClips(saved["latents"], saved["captions"], saved.get("extras", {}))
 
     def _make(self, size: PixelShape) -> EncodedClips:
         distinct, count = self.source.distinct(size), self.cache.count
@@ -129,12 +164,10 @@ class Latents:
                 f"{distinct - count} are trained on too, and encoded whenever they are needed"
             )
         at_once = max(1, ENCODED_PIXELS // math.prod(size))
-        parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]
-        encoded = EncodedClips(
-            torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions]
-        )
+        encoded = joined([self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)])
         if self.cache.writes:
-            write_cache(self._file(size), {"key": self.key, "latents": encoded.latents, "captions": encoded.captions})
+            saved = {"key": self.key, "latents": encoded.latents, "captions": encoded.captions}
+            write_cache(self._file(size), saved | ({"extras": encoded.extras} if encoded.extras else {}))
         return encoded
 
     def _share(self, size: PixelShape) -> float:

@@ -15,6 +15,7 @@ from ..models.transformer import LTXTransformer
 from ..weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 from ..weights.save import write_safetensors
 from .config import LoRASettings
+from .lora_start import factors_from, shapes_of, widened
 
 Style = Literal["diffusers", "comfyui"]
 
@@ -28,7 +29,6 @@ class LoRALayers(nn.Module):
     def __init__(self, model: LTXTransformer, config: LoRASettings) -> None:
         super().__init__()
         self.config = config
-        self.scale = config.alpha / config.rank
         self.names: dict[str, str] = {}  # a name without dots -> the Linear's
         blocks = [name for name, _ in model.named_modules() if name.startswith(model.BLOCK_PREFIX)]
         unknown = [t for t in config.targets if not any(name.endswith(f".{t}") for name in blocks)]
@@ -38,25 +38,32 @@ class LoRALayers(nn.Module):
                 "to_k, to_v, to_out.0, ff.net.0.proj or ff.net.2; change them"
             )
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        for name, module in model.named_modules():
-            if not name.startswith(model.BLOCK_PREFIX) or not name.endswith(tuple(f".{t}" for t in config.targets)):
-                continue
+        endings = tuple(f".{target}" for target in config.targets)
+        targets = {
+            name: module for name, module in model.named_modules() if name in set(blocks) and name.endswith(endings)
+        }
+        shapes = shapes_of(config, list(targets))
+        start = {} if config.init_from is None else factors_from(config.init_from, model, shapes)
+        self.scales: dict[str, float] = {}  # by the same names
+        for name, module in targets.items():
             inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if inputs is None or outputs is None:
                 raise ConfigError(f"got lora.targets with {name}; expected Linears; leave it out")
             key = name.replace(".", "_")
-            self.names[key] = name
+            self.names[key], self.scales[key] = name, shapes[name].scale
             device = next(chain(module.parameters(), module.buffers())).device  # a quantized weight is a buffer
-            down = torch.empty(config.rank, inputs)  # on the CPU: the same start on every device
+            down = torch.empty(shapes[name].rank, inputs)  # on the CPU: the same start on every device
             nn.init.kaiming_uniform_(down, a=5**0.5)
-            self.down[key] = nn.Parameter(down.to(device))
-            self.up[key] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
+            up = torch.zeros(outputs, len(down))
+            if name in start:
+                down, up = widened(start[name], down, up)
+            self.down[key], self.up[key] = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
             module.register_forward_hook(self._hook(key))
 
     def _hook(self, key: str) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0].to(self.down[key].dtype)
-            return output + (x @ self.down[key].T @ self.up[key].T * self.scale).to(output.dtype)
+            return output + (x @ self.down[key].T @ self.up[key].T * self.scales[key]).to(output.dtype)
 
         return add
 
@@ -75,5 +82,5 @@ def save_lora(path: Path, layers: LoRALayers, factors: Mapping[str, Tensor], sty
         else:
             target = f"diffusion_model.{name}"
         tensors[f"{target}.lora_A.weight"] = factors[f"down.{key}"]
-        tensors[f"{target}.lora_B.weight"] = factors[f"up.{key}"] * layers.scale
+        tensors[f"{target}.lora_B.weight"] = factors[f"up.{key}"] * layers.scales[key]
     write_safetensors(path, tensors, {"format": "pt", "rank": str(layers.config.rank)})

@@ -29,11 +29,17 @@ def open_source(
 
 
 def open_sources(
-    config: Data, seed: int, notes: Notes = log_note, hold_out: HoldOut = HoldOut(), *, captioned: bool = True
+    config: Data,
+    seed: int,
+    notes: Notes = log_note,
+    hold_out: HoldOut = HoldOut(),
+    *,
+    captioned: bool = True,
+    leave_out: tuple[Path, ...] = (),
 ) -> tuple[Source, Source]:
     """The clips to train on and those of validations; a folder is looked through once.
 
-    captioned: whether captions are read at all.
+    captioned: whether captions are read at all. leave_out: folders and files that go with clips, and are none.
 
     Raises:
         ConfigError: as `open_source`.
@@ -41,6 +47,11 @@ def open_sources(
     if not config.sizes:
         raise ConfigError("got no data.sizes; expected one or more [frames, height, width]; add one")
     sizes = [PixelShape(*size) for size in config.sizes]
+    if config.brightness != 1 and config.kind not in ("digits", "mnist"):
+        raise ConfigError(
+            f"got data.brightness {config.brightness:g} with data.kind {config.kind}; expected it with digits that "
+            "are drawn; leave it out"
+        )
     if config.kind == "folder":
         reading = Reading(
             windows=config.windows,
@@ -49,6 +60,7 @@ def open_sources(
             allow_empty_captions=config.allow_empty_captions or not captioned,
             share=hold_out.share,
             held_out=hold_out.path,
+            leave_out=leave_out,
         )
         clips = read_folder(_path(config), sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
 
@@ -81,7 +93,7 @@ def _drawn(config: Data, sizes: Sequence[PixelShape], split: Split, seed: int) -
         split=split,
         seed=seed,
     )
-    return DigitSource(clips, sizes[0], config.enlarged, seed)
+    return DigitSource(clips, sizes[0], config.enlarged, seed, config.brightness)
 
 
 def _path(config: Data) -> Path:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import SchedulerConfig
 from ..errors import ConfigError
-from ..media import read_image
+from ..media import as_frames, read_image, resize, rgb_frames
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..pipelines.recipe import UNKNOWN, recipe_for
@@ -33,6 +35,7 @@ from ..weights.build import Opened, open_models
 from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
+from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
 from .data import Source
 from .distributed import FSDPModule, World, gathered, synchronised
@@ -79,10 +82,13 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
-        self.source, validation = open_sources(config.data, config.seed, notes, config.validation)
+        aside = companion_paths(config)
+        self.source, validation = open_sources(config.data, config.seed, notes, config.validation, leave_out=aside)
+        self.conditions = self._conditions([self.source, validation])
         held_out = config.data.kind != "folder" or config.validation != HoldOut()
         self.loss_name = "validation_loss" if held_out else "seen_clips_loss"
         self.shown = self._first_frame()
+        self.followed, self.preview_size = self._followed(validation, notes)
         if world.first:
             config.output.mkdir(parents=True, exist_ok=True)
         self.text = self._text()
@@ -116,7 +122,17 @@ class TransformerTask:
     # ----------------------------------------------------------------------------------------------------- beginning
 
     def _latents(self, source: Source, cache: LatentCache, notes: Notes) -> Latents:
-        return Latents(source, self.vae, self.config.data, self.config.seed, cache=cache, notes=notes)
+        data, seed = self.config.data, self.config.seed
+        return Latents(source, self.vae, data, seed, cache=cache, notes=notes, extras=self.conditions)
+
+    def _conditions(self, sources: Sequence[Source]) -> ClipConditions | None:
+        """What clips are conditioned on apart from their first frame; None: nothing."""
+        config = self.config
+        if config.reference is None and config.preview.reference is not None:
+            raise ConfigError("got preview.reference without reference; expected a training with one; leave it out")
+        if config.reference is None and not config.conditions.any:
+            return None
+        return ClipConditions(config, sources, self.vae.config.scale_factors)
 
     def _start(self, notes: Notes) -> tuple[LTXTransformer, Recipe, SchedulerConfig | None]:
         """The transformer, and how its checkpoint is sampled."""
@@ -152,6 +168,41 @@ class TransformerTask:
         if not image.is_file():
             raise ConfigError(f"got preview.image {image}; expected a picture; check the path")
         return read_image(image)[:1]
+
+    def _followed(self, validation: Source, notes: Notes) -> tuple[Tensor | None, PixelShape]:
+        """The video (f h w 3) that all previews follow, and their size; None: there is no reference, or each follows
+        that of a clip of the validation."""
+        config, preview = self.config, self.config.preview
+        size = PixelShape(*(preview.size or config.data.sizes[0]))
+        if config.reference is None or not config.prompts:
+            return None, size
+        if preview.reference is not None:
+            rate = Fraction(config.data.fps).limit_denominator(1001)
+            frames = rgb_frames(as_frames(preview.reference, limit=size.frames, fps=rate, notes=notes))
+            if len(frames) < size.frames:
+                raise ConfigError(
+                    f"got preview.reference {preview.reference} with {len(frames)} frames; expected {size.frames}, as "
+                    "the previews have; use a longer one, or set preview.size"
+                )
+            return resize(frames, size.height, size.width, "crop", kernel="bicubic").clamp(0, 1), size
+        sizes = validation.sizes()
+        if preview.size is not None and size not in sizes:
+            raise ConfigError(
+                f"got preview.size {list(preview.size)}, of which no clip is there whose reference previews could "
+                f"follow; expected one of {[list(each) for each in sizes]}; change it, or set preview.reference"
+            )
+        return None, size if size in sizes else sizes[0]
+
+    def _references(self) -> Tensor | None:
+        """Latents of the references that previews follow, one for each; None: they follow none."""
+        prompts = self.config.prompts
+        if self.config.reference is None:
+            return None
+        if self.followed is None:
+            return self.validation.clips(range(len(prompts)), self.preview_size).extras["reference"]
+        pixels = rearrange(self.followed * 2 - 1, "f h w c -> 1 c f h w").to(self.world.device)
+        latent = self.vae.normalize(self.vae.encode(pixels).mode().float()).cpu()
+        return latent.expand(len(prompts), -1, -1, -1, -1)
 
     def _text(self) -> TextEncoder | FrozenText:
         config, channels = self.config, self.transformer.config.caption_channels
@@ -210,7 +261,7 @@ class TransformerTask:
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
         size = max((PixelShape(*size) for size in self.config.data.sizes), key=math.prod)
         scale, architecture = self.vae.config.scale_factors, self.transformer.config
-        tokens = size.latent(scale).tokens
+        tokens = size.latent(scale).tokens + (0 if self.conditions is None else self.conditions.most_tokens(size))
 
         def loss(run: Callable[..., Tensor]) -> Tensor:
             x0, noise = torch.empty(2, clips, tokens, architecture.in_channels, device=device)
@@ -239,12 +290,13 @@ class TransformerTask:
         size = self.source.size(step)
         totals: dict[str, Tensor] = {}
         whole = self._draws("flow", step, optimization.batch_size, size)
+        shown = self._drawn("conditions", step, optimization.batch_size, size)
         first = self.source.start(step, optimization.batch_size)
         for piece in self.world.pieces(step, optimization.batch_size, optimization.accumulation):
             clips = self.latents.clips(range(first + piece.rows.start, first + piece.rows.stop), size)
             draws = whole.rows(piece.rows)
             with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
-                losses, sigma = self._losses(clips, draws, size)
+                losses, sigma = self._losses(clips, draws, size, None if shown is None else shown.rows(piece.rows))
                 loss = losses.mean()
                 (loss / optimization.accumulation).backward()
             totals["loss"] = totals.get("loss", 0) + loss.detach() / optimization.accumulation
@@ -278,21 +330,37 @@ class TransformerTask:
             first_frame=self.config.first_frame if frames > 1 else 0.0,
         )
 
-    def _losses(self, clips: EncodedClips, draws: Draws, size: PixelShape) -> tuple[Tensor, Tensor]:
+    def _drawn(
+        self, name: Literal["conditions", "validation conditions"], number: int, count: int, size: PixelShape
+    ) -> Drawn | None:
+        """The conditions of a whole batch."""
+        rng = stream(self.config.seed, name, number)
+        return None if self.conditions is None else self.conditions.draw(rng, count, size)
+
+    def _losses(
+        self, clips: EncodedClips, draws: Draws, size: PixelShape, shown: Drawn | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Loss and noise level per sample, (b,) each."""
         device = self.world.device
-        x0 = patchify(clips.latents).to(device)
-        sigma = draws.sigma[:, None, None]
+        scale = self.vae.config.scale_factors
+        coordinates = Coordinates(scale, self.config.data.fps, self.transformer.config.causal_temporal_positioning)
+        if self.conditions is not None and shown is not None:
+            tokens = self.conditions.tokens(clips, draws, shown, coordinates, size)
+        else:
+            tokens = self._plain(clips, draws, coordinates.positions(size.latent(scale)))
+        captions = ["" if empty else text for text, empty in zip(clips.captions, draws.empty_prompt, strict=True)]
+        prompts = encode(self.text, captions, device) if isinstance(self.text, FrozenText) else captions
+        return self.objective(*tokens, prompts), draws.sigma.to(device)
+
+    def _plain(self, clips: EncodedClips, draws: Draws, positions: Tensor) -> Tokens:
+        """A batch with no condition but first frames."""
+        device = self.world.device
+        x0, sigma = patchify(clips.latents).to(device), draws.sigma[:, None, None]
         if bool(draws.first_frame.any()):  # otherwise one level per sample is enough, and less work
             height, width = clips.latents.shape[-2:]
             sigma = sigma.repeat(1, x0.shape[1], 1)
             sigma[:, : height * width][draws.first_frame] = 0
-        scale = self.vae.config.scale_factors
-        coordinates = Coordinates(scale, self.config.data.fps, self.transformer.config.causal_temporal_positioning)
-        positions = coordinates.positions(size.latent(scale)).to(device)
-        captions = ["" if empty else text for text, empty in zip(clips.captions, draws.empty_prompt, strict=True)]
-        prompts = encode(self.text, captions, device) if isinstance(self.text, FrozenText) else captions
-        return self.objective(x0, draws.noise, sigma.to(device), positions, prompts), draws.sigma.to(device)
+        return Tokens(x0, draws.noise, sigma.to(device), positions.to(device))
 
     # ----------------------------------------------------------------------------------------------------- validation
 
@@ -307,11 +375,13 @@ class TransformerTask:
             total, counted = torch.zeros((), device=self.world.device), 0
             for number, (size, count) in enumerate(self._validated()):
                 whole = self._draws("flow validation", number, count, size)
+                shown = self._drawn("validation conditions", number, count, size)
                 for indices in self.world.portions(count, optimization.batch_size, optimization.accumulation):
                     clips = self.validation.clips(indices, size)
-                    draws = whole.rows(slice(indices.start, indices.stop))
+                    rows = slice(indices.start, indices.stop)
+                    part = None if shown is None else shown.rows(rows)
                     with autocast(optimization, self.world.device):
-                        total += self._losses(clips, draws, size)[0].sum()
+                        total += self._losses(clips, whole.rows(rows), size, part)[0].sum()
                 counted += count
             if config.prompts:
                 with gathered(self.objective):
@@ -349,7 +419,7 @@ class TransformerTask:
         # In batches of a training step's size, for which the device has room.
         at_once = self.world.share(optimization.batch_size, optimization.accumulation)
         settings = ClipSettings(
-            PixelShape(*(preview.size or config.data.sizes[0])),
+            self.preview_size,
             config.data.fps,
             config.seed if preview.seed is None else preview.seed,
             Overrides(first=said),
@@ -364,6 +434,7 @@ class TransformerTask:
         config = self.config
         self.vae.to(self.world.device)
         models, settings = self._sampling()
+        settings = replace(settings, references=self._references())
         pixels = generate_clips(models, config.prompts, settings, host=host_on(DevicePlacement(self.world.device)))
         self._rest_vae()
         if folder is not None:

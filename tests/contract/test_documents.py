@@ -24,6 +24,8 @@ PAGES = (
     "run",
     "serve",
     "training",
+    "training-tour",
+    "from-xdiffusion",
 )
 
 
@@ -92,16 +94,22 @@ def test_the_table_of_moved_names_points_to_names_that_exist(repository: Path) -
             assert hasattr(importlib.import_module(f"ltxkit.{module}"), name), path
 
 
-def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES_OF_TRAINING = ("training", "training-tour", "from-xdiffusion")
+
+
+def test_commands_of_the_training_pages_are_valid(repository: Path) -> None:
     """The options exist and the presets accept the values; nothing is run."""
     import shlex
 
     from ltxkit.ltx_core.training.config import load_config
 
-    text = (repository / "docs/training.md").read_text().replace("\\\n", " ")
+    pages = [(repository / f"docs/{page}.md").read_text() for page in PAGES_OF_TRAINING]
+    text = "\n".join(pages).replace("\\\n", " ")
     lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [line.partition("ltxkit ")[2].removesuffix(" ...") for line in lines if "ltxkit " in line]
-    assert {command.split()[0] for command in commands} == {"train-vae", "train", "sample", "extend", "reconstruct"}
+    assert {command.split()[0] for command in commands} == {
+        "train-vae", "train", "sample", "extend", "reconstruct", "generate",
+    }  # fmt: skip
     for command in commands:
         options = parser().parse_args(shlex.split(command))
         if command.startswith("train"):

@@ -273,3 +273,15 @@ def test_buckets_never_mix_sizes(tmp_path: Path) -> None:
     assert len(seen) >= 2
     for size in seen:
         assert {tuple(one(source, index, size).pixels.shape[1:]) for index in range(5)} == {tuple(size)}
+
+
+def test_digits_can_be_darker() -> None:
+    plain, dark = (
+        open_source(Data(kind="digits", sizes=((9, 32, 32),), glyph_size=16, brightness=value), "train", 0)
+        .samples(range(2), PixelShape(9, 32, 32), torch.device("cpu"))
+        .pixels
+        for value in (1.0, 0.4)
+    )
+    torch.testing.assert_close((dark + 1) / 2, 0.4 * (plain + 1) / 2)
+    with pytest.raises(ConfigError, match=r"got data\.brightness 0\.4 with data\.kind folder"):
+        open_source(Data(kind="folder", sizes=((9, 32, 32),), path=Path(), brightness=0.4), "train", 0)

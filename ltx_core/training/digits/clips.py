@@ -213,10 +213,13 @@ class MovingDigits:
 
 
 class DigitSource:
-    """Moving digits, a share of the batches at twice the size."""
+    """Moving digits, a share of the batches at twice the size. brightness: of their white, above 0 to 1."""
 
-    def __init__(self, clips: MovingDigits, base: PixelShape, enlarged: float, seed: int) -> None:
+    def __init__(
+        self, clips: MovingDigits, base: PixelShape, enlarged: float, seed: int, brightness: float = 1.0
+    ) -> None:
         self.clips, self.base, self.enlarged, self.seed = clips, base, enlarged, seed
+        self.brightness = brightness
 
     def size(self, batch: int) -> PixelShape:
         large = np.random.default_rng(seed_sequence(self.seed, "enlarged", batch)).random() < self.enlarged
@@ -225,7 +228,7 @@ class DigitSource:
     def samples(self, indices: Sequence[int], size: PixelShape, device: torch.device) -> Samples:
         clips = [self.clips.describe(index) for index in indices]
         grey = self.clips.draw(clips, size.height // self.base.height, device)
-        return Samples(to_pixels(grey), [clip.caption for clip in clips])
+        return Samples(to_pixels(grey * self.brightness), [clip.caption for clip in clips])
 
     def start(self, batch: int, batch_size: int) -> int:
         return batch * batch_size
