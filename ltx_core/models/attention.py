@@ -98,16 +98,16 @@ class SelfAttention(Attention):
         """Three (g b n inner) -> (g b n inner)"""
         parts, share = [part.flatten(0, 1) for part in (query, key, value)], rotary.share
         if share is None:
-            return self._mean(*map(self.split, parts), rotary.weights).unflatten(0, query.shape[:2])
-        heads = self.heads // share.processes.size
-        rows = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in share.to_heads(parts))
-        return share.to_tokens(self._mean(*rows, rotary.weights)).unflatten(0, query.shape[:2])
+            return self._mean(parts, self.heads, rotary.weights).unflatten(0, query.shape[:2])
+        mean = self._mean(share.to_heads(parts), self.heads // share.processes.size, rotary.weights)
+        return share.to_tokens(mean).unflatten(0, query.shape[:2])
 
-    def _mean(self, query_rows: Tensor, key_rows: Tensor, value_rows: Tensor, weights: Tensor | None) -> Tensor:
-        """Three (rows, heads, n, head_dim) -> (rows, n, heads * head_dim)"""
+    def _mean(self, parts: Sequence[Tensor], heads: int, weights: Tensor | None) -> Tensor:
+        """Queries, keys and values (rows, n, heads * head_dim) -> (rows, n, heads * head_dim)"""
+        query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         if weights is None:
-            return attention(query_rows, key_rows, value_rows, self.active)
-        return attend_weighted(query_rows, key_rows, value_rows, weights)
+            return attention(query, key, value, self.active)
+        return attend_weighted(query, key, value, weights)
 
 
 class CrossAttention(Attention):

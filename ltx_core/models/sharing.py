@@ -101,7 +101,6 @@ class TokenShare:
         own = x.movedim(dim, 0).contiguous()
         most = max(self.counts)  # all_gather wants one size
         padded = torch.cat([own, own.new_zeros(most - own.shape[0], *own.shape[1:])])
-        received = own.new_empty(self.processes.size * most, *own.shape[1:])
-        dist.all_gather_into_tensor(received, padded, group=self.processes.group)
-        pieces = [piece[:count] for piece, count in zip(received.split(most), self.counts, strict=True)]
-        return torch.cat(pieces).movedim(0, dim)
+        received = [torch.empty_like(padded) for _ in self.counts]
+        dist.all_gather(received, padded, group=self.processes.group)
+        return torch.cat([piece[:count] for piece, count in zip(received, self.counts, strict=True)]).movedim(0, dim)
