@@ -82,6 +82,8 @@ digits: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
+	@# Without an encoding, Windows reads UTF-8 as cp1252. In ruff this rule is a preview.
+	$(BIN)/ruff check --preview --select PLW1514
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --no-logo --no-cache
 	@# pyright does not follow setuptools' editable installations; benchmarks import ltxkit by its name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import sys
@@ -27,7 +28,9 @@ from .commands.console import Console, flush_results, say
 from .commands.ending import Stopped, stopped_by_signals
 from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
+from .ltx_core.files import remove_temporaries
 from .ltx_core.pipelines.doctor import version
+from .ltx_core.values import shown
 
 COMMANDS = (
     *generate.COMMANDS,
@@ -51,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     _keep_stream_numbers()
     _trace_crashes()
+    with stopped_by_signals():
+        try:
+            return _status(arguments)
+        except KeyboardInterrupt as stop:
+            remove_temporaries()  # what a signal has kept from being removed
+            say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a bar
+            return stop.status if isinstance(stop, Stopped) else INTERRUPTED
+
+
+def _status(arguments: list[str]) -> int:
+    """The exit status of a command, whose error is said."""
     try:
         try:
             status = _run(arguments)
@@ -59,15 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         flush_results()
         return status
-    except KeyboardInterrupt as stop:
-        say("interrupted; no partial file remains", after="\n")  # the terminal has written ^C, or half a progress bar
-        return stop.status if isinstance(stop, Stopped) else INTERRUPTED
     except LTXKitError as error:
         say(str(error))
         return REFUSED
     except BrokenPipeError:  # such as `ltxkit inspect FILE | head -1`
         return PIPE_CLOSED
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            say(f"got the name {shown(str(error.filename))}; expected one that a file can have; check the path")
+            return REFUSED
         reason = error.strerror or str(error)
         named = error.filename is not None and str(error.filename) not in reason
         say(f"{reason}: {error.filename}" if named else reason)
@@ -82,7 +96,7 @@ def _run(arguments: list[str]) -> int:
     expanded = again.expanded(arguments)
     options = top.parse_args(expanded)
     options.argv = expanded[1:]
-    with stopped_by_signals(), Console(quiet=options.quiet) as console:
+    with Console(quiet=options.quiet) as console:
         return options.run(options, console)
 
 

@@ -156,7 +156,10 @@ def measure(tokens: int, dtype: torch.dtype, *, tiny: bool) -> list[Row]:
     forms = dict(floats(products))
     plain = forms.pop("F.linear")
     rows = compare(f"{case}: F.linear", plain, forms, Rounds(FLOAT[dtype], ROUNDS, warmup=1), tiny=tiny)
-    seconds = {"F.linear": rows[0].ours, **{str(row.peer_name): row.peer or 0.0 for row in rows}}
+    seconds: dict[str, float] = {
+        "F.linear": rows[0].ours or 0.0,
+        **{str(row.peer_name): row.peer or 0.0 for row in rows},
+    }
     best = min(seconds, key=seconds.__getitem__)
     how = Rounds(EIGHT_BITS, ROUNDS, warmup=1)
     return rows + compare(

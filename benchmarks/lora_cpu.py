@@ -104,7 +104,7 @@ def rows(stored: str, grid: tuple[int, int, int], loras: list[LoRA], *, tiny: bo
                     setattr(again.get_submodule(parent), child, _twin(module))
             for name, parameter in model.named_parameters():
                 parent, _, child = name.rpartition(".")
-                again.get_submodule(parent)._parameters[child] = parameter
+                setattr(again.get_submodule(parent), child, parameter)
             items = [WeightedLoRA(lora, 0.5) for lora in loras[:count]]
             with applied(again, items, "beside"), ExitStack() as inner:
                 beside = step_of(again, grid, inner)().float()

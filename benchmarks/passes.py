@@ -11,19 +11,24 @@ python benchmarks/passes.py [--tiny]
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from protocol import Row, arguments, publish
+from vae_cpu import build
 
 from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.kernels import activation
 from ltxkit.ltx_core.kernels.active import Active
 from ltxkit.ltx_core.kernels.cards import PLAIN_CARD, CardKernels
 from ltxkit.ltx_core.kernels.choice import PLAIN
 from ltxkit.ltx_core.kernels.fused import KITCHEN
-from ltxkit.ltx_core.measuring.inputs import StepInputs
+from ltxkit.ltx_core.measuring.inputs import DECODE_TIMESTEP, StepInputs
 from ltxkit.ltx_core.measuring.peers import Asked, PeerMissingError, open_peer
 from ltxkit.ltx_core.measuring.protocol import Run, equal_peers
 from ltxkit.ltx_core.measuring.traffic import Traffic, counting
@@ -33,6 +38,14 @@ from ltxkit.ltx_core.shapes import LatentShape
 
 GRID, TINY_GRID = LatentShape(4, 8, 12), LatentShape(2, 4, 4)
 TOLERANCE = 3e-2  # of outputs in bfloat16 after three blocks with random weights
+VAE_TOLERANCE = 6e-2  # as in vae_cpu.py
+MIB = 2**20
+LEAST = 50_000  # bytes below which an operation is none: rows of a table, levels
+VAE_FORMS = {
+    "plain torch": PLAIN_CARD,
+    "comfy-kitchen": CardKernels(elementwise=KITCHEN),
+    "compiled": CardKernels(compiles=True),
+}
 FORMS = {"plain torch": PLAIN_CARD, "comfy-kitchen": CardKernels(elementwise=KITCHEN)}
 CHECKOUTS = {"official": "LTX_VIDEO_PATH", "comfyui": "COMFYUI_PATH"}
 
@@ -53,12 +66,15 @@ def main() -> None:
                 rows.append(replace(row, note=f"in {mine[1]:.0f} kernels; {name} in {kernels:.0f}"))
             if not rest:
                 rows.append(Row(f"{case}, {form}", "passes", mine[0], note=f"in {mine[1]:.0f} kernels"))
+    rows += decoding(tiny=tiny)
     publish("passes", "How many tensors does a block read and write beside products and attention?", rows, tiny=tiny)
 
 
 def count(layers: int, *, conditioned: bool, tiny: bool) -> dict[str, Traffic]:
     """Traffic of one step by each implementation, with the same weights; outputs are compared first."""
-    size = {"heads": 2, "head_dim": 32, "captions": 64} if tiny else {"heads": 32, "head_dim": 64, "captions": 4096}
+    size: dict[str, Any] = (
+        {"heads": 2, "head_dim": 32, "captions": 64} if tiny else {"heads": 32, "head_dim": 64, "captions": 4096}
+    )
     config = TransformerConfig.of_size(layers=layers, channels=128, **size)
     torch.manual_seed(0)
     model = LTXTransformer(config).to(torch.bfloat16).eval()
@@ -86,6 +102,43 @@ def count(layers: int, *, conditioned: bool, tiny: bool) -> dict[str, Traffic]:
     return traffic
 
 
+def decoding(*, tiny: bool) -> list[Row]:
+    """MiB that a decode of 6x8x8 cells by a VAE of a quarter of the released width moves outside convolutions."""
+    ours, theirs = build("0.9.5", 4 if tiny else 32, torch.bfloat16)
+    shape = (1, 128, 2, 2, 2) if tiny else (1, 128, 6, 8, 8)
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    timestep = torch.tensor([DECODE_TIMESTEP])
+    outputs: dict[str, Run] = {}
+    traffic: dict[str, Traffic] = {}
+    for name, card in VAE_FORMS.items():
+        with using(ours.decoder, Active(PLAIN, card=card)), torch.inference_mode(), counting(LEAST) as traffic[name]:
+            outputs[name] = kept(ours.decode(latent, timestep))
+    with torch.inference_mode(), counting(LEAST) as of_theirs:
+        outputs["diffusers"] = kept(theirs.decode(latent, timestep, return_dict=False)[0])
+    first, *others = outputs
+    tolerance = 4 * VAE_TOLERANCE if tiny else VAE_TOLERANCE  # few channels: a rounding weighs more
+    equal_peers(outputs[first], {name: outputs[name] for name in others}, tolerance, refuse)
+    peer = of_theirs.bytes / MIB
+    return [
+        Row(
+            f"VAE decode outside convolutions, {name}",
+            "MiB",
+            each.bytes / MIB,
+            peer_name="diffusers",
+            peer=peer,
+            note=f"in {each.kernels} kernels; diffusers in {of_theirs.kernels}",
+        )
+        for name, each in traffic.items()
+    ]
+
+
+# Stands for the kernel that torch's compiler makes on a card: the same numbers, and counted as one.
+LIBRARY = torch.library.Library("ltxkit_counted", "DEF")
+LIBRARY.define("norm_activation(Tensor x, Tensor? scale, Tensor? shift, float eps, *, Tensor(a!) out) -> ()")
+LIBRARY.impl("norm_activation", activation.in_one_kernel, "CPU")
+activation._compiled = lambda: torch.ops.ltxkit_counted.norm_activation  # pyright: ignore[reportPrivateUsage]
+
+
 def kept(output: torch.Tensor) -> Run:
     return lambda: output
 
@@ -103,6 +156,10 @@ def peers(model: LTXTransformer, given: StepInputs) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     for each in asked:
         try:
+            if each.path is not None and each.name == "comfyui":
+                sys.path.append(str(each.path))
+                options: Any = importlib.import_module("comfy.cli_args")
+                options.args.use_pytorch_cross_attention = True  # as it computes on cards by itself
             peer = open_peer(each, torch.device("cpu"))
             runs[peer.title] = peer.step(model, given)
         except PeerMissingError as error:

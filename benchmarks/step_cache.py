@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +50,7 @@ class Made:
 
 
 @contextmanager
-def counted(transformer: nn.Module) -> Iterator[list[int]]:
+def counted(transformer: nn.Module) -> Generator[list[int], None, None]:
     """Collects the forwards of every call: branches times clips."""
     counts: list[int] = []
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Inputs:
     masks: Tensor
 
     @classmethod
-    def of(cls, grid: tuple[int, int, int], config: TransformerConfig, *, conditioned: bool) -> Self:
+    def of(cls, grid: tuple[int, int, int], config: TransformerConfig, *, conditioned: bool) -> Inputs:
         """conditioned: on the first frame, whose tokens have no noise."""
         torch.manual_seed(1)
         cells = torch.stack(torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")).reshape(1, 3, -1)

@@ -1,8 +1,7 @@
 """What unpacking GGUF weights costs: bytes of memory traffic per weight, which a card pays, and time on a CPU.
 
 An 8192x2048 matrix to bfloat16, in every type of block. Bytes are counted by a dispatch mode: what each kernel reads
-and writes, an `out=` argument as read and as written. Results are shown equal to the gguf package's to the last bit
-before.
+and writes, an `out=` argument twice. Results are shown equal to the gguf package's to the last bit before.
 One thread, CPU time; with --against the same with another checkout's `ltx_core/quant/ggml_blocks.py`, round by round.
 
 python benchmarks/unpack.py [--tiny] [--against DIR]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.files import is_there
 from ..ltx_core.values import shown
 from .console import say
 from .options import declare
@@ -329,7 +330,7 @@ def made_with(clip: Path) -> dict[str, Any]:
     """
     from ..ltx_core.media import read_metadata
 
-    if not clip.exists():
+    if not is_there(clip):
         raise ConfigError(f"got the clip {clip}, which is not there; expected a clip that LTXKit saved; check its name")
     texts = read_metadata(clip)
     record = texts.get(SETTINGS)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..ltx_core.config import STEP_CACHES
-from ..ltx_core.errors import ConfigError, ShapeError
-from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output
-from ..ltx_core.shapes import MOST_FRAMES, PixelShape
+from ..ltx_core.errors import ConfigError
+from ..ltx_core.files import PICTURES, VIDEOS, check_name, check_output, is_there
+from ..ltx_core.shapes import LONGEST_SIDE, MOST_FRAMES
 from ..ltx_core.values import (
+    FASTEST,
     LARGEST_SEED,
     LARGEST_STRENGTH,
     check_frame_rate,
@@ -87,13 +88,11 @@ seed = whole(0, LARGEST_SEED)
 def size(text: str) -> tuple[int, int]:
     """WxH as (width, height), in pixels."""
     match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected width x height in pixels, such as 768x512")
-    width, height = int(match[1]), int(match[2])
-    try:
-        PixelShape.asked(1, height, width)
-    except ShapeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (0 < width <= LONGEST_SIDE and 0 < height <= LONGEST_SIDE):
+        raise argparse.ArgumentTypeError(
+            f"got {shown(text)}; expected width x height in pixels, such as 768x512, each from 1 to {LONGEST_SIDE}"
+        )
     return width, height
 
 
@@ -109,7 +108,7 @@ def frame_rate(text: str) -> Fraction:
         check_frame_rate("fps", rate)
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(
-            f"got {shown(text)}; expected a positive rate such as 24, 29.97 or 24000/1001"
+            f"got {shown(text)}; expected a positive rate such as 24, 29.97 or 24000/1001, at most {FASTEST}"
         ) from error
     return rate
 
@@ -171,14 +170,14 @@ picture = output(*PICTURES)
 def weighted_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE=STRENGTH; the part after the last "=" is a strength if it is a number."""
     habit = re.fullmatch(r"(.+):(-?[\d.]+)", text)  # as other programs write it
-    if habit and not Path(text).exists() and Path(habit[1]).exists():
+    if habit and not is_there(Path(text)) and is_there(Path(habit[1])):
         raise argparse.ArgumentTypeError(f"got {shown(text)}; expected FILE=STRENGTH; write {habit[1]}={habit[2]}")
     path, equals, strength = text.rpartition("=")
     try:
         value = float(strength) if equals else 1.0
     except ValueError:
         return Path(text), 1.0
-    if not equals or Path(text).exists():
+    if not equals or is_there(Path(text)):
         return Path(text), 1.0
     if not -LARGEST_STRENGTH <= value <= LARGEST_STRENGTH:
         raise argparse.ArgumentTypeError(
@@ -202,7 +201,11 @@ def shown_at(text: str) -> Shown:
         number = int(frame)
     except ValueError:
         number = None
-    if number is None or not equals or not rest or abs(number) > MOST_FRAMES:
+    if number is not None and abs(number) > MOST_FRAMES:
+        raise argparse.ArgumentTypeError(
+            f"got frame {shown(number)}; expected one from -{MOST_FRAMES} to {MOST_FRAMES}; 0 is the first, -1 the last"
+        )
+    if number is None or not equals or not rest:
         raise argparse.ArgumentTypeError(
             f"got {shown(text)}; expected FRAME=FILE or FRAME=FILE@STRENGTH, such as 0=first.png or -1=last.png@0.8"
         )
@@ -217,7 +220,7 @@ def file_with_share(text: str) -> tuple[Path, float | None]:
 
 def _with_share(text: str) -> tuple[Path, float | None]:
     file, at, share = text.rpartition("@")
-    if not at or not file or Path(text).exists():
+    if not at or not file or is_there(Path(text)):
         return Path(text), None
     try:
         value = float(share)

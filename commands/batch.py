@@ -7,7 +7,7 @@ import importlib
 import json
 from pathlib import Path
 
-from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.errors import UnsupportedError
 from . import arguments
 from .command import DONE, REFUSED, Command
 from .console import Console
@@ -22,7 +22,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=arguments.output_folder, default=Path("output"), help="folder for the clips"
     )
     offered_arguments(parser)
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that make clips (default: 1)")
+    parser.add_argument(
+        "--workers", type=arguments.whole(1), default=1, metavar="N", help="processes that make clips (default: 1)"
+    )
     parser.add_argument("--device", metavar="NAME", help="of each of them; default: a GPU each, where there are any")
     parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: this machine")
     parser.add_argument("--json", action="store_true", help="the files and the rows that failed as one JSON object")
@@ -38,8 +40,6 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.locks import locked_folder
     from ..service import batch
 
-    if options.workers < 1:
-        raise ConfigError(f"got --workers {options.workers}; expected a positive number; change it")
     catalog = offered(options)
     check_offered(catalog, [options.device] if options.address is None else [])
     table = batch.read_table(options.jobs, catalog, options.device)

@@ -51,19 +51,19 @@ def prompts_of(options: argparse.Namespace) -> tuple[str, ...]:
             f"got {len(options.words)} words or prompts; expected one prompt in quotes, such as {shown(words)}; put "
             "several prompts into a file, one a line: --prompts FILE"
         )
-    prompts = tuple(options.words or options.prompt or _lines(options.prompts))
+    prompts = tuple(options.words or options.prompt or prompt_lines(options.prompts))
     if not prompts:
         raise ConfigError('got no prompt; expected what the clip shows, such as "a lighthouse in a storm"; add it')
     return prompts
 
 
-def _lines(path: Path | None) -> Iterator[str]:
+def prompt_lines(path: Path | None) -> Iterator[str]:
     """The prompts of a file: its lines without empty ones and those that start with #."""
     if path is None:
         return
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is one, and what a name with NUL raises
         raise ConfigError(
             f"got {path}, which cannot be read ({getattr(error, 'strerror', None) or error}); expected a text file "
             "with one prompt a line; check the path"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..ltx_core.cache import home_folder, in_home
 from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
-from ..ltx_core.files import parse_yaml
+from ..ltx_core.files import is_there, parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, nearest
 from ..ltx_core.values import shown
@@ -190,8 +190,8 @@ class Places:
     def _named(self, role: Role, text: str, start: Path, where: str) -> Path:
         """The file that a text names: a path, the bundled model, a release, or the name of a file in a place."""
         path = start / in_home(text)
-        if path.exists() or text == BUNDLED:
-            return path if path.exists() else Path(text)
+        if is_there(path) or text == BUNDLED:
+            return path if is_there(path) else Path(text)
         published = PUBLISHED.get(text.lower())
         names = {text, Path(text).name} if published is None else {published[0].name}
         if "/" not in text.rstrip("/") or published is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.values import shown
-from . import places
+from . import arguments, places
 from .command import DONE, Command
 from .console import Console
 
@@ -48,24 +48,33 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--folder", type=Path, default=Path("service"), help="where the queue and the clips are (default: %(default)s)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s; 0: a free one")
+    parser.add_argument(
+        "--port", type=arguments.whole(0, 65535), default=PORT, help="default: %(default)s; 0: a free one"
+    )
     parser.add_argument(
         "--token", metavar="TEXT", help=f"what clients must send (default: ${TOKEN}); required for other machines"
     )
     parser.add_argument(
         "--device", action="append", metavar="NAME", help="of a worker, such as cuda:1; repeated: a worker each"
     )
-    parser.add_argument("--keep", type=float, metavar="DAYS", help="how long finished clips stay (default: for ever)")
-    parser.add_argument("--max-queue", type=int, default=100, metavar="N", help="jobs that may wait (default: 100)")
+    parser.add_argument(
+        "--keep",
+        type=arguments.number(above=0),
+        metavar="DAYS",
+        help="how long finished clips stay (default: for ever)",
+    )
+    parser.add_argument(
+        "--max-queue", type=arguments.whole(1), default=100, metavar="N", help="jobs that may wait (default: 100)"
+    )
     parser.add_argument(
         "--max-pixels",
-        type=int,
+        type=arguments.whole(1),
         default=300_000_000,
         metavar="N",
         help="width x height x frames (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-upload", type=int, default=64, metavar="MB", help="of one request (default: %(default)s)"
+        "--max-upload", type=arguments.whole(1), default=64, metavar="MB", help="of one request (default: %(default)s)"
     )
 
 
@@ -90,14 +99,6 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             f"got --host {options.host} without a token; expected one where other machines can reach the server; set "
             f"${TOKEN}, or leave --host out"
         )
-    for name in ("max_queue", "max_pixels", "max_upload"):
-        if getattr(options, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"got {option} {getattr(options, name)}; expected a positive number; change it")
-    if not 0 <= options.port < 65536:
-        raise ConfigError(f"got --port {options.port}; expected 0 to 65535; change it")
-    if options.keep is not None and not options.keep > 0:
-        raise ConfigError(f"got --keep {options.keep:g}; expected a positive number of days; leave it out for ever")
     catalog = offered(options)
     check_offered(catalog, options.device or [None])
     with locked_folder(options.folder, "server"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ltx_core.errors import ConfigError
+from ..ltx_core.files import is_there
 from .console import Console
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def check_inputs(options: argparse.Namespace) -> None:
     if options.source is not None:
         named["--from"] = options.source[0]
     for option, path in named.items():
-        if path is not None and not path.exists():
+        if path is not None and not is_there(path):
             raise ConfigError(
                 f"got {option.partition(' ')[0]} {path}, which is not there; expected a file; check the path"
             )

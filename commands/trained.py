@@ -14,6 +14,7 @@ from ..ltx_core.weights.bundled import BUNDLED
 from . import arguments
 from .command import DONE, Command
 from .console import Console
+from .jobs import prompt_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,9 +94,7 @@ def _sample(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.training.generate import generate_clips, load_models
     from ..ltx_core.training.pictures import save_samples
 
-    prompts: list[str] = list(options.prompt)
-    if options.prompts is not None:
-        prompts += [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prompts = [*options.prompt, *prompt_lines(options.prompts)]
     if not prompts:
         raise ConfigError("got no prompt; expected --prompt or --prompts; add one")
     settings, host = clip_settings(options, clip_size(options)), host_of(console)

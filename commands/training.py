@@ -117,7 +117,8 @@ def stopping_on_signals(came: list[int] | None = None) -> Generator[Callable[[],
     if threading.current_thread() is not threading.main_thread():
         yield lambda: bool(came)
         return
-    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if name in signal.Signals.__members__]
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    numbers: list[int] = [getattr(signal, name) for name in names]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}

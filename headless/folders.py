@@ -14,12 +14,13 @@ from typing import Any
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.filenames import check_for_system, names_a_drive
-from ..ltx_core.files import check_output, sync, temporary
+from ..ltx_core.files import check_output, is_there, sync, temporary
 from ..ltx_core.values import shown
 from ..nodes.host import host
 from .host import PlainHost
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a number and a suffix follow
+LONGEST_PATH = 2000  # Linux takes 4096 for all of it, macOS 1024 and says so
 
 
 def _host() -> PlainHost:
@@ -43,9 +44,14 @@ def _inside(folder: Path, name: str) -> Path:
     """`folder / name`, unless that leaves the folder (ConfigError)."""
     _check_name(name)
     outside = names_a_drive(name)  # asked first: a look at a place on another machine already logs in there
-    if not outside and not (folder / name).exists():
+    if not outside and not is_there(folder / name):
         name = name.replace("\\", "/")  # as Windows separates folders
-    path = (folder / name).resolve() if not outside else folder
+    try:
+        path = (folder / name).resolve() if not outside else folder
+    except RuntimeError as error:  # before Python 3.13, of links that lead to each other
+        raise ConfigError(
+            f"got the path {shown(name)}, whose links lead in a circle; expected a file; remove the link"
+        ) from error
     if outside or not path.is_relative_to(folder.resolve()):
         raise ConfigError(
             f"got the path {name!r}, which leaves {folder}; expected a file inside it; move the file there"
@@ -58,7 +64,8 @@ def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise ConfigError(f"got the name {shown(name)}; expected text; write the name of a file")
     try:
-        fits = "\0" not in name and len(os.fsencode(Path(name).name)) <= LONGEST_NAME
+        parts = [len(os.fsencode(part)) for part in re.split(r"[\\/]", name)]
+        fits = "\0" not in name and max(parts) <= LONGEST_NAME and sum(parts) + len(parts) <= LONGEST_PATH
     except UnicodeEncodeError:
         fits = False
     if not fits:
@@ -132,6 +139,11 @@ class NumberedFiles:
         for name, value in values.items():
             prefix = prefix.replace(f"%{name}%", str(value))
         root = _host().folder(kind)
+        if any(ord(character) < 32 or ord(character) == 127 for character in prefix):
+            raise ConfigError(
+                f"got the filename_prefix {shown(prefix)}, with control characters; expected text that is seen; remove "
+                "them"
+            )
         target = _inside(root, prefix)
         check_for_system(f"{prefix}_00001_")
         if target == root.resolve() or Path(prefix.replace("\\", "/")).name in ("", ".."):

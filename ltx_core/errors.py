@@ -5,7 +5,7 @@ Every message says what LTXKit got, what it expected and what to do: `got X; exp
 
 import unicodedata
 
-LONGEST_MESSAGE = 4000  # characters; names in files have no limit of their own
+LONGEST_LINE = 4000  # characters; names in files have no limit of their own
 
 
 def printable(text: str) -> str:
@@ -23,14 +23,17 @@ def printable(text: str) -> str:
 class LTXKitError(Exception):
     """Base of every error that LTXKit raises on purpose; its message is meant for the user.
 
-    Whatever names from files the message quotes: it is `printable`, and a longer one loses its middle.
+    Whatever names from files the message quotes: it is `printable`, and a very long line loses its middle.
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if len(text) > LONGEST_MESSAGE:
-            text = f"{text[: LONGEST_MESSAGE * 3 // 4]} ... {text[-LONGEST_MESSAGE // 4 :]}"
-        return printable(text)
+        return printable("\n".join(_shortened(line) for line in super().__str__().split("\n")))
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE * 3 // 4]} ... {line[-LONGEST_LINE // 4 :]}"
 
 
 class ConfigError(LTXKitError, ValueError):

@@ -86,14 +86,24 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
         if not there.is_dir():
             raise ConfigError(f"got the output {path}, but {there} is not a folder; expected one; name another output")
         remove_leftovers(there)  # a run that is refused for a name that exists would leave them
-        probe = there / f"{TEMPORARY}{secrets.token_hex(4)}"
-        probe.touch(exist_ok=False)
-        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
+        _try(there / f"{TEMPORARY}{secrets.token_hex(4)}")
     except OSError as error:
         raise ConfigError(
             f"got the output {shown(text)}, which cannot be written ({error.strerror or error}); expected a folder "
             "with the right to write; name another output"
         ) from error
+
+
+def _try(probe: Path) -> None:
+    """Make an empty file, and remove it; a signal in between leaves it to `remove_temporaries`."""
+    _live[probe.name] = (probe,)
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
+    except OSError:
+        _live.pop(probe.name)
+        raise
+    _live.pop(probe.name)
 
 
 def check_name(text: str, *, folder: bool) -> None:
@@ -109,6 +119,14 @@ def check_name(text: str, *, folder: bool) -> None:
     if not folder and (text.endswith(separators) or Path(text).name in ("", ".", "..")):
         raise ConfigError(f"got the output {shown(text)}, which names a folder; expected a file; add its name")
     check_for_system(text)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path. False too for a name that no disk can have, where `Path.exists` raises."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _either(names: Sequence[str]) -> str:
@@ -169,9 +187,13 @@ def temporary(folder: Path, suffix: str = "") -> Generator[Path, None, None]:
     finally:
         try:
             _remove(part)
-        finally:
+        except OSError:
             lock.release()
             _live.pop(token, None)
+            raise
+        # Where a signal comes in between, both stay known, for `remove_temporaries`.
+        lock.release()
+        _live.pop(token, None)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -281,7 +303,8 @@ def _as_os_error(error: Exception) -> OSError | None:
     """What the disk said, where a library that writes tells it in an error of its own; None: it is another error."""
     if isinstance(error, LTXKitError):
         return None
-    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, and everything else in Rust
+    # safetensors, and everything else in Rust; the second is how safetensors 0.4 says it.
+    number = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))
     if number is not None:
         return OSError(int(number[1]), os.strerror(int(number[1])))
     inner: BaseException | None = error

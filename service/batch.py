@@ -25,6 +25,7 @@ from ..ltx_core.progress import Notes, Progress, ProgressEvent
 from ..ltx_core.values import shown
 from .catalog import Catalog
 from .folder import VIDEO
+from .making import clip_of
 from .requests import UPLOAD, Limits, read_request
 
 FAILED = "failed.jsonl"
@@ -173,8 +174,6 @@ class Maker:
         return {"name": [said["name"]], "number": [said["number"]], "clip": [clip], "error": [error]}
 
     def _clip(self, request: Mapping[str, Any], reference: str | None) -> bytes:
-        from ..ltx_core.pipelines.condition import Condition
-        from ..ltx_core.pipelines.front import LoRA
         from ..ltx_core.pipelines.library import Components
 
         if self._loaded is None or self._loaded[0] != request["model"]:
@@ -182,15 +181,8 @@ class Maker:
             files = self.catalog.model(request["model"]).files()
             self._loaded = request["model"], Components.load(**files, device=self.device, progress=False)
         ltx = self._loaded[1]
-        ltx.loras = tuple(LoRA(self.catalog.lora(each["name"]), each["scale"]) for each in request["loras"])
-        names = ("negative_prompt", "width", "height", "frames", "fps", "seed")
-        clip = ltx.generate(
-            request["prompt"],
-            **{name: request[name] for name in names},
-            conditions=() if reference is None else Condition(Path(reference)),  # pyright: ignore[reportArgumentType]
-            progress=False,
-            **request["knobs"],
-        )
+        path = None if reference is None else Path(reference)
+        clip = clip_of(request, path, ltx, self.catalog, progress=False)
         with tempfile.TemporaryDirectory(prefix="ltxkit-") as folder:
             path = Path(folder) / f"clip{VIDEO}"
             clip.save(path, progress=False)

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..ltx_core.errors import LTXKitError
+from .folder import UPLOADS
 from .queue import Job, KeyUsedError, QueueFullError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 LOOK = 0.1  # seconds between looks at the jobs of a client
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_UPLOADS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4", ".mov", ".mkv", ".webm", ".avi")
 _KINDS = ("input", "output", "temp")
 
 
@@ -165,8 +165,8 @@ def routes(service: Service) -> list[BaseRoute]:
             if not isinstance(file, UploadFile) or not file.filename:
                 raise HTTPException(400, "got no file; expected one in the field image; upload it")
             name = Path(file.filename.replace("\\", "/")).name
-            if Path(name).suffix.lower() not in _UPLOADS:
-                raise HTTPException(400, f"got {name}; expected a name that ends in one of {', '.join(_UPLOADS)}")
+            if Path(name).suffix.lower() not in UPLOADS:
+                raise HTTPException(400, f"got {name}; expected a name that ends in one of {', '.join(UPLOADS)}")
             content = await file.read()
             overwrite = str(form.get("overwrite", "")).lower() in ("true", "1")
         stored = await run_in_threadpool(_stored, service.folder.input, name, content, overwrite)

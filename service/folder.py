@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ..ltx_core.files import remove_leftovers
 
+UPLOADS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4", ".mov", ".mkv", ".webm", ".avi")
+"""Suffixes of the pictures and clips that clients may upload."""
+
 VIDEO, SHEET, THUMBNAIL, PREVIEW = ".mp4", ".png", ".jpg", ".jpg"
 
 

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from ..ltx_core.errors import LTXKitError
 from .catalog import NotOfferedError
 from .errors import error_response
+from .folder import UPLOADS
 from .queue import Job, KeyUsedError, QueueFullError
 from .requests import UPLOAD, FieldError, TooLargeError, read_request
 
@@ -34,7 +35,6 @@ LOOK = 0.2  # seconds between looks at a job that somebody watches
 MOST_LISTED = 100
 RETRY = 10  # seconds after which a client may try a full queue again
 VARIANTS = {"video": "video/mp4", "thumbnail": "image/jpeg", "spritesheet": "image/png"}
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4", ".mov", ".mkv", ".webm", ".avi")
 _DATA_URL = re.compile(r"data:(image|video)/([a-z0-9.+-]+);base64,", re.IGNORECASE)
 _NOT_OFFERED = "expected a new clip from a prompt and a picture or clip as input_reference; use POST /v1/videos"
 
@@ -189,9 +189,9 @@ def _store(service: Service, job_id: str, upload: _Upload) -> None:
     from ..ltx_core.files import whole
     from ..ltx_core.media.inputs import as_frames
 
-    if upload.suffix not in _SUFFIXES:
+    if upload.suffix not in UPLOADS:
         raise FieldError(
-            UPLOAD, f"got a file with the suffix {upload.suffix!r}; expected one of {', '.join(_SUFFIXES)}; rename it"
+            UPLOAD, f"got a file with the suffix {upload.suffix!r}; expected one of {', '.join(UPLOADS)}; rename it"
         )
     path = service.folder.uploads / f"{job_id}{upload.suffix}"
     try:

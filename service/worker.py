@@ -26,6 +26,7 @@ from ..ltx_core.errors import LTXKitError
 from ..ltx_core.progress import ProgressEvent
 from .catalog import Catalog
 from .folder import Folder
+from .making import clip_of
 from .queue import Job, Queue
 
 if TYPE_CHECKING:
@@ -132,30 +133,14 @@ class Worker:
     # --- clips --------------------------------------------------------------------------------------------------------
 
     def _video(self, job: Job) -> dict[str, Any]:
-        from ..ltx_core.pipelines.condition import Condition
-        from ..ltx_core.pipelines.front import LoRA
-
         said = job.request
         reporter = _Reporter(self, job)
         reporter.check()
         ltx, preview = self._models(said["model"], reporter)
         reporter.preview = preview
         reporter.passes = 1 if ltx.upscaler is None else 2
-        ltx.loras = tuple(LoRA(self.catalog.lora(each["name"]), each["scale"]) for each in said["loras"])
         upload = self.folder.upload(job.id)
-        clip = ltx.generate(
-            said["prompt"],
-            negative_prompt=said["negative_prompt"],
-            width=said["width"],
-            height=said["height"],
-            frames=said["frames"],
-            fps=said["fps"],
-            seed=said["seed"],
-            conditions=() if upload is None else Condition(upload),  # pyright: ignore[reportArgumentType]
-            progress=reporter,
-            notes=reporter.note,
-            **said["knobs"],
-        )
+        clip = clip_of(said, upload, ltx, self.catalog, progress=reporter, notes=reporter.note)
         video = self.folder.video(job.id)
         clip.save(video, contact_sheet=self.folder.sheet(job.id), progress=reporter)
         _write_thumbnail(video, self.folder.thumbnail(job.id))

@@ -67,7 +67,7 @@ class CardKernels:
 
     gelu_in_product: torch has GELU in the product's own kernel here. bfloat16: whether the card computes in it.
     query_blocks: torch's attention may hold all scores here, so that it gets a block of queries at a time.
-    why: sentences about back ends that were left out.
+    compiles: norms of a VAE are compiled. why: sentences about back ends that were left out.
     """
 
     elementwise: str = PLAIN_FORM
@@ -75,6 +75,7 @@ class CardKernels:
     gelu_in_product: bool = False
     bfloat16: bool = True
     query_blocks: bool = False
+    compiles: bool = False
     why: tuple[str, ...] = ()
 
     def fuses(self, dtype: torch.dtype, width: int) -> bool:

@@ -211,7 +211,7 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
     text = text.strip().lower()
     if text in ("", MEASURED):
         return None
-    operations: dict[str, Operation] = {kind: Operation() for kind in KINDS}
+    operations: dict[str, Any] = {kind: Operation() for kind in KINDS}
     card: dict[CardKind, str] = dict.fromkeys(CARD_FORMS, PLAIN_FORM)
     widens_half = text != PLAIN_FORM
     for word in () if text == PLAIN_FORM else text.split(","):
@@ -232,7 +232,7 @@ def parse_kernels(text: str, origin: str) -> Kernels | None:
                 f"dtype={'|'.join(COMPUTED)}, with commas between; leave it out for the best ones"
             )
     said = origin if text != PLAIN_FORM else ""
-    return Kernels(**cast("dict[str, Any]", operations), widens_half=widens_half, origin=said, card=tuple(card.items()))
+    return Kernels(**operations, widens_half=widens_half, origin=said, card=tuple(card.items()))
 
 
 def _offered(kind: str) -> list[str]:

@@ -99,9 +99,9 @@ def norm_rotation(
     card, dtype, width = active.card, query.dtype, query.shape[-1]
     fuses = card is not None and card.fuses(dtype, width) and form_of(table) == "matrices"
     if not fuses or torch.is_grad_enabled():
-        normed = (rms_norm(part, weight, eps, active) for part, weight in zip((query, key), weights, strict=True))
-        turned_query, turned_key = (rotated(part, table) for part in normed)
-        return turned_query, turned_key
+        turned_query = rotated(rms_norm(query, weights[0], eps, active), table)
+        del query  # before the norm of the keys, which is the block's peak where it is composed
+        return turned_query, rotated(rms_norm(key, weights[1], eps, active), table)
     of_query, of_key = (weight.detach().to(dtype) for weight in weights)
     # One table for all samples serves all lanes in one call; tables of their own, the samples of one lane.
     query, key = query.contiguous(), key.contiguous()

@@ -109,7 +109,7 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "CPU implementer", "CPU part")
-        lines = (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
+        lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines())
         found = {name.strip(): value.strip() for name, _, value in lines if name.strip() in wanted}
         if found:
             return "; ".join(f"{name} {value}" for name, value in sorted(found.items()))

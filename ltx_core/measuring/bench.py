@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..budget.weights import weight_bytes
 from ..errors import ConfigError
-from ..files import temporary
+from ..files import check_output, temporary
 from ..models.dtypes import compute_dtype
 from ..models.transformer import LTXTransformer
 from ..models.video_vae import VideoVAE
@@ -128,7 +128,9 @@ def bench(choices: Choices, progress: Progress = silent, say: Notes = lambda _: 
     choices.check()
     spare_main_memory()
     # After a kill, gigabytes of it: the next run that writes there removes what was left.
-    with temporary(Path(choices.folder or tempfile.gettempdir())) as folder:
+    place = Path(choices.folder or tempfile.gettempdir())
+    check_output(place, folder=True)
+    with temporary(place) as folder:
         folder.mkdir()
         files = _files(choices, folder, progress)
         with clear_of_memory("these models"):

@@ -87,7 +87,7 @@ def measure_first(files: ClipFiles, size: PixelShape, threads: int, progress: Pr
         "version": files.version,
     }
     command = [sys.executable, "-c", _START, str(ROOT / "__main__.py"), json.dumps(asked)]
-    with tempfile.TemporaryFile("w+") as errors, _process(command, errors) as child:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors, _process(command, errors) as child:
         lines = iter(child.stdout)
         result: dict[str, Any] | None = None
         for line in lines:

@@ -44,7 +44,8 @@ FOREIGN_ERRORS = (
 class Row:
     """One line of a table.
 
-    case: the workload in words. ours, peer: the figures to compare, in `unit`; peer is None if there is no peer.
+    case: the workload in words. ours, peer: the figures to compare, in `unit`; ours is None where nothing could be
+    measured, as the note says, and peer if there is no peer.
     speedup: median, minimum and maximum over the rounds of peer / ours. difference: largest difference between the two
     outputs, relative to the largest magnitude of the peer's. floor: share of the machine's limit that ours reaches,
     0 to 1. note: what a reader needs to repeat or judge the figure. memory, peer_memory: peak, in bytes. threads: of
@@ -53,7 +54,7 @@ class Row:
 
     case: str
     unit: str
-    ours: float
+    ours: float | None
     peer_name: str | None = None
     peer: float | None = None
     speedup: tuple[float, float, float] | None = None

@@ -57,7 +57,9 @@ def _where(machine: Mapping[str, Any]) -> str:
     return f"{place}; " + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
 
 
-def _figure(value: float, unit: str) -> str:
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
     if unit == "s" and value < 1:
         return f"{value * 1000:.3g} ms"
     return f"{value:.3g} {unit}"

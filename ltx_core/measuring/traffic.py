@@ -140,8 +140,8 @@ def _is_skipped(name: str) -> bool:
 
 
 def _is_alias(name: str, args: Any, result: Any) -> bool:
-    """Whether a conversion had nothing to convert."""
-    return name in ("to", "contiguous") and result.data_ptr() == args[0].data_ptr()
+    """Whether an operation had nothing to do: a conversion to what there is, dropout outside of training."""
+    return name in ("to", "contiguous", "dropout") and result.data_ptr() == args[0].data_ptr()
 
 
 def touched(x: Tensor) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LTXKitError
+from ..files import is_there
 from ..progress import Notes
 from .colour import HDR_NAMES, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
 from .filters import Conversion
@@ -48,7 +49,7 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream], None
     from av.error import FFmpegError
 
     path = Path(path)
-    if path.exists() and not path.is_file():  # a pipe or a device could be waited for without end
+    if is_there(path) and not path.is_file():  # a pipe or a device could be waited for without end
         raise ConfigError(f"got video {path}, which is not a file; expected a file such as mp4; choose another")
     try:
         # Old files have tags in other encodings, which say nothing about the frames.

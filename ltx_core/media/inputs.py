@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from ..files import is_there
 from ..progress import Notes, log_note
 from ..values import shown
 from .clips import Clip, is_clip, read_video
@@ -74,7 +75,7 @@ def as_masks(given: Frames, *, limit: int | None = None) -> Tensor:
 def _read(path: Path, limit: int | None, fps: Fraction | None, notes: Notes) -> Tensor:
     if "://" in str(path) or str(path).startswith(("http:", "https:")):
         raise ConfigError(f"got the address {path}; expected a file on this machine; download it first")
-    if not path.exists():
+    if not is_there(path):
         raise ConfigError(f"got {path}, which does not exist; expected a picture or a video; check the path")
     if is_clip(path):
         return read_video(path, limit=limit, fps=fps, notes=notes).frames

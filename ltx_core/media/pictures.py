@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LTXKitError
+from ..files import is_there
 from ..progress import Notes, log_note
 from .decoding import read_still
 
@@ -146,7 +147,7 @@ def opened(path: Path) -> Generator[Image, None, None]:
     from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device could be waited for without end
+    if is_there(path) and not (path.is_file() or path.is_dir()):  # a pipe or a device could be waited for without end
         raise ConfigError(f"got picture {path}, which is not a file; expected PNG, JPEG or WebP; choose another")
     try:
         with warnings.catch_warnings():

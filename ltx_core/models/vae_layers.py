@@ -22,6 +22,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ..config import PaddingMode
+from ..kernels.activation import norm_activation
+from ..kernels.active import Active
 from ..kernels.choice import Operation
 from .convolution import Conv3d
 from .dtypes import compute_dtype
@@ -29,10 +31,6 @@ from .embeddings import TimeEmbedder, scale_shift_table
 
 PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
 SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
-
-# Elements that the operations of a norm work on one after the other on a CPU: few enough that they stay in the cache of
-# a core. Measured on a Xeon with 2 MB of it: 2.4 times as fast as one operation after the other over 13 million.
-CACHED = 1 << 17
 
 Stride = tuple[int, int, int]
 ScaleShift = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
@@ -122,30 +120,14 @@ class Norm:
             x = torch.addcmul(shift, x, scale)
         return F.silu(x, inplace=True)
 
-    def into(self, output: Tensor, x: Tensor) -> None:
+    def into(self, output: Tensor, x: Tensor, active: Active) -> None:
         """The same numbers, written into `output` (b, f, h, w, c). Without autograd."""
         for i, (sample, target) in enumerate(zip(x, output, strict=True)):
-            pair = None if self.modulation is None else [part[min(i, len(part) - 1)] for part in self.modulation]
-            for part, result in zip(_cached(sample), _cached(target), strict=True):
-                norm = torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=torch.float32)
-                factor = norm.square_().div_(x.shape[-1]).add_(PIXEL_NORM_EPS).rsqrt_().to(x.dtype)
-                torch.mul(part, factor, out=result)
-                if pair is not None:
-                    torch.addcmul(pair[1], result, pair[0], out=result)
-                F.silu(result, inplace=True)
-
-
-def _cached(x: Tensor) -> Iterator[Tensor]:
-    """x (f, h, w, c) in pieces that fit into the cache of a CPU's core; whole on other devices."""
-    height, width, channels = x.shape[1:]
-    if x.device.type != "cpu":
-        yield x
-    elif height * width * channels <= CACHED:
-        yield from x.split(max(1, CACHED // max(height * width * channels, 1)))
-    else:
-        rows = max(1, CACHED // (width * channels))
-        for frame in x.split(1):
-            yield from frame.split(rows, dim=1)
+            pair = None
+            if self.modulation is not None:
+                scale, shift = (part[min(i, len(part) - 1)] for part in self.modulation)
+                pair = scale, shift
+            norm_activation(sample, pair, PIXEL_NORM_EPS, target, active)
 
 
 def split_modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
@@ -224,7 +206,7 @@ class CausalConv3d(nn.Module):
         if norm is None:
             middle.copy_(x)
         else:
-            norm.into(middle, x)
+            norm.into(middle, x, self.conv.active)
         joined[:, :in_front] = middle[:, :1] if earlier is None else earlier
         if behind:
             joined[:, -1:] = joined[:, -2:-1]

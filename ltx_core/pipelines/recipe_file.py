@@ -140,6 +140,8 @@ def _our_pass(values: Any, name: str) -> PassSettings:
     check_kind(name, values, dict)
     _check_keys(values, (field.name for field in dataclasses.fields(PassSettings)), f"{name}.")
     given = {key: _tuples(value) for key, value in values.items()}
+    if given.get("step_cache") is False:  # YAML reads the word off so
+        given["step_cache"] = "off"
     if isinstance(given.get("guidance"), dict):
         guidance = given["guidance"]
         _check_keys(guidance, (field.name for field in dataclasses.fields(Guidance)), f"{name}.guidance.")

@@ -101,13 +101,12 @@ class _Runs:
     def __call__(self, block: nn.Module, *given: Any) -> Any:
         if not self._failed:
             import torch._dynamo
-            from torch._dynamo import exc
 
-            failures: Any = exc.TorchDynamoException
+            dynamo: Any = torch._dynamo
             try:
-                with torch._dynamo.config.patch(cache_size_limit=VARIANTS):
+                with dynamo.config.patch(cache_size_limit=VARIANTS):
                     return self._function(block, *given)
-            except failures as error:
+            except dynamo.exc.TorchDynamoException as error:
                 self._failed = True
                 first = str(error).strip().splitlines()
                 self._say(f"The model runs without --compile: {type(error).__name__}: {first[0] if first else ''}")

@@ -211,7 +211,7 @@ def arithmetic_of(device: torch.device) -> list[str]:
 def _processor() -> str:
     """The model of the processor, as far as the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

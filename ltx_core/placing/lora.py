@@ -48,9 +48,11 @@ class Application:
 
     def __str__(self) -> str:
         why = ", for want of main memory to merge them" if self.no_room else ""
+        weights = "weight" if self.merged == 1 else "weights"
+        beside = "quantized one" if self.merged else "Linear"
         parts = [
-            f"merged into {self.merged} weights" if self.merged else "",
-            f"added beside {self.beside} {'others' if self.merged else 'Linears'}{why}" if self.beside else "",
+            f"merged into {self.merged} {weights}" if self.merged else "",
+            f"added beside {self.beside} {beside}{'' if self.beside == 1 else 's'}{why}" if self.beside else "",
         ]
         return f"LoRAs are {', '.join(filter(None, parts))}."
 
@@ -67,6 +69,7 @@ def applied(
     Each LoRA adds strength times its change of the model's own weight, so their order does not matter. A whole tensor
     of a LoRA stands in the place of the model's at every strength but 0; the last one counts.
 
+    The model must be placed already: a placement that begins inside makes copies of its own weights.
     Text must be prepared inside (`LTXTransformer.prepare_text`): its keys and values go through LoRAs too. Copies that
     stay on a device keep what is merged into them for the next call, which merges only what it has otherwise.
 
@@ -116,7 +119,7 @@ def applied(
                     if isinstance(module, QuantizedLinear):
                         handle = module.register_forward_pre_hook(hook.before)
                         stack.callback(handle.remove)
-                        stack.callback(vars(module).pop, "change", None)
+                        stack.callback(hook.leave_weight)
             else:
                 stack.enter_context(_replaced_parameters(module, parameters))
         yield tuple(fit.report for fit in fits)
@@ -206,6 +209,11 @@ class _LinearHook:
         if alone and isinstance(linear, QuantizedLinear) and linear.unpacks(x):
             self._is_in_weight, module.__dict__["change"] = True, self._add_to
 
+    def leave_weight(self) -> None:
+        """The next product is one with the Linear's own weight."""
+        if "change" in self._linear.__dict__:
+            del self._linear.change
+
     def _add_to(self, weight: Tensor) -> Tensor:
         assert self._pair is not None
         down, up = self._pair
@@ -231,7 +239,7 @@ class _LinearHook:
         if self._pair is not None and not self._is_in_weight:
             result = _add_product(result, x, self._pair, getattr(module, "active", PLAINLY))
         self._is_in_weight = False
-        module.__dict__.pop("change", None)
+        self.leave_weight()
         return result if self._shift is None else result + self._shift
 
     def _prepare(self, x: Tensor) -> None:

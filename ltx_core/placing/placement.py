@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
-from .compiling import check_streaming, compiled
+from .compiling import check_streaming, compiled, no_compiler
 from .computing import active_for, active_on, using
 from .copies import DeviceCopies
 from .devices import Memory, best_device, is_out_of_memory, memory, named_device
@@ -191,7 +191,8 @@ class DevicePlacement:
         """What a module computes by."""
         kernels, card = self.kernels, self.card
         if card is not None:
-            return active_on(card, module)
+            compiles = self._compile and no_compiler(self.device) is None
+            return active_on(replace(card, compiles=compiles), module)
         return None if kernels is None else active_for(module, kernels, memory_required)
 
     def _compiled(self, module: nn.Module) -> AbstractContextManager[None]:

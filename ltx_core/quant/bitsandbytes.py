@@ -12,19 +12,19 @@ Reading needs no package: these weights run wherever torch does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import prod
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError
+from ..values import is_number, shown
 from .ggml_blocks import at_a_time
-from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear
+from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear, said_by
 
 INT8_LEVELS = 127
 NF4_BLOCK = 64
@@ -105,22 +105,40 @@ class FourBitLinear(QuantizedLinear):
         Raises:
             CheckpointError: the JSON is damaged, or belongs to a weight of another shape.
         """
-        try:
-            state = cast("dict[str, Any]", json.loads(bytes(stored.tolist())))
-        except ValueError as error:
-            raise CheckpointError(
-                f"got 4-bit weights {key} whose quant_state is not JSON ({error}); expected JSON; download the file "
-                "again"
-            ) from error
+        state = said_by(bytes(stored.flatten().view(torch.uint8).tolist()), f"the quant_state of {key}")
         shape = [self.out_features, self.in_features]
-        if list(state.get("shape", ())) != shape:
+        if state.get("shape") != shape:
             raise CheckpointError(
-                f"got 4-bit weights of shape {state.get('shape')} for {key}; expected {shape}; the file belongs to "
-                "another model"
+                f"got 4-bit weights of shape {shown(state.get('shape'))} for {key}; expected {shape}; the file belongs "
+                "to another model"
             )
-        self.block_size = int(state.get("blocksize", NF4_BLOCK))
-        self.nested_block_size = int(state.get("nested_blocksize", 0))
-        self.offset = float(state.get("nested_offset", 0.0))
+        self.block_size = _block_size(key, state, "blocksize", NF4_BLOCK, prod(shape), self.absmax)
+        if self.nested_absmax is not None:
+            count = self.absmax.numel()
+            self.nested_block_size = _block_size(key, state, "nested_blocksize", 0, count, self.nested_absmax)
+        offset = state.get("nested_offset", 0.0)
+        if not is_number(offset):
+            raise CheckpointError(
+                f"got 4-bit weights {key} with nested_offset {shown(offset)}; expected a finite number; download the "
+                "file again"
+            )
+        self.offset = float(offset)
+
+
+def _block_size(key: str, state: Mapping[str, Any], name: str, otherwise: int, count: int, scales: Tensor) -> int:
+    """How many of `count` values share one of these scales.
+
+    Raises:
+        CheckpointError: it is no number of values, or the file has more or fewer scales.
+    """
+    size = state.get(name, otherwise)
+    whole = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 2**31 and size % 2 == 0
+    if not whole or -(-count // size) != scales.numel():
+        raise CheckpointError(
+            f"got 4-bit weights {key} with {scales.numel()} scales and {name} {shown(size)}; expected one scale for "
+            f"each block of {count} values; download the file again"
+        )
+    return size
 
 
 def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
@@ -197,6 +215,8 @@ class BitsAndBytes:
                 return {f"{stem}.packed": tensor.flatten()}
             if _STATE in key:
                 weight = key.partition(_STATE)[0]
+                if weight not in four_bit:
+                    return {key: tensor}  # of no such weight: it is reported with all that does not belong
                 four_bit[weight].read_state(weight, tensor)
                 return {}
             if stem in four_bit and role in _PARTS:
@@ -212,6 +232,7 @@ def _need(stored: Mapping[str, StoredTensor], key: str, scale: str) -> None:
 
 
 def _row_major(key: str, tensor: Tensor) -> Mapping[str, Tensor]:
-    if int(tensor) != 0:
-        raise UnsupportedError(f"got {key} = {int(tensor)}; expected 0 (rows); save the model again on this system")
+    if tensor.numel() != 1 or tensor.item() != 0:
+        values = shown(tensor.flatten()[:8].tolist())
+        raise UnsupportedError(f"got {key} = {values}; expected 0 (rows); save the model again on this system")
     return {}

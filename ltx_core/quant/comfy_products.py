@@ -28,7 +28,8 @@ def kitchen() -> ModuleType | None:
     """comfy-kitchen, or None where it is not installed or does not load."""
     try:
         import comfy_kitchen
-    except (ImportError, OSError):  # OSError: its CUDA library needs another driver
+    # OSError: its CUDA library needs another driver. ValueError: torch 2.5 does not know the types of its operators.
+    except (ImportError, OSError, ValueError):
         return None
     return comfy_kitchen
 

@@ -13,18 +13,18 @@ In addition to the scales there may be
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError
+from ..values import shown
 from .comfy_formats import (
     FORMATS,
     MXFP8,
@@ -43,7 +43,7 @@ from .comfy_quantize import quantize_int8, quantize_mxfp8, quantize_nvfp4, rotat
 from .foreign import has_scales_of_rows
 from .fp8 import COMFY_MARKER as MARKER
 from .fp8 import FP8_DTYPES, Float8Linear
-from .linear import OnLoad, Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear
+from .linear import OnLoad, Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear, said_by
 
 _SCALES = ("weight_scale", "weight_scale_2", "weight_s_rel", "weight_s_channel")
 _SIDES = (*_SCALES, "weight_codebook", "input_scale", "pre_quant_scale")
@@ -285,7 +285,7 @@ def _layers(stored: Mapping[str, StoredTensor]) -> dict[str, _Layer]:
         marker = stored.get(f"{stem}.{MARKER}")
         sides = tuple(side for side in _SIDES if f"{stem}.{side}" in stored)
         if marker is not None:
-            said = _parsed(stem, marker)
+            said = said_by(marker.content() if marker.content is not None else b"", f"{stem}.{MARKER}")
             kind, full_precision = _format(stem, said), said.get("full_precision_matrix_mult", False) is True
         elif info.dtype in FP8_DTYPES and sides and set(sides) <= {"weight_scale", "input_scale", "pre_quant_scale"}:
             # Nothing else is float8 with one scale, or one for each row; other scales need to be named.
@@ -314,27 +314,15 @@ def _unnamed(stem: str, info: StoredTensor, like: str) -> UnsupportedError:
     )
 
 
-def _parsed(stem: str, marker: StoredTensor) -> dict[str, Any]:
-    try:
-        said = json.loads(marker.content() if marker.content is not None else b"")
-    except ValueError as error:
-        raise CheckpointError(
-            f"got {stem}.{MARKER}, which is not JSON ({error}); expected a JSON object; download the file again"
-        ) from error
-    if not isinstance(said, dict):
-        raise CheckpointError(f"got {stem}.{MARKER} = {said!r}; expected a JSON object; download the file again")
-    return cast("dict[str, Any]", said)
-
-
 def _format(stem: str, said: Mapping[str, Any]) -> Format:
     name = said.get("format")
-    if name not in FORMATS or "num_experts" in said:
-        what = f"{name!r} of several experts" if "num_experts" in said else repr(name)
+    if not isinstance(name, str) or name not in FORMATS or "num_experts" in said:
+        what = f"{shown(name)} of several experts" if "num_experts" in said else shown(name)
         raise UnsupportedError(
             f"got {stem}.weight in the format {what} (ComfyUI's {MARKER}); expected one of {', '.join(FORMATS)}; use a "
             "file in one of these, or the bf16 file"
         )
-    kind = FORMATS[cast(str, name)]
+    kind = FORMATS[name]
     nested = said.get("params")
     options: dict[str, Any] = {**(nested if isinstance(nested, dict) else {}), **said}  # type: ignore[reportUnknownVariableType]
     group = _size(stem, options, "convrot_groupsize", _LARGEST_GROUP)
@@ -344,7 +332,7 @@ def _format(stem: str, said: Mapping[str, Any]) -> Format:
         linear_dtype = options.get("linear_dtype", "int4")
         if linear_dtype not in ("int4", "int8"):
             raise CheckpointError(
-                f"got {stem}.{MARKER} with linear_dtype {linear_dtype!r}; expected int4 or int8; use another file"
+                f"got {stem}.{MARKER} with linear_dtype {shown(linear_dtype)}; expected int4 or int8; use another file"
             )
         return ConvRotW4A4(group, linear_dtype)
     if kind is AsymW4A8:
@@ -355,5 +343,7 @@ def _format(stem: str, said: Mapping[str, Any]) -> Format:
 def _size(stem: str, options: Mapping[str, Any], name: str, otherwise: int) -> int:
     size = options.get(name, otherwise)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise CheckpointError(f"got {stem}.{MARKER} with {name} {size!r}; expected a positive number; use another file")
+        raise CheckpointError(
+            f"got {stem}.{MARKER} with {name} {shown(size)}; expected a positive number; use another file"
+        )
     return size

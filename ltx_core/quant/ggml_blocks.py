@@ -18,8 +18,12 @@ from torch import Tensor
 from ..errors import UnsupportedError
 
 # Weights that are unpacked together: the scratch memory of the float32 arithmetic is a few times this number. On the
-# CPU they are few enough to reuse the same pages: twice as fast in ComfyUI's process as with fresh ones.
-AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 20
+# CPU they are few enough to reuse the same pages, twice as fast in ComfyUI's process as with fresh ones, and to stay in
+# the cache of one core.
+AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 18
+
+# Bytes per weight: a CPU's kernels hold a product of bytes and float32 numbers, and its factor, in float32.
+CPU_COPIES = 8
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
 _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -64,7 +68,8 @@ def at_a_time(*, on_cpu: bool) -> int:
 
 def scratch_bytes(block_type: BlockType, weights: int, *, on_cpu: bool) -> int:
     """Bytes that `dequantize` needs for so many weights, in addition to its result."""
-    return int(block_type.scratch * min(weights, at_a_time(on_cpu=on_cpu)))
+    per_weight = block_type.scratch + (CPU_COPIES if on_cpu and block_type.weights_per_block > 1 else 0)
+    return int(per_weight * min(weights, at_a_time(on_cpu=on_cpu)))
 
 
 # --- pieces of a block ------------------------------------------------------------------------------------------------
@@ -115,13 +120,15 @@ def _high_bits(packed: Tensor) -> Tensor:
     return (packed.unsqueeze(-1) >> shifts).bitwise_and_(1).flatten(1)
 
 
-def _scales_and_shifts(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """The first 16 bytes of Q4_K and Q5_K -> eight scales and eight shifts, of 6 bits each, times theirs: (n, 8, 1)."""
+def _scales_and_shifts(blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The first 16 bytes of Q4_K and Q5_K: scales and shifts of the first four groups of 32 weights and of the last
+    four, each (n, 4, 1). They have 6 bits, and factors of their own."""
     low, minima, shared = blocks[:, 4:16].split(4, dim=1)
-    scales = torch.cat((low & 63, (shared & 15) | ((low >> 2) & 48)), dim=1)
-    shifts = torch.cat((minima & 63, (shared >> 4) | ((minima >> 2) & 48)), dim=1)
-    scale, shift = scales * _halves(blocks, 0), shifts * _halves(blocks, 2, -1.0)
-    return scale.unsqueeze(-1), shift.unsqueeze(-1)
+    factor, of_shifts = _halves(blocks, 0), _halves(blocks, 2, -1.0)
+    first = (low & 63) * factor, (minima & 63) * of_shifts
+    top, top_of_shifts = (low >> 2).bitwise_and_(48), (minima >> 2).bitwise_and_(48)
+    last = ((shared & 15) | top) * factor, ((shared >> 4) | top_of_shifts) * of_shifts
+    return [(scale.unsqueeze(-1), shift.unsqueeze(-1)) for scale, shift in (first, last)]
 
 
 # --- formats that are plain numbers -----------------------------------------------------------------------------------
@@ -197,37 +204,38 @@ def _q3_k(blocks: Tensor, into: Tensor) -> None:
 
 
 def _q4_k(blocks: Tensor, into: Tensor) -> None:
-    scale, shift = _scales_and_shifts(blocks)
-    quants, into = blocks[:, 16:].unflatten(1, (4, 32)), into.unflatten(1, (4, 2, 32))
-    torch.addcmul(shift[:, 0::2], quants & 15, scale[:, 0::2], out=into[:, :, 0])
-    torch.addcmul(shift[:, 1::2], quants >> 4, scale[:, 1::2], out=into[:, :, 1])
+    quants, into = blocks[:, 16:].unflatten(1, (2, 2, 32)), into.unflatten(1, (2, 2, 2, 32))
+    for half, (scale, shift) in enumerate(_scales_and_shifts(blocks)):
+        of_half = quants[:, half]
+        for odd, levels in enumerate((of_half & 15, of_half >> 4)):
+            torch.addcmul(shift[:, odd::2], levels, scale[:, odd::2], out=into[:, half, :, odd])
 
 
 def _q5_k(blocks: Tensor, into: Tensor) -> None:
-    scale, shift = _scales_and_shifts(blocks)
-    high, quants = blocks[:, 16:48].unsqueeze(1), blocks[:, 48:].unflatten(1, (4, 32))
-    # Each of the first four groups of weights has its bit in place, and each of the last four in the upper half byte.
-    nibbles = torch.cat((high, high >> 4), dim=1).unsqueeze(2)  # (n, 2, 1, 32)
-    masks, times = _constants((1, 4), blocks), _constants((16, 4), blocks)
-    for odd, low in enumerate((quants & 15, quants >> 4)):
-        bits = nibbles & (masks << odd)  # (n, 2, 2, 32)
-        levels = torch.addcmul(low, bits.flatten(1, 2), (times >> odd).repeat(2, 1))
-        torch.addcmul(shift[:, odd::2], levels, scale[:, odd::2], out=into.unflatten(1, (4, 2, 32))[:, :, odd])
+    high, quants = blocks[:, 16:48], blocks[:, 48:].unflatten(1, (4, 32))
+    nibbles, into = (quants & 15, quants >> 4), into.unflatten(1, (8, 32))
+    masks = _constants((1, 2, 4, 8), blocks)
+    # Of the eight bits in a byte of `high`, one belongs to each group of weights.
+    for half, (scale, shift) in enumerate(_scales_and_shifts(blocks)):
+        bits = (high >> 4 if half else high).unsqueeze(1) & masks  # (n, 4, 32)
+        for group in range(4):
+            number = 4 * half + group
+            levels = torch.add(nibbles[number % 2][:, number // 2], bits[:, group], alpha=16 >> group)
+            torch.addcmul(shift[:, group], levels, scale[:, group], out=into[:, number])
 
 
 def _q6_k(blocks: Tensor, into: Tensor) -> None:
     # What two bits and a nibble stand for, -32 to 31, is made at the top of a byte: 4 times that. The two bits with the
-    # higher one turned are -2 to 1; what lies above them is lost when they are multiplied to the top.
-    low = blocks[:, :128].unflatten(1, (2, 2, 32))
-    high = (blocks[:, 128:192] ^ 0xAA).unflatten(1, (2, 1, 32))
-    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 2, 2, 2, 1)
-    into = into.unflatten(1, (2, 2, 2, 2, 16))
-    masks, times = _constants((0x03, 0x0C, 0x30, 0xC0), blocks), _constants((64, 16, 4, 1), blocks)
-    for half, nibbles in enumerate((low << 4, low & 0xF0)):
-        of = slice(2 * half, 2 * half + 2)
-        levels = torch.addcmul(nibbles.bitwise_right_shift_(2), high & masks[of], times[of])
-        levels = levels.view(torch.int8).unflatten(-1, (2, 16))
-        torch.mul(levels, scale[:, :, half], out=into[:, :, half])
+    # higher one turned are -2 to 1.
+    quants = blocks[:, :128].unflatten(1, (2, 64))
+    high = (blocks[:, 128:192] ^ 0xAA).unflatten(1, (2, 32))
+    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 4, 2, 1)
+    into = into.unflatten(1, (2, 4, 2, 16))
+    low, upper = (quants & 15).split(32, dim=2), (quants >> 4).split(32, dim=2)
+    tops = (high << 6, (high << 4).bitwise_and_(0xC0), (high << 2).bitwise_and_(0xC0), high & 0xC0)
+    for group, (nibbles, top) in enumerate(zip((*low, *upper), tops, strict=True)):
+        levels = torch.add(top, nibbles, alpha=4).view(torch.int8).unflatten(2, (2, 16))
+        torch.mul(levels, scale[:, :, group], out=into[:, :, group])
 
 
 def _iq4_xs(blocks: Tensor, into: Tensor) -> None:
@@ -248,18 +256,18 @@ BLOCK_TYPES = {
     for block_type in (
         BlockType("F32", 0, 1, 4, _f32, 0),
         BlockType("F16", 1, 1, 2, _f16, 4),
-        BlockType("Q4_0", 2, 32, 18, _q4_0, 8.125),
-        BlockType("Q4_1", 3, 32, 20, _q4_1, 8.125),
-        BlockType("Q5_0", 6, 32, 22, _q5_0, 9.125),
-        BlockType("Q5_1", 7, 32, 24, _q5_1, 9.125),
-        BlockType("Q8_0", 8, 32, 34, _q8_0, 8.125),
-        BlockType("Q2_K", 10, 256, 84, _q2_k, 12.5),
-        BlockType("Q3_K", 11, 256, 110, _q3_k, 10.3125),
-        BlockType("Q4_K", 12, 256, 144, _q4_k, 12.5),
-        BlockType("Q5_K", 13, 256, 176, _q5_k, 13.5),
-        BlockType("Q6_K", 14, 256, 210, _q6_k, 9.25),
-        BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 8.125),
-        BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 8.1875),
+        BlockType("Q4_0", 2, 32, 18, _q4_0, 1.125),
+        BlockType("Q4_1", 3, 32, 20, _q4_1, 0.75),
+        BlockType("Q5_0", 6, 32, 22, _q5_0, 3),
+        BlockType("Q5_1", 7, 32, 24, _q5_1, 3),
+        BlockType("Q8_0", 8, 32, 34, _q8_0, 0.125),
+        BlockType("Q2_K", 10, 256, 84, _q2_k, 1.5),
+        BlockType("Q3_K", 11, 256, 110, _q3_k, 3.0625),
+        BlockType("Q4_K", 12, 256, 144, _q4_k, 1),
+        BlockType("Q5_K", 13, 256, 176, _q5_k, 2.5),
+        BlockType("Q6_K", 14, 256, 210, _q6_k, 3),
+        BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 5),
+        BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 5.1875),
         BlockType("BF16", 30, 1, 2, _bf16, 0),
     )
 }

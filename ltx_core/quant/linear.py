@@ -6,14 +6,18 @@ tensor becomes. It knows `nn.Linear` and the names in a state dict, and no model
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..values import shown
 
 # (state-dict key, stored tensor) -> the state-dict entries that it becomes in the prepared model.
 Pack = Callable[[str, Tensor], Mapping[str, Tensor]]
@@ -32,6 +36,23 @@ class StoredTensor(Protocol):
     def content(self) -> Callable[[], bytes] | None:
         """Reads the bytes of a tensor that says how others are stored; None for all others."""
         ...
+
+
+def said_by(tensor: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a stored tensor that says how others are stored. name: of the tensor, for messages.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    try:
+        said: Any = json.loads(tensor)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"got {name}, which is not JSON ({error}); expected a JSON object; download the file again"
+        ) from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"got {name} = {shown(said)}; expected a JSON object; download the file again")
+    return cast("dict[str, Any]", said)
 
 
 class Preparation(Protocol):

@@ -62,8 +62,6 @@ def threshold_of(value: str | float) -> float:
 
 def _number_in(value: object) -> object:
     """The number that a word stands for, or a text shows."""
-    if value is False:  # YAML reads the word off so
-        return 0.0
     if not isinstance(value, str):
         return value
     word = value.strip().lower()

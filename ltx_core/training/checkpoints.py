@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from ..progress import Notes
 
 SUM = "state.sha256"
 DAMAGED = "damaged_"  # before the name of a checkpoint that is set aside
-UNREADABLE = (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError)  # of torch.load
+# What torch.load says of damaged bytes: its reader of pickles leaves to Python whatever that says.
+UNREADABLE = (
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, MemoryError),
+    *(EOFError, OSError, pickle.UnpicklingError, struct.error),
+)
 
 
 def latest_checkpoint(output: Path) -> Path | None:
@@ -51,7 +56,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         saved = torch.load(file, map_location="cpu", weights_only=True) if intact else None
     except UNREADABLE as error:
         raise CheckpointError(
-            f"got {file}, which cannot be read ({str(error).splitlines()[0]}); expected a whole checkpoint; remove "
+            f"got {file}, which cannot be read ({_first_line(error)}); expected a whole checkpoint; remove "
             f"{folder.name} and resume from an earlier one"
         ) from error
     if not isinstance(saved, dict) or not {"step", "config", "task"} <= set(saved):
@@ -98,7 +103,7 @@ def saved_cache(path: Path, keys: tuple[str, ...], notes: Notes) -> dict[str, An
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        notes(f"{path} is damaged ({str(error).splitlines()[0]}) and made again")
+        notes(f"{path} is damaged ({_first_line(error)}) and made again")
         return None
     return saved if isinstance(saved, dict) and set(keys) <= set(saved) else None
 
@@ -106,6 +111,10 @@ def saved_cache(path: Path, keys: tuple[str, ...], notes: Notes) -> dict[str, An
 def write_cache(path: Path, content: Mapping[str, Any]) -> None:
     with whole(path) as part:
         torch.save(dict(content), part)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _sum(file: Path) -> str:

@@ -16,12 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
 from ..placing.devices import device_of_process
+
+try:
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+except ImportError:  # torch 2.5 has them in another place
+    from torch.distributed._composable.fsdp import (  # pyright: ignore[reportPrivateImportUsage]
+        FSDPModule,  # pyright: ignore[reportPrivateImportUsage]
+        fully_shard,  # pyright: ignore[reportPrivateImportUsage]
+        register_fsdp_forward_method,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
 
 @dataclass(frozen=True)

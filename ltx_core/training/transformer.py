@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from ..config import SchedulerConfig
 from ..errors import ConfigError
@@ -36,7 +35,7 @@ from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
 from .config import HoldOut, TransformerTraining
 from .data import Source
-from .distributed import World, gathered, synchronised
+from .distributed import FSDPModule, World, gathered, synchronised
 from .flow import Draws, Flow, draw
 from .footprint import step_bytes
 from .generate import ClipSettings, Models, generate_clips

@@ -8,7 +8,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import LTXKitError
@@ -24,7 +23,7 @@ from .build import Opened, on_meta, open_models
 from .containers import DTYPE_NAMES, Checkpoint, TensorInfo
 from .infer import Description
 from .layouts import Layout, PartName
-from .text_encoder import encoder_notes, text_encoder_config
+from .text_encoder import encoder_notes, text_encoder_config, text_encoder_on_meta
 
 _DTYPE_WORDS = {name: str(dtype).removeprefix("torch.") for dtype, name in DTYPE_NAMES.items()}
 
@@ -148,16 +147,23 @@ _MODELS: Mapping[str, Callable[[Description], nn.Module]] = {
     "upscaler": lambda description: LatentUpsampler(description.upscaler()),
 }
 
+_LOADING: Mapping[str, Callable[[Opened], object]] = {
+    "transformer": Opened.transformer,
+    "vae": Opened.vae,
+    "upscaler": Opened.upscaler,
+    "text_encoder": text_encoder_on_meta,
+}
+
 
 def _problems(opened: Opened, part: PartName, quantization: Quantization | None) -> Iterator[str]:
     """Why this part would not load."""
-    if part not in _MODELS:
+    if part not in _LOADING:
         return
     try:
-        model = on_meta(_MODELS[part], opened.description, part)
-        if quantization is not None:  # packed weights have shapes of their own, which only loading compares
-            quantization.prepare(model, opened.stored(part), torch.bfloat16)
+        if quantization is not None or part not in _MODELS:  # packed weights have shapes that only loading compares
+            _LOADING[part](opened.without_data())
             return
+        model = on_meta(_MODELS[part], opened.description, part)
     except LTXKitError as error:
         yield str(error)
         return

@@ -19,7 +19,7 @@ from ltxkit.ltx_core.budget.plan import Card, format_plan
 from ltxkit.ltx_core.budget.tiling import Tiling
 from ltxkit.ltx_core.budget.vae import LONGEST, decode_bytes, encode_bytes
 from ltxkit.ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
-from ltxkit.ltx_core.budget.work import unpacking, upscale_bytes
+from ltxkit.ltx_core.budget.work import TABLE_BYTES, unpacking, upscale_bytes
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.host import Host
@@ -295,7 +295,8 @@ def test_work_of_sampling_is_what_its_tensors_take(
             noise=SeededNoise(0),
             host=Host(placement),
         )
-    assert asked[0] == pytest.approx(counted.peak, rel=0.04)
+    matrices = 7 * 16 * 24 * model.config.hidden_size * TABLE_BYTES  # of comfy-kitchen's rotation, which meta has not
+    assert asked[0] - matrices == pytest.approx(counted.peak, rel=0.04)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ltxkit import cli
+from ltxkit.commands import from_library
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.weights.identity import FileIdentity, described, find
@@ -155,11 +156,13 @@ def test_a_clip_of_the_library_is_made_again_too(models: Path, capsys: pytest.Ca
     from ltxkit.ltx_core.pipelines.library import Components
 
     ltx = Components.load(models / "checkpoints/ltxv-tiny.safetensors", models / "text_encoders/t5-tiny", device="cpu")
-    clip = ltx.generate("a fox", width=64, height=32, frames=9, fps=Fraction(25, 2), seed=7, steps=2, stg_scale=0.5)
+    clip = ltx.generate(
+        "a fox", width=64, height=32, frames=9, fps=Fraction(25, 2), seed=7, steps=2, stg_scale=0.5, step_cache="off"
+    )
     clip.save("a.webm", quality=100)
     other, record = again(capsys, Path("a.webm"), models, "b.webm", "--quality", 100)
     assert torch.equal(frames_of(Path("a.webm")), frames_of(other))
-    assert record["settings"]["first"] == {"steps": 2, "stg_scale": 0.5}
+    assert record["settings"]["first"] == {"steps": 2, "stg_scale": 0.5, "step_cache": "off"}
     clip.save("silent.mp4", metadata=False)
     status, _, err = run(capsys, "generate", "--like", "silent.mp4", "-o", "c.mp4")
     assert (status, "got silent.mp4, which does not say what it was made with; expected a clip" in err) == (2, True)
@@ -209,7 +212,7 @@ def test_what_a_clip_says_is_checked_as_what_a_user_says(
 def test_a_file_without_metadata_or_that_is_no_clip_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     media.write_image(Path("plain.png"), torch.zeros(1, 8, 8, 3))
     media.write_image(Path("graph.png"), torch.zeros(1, 8, 8, 3), {"prompt": {"1": {"class_type": "A", "inputs": {}}}})
-    Path("text.txt").write_text("no clip")
+    Path("text.txt").write_text("no clip", encoding="utf-8")
     for name, sentence in (
         ("plain.png", "got plain.png, which does not say what it was made with"),
         ("graph.png", "it has a workflow: `ltxkit run` makes it again"),
@@ -259,3 +262,12 @@ def test_a_folder_is_its_files(tmp_path: Path) -> None:
     (tmp_path / "two/t5/config.json").write_bytes(b"{}")
     with pytest.raises(ConfigError, match="is not the t5 that"):
         find(wanted, [tmp_path / "two"])
+
+
+def test_how_loras_were_applied_goes_along() -> None:
+    """Whether there is room to merge them depends on the machine."""
+    record = {"loras": [{"file": "a.safetensors", "strength": 0.5}], "lora_mode": "beside", "width": 64, "height": 32}
+    known = ("--lora", "--lora-mode", "--size")
+    pairs = from_library.pairs_of(record, Path("clip.mp4"), known, ())
+    assert [name for name, _ in pairs] == list(known)
+    assert ["--lora-mode", "beside"] in pairs

@@ -172,6 +172,8 @@ def test_generate_with_everything_that_changes_the_model(
         ("deeper.safetensors", -0.5),
         ("adapter_model.safetensors", 1.0),
     ]
+    assert settings["lora_mode"] == "beside"  # the weights are quantized
+    assert ["--lora-mode", "beside"] in settings["arguments"]
     assert len(settings["passes"][0]["sigmas"]) == 9  # of the distilled recipe
     assert [one["kind"] for one in settings["conditions"]] == ["reference"]
 
@@ -277,6 +279,7 @@ SAID = {  # every option of a pass, its typed value, and the resulting field and
     "stg-blocks": ("1, 2", "stg_blocks", (1, 2)),
     "stg-mode": ("transformer_block", "stg_mode", "transformer_block"),
     "stg-rescale": ("0.5", "stg_rescale", 0.5),
+    "step-cache": ("Careful", "step_cache", "careful"),
 }
 RUN = {  # likewise for the whole run
     "sampler": ("dpmpp_2m", "dpmpp_2m"),
@@ -444,7 +447,7 @@ def test_help_shows_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
         ({"text_encoder": "{model}"}, r"expected a T5 v1.1 text encoder"),
         ({"image": "{model}"}, "which is not a picture"),
         ({"video": "{model}"}, "which cannot be read"),
-        ({"size": "0x32"}, "positive width, height and length"),
+        ({"size": "0x32"}, "each from 1 to 16384"),
         ({"frames": 0}, "expected a whole number from 1 to 100000"),
         ({"steps": 0}, "expected a whole number from 1 to 1000"),
         ({"version": "3b"}, "got version '3b'; expected one of 2b-0.9.0"),

@@ -160,7 +160,7 @@ def test_several_prompts_and_seeds(nowhere: Path) -> None:
 )
 def test_clips_that_cannot_be_named(nowhere: Path, argv: list[str], message: str) -> None:
     Path("taken.mp4").touch()
-    Path("empty.txt").write_text("# nothing\n")
+    Path("empty.txt").write_text("# nothing\n", encoding="utf-8")
     said = options(*argv)
     with pytest.raises(ConfigError, match=message):
         jobs_of(said, prompts_of(said))
@@ -211,12 +211,12 @@ def test_every_knob_can_be_set() -> None:
         options(
             "x", "--upscaler", "u", "--set", "first.guidance=3", "--set", "first.stg-blocks=11,25", "--set",
             "second.sigmas=0.9,0.5", "--set", "first.cfg_star=yes", "--set", "tone_map=0.6", "--set", "levels=official",
-            "--set", "adain=0.5", "--steps", "12",
+            "--set", "adain=0.5", "--steps", "12", "--step-cache", "fast", "--set", "second.step_cache=0.1",
         )
     )  # fmt: skip
     assert said == Overrides(
-        first=PassSettings(steps=12, guidance_scale=3, stg_blocks=(11, 25), cfg_star=True),
-        second=PassSettings(sigmas=(0.9, 0.5)),
+        first=PassSettings(steps=12, guidance_scale=3, stg_blocks=(11, 25), cfg_star=True, step_cache="fast"),
+        second=PassSettings(sigmas=(0.9, 0.5), step_cache=0.1),
         tone_map=0.6,
         levels="official",
         adain=0.5,
@@ -253,6 +253,10 @@ def test_set_reaches_every_field_of_the_settings() -> None:
         ("sampler=eulr", r"expected one of euler.*did you mean euler\?"),
         ("first.cfg_star=perhaps", "expected true or false"),
         ("tone_map=2", "expected 0 to 1"),
+        ("first.step_cache=quick", "expected off, careful, fast, or a number from 0 to 1"),
+        ("second.step_cache=carefull", r"did you mean careful\?"),
+        ("first.step_cache=1.5", "or a number from 0 to 1"),
+        ("step_cache=fast", r"did you mean (first|second).step_cache=fast\?"),
     ],
 )
 def test_what_cannot_be_set_is_refused(text: str, message: str) -> None:
@@ -504,7 +508,7 @@ def test_a_wrong_option_is_one_sentence_and_loads_nothing(
 ) -> None:
     media.write_image(Path("picture.png"), torch.rand(1, 32, 64, 3))
     media.write_gif(Path("clip.gif"), torch.rand(9, 32, 64, 3), Fraction(8))
-    Path("text.txt").write_text("[no recipe")
+    Path("text.txt").write_text("[no recipe", encoding="utf-8")
     Path("taken.mp4").touch()
     before = sorted(nowhere.iterdir())
 

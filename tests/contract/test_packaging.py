@@ -38,7 +38,7 @@ def repository_files(repository: Path) -> list[PurePosixPath]:
 
 
 def requirement_lines(path: Path) -> list[Requirement]:
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [Requirement(line) for line in lines if line]
 
 

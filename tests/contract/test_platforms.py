@@ -37,7 +37,7 @@ NAMES = "tests/core/test_filenames.py"
 # file:function -> how many times it asks, and the tests that stand in for the other systems
 ASKS: dict[str, tuple[int, str]] = {
     "commands/places.py:config_file": (2, f"{HERE}::test_the_config_file_lies_where_the_system_keeps_such_files"),
-    "commands/training.py:stopping_on_signals": (2, f"{HERE}::test_windows_break_key_stops_a_training"),
+    "commands/training.py:stopping_on_signals": (3, f"{HERE}::test_windows_break_key_stops_a_training"),
     "ltx_core/cache.py:_usual_folder": (2, "tests/kernels/test_here.py::test_the_folder_is_the_systems_usual_place"),
     "ltx_core/filenames.py:check_for_system": (1, f"{NAMES}::test_what_windows_has_no_names_for_is_refused_there"),
     "ltx_core/filenames.py:_has_long_paths": (1, f"{NAMES}::test_long_paths_of_windows"),

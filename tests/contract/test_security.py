@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ltxkit import cli
-from ltxkit.ltx_core.errors import LONGEST_MESSAGE, CheckpointError, ConfigError, printable
+from ltxkit.ltx_core.errors import LONGEST_LINE, CheckpointError, ConfigError, printable
 
 AUDITED = Path(__file__).with_name("audited.py")
 # What torch, matplotlib and the standard library ask for the machine, its libraries, compilers and fonts.
@@ -145,9 +145,8 @@ def test_nothing_is_written_elsewhere(audited: tuple[Path, list[dict[str, Any]]]
 
 def _is_probe(command: str, event: str, path: str, folder: Path) -> bool:
     """`doctor` tries whether the current folder can be written, with a file that has no name afterwards."""
-    return (
-        command == "doctor" and folder / "empty" in (Path(path), Path(path).parent) and event in ("open", "os.remove")
-    )
+    places = (Path(path), Path(path).parent)
+    return command == "doctor" and folder / "empty" in places and event in ("open", "os.remove")
 
 
 @pytest.mark.slow
@@ -174,7 +173,7 @@ def test_errors_show_control_characters_as_escapes() -> None:
 
 def test_a_long_name_does_not_bury_the_sentence() -> None:
     text = str(ConfigError(f"got {'x' * 10**6}; expected a name; choose another"))
-    assert LONGEST_MESSAGE <= len(text) < LONGEST_MESSAGE + 10
+    assert LONGEST_LINE <= len(text) < LONGEST_LINE + 10
     assert text.startswith("got xxx")
     assert text.endswith("; expected a name; choose another")
 

@@ -177,6 +177,24 @@ def test_whatever_writes_a_full_disk_is_said_with_the_name(tmp_path: Path, write
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
+    ],
+    ids=["now", "safetensors 0.4.3"],
+)
+def test_what_rust_says_of_the_disk_is_understood(tmp_path: Path, text: str) -> None:
+    def write() -> None:
+        with whole(tmp_path / "a"):
+            raise RuntimeError(text)
+
+    with pytest.raises(OSError, match=r"cannot write .*a \(.*No space left on device\)") as caught:
+        write()
+    assert caught.value.errno == 28
+
+
 def test_on_windows_a_file_in_use_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing renames over an open or mapped file there."""
     target = tmp_path / "model.safetensors"

@@ -249,6 +249,7 @@ def test_the_quality_of_prores_is_its_profile(
         written(tmp_path, "a.mov", {"quality": quality}, clip(32, 48))
         with av.open(str(tmp_path / "a.mov")) as container:
             assert container.streams.video[0].codec_context.codec_tag == tag
+        (tmp_path / "a.mov").unlink()
     monkeypatch.setattr(outputs, "_chooses_prores_profiles", lambda: False)
     if tag in ("apch", "ap4h"):
         written(tmp_path, "b.mov", {"quality": quality}, clip(32, 48))

@@ -69,9 +69,19 @@ DEEP: dict[str, Callable[[Path], None]] = {
 }
 
 
+def skip_unless_pillow_reads(path: Path) -> None:
+    """Pillow 9.5, the oldest that we take, has no PFM, and does not read the YCbCr that it writes."""
+    try:
+        Image.open(path).load()
+    except OSError as error:
+        pytest.skip(f"this Pillow does not read it: {error}")
+
+
 @pytest.mark.parametrize("name", DEEP)
 def test_grey_of_many_bits_and_floats_have_their_own_range(tmp_path: Path, name: str) -> None:
     DEEP[name](tmp_path / name)
+    if name == "float.pfm":
+        skip_unless_pillow_reads(tmp_path / name)
     assert differs(tmp_path / name, GREY) < 0.003
 
 
@@ -150,6 +160,8 @@ def ffmpeg(path: Path, codec: str, pixels: np.ndarray, layout: str) -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_other_kinds_of_colour_are_srgb(tmp_path: Path, name: str) -> None:
     SAME[name](tmp_path / name)
+    if name == "ycbcr.tif":
+        skip_unless_pillow_reads(tmp_path / name)
     assert differs(tmp_path / name, BYTES / 255) < (0.06 if "jpg" in name else 0.015)
 
 

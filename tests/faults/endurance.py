@@ -170,8 +170,8 @@ def level() -> Level:
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    maps = Path("/proc/self/maps").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     files = [line for line in maps if line.endswith((".safetensors", ".gguf"))]
     return Level(
         int(status["RssAnon"].split()[0]) / 1024,

@@ -61,7 +61,8 @@ class Writer:
 
     line: writes to the working folder alone. again: what is added to it for the next try. after: the status where the
     results were there before: 0 they are made again, 2 they are refused. own: of two at once, each has a name of its
-    own. resumes: it goes on from what it has done. status: of an undisturbed run.
+    own. resumes: it goes on from what it has done. status: of an undisturbed run. passing: bytes that it writes and
+    removes again.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Writer:
     own: bool = False
     resumes: bool = False
     status: int = 0
+    passing: int = 0
 
     @property
     def command(self) -> str:
@@ -112,7 +114,7 @@ WRITERS = (
     Writer("train-upscaler", TRAIN_UPSCALER, after=2, resumes=True),
     Writer("train-lora", TRAIN_LORA, after=2, resumes=True),
     Writer("fetch", "fetch spatial-0.9.8 --only --yes --models models"),
-    Writer("bench", "bench --tiny --threads 1 --rounds 1 --folder . --only decode"),
+    Writer("bench", "bench --tiny --threads 1 --rounds 1 --folder . --only decode", passing=16_000_000),
 )
 
 READERS = (

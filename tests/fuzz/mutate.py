@@ -323,6 +323,8 @@ def safetensors(data: bytes, rng: random.Random) -> bytes:
     kind = rng.random()
     if kind < 0.2:
         return noise(data, rng, 8 + length)
+    if kind < 0.3 and (changed := _tensor_changed(json.loads(header), rest, rng)) is not None:
+        return data[: 8 + length] + changed
     if kind < 0.35:
         text = _hostile_words(header, rng)
     elif kind < 0.6:
@@ -332,6 +334,17 @@ def safetensors(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.03:
         rest = rest[: rng.randrange(len(rest) + 1)]
     return struct.pack("<Q", len(text)) + text + rest
+
+
+def _tensor_changed(header: dict[str, Any], rest: bytes, rng: random.Random) -> bytes | None:
+    """The tensors with one changed that is JSON itself, such as a layer's `comfy_quant`; None: there is none."""
+    places = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    inner = [(start, end) for start, end in places if rest[start : start + 1] == b"{" and rest[end - 1 : end] == b"}"]
+    if not inner:
+        return None
+    start, end = rng.choice(inner)
+    changed = json_file(rest[start:end], rng)[: end - start].ljust(end - start)
+    return rest[:start] + changed + rest[end:]
 
 
 def _inner_changed(header: dict[str, Any], rng: random.Random) -> dict[str, Any]:

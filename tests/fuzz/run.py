@@ -43,12 +43,17 @@ def _limit(megabytes: int) -> None:
         return
     pages = Path("/proc/self/statm")
     if pages.exists():
-        size = int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
+        size = int(pages.read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE") + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _peak() -> int:
-    """Megabytes of memory at the most, until now."""
+    """Megabytes of memory at the most, until now. Linux' own line, since `ru_maxrss` begins with the parent's there."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) // 1024
     try:
         import resource
     except ImportError:
@@ -84,7 +89,8 @@ def _child(folder: Path, keep: Path, plan: Sequence[tuple[str, int, Sequence[int
 
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    if hasattr(signal, "SIGPROF"):  # says where, then ends the process
+    faulthandler.enable()  # a crash says where
+    if hasattr(signal, "SIGPROF"):  # as does what takes too long, before it ends the process
         faulthandler.register(signal.SIGPROF, chain=True)
     prepared: dict[str, dict[Path, bytes]] = {}
     _limit(3 * 1024)
@@ -155,7 +161,10 @@ def findings(plan: Plan, keep: Path, counts: dict[str, dict[str, float]]) -> Ite
     """
     rest = list(plan)
     while rest:
-        with tempfile.TemporaryDirectory(prefix="ltxkit-fuzz-") as folder, tempfile.TemporaryFile("w+") as words:
+        with (
+            tempfile.TemporaryDirectory(prefix="ltxkit-fuzz-") as folder,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as words,
+        ):
             # A session of its own: nothing that it starts outlives it. No cache, no hub, no measurement.
             environment = os.environ | {
                 "LTXKIT_CACHE": folder,
@@ -235,7 +244,7 @@ def _watched(child: subprocess.Popen[str], plan: Plan, counts: dict[str, dict[st
 def _has_work(number: int) -> bool:
     """Whether a process would run if it was let (it lacks a processor, or is stopped), on systems that say so."""
     state = Path(f"/proc/{number}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] in "RDTt"
+    return state.exists() and state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "RDTt"
 
 
 def _after(plan: Plan, at: tuple[str, int, object]) -> Plan:

@@ -270,9 +270,9 @@ def _prompts_file(folder: Path) -> list[Path]:
 
 
 def _prompts(path: Path) -> object:
-    from ltxkit.commands.jobs import _lines
+    from ltxkit.commands.jobs import prompt_lines
 
-    return list(_lines(path))
+    return list(prompt_lines(path))
 
 
 TARGETS = {

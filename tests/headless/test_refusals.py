@@ -170,9 +170,39 @@ def test_a_picture_that_is_not_in_the_folder_is_refused_first(host: PlainHost, n
         check(picture(name), all_nodes())
 
 
+LOADING = {"LoadImage": "image", "LoadImageMask": "image", "LoadLatent": "latent", "LoadVideo": "file"}
+
+
+@pytest.mark.parametrize("node", LOADING)
+def test_no_loading_node_leaves_its_folder_or_waits(host: PlainHost, tmp_path: Path, node: str):
+    """By dots, a link, a drive, another folder's mark, a pipe, links in a circle, or what no disk can have."""
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (host.input_folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (host.input_folder / "folder").symlink_to(tmp_path)
+    (host.input_folder / "one.png").symlink_to("two.png")
+    (host.input_folder / "two.png").symlink_to("one.png")
+    os.mkfifo(host.input_folder / "pipe.png")
+    names = [
+        *("../secret.png", "link.png", "folder/secret.png", str(tmp_path / "secret.png"), "C:\\secret.png"),
+        *("../../secret.png [output]", "sub/../../secret.png", "..\\secret.png", "one.png", "pipe.png", ".", "", "sub"),
+        *("x" * 300 + "/a.png", "a/" * 3000 + "a.png", "a\0b/c.png", "\ud800/a.png", "/dev/stdin", "~/a.png", None, 5),
+    ]
+    node_class: Any = CORE_NODES[node]
+    with use_host(host):
+        for name in names:
+            said = node_class.VALIDATE_INPUTS(**{LOADING[node]: name})
+            assert isinstance(said, str), name
+            assert said.startswith("got "), said
+            assert "; expected" in said
+
+
 @pytest.mark.parametrize(
     "prefix",
-    [*DRIVES, "", ".", "..", "a/..", "a\\..", "a\0b", "\ud800", "x" * 300, "../a", "..\\a", "/a", "\\a", "taken/a"],
+    [
+        *(*DRIVES, "", ".", "..", "a/..", "a\\..", "a\0b", "\ud800", "x" * 300),
+        *("../a", "..\\a", "/a", "\\a", "taken/a", "\x1b[31ma", "a\nb", "a\x7f", "\x01/a"),
+        *("x" * 300 + "/a", "a/" * 3000 + "a"),
+    ],
 )
 @pytest.mark.parametrize("node", ["SaveImage", "SaveLatent", "SaveVideo"])
 def test_a_prefix_that_cannot_be_is_refused_first(host: PlainHost, node: str, prefix: str):
@@ -289,7 +319,7 @@ def test_a_number_through_a_link_is_checked_too(host: PlainHost, value: Any):
 
 
 def write(path: Path) -> None:
-    path.write_text("done")
+    path.write_text("done", encoding="utf-8")
 
 
 @pytest.fixture(params=["links", "no links"])
@@ -331,7 +361,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_is_named(host: PlainHo
         names = NumberedFiles.under("output", "clip")
 
     def full(path: Path) -> None:
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"cannot write .*clip_00001_\.mp4 .*No space left on device"):

@@ -113,7 +113,9 @@ class NarrowVAEs:
         encoder, decoder = self.classes
         native_vae_module.Encoder = functools.partial(encoder, base_channels=self.widths[0])
         native_vae_module.Decoder = functools.partial(decoder, base_channels=self.widths[1])
-        if "encoder_base_channels" in Path(native_vae_module.__file__).read_text():  # this core reads it from the file
+        if "encoder_base_channels" in Path(native_vae_module.__file__).read_text(
+            encoding="utf-8"
+        ):  # this core reads it from the file
             self.__exit__()
 
     def __exit__(self, *_):

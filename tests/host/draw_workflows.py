@@ -101,8 +101,8 @@ def without_tokens(prompt: dict[str, Any]) -> dict[str, Any]:
 
 def _write_prompt(path: Path, prompt: dict[str, Any]) -> None:
     """Keep the old file if only the order of nodes and inputs differs, which has no meaning."""
-    if not path.exists() or json.loads(path.read_text()) != prompt:
-        path.write_text(json.dumps(prompt, indent=2) + "\n")
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != prompt:
+        path.write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
 
 
 def _shows(path: Path, picture: Image.Image) -> bool:

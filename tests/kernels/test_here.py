@@ -69,7 +69,7 @@ def test_what_the_user_says_goes_before_the_measurement(measured, monkeypatch):
 
 def unusable(kind: str, folder: Path) -> None:
     if kind == "a file":
-        folder.write_text("no folder")
+        folder.write_text("no folder", encoding="utf-8")
     elif kind == "below a file":
         folder.parent.joinpath("file").write_text("no folder")
         os.environ["LTXKIT_CACHE"] = str(folder.parent / "file" / "cache")

@@ -28,6 +28,7 @@ def test_operations_by_what_they_read_and_write():
         z.view(-1)[:3].expand(2, 3)
         z @ y.T
         z.to(z.dtype)
+        torch.dropout(z, 0.5, train=False)
         torch.nn.functional.rms_norm(x, (8,))
     of = {name: nbytes / x.nbytes for name, nbytes in traffic.by_operator.items()}
     assert of == {"aten.add": 5, "aten.mul_": 2.25, "norm.rms_norm": 2}

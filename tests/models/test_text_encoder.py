@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from ltxkit.ltx_core.errors import CheckpointError, UnsupportedError
@@ -21,6 +22,8 @@ from ltxkit.ltx_core.models.tokenizer import MAX_TOKENS, Tokenizer
 from ltxkit.ltx_core.pipelines.text import encode_prompts
 from ltxkit.ltx_core.weights.bundled import T5_TOKENIZER
 from ltxkit.ltx_core.weights.text_encoder import T5_VOCABULARY, find_tokenizer, load_text_encoder
+
+DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"  # of from_pretrained
 
 PROMPTS = [
     "A red fox runs through deep snow.",
@@ -71,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(folder: Path, prompt: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The official encoding: padded to 256 with a mask. Returns the real tokens only, (l, c)."""
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder, extra_ids=0)
-    model = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
+    model = transformers.T5EncoderModel.from_pretrained(folder, **{DTYPE: dtype}).eval()
     inputs = tokenizer(prompt.strip(), padding="max_length", max_length=256, truncation=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)[0]
@@ -178,7 +181,7 @@ def test_half_precision_equals_transformers(
     """Against float64 with the same rounded weights; errors are 48 % (bfloat16) and 36 % of their bounds."""
     encoder = load_text_encoder(folder, dtype=dtype)
     own = {name: parameter.dtype for name, parameter in encoder.model.named_parameters()}
-    theirs = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype).eval()
+    theirs = transformers.T5EncoderModel.from_pretrained(folder, **{DTYPE: dtype}).eval()
     assert own == {name: parameter.dtype for name, parameter in theirs.named_parameters()}
     (encoded,) = encode_prompts(encoder, PROMPTS[:1], host=CPU)
     ids = torch.tensor([encoder.tokenizer.encode(PROMPTS[0]).ids])

@@ -180,7 +180,7 @@ def test_bfloat16(
     norm, embed = vae_layers.pixel_norm, TimeEmbedder.forward
     with monkeypatch.context() as patch:  # a norm with a significand of three bits instead of eight
         patch.setattr(vae_layers, "pixel_norm", lambda x: norm(x).to(torch.float8_e5m2).to(x.dtype))
-        patch.setattr(vae_layers.Norm, "into", lambda self, output, x: output.copy_(self(x)))  # through the same norm
+        patch.setattr(vae_layers.Norm, "into", lambda self, output, x, _: output.copy_(self(x)))  # the same norm
         assert min(errors()) > 1
     if timestep is not None:  # rounded to four bits before the scaling by 1000 and the cosines
 

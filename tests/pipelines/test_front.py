@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -548,6 +549,12 @@ def test_loras_go_on_and_off(ltx: Components, clip: ltxkit.Clip, tiny_lora: Path
         assert not torch.equal(on.latent, clip.latent)
         (applied,) = on.settings["loras"]
         assert (applied["file"], applied["strength"]) == (tiny_lora.name, 0.8)
+        for mode in ("merged", "beside"):
+            said: list[str] = []
+            other = replace(ltx, lora_mode=mode).generate("fox", **{**SMALL, "notes": said.append})
+            assert other.settings["lora_mode"] == mode
+            assert any(f"LoRAs are {'merged into' if mode == 'merged' else 'added beside'}" in line for line in said)
+            assert (other.latent - on.latent).norm() < 0.1 * on.latent.norm()  # bfloat16 through 28 layers
         ltx.loras = tiny_lora
         assert ltx.loras[0].strength == 1
         ltx.loras = [ltxkit.LoRA(tiny_lora, 0)]

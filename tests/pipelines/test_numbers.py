@@ -196,7 +196,7 @@ REQUEST = {"prompt": "a fox", "width": 64, "height": 64, "frames": 9, "steps": 1
         ("guidance_scale", (-1, math.nan, math.inf, 1e9, "3")),
         ("prompt", (None, 5, [5], [])),
         ("negative_prompt", (5, [5])),
-        ("conditions", (["a.png"], [5], 5, "a.png")),
+        ("conditions", (["a.png"], [5], 5, "a.png", "x" * 5000, "a\0.png", "\ud800.png", "")),
         ("settings", (None, {"sampler": "euler"})),
     ],
 )

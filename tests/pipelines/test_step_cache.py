@@ -95,7 +95,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_cached_clip_is_close_and_takes_fewer_forwards(transformer, counts, case):
-    """The velocities of a random model are not smooth: 0.04 shows the wiring; another seed is off by 1.4.
+    """A random model is not smooth over the level: 0.04 shows the wiring, where another seed is off by 1.4.
     How close a trained model comes is shown below, and by benchmarks/step_cache.py."""
     full = run(transformer, **case)
     every = sum(counts)
@@ -203,7 +203,7 @@ def test_samplers_that_cannot_have_one_refuse_it(transformer, sampler):
 
 @pytest.mark.parametrize(
     ("written", "value"),
-    [("careful", "careful"), ("0.1", 0.1), ("off", False), ("'off'", "off"), ("0", 0)],
+    [("careful", "careful"), ("0.1", 0.1), ("off", "off"), ("'off'", "off"), ("0", 0)],
 )
 def test_a_recipe_file_says_it(tmp_path, written, value):
     path = tmp_path / "recipe.yaml"

@@ -146,17 +146,17 @@ def test_in_bfloat16_a_weight_is_rounded_once(
     half = made(torch.bfloat16)
     name = "transformer_blocks.0.attn1.to_q"
     first, second = lora(KINDS["lora"], 0.8), lora(KINDS["lora"] | KINDS["loha"], 0.1)
-    own = half.get_submodule(name).weight.clone()
+    own = half.get_parameter(f"{name}.weight").clone()
     with applied(half, [first, second], "beside"):
         expected = velocity(half)
     with applied(half, [first, second], "merged"):
-        merged = half.get_submodule(name).weight
+        merged = half.get_parameter(f"{name}.weight")
         down, up = (KINDS["lora"][f"{STEM}.0.attn1.to_q.lora_{half_}.weight"].double() for half_ in "AB")
         exact = own.double() + 0.9 * up @ down
         assert merged.dtype == torch.bfloat16
         assert ((merged.double() - exact).abs() <= exact.abs() * 2.0**-8).all()  # half a last place
         assert distance(velocity(half), expected) < 1e-2
-    assert half.get_submodule(name).weight.equal(own)
+    assert half.get_parameter(f"{name}.weight").equal(own)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -516,7 +516,7 @@ def test_on_quantized_weights_they_are_beside(
     inside, outside = lora(KINDS["lora"]), lora(every_linear(model))
     with applied(quantized, [outside], note=noted.append):
         assert noted == [Application(linears - 40, 40)]
-        assert str(noted[0]) == f"LoRAs are merged into {linears - 40} weights, added beside 40 others."
+        assert str(noted[0]) == f"LoRAs are merged into {linears - 40} weights, added beside 40 quantized ones."
         got = velocity(quantized)
     with applied(quantized, [outside], "beside"):
         assert distance(got, velocity(quantized)) < 1e-5
@@ -561,6 +561,38 @@ def test_all_beside_are_one_pair_of_factors(
     none, one, three = products([]), products(items[:1]), products(items)
     linears = sum(isinstance(module, nn.Linear) for module in model.modules())
     assert one - none == three - none == 2 * linears
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4", "fp8"])
+@pytest.mark.parametrize("rows", [16, 17])
+def test_many_tokens_change_the_weight_that_is_unpacked_anyway(
+    rows: int, quantization: str, model: LTXTransformer, lora: Callable[..., WeightedLoRA]
+) -> None:
+    """32x32 weights: from 17 tokens on that is less work than two more products."""
+    quantized = LTXTransformer(model.config).eval().requires_grad_(False)
+    pack = quantization_by_name(quantization, "transformer_blocks.").prepare(quantized, {}, torch.float32)
+    packed = {name: value for key, each in model.state_dict().items() for name, value in pack(key, each).items()}
+    quantized.load_state_dict(packed, assign=True)
+    linear: Any = quantized.get_submodule("transformer_blocks.0.attn1.to_q")
+    x = noise(rows, 32)
+    down, up = (KINDS["lora"][f"{STEM}.0.attn1.to_q.lora_{half}.weight"] for half in "AB")
+    with torch.no_grad():
+        own = linear(x)
+        with applied(quantized, [lora(KINDS["lora"], 0.5), lora(KINDS["lora"], 0.3)]):
+            changes: list[bool] = []
+            unpack = type(linear).dequantized
+
+            def seen(this: Any, dtype: torch.dtype) -> Tensor:
+                changes.append(this.change is not None)
+                return unpack(this, dtype)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(type(linear), "dequantized", seen)
+                got = linear(x)
+        assert any(changes) == (rows > 16)
+        torch.testing.assert_close(got, own + 0.8 * x @ down.T @ up.T, rtol=1e-4, atol=1e-5)
+        assert linear.change is None
+        assert torch.equal(linear(x), own)
 
 
 def test_what_merging_takes_is_counted(model: LTXTransformer, lora: Callable[..., WeightedLoRA]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.placing.lora import applied
+from ltxkit.ltx_core.quant import comfy_products
 from ltxkit.ltx_core.quant.comfy_formats import FORMATS
 from ltxkit.ltx_core.quant.fp8 import Float8Linear
 from ltxkit.ltx_core.quant.linear import QuantizedLinear, stored_buffers
@@ -35,7 +37,9 @@ from ltxkit.ltx_core.weights.report import format_report, inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
-kitchen_tensor = pytest.importorskip("comfy_kitchen.tensor", reason="comfy-kitchen is not installed")
+if comfy_products.kitchen() is None:
+    pytest.skip("comfy-kitchen is not installed, or not for this torch", allow_module_level=True)
+kitchen_tensor = importlib.import_module("comfy_kitchen.tensor")
 
 TinyModels = Callable[..., Path]
 State = Mapping[str, Tensor]

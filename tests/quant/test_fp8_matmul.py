@@ -225,9 +225,9 @@ def test_quantized_on_load_and_with_a_lora(tiny_models: TinyModels, tmp_path: Pa
     save_file(factors, tmp_path / "lora.safetensors")
     lora = [WeightedLoRA(load_lora(tmp_path / "lora.safetensors"), 1.0)]
     base = clip(model)
-    with applied(model, lora):
+    with applied(model, lora, "beside"):  # outside of a placement, into whose copies LoRAs are merged
         changed = clip(model)
-    with applied(exact, lora):
+    with applied(exact, lora, "beside"):
         expected = clip(exact)
     assert rms(expected, clip(exact)) > 2 * rms(changed, expected)  # the LoRA has an effect
     assert torch.equal(clip(model), base)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ltxkit.ltx_core.errors import UnsupportedError
 from ltxkit.ltx_core.quant import ggml_blocks
@@ -57,3 +61,33 @@ def test_numbers_and_geometry_are_ggmls(name: str) -> None:
 def test_an_unknown_type_is_named() -> None:
     with pytest.raises(UnsupportedError, match=r"type IQ2_XXS \(16\); expected one of F32.*IQ4_XS"):
         block_type_of(16)
+
+
+# Bytes that unpacking to bfloat16 reads and writes per weight, at most, an `out=` argument counted once.
+MOST_TRAFFIC = {"Q8_0": 3.4, "Q4_0": 6.5, "Q4_1": 6, "Q4_K": 6.5, "Q5_K": 11, "Q6_K": 12.5}
+
+
+@pytest.mark.parametrize("name", MOST_TRAFFIC)
+def test_memory_traffic(name: str, random_blocks: Callable[[str, int], np.ndarray]) -> None:
+    class Traffic(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if not func.is_view and "empty" not in func.__name__:
+                tensors = {id(each): each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)}
+                self.count += sum(each.nbytes for each in tensors.values() if 0 not in each.stride())
+            return result
+
+    kind, count = BLOCK_TYPES[name], 1 << 16
+    packed = torch.from_numpy(random_blocks(name, count // kind.weights_per_block)).flatten()
+    with Traffic() as traffic:
+        dequantize(packed, kind, (count,), torch.bfloat16)
+    assert traffic.count / count <= MOST_TRAFFIC[name]
+
+
+def test_blocks_that_start_at_an_odd_byte(random_blocks: Callable[[str, int], np.ndarray]) -> None:
+    packed = torch.from_numpy(random_blocks("Q6_K", 3)).flatten()
+    shifted = torch.cat((packed[:1], packed))[1:]
+    kind = BLOCK_TYPES["Q6_K"]
+    assert torch.equal(*(dequantize(each, kind, (3, 256), torch.float32) for each in (shifted, packed)))

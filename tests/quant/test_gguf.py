@@ -213,7 +213,7 @@ def test_blocks_stay_mapped(tmp_path: Path, random_blocks: Callable[..., Any], w
     assert model.dtype == torch.bfloat16  # of the tensors outside blocks
     ranges = [
         [int(end, 16) for end in line.split(maxsplit=1)[0].split("-")]
-        for line in Path("/proc/self/maps").read_text().splitlines()
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         if line.endswith(str(path))
     ]
     for name, buffer in model.named_buffers():

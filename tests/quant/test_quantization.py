@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+from packaging.version import Version
 from places import PLACES, T5, T5_PLACES, write_t5, write_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
 from ltxkit.ltx_core.weights.report import inspect
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
+
+OLD_TRANSFORMERS = Version(transformers.__version__) < Version("4.56")
 
 TinyModels = Callable[..., Path]
 HEADS, HEAD_DIM, LAYERS, CHANNELS, CAPTION = 4, 32, 2, 8, 64
@@ -427,6 +430,7 @@ def unpacked_by_the_library(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="transformers 4.50 does not let bitsandbytes work on a CPU")
 @pytest.mark.parametrize("kind", LIBRARY_OPTIONS)
 def test_what_transformers_saves(
     kind: str, t5: transformers.T5EncoderModel, tiny_models: TinyModels, tmp_path: Path
@@ -474,7 +478,8 @@ def test_what_diffusers_saves(
     weights, names = unpacked_by_the_library(theirs), TRANSFORMER_FROM_DIFFUSERS.inverse()
     reference.load_state_dict({key: weights[names.rename(key)] for key in reference.state_dict()})
     expected = velocity(reference)
-    assert (velocity(model) - expected).abs().max() <= 1e-5
+    rounded = kind == "fp4" and Version(bitsandbytes.__version__) < Version("0.50")  # 0.47 rounds its values
+    assert (velocity(model) - expected).abs().max() <= (2e-4 if rounded else 1e-5)
     exact = velocity(transformer)
     assert 1e-4 < (expected - exact).norm() / exact.norm() < (0.02 if kind == "int8" else 0.3)
 
@@ -670,12 +675,12 @@ def test_weights_of_another_shape_or_order(transformer: LTXTransformer, tmp_path
     with pytest.raises(CheckpointError, match=r"4-bit weights of shape \[1, 2\].*another model"):
         load_transformer(write_transformer(tmp_path / "a", stored, transformer.config, "checkpoint"))
     stored[key] = torch.tensor(list(b"{"), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match="whose quant_state is not JSON"):
+    with pytest.raises(CheckpointError, match=r"quant_state of .*, which is not JSON"):
         load_transformer(write_transformer(tmp_path / "c", stored, transformer.config, "checkpoint"))
     stored, _ = bnb_int8(transformer.state_dict())
     key = next(key for key in stored if key.endswith("weight_format"))
     stored[key] = torch.tensor(2, dtype=torch.uint8)
-    with pytest.raises(UnsupportedError, match="weight_format = 2; expected 0"):
+    with pytest.raises(UnsupportedError, match=r"weight_format = \[2\]; expected 0"):
         load_transformer(write_transformer(tmp_path / "b", stored, transformer.config, "checkpoint"))
 
 

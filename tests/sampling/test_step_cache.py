@@ -183,14 +183,13 @@ def test_a_branch_without_a_past_is_asked_although_the_plan_would_not():
         (0.1, 0.1),
         ("0.1", 0.1),
         (1, 1),
-        (False, 0),  # YAML reads off so
     ],
 )
 def test_a_threshold_is_a_word_or_a_number(said, number):
     assert threshold_of(said) == number
 
 
-@pytest.mark.parametrize("said", ["quick", "", -0.1, 1.1, "2", float("nan"), "nan", True, None, [0.1], 10**400])
+@pytest.mark.parametrize("said", ["quick", "", -0.1, 1.1, "2", float("nan"), "nan", True, False, None, [0.1], 10**400])
 def test_another_threshold_is_refused(said):
     with pytest.raises(ConfigError, match=r"got step_cache=.*expected .*0 to 1"):
         threshold_of(said)

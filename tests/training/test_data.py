@@ -131,11 +131,11 @@ def test_mnist_idx_files(tmp_path: Path) -> None:
         (np.zeros(()), np.zeros(()), "images of shape"),
         (np.zeros((200, 784)), np.arange(200) % 10, "images of shape"),
         (np.zeros((200, 28, 20)), np.arange(200) % 10, "images of shape"),
-        (np.zeros((200, 0, 0)), np.arange(200) % 10, "images of shape"),
+        (np.zeros((200, 0, 0)), np.arange(200) % 10, "0 bytes of data"),
         (np.zeros((200, 28, 28)), np.zeros((200, 1)), "labels of shape"),
         (np.zeros((200, 28, 28)), np.arange(200) % 11, "the label 10"),
         (np.zeros((200, 28, 28)), np.arange(199) % 10, "199 labels"),
-        (np.zeros((0, 28, 28)), np.zeros(0), "images of shape"),
+        (np.zeros((0, 28, 28)), np.zeros(0), "0 bytes of data"),
     ],
 )
 def test_mnist_files_of_another_form(images: np.ndarray, labels: np.ndarray, message: str, tmp_path: Path) -> None:

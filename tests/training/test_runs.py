@@ -571,7 +571,7 @@ def test_a_transformer_of_another_vae_is_refused(transformer_config: Path, tmp_p
 @pytest.mark.slow
 def test_validation_leaves_pictures_prompts_and_curves(transformer_config: Path) -> None:
     run_training(transformer_config, ["optimization.steps=2", "logging.validate_every=2"], Quiet())
-    output = Path(yaml.safe_load(transformer_config.read_text())["output"])
+    output = Path(yaml.safe_load(transformer_config.read_text(encoding="utf-8"))["output"])
     found = {path.name for path in (output / "validation/step_000002").iterdir()}
     assert found == {"sheet.png", "grid.mp4", "prompts.txt"}
     assert (output / "curves.png").stat().st_size > 1000

@@ -55,7 +55,9 @@ def test_a_file_gives_its_header_and_mapped_tensors(file: Path) -> None:
     if maps.exists():
         address = checkpoint.tensor("a.weight").data_ptr()
         ranges = [
-            line.split(maxsplit=1)[0].split("-") for line in maps.read_text().splitlines() if line.endswith(str(file))
+            line.split(maxsplit=1)[0].split("-")
+            for line in maps.read_text(encoding="utf-8").splitlines()
+            if line.endswith(str(file))
         ]
         assert any(int(start, 16) <= address < int(stop, 16) for start, stop in ranges)
     with pytest.raises(CheckpointError, match=r"'c'.*model\.safetensors"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.quant.comfy_formats import tiled, untiled
+from ltxkit.ltx_core.quant.comfy_products import kitchen
 from ltxkit.ltx_core.quant.comfy_quantize import quantize_float8, quantize_int8, quantize_mxfp8, quantize_nvfp4
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.convert import convert
@@ -40,9 +43,16 @@ def weight(rows: int, columns: int) -> Tensor:
     return made
 
 
+def of_kitchen(name: str) -> ModuleType:
+    """A module of comfy-kitchen."""
+    if kitchen() is None:
+        pytest.skip("comfy-kitchen is not installed, or not for this torch")
+    return importlib.import_module(f"comfy_kitchen.{name}")
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(64, 64), (256, 256), (40, 80), (130, 272)])
 def test_the_bits_are_those_of_comfy_kitchen(rows: int, columns: int) -> None:
-    tensor = pytest.importorskip("comfy_kitchen.tensor", reason="comfy-kitchen is not installed")
+    tensor = of_kitchen("tensor")
     made = weight(rows, columns)
 
     def theirs(layout: str, **options: Any) -> dict[str, Tensor]:
@@ -67,7 +77,7 @@ def test_the_bits_are_those_of_comfy_kitchen(rows: int, columns: int) -> None:
 
 
 def test_the_order_of_block_scales_is_that_of_comfy_kitchen() -> None:
-    float_utils = pytest.importorskip("comfy_kitchen.float_utils", reason="comfy-kitchen is not installed")
+    float_utils = of_kitchen("float_utils")
     for rows, groups in ((1, 1), (128, 4), (200, 9)):
         scales = torch.randint(0, 255, (rows, groups), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         assert torch.equal(tiled(scales), float_utils.to_blocked(scales, flatten=False))

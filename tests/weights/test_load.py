@@ -512,5 +512,5 @@ def test_loading_takes_no_memory_of_its_own(tmp_path: Path, late: Path) -> None:
 
 
 def private_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ltxkit.ltx_core.errors import CheckpointError
+from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.report import format_report, inspect
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, UPSCALER
 
@@ -120,6 +122,25 @@ def test_problems_are_told_and_damage_is_an_error(tiny_models: TinyModels, tmp_p
     (tmp_path / "short.safetensors").write_bytes(source.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="truncated"):
         inspect(tmp_path / "short.safetensors")
+
+
+def test_inspect_refuses_what_loading_refuses(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """A text encoder, and weights in a packed format, whose shapes only loading compares."""
+    tensors = load_file(tiny_models() / TEXT_ENCODER / "model.safetensors")
+    del tensors["encoder.block.1.layer.0.SelfAttention.q.weight"]
+    save_file(tensors, tmp_path / "t5.safetensors")
+    (problem,) = inspect(tmp_path / "t5.safetensors")["problems"]
+    assert "encoder.block.1.layer.0.SelfAttention.q.weight" in problem
+    convert(tiny_models() / CHECKPOINT, tmp_path / "fp8.safetensors", "fp8-scaled")
+    assert inspect(tmp_path / "fp8.safetensors")["problems"] == []
+    tensors = load_file(tmp_path / "fp8.safetensors")
+    with safe_open(tmp_path / "fp8.safetensors", "pt") as file:
+        metadata = file.metadata()
+    name = next(key for key in tensors if key.endswith("transformer_blocks.0.attn1.to_q.weight"))
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, tmp_path / "cut.safetensors", metadata)
+    (problem,) = inspect(tmp_path / "cut.safetensors")["problems"]
+    assert "transformer_blocks.0.attn1.to_q" in problem
 
 
 def test_the_text_form_has_one_line_per_fact(tiny_models: TinyModels) -> None:
