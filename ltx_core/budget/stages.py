@@ -24,7 +24,7 @@ from ..models.video_vae import Decoder, Encoder, VideoVAE
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
 from .vae import CARD_COPIES, CPU_COPIES, PACKING_COPIES, decode_bytes, encode_bytes
-from .work import TABLE_BYTES, norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
+from .work import TABLE_BYTES, norms_are_one_kernel, sample_bytes, shared_bytes, text_bytes, unpacking, upscale_bytes
 
 WIDE_TENSORS = 4  # of a block's tensors: its input, the stream, its norm, and the sum with a gated result
 
@@ -58,11 +58,13 @@ def sampling(
     samples: int = 1,
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
+    processes: int = 1,
 ) -> int:
     """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
 
-    kernels: by which the device computes.
+    kernels: by which the device computes. processes: among which each forward is divided.
     """
+    all_tokens, tokens = tokens, math.ceil(tokens / processes)
     products, device = kernels_for(transformer, kernels).products, "cpu" if on_cpu else "card"
     dtype = products.dtype_on(transformer.dtype, device)
     # Where weights are cast to float16, tensors of the stream of residuals are float32.
@@ -73,6 +75,13 @@ def sampling(
     return (
         matrices
         + wide
+        + shared_bytes(
+            transformer.config,
+            tokens=samples * tokens,
+            others=samples * (all_tokens - tokens),
+            lanes=branches,
+            itemsize=dtype.itemsize,
+        )
         + sample_bytes(
             transformer.config,
             samples=samples,

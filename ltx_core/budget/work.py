@@ -23,6 +23,9 @@ from ..shapes import LatentShape
 BLOCK_TENSORS = 8
 # Where a norm in half precision is not one kernel, five such tensors are alive together with its float32 intermediates.
 BLOCK_TENSORS_HALF = 11
+# More of them where several processes divide a forward: block's input, its norm, queries, keys and values, and the latter
+# three twice while they are exchanged (models/sharing.py).
+EXCHANGED_TENSORS = 3
 # Float32 tensors of (tokens, channels) outside the blocks: the initial latent, its noise, the state, the clean latent,
 # the model's input (pipelines/sample.py, sampling/samplers.py).
 STATE_TENSORS = 5
@@ -99,6 +102,15 @@ def sample_bytes(
     state = (STATE_TENSORS + lanes) * rows * config.in_channels * 4
     keys_values = samples * sum(text_tokens) * 2 * d * config.num_layers * itemsize
     return int(max(table + max(feed_forward, norm), TABLE_MAKING * table)) + state + keys_values
+
+
+def shared_bytes(config: TransformerConfig, *, tokens: int, others: int, lanes: int, itemsize: int) -> int:
+    """Bytes that sampling needs beside `sample_bytes` of the `tokens` that this process has, where others have `others`."""
+    if not others:
+        return 0
+    exchanged = EXCHANGED_TENSORS * lanes * tokens * config.hidden_size * itemsize
+    table = int(TABLE_MAKING * config.hidden_size * TABLE_BYTES)
+    return exchanged + others * (table + (STATE_TENSORS + lanes) * config.in_channels * 4)
 
 
 def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Unpacking()) -> int:

@@ -99,7 +99,7 @@ class SelfAttention(Attention):
         parts, share = [part.flatten(0, 1) for part in (query, key, value)], rotary.share
         if share is None:
             return self._mean(parts, self.heads, rotary.weights).unflatten(0, query.shape[:2])
-        mean = self._mean(share.to_heads(parts), self.heads // share.processes.size, rotary.weights)
+        mean = self._mean(share.to_heads(parts), share.own_heads, rotary.weights)
         return share.to_tokens(mean).unflatten(0, query.shape[:2])
 
     def _mean(self, parts: Sequence[Tensor], heads: int, weights: Tensor | None) -> Tensor:
