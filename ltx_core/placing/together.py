@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from ..errors import ConfigError, UnsupportedError
 from ..models.sharing import Sharing
@@ -66,6 +65,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 def meeting_point() -> Store:
     """A connection to the store of the processes, which `torchrun` or else the first of them keeps. It is to be used
     by one thread."""
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
     store, _, _ = next(iter(rendezvous("env://", timeout=_ARRIVING)))
     return store
 
@@ -147,11 +148,11 @@ def check_alike(processes: Sharing, **said: Any) -> None:
     Raises:
         ConfigError: the first such value, by its name. UnsupportedError: a process has ended.
     """
-    everywhere = processes.values(said)
-    for name, value in said.items():
-        for rank, other in enumerate(everywhere):
-            if other[name] != value:
+    first, *others = processes.values(said)
+    for name in said:
+        for rank, other in enumerate(others, 1):
+            if other[name] != first[name]:
                 raise ConfigError(
-                    f"got {name} {shown(value)} in process {processes.rank} and {shown(other[name])} in process {rank}; "
+                    f"got {name} {shown(first[name])} in process 0 and {shown(other[name])} in process {rank}; "
                     "expected the same in all processes of the group, which make one clip together; make the calls equal"
                 )
