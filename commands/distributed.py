@@ -40,6 +40,15 @@ _GRACE = 4.0  # seconds in which a process may clean up, before it ends where it
 _ENDED = "ended"
 
 
+def _started() -> Started | None:
+    """What `torchrun` says of this process; None where it is the only one, which imports nothing for it."""
+    if os.environ.get("WORLD_SIZE", "1").strip() == "1":
+        return None
+    from ..ltx_core.placing.together import started_together
+
+    return started_together()
+
+
 def is_follower() -> bool:
     """Whether `torchrun` has started this process beside a first one, which alone says what is wrong with a command."""
     rank = os.environ.get("RANK", "0")
@@ -49,17 +58,16 @@ def is_follower() -> bool:
 class Processes:
     """The processes of a command; without `torchrun` there is one, for which nothing changes.
 
-    group, sharing: once they have joined; None for one process.
+    group, sharing, device: once they have joined; None for one process.
     """
 
     def __init__(self, device: str | None, *, compile: bool = False) -> None:
         """device, compile: the options. Raises ConfigError: what several processes cannot have."""
-        from ..ltx_core.placing.together import started_together
-
-        self._started: Started = started_together()
+        self._started = _started()
         self.group: ProcessGroup | None = None
         self.sharing: Sharing | None = None
-        self._device, self._compile = device, compile
+        self.device: torch.device | None = None
+        self._asked, self._compile = device, compile
         self._store: Store | None = None
         self._watch: _Watch | None = None
         self._held = ExitStack()
@@ -68,16 +76,7 @@ class Processes:
     @property
     def is_first(self) -> bool:
         """Whether this process decides, writes and speaks."""
-        return self._started.rank == 0
-
-    @property
-    def are_several(self) -> bool:
-        return self._started.size > 1
-
-    @property
-    def device(self) -> torch.device | None:
-        """Of this process; None where there is one process."""
-        return self._own_device if self.are_several else None
+        return self._started is None or self._started.rank == 0
 
     def console(self, console: Console) -> Console:
         """Through which this process speaks."""
@@ -98,20 +97,20 @@ class Processes:
         return pickle.loads(self._store.get(key))
 
     def __enter__(self) -> Processes:
-        if not self.are_several:
+        if self._started is None:
             return self
         from ..ltx_core.placing.together import meeting_point
 
         try:
             self._store = meeting_point()
             self._watch = _Watch(meeting_point())
-            self._join()
+            self._join(self._started)
         except BaseException as error:
             self._fail(error)
             raise
         return self
 
-    def _join(self) -> None:
+    def _join(self, started: Started) -> None:
         from ..ltx_core.placing.together import device_here, joined, sharing_of
 
         if self._compile:
@@ -119,20 +118,20 @@ class Processes:
                 "got --compile under torchrun; expected one of the two: exchanges between processes are not compiled; leave "
                 "--compile out"
             )
-        asked = self._device
+        asked = self._asked
         if asked is not None and ("," in asked or ":" in asked):
             raise ConfigError(
                 f"got --device {asked} under torchrun; expected cuda or cpu, of which each process takes its own; leave "
                 "--device out"
             )
-        self._own_device = device_here(asked, self._started.local)
-        self.group = self._held.enter_context(joined(self._started, self._own_device))
+        self.device = device_here(asked, started.local)
+        self.group = self._held.enter_context(joined(started, self.device))
         self.sharing = sharing_of(self.group)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._store is None or self._watch is None:
+        if self._started is None or self._store is None or self._watch is None:
             return
         if error is not None:
             self._fail(error)
@@ -155,7 +154,7 @@ class Processes:
         if not is_alone:
             remove_temporaries()
             raise SystemExit(FAILED if isinstance(error, KeyboardInterrupt) else status) from None
-        if not self.is_first and isinstance(error, LTXKitError):
+        if self._started is not None and not self.is_first and isinstance(error, LTXKitError):
             raise type(error)(f"process {self._started.rank} of {self._started.size}: {error}") from error
 
 
