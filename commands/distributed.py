@@ -150,8 +150,12 @@ class Processes:
         status = REFUSED if isinstance(error, LTXKitError) else FAILED
         if isinstance(error, KeyboardInterrupt):
             status = getattr(error, "status", INTERRUPTED)
-        is_alone = self._watch is not None and self._watch.end(status)
-        if not is_alone:
+        if self._watch is None:
+            return
+        self._watch.leave(status)
+        if not self.is_first and isinstance(error, LTXKitError):
+            time.sleep(3 * _LOOKS)  # what is wrong for all of them, the first process says
+        if not self._watch.ends_first():
             remove_temporaries()
             raise SystemExit(FAILED if isinstance(error, KeyboardInterrupt) else status) from None
         if self._started is not None and not self.is_first and isinstance(error, LTXKitError):
@@ -174,10 +178,14 @@ class _Watch:
             self._before = signal.set_wakeup_fd(self._rings.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._run, name="ltxkit processes", daemon=True).start()
 
-    def end(self, status: int) -> bool:
-        """This process is about to end. True: it is the first to do so."""
+    def leave(self, status: int) -> None:
+        """This process is about to end, for which it has a few seconds."""
         with self._lock:
             self._over, self._status = time.monotonic(), status
+
+    def ends_first(self) -> bool:
+        """Let the others end. Whether this process is the first to do so."""
+        with self._lock:
             try:
                 return self._store.add(_ENDED, 1) == 1
             except RuntimeError:  # the store has gone with its process

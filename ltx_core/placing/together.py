@@ -64,10 +64,22 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 def meeting_point() -> Store:
     """A connection to the store of the processes, which `torchrun` or else the first of them keeps. It is to be used
-    by one thread."""
+    by one thread.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
-    store, _, _ = next(iter(rendezvous("env://", timeout=_ARRIVING)))
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=_ARRIVING)))
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(
+            f"got no connection to the other processes at {place} ({reason}); expected the store that torchrun or the "
+            "first process keeps there; start all of them, with torchrun"
+        ) from error
     return store
 
 
