@@ -94,7 +94,7 @@ class Processes:
             return value
         while not self._store.check([key]):
             time.sleep(_LOOKS / 3)
-        return pickle.loads(self._store.get(key))
+        return pickle.loads(self._store.get(key))  # noqa: S301 - written by the first process, as above
 
     def __enter__(self) -> Processes:
         if self._started is None:
@@ -115,14 +115,14 @@ class Processes:
 
         if self._compile:
             raise ConfigError(
-                "got --compile under torchrun; expected one of the two: exchanges between processes are not compiled; leave "
-                "--compile out"
+                "got --compile under torchrun; expected one of the two: exchanges between processes are not compiled; "
+                "leave --compile out"
             )
         asked = self._asked
         if asked is not None and ("," in asked or ":" in asked):
             raise ConfigError(
-                f"got --device {asked} under torchrun; expected cuda or cpu, of which each process takes its own; leave "
-                "--device out"
+                f"got --device {asked} under torchrun; expected cuda or cpu, of which each process takes its own; "
+                "leave --device out"
             )
         self.device = device_here(asked, started.local)
         self.group = self._held.enter_context(joined(started, self.device))

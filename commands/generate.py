@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 class _Request:
     """A command whose every value is settled and checked; nothing is loaded.
 
-    models, loras: headers, and models on meta. said: over the recipe of the checkpoint. size: (width, height). sharing: the
-    processes that make the clip together.
+    models, loras: headers, and models on meta. said: over the recipe of the checkpoint. size: (width, height).
+    sharing: the processes that make the clip together.
     """
 
     files: OpenFiles
@@ -97,9 +97,7 @@ def _make(options: argparse.Namespace, console: Console, claims: Claims, process
     return DONE
 
 
-def _settled(
-    options: argparse.Namespace, jobs: Sequence[Job], console: Console, processes: Processes
-) -> _Request:
+def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console, processes: Processes) -> _Request:
     """Everything that the run needs, checked from options, headers and inputs.
 
     Raises:

@@ -23,8 +23,8 @@ from ..shapes import LatentShape
 BLOCK_TENSORS = 8
 # Where a norm in half precision is not one kernel, five such tensors are alive together with its float32 intermediates.
 BLOCK_TENSORS_HALF = 11
-# More of them where several processes divide a forward: block's input, its norm, queries, keys and values, and the latter
-# three twice while they are exchanged (models/sharing.py).
+# More of them where several processes divide a forward: the block's input, its norm, queries, keys and values, and the
+# latter three twice while they are exchanged (models/sharing.py).
 EXCHANGED_TENSORS = 3
 # Float32 tensors of (tokens, channels) outside the blocks: the initial latent, its noise, the state, the clean latent,
 # the model's input (pipelines/sample.py, sampling/samplers.py).
@@ -105,7 +105,7 @@ def sample_bytes(
 
 
 def shared_bytes(config: TransformerConfig, *, tokens: int, others: int, lanes: int, itemsize: int) -> int:
-    """Bytes that sampling needs beside `sample_bytes` of the `tokens` that this process has, where others have `others`."""
+    """Bytes that sampling needs beside `sample_bytes` of this process's `tokens`. others: those of the other ones."""
     if not others:
         return 0
     exchanged = EXCHANGED_TENSORS * lanes * tokens * config.hidden_size * itemsize

@@ -652,8 +652,8 @@ def _device_of_one(device: Any, *, compile: bool) -> torch.device:
     """The device of this process of a group. Raises ConfigError: several, or a choice that does not go with a group."""
     if compile:
         raise ConfigError(
-            "got compile for a group of processes; expected one of the two: exchanges between processes are not compiled; "
-            "leave one out"
+            "got compile for a group of processes; expected one of the two: exchanges between processes are not "
+            "compiled; leave one out"
         )
     if isinstance(device, Sequence) and not isinstance(device, str):
         raise ConfigError(

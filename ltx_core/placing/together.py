@@ -166,5 +166,5 @@ def check_alike(processes: Sharing, **said: Any) -> None:
             if other[name] != first[name]:
                 raise ConfigError(
                     f"got {name} {shown(first[name])} in process 0 and {shown(other[name])} in process {rank}; "
-                    "expected the same in all processes of the group, which make one clip together; make the calls equal"
+                    "expected the same in all processes of the group, which make one clip together; make equal calls"
                 )

@@ -1,5 +1,5 @@
-"""A forward that is divided among processes is the forward of one. Here threads play the processes, each with a model of
-its own; `tests/placing/test_together.py` has real ones."""
+"""A forward that is divided among processes is the forward of one. Here threads play the processes, each with a model
+of its own; `tests/pipelines/test_group.py` has real ones."""
 
 from __future__ import annotations
 
@@ -213,9 +213,9 @@ def test_afterwards_the_model_computes_alone(model: LTXTransformer) -> None:
 
 
 def test_more_processes_than_heads_are_refused(model: LTXTransformer) -> None:
-    with pytest.raises(ConfigError, match=r"got 5 processes for a model with 4 heads .* expected at most 4"):
-        with shared(model, Played(None, 0, Table(5))):
-            pass
+    message = r"got 5 processes for a model with 4 heads .* expected at most 4"
+    with pytest.raises(ConfigError, match=message), shared(model, Played(None, 0, Table(5))):
+        pass
 
 
 def test_gradients_do_not_pass_between_processes(model: LTXTransformer) -> None:
