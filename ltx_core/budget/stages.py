@@ -24,7 +24,7 @@ from ..models.video_vae import Decoder, Encoder, VideoVAE
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
 from .vae import CARD_COPIES, CPU_COPIES, PACKING_COPIES, decode_bytes, encode_bytes
-from .work import TABLE_BYTES, norms_are_one_kernel, sample_bytes, shared_bytes, text_bytes, unpacking, upscale_bytes
+from .work import TABLE_BYTES, norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
 
 WIDE_TENSORS = 4  # of a block's tensors: its input, the stream, its norm, and the sum with a gated result
 
@@ -64,33 +64,32 @@ def sampling(
 
     kernels: by which the device computes. processes: among which each forward is divided.
     """
-    all_tokens, tokens = tokens, math.ceil(tokens / processes)
     products, device = kernels_for(transformer, kernels).products, "cpu" if on_cpu else "card"
     dtype = products.dtype_on(transformer.dtype, device)
     # Where weights are cast to float16, tensors of the stream of residuals are float32.
     widened = WIDE_TENSORS if not on_cpu and dtype == torch.float16 != transformer.dtype else 0
     # Where comfy-kitchen rotates queries and keys, the table is of matrices, of twice the bytes.
     matrices = 0 if on_cpu or dtype.itemsize > 2 else samples * tokens * transformer.config.hidden_size * TABLE_BYTES
-    wide = branches * samples * tokens * transformer.config.hidden_size * widened * torch.float16.itemsize
+    wide = (
+        branches
+        * samples
+        * math.ceil(tokens / processes)
+        * transformer.config.hidden_size
+        * widened
+        * torch.float16.itemsize
+    )
     return (
         matrices
         + wide
-        + shared_bytes(
-            transformer.config,
-            tokens=samples * tokens,
-            others=samples * (all_tokens - tokens),
-            lanes=branches,
-            itemsize=dtype.itemsize,
-        )
         + sample_bytes(
             transformer.config,
-            samples=samples,
-            tokens=tokens,
+            tokens=samples * tokens,
             lanes=branches,
-            text_tokens=text_tokens,
+            text_tokens=[samples * length for length in text_tokens],
             itemsize=dtype.itemsize,
             unpacking=unpacking(transformer, dtype, on_cpu=on_cpu),
             fused_norms=not on_cpu and norms_are_one_kernel(),
+            processes=processes,
         )
     )
 
