@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ltxkit
+from ltxkit.ltx_core.errors import ConfigError
 
 SIZE = {"width": 96, "height": 64, "frames": 17, "fps": 8, "steps": 2, "crf": 0}
 GUIDED = {"guidance_scale": 3, "stg_scale": 1, "stg_blocks": [14], "negative_prompt": "grey"}
@@ -48,7 +49,7 @@ def refused(folder: Path, group: Any) -> str:
     ltx = ltxkit.load(*files, device="cpu", group=group, progress=False)
     try:
         ltx.generate("a red ship", seed=dist.get_rank(group), **SIZE)
-    except ltxkit.ConfigError as error:
+    except ConfigError as error:
         return str(error)
     return ""
 
