@@ -57,10 +57,7 @@ def refused(folder: Path, group: Any) -> str:
 def main(folder: Path, lora: Path, picture: Path, out: Path) -> None:
     dist.init_process_group("gloo")
     pair, _ = dist.new_subgroups(2)
-    three = dist.new_group([0, 1, 2])
-    for size, group in ((4, dist.group.WORLD), (2, pair), (3, three)):
-        if dist.get_rank() == 3 and size == 3:
-            continue
+    for size, group in ((4, dist.group.WORLD), (2, pair)):
         latents = made(folder, lora, picture, group)
         for name, latent in latents.items():
             everywhere = [torch.empty_like(latent) for _ in range(size)]

@@ -25,12 +25,15 @@ SCRIPT = Path(__file__).with_name("group_script.py")
 DIGITS = ["generate", "--model", "ltxkit-digits", "a 7 moving up", "--frames", "9", "--no-cache"]
 
 
-def started(command: list[str], size: int, folder: Path) -> list[subprocess.Popen[str]]:
-    """The processes that `torchrun` would start, without it; each says what it says to itself."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return str(free.getsockname()[1])
+
+
+def started(command: list[str], size: int, folder: Path) -> list[subprocess.Popen[str]]:
+    """The processes that `torchrun` would start, without it; each says what it says to itself."""
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         subprocess.Popen(
             command,
@@ -55,7 +58,7 @@ def ended(processes: list[subprocess.Popen[str]], seconds: float = 600) -> list[
 
 
 @pytest.mark.slow  # four processes that load models
-def test_two_three_and_four_processes_make_the_clips_of_one(
+def test_two_and_four_processes_make_the_clips_of_one(
     tiny_models: Callable[..., Path],
     lora_and_merged: Callable[..., tuple[dict[str, torch.Tensor], object]],
     repository: Path,
@@ -71,7 +74,7 @@ def test_two_three_and_four_processes_make_the_clips_of_one(
     expected: Mapping[str, torch.Tensor] = runpy.run_path(str(SCRIPT))["made"](*given)
     results = ended(processes)
     assert [status for status, _, _ in results] == [0] * 4, [error[-2000:] for _, _, error in results]
-    for size in (2, 3, 4):
+    for size in (2, 4):
         found = load_file(tmp_path / f"{size}.safetensors")
         assert found.keys() == expected.keys()
         for name, latent in expected.items():
@@ -85,10 +88,12 @@ def test_two_three_and_four_processes_make_the_clips_of_one(
 
 @pytest.mark.slow  # torchrun, and two processes
 def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ltxkit"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", free_port(), "--nproc-per-node", "2"]
     size = ["--set", "first.steps=2", "--dtype", "fp32"]
     options = [*DIGITS, *size, "--count", "2", "--save-latent", "{number}.latent"]
-    done = subprocess.run([*torchrun, *options], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*torchrun, "-m", "ltxkit", *options], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     clips = ["a-7-moving-up-0.mp4", "a-7-moving-up-1.mp4"]
     assert done.stdout.splitlines() == clips
