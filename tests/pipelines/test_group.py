@@ -90,19 +90,19 @@ def test_two_and_four_processes_make_the_clips_of_one(
 def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", free_port(), "--nproc-per-node", "2"]
     size = ["--set", "first.steps=2", "--dtype", "fp32"]
-    options = [*DIGITS, *size, "--count", "2", "--save-latent", "{number}.latent"]
+    options = [*DIGITS, *size, "--count", "2", "--save-latent", "{seed}.latent"]
     done = subprocess.run(
         [*torchrun, "-m", "ltxkit", *options], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     clips = ["a-7-moving-up-0.mp4", "a-7-moving-up-1.mp4"]
-    assert done.stdout.splitlines() == ["1.latent", clips[0], "2.latent", clips[1]]
+    assert done.stdout.splitlines() == ["0.latent", clips[0], "1.latent", clips[1]]
     assert done.stderr.count("clip 2 of 2") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*clips, "1.latent", "2.latent"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*clips, "0.latent", "1.latent"])
     assert len(media.read_video(tmp_path / clips[1]).frames) == 9
     alone = Components.load("ltxkit-digits", device="cpu", dtype=torch.float32, cache=False)
     for seed, clip in enumerate(alone.generate("a 7 moving up", seed=[0, 1], frames=9, steps=2)):
-        found = load_file(tmp_path / f"{seed + 1}.latent")["latent_tensor"]
+        found = load_file(tmp_path / f"{seed}.latent")["latent_tensor"]
         torch.testing.assert_close(found, clip.latent, atol=1e-5, rtol=1e-5)
 
 
