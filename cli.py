@@ -25,6 +25,7 @@ from .commands import (
 )
 from .commands.command import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, REFUSED
 from .commands.console import Console, flush_results, say
+from .commands.distributed import is_follower
 from .commands.ending import Stopped, stopped_by_signals
 from .commands.parsing import Parser, add_command
 from .ltx_core.errors import LTXKitError
@@ -93,11 +94,20 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         top.print_help()
         return DONE
-    expanded = again.expanded(arguments)
+    expanded = _expanded(arguments)
     options = top.parse_args(expanded)
     options.argv = expanded[1:]
     with Console(quiet=options.quiet) as console:
         return options.run(options, console)
+
+
+def _expanded(arguments: list[str]) -> list[str]:
+    try:
+        return again.expanded(arguments)
+    except LTXKitError:
+        if is_follower():  # of several processes, the first says it
+            raise SystemExit(REFUSED) from None
+        raise
 
 
 def _keep_stream_numbers() -> None:

@@ -19,6 +19,7 @@ from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_SIZE, find_model, is_bun
 from . import again, arguments, formats, names, settings
 from .command import DONE, Command
 from .console import Console
+from .distributed import Processes
 from .jobs import Job, check_results, jobs_of, prompts_of
 from .options import EXAMPLES, declare
 from .places import MODEL, TEXT_ENCODER, UPSCALER, VAE, Places
@@ -27,6 +28,7 @@ from .starts import Source, check_inputs, check_places, conditions_of, inputs_of
 if TYPE_CHECKING:
     import torch
 
+    from ..ltx_core.models.sharing import Sharing
     from ..ltx_core.pipelines.clip import Clip
     from ..ltx_core.pipelines.condition import ConditioningItem
     from ..ltx_core.pipelines.dry_run import Outline
@@ -46,6 +48,7 @@ class _Request:
     """A command whose every value is settled and checked; nothing is loaded.
 
     models, loras: headers, and models on meta. said: over the recipe of the checkpoint. size: (width, height).
+    sharing: the processes that make the clip together.
     """
 
     files: OpenFiles
@@ -59,39 +62,42 @@ class _Request:
     source: Source | None
     negative: str | None
     long: LongRequest | None = None
+    sharing: Sharing | None = None
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
-    with Claims() as claims:
-        return _make(options, console, claims)
+    with Processes(options.device, compile=options.compile) as processes, Claims() as claims:
+        return _make(options, processes.console(console), claims, processes)
 
 
-def _make(options: argparse.Namespace, console: Console, claims: Claims) -> int:
+def _make(options: argparse.Namespace, console: Console, claims: Claims, processes: Processes) -> int:
     prompts = prompts_of(options)
     check_inputs(options)
-    jobs = jobs_of(options, prompts, claims)
+    jobs = processes.first(lambda: jobs_of(options, prompts, claims))
     formats.check_formats(options, [job.output for job in jobs])
     check_results(jobs, inputs_of(options))
-    request = _settled(options, jobs, console)
-    ltx = _load(options, request, console)
+    request = _settled(options, jobs, console, processes)
+    ltx = _load(options, request, console, processes)
     made: list[dict[str, Any]] = []
     for number, job in enumerate(jobs, 1):
         if len(jobs) > 1:
             console.note(f"clip {number} of {len(jobs)}: {job.output}, seed {job.seed}")
         started = time.monotonic() if made else console.started
         clip = _clip(ltx, options, request, job, console)
+        if not processes.is_first:
+            continue
         _save(clip, options, request, job, console)
         made.append(_report(clip, job, time.monotonic() - started, console))
         if not options.json:
             for path in job.results:
                 console.told(str(path))
         console.note(_closing(made[-1]))
-    if options.json:
+    if options.json and processes.is_first:
         console.told(json.dumps({"clips": made, "seconds": round(time.monotonic() - console.started, 3)}, indent=2))
     return DONE
 
 
-def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console) -> _Request:
+def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console, processes: Processes) -> _Request:
     """Everything that the run needs, checked from options, headers and inputs.
 
     Raises:
@@ -104,7 +110,7 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
     spare_main_memory()
     recipe = _recipe_file(options)
     said = settings.overrides(options, recipe.overrides if recipe else None)
-    names_of_devices = _device(options)
+    names_of_devices = processes.device or _device(options)
     listed = names_of_devices if isinstance(names_of_devices, list) else [names_of_devices]
     devices = [chosen_device(name) for name in listed]
     found = _found(options, recipe, console)
@@ -132,7 +138,9 @@ def _settled(options: argparse.Namespace, jobs: Sequence[Job], console: Console)
     if rate is None and recipe is not None and recipe.fps is not None:
         rate = Fraction(recipe.fps).limit_denominator(1001)
     negative = options.negative if options.negative is not None or recipe is None else recipe.negative_prompt
-    request = _Request(files, found, loras, said, size, frames, rate, conditions, source, negative)
+    request = _Request(
+        files, found, loras, said, size, frames, rate, conditions, source, negative, sharing=processes.sharing
+    )
     if options.long is not None:
         request = replace(request, long=_long(options, request, own, jobs[0].seed))
     device = devices[0] if len(devices) == 1 else None
@@ -287,6 +295,7 @@ def _check_request(
         settings=options.settings,
         loras=request.loras,
         device=None if options.force else device,
+        sharing=request.sharing,
     )
     check_mode(options.lora_mode, request.loras, models.transformer)
     if request.source is not None:
@@ -298,7 +307,7 @@ def _check_request(
             console.note(f"{run_pass.stage}: {run_pass.describe()}")
 
 
-def _load(options: argparse.Namespace, request: _Request, console: Console) -> Components:
+def _load(options: argparse.Namespace, request: _Request, console: Console, processes: Processes) -> Components:
     from ..ltx_core.pipelines.library import Components
 
     found = request.found
@@ -318,7 +327,7 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
         loras=request.loras,
         lora_mode=options.lora_mode,
         settings=options.settings,
-        device=_device(options),
+        device=processes.device or _device(options),
         resident_blocks=options.resident_blocks,
         tile=options.tile,
         kernels=options.kernels,
@@ -326,6 +335,7 @@ def _load(options: argparse.Namespace, request: _Request, console: Console) -> C
         keep=None if options.upscaler or _makes_several(options) else False,
         cache=False if options.no_cache else None,
         copy=options.copy,
+        group=processes.group,
         opened=request.files,
         progress=console.progress,
         notes=console.note,

@@ -204,7 +204,8 @@ def _memory_arguments(memory: Group) -> None:
     memory.add_argument(
         "--device",
         metavar="NAME[,NAME...]",
-        help="cuda, mps, cpu (default: the best there is); several, such as cuda:0,cuda:1, share the blocks",
+        help="cuda, mps, cpu (default: the best there is); several, such as cuda:0,cuda:1, share the blocks; under "
+        "torchrun each process takes its own card, and all of them make each clip together",
     )
     memory.add_argument(
         "--dtype", choices=arguments.DTYPES, default="auto", help="type of the weights (auto: as stored)"

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from .command import REFUSED, Command
 from .console import say, taken_by_stdout
+from .distributed import is_follower
 
 _NEGATIVE = re.compile(r"-\d")
 _INVALID = re.compile(r"argument (?P<name>\S+): invalid choice: (?P<value>'.*?'|\".*?\") \(choose from (?P<known>.*)\)")
@@ -24,7 +25,8 @@ class Parser(argparse.ArgumentParser):
         invalid = _INVALID.fullmatch(message)
         if invalid:
             message = self._invalid(invalid)
-        say(f"{message} (see `{self.prog} --help`)")
+        if not is_follower():
+            say(f"{message} (see `{self.prog} --help`)")
         self.exit(REFUSED)
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -58,10 +58,11 @@ def sampling(
     samples: int = 1,
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
+    processes: int = 1,
 ) -> int:
     """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
 
-    kernels: by which the device computes.
+    kernels: by which the device computes. processes: among which each forward is divided.
     """
     products, device = kernels_for(transformer, kernels).products, "cpu" if on_cpu else "card"
     dtype = products.dtype_on(transformer.dtype, device)
@@ -69,19 +70,26 @@ def sampling(
     widened = WIDE_TENSORS if not on_cpu and dtype == torch.float16 != transformer.dtype else 0
     # Where comfy-kitchen rotates queries and keys, the table is of matrices, of twice the bytes.
     matrices = 0 if on_cpu or dtype.itemsize > 2 else samples * tokens * transformer.config.hidden_size * TABLE_BYTES
-    wide = branches * samples * tokens * transformer.config.hidden_size * widened * torch.float16.itemsize
+    wide = (
+        branches
+        * samples
+        * math.ceil(tokens / processes)
+        * transformer.config.hidden_size
+        * widened
+        * torch.float16.itemsize
+    )
     return (
         matrices
         + wide
         + sample_bytes(
             transformer.config,
-            samples=samples,
-            tokens=tokens,
+            tokens=samples * tokens,
             lanes=branches,
-            text_tokens=text_tokens,
+            text_tokens=[samples * length for length in text_tokens],
             itemsize=dtype.itemsize,
             unpacking=unpacking(transformer, dtype, on_cpu=on_cpu),
             fused_norms=not on_cpu and norms_are_one_kernel(),
+            processes=processes,
         )
     )
 

@@ -5,6 +5,7 @@ The counts follow from configs and shapes; measured numbers are marked as such.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from ..shapes import LatentShape
 BLOCK_TENSORS = 8
 # Where a norm in half precision is not one kernel, five such tensors are alive together with its float32 intermediates.
 BLOCK_TENSORS_HALF = 11
+# Where several processes divide a forward: the block's input, its norm, queries, keys and values, and the latter three
+# twice while they are exchanged (models/sharing.py).
+EXCHANGED_TENSORS = 11
 # Float32 tensors of (tokens, channels) outside the blocks: the initial latent, its noise, the state, the clean latent,
 # the model's input (pipelines/sample.py, sampling/samplers.py).
 STATE_TENSORS = 5
@@ -84,21 +88,23 @@ def sample_bytes(
     itemsize: int,
     unpacking: Unpacking = Unpacking(),
     fused_norms: bool = True,
-    samples: int = 1,
+    processes: int = 1,
 ) -> int:
     """Bytes that sampling needs in addition to the weights.
 
-    lanes: most branches in one step. text_tokens: length of each text. itemsize: bytes of a number of the computing
-    dtype. unpacking: of the largest weight, where the stored dtype is another. fused_norms: `norms_are_one_kernel`.
+    tokens: of all samples. lanes: most branches in one step. text_tokens: length of each text of each sample. itemsize:
+    bytes of a number of the computing dtype. unpacking: of the largest weight, where the stored dtype is another.
+    fused_norms: `norms_are_one_kernel`. processes: among which the tokens of a block are divided.
     """
-    d, rows = config.hidden_size, samples * tokens
-    table = rows * d * TABLE_BYTES
-    tensor = lanes * rows * d * itemsize
+    d = config.hidden_size
+    table = tokens * d * TABLE_BYTES
+    tensor = lanes * math.ceil(tokens / processes) * d * itemsize
     feed_forward = max(BLOCK_TENSORS * tensor, (BLOCK_TENSORS - 1) * tensor + unpacking.beside) + unpacking.weight
     norm = BLOCK_TENSORS_HALF * tensor if itemsize < 4 and not fused_norms else 0
-    state = (STATE_TENSORS + lanes) * rows * config.in_channels * 4
-    keys_values = samples * sum(text_tokens) * 2 * d * config.num_layers * itemsize
-    return int(max(table + max(feed_forward, norm), TABLE_MAKING * table)) + state + keys_values
+    exchange = EXCHANGED_TENSORS * tensor if processes > 1 else 0
+    state = (STATE_TENSORS + lanes) * tokens * config.in_channels * 4
+    keys_values = sum(text_tokens) * 2 * d * config.num_layers * itemsize
+    return int(max(table + max(feed_forward, norm, exchange), TABLE_MAKING * table)) + state + keys_values
 
 
 def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Unpacking()) -> int:

@@ -71,7 +71,7 @@ class SelfAttention(Attention):
             return self.to_out(self._perturbed(x, rotary, plan))
         v = self.to_v(x)
         q, k = self._rotated(x, rotary)
-        return self.to_out(self._attend(q, k, v, rotary.weights))
+        return self.to_out(self._attend(q, k, v, rotary))
 
     def _perturbed(self, x: Tensor, rotary: RotaryTable, plan: BlockPlan) -> Tensor:
         """What `to_out` receives: weighted means of V, V itself, or x, in the order of the plan."""
@@ -82,7 +82,7 @@ class SelfAttention(Attention):
                 plain = take(x, plan.plain)
                 q, k = self._rotated(plain, rotary)
                 of_plain = take(v, [plan.valued.index(lane) for lane in plan.plain])
-                lanes.append(self._attend(q, k, of_plain, rotary.weights))
+                lanes.append(self._attend(q, k, of_plain, rotary))
             if plan.values:
                 lanes.append(take(v, [plan.valued.index(lane) for lane in plan.values]))
         if plan.skipped:
@@ -94,15 +94,20 @@ class SelfAttention(Attention):
         weights = self.q_norm.weight, self.k_norm.weight
         return norm_rotation(self.to_q(x), self.to_k(x), weights, QK_NORM_EPS, rotary.rotation, self.active)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, weights: Tensor | None) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, rotary: RotaryTable) -> Tensor:
         """Three (g b n inner) -> (g b n inner)"""
-        rows = (self.split(part.flatten(0, 1)) for part in (query, key, value))
-        query_rows, key_rows, value_rows = rows
+        parts, share = [part.flatten(0, 1) for part in (query, key, value)], rotary.share
+        if share is None:
+            return self._mean(parts, self.heads, rotary.weights).unflatten(0, query.shape[:2])
+        mean = self._mean(share.to_heads(parts), share.own_heads, rotary.weights)
+        return share.to_tokens(mean).unflatten(0, query.shape[:2])
+
+    def _mean(self, parts: Sequence[Tensor], heads: int, weights: Tensor | None) -> Tensor:
+        """Queries, keys and values (rows, n, heads * head_dim) -> (rows, n, heads * head_dim)"""
+        query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         if weights is None:
-            mean = attention(query_rows, key_rows, value_rows, self.active)
-        else:
-            mean = attend_weighted(query_rows, key_rows, value_rows, weights)
-        return mean.unflatten(0, query.shape[:2])
+            return attention(query, key, value, self.active)
+        return attend_weighted(query, key, value, weights)
 
 
 class CrossAttention(Attention):

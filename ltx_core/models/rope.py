@@ -7,12 +7,13 @@ applied before the split into heads: every head has frequencies of its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..kernels.rotation import Form, rotation_table
+from ..kernels.rotation import Form, form_of, rotation_table
+from .sharing import TokenShare
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +23,17 @@ class RotaryTable:
     rotation: a table of one of the forms of `kernels.rotation`; (b | 1, n, width / 2) complex64 unless the model is on
         a card. One table per set of positions serves all blocks, branches and steps.
     weights: (m) float32, of the first m tokens in self-attention, see `attention.attend_weighted`; None: all 1.
+    share: how the tokens are divided among processes, of which the table has this one's; None: not at all.
     """
 
     rotation: Tensor
     weights: Tensor | None = None
+    share: TokenShare | None = None
+
+    def shared(self, share: TokenShare) -> RotaryTable:
+        """The table of this process's tokens."""
+        tokens = 2 if form_of(self.rotation) == "planes" else 1
+        return replace(self, rotation=share.own(self.rotation, tokens), share=share)
 
 
 def rotary_table(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..kernels import elementwise
 from ..kernels.active import PLAINLY, Active
 from ..kernels.directly import DIRECTLY
@@ -40,6 +40,7 @@ from .dtypes import compute_dtype
 from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, scale_shift_table
 from .linear import Linear
 from .rope import RotaryTable, rotary_table
+from .sharing import Sharing, TokenShare
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
 
@@ -106,6 +107,7 @@ class LTXTransformer(nn.Module):
     BLOCK_PREFIX: ClassVar[str] = "transformer_blocks."
     COMPILES: ClassVar[bool] = True  # see `placing.compiling`
     active = DIRECTLY
+    sharing: Sharing | None = None  # while several processes divide each forward among them
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -244,7 +246,10 @@ class LTXTransformer(nn.Module):
         self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]
     ) -> tuple[Tensor, ...]:
         plan = self._plan(branches)
-        modulation, dtype = self._modulation(sigma), self.compute_dtype
+        share = None if self.sharing is None else self._share(self.sharing, x.shape[1])
+        modulation, dtype = self._modulation(sigma, share), self.compute_dtype
+        if share is not None:
+            x, rotary = share.own(x, 1).contiguous(), rotary.shared(share)
         x = self.patchify_proj(x.to(dtype))
         x = x if modulation.narrow is None else x.float()
         x = x.expand(plan.num_lanes, -1, -1, -1)  # (g b n d)
@@ -256,7 +261,16 @@ class LTXTransformer(nn.Module):
         shift, scale = (self.scale_shift_table + modulation.output.unsqueeze(1)).unbind(1)
         x = elementwise.modulation(self.norm_out(x), shift, scale, modulation.rows)
         velocities = self.proj_out(modulation.narrowed(x)).float()
+        velocities = velocities if share is None else share.gathered(velocities, 2)
         return tuple(velocities[lane] for lane in plan.lane_of)
+
+    def _share(self, sharing: Sharing, tokens: int) -> TokenShare | None:
+        if torch.is_grad_enabled():
+            raise UnsupportedError(
+                "got a forward that is divided among processes, with autograd; expected one without: gradients do not "
+                "pass from one process to another; compute it under torch.no_grad()"
+            )
+        return sharing.of(tokens, self.config.num_attention_heads)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
         structure, planned = structure_of(branches), self._planned
@@ -283,12 +297,14 @@ class LTXTransformer(nn.Module):
             x = block(x, modulation, rotary, texts, plan)
         return plan.rejoin(x, kept)
 
-    def _modulation(self, sigma: Tensor) -> Modulation:
+    def _modulation(self, sigma: Tensor, share: TokenShare | None = None) -> Modulation:
         rows = TokenRows()
         levels = sigma.flatten().float()
         if sigma.shape[1] > 1:
             levels, index = levels.unique(return_inverse=True)
-            rows = rows if levels.shape[0] == 1 else TokenRows.of(index.view(sigma.shape[:2]))
+            index = index.view(sigma.shape[:2])
+            index = index if share is None else share.own(index, 1)
+            rows = rows if levels.shape[0] == 1 else TokenRows.of(index)
         blocks, output = self.adaln_single(levels * self.config.timestep_scale_multiplier, self.compute_dtype)
         return Modulation(blocks, output, rows, self._narrow)
 

@@ -138,10 +138,11 @@ def card_here(device: str | torch.device | None = None) -> Card:
     return Card("main memory" if is_cpu else str(chosen), available.free, available.total, is_main_memory=is_cpu)
 
 
-def check_fits(models: Outline, size: PixelShape, device: torch.device) -> None:
+def check_fits(models: Outline, size: PixelShape, device: torch.device, processes: int = 1) -> None:
     """Refuse a clip whose work is more than all the memory that there is, in words rather than an allocator's.
 
-    What is more than the free memory alone may still go well, and is left to the run.
+    What is more than the free memory alone may still go well, and is left to the run. processes: among which each
+    forward of the transformer is divided.
 
     Raises:
         UnsupportedError: it does not fit.
@@ -152,7 +153,8 @@ def check_fits(models: Outline, size: PixelShape, device: torch.device) -> None:
     is_cpu = device.type == "cpu"
     total = there.total + (swap_memory() if is_cpu else 0)
     card = Card("main memory" if is_cpu else str(device), there.total, there.total, is_main_memory=is_cpu)
-    needed = _plan(models, size, card, AUTO)
+    # In main memory all processes of a machine have what the one would have.
+    needed = _plan(models, size, card, Choices(processes=1 if is_cpu else processes))
     if needed.peak > total:
         stage = max(needed.stages, key=lambda stage: stage.peak)
         raise UnsupportedError(
@@ -172,6 +174,7 @@ class Choices:
     branches: of a step of the (first) pass; None: as in the recipe. resident: blocks of the transformer that stay on
     the card. tiling: of the decoder. text_tokens: length of a prompt. shows_picture: whether a picture is a condition.
     follows_reference: whether there is the reference video of an IC-LoRA, which has as many tokens as the clip.
+    processes: among which each forward of the transformer is divided.
     """
 
     branches: int | None = None
@@ -180,6 +183,7 @@ class Choices:
     text_tokens: int = MAX_TOKENS
     shows_picture: bool = False
     follows_reference: bool = False
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.branches is not None:
@@ -335,6 +339,7 @@ def _transformer_stage(
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
         kernels=_kernels(models, card),
+        processes=choices.processes,
     )
     return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices.resident)
 

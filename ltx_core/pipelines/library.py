@@ -24,6 +24,7 @@ from ..errors import ConfigError, WrongNameError
 from ..host import Host
 from ..kernels.choice import parse_kernels
 from ..kernels.here import asked_kernels, kernels_here
+from ..models.sharing import Sharing
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -33,6 +34,7 @@ from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.lora import LORA_MODES, LoRAMode, check_mode
 from ..placing.placement import DevicePlacement, host_on
 from ..placing.readahead import ReadAhead
+from ..placing.together import check_alike, device_here, local_rank, shared, sharing_of
 from ..progress import Notes, doubt, log_note, silent
 from ..quant.registry import QUANTIZATION_NAMES
 from ..releases import RELEASES, Recipe
@@ -56,7 +58,7 @@ from .places import find_file, find_models, no_text_encoder
 from .preflight import check_widths
 from .prompt_cache import PromptCache, prompts_of
 from .recipe import check_recipe, recipe_for, versions_with
-from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, merged, recipe_of
+from .request import as_conditions, as_text, asked_clips, asked_loras, asked_size, draws_seeds, merged, recipe_of
 from .sample import EncodedPrompt, LatentClip, Prompts, sample
 from .settings import NO_OVERRIDES, Decoding, Overrides, Settings
 from .start import Start, started
@@ -64,6 +66,7 @@ from .text import encode_prompts
 from .two_stage import Upscaling, check_upscalable, first_pass_size, generate_two_stage
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from typing_extensions import Unpack
 
     from .request import Given, Prompt, Request, Starting, Text, Texts
@@ -90,6 +93,7 @@ class Components:
         prompts: those that are encoded already; None: each is encoded every time.
         lora_mode: how LoRAs are applied, see `load`.
         copied: weights are in memory, not mapped from their files.
+        sharing: the processes that make each clip together; None: this one alone.
     """
 
     transformer: LTXTransformer
@@ -109,6 +113,7 @@ class Components:
     runs: Runs = field(default_factory=Runs)
     lora_mode: LoRAMode = "auto"
     copied: bool = False
+    sharing: Sharing | None = None
 
     @classmethod
     @hinted(LOAD, "ltxkit.load")
@@ -137,6 +142,7 @@ class Components:
         keep: bool | None = None,
         cache: bool | None = None,
         copy: bool = False,
+        group: ProcessGroup | None = None,
         opened: OpenFiles | None = None,
         progress: Shown = None,
         notes: Notes = log_note,
@@ -169,6 +175,9 @@ class Components:
             for a new one; bit-equal to encoding them. None: unless the environment has LTXKIT_CACHE=off.
         copy: weights are read into memory, all of them now, and what happens to the files afterwards does not matter.
             False: files are mapped, and must stay as they are while their models are in use.
+        group: processes of torch.distributed that make each clip together, such as `dist.group.WORLD` once
+            `init_process_group` was called; each calls `generate` alike, computes a share of every step, and gets the
+            whole clip. `device` is then this process's: None: the card of LOCAL_RANK, or else torch's current one.
         opened: the same files, by `open_files`, if they are open already.
         progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
             for the user; by default they are logged, and warnings where a clip may be worthless.
@@ -181,7 +190,10 @@ class Components:
             ConfigError: `version` is required, the parts do not belong together, or an argument is not valid.
         """
         progress = callback(progress)
+        sharing = sharing_of(group)
         at = every_device() if device == "balanced" else device
+        if sharing is not None:
+            at = _device_of_one(at, compile=compile)
         placement = _placement(at, resident_blocks, keep, kernels, notes, compile=compile)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
@@ -196,6 +208,8 @@ class Components:
         upscaler = find_file(upscaler, "latent_upscale_models") if upscaler else None
         vae = find_model(vae, "checkpoints") if vae else None
         files = opened or open_files(model, text_encoder, vae=vae, upscaler=upscaler, version=version, copy=copy)
+        if sharing is not None:
+            sharing.check(files.without_data()[0].transformer()[0].config.num_attention_heads)
         transformer, info = files.model.transformer(
             dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
@@ -269,6 +283,7 @@ class Components:
             prompts,
             lora_mode=lora_mode,
             copied=copy,
+            sharing=sharing,
         )
 
     def __repr__(self) -> str:
@@ -390,6 +405,8 @@ class Components:
             CancelledError: `cancel` was called.
         """
         clips = asked_clips(prompt, negative_prompt, seed)
+        if self.sharing is not None and draws_seeds(seed):
+            clips = clips.with_seeds(self.sharing.values([each.seed for each in clips])[0])
         check_crf(crf)
         prepared = [item.prepared(crf) for item in as_conditions(conditions)]
         check_kind("settings", settings, Overrides)
@@ -404,8 +421,15 @@ class Components:
         for remark in (remark for run_pass in passes for remark in run_pass.remarks(all_settings.recipe)):
             doubt(remark, notes)
         if isinstance(self.placement, DevicePlacement) and not force:
-            check_fits(self._outline(self.placement, self.upscaler), asked, self.placement.device)
+            check_fits(self._outline(self.placement, self.upscaler), asked, self.placement.device, self._processes)
         negatives = [self._negative(passes, each.negative, all_settings.recipe, notes) for each in clips]
+        self._check_alike(
+            passes,
+            size=tuple(asked),
+            prompt=[as_text(each.prompt) for each in clips],
+            negative_prompt=[as_text(each) for each in negatives],
+            seed=[each.seed for each in clips],
+        )
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
 
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
@@ -461,9 +485,10 @@ class Components:
         for remark in run_pass.remarks(self.recipe):
             doubt(remark, notes)
         if isinstance(self.placement, DevicePlacement) and not request.force:
-            check_fits(self._outline(self.placement, None), window, self.placement.device)
+            check_fits(self._outline(self.placement, None), window, self.placement.device, self._processes)
         notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
         unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
+        self._check_alike([run_pass], size=tuple(asked), prompt=list(prompts), seed=request.seed)
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
             decided: dict[str, str] = {}
             host = host_on(self.placement, watched, notes, decided.__setitem__)
@@ -471,7 +496,8 @@ class Components:
             encoded = [text.by_name["positive"][0] for text in texts]
             negative = None if unwanted is None else texts[0].by_name["negative"][0]
             decoding = settings.decoding("one")
-            latent = long_latent(request, run_pass, self.vae, (encoded, negative), decoding, host=host)
+            with shared(self.transformer, self.sharing):
+                latent = long_latent(request, run_pass, self.vae, (encoded, negative), decoding, host=host)
         said = {
             **self._record([run_pass], decoding),
             **decided,
@@ -499,11 +525,28 @@ class Components:
         conditions: Conditions,
         settings: Settings,
     ) -> Tensor:
-        if self.upscaler is None:
-            return sample(passes[0], clip, prompts, noise=noise, host=host, conditions=conditions)
-        upscaling = Upscaling(self.upscaler, self.vae, settings.adain_factor)
-        return generate_two_stage(
-            passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=conditions
+        with shared(self.transformer, self.sharing):
+            if self.upscaler is None:
+                return sample(passes[0], clip, prompts, noise=noise, host=host, conditions=conditions)
+            upscaling = Upscaling(self.upscaler, self.vae, settings.adain_factor)
+            return generate_two_stage(
+                passes, clip, prompts, upscaling, noise=(noise, noise), host=host, conditions=conditions
+            )
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.sharing is None else self.sharing.size
+
+    def _check_alike(self, passes: Sequence[Pass], **said: Any) -> None:
+        """Raises ConfigError: the processes of a group would not make the same clip, or not by the same arithmetic."""
+        if self.sharing is None:
+            return
+        check_alike(
+            self.sharing,
+            **said,
+            passes=[_pass_record(each) for each in passes],
+            loras=[(item.lora.path.name, item.strength) for item in self.loras],
+            **self._computing(),
         )
 
     def _clip(
@@ -603,6 +646,21 @@ class Components:
 def _pass_record(run_pass: Pass) -> dict[str, Any]:
     record = {"sigmas": run_pass.sigmas.tolist(), "guidance": asdict(run_pass.guidance)}
     return {**record, "step_cache": run_pass.step_cache} if run_pass.step_cache else record
+
+
+def _device_of_one(device: Any, *, compile: bool) -> torch.device:
+    """The device of this process of a group. Raises ConfigError: several, or a choice that does not go with a group."""
+    if compile:
+        raise ConfigError(
+            "got compile for a group of processes; expected one of the two: exchanges between processes are not "
+            "compiled; leave one out"
+        )
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        raise ConfigError(
+            f"got {len(device)} devices for each process of a group; expected one, or None; start a process for each "
+            "device"
+        )
+    return device_here(device, local_rank())
 
 
 def _placement(

@@ -8,6 +8,7 @@ import torch
 
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
+from ..models.sharing import Sharing
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
@@ -39,10 +40,12 @@ def check_request(
     settings: str | None = None,
     loras: Sequence[WeightedLoRA] = (),
     device: torch.device | None = None,
+    sharing: Sharing | None = None,
 ) -> list[Pass]:
     """Refuse a clip that the models could not make; they are on meta, and nothing is read.
 
-    settings, loras: as `Components.load`. device: whose memory the clip must fit; None: it is not asked.
+    settings, loras: as `Components.load`. device: whose memory the clip must fit; None: it is not asked. sharing: the
+    processes that make the clip together; None: one alone.
 
     Returns:
         Its passes.
@@ -54,6 +57,8 @@ def check_request(
     check_widths(
         models.transformer, models.vae, models.text_encoder[1] if models.text_encoder else None, models.upscaler
     )
+    if sharing is not None:
+        sharing.check(models.transformer.config.num_attention_heads)
     for item in loras:
         match_lora(item.lora, models.transformer, allow_partial=item.allow_partial)
     run = Settings(recipe_of(models, loras, settings), overrides)
@@ -68,7 +73,7 @@ def check_request(
     ]
     run.decoding("one" if models.upscaler is None else "second")
     if device is not None:
-        check_fits(models, asked, device)
+        check_fits(models, asked, device, 1 if sharing is None else sharing.size)
     return passes
 
 

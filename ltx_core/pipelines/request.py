@@ -79,6 +79,11 @@ class AskedClips:
     def __iter__(self) -> Iterator[AskedClip]:
         return iter(self.clips)
 
+    def with_seeds(self, seeds: Sequence[int]) -> AskedClips:
+        """The same clips with other seeds."""
+        clips = (replace(clip, seed=seed) for clip, seed in zip(self.clips, seeds, strict=True))
+        return replace(self, clips=tuple(clips))
+
 
 def asked_clips(prompt: Any, negative: Any, seed: Any) -> AskedClips:
     """The clips of a call: of several prompts, negative prompts or seeds, the first with the first, and so on.
@@ -105,6 +110,11 @@ def asked_clips(prompt: Any, negative: Any, seed: Any) -> AskedClips:
         for text, other, number in zip(prompts, negatives, seeds, strict=True)
     )
     return AskedClips(clips, bool(lengths))
+
+
+def draws_seeds(seed: Any) -> bool:
+    """Whether a seed is drawn for one of the clips."""
+    return seed is None or any(each is None for each in _several(seed) or ())
 
 
 def _several(given: Any) -> list[Any] | None:

@@ -285,6 +285,7 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts, host: Host) -> i
         tokens=tokens,
         branches=run_pass.branches + len(texts) - len(prompts.by_name),
         text_tokens=[text.embeddings.shape[1] for text in texts],
+        processes=1 if run_pass.transformer.sharing is None else run_pass.transformer.sharing.size,
     )
     if state.weights is not None:
         work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention

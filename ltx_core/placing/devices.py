@@ -110,9 +110,18 @@ def clear_of_memory(what: str) -> Generator[None]:
 
 
 def device_of_process(number: int) -> torch.device:
-    """The GPU that process `number` of this machine trains on, set as current for NCCL; the CPU without CUDA."""
+    """The GPU that process `number` of this machine works on, set as current for NCCL; the CPU without CUDA.
+
+    Raises:
+        ConfigError: there are fewer GPUs.
+    """
     if best_device().type != "cuda":
         return torch.device("cpu")
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"got process {number + 1} of this machine, which has {torch.cuda.device_count()} graphics cards; expected "
+            "one for each process; start fewer with torchrun --nproc-per-node"
+        )
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device

@@ -1,0 +1,211 @@
+"""A clip that several processes make together is the clip of one; as a command they speak once and end together."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ltxkit.ltx_core import media
+from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
+from ltxkit.ltx_core.pipelines.library import Components
+from ltxkit.ltx_core.placing.together import Started, device_here, local_rank, started_together
+
+SCRIPT = Path(__file__).with_name("group_script.py")
+DIGITS = ["generate", "--model", "ltxkit-digits", "a 7 moving up", "--frames", "9", "--no-cache"]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def started(command: list[str], size: int, folder: Path) -> list[subprocess.Popen[str]]:
+    """The processes that `torchrun` would start, without it; each says what it says to itself."""
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+        )
+        for rank in range(size)
+    ]
+
+
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 600) -> list[tuple[int, str, str]]:
+    """(status, stdout, stderr) of each."""
+    try:
+        said = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+@pytest.mark.slow  # four processes that load models
+def test_two_and_four_processes_make_the_clips_of_one(
+    tiny_models: Callable[..., Path],
+    lora_and_merged: Callable[..., tuple[dict[str, torch.Tensor], object]],
+    repository: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tiny_models()
+    stored = load_file(folder / "checkpoints/ltxv-tiny.safetensors")
+    prefix = "model.diffusion_model."
+    weights = {key.removeprefix(prefix): tensor.float() for key, tensor in stored.items() if key.startswith(prefix)}
+    save_file(lora_and_merged(weights, 1.0)[0], tmp_path / "lora.safetensors")
+    given = (folder, tmp_path / "lora.safetensors", repository / "assets/examples/temple.jpg")
+    processes = started([sys.executable, str(SCRIPT), *map(str, given), str(tmp_path)], 4, tmp_path)
+    expected: Mapping[str, torch.Tensor] = runpy.run_path(str(SCRIPT))["made"](*given)
+    results = ended(processes)
+    assert [status for status, _, _ in results] == [0] * 4, [error[-2000:] for _, _, error in results]
+    for size in (2, 4):
+        found = load_file(tmp_path / f"{size}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, latent in expected.items():
+            torch.testing.assert_close(found[name], latent, atol=1e-5, rtol=1e-5)
+    said = [(tmp_path / f"said-{rank}").read_text() for rank in range(4)]
+    assert all(text.startswith("got seed [0] in process 0 and [1] in process 1; expected the same") for text in said)
+
+
+# As a command
+
+
+@pytest.mark.slow  # torchrun, and two processes
+def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", free_port(), "--nproc-per-node", "2"]
+    size = ["--set", "first.steps=2", "--dtype", "fp32"]
+    options = [*DIGITS, *size, "--count", "2", "--save-latent", "{seed}.latent"]
+    done = subprocess.run(
+        [*torchrun, "-m", "ltxkit", *options], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    clips = ["a-7-moving-up-0.mp4", "a-7-moving-up-1.mp4"]
+    assert done.stdout.splitlines() == ["0.latent", clips[0], "1.latent", clips[1]]
+    assert done.stderr.count("clip 2 of 2") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*clips, "0.latent", "1.latent"])
+    assert len(media.read_video(tmp_path / clips[1]).frames) == 9
+    alone = Components.load("ltxkit-digits", device="cpu", dtype=torch.float32, cache=False)
+    for seed, clip in enumerate(alone.generate("a 7 moving up", seed=[0, 1], frames=9, steps=2)):
+        found = load_file(tmp_path / f"{seed}.latent")["latent_tensor"]
+        torch.testing.assert_close(found, clip.latent, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow  # four processes
+def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(tmp_path: Path) -> None:
+    results = ended(started([sys.executable, "-m", "ltxkit", *DIGITS], 4, tmp_path))
+    assert all(status in (1, 2) for status, _, _ in results)
+    said = "".join(error for _, _, error in results)
+    assert said.count("got 4 processes for a model with 3 heads of attention") == 1
+    assert "load " not in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow  # three processes
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize(("number", "rank"), [("SIGKILL", 1), ("SIGTERM", 2)])
+def test_the_end_of_one_process_is_the_end_of_all(tmp_path: Path, number: str, rank: int) -> None:
+    options = ["--set", "first.steps=1000", "--output", "clip.mp4"]
+    processes = started([sys.executable, "-m", "ltxkit", *DIGITS, *options], 3, tmp_path)
+    speaking = processes[0].stderr
+    assert speaking is not None
+    for line in speaking:  # a sign of the stage, after two seconds of it
+        if line.startswith("sample:"):
+            break
+    processes[rank].send_signal(signal.Signals[number])
+    sent = time.monotonic()
+    results = ended(processes, 30)
+    assert time.monotonic() - sent < 20
+    assert all(status != 0 for status, _, _ in results)
+    said = "".join(error for _, _, error in results)
+    assert "Traceback" not in said
+    sentence = "no partial file remains" if number == "SIGTERM" else "got no answer from another process"
+    assert said.count(sentence) == 1, said
+    assert list(tmp_path.iterdir()) == []
+
+
+# What the environment says
+
+
+def test_processes_that_torchrun_has_started() -> None:
+    there = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    assert started_together({}) == started_together({"WORLD_SIZE": "1"}) == Started()
+    assert started_together(there) == Started(3, 4, 3)
+    assert started_together(there | {"LOCAL_RANK": "1"}) == Started(3, 4, 1)
+    assert local_rank(there) is None
+    assert local_rank({"LOCAL_RANK": "2"}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"RANK": None}, "without RANK; expected all that torchrun sets"),
+        ({"MASTER_PORT": None, "MASTER_ADDR": None}, "without MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "two"}, "got WORLD_SIZE='two'"),
+        ({"WORLD_SIZE": ""}, "got WORLD_SIZE=''"),
+        ({"RANK": "-1"}, "got RANK='-1'"),
+        ({"RANK": "4"}, "got RANK=4 of WORLD_SIZE=4; expected a lower number"),
+        ({"LOCAL_RANK": "x"}, "got LOCAL_RANK='x'"),
+    ],
+)
+def test_an_environment_that_says_nonsense(changed: Mapping[str, str | None], message: str) -> None:
+    there = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"} | changed
+    with pytest.raises(ConfigError, match=message):
+        started_together({name: value for name, value in there.items() if value is not None})
+
+
+def test_the_device_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_here("cpu", 1) == torch.device("cpu")
+    from ltxkit.ltx_core.placing import together
+
+    monkeypatch.setattr(together, "chosen_device", lambda _: torch.device("mps"))
+    with pytest.raises(UnsupportedError, match="got mps for several processes; expected cuda or cpu"):
+        device_here(None, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": ["cpu", "cpu"]}, "got 2 devices for each process of a group"),
+        ({"compile": True}, "got compile for a group of processes"),
+    ],
+)
+def test_choices_that_do_not_go_with_a_group(options: dict[str, object], message: str) -> None:
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match=message):
+            Components.load("ltxkit-digits", group=torch.distributed.group.WORLD, **options)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ConfigError, match="got group="):
+            Components.load("ltxkit-digits", group=4)  # pyright: ignore[reportArgumentType]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_group_of_one_computes_alone() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        usual = {"device": "cpu", "dtype": torch.float32, "cache": False}
+        size = {"frames": 9, "steps": 1}
+        alone = Components.load("ltxkit-digits", **usual).generate("a 7", **size)
+        clip = Components.load("ltxkit-digits", group=torch.distributed.group.WORLD, **usual).generate("a 7", **size)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(clip.latent, alone.latent)
