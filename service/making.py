@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ltx_core.progress import Notes, log_note
@@ -19,7 +18,7 @@ _SAID = ("negative_prompt", "width", "height", "frames", "fps", "seed")
 
 def clip_of(
     request: Mapping[str, Any],
-    reference: Path | None,
+    reference: Any,
     ltx: Components,
     catalog: Catalog,
     *,
@@ -28,8 +27,8 @@ def clip_of(
 ) -> Clip:
     """The clip of a request.
 
-    request: what `requests.read_request` returns. reference: the picture or clip that it begins with. ltx: the models
-        that it names. progress, notes: as `Components.generate` has them.
+    request: what `requests.read_request` returns. reference: the picture or clip that it begins with, as `Condition`
+        takes it; None: none. ltx: the models that it names. progress, notes: as `Components.generate` has them.
 
     Raises:
         As `Components.generate`.
@@ -41,7 +40,7 @@ def clip_of(
     return ltx.generate(
         request["prompt"],
         **{name: request[name] for name in _SAID},
-        conditions=() if reference is None else Condition(reference),  # pyright: ignore[reportArgumentType]
+        conditions=() if reference is None else Condition(reference),
         progress=progress,
         notes=notes,
         **request["knobs"],
