@@ -62,7 +62,7 @@ def function_of(module: str, name: str, act: Callable[..., Any]) -> Callable[...
     return call
 
 
-class Aborted(RuntimeError):
+class AbortedError(RuntimeError):
     """As DiffusionRequestAbortedError."""
 
 
@@ -128,7 +128,7 @@ class Omni:
 
     def _check(self, synchronize: bool) -> None:
         if self.cancelled:
-            raise Aborted
+            raise AbortedError
 
     # --- what its server makes ----------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Record what the plugin for vLLM-Omni uses of it, from an unpacked wheel, which is read and never imported.
 
-    pip download --no-deps vllm-omni==0.30.0 && unzip vllm_omni-*.whl -d WHEEL
-    .venv/bin/python tests/service/record_vllm_omni.py WHEEL
+pip download --no-deps vllm-omni==0.30.0 && unzip vllm_omni-*.whl -d WHEEL
+.venv/bin/python tests/service/record_vllm_omni.py WHEEL
 """
 
 from __future__ import annotations

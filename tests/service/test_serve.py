@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+from load import serve
 from PIL import Image
 from serving import Server
 
@@ -288,50 +288,5 @@ def test_a_client_that_leaves_cancels_what_it_waits_for(server: Server) -> None:
 
 def test_nothing_is_lost_by_kill_9(tmp_path: Path) -> None:
     """30 requests from 4 clients, some bad, some deleted; a worker and the server are killed."""
-    import psutil
-
-    server = Server(tmp_path / "service").start()
-    accepted: dict[str, bool] = {}  # by id: whether it was deleted
-    lock = threading.Lock()
-
-    def until(call: Any) -> requests.Response:
-        while True:
-            try:
-                return call()
-            except requests.ConnectionError:
-                time.sleep(0.1)
-
-    def client(start: int) -> None:
-        for number in range(start, 30, 4):
-            said = SMALL | {"seed": number} | ({"size": "bad"} if number % 20 == 7 else {})
-            key = {"idempotency-key": f"{number}"}
-            answer = until(lambda said=said, key=key: server.post(said, headers=key))
-            if number % 20 == 7:
-                assert answer.status_code == 400
-                continue
-            job_id = answer.json()["id"]
-            with lock:
-                accepted[job_id] = number % 20 == 3
-            if accepted[job_id]:
-                until(lambda: requests.delete(f"{server.url}/v1/videos/{job_id}", timeout=60))  # noqa: B023
-
-    threads = [threading.Thread(target=client, args=(start,)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(6)
-    assert server.process is not None
-    for worker in psutil.Process(server.process.pid).children():
-        worker.kill()
-    time.sleep(4)
-    server.kill()
-    server.start()
-    for thread in threads:
-        thread.join()
-    for job_id, deleted in accepted.items():
-        if not deleted:
-            assert server.ended(job_id)["status"] == "completed"
-    assert len(accepted) == 28
-    videos = {path.stem for path in (server.folder / "videos").glob("*.mp4")}
-    assert videos == {job_id for job_id, deleted in accepted.items() if not deleted}
-    assert not list((server.folder / "uploads").iterdir())
-    server.kill()
+    counted = serve(tmp_path / "service", count=30, clients=4, kills=1, worker_kills=1)
+    assert (counted["completed"], counted["deleted"], counted["refused"]) == (26, 2, 2)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omni import RECORD, Aborted, Omni
+from omni import RECORD, AbortedError, Omni
 from PIL import Image
 
 import ltxkit
@@ -102,7 +102,7 @@ def test_a_clip_is_the_librarys(omni: Omni, pipeline: Any) -> None:
     dummy = omni.request({"prompt": "dummy run"}, name="dummy_req_id", extra_args={"cfg_text_scale": 1.0}, **SMALL)
     assert forward(pipeline, omni.batch_of(dummy)).output["payload"]["video"].shape == (1, 9, 64, 64, 3)
     omni.cancelled = True
-    with pytest.raises(Aborted):
+    with pytest.raises(AbortedError):
         forward(pipeline, omni.batch_of(omni.request(**SMALL)))
 
 
