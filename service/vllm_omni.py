@@ -43,9 +43,10 @@ _GENERIC_RATE = 24  # with which vLLM-Omni turns `seconds` into frames where a r
 _ONE = (
     *("pipeline_parallel_size", "data_parallel_size", "tensor_parallel_size", "sequence_parallel_size"),
     *("ulysses_degree", "ring_degree", "allgather_degree", "cfg_parallel_size", "vae_patch_parallel_size"),
-    *("text_encoder_tp_size", "use_hsdp"),
+    "text_encoder_tp_size",
 )
 _OFF = (
+    "use_hsdp",
     *("enable_cpu_offload", "enable_layerwise_offload", "enable_distributed_layerwise_offload"),
     *("diffusion_offload_config", "vae_use_slicing", "vae_use_tiling", "quantization_config", "lora_path"),
     *("cache_backend", "step_execution", "streaming_output", "enable_prompt_embed_cache"),
@@ -162,8 +163,9 @@ def _own_defaults() -> Generator[None]:
 
 
 def _check_options(od_config: Any) -> None:
-    given = [name for name in _OFF if getattr(od_config, name, None) not in (None, False, "none")]
-    given += [name for name in _ONE if getattr(od_config.parallel_config, name, None) not in (None, False, 1)]
+    both = (od_config, od_config.parallel_config)
+    given = [name for name in _OFF if any(getattr(each, name, None) not in (None, False, "none") for each in both)]
+    given += [name for name in _ONE if getattr(od_config.parallel_config, name, None) not in (None, 1)]
     if given:
         raise ConfigError(
             f"got the options {', '.join(given)} for LTXKit; expected none of them, because it plans memory itself and "

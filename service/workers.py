@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from .catalog import Catalog
@@ -127,6 +128,9 @@ class Workers:
         if each.process is not None and each.process.poll() is not None:
             for job_id in self.queue.released(each.name):
                 self.folder.forget(job_id)
+            assert each.process.stdin is not None
+            with suppress(OSError):
+                each.process.stdin.close()
             status, each.process = each.process.returncode, None
             each.deaths = each.deaths + 1 if now - each.started < _YOUNG else 0
             each.due = now + _PAUSES[min(each.deaths, len(_PAUSES) - 1)]

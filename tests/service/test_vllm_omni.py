@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from PIL import Image
 import ltxkit
 from ltxkit.ltx_core.errors import ConfigError, LTXKitError
 from ltxkit.service import vllm_omni as plugin
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SMALL = {"width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
 
@@ -33,23 +39,32 @@ def omni(monkeypatch: pytest.MonkeyPatch) -> Omni:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model folder that names the bundled model."""
-    index = {"_class_name": "LTXKitPipeline", "ltxkit": {"model": "ltxkit-digits"}}
-    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_index(tmp_path)
     return tmp_path
 
 
-@pytest.fixture
-def pipeline(omni: Omni, folder: Path) -> Any:
-    """As vLLM-Omni's loader makes one: inside a device, and with its dtype as the default."""
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            made = plugin.LTXKitPipeline(od_config=omni.config(folder))
-        assert torch.get_default_dtype() is torch.bfloat16
-        assert made.load_weights(iter(())) == set()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return made
+def write_index(folder: Path) -> None:
+    index = {"_class_name": "LTXKitPipeline", "ltxkit": {"model": "ltxkit-digits"}}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Omni, Any]]:
+    """A pipeline as vLLM-Omni's loader makes one: inside a device, and with its dtype as the default."""
+    omni, folder = Omni(), tmp_path_factory.mktemp("model")
+    write_index(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in omni.modules.items():
+            patch.setitem(sys.modules, name, module)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with torch.device("meta"):
+                made = plugin.LTXKitPipeline(od_config=omni.config(folder))
+            assert torch.get_default_dtype() is torch.bfloat16
+            assert made.load_weights(iter(())) == set()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        yield omni, made
 
 
 def forward(pipeline: Any, batch: Any) -> Any:
@@ -57,9 +72,10 @@ def forward(pipeline: Any, batch: Any) -> Any:
         return pipeline.forward(batch)
 
 
-def test_the_entry_point_is_where_vllm_omni_looks() -> None:
+def test_the_entry_point_is_where_vllm_omni_looks(repository: Path) -> None:
     group = RECORD["modules"]["vllm_omni.plugins"]["constants"]["OMNI_DEFAULT_PLUGINS_GROUP"]
-    (point,) = importlib.metadata.entry_points(group=group, name="ltxkit")
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    point = importlib.metadata.EntryPoint("ltxkit", project["entry-points"][group]["ltxkit"], group)
     assert point.load() is plugin.register
     assert "vllm_omni" not in sys.modules  # which nothing has asked for yet
 
@@ -86,7 +102,8 @@ def test_the_pipeline_has_the_form_of_one() -> None:
 
 
 @pytest.mark.slow
-def test_a_clip_is_the_librarys(omni: Omni, pipeline: Any) -> None:
+def test_a_clip_is_the_librarys(loaded: tuple[Omni, Any]) -> None:
+    omni, pipeline = loaded
     output = forward(pipeline, omni.batch_of(omni.request(fps=12.5, **SMALL)))
     ltx = ltxkit.load("ltxkit-digits", device="cpu")
     mine = ltx.generate("a 7 moving up", width=64, height=64, frames=9, steps=2, seed=3, fps=12.5).to_numpy()
@@ -104,9 +121,12 @@ def test_a_clip_is_the_librarys(omni: Omni, pipeline: Any) -> None:
     omni.cancelled = True
     with pytest.raises(AbortedError):
         forward(pipeline, omni.batch_of(omni.request(**SMALL)))
+    omni.cancelled = False
 
 
-def test_a_wrong_request_is_the_clients_fault(omni: Omni, pipeline: Any) -> None:
+@pytest.mark.slow
+def test_a_wrong_request_is_the_clients_fault(loaded: tuple[Omni, Any]) -> None:
+    omni, pipeline = loaded
     error = omni.modules["vllm_omni.errors"].__dict__["OmniClientError"]
     for asked, message in (
         ({"sigmas": [1.0, 0.0]}, "got sigmas"),

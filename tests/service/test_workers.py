@@ -176,6 +176,7 @@ def test_a_result_that_the_full_disk_cannot_keep_is_kept_later(folder: Folder, m
     assert tries == {"a": 3}
 
 
+@pytest.mark.slow
 def test_a_full_disk_takes_no_job_and_answers(folder: Folder) -> None:
     """A queue that may not grow is what SQLite makes of a full disk."""
     client = pytest.importorskip("starlette.testclient")
@@ -200,6 +201,7 @@ def test_a_full_disk_takes_no_job_and_answers(folder: Folder) -> None:
     accepted = [each.json()["id"] for each in answers if each.status_code == 200]
     assert [job.id for job in service.queue.jobs("video", newest_first=False)] == accepted
     assert web.get("/v1/videos").status_code == 200
+    assert web.post("/v1/videos", json=said).status_code == 200  # with room again
 
 
 MORTAL = """
