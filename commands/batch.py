@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     from ..service import batch
     from ..service.cluster import check_installed
 
-    check_installed("ray.data", "ray")
+    check_installed("ray.data", "ray", address=options.address)
 
     catalog = offered(options)
     check_offered(catalog, [options.device] if options.address is None else [])

@@ -10,8 +10,6 @@ from typing import Any
 
 from ..ltx_core.errors import ConfigError, UnsupportedError
 
-LOOPBACK = "127.0.0.1"
-
 
 @dataclass(frozen=True)
 class Cluster:
@@ -23,9 +21,12 @@ class Cluster:
     most: int | None = None
 
 
-def check_installed(name: str, extra: str) -> None:
-    """Raises UnsupportedError: this part of Ray, or something that it needs, is not installed."""
-    quiet()
+def check_installed(name: str, extra: str, *, address: str | None = None) -> None:
+    """Import a part of Ray, for the cluster at an address.
+
+    Raises UnsupportedError: it, or something that it needs, is not installed.
+    """
+    _before_import(address)
     try:
         importlib.import_module(name)
     except ImportError as error:
@@ -35,10 +36,14 @@ def check_installed(name: str, extra: str) -> None:
         ) from error
 
 
-def quiet() -> None:
-    """Before Ray is imported: nothing is reported to anybody."""
+def _before_import(address: str | None) -> None:
+    """What Ray reads from the environment when it is imported: nothing is reported to anybody, and a cluster of this
+    machine alone listens on its loopback address, as it does by itself on other systems than Linux.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 def join(address: str | None, cpus: int) -> Any:
@@ -49,7 +54,7 @@ def join(address: str | None, cpus: int) -> Any:
     Raises:
         ConfigError: no cluster answers at the address. UnsupportedError: Ray does not start on this machine.
     """
-    quiet()
+    _before_import(address)
     import ray
 
     try:
@@ -60,7 +65,6 @@ def join(address: str | None, cpus: int) -> Any:
                 num_cpus=max(cpus, os.cpu_count() or 1),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _node_ip_address=LOOPBACK,
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -181,7 +181,9 @@ class Dispatch:
             },
         )
         application = f"{ours}{self.name[:12]}"
-        bound = deployment.bind(self.catalog.to_json(), self.device, board)
+        bound: Any = deployment.bind(  # pyright: ignore[reportFunctionMemberAccess]
+            self.catalog.to_json(), self.device, board
+        )
         handle = serve.run(bound, name=application, route_prefix=None)
         threads = [threading.Thread(target=self._slot(number, handle, board).run) for number in range(most)]
         for thread in threads:
@@ -214,7 +216,7 @@ class Dispatch:
 
 def check(cluster: Cluster) -> None:
     """Raises UnsupportedError: Ray Serve is not installed. ConfigError: no cluster answers at the address."""
-    check_installed("ray.serve", EXTRA)
+    check_installed("ray.serve", EXTRA, address=cluster.address)
     if cluster.address is not None:
         join(cluster.address, 1).shutdown()
 

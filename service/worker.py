@@ -95,7 +95,7 @@ class Worker:
         except OSError as error:
             if error.errno in FULL:
                 self._kept(lambda: self.queue.give_back(job))
-                self._complain(error.strerror)
+                self._complain(error.strerror or str(error))
             else:
                 self._failed(job, "server_error", str(error))
         except (sqlite3.OperationalError, PostponedError) as error:

@@ -90,6 +90,7 @@ def fast(name: str, folder: Folder, act: Callable[[Job], None], queue: Queue | N
     return made, ending
 
 
+@pytest.mark.slow
 def test_two_workers_never_rest_while_jobs_wait(folder: Folder) -> None:
     queue = Queue(folder.path)
     add(queue, *map(str, range(20)))
@@ -283,6 +284,7 @@ def test_kinds_of_jobs(folder: Folder) -> None:
     assert queue.claim("one").id == "graph"  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["version", "none", "unwritable"])
 def test_serve_refuses_a_queue_that_is_not_its_own(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
