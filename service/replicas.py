@@ -39,6 +39,7 @@ STATUS = 5.0  # seconds between looks at the application
 EXTRA = "serve-ray"
 _LONGEST = 24 * 3600.0  # seconds for which a replica that is not needed any more may finish its clip
 _IDLE = 300.0  # seconds for which a replica waits for jobs, loaded, before it is taken away
+_MEAN = 12.0  # seconds over which the number of jobs is averaged; Ray reports it every ten
 _GROW = 2.0  # seconds of waiting jobs before there is another replica
 
 
@@ -175,7 +176,7 @@ class Dispatch:
                 "min_replicas": min(self.cluster.least, most),
                 "max_replicas": most,
                 "target_ongoing_requests": 1,
-                "look_back_period_s": 2 * _GROW,
+                "look_back_period_s": _MEAN,
                 "upscale_delay_s": _GROW,
                 "downscale_delay_s": _IDLE,
             },

@@ -36,7 +36,7 @@ def installed() -> bool:
 
 
 def until(true: Callable[[], Any]) -> Any:
-    for _ in range(900):
+    for _ in range(3000):
         if value := true():
             return value
         time.sleep(0.1)
