@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import ltxkit
 from ltxkit.headless.exports import read_export
 from ltxkit.headless.runner import all_nodes, known_kinds
 from ltxkit.ltx_core.media.inputs import as_frames
+from ltxkit.service.queue import FILE
 
 pytestmark = pytest.mark.slow
 
@@ -284,6 +286,32 @@ def test_a_client_that_leaves_cancels_what_it_waits_for(server: Server) -> None:
         time.sleep(0.1)
     else:
         raise AssertionError("the clip is still made")
+
+
+def test_two_workers_make_the_clips_of_one(server: Server, tmp_path: Path) -> None:
+    said = [SMALL | {"seed": seed, "num_inference_steps": 8} for seed in range(4)]
+    with Server(tmp_path / "service", "--device", "cpu", "--device", "cpu") as pair:
+        until_ready(pair, 2)
+        both = [pair.post(each).json()["id"] for each in said]
+        for each in both:
+            assert pair.ended(each)["status"] == "completed"
+        with sqlite3.connect(pair.folder / FILE) as file:
+            assert file.execute("SELECT COUNT(DISTINCT worker) FROM jobs").fetchone() == (2,)
+        clips = [as_frames(pair.folder / "videos" / f"{each}.mp4") for each in both]
+    for each, clip in zip(said, clips, strict=True):
+        alone = server.post(each).json()["id"]
+        server.ended(alone)
+        assert (as_frames(server.folder / "videos" / f"{alone}.mp4") == clip).all()
+
+
+def until_ready(server: Server, workers: int) -> None:
+    """Wait until so many workers have said that they rest."""
+    for _ in range(600):
+        states = [each["state"] for each in server.get("/healthz").json()["workers"]]
+        if states == ["idle"] * workers:
+            return
+        time.sleep(0.1)
+    raise AssertionError(states)
 
 
 def test_nothing_is_lost_by_kill_9(tmp_path: Path) -> None:
