@@ -76,6 +76,7 @@ class Slot(Worker):
         from ray.serve.exceptions import RayServeException
 
         reporter, token, upload = self._reporter(job), uuid.uuid4().hex, self.folder.upload(job.id)
+        made: dict[str, Any] | None = None
         try:
             sent = None if upload is None else (upload.suffix, upload.read_bytes())
             answer = self.handle.make.remote(token, job.id, job.request, sent)
@@ -87,6 +88,8 @@ class Slot(Worker):
         except (RayError, RayServeException) as error:
             raise PostponedError(str(error).strip().splitlines()[0]) from error
         finally:
+            if made is None:  # a replica that has it after all stops at once
+                self.board.stop.remote(token)
             self.board.forget.remote(token)
         if "postponed" in made:
             raise PostponedError(made["postponed"])
@@ -127,7 +130,6 @@ class Slot(Worker):
                     reporter.show(picture)
             except Stopped:
                 if said is None:  # no replica has it yet
-                    self.board.stop.remote(token)
                     answer.cancel()
                     raise
                 if not stopped:
