@@ -67,6 +67,15 @@ def _refused(text: str, check: Callable[[], None]) -> None:
         raise argparse.ArgumentTypeError(f"got {shown(text)}; expected {expected}") from error
 
 
+def span(text: str) -> tuple[int, int]:
+    """MOST or LEAST-MOST, two whole numbers, as (least, most); one alone is the second."""
+    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,6})", text)
+    least, most = (int(match[1] or 1), int(match[2])) if match else (1, 0)
+    if most < 1 or least > most:
+        raise argparse.ArgumentTypeError(f"got {shown(text)}; expected a number from 1, or two such as 0-8")
+    return least, most
+
+
 def step_cache(text: str) -> str | float:
     """A word of `STEP_CACHES`, or a number from 0 to 1."""
     word = text.strip().lower()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 
-from ..ltx_core.errors import UnsupportedError
 from . import arguments
 from .command import DONE, REFUSED, Command
 from .console import Console
@@ -31,14 +29,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    try:
-        importlib.import_module("ray.data")
-    except ImportError as error:
-        raise UnsupportedError(
-            f"got an installation without {error.name}; expected the extra `ray`; pip install 'ltxkit[ray]'"
-        ) from error
     from ..ltx_core.locks import locked_folder
     from ..service import batch
+    from ..service.cluster import check_installed
+
+    check_installed("ray.data", "ray", address=options.address)
 
     catalog = offered(options)
     check_offered(catalog, [options.device] if options.address is None else [])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +22,7 @@ from .console import Console
 
 if TYPE_CHECKING:
     from ..service.catalog import Catalog
+    from ..service.cluster import Cluster
 
 TOKEN = "LTXKIT_SERVE_TOKEN"
 PORT = 8190
@@ -56,6 +61,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device", action="append", metavar="NAME", help="of a worker, such as cuda:1; repeated: a worker each"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="make the clips with Ray Serve, on the cluster at this address (auto: the one that this machine belongs "
+        "to); without an address: on this machine",
+    )
+    parser.add_argument(
+        "--replicas",
+        type=arguments.span,
+        metavar="[LEAST-]MOST",
+        help="with --ray: how many clips are made at a time (default: 1 to as many as the cluster has GPUs)",
     )
     parser.add_argument(
         "--keep",
@@ -100,7 +119,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             f"${TOKEN}, or leave --host out"
         )
     catalog = offered(options)
-    check_offered(catalog, options.device or [None])
+    cluster = _cluster(options)
+    check_offered(catalog, [] if cluster is not None and cluster.address is not None else options.device or [None])
     with locked_folder(options.folder, "server"):
         service = Service(
             Folder(options.folder.resolve()),
@@ -110,6 +130,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             options.models.resolve(),
             None if options.keep is None else options.keep * DAY,
             token or None,
+            ray=cluster,
         )
         listening = _listening(options.host, options.port)
         host, port = listening.getsockname()[:2]
@@ -129,6 +150,41 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
         asyncio.run(serve())
         return DONE
+
+
+def _cluster(options: argparse.Namespace) -> Cluster | None:
+    """The Ray cluster that the options name, if it can be used; None: they name none.
+
+    Raises ConfigError, UnsupportedError: it cannot.
+    """
+    from ..service.cluster import Cluster
+
+    if options.ray is None:
+        if options.replicas is not None:
+            raise ConfigError("got --replicas without --ray; expected both; for workers here, repeat --device")
+        return None
+    if len(options.device or []) > 1:
+        raise ConfigError(
+            f"got {len(options.device)} devices with --ray; expected at most one, which each replica has; say how many "
+            "there are with --replicas"
+        )
+    least, most = options.replicas or (1, None)
+    cluster = Cluster(options.ray or None, least, most)
+    check = [
+        sys.executable,
+        "-m",
+        f"{Cluster.__module__.rpartition('.')[0]}.replicas",
+        "check",
+    ]  # Ray stays out of here
+    told = json.dumps({"ray": asdict(cluster)})
+    ran = subprocess.run(check, input=told, stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode:
+        raise UnsupportedError(f"got an installation in which Ray ends with status {ran.returncode}; mend it")
+    error = json.loads(ran.stdout.strip().splitlines()[-1])
+    if error is not None:
+        name, message = error
+        raise (ConfigError if name == ConfigError.__name__ else UnsupportedError)(message)
+    return cluster
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -212,6 +268,7 @@ COMMANDS = (
             "serve --model ltxkit-digits",
             "serve --model ltxv-2b-0.9.8-distilled.safetensors --text-encoder t5xxl_fp16.safetensors",
             "serve --host 0.0.0.0 --device cuda:0 --device cuda:1 --keep 7",
+            "serve --model ltxv-13b-0.9.8-dev-fp8.safetensors --ray auto --replicas 0-8",
         ),
     ),
 )

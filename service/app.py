@@ -15,12 +15,12 @@ from starlette.middleware import Middleware
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ..ltx_core.errors import LTXKitError
+from ..ltx_core.errors import LTXKitError, UnsupportedError
 from . import comfyui, openapi, videos
 from .catalog import own_size
 from .errors import error_response
 from .guard import Guard
-from .requests import FieldError, measure
+from .requests import ELSEWHERE, FieldError, measure
 from .videos import refused
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ def _plan(service: Service, said: dict[str, str]) -> dict[str, Any]:
     said.pop("token", None)
     model = service.catalog.model(said.pop("model", None) or None)
     size, rate = measure(said, model)
-    card = card_here(chosen_device(service.devices[0]))
+    if service.checking_device == ELSEWHERE:
+        raise UnsupportedError("got a clip for a Ray cluster; its machine says whether it fits when it has it")
+    card = card_here(chosen_device(service.checking_device))
     made = plan_run(outline_of(model), PixelShape(*size), card, Choices())
     frames, height, width = size
     return {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import tempfile
 from collections import Counter
@@ -24,6 +23,7 @@ from ..ltx_core.files import whole
 from ..ltx_core.progress import Notes, Progress, ProgressEvent
 from ..ltx_core.values import shown
 from .catalog import Catalog
+from .cluster import gpus, join
 from .folder import VIDEO
 from .making import clip_of
 from .requests import UPLOAD, Limits, read_request
@@ -268,22 +268,10 @@ class _Counter:
 def _on_ray(
     rows: list[Row], catalog: Catalog, workers: int, device: str | None, address: str | None
 ) -> Iterator[dict[str, Any]]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    join(address, workers)
     import ray
     import ray.data
 
-    try:
-        if address is None:
-            cpus = max(workers, os.cpu_count() or 1)
-            ray.init(include_dashboard=False, num_cpus=cpus, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"got the address {address}, at which no Ray cluster answers ({error}); expected one; start it with `ray "
-            "start --head`, or leave --address out"
-        ) from error
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         for name in ("ray", "ray.data"):
@@ -302,13 +290,12 @@ def _on_ray(
             }
             for row in rows
         ]
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0 and device in (None, "cuda")
         data = ray.data.from_items(said, override_num_blocks=len(said)).map_batches(
             Maker,
             batch_size=1,
             fn_constructor_args=(catalog.to_json(), device, _Counter(counter)),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-            num_gpus=1 if has_gpus else 0,
+            num_gpus=1 if gpus(ray, device) else 0,
             num_cpus=1,
         )
         yield from data.iter_rows()

@@ -111,6 +111,9 @@ def routes(service: Service) -> list[BaseRoute]:
     queue = service.queue
 
     async def prompt(request: Request) -> Response:
+        if service.ray is not None:
+            text = "got a graph for a server that makes its clips with Ray; expected a request to /v1/videos"
+            return _problem("unsupported", f"{text}; for graphs, start one without --ray")
         said = await _object(request)
         graph, prompt_id = said.get("prompt"), said.get("prompt_id") or str(uuid.uuid4())
         if not isinstance(graph, dict) or not graph:

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ MOST_DEATHS = 2  # of workers, before a job is blamed for them
 _WAIT = 30.0  # seconds for a lock of the file
 
 Kind = Literal["video", "graph"]
+KINDS: tuple[Kind, ...] = ("video", "graph")
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
 _TABLES = """
@@ -108,7 +109,7 @@ class Queue:
     """Jobs in `FILE` of a folder. One object serves all threads of a process; each has a connection of its own.
 
     Raises:
-        ConfigError: the file is of another version of LTXKit, or no queue.
+        ConfigError: the file is of another version of LTXKit, no queue, or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +123,10 @@ class Queue:
                 (version,) = file.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise
+                raise ConfigError(
+                    f"got {self.path}, which cannot be written ({error}); expected a folder with free space that is "
+                    "yours; make room, or name another folder"
+                ) from error
             raise ConfigError(
                 f"got {self.path}, which is no queue ({error}); expected one that `ltxkit serve` made; name another "
                 "folder"
@@ -150,10 +154,11 @@ class Queue:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # on a full disk SQLite has ended it already
+                connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close the connection of this thread."""
@@ -271,8 +276,11 @@ class Queue:
     def released(self, worker: str | None = None) -> list[str]:
         """Jobs of a worker that is gone, or, without a name, of all workers, wait again; return the ids of those that
         were deleted meanwhile. Where a worker is named, it has died: a job that this has happened to twice has failed.
+        Workers whose names begin with its name and a "/" are gone with it, through no fault of their jobs.
         """
         mine, values = ("1", ()) if worker is None else ("worker = ?", (worker,))
+        if worker is not None:
+            self._left(f"{worker}/")
         with self._writing() as file:
             deleted = [
                 each
@@ -298,6 +306,20 @@ class Queue:
             )
         return deleted
 
+    def _left(self, prefix: str) -> None:
+        """Jobs of the workers whose names begin so wait again."""
+        values = (len(prefix), prefix)
+        with self._writing() as file:
+            file.execute(
+                "UPDATE jobs SET worker = ? WHERE substr(worker, 1, ?) = ? AND deleted", (prefix[:-1], *values)
+            )
+            file.execute(
+                "UPDATE jobs SET status = 'queued', worker = NULL, started = NULL, progress = 0, stage = '' "
+                "WHERE status = 'in_progress' AND substr(worker, 1, ?) = ? AND NOT deleted",
+                values,
+            )
+            file.execute("DELETE FROM workers WHERE substr(id, 1, ?) = ?", values)
+
     def workers(self) -> list[dict[str, Any]]:
         """What each worker has said of itself last."""
         rows = self._connection().execute("SELECT id, device, state, seen FROM workers ORDER BY id").fetchall()
@@ -305,16 +327,17 @@ class Queue:
 
     # --- for the workers ----------------------------------------------------------------------------------------------
 
-    def claim(self, worker: str) -> Job | None:
-        """The job that has waited longest, which this worker has from now on; None: none waits."""
-        if self._connection().execute("SELECT 1 FROM jobs WHERE status = 'queued' LIMIT 1").fetchone() is None:
+    def claim(self, worker: str, kinds: Sequence[Kind] = KINDS) -> Job | None:
+        """The job of these kinds that has waited longest, which this worker has from now on; None: none waits."""
+        wanted = f"status = 'queued' AND kind IN ({', '.join('?' * len(kinds))})"
+        if self._connection().execute(f"SELECT 1 FROM jobs WHERE {wanted} LIMIT 1", kinds).fetchone() is None:
             return None  # without the lock that a writer takes
         with self._writing() as file:
             row = file.execute(
                 "UPDATE jobs SET status = 'in_progress', worker = ?, started = ? WHERE number = "
-                "(SELECT number FROM jobs WHERE status = 'queued' AND NOT deleted ORDER BY number LIMIT 1) "
+                f"(SELECT number FROM jobs WHERE {wanted} AND NOT deleted ORDER BY number LIMIT 1) "
                 f"RETURNING {_COLUMNS}",
-                (worker, time.time()),
+                (worker, time.time(), *kinds),
             ).fetchone()
         return None if row is None else _job(row)
 

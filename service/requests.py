@@ -21,6 +21,7 @@ from .catalog import Catalog, Model, outline_of, own_size
 SEED_BITS = 32  # of a seed that is drawn, as the library draws it
 LONGEST_PROMPT = 20_000  # characters: far beyond the text encoder's limit, which is said by the run
 MOST_LORAS = 16
+ELSEWHERE = "elsewhere"  # in the place of a device: of another machine
 
 
 class TooLargeError(UnsupportedError):
@@ -169,7 +170,8 @@ class Limits:
 def read_request(said: Mapping[str, Any], catalog: Catalog, limits: Limits, device: str | None) -> dict[str, Any]:
     """A request for a clip as JSON values: model, prompt, width, height, frames, fps, seed, and what is said besides.
 
-    said: fields of `FIELDS`, from JSON or from a form. device: on which the clip must fit.
+    said: fields of `FIELDS`, from JSON or from a form. device: on which the clip must fit; `ELSEWHERE`: the machine
+        that makes it looks for itself.
 
     Raises:
         FieldError: a field is wrong, missing or unknown. NotOfferedError: a model or LoRA that is not offered.
@@ -268,6 +270,8 @@ def _measure(values: dict[str, Any], model: Model) -> tuple[tuple[int, int, int]
 
 
 def _check_fits(model: Model, size: tuple[int, int, int], device: str | None) -> None:
+    if device == ELSEWHERE:
+        return
     from ..ltx_core.pipelines.dry_run import check_fits
     from ..ltx_core.placing.devices import chosen_device
     from ..ltx_core.shapes import PixelShape

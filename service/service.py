@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import Catalog
+from .cluster import Cluster
 from .folder import Folder
 from .queue import Job, Queue
-from .requests import Limits
+from .requests import ELSEWHERE, Limits
 from .workers import Workers
 
 LITTLE_SPACE = 100 * 2**20  # bytes on the disk below which a service says so
@@ -25,7 +26,8 @@ DAY = 86400.0
 class Service:
     """What `ltxkit serve` runs.
 
-    devices: of the workers, one each; None: the best there is. models: a folder laid out like ComfyUI's, for graphs.
+    devices: of the workers, one each; None: the best there is. ray: the cluster whose machines make the clips instead,
+    each on the one device. models: a folder laid out like ComfyUI's, for graphs.
     keep: seconds for which finished jobs and their files stay; None: for ever. token: which clients must send.
     names: by which the server may be called besides loopback addresses.
     """
@@ -38,12 +40,18 @@ class Service:
     keep: float | None = None
     token: str | None = None
     names: tuple[str, ...] = ()
+    ray: Cluster | None = None
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.folder.make()
         self.queue = Queue(self.folder.path)
-        self.workers = Workers(self.devices, self.folder, self.queue, self.catalog, self.keep)
+        self.workers = Workers(self.devices, self.folder, self.queue, self.catalog, self.keep, self.ray)
+
+    @property
+    def checking_device(self) -> str | None:
+        """The device on which a request must fit; `ELSEWHERE`: another machine, which looks for itself."""
+        return self.devices[0] if self.ray is None or self.ray.address is None else ELSEWHERE
 
     def delete(self, job_id: str) -> Job | None:
         """Take a job and its files away. A worker that has it removes them when it has stopped."""

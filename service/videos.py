@@ -215,7 +215,7 @@ async def _accepted(service: Service, request: Request) -> Job:
 
 
 def _queued(service: Service, said: dict[str, Any], upload: _Upload | None, key: str | None) -> Job:
-    wanted = read_request(said, service.catalog, service.limits, service.devices[0])
+    wanted = read_request(said, service.catalog, service.limits, service.checking_device)
     job_id = f"video_{uuid.uuid4().hex}"
     if upload is not None:
         _store(service, job_id, upload)

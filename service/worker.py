@@ -20,32 +20,32 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from ..ltx_core.errors import LTXKitError
-from ..ltx_core.progress import ProgressEvent
 from .catalog import Catalog
 from .folder import Folder
-from .making import clip_of
-from .queue import Job, Queue
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..ltx_core.pipelines.library import Components
-    from ..ltx_core.sampling.preview import LinearPreview
+from .making import Held, make_video
+from .queue import KINDS, Job, Kind, Queue
+from .reporting import Reporter, Stopped
 
 POLL = 0.1  # seconds between looks at an empty queue
-REPORTS = 0.25  # seconds between two reports of one job
-PREVIEWS = 1.0  # seconds between two pictures
 PATIENCE = 5.0  # seconds between two tries where the disk is full
 LAST_MOMENT = 20.0  # seconds after the server's end, for a worker that is in the middle of a long step
 NICENESS = 5  # the server answers before the workers compute
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _Stopped(BaseException):
-    """The job is not wanted any more, or the server has ended."""
+class JobFailedError(Exception):
+    """A job cannot be done. code: a short name of the reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PostponedError(Exception):
+    """A job cannot be done now, and waits again."""
 
 
 @dataclass
@@ -61,15 +61,20 @@ class Worker:
     queue: Queue
     catalog: Catalog
     ending: threading.Event = field(default_factory=threading.Event)
-    _loaded: tuple[str, Components, LinearPreview | None] | None = None
     _runner: Any = None
+
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
+    """Kinds of jobs that it takes."""
+
+    def __post_init__(self) -> None:
+        self._held = Held(self.catalog, self.device)
 
     def run(self) -> None:
         """Take jobs until `ending` is set."""
         self._say("idle")
         while not self.ending.is_set():
             try:
-                job = self.queue.claim(self.name)
+                job = self.queue.claim(self.name, self.kinds)
             except sqlite3.OperationalError as error:  # a full disk; the jobs wait
                 self._complain(str(error))
                 continue
@@ -84,18 +89,20 @@ class Worker:
             result = self._graph(job) if job.kind == "graph" else self._video(job)
             if not self._kept(lambda: self.queue.complete(job, result)):
                 self._forget(job)
-        except _Stopped:
+        except Stopped:
             if not self._kept(lambda: self.queue.give_back(job)):
                 self._forget(job)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 self._kept(lambda: self.queue.give_back(job))
-                self._complain(f"{error.strerror}: {error.filename}")
+                self._complain(error.strerror or str(error))
             else:
                 self._failed(job, "server_error", str(error))
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, PostponedError) as error:
             self._kept(lambda: self.queue.give_back(job))
             self._complain(str(error))
+        except JobFailedError as error:
+            self._failed(job, error.code, str(error))
         except LTXKitError as error:
             self._failed(job, "invalid_request_error", str(error))
         except Exception as error:  # one job's surprise is no other job's
@@ -133,32 +140,29 @@ class Worker:
     # --- clips --------------------------------------------------------------------------------------------------------
 
     def _video(self, job: Job) -> dict[str, Any]:
-        said = job.request
-        reporter = _Reporter(self, job)
-        reporter.check()
-        ltx, preview = self._models(said["model"], reporter)
-        reporter.preview = preview
-        reporter.passes = 1 if ltx.upscaler is None else 2
-        upload = self.folder.upload(job.id)
-        clip = clip_of(said, upload, ltx, self.catalog, progress=reporter, notes=reporter.note)
-        video = self.folder.video(job.id)
-        clip.save(video, contact_sheet=self.folder.sheet(job.id), progress=reporter)
-        _write_thumbnail(video, self.folder.thumbnail(job.id))
-        return {"notes": reporter.notes, "bytes": video.stat().st_size}
+        self._runner = None
+        return make_video(job.id, job.request, self.folder, self._held, self._reporter(job))
 
-    def _models(self, name: str, reporter: _Reporter) -> tuple[Components, LinearPreview | None]:
-        """The models of this name, which stay loaded until another name is asked for."""
-        if self._loaded is None or self._loaded[0] != name:
-            from ..ltx_core.pipelines.library import Components
-            from ..ltx_core.pipelines.preview import fit_preview
-            from ..ltx_core.placing.placement import host_on
+    def _reporter(self, job: Job) -> Reporter:
+        def check() -> None:
+            if self.ending.is_set():
+                raise Stopped
 
-            self._runner, self._loaded = None, None
-            ltx = Components.load(
-                **self.catalog.model(name).files(), device=self.device, progress=reporter, notes=reporter.note
-            )
-            self._loaded = name, ltx, fit_preview(ltx.vae, host_on(ltx.placement, reporter, reporter.note))
-        return self._loaded[1], self._loaded[2]
+        def tell(done: float, stage: str) -> None:
+            if not self.queue.report(job, done, stage):
+                raise Stopped
+
+        def show(picture: bytes) -> None:
+            path = self.folder.preview(job.id)
+            temporary = path.with_suffix(".new")
+            with suppress(OSError):  # a picture on the way costs no clip
+                temporary.write_bytes(picture)
+                temporary.replace(path)
+
+        check()
+        if not self.queue.is_wanted(job):
+            raise Stopped
+        return Reporter(check, tell, show)
 
     # --- ComfyUI's graphs ---------------------------------------------------------------------------------------------
 
@@ -167,10 +171,9 @@ class Worker:
         from ..headless.runner import Runner, all_nodes
         from ..ltx_core.placing.devices import chosen_device
 
-        reporter = _Reporter(self, job)
-        reporter.check()
+        reporter = self._reporter(job)
         if self._runner is None:
-            self._loaded = None
+            self._held.drop()
             models = Path(job.request["models"])
             host = PlainHost(models, self.folder.input, self.folder.output, device=chosen_device(self.device))
             self._runner = Runner(host, all_nodes())
@@ -179,80 +182,11 @@ class Worker:
         return {"outputs": result.ui, "executed": list(result.executed), "notes": reporter.notes}
 
 
-@dataclass
-class _Reporter:
-    """Writes a job's progress to the queue, and stops it where it is not wanted."""
-
-    worker: Worker
-    job: Job
-    preview: LinearPreview | None = None
-    passes: int = 1
-    notes: list[str] = field(default_factory=list)
-    _pass: int = -1
-    _done: float = 0.0
-    _reported: float = 0.0
-    _drawn: float = 0.0
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def check(self) -> None:
-        if self.worker.ending.is_set() or not self.worker.queue.is_wanted(self.job):
-            raise _Stopped
-
-    def __call__(self, event: ProgressEvent) -> None:
-        if self.worker.ending.is_set():
-            raise _Stopped
-        self._done = max(self._done, self._share(event))
-        now = time.monotonic()
-        if now - self._reported >= REPORTS or event.step == event.total:
-            self._reported = now
-            if not self.worker.queue.report(self.job, self._done, event.stage):
-                raise _Stopped
-        if event.denoised is not None and now - self._drawn >= PREVIEWS:
-            self._drawn = now
-            self._draw(event.denoised)
-
-    def _share(self, event: ProgressEvent) -> float:
-        """How much of the job is done: loading and text up to 5 %, sampling to 90 %, decoding the rest."""
-        part = event.step / max(event.total, 1)
-        if event.stage in ("sample", "refine"):
-            if event.step == 0:
-                self._pass = min(self._pass + 1, self.passes - 1)
-            return 0.05 + 0.85 * (max(self._pass, 0) + part) / self.passes
-        if event.stage == "decode":
-            return 0.9 + 0.099 * part
-        return self._done
-
-    def _draw(self, denoised: Tensor) -> None:
-        from PIL import Image
-
-        if self.preview is None:
-            return
-        frames = self.preview(denoised)
-        path = self.worker.folder.preview(self.job.id)
-        temporary = path.with_suffix(".new")
-        with suppress(OSError):  # a picture on the way costs no clip
-            Image.fromarray(frames[len(frames) // 2].numpy()).save(temporary, "jpeg")
-            temporary.replace(path)
-
-
-def _write_thumbnail(video: Path, path: Path) -> None:
-    from PIL import Image
-
-    from ..ltx_core.media.inputs import as_frames
-
-    frame = as_frames(video, limit=1)[0]
-    picture = Image.fromarray(frame.numpy() if frame.dtype.itemsize == 1 else (frame * 255).round().byte().numpy())
-    picture.thumbnail((384, 384))
-    picture.save(path, "jpeg")
-
-
-def _end_with_server(worker: Worker) -> None:
-    """Wait until the server closes the pipe, and then for the worker to end."""
+def ended_with_server(ending: threading.Event) -> None:
+    """Wait until the server closes the pipe, and then for the process to end."""
     while sys.stdin.buffer.read(1):
         pass
-    worker.ending.set()
+    ending.set()
     time.sleep(LAST_MOMENT)
     os._exit(1)
 
@@ -267,7 +201,7 @@ def main() -> int:
     folder = Folder(Path(said["folder"]))
     catalog = Catalog.from_json(said["catalog"])
     worker = Worker(said["name"], said["device"], folder, Queue(folder.path), catalog)
-    threading.Thread(target=_end_with_server, args=(worker,), daemon=True).start()
+    threading.Thread(target=ended_with_server, args=(worker.ending,), daemon=True).start()
     from ..ltx_core.placing.devices import spare_main_memory
 
     spare_main_memory()

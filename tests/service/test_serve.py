@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+from load import serve
 from PIL import Image
 from serving import Server
 
@@ -21,6 +22,7 @@ import ltxkit
 from ltxkit.headless.exports import read_export
 from ltxkit.headless.runner import all_nodes, known_kinds
 from ltxkit.ltx_core.media.inputs import as_frames
+from ltxkit.service.queue import FILE
 
 pytestmark = pytest.mark.slow
 
@@ -286,52 +288,33 @@ def test_a_client_that_leaves_cancels_what_it_waits_for(server: Server) -> None:
         raise AssertionError("the clip is still made")
 
 
+def test_two_workers_make_the_clips_of_one(server: Server, tmp_path: Path) -> None:
+    said = [SMALL | {"seed": seed, "num_inference_steps": 8} for seed in range(4)]
+    with Server(tmp_path / "service", "--device", "cpu", "--device", "cpu") as pair:
+        until_ready(pair, 2)
+        both = [pair.post(each).json()["id"] for each in said]
+        for each in both:
+            assert pair.ended(each)["status"] == "completed"
+        with sqlite3.connect(pair.folder / FILE) as file:
+            assert file.execute("SELECT COUNT(DISTINCT worker) FROM jobs").fetchone() == (2,)
+        clips = [as_frames(pair.folder / "videos" / f"{each}.mp4") for each in both]
+    for each, clip in zip(said, clips, strict=True):
+        alone = server.post(each).json()["id"]
+        server.ended(alone)
+        assert (as_frames(server.folder / "videos" / f"{alone}.mp4") == clip).all()
+
+
+def until_ready(server: Server, workers: int) -> None:
+    """Wait until so many workers have said that they rest."""
+    for _ in range(600):
+        states = [each["state"] for each in server.get("/healthz").json()["workers"]]
+        if states == ["idle"] * workers:
+            return
+        time.sleep(0.1)
+    raise AssertionError(states)
+
+
 def test_nothing_is_lost_by_kill_9(tmp_path: Path) -> None:
     """30 requests from 4 clients, some bad, some deleted; a worker and the server are killed."""
-    import psutil
-
-    server = Server(tmp_path / "service").start()
-    accepted: dict[str, bool] = {}  # by id: whether it was deleted
-    lock = threading.Lock()
-
-    def until(call: Any) -> requests.Response:
-        while True:
-            try:
-                return call()
-            except requests.ConnectionError:
-                time.sleep(0.1)
-
-    def client(start: int) -> None:
-        for number in range(start, 30, 4):
-            said = SMALL | {"seed": number} | ({"size": "bad"} if number % 20 == 7 else {})
-            key = {"idempotency-key": f"{number}"}
-            answer = until(lambda said=said, key=key: server.post(said, headers=key))
-            if number % 20 == 7:
-                assert answer.status_code == 400
-                continue
-            job_id = answer.json()["id"]
-            with lock:
-                accepted[job_id] = number % 20 == 3
-            if accepted[job_id]:
-                until(lambda: requests.delete(f"{server.url}/v1/videos/{job_id}", timeout=60))  # noqa: B023
-
-    threads = [threading.Thread(target=client, args=(start,)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(6)
-    assert server.process is not None
-    for worker in psutil.Process(server.process.pid).children():
-        worker.kill()
-    time.sleep(4)
-    server.kill()
-    server.start()
-    for thread in threads:
-        thread.join()
-    for job_id, deleted in accepted.items():
-        if not deleted:
-            assert server.ended(job_id)["status"] == "completed"
-    assert len(accepted) == 28
-    videos = {path.stem for path in (server.folder / "videos").glob("*.mp4")}
-    assert videos == {job_id for job_id, deleted in accepted.items() if not deleted}
-    assert not list((server.folder / "uploads").iterdir())
-    server.kill()
+    counted = serve(tmp_path / "service", count=30, clients=4, kills=1, worker_kills=1)
+    assert (counted["completed"], counted["deleted"], counted["refused"]) == (26, 2, 2)
