@@ -98,6 +98,12 @@ class World:
             value /= self.size
         return value
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with gradients averaged over all processes."""
         if self.size == 1:
