@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from protocol import Row, Rounds, arguments, publish
+from protocol import Rounds, Row, arguments, publish
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
@@ -86,9 +86,7 @@ def plain(
     rename = TRANSFORMER_FROM_DIFFUSERS.inverse().rename
     theirs.load_state_dict({rename(key): tensor for key, tensor in model.state_dict().items()}, assign=True)
     theirs.requires_grad_(False)
-    theirs.add_adapter(
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets))
-    )
+    theirs.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets)))
     named = dict(theirs.named_parameters())
     with torch.no_grad():
         for key, name in lora.names.items():
@@ -102,9 +100,7 @@ def plain(
     def step(number: int) -> float:
         x0, noise, text, sigma = batch(config, grid, number)
         x = (1 - sigma) * x0 + sigma * noise
-        (velocity,) = theirs(
-            x, text[None], (sigma * 1000)[:, :, 0], mask, video_coords=positions, return_dict=False
-        )
+        (velocity,) = theirs(x, text[None], (sigma * 1000)[:, :, 0], mask, video_coords=positions, return_dict=False)
         loss = nn.functional.mse_loss(velocity, noise - x0)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

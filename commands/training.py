@@ -99,7 +99,9 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     _set_backends(config.optimization.precision)
     came: list[int] = []
     stopping = stopping_on_signals(came)
-    final = run_training(config, resume=resume, report=console.step, stopping=stopping, notes=console.note, progress=console.progress)
+    final = run_training(
+        config, resume=resume, report=console.step, stopping=stopping, notes=console.note, progress=console.progress
+    )
     if final is None:
         console.note("stopped; the checkpoint is complete, --resume continues from it")
         return SIGNALLED + came[0]

@@ -294,7 +294,13 @@ def save_checkpoint(task: Task, config: Training, world: World, step: int, best:
         OSError: the disk is full, or the folder cannot be written; earlier checkpoints stay.
     """
     tree = to_tree(config)
-    saved = {"step": step, "config": tree, "places": _places(tree), "task": task.state(), "best": (best or Best()).state()}
+    saved = {
+        "step": step,
+        "config": tree,
+        "places": _places(tree),
+        "task": task.state(),
+        "best": (best or Best()).state(),
+    }
     if world.first:
         folder = config.output / "checkpoints"
         with whole(folder / f"step_{step:06d}", folder=True) as part:

@@ -75,9 +75,7 @@ class Reconstruction(nn.Module):
 class VAETask:
     """One VAE, its discriminator if there is one, and their optimizers."""
 
-    def __init__(
-        self, config: VAETraining, world: World, notes: Notes = log_note, progress: Progress = silent
-    ) -> None:
+    def __init__(self, config: VAETraining, world: World, notes: Notes = log_note, progress: Progress = silent) -> None:
         self.config, self.world, self.progress = config, world, progress
         self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
         # torch's stubs do not know `memory_format` without another argument.

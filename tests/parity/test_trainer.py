@@ -35,7 +35,7 @@ def test_the_levels_of_the_preset_are_the_trainer_s(tokens: int) -> None:
 def test_our_own_levels_are_those_of_the_later_trainer(tokens: int) -> None:
     draws = torch.tensor(RECORD["draws"])
     ours, theirs = sigma_of_normal(draws, Noising(), tokens), torch.tensor(RECORD["LTX-2"][str(tokens)])
-    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)  # its percentiles have five figures
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)  # its percentiles have five figures
     assert float(ours.min()) >= LOWEST
 
 
@@ -86,7 +86,10 @@ def test_the_preset_has_the_trainer_s_settings() -> None:
     (group,) = default.param_groups
     assert (group["betas"], group["weight_decay"]) == (optimization.betas, optimization.weight_decay)
     schedule = torch.optim.lr_scheduler.LinearLR(default, 1.0, 0.1, total_iters=optimization.steps)
-    for step in range(optimization.steps):
-        assert learning_rate(optimization, step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-3)
+    theirs: list[float] = []
+    for _ in range(optimization.steps):
+        theirs += schedule.get_last_lr()
         default.step()
         schedule.step()
+    ours = [learning_rate(optimization, step) for step in range(optimization.steps)]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=0, rtol=1e-3)

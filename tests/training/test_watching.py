@@ -58,7 +58,7 @@ class Line:
         x = torch.randn(8, 4, generator=rng)
         loss = (self.layer(x) - x.sum(1, keepdim=True)).square().mean()
         loss.backward()
-        numbers = {"loss": float(loss)} | self.updater.apply(step)
+        numbers = {"loss": float(loss.detach())} | self.updater.apply(step)
         self.after(step)
         return numbers
 
@@ -126,7 +126,9 @@ def test_a_missing_board_is_said_before_a_model_is_loaded(
 
 @pytest.mark.parametrize(("mode", "refused"), [("", True), ("online", True), ("offline", False), ("disabled", False)])
 def test_wandb_without_an_account_is_refused(mode: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "wandb", types.SimpleNamespace(api=types.SimpleNamespace(api_key=None)))
+    monkeypatch.setitem(
+        __import__("sys").modules, "wandb", types.SimpleNamespace(api=types.SimpleNamespace(api_key=None))
+    )
     monkeypatch.setenv("WANDB_MODE", mode)
     if not refused:
         return check_boards(Logging(wandb=True))
@@ -196,7 +198,7 @@ def test_the_page_shows_the_run_and_nothing_from_outside(tmp_path: Path) -> None
 
 
 def test_the_page_takes_little_of_a_run_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 1000))
+    clock = iter(range(1000))
     monkeypatch.setattr(pages, "time", types.SimpleNamespace(monotonic=lambda: next(clock), strftime=lambda _: "now"))
     page, written = RunPage(config(tmp_path)), []
     monkeypatch.setattr(page, "_text", lambda state: written.append(state) or "x")
@@ -229,7 +231,9 @@ def test_a_page_that_fails_costs_the_run_nothing(tmp_path: Path) -> None:
         ([(1, 1e300), (2, -1e300)], {}),
     ],
 )
-def test_a_curve_is_a_picture_whatever_its_points_are(points: list[tuple[float, float]], options: dict[str, bool]) -> None:
+def test_a_curve_is_a_picture_whatever_its_points_are(
+    points: list[tuple[float, float]], options: dict[str, bool]
+) -> None:
     root = ElementTree.fromstring(svg_curve('a "name" <b> & more', points, **options))
     assert root.attrib["aria-label"] == 'a "name" <b> & more'
     for line in root.iter("polyline"):

@@ -20,7 +20,8 @@ DRAWS = (-4.5, -3.2, -2.6, -2.5, -1.0, 0.0, 0.3, 1.7, 2.9, 3.05, 3.2, 4.5)
 
 def module(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
