@@ -226,7 +226,8 @@ class Noising(Section):
 
     shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples
     with a uniformly drawn level, which keeps the tails trained. stretch: percentile that is stretched to level 0, and
-    below which levels are reflected; stretch_top: percentile, from above, that is stretched to level 1; 0: none.
+    below which levels are reflected; 0: none is stretched. stretch_top: percentile, from above, that is stretched to
+    level 1 then.
     """
 
     mean: float = 0.0

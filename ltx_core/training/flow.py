@@ -34,8 +34,8 @@ def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
         return torch.sigmoid(config.mean + config.std * value + mu)  # the shift by e^mu adds mu to the logit
 
     sigma = level(z)
-    if config.stretch > 0 or config.stretch_top > 0:
-        low = level(_quantile(config.stretch)) if config.stretch > 0 else torch.tensor(0.0)
+    if config.stretch > 0:
+        low = level(_quantile(config.stretch))
         high = level(_quantile(1 - config.stretch_top)) if config.stretch_top > 0 else torch.tensor(1.0)
         sigma = (sigma - low) / (high - low)
         # Reflected, the lowest draws spread over small levels; cut off, they would all have one.
