@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +23,7 @@ KEPT_BYTES = 2  # per token and channel of a block's input, which checkpointing 
 BLOCK_BYTES = 60  # the same of all that one block keeps while it is computed again: 25 values, some in float32
 TARGETS = (".to_q", ".to_k", ".to_v", ".to_out.0")  # of the preset
 
-_started: dict[
-    Path, subprocess.Popen[bytes]
-] = {}  # by this process; one that has ended is forgotten when it is asked for
+_started: dict[Path, subprocess.Popen[bytes]] = {}  # by this process; those that have ended leave when asked for
 
 
 def remember(run: Path, process: subprocess.Popen[bytes]) -> None:
@@ -49,13 +45,6 @@ def is_running(run: Path) -> bool:
         return True
     lock.release()
     return False
-
-
-def detached() -> dict[str, Any]:
-    """How a process is started that outlives this one, and that a Ctrl-C here does not reach."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
-    return {"start_new_session": True}
 
 
 def needed_bytes(model: Path, text_encoder: Path, version: str | None, size: PixelShape, rank: int) -> int:

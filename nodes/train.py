@@ -22,7 +22,7 @@ from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.shapes import PixelShape
 from ..ltx_core.training.checkpoints import latest_checkpoint
 from . import sockets
-from .background import STOP, check_fits, detached, is_running, needed_bytes, remember
+from .background import STOP, check_fits, is_running, needed_bytes, remember
 from .host import host
 from .loaders import (
     FROM_FILE,
@@ -240,7 +240,8 @@ def start(run: Path, values: Mapping[str, Any], further: list[str], *, alone: bo
         command.append("--resume")
     words = run / "output.txt"
     with words.open("w", encoding="utf-8") as output:
-        own: dict[str, Any] = {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}  # stops it alone
+        group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows: lets us stop it alone
+        free = getattr(subprocess, "DETACHED_PROCESS", 0) if alone else 0
         return subprocess.Popen(
             command,
             cwd=run,
@@ -248,7 +249,8 @@ def start(run: Path, values: Mapping[str, Any], further: list[str], *, alone: bo
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-            **(detached() if alone else own),
+            creationflags=group | free,
+            start_new_session=alone,
         )
 
 
