@@ -160,13 +160,13 @@ def test_what_does_not_fit_beside_the_queue_is_refused_with_both_figures(
 ) -> None:
     started: list[Any] = []
     monkeypatch.setattr(train_node, "start", lambda *_, **__: started.append(1))
-    monkeypatch.setattr(background, "memory", lambda _: Memory(50_000_000, 10**9))
+    monkeypatch.setattr(background, "memory", lambda _: Memory(1_000_000, 10**9))
     with pytest.raises(
-        UnsupportedError, match=r"takes about \d+\.\d\d GB, with 0\.05 GB free on cpu beside the models"
+        UnsupportedError, match=r"takes about \d+\.\d\d GB, with 0\.00 GB free on cpu beside the models"
     ):
         TrainLoRA().run(**settings(videos, background=True))
     assert not started
-    background.check_fits(lambda: 50_000_000, torch.device("cpu"))
+    background.check_fits(lambda: 1_000_000, torch.device("cpu"))
     monkeypatch.setattr(background, "memory", lambda _: None)  # a system that does not say
     background.check_fits(lambda: 10**15, torch.device("cpu"))
 
