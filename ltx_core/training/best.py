@@ -31,7 +31,7 @@ class Best:
             return False
         # A lower loss is the best in any case; one that is hardly lower is no sign that waiting is worth it.
         self.without = 0 if loss < self.loss * (1 - stopping.improvement) else self.without + 1
-        if loss >= self.loss:
+        if not loss < self.loss:  # nor is what is not a number
             return False
         self.step, self.loss = step, loss
         return True

@@ -614,7 +614,7 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
 def test_checkpoints_are_ordered_by_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(vae_config(tmp_path))
     monkeypatch.setattr(VAETask, "state", lambda _: {})
-    monkeypatch.setattr(VAETask, "export", lambda *_: None)
+    monkeypatch.setattr(VAETask, "export", lambda *_, **__: None)
     task = VAETask.__new__(VAETask)
     for step in (999_998, 999_999, 1_000_000):
         loop.save_checkpoint(task, config, ONE, step)

@@ -319,6 +319,8 @@ def test_a_small_gain_is_the_best_but_no_reason_to_wait() -> None:
     assert best.exhausted(rule)
     assert not best.exhausted(Stopping())
     assert not best.add(4, {"psnr": 30.0}, rule)
+    assert not best.add(5, {"validation_loss": math.nan}, rule)
+    assert best.step == 3
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "many"])
