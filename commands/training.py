@@ -104,7 +104,7 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     )
     if final is None:
         console.note("stopped; the checkpoint is complete, --resume continues from it")
-        return SIGNALLED + came[0]
+        return SIGNALLED + came[0] if came else DONE  # without a signal: by the file `stop`
     console.told(str(final))
     return DONE
 

@@ -23,20 +23,26 @@ KEPT_BYTES = 2  # per token and channel of a block's input, which checkpointing 
 BLOCK_BYTES = 60  # the same of all that one block keeps while it is computed again: 25 values, some in float32
 TARGETS = (".to_q", ".to_k", ".to_v", ".to_out.0")  # of the preset
 
-_started: dict[Path, subprocess.Popen[bytes]] = {}  # by this process; those that have ended leave when asked for
+_started: dict[Path, subprocess.Popen[bytes]] = {}  # by this process
 
 
 def remember(run: Path, process: subprocess.Popen[bytes]) -> None:
     _started[run.resolve()] = process
 
 
+def ended_with(run: Path) -> int | None:
+    """The status of a run that this process has started and that has ended since, once."""
+    process = _started.get(run.resolve())
+    if process is None or process.poll() is None:
+        return None
+    return _started.pop(run.resolve()).returncode
+
+
 def is_running(run: Path) -> bool:
     """Whether a process trains in this folder, or is about to."""
     process = _started.get(run.resolve())
-    if process is not None:
-        if process.poll() is None:
-            return True
-        del _started[run.resolve()]
+    if process is not None and process.poll() is None:
+        return True
     place = run / f"{LOCK}folder"
     if not is_there(place):
         return False

@@ -22,7 +22,7 @@ from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.shapes import PixelShape
 from ..ltx_core.training.checkpoints import latest_checkpoint
 from . import sockets
-from .background import STOP, check_fits, is_running, needed_bytes, remember
+from .background import STOP, check_fits, ended_with, is_running, needed_bytes, remember
 from .host import host
 from .loaders import (
     FROM_FILE,
@@ -167,6 +167,9 @@ class TrainLoRA(sockets.Node):
         further = [line.strip() for line in settings.splitlines() if line.strip()]
         trained = run / "final" / "lora_comfyui.safetensors"
         if background and not _is_finished(run, steps):
+            status = ended_with(run)
+            if status:  # it failed after the node had returned
+                raise _failed(run, status)
             if not is_running(run):
                 text_encoder = Path(values["text.encoder"])
                 size = PixelShape(frames, height, width)

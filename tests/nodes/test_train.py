@@ -171,6 +171,24 @@ def test_what_does_not_fit_beside_the_queue_is_refused_with_both_figures(
     background.check_fits(lambda: 10**15, torch.device("cpu"))
 
 
+def test_a_run_that_failed_in_the_background_says_so_when_queued_again(
+    host: PlainHost, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = host.output_folder / RUNS / "noise"
+
+    def start(*_: Any, **__: Any) -> Any:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "output.txt").write_text("ltxkit: got no captions; expected some; write them\n", encoding="utf-8")
+        return types.SimpleNamespace(poll=lambda: 1, returncode=1)
+
+    monkeypatch.setattr(train_node, "start", start)
+    TrainLoRA().run(**settings(videos, background=True))
+    with pytest.raises(TrainingError, match="status 1 from training: got no captions"):
+        TrainLoRA().run(**settings(videos, background=True))
+    TrainLoRA().run(**settings(videos, background=True))  # said once; then it is tried again
+    background.ended_with(run)
+
+
 def test_the_count_follows_size_and_rank(host: PlainHost) -> None:
     files = host.models / "checkpoints/ltxv-tiny.safetensors", host.models / "text_encoders/t5-tiny"
 
@@ -221,6 +239,7 @@ def test_in_the_background_watched_stopped_and_finished(host: PlainHost, videos:
     stopped = latest_checkpoint(run)
     assert stopped is not None, (run / "output.txt").read_text()
     assert any(event.picture is not None for event in events)
+    assert "Traceback" not in (run / "output.txt").read_text("utf-8")
     host.report = events.append
     done = int(stopped.name.removeprefix("step_"))
     TrainLoRA().run(**settings(videos, steps=done + 1, settings=lines, background=True))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from ltxkit.cli import main
 from ltxkit.ltx_core.errors import ConfigError, TrainingError, UnsupportedError
 from ltxkit.ltx_core.media import write_image
 from ltxkit.ltx_core.training import find_rate as finding
@@ -352,6 +353,13 @@ def test_a_file_stops_a_run_as_a_signal_does(tmp_path: Path) -> None:
     again = Line(chosen)
     assert train(again, chosen, ONE, resume=True)
     torch.testing.assert_close(again.layer.weight, straight.layer.weight, rtol=0, atol=0)
+
+
+def test_a_command_that_a_file_has_stopped_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "run_training", lambda *_, **__: None)
+    arguments = ["train", "--config", "moving-mnist", "--vae", "ltxkit-digits", "--output", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    assert main([*arguments, "--find-lr", "--resume"]) == 2
 
 
 def test_a_failed_run_says_so_on_its_page(tmp_path: Path) -> None:
