@@ -21,6 +21,7 @@ from ltxkit.cli import main
 from ltxkit.ltx_core.errors import ConfigError, TrainingError, UnsupportedError
 from ltxkit.ltx_core.media import write_image
 from ltxkit.ltx_core.training import find_rate as finding
+from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training import page as pages
 from ltxkit.ltx_core.training import run as runs
 from ltxkit.ltx_core.training.best import Best
@@ -35,6 +36,13 @@ from ltxkit.ltx_core.training.optimize import Updater
 from ltxkit.ltx_core.training.page import NAME, RunPage, duration
 
 ONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib's pictures take longer than the runs here; test_runs.py has them."""
+    monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
 
 
 def config(output: Path, *overrides: str) -> Training:
