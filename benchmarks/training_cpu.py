@@ -74,7 +74,7 @@ def plain(
     from peft import LoraConfig
 
     config, settings = model.config, lora.config
-    theirs = diffusers.LTXVideoTransformer3DModel(
+    theirs = diffusers.LTXVideoTransformer3DModel(  # pyright: ignore[reportPrivateImportUsage]
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         num_layers=config.num_layers,

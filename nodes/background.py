@@ -53,21 +53,20 @@ def is_running(run: Path) -> bool:
     return False
 
 
-def needed_bytes(model: Path, text_encoder: Path, version: str | None, size: PixelShape, rank: int) -> int:
+def needed_bytes(
+    model: Path, text_encoder: Path, version: str | None, size: PixelShape, rank: int, batch_size: int = 1
+) -> int:
     """About what a LoRA of the preset takes at its largest moment: the text encoder, which reads all captions first and
-    leaves, or the training itself, with checkpointing, one clip at a time."""
+    leaves, or the training itself, with checkpointing."""
     transformer, _ = open_models(model, version=version).transformer()
     channels = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     blocks = [module for module in transformer.modules() if isinstance(module, nn.ModuleList)]
     count = max((len(module) for module in blocks), default=1)
-    lora = sum(
-        rank * (module.in_features + module.out_features)
-        for name, module in transformer.named_modules()
-        if name.endswith(TARGETS) and hasattr(module, "in_features") and hasattr(module, "out_features")
-    )
+    trained = [module for name, module in transformer.named_modules() if name.endswith(TARGETS)]
+    lora = sum(rank * (getattr(module, "in_features", 0) + getattr(module, "out_features", 0)) for module in trained)
     tokens = -(-size.frames // 8) * -(-size.height // 32) * -(-size.width // 32)
-    work = tokens * channels * (count * KEPT_BYTES + BLOCK_BYTES)
-    training = weight_bytes(transformer) + LORA_BYTES * int(lora) + work
+    work = batch_size * tokens * channels * (count * KEPT_BYTES + BLOCK_BYTES)
+    training = weight_bytes(transformer) + LORA_BYTES * lora + work
     files = [text_encoder] if text_encoder.is_file() else list(text_encoder.glob("*.safetensors"))
     return max(training, sum(file.stat().st_size for file in files))
 

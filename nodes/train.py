@@ -171,9 +171,12 @@ class TrainLoRA(sockets.Node):
             if status:  # it failed after the node had returned
                 raise _failed(run, status)
             if not is_running(run):
-                text_encoder = Path(values["text.encoder"])
-                size = PixelShape(frames, height, width)
-                check_fits(lambda: batch_size * needed_bytes(path, text_encoder, values["version"], size, rank))
+                text_encoder, size = (
+                    model_path(text_encoder_name, TEXT_ENCODER_KINDS),
+                    PixelShape(frames, height, width),
+                )
+                release = None if version == FROM_FILE else version
+                check_fits(lambda: needed_bytes(path, text_encoder, release, size, rank, batch_size))
                 remember(run, start(run, values, further, alone=True))
                 host().say(f"started in the background; {run / PAGE} shows it; queue again to see how far it is")
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +79,7 @@ def check_boards(config: Logging) -> None:
     """
     if config.tensorboard:
         try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+            importlib.import_module("torch.utils.tensorboard")
         except ImportError as error:
             raise UnsupportedError(
                 "got logging.tensorboard without TensorBoard; expected it to be installed; do pip install tensorboard"

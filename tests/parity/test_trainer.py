@@ -86,7 +86,7 @@ def test_the_preset_has_the_trainer_s_settings() -> None:
     (group,) = default.param_groups
     assert (group["betas"], group["weight_decay"]) == (optimization.betas, optimization.weight_decay)
     schedule = torch.optim.lr_scheduler.LinearLR(default, 1.0, 0.1, total_iters=optimization.steps)
-    theirs: list[float] = []
+    theirs: list[Any] = []
     for _ in range(optimization.steps):
         theirs += schedule.get_last_lr()
         default.step()

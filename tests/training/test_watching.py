@@ -60,7 +60,7 @@ class Line:
             torch.manual_seed(0)
             self.layer = nn.Linear(4, 1)
         self.updater = Updater([self.layer], config.optimization)
-        self.after = lambda _: None
+        self.after: Callable[[int], object] = lambda _: None
 
     def update(self, step: int) -> dict[str, float]:
         rng = torch.Generator().manual_seed(step)
