@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..ltx_core.errors import ConfigError
+from ..ltx_core.errors import ConfigError, TrainingError
 from ..ltx_core.files import check_output
 from . import arguments
 from .command import DONE, SIGNALLED, Command
@@ -52,6 +52,11 @@ def _transformer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae", metavar="DIR", help="run of train-vae, or a checkpoint with a VAE (default: the config's)"
     )
+    parser.add_argument(
+        "--find-lr",
+        action="store_true",
+        help="train nothing: try rising learning rates for 100 steps, print the one to take, draw find_lr.html",
+    )
 
 
 def _train_vae(options: argparse.Namespace, console: Console) -> int:
@@ -59,8 +64,12 @@ def _train_vae(options: argparse.Namespace, console: Console) -> int:
 
 
 def _train_transformer(options: argparse.Namespace, console: Console) -> int:
+    if options.find_lr and options.resume:
+        raise ConfigError(
+            "got --find-lr with --resume; expected one of them: a rate is found for the start of a run; leave one out"
+        )
     config = _read_config(options, ["transformer", "upscaler"], console, vae=options.vae)
-    return _train(config, options.resume, console)
+    return _find_rate(config, console) if options.find_lr else _train(config, options.resume, console)
 
 
 def _read_config(
@@ -110,11 +119,33 @@ def _train(config: Training, resume: bool, console: Console) -> int:
     _set_backends(config.optimization.precision)
     came: list[int] = []
     stopping = stopping_on_signals(came)
-    final = run_training(config, resume=resume, report=console.step, stopping=stopping, notes=console.note)
+    final = run_training(
+        config, resume=resume, report=console.step, stopping=stopping, notes=console.note, progress=console.progress
+    )
     if final is None:
         console.note("stopped; the checkpoint is complete, --resume continues from it")
-        return SIGNALLED + came[0]
+        return SIGNALLED + came[0] if came else DONE  # without a signal: by the file `stop`
     console.told(str(final))
+    return DONE
+
+
+def _find_rate(config: Training, console: Console) -> int:
+    from ..ltx_core.training.run import find_learning_rate
+
+    _set_backends(config.optimization.precision)
+    came: list[int] = []
+    found = find_learning_rate(
+        config, stopping=stopping_on_signals(came), notes=console.note, progress=console.progress
+    )
+    if came:
+        console.note("stopped; no rate was found")
+        return SIGNALLED + came[0]
+    if found is None:
+        raise TrainingError(
+            "got no learning rate that lowers the loss within 100 steps; expected one; look at find_lr.html and at the "
+            "data, or train with more clips per step"
+        )
+    console.told(f"{found:.2g}")
     return DONE
 
 
@@ -175,6 +206,8 @@ COMMANDS = (
             "train --config moving-mnist --vae runs/moving-mnist-vae --set data.kind=digits",
             "train --config lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors",
             "train --config lora-digits --output runs/grey-digits",
+            "train --config lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors "
+            "--find-lr",
         ),
     ),
 )

@@ -27,12 +27,14 @@ class ProgressEvent:
     stage: what is running, in words for the user ("load", "encode text", "sample", "refine", "decode", ...).
     step, total: work done so far and in all, 0 <= step <= total; step 0 is sent before any work of the stage.
     denoised: current estimate of the clean latent, (b, c, f, h, w) float, normalised; only while sampling.
+    picture: what to show of other work, (f, h, w, 3) uint8 on the CPU.
     """
 
     stage: str
     step: int
     total: int
     denoised: Tensor | None = None
+    picture: Tensor | None = None
 
 
 Progress = Callable[[ProgressEvent], None]

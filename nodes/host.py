@@ -187,6 +187,8 @@ class ComfyUIHost:
             if bar is None:
                 bar = comfy.utils.ProgressBar(event.total)
             picture = None if event.denoised is None else pictures(event.denoised, event.step == event.total)
+            if event.picture is not None:
+                picture = _shown(event.picture)
             bar.update_absolute(event.step, event.total, picture)
 
         return report
@@ -294,9 +296,7 @@ class ComfyUIHost:
 def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Tensor, bool], _CorePreview | None]:
     """What sends the pictures of a latent: all frames as an animation to our code in the browser, or else the first
     frame in the form of ComfyUI's ProgressBar."""
-    import latent_preview
     from comfy.cli_args import LatentPreviewMethod, args
-    from PIL import Image
 
     if args.preview_method == LatentPreviewMethod.NoPreviews:
         return lambda denoised, last: None  # noqa: ARG005
@@ -307,16 +307,23 @@ def _comfy_pictures(preview: Callable[[], LinearPreview] | None) -> Callable[[Te
         if not (last or pace.due()):
             return None
         with pace.work():
-            frames = principal_preview(denoised)[None] if picture is None else picture(denoised)
-            server = _server()
-            client = getattr(server, "client_id", None)
-            if server is None or client not in _our_browsers:
-                return "JPEG", Image.fromarray(frames[0].numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
-            message = {"node": server.last_node_id, "image": animation(frames)}
-            server.send_sync("ltxkit.preview", message, client)
-            return None
+            return _shown(principal_preview(denoised)[None] if picture is None else picture(denoised))
 
     return show
+
+
+def _shown(frames: Tensor) -> _CorePreview | None:
+    """Frames (f, h, w, 3) uint8 as an animation for our code in the browser; or the first one in ComfyUI's form."""
+    import latent_preview
+    from PIL import Image
+
+    server = _server()
+    client = getattr(server, "client_id", None)
+    if server is None or client not in _our_browsers:
+        return "JPEG", Image.fromarray(frames[0].numpy()), latent_preview.MAX_PREVIEW_RESOLUTION
+    message = {"node": server.last_node_id, "image": animation(frames)}
+    server.send_sync("ltxkit.preview", message, client)
+    return None
 
 
 def _server() -> Any:

@@ -19,8 +19,10 @@ from ..ltx_core.errors import ConfigError, TrainingError
 from ..ltx_core.filenames import is_device
 from ..ltx_core.files import whole
 from ..ltx_core.progress import Progress, ProgressEvent
+from ..ltx_core.shapes import PixelShape
 from ..ltx_core.training.checkpoints import latest_checkpoint
 from . import sockets
+from .background import STOP, check_fits, ended_with, is_running, needed_bytes, remember
 from .host import host
 from .loaders import (
     FROM_FILE,
@@ -33,11 +35,13 @@ from .loaders import (
     file_choices,
     model_path,
 )
+from .run_picture import RunPictures
 from .widgets import advanced, choice, decimal, frame_rate, integer, seed, switch, text
 
 PACK = Path(__file__).parents[1]
 PRESET = "lora-2b"
 RUNS = "ltxkit-training"  # in the output folder
+PAGE = "run.html"  # in a run's folder
 POLL = 0.3  # seconds between two checks of a run
 PATIENCE = 600.0  # seconds for a stopped run to save
 NAME = re.compile(r"[\w][\w .-]*")
@@ -47,7 +51,8 @@ class TrainLoRA(sockets.Node):
     CATEGORY = "LTXKit/training"
     DESCRIPTION = (
         "Trains a LoRA on a folder of videos with captions, in a process of its own. Cancel stops it with a "
-        "checkpoint, from which the next run with the same settings resumes."
+        "checkpoint, from which the next run with the same settings resumes. The node shows the loss and the newest "
+        "samples as they come."
     )
     SEARCH_ALIASES = ["ltx", "ltxv", "lora training", "finetune", "fine-tune", "train lora"]
     RETURN_TYPES = (sockets.LORA, "STRING")
@@ -93,8 +98,19 @@ class TrainLoRA(sockets.Node):
                 "settings": text(
                     "", "More settings of `ltxkit train`, one a line: optimization.accumulation=4", lines=True
                 ),
+                "background": advanced(
+                    switch(
+                        False,
+                        "On: start the run and return at once; queue again to see how far it is. Off: wait for the "
+                        "run, also for one that was started in the background.",
+                    )
+                ),
             },
         }
+
+    @classmethod
+    def IS_CHANGED(cls, background: bool = False, **_: Any) -> float | str:
+        return time.time() if background else ""  # its state changes with no input
 
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
@@ -119,6 +135,7 @@ class TrainLoRA(sockets.Node):
         seed: int,
         copy_to_loras: bool = True,
         settings: str = "",
+        background: bool = False,
     ) -> tuple[Path, str]:
         if not _is_name(name):
             raise ConfigError(_bad_name(name))
@@ -148,9 +165,33 @@ class TrainLoRA(sockets.Node):
             "logging.log_every": 1,  # progress is read from the log
         }
         further = [line.strip() for line in settings.splitlines() if line.strip()]
-        host().make_room()
-        train(run, values, further, steps, host().progress(), host().say)
         trained = run / "final" / "lora_comfyui.safetensors"
+        if background and not _is_finished(run, steps):
+            status = ended_with(run)
+            if status:  # it failed after the node had returned
+                raise _failed(run, status)
+            if not is_running(run):
+                text_encoder, size = (
+                    model_path(text_encoder_name, TEXT_ENCODER_KINDS),
+                    PixelShape(frames, height, width),
+                )
+                release = None if version == FROM_FILE else version
+                check_fits(lambda: needed_bytes(path, text_encoder, release, size, rank, batch_size))
+                remember(run, start(run, values, further, alone=True))
+                host().say(f"started in the background; {run / PAGE} shows it; queue again to see how far it is")
+            else:
+                pictures = RunPictures(run)
+                done = min(_step(run / "log.jsonl"), steps)
+                host().progress()(ProgressEvent("train", done, steps, picture=pictures.due(now=True)))
+                host().say(f"step {done} of {steps}, in the background; {run / PAGE} shows it")
+            so_far = latest_checkpoint(run)
+            newest = trained if so_far is None else so_far / trained.name
+            return newest, str(newest)
+        if is_running(run):
+            watch(run, steps, host().progress(), host().say)
+        else:
+            host().make_room()
+            train(run, values, further, steps, host().progress(), host().say)
         if copy_to_loras:
             trained = _copied(trained, name)
         return trained, str(trained)
@@ -183,6 +224,19 @@ def train(
     Raises:
         TrainingError: the process failed; the message quotes it.
     """
+    process = start(run, values, further, alone=False)
+    try:
+        _follow(run, steps, progress, say, lambda: process.poll() is None)
+    except BaseException:
+        _stop(process)
+        raise
+    if process.returncode:
+        raise _failed(run, process.returncode)
+    progress(ProgressEvent("train", steps, steps, picture=RunPictures(run).due(now=True)))
+
+
+def start(run: Path, values: Mapping[str, Any], further: list[str], *, alone: bool) -> subprocess.Popen[bytes]:
+    """Start `ltxkit train` into the folder `run`. alone: it outlives this process."""
     run.mkdir(parents=True, exist_ok=True)
     # Not in ASCII: YAML does not join the surrogate pair that JSON makes of a character beyond U+FFFF.
     assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()] + further
@@ -192,34 +246,65 @@ def train(
         command.append("--resume")
     words = run / "output.txt"
     with words.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
+        group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows: lets us stop it alone
+        free = getattr(subprocess, "DETACHED_PROCESS", 0) if alone else 0
+        return subprocess.Popen(
             command,
             cwd=run,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows: lets us stop it alone
+            creationflags=group | free,
+            start_new_session=alone,
         )
-    said = 0
+
+
+def watch(run: Path, steps: int, progress: Progress, say: Callable[[str], None]) -> None:
+    """Wait for a run that another prompt has started. An exception of `progress` asks it to save and end.
+
+    Raises:
+        TrainingError: it has ended without its last step.
+    """
     try:
-        while process.poll() is None:
-            time.sleep(POLL)
-            lines = _notes(words)
-            for line in lines[said:]:
-                say(line)
-            said = len(lines)
-            progress(ProgressEvent("train", min(_step(run / "log.jsonl"), steps), steps))
+        _follow(run, steps, progress, say, lambda: is_running(run))
     except BaseException:
-        _stop(process)
+        given_up = time.monotonic() + PATIENCE
+        while is_running(run) and time.monotonic() < given_up:
+            (run / STOP).touch()  # again and again: a process that only starts removes what an earlier one has left
+            time.sleep(POLL)
+        (run / STOP).unlink(missing_ok=True)
         raise
-    if process.returncode:
-        last = _notes(words)[-1:] or words.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        raise TrainingError(
-            f"got status {process.returncode} from training: {' '.join(last)}; expected a finished run; "
-            f"read its output in {words}"
-        )
-    progress(ProgressEvent("train", steps, steps))
+    if not (run / "final").is_dir():
+        raise _failed(run, None)
+    progress(ProgressEvent("train", steps, steps, picture=RunPictures(run).due(now=True)))
+
+
+def _follow(run: Path, steps: int, progress: Progress, say: Callable[[str], None], running: Callable[[], bool]) -> None:
+    """Say and show what a run does until it ends."""
+    said, words, pictures = 0, run / "output.txt", RunPictures(run)
+    while running():
+        time.sleep(POLL)
+        lines = _notes(words) if words.is_file() else []
+        for line in lines[said:]:
+            say(line)
+        said = len(lines)
+        done = min(_step(run / "log.jsonl"), steps)
+        progress(ProgressEvent("train", done, steps, picture=pictures.due()))
+
+
+def _failed(run: Path, status: int | None) -> TrainingError:
+    words = run / "output.txt"
+    text = words.read_text(encoding="utf-8", errors="replace") if words.is_file() else ""
+    last = (_notes(words)[-1:] if words.is_file() else []) or text.splitlines()[-5:]
+    got = "a run that has ended" if status is None else f"status {status} from training"
+    return TrainingError(f"got {got}: {' '.join(last)}; expected a finished run; read its output in {words}")
+
+
+def _is_finished(run: Path, steps: int) -> bool:
+    """Whether nothing is left to do for a run of so many steps."""
+    last = latest_checkpoint(run)
+    return (run / "final").is_dir() and last is not None and int(last.name.removeprefix("step_")) >= steps
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

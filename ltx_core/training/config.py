@@ -115,14 +115,27 @@ class Optimization(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Logging(Section):
-    """What a run writes and how often, in steps. TensorBoard and W&B must be installed to be used."""
+    """What a run writes and how often, in steps. TensorBoard and W&B must be installed to be used.
+
+    keep: the newest checkpoints that stay. keep_best: the one with the lowest validation_loss stays too.
+    """
 
     log_every: Count = 10
     validate_every: Count = 1000
     checkpoint_every: Count = 500
     keep: Count = 2
+    keep_best: bool = True
     tensorboard: bool = False
     wandb: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping(Section):
+    """When a run ends before its last step: after `patience` validations in a row that did not lower validation_loss by
+    more than the share `improvement`; final/ then holds the weights of the best one. 0: never."""
+
+    patience: CountFromZero = 0
+    improvement: Annotated[float, Range(0, below=1)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +229,9 @@ class Noising(Section):
     """The distribution of noise levels in training: logit-normal, shifted towards 1 by the number of tokens.
 
     shift: mu of the shift; "tokens" takes LTX-Video's line through 1024 and 4096 tokens. uniform: share of samples
-    with a uniformly drawn level, which keeps the tails trained. stretch: percentile that is stretched to the ends.
+    with a uniformly drawn level, which keeps the tails trained. stretch: percentile that is stretched to level 0, and
+    below which levels are reflected; 0: none is stretched. stretch_top: percentile, from above, that is stretched to
+    level 1 then.
     """
 
     mean: float = 0.0
@@ -224,6 +239,7 @@ class Noising(Section):
     shift: float | Literal["tokens"] = "tokens"
     uniform: Share = 0.1
     stretch: Annotated[float, Range(0, below=0.5)] = 0.005
+    stretch_top: Annotated[float, Range(0, below=0.5)] = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +334,15 @@ class TransformerTraining(Section):
     guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] | None = None
     prompts: tuple[str, ...] = ()
     preview: Preview = Preview()
+    stopping: Stopping = Stopping()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stopping.patience and self.data.kind == "folder" and self.validation == HoldOut():
+            raise ConfigError(
+                f"got stopping.patience {self.stopping.patience} with no clip held out; expected validation.share or "
+                "validation.path: the loss of clips that are trained on falls by learning by heart too; set one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +358,7 @@ class UpscalerTraining(Section):
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
     cache_clips: CountFromZero = 0
+    stopping: Stopping = Stopping()
 
 
 Training = VAETraining | TransformerTraining | UpscalerTraining

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from ..placing.devices import device_of_process
 
 try:
@@ -30,6 +30,9 @@ except ImportError:  # torch 2.5 has them in another place
         fully_shard,  # pyright: ignore[reportPrivateImportUsage]
         register_fsdp_forward_method,  # pyright: ignore[reportPrivateImportUsage]
     )
+
+# What gloo, NCCL and the store between the processes say when one of them has gone.
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ class World:
             value /= self.size
         return value
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with gradients averaged over all processes."""
         if self.size == 1:
@@ -137,6 +146,13 @@ def world() -> Generator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(rank, size, device)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in LOST):
+            raise
+        raise TrainingError(
+            f"got no answer from another of the {size} processes of this run, which has ended; expected all of them to "
+            "go on; read what it said, and resume from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
 

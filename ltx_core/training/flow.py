@@ -22,8 +22,12 @@ LOWEST = 1e-3  # least noise level of a token in the loss; 0 marks conditioning 
 
 
 def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
-    """Standard normal draws -> noise levels in (0, 1): logit-normal, then shifted as the sampling schedule is
-    (`sampling.schedules.shift`, without its stretch), then stretched to reach both ends."""
+    """Standard normal draws -> noise levels in [0, 1]: logit-normal, then shifted as the sampling schedule is
+    (`sampling.schedules.shift`, without its stretch), then stretched to reach both ends.
+
+    Source: `ShiftedLogitNormalTimestepSampler` of Lightricks' trainers: without the stretch LTX-Video-Trainer
+    (src/ltxv_trainer/timestep_samplers.py), with it LTX-2 (packages/ltx-trainer), whose percentiles are the defaults.
+    """
     mu = token_shift(tokens) if config.shift == "tokens" else config.shift
 
     def level(value: Tensor) -> Tensor:
@@ -31,10 +35,17 @@ def sigma_of_normal(z: Tensor, config: Noising, tokens: int) -> Tensor:
 
     sigma = level(z)
     if config.stretch > 0:
-        quantile = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * config.stretch))
-        low, high = level(-quantile), level(quantile)
-        sigma = ((sigma - low) / (high - low)).clamp(0, 1)
+        low = level(_quantile(config.stretch))
+        high = level(_quantile(1 - config.stretch_top)) if config.stretch_top > 0 else torch.tensor(1.0)
+        sigma = (sigma - low) / (high - low)
+        # Reflected, the lowest draws spread over small levels; cut off, they would all have one.
+        sigma = torch.where(sigma >= LOWEST, sigma, 2 * LOWEST - sigma).clamp(0, 1)
     return sigma
+
+
+def _quantile(share: float) -> Tensor:
+    """The standard normal's, by its percentile in (0, 1)."""
+    return math.sqrt(2) * torch.erfinv(torch.tensor(2 * share - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +75,7 @@ def draw(
     noise."""
     count, tokens, _ = shape
     uniform, kind, text, frame = torch.rand(4, count, generator=rng)
+    uniform = LOWEST + (1 - LOWEST) * uniform
     normal = sigma_of_normal(torch.randn(count, generator=rng), noising, tokens)
     return Draws(
         torch.randn(shape, generator=noise_rng, device=noise_rng.device),
@@ -81,6 +93,7 @@ class Flow(nn.Module):
         super().__init__()
         self.transformer, self.text, self.lora = transformer, text, lora
         self.text_model: nn.Module | None = None if text is None else text.model
+        self._tokens: dict[str, list[int]] = {}  # of the captions seen so far: one that comes again is not cut up again
 
     def forward(
         self, x0: Tensor, noise: Tensor, sigma: Tensor, positions: Tensor, prompts: list[str] | list[Tensor]
@@ -106,7 +119,9 @@ class Flow(nn.Module):
             hidden = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
             rows, lengths = list(range(len(embeddings))), [len(embedding) for embedding in embeddings]
         else:
-            hidden, rows, lengths = encode_unique(self.text, [p for p in prompts if isinstance(p, str)], device)
+            hidden, rows, lengths = encode_unique(
+                self.text, [p for p in prompts if isinstance(p, str)], device, self._tokens
+            )
         if max(lengths) == 1:
             # Two equal tokens read like a single one, but give queries and keys a gradient (of zero): every process
             # then has a gradient for every weight, whatever its prompts are.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedError
+from ..errors import ConfigError, UnsupportedError
 from ..files import whole
 from ..progress import accessory
 from .config import Logging
@@ -39,7 +41,7 @@ class Log:
         with whole(path) as part:
             part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        self._boards = _boards(folder, config)
+        self._boards = _boards(folder, config, start)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         entry = {"step": step} | {name: round(value, 7) for name, value in values.items()}
@@ -65,24 +67,23 @@ class Log:
 
 
 Board = tuple[Callable[[int, Mapping[str, float]], Any], Callable[[], Any]]  # write the values of a step; close
+WANDB_RUN = "wandb.txt"  # in a run's folder: the run's name at W&B, which a resumed run goes on with
 
 
-def _boards(folder: Path, config: Logging) -> list[Board]:
-    boards: list[Board] = []
+def check_boards(config: Logging) -> None:
+    """Refuse boards that are not installed or cannot be reached.
+
+    Raises:
+        UnsupportedError: TensorBoard or W&B is not installed.
+        ConfigError: W&B knows no account to write to.
+    """
     if config.tensorboard:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            importlib.import_module("torch.utils.tensorboard")
         except ImportError as error:
             raise UnsupportedError(
                 "got logging.tensorboard without TensorBoard; expected it to be installed; do pip install tensorboard"
             ) from error
-        writer = SummaryWriter(str(folder / "tensorboard"))
-
-        def add(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-
-        boards.append((add, writer.close))
     if config.wandb:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
@@ -90,9 +91,48 @@ def _boards(folder: Path, config: Logging) -> list[Board]:
             raise UnsupportedError(
                 "got logging.wandb without W&B; expected it to be installed; do pip install wandb"
             ) from error
-        run = wandb.init(project="ltxkit", name=folder.name, dir=str(folder))
-        boards.append((lambda step, values: run.log(dict(values), step=step), run.finish))
+        online = os.environ.get("WANDB_MODE", "") in ("", "online", "run")
+        if online and not getattr(wandb.api, "api_key", None):
+            raise ConfigError(
+                "got logging.wandb without an account; expected one to write to; do `wandb login`, or set WANDB_MODE="
+                "offline"
+            )
+
+
+def _boards(folder: Path, config: Logging, start: int) -> list[Board]:
+    """A board that does not start costs the run nothing; `check_boards` has refused what can be known before."""
+    boards: list[Board] = []
+    if config.tensorboard:
+        with accessory("TensorBoard"):
+            boards.append(_tensorboard(folder, start))
+    if config.wandb:
+        with accessory("W&B"):
+            boards.append(_wandb(folder))
     return boards
+
+
+def _tensorboard(folder: Path, start: int) -> Board:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # What an interrupted run wrote of the steps that are repeated is not shown.
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def add(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return add, writer.close
+
+
+def _wandb(folder: Path) -> Board:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    known = folder / WANDB_RUN
+    name = known.read_text(encoding="utf-8").strip() if known.is_file() else None
+    run = wandb.init(project="ltxkit", name=folder.name, dir=str(folder), id=name, resume="allow" if name else None)
+    with whole(known) as part:
+        part.write_text(f"{run.id}\n", encoding="utf-8")
+    return (lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
 def draw_curves(log: Path, picture: Path) -> None:

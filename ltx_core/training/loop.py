@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ConfigError, TrainingError
 from ..files import remove_leftovers, whole
 from ..progress import Notes, accessory, log_note
+from .best import MEASURE, Best, copy_weights
 from .checkpoints import (
     complete_checkpoints,
     latest_checkpoint,
@@ -29,21 +30,26 @@ from .checkpoints import (
     step_number,
     write_state,
 )
-from .config import Training
+from .config import Stopping, Training, VAETraining
 from .distributed import World
 from .logs import Log, draw_rate
 from .optimize import Updater
+from .page import RunPage
 from .schedule import described, points
 from .settings_file import build, differences, to_tree
 
-# Settings that may change when a run is resumed: its length and learning rate, what it writes and how it is looked at,
-# and how it saves memory.
+STOP = "stop"  # a file of this name in a run's folder ends the run as a signal does
+
+# Settings that may change when a run is resumed: its length and learning rate, what it writes, how it is looked at and
+# measured, and how it saves memory.
 FREE = (
     *("output", "logging", "prompts", "sample_steps", "guidance_scale", "validation_samples", "preview"),
+    *("validation", "data.validation_clips", "stopping"),
     *(f"optimization.{name}" for name in ("steps", "schedule", "learning_rate", "final", "max_grad_norm")),
     *(f"optimization.{name}" for name in ("warmup", "warmup_steps", "decay", "decay_steps")),
     *("optimization.sharding", "optimization.accumulation", "optimization.gradient_checkpointing"),
 )
+MEASURED = ("validation_samples", "data.validation_clips")  # settings that the loss of a validation depends on
 
 
 class Task(Protocol):
@@ -69,8 +75,9 @@ class Task(Protocol):
 
     def load(self, state: Mapping[str, Any]) -> None: ...
 
-    def export(self, folder: Path | None) -> None:
-        """Write the models, with averaged weights if there are any, in the official layout.
+    def export(self, folder: Path | None, *, final: bool = True) -> None:
+        """Write the models, with averaged weights if there are any, in the official layout. final: whether for final/,
+        rather than beside the state of a checkpoint.
 
         All processes call it; those that do not write pass None.
         """
@@ -86,6 +93,11 @@ class StepReport:
     metrics: Mapping[str, float]
     steps_per_second: float
     seconds_left: float
+
+    def speed(self, batch_size: int) -> dict[str, float]:
+        """For the log."""
+        rate = self.steps_per_second
+        return {"steps_per_second": rate, "samples_per_second": rate * batch_size, "seconds_left": self.seconds_left}
 
 
 Report = Callable[[StepReport], None]
@@ -107,14 +119,19 @@ def train(
         ConfigError: the folder already holds a run, or the run to resume had another config.
         TrainingError: a loss is not finite; the last checkpoint stays.
     """
-    output, steps = config.output, config.optimization.steps
-    start = _prepare(task, config, world, resume, notes)
+    output, steps, rule = config.output, config.optimization.steps, stopping_of(config)
+    start, best = _prepare(task, config, world, resume, notes)
     if start == 0:
         task.preview(output / "validation" / "step_000000" if world.first else None)
     log = Log(output, config.logging, start) if world.first else None
+    page = RunPage(config, notes) if world.first else None
+    if page is not None:
+        page.step = start
+        page.show(now=True)
+        notes(f"{page.path} shows the run, its curves and samples")
     begun = time.monotonic()
     metrics: dict[str, float] = {}
-    finished = True
+    finished, state = True, "failed"
     try:
         for step in range(start, steps):
             metrics = task.update(step)
@@ -126,27 +143,57 @@ def train(
                     f"({metrics['skipped_steps']:.0f} steps skipped so far)"
                 )
             rate = (done - start) / max(1e-9, time.monotonic() - begun)
+            now = StepReport(done, steps, metrics, rate, (steps - done) / rate)
             if log is not None and (done % config.logging.log_every == 0 or done == steps):
-                log.write(done, metrics | {"steps_per_second": rate})
-            report(StepReport(done, steps, metrics, rate, (steps - done) / rate))
-            if done % config.logging.validate_every == 0 or done == steps:
+                log.write(done, metrics | now.speed(config.optimization.batch_size))
+            report(now)
+            improved = ended = False
+            validates = done % config.logging.validate_every == 0 or done == steps
+            if validates:
                 folder = output / "validation" / f"step_{done:06d}" if world.first else None
                 validated = task.validate(done, folder)
                 if log is not None:
                     log.write(done, validated)
-            stopped = _any(stop(), world)
-            if done % config.logging.checkpoint_every == 0 or done == steps or stopped:
-                save_checkpoint(task, config, world, done)
+                # The first process decides: on GPUs the sums of others may differ in their last bits.
+                improved = world.any(best.add(done, validated, rule) and world.first)
+                ended = world.any(best.exhausted(rule) and world.first)
+            if page is not None:
+                page.step, page.left, page.remark = done, now.seconds_left, _best_in_words(best)
+                page.show(now=validates)
+            stopped = world.any(stop() or (world.first and (output / STOP).exists()))
+            kept = improved and keeps_best(config)
+            if done % config.logging.checkpoint_every == 0 or done == steps or stopped or ended or kept:
+                save_checkpoint(task, config, world, done, best)
             if stopped and done < steps:
                 finished = False
                 break
+            if ended and done < steps:
+                notes(
+                    f"ended at step {done} of {steps}: {MEASURE} has not fallen below {best.loss:.5g} (step "
+                    f"{best.step}) for {best.without} validations"
+                )
+                break
+        if finished:
+            _finish(task, config, world, best, notes)
+        state = "finished" if finished else "stopped"
     finally:
         if log is not None:
             log.close()
-    if finished:
-        _export(task, output / "final", world)
+        if page is not None:
+            page.show(state, now=True)
+        if world.first:
+            (output / STOP).unlink(missing_ok=True)
     world.barrier()
     return finished
+
+
+def stopping_of(config: Training) -> Stopping:
+    """A VAE's run, whose losses change as it goes, does not end early."""
+    return Stopping() if isinstance(config, VAETraining) else config.stopping
+
+
+def keeps_best(config: Training) -> bool:
+    return config.logging.keep_best or bool(stopping_of(config).patience)
 
 
 def checkpoint_to_resume(config: Training, resume: bool, notes: Notes = log_note) -> Path | None:
@@ -207,8 +254,8 @@ def _places(tree: Any, prefix: str = "") -> dict[str, str]:
     return {}
 
 
-def _prepare(task: Task, config: Training, world: World, resume: bool, notes: Notes) -> int:
-    """Prepare the run's folder and the task; returns the first step."""
+def _prepare(task: Task, config: Training, world: World, resume: bool, notes: Notes) -> tuple[int, Best]:
+    """Prepare the run's folder and the task; returns the first step and the best validation before it."""
     latest = checkpoint_to_resume(config, resume, lambda _: None)  # said when the run began
     if world.first:
         config.output.mkdir(parents=True, exist_ok=True)
@@ -217,11 +264,17 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
             remove_leftovers(folder)
     world.barrier()  # every process has seen the folder before the first one saves
     if latest is None:
-        start, join = 0, None
+        start, join, best = 0, None, Best()
     else:
         saved = read_state(latest)
         task.load(saved["task"])
-        start, join = int(saved["step"]), task.updater.join
+        start, join, best = int(saved["step"]), task.updater.join, Best.of(saved.get("best"))
+        changed = differences(_completed(config, saved["config"]), to_tree(config))
+        if any(key.partition(".")[0] == "validation" or key in MEASURED for key in changed):
+            best = Best()
+            notes("the validation has changed, so its losses before and after are no measure of each other")
+            if "validation.share" in changed:
+                notes("validation.share has changed: clips that were trained on may now be held out")
         notes(f"continuing from {latest.name} of {config.output}")
         if join is not None:
             notes(described(config.optimization, join))
@@ -231,35 +284,56 @@ def _prepare(task: Task, config: Training, world: World, resume: bool, notes: No
     if world.first:
         with accessory("learning_rate.png"):
             draw_rate(points(config.optimization, join), config.output / "learning_rate.png")
-    return start
+    return start, best
 
 
-def save_checkpoint(task: Task, config: Training, world: World, step: int) -> None:
-    """Write checkpoints/step_N whole or not at all, then remove the oldest checkpoints.
+def save_checkpoint(task: Task, config: Training, world: World, step: int, best: Best | None = None) -> None:
+    """Write checkpoints/step_N whole or not at all, then remove the oldest checkpoints, though not the best one.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; earlier checkpoints stay.
     """
     tree = to_tree(config)
-    saved = {"step": step, "config": tree, "places": _places(tree), "task": task.state()}
+    saved = {
+        "step": step,
+        "config": tree,
+        "places": _places(tree),
+        "task": task.state(),
+        "best": (best or Best()).state(),
+    }
     if world.first:
         folder = config.output / "checkpoints"
         with whole(folder / f"step_{step:06d}", folder=True) as part:
             write_state(part, saved)
-            task.export(part)
+            task.export(part, final=False)
         for old in sorted(complete_checkpoints(config.output), key=step_number)[: -config.logging.keep]:
-            shutil.rmtree(old)
+            if best is None or step_number(old) != best.step or not keeps_best(config):
+                shutil.rmtree(old)
     else:
-        task.export(None)
+        task.export(None, final=False)
     world.barrier()
+
+
+def _finish(task: Task, config: Training, world: World, best: Best, notes: Notes) -> None:
+    """final/: the last weights, or the best ones where the config stops a run for them."""
+    checkpoint = config.output / "checkpoints" / f"step_{best.step:06d}"
+    if not world.any(world.first and bool(stopping_of(config).patience) and checkpoint.is_dir()):
+        _export(task, config.output / "final", world)
+    elif world.first:
+        copy_weights(checkpoint, config.output / "final")
+        notes(f"final/ holds the weights of step {best.step}, whose {MEASURE} is the lowest ({best.loss:.5g})")
+
+
+def _best_in_words(best: Best) -> str:
+    return f"lowest {MEASURE}: {best.loss:.5g} at step {best.step}" if best.step else ""
 
 
 def _export(task: Task, folder: Path, world: World) -> None:
     if not world.first:
-        task.export(None)
+        task.export(None, final=True)
         return
     with whole(folder, folder=True) as part:
-        task.export(part)
+        task.export(part, final=True)
 
 
 def _write_config(config: Training) -> None:
@@ -281,13 +355,6 @@ def _check_finite(metrics: Mapping[str, float], step: int, config: Training, wor
             f"{batch.stop - 1} first); expected "
             f"finite losses; lower the learning rate and resume from {latest.name if latest else 'the start'}"
         )
-
-
-def _any(flag: bool, world: World) -> bool:
-    """Whether the flag is set in any process: all must stop at the same step."""
-    if world.size == 1:
-        return flag
-    return bool(world.mean(torch.tensor(float(flag), device=world.device)) > 0)
 
 
 def log_values(values: Mapping[str, Tensor], world: World) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -58,6 +58,7 @@ class Updater:
             )
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
         self.join: Join | None = None
+        self.curve: Callable[[int], float] | None = None  # in place of the config's; see `find_rate`
         self.done, self.last_rate = 0, 0.0  # steps, and the rate of the last one before `scale`
         self.skipped = self.skipped_in_a_row = 0
 
@@ -95,7 +96,7 @@ class Updater:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
         norm = float(whole(total))
-        rate = learning_rate(self.config, step, self.join)
+        rate = learning_rate(self.config, step, self.join) if self.curve is None else self.curve(step)
         self.last_rate, self.done = rate, step + 1
         if not math.isfinite(norm):
             return self._skip(step) | {"learning_rate": rate * self.scale}

@@ -9,10 +9,12 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..locks import locked_folder
 from ..placing.devices import clear_of_memory
-from ..progress import Notes, log_note
+from ..progress import Notes, Progress, log_note, silent
 from .config import Training, TransformerTraining, VAETraining
 from .distributed import World, world
-from .loop import Report, Task, checkpoint_to_resume, train
+from .find_rate import find_rate
+from .logs import check_boards
+from .loop import STOP, Report, Task, checkpoint_to_resume, train
 from .schedule import described
 from .transformer import TransformerTask
 from .upscaler import UpscalerTask
@@ -26,11 +28,13 @@ def run_training(
     report: Report = lambda _: None,
     stopping: AbstractContextManager[Callable[[], bool]] | None = None,
     notes: Notes = log_note,
+    progress: Progress = silent,
 ) -> Path | None:
     """Train what a config describes, in this process or as one of torchrun's.
 
-    report, notes: called in the first process only.
-    stopping: entered before the first step; what it gives is asked after each step whether to save and stop.
+    report, notes, progress: called in the first process only. progress: of work that is no step of training.
+    stopping: entered before the first step; what it gives is asked after each step whether to save and stop. A file
+        "stop" in the run's folder asks for the same.
 
     Precision "tf32" counts on `torch.backends.cuda.matmul.allow_tf32`, which belongs to the process and is the
     caller's to set; the commands do.
@@ -40,21 +44,48 @@ def run_training(
     Raises:
         ConfigError: the config cannot be trained here, does not fit the run to resume, or another process trains in
             this folder.
+        UnsupportedError: a board of the log is not installed.
         TrainingError: the loss is not a number, or the latents collapsed.
     """
     with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
         if not here.first:
-            report, notes = lambda _: None, lambda _: None
+            report, notes, progress = lambda _: None, lambda _: None, silent
+        else:
+            check_boards(config.logging)
+            (config.output / STOP).unlink(missing_ok=True)  # of a run that was killed
         # Before models are built and clips encoded, which writes into the run's folder.
         checkpoint_to_resume(config, resume, notes)
         notes(described(config.optimization))
         with clear_of_memory("a batch of this training"), stopping or nullcontext(lambda: False) as stop:
-            task = make_task(config, here, notes)
+            task = make_task(config, here, notes, progress)
             finished = train(task, config, here, resume=resume, report=report, stop=stop, notes=notes)
     return config.output / "final" if finished else None
 
 
-def make_task(config: Training, here: World, notes: Notes) -> Task:
+def find_learning_rate(
+    config: Training,
+    *,
+    stopping: AbstractContextManager[Callable[[], bool]] | None = None,
+    notes: Notes = log_note,
+    progress: Progress = silent,
+) -> float | None:
+    """The learning rate to train a config with; see `find_rate`. What a run of the same config encodes once, text and
+    latents, is kept for it in its folder, beside find_lr.html; nothing else of the folder changes.
+
+    Returns None if no rate lowers the loss, or if it was stopped.
+
+    Raises:
+        As `run_training`.
+    """
+    with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
+        if not here.first:
+            notes, progress = lambda _: None, silent
+        with clear_of_memory("a batch of this training"), stopping or nullcontext(lambda: False) as stop:
+            task = make_task(config, here, notes, progress)
+            return find_rate(task, config, here, stop=stop, progress=progress)
+
+
+def make_task(config: Training, here: World, notes: Notes, progress: Progress = silent) -> Task:
     """The models, data and optimizers of a run.
 
     Raises:
@@ -66,7 +97,7 @@ def make_task(config: Training, here: World, notes: Notes) -> Task:
             f"got sharding fsdp for task {config.task}; expected ddp: only transformers outgrow a device; change it"
         )
     if isinstance(config, VAETraining):
-        return VAETask(config, here, notes)
+        return VAETask(config, here, notes, progress)
     if isinstance(config, TransformerTraining):
         return TransformerTask(config, here, notes)
     return UpscalerTask(config, here, notes)

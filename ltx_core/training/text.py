@@ -161,10 +161,15 @@ def encode(encoder: TextEncoder | FrozenText, prompts: Sequence[str], device: to
 
 
 def encode_unique(
-    encoder: TextEncoder, prompts: Sequence[str], device: torch.device
+    encoder: TextEncoder, prompts: Sequence[str], device: torch.device, known: dict[str, list[int]] | None = None
 ) -> tuple[Tensor, list[int], list[int]]:
-    """Each distinct prompt once, as (u, longest, d_model), padded; then each prompt's row in it, and its length."""
-    tokens = {prompt: encoder.tokenizer.encode(prompt).ids for prompt in dict.fromkeys(prompts)}
+    """Each distinct prompt once, as (u, longest, d_model), padded to the longest of them; then each prompt's row in it,
+    and its length. known: tokens of prompts, to which those of new ones are added."""
+    known = {} if known is None else known
+    for prompt in prompts:
+        if prompt not in known:
+            known[prompt] = list(encoder.tokenizer.encode(prompt).ids)
+    tokens = {prompt: known[prompt] for prompt in dict.fromkeys(prompts)}
     row = {prompt: number for number, prompt in enumerate(tokens)}
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row_ids) for row_ids in tokens.values()], batch_first=True)
     lengths = torch.tensor([len(row_ids) for row_ids in tokens.values()])

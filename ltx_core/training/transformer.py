@@ -458,7 +458,7 @@ class TransformerTask:
         self.updater.load(state["updater"])
 
     @torch.no_grad()
-    def export(self, folder: Path | None) -> None:
+    def export(self, folder: Path | None, *, final: bool = True) -> None:  # noqa: ARG002
         """model.safetensors (transformer and VAE) and text_encoder/, or the LoRA in both key styles."""
         with self.updater.averaged():
             weights = tensors_of(self.transformer if self.lora is None else self.lora)

@@ -145,7 +145,7 @@ class UpscalerTask:
         self.updater.load(state["updater"])
 
     @torch.no_grad()
-    def export(self, folder: Path | None) -> None:
+    def export(self, folder: Path | None, *, final: bool = True) -> None:  # noqa: ARG002
         """upscaler.safetensors, in the form of the released ones."""
         if folder is None:
             return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, TrainingError
 from ..models.video_vae import Posterior, VideoVAE
-from ..progress import Notes, log_note
+from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from ..weights.build import load_vae
@@ -75,8 +75,8 @@ class Reconstruction(nn.Module):
 class VAETask:
     """One VAE, its discriminator if there is one, and their optimizers."""
 
-    def __init__(self, config: VAETraining, world: World, notes: Notes = log_note) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: VAETraining, world: World, notes: Notes = log_note, progress: Progress = silent) -> None:
+        self.config, self.world, self.progress = config, world, progress
         self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
         # torch's stubs do not know `memory_format` without another argument.
         self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)  # pyright: ignore[reportCallIssue]
@@ -338,13 +338,14 @@ class VAETask:
         self.unlocked, self.clips_from = state["unlocked"], state["clips_from"]
 
     @torch.no_grad()
-    def export(self, folder: Path | None) -> None:
-        """Write vae.safetensors, with statistics measured over `statistics_clips` training clips."""
+    def export(self, folder: Path | None, *, final: bool = True) -> None:
+        """Write vae.safetensors. The final one has statistics measured over `statistics_clips` training clips; those of
+        checkpoints are the running ones, which cost nothing: a run that is asked to stop may have seconds to save."""
         if folder is None:
             return
         with self.updater.averaged():
             tensors = tensors_of(self.vae)
-            if not self.config.freeze_encoder:
+            if final and not self.config.freeze_encoder:
                 mean, std = self.measure_statistics()
                 tensors["per_channel_statistics.mean-of-means"] = mean
                 tensors["per_channel_statistics.std-of-means"] = std
@@ -354,11 +355,14 @@ class VAETask:
         """Mean and deviation of every latent channel, (c,) each."""
         size = self.source.sizes()[0]
         count = square = total = 0
-        for indices in self._portions(self.config.statistics_clips):
+        clips = self.config.statistics_clips
+        for indices in self._portions(clips):
+            self.progress(ProgressEvent("measure statistics", indices.start, clips))
             latent = self.vae.encode(self._pixels(indices, self.source, size)).mode().double()
             total = total + latent.sum(dim=(0, 2, 3, 4))
             square = square + latent.square().sum(dim=(0, 2, 3, 4))
             count += latent[:, 0].numel()
+        self.progress(ProgressEvent("measure statistics", clips, clips))
         mean = torch.as_tensor(total / count)
         std = (torch.as_tensor(square / count) - mean.square()).clamp(min=1e-8).sqrt()
         return mean.float().cpu(), std.float().cpu()

@@ -63,7 +63,7 @@ ASKS: dict[str, tuple[int, str]] = {
         1,
         "tests/weights/test_mapping.py::test_on_windows_files_are_mapped_to_be_read_alone",
     ),
-    "nodes/train.py:train": (1, f"{HERE}::test_a_training_that_a_node_started_ends_alone_on_windows"),
+    "nodes/train.py:start": (2, f"{HERE}::test_a_training_that_a_node_started_ends_alone_on_windows"),
     "nodes/train.py:_stop": (1, f"{HERE}::test_a_training_that_a_node_started_ends_alone_on_windows"),
 }
 
@@ -285,11 +285,13 @@ def test_windows_break_key_stops_a_training(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_training_that_a_node_started_ends_alone_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group of its own, so that its Ctrl-Break does not reach ComfyUI."""
     started: list[int] = []
+    sessions: list[bool] = []
     sent: list[int] = []
     process = SimpleNamespace(poll=lambda: None, send_signal=sent.append, wait=lambda _: 0)
 
-    def popen(*_: object, creationflags: int, **__: object) -> SimpleNamespace:
+    def popen(*_: object, creationflags: int, start_new_session: bool, **__: object) -> SimpleNamespace:
         started.append(creationflags)
+        sessions.append(start_new_session)
         return process
 
     def cancelled(_: object) -> None:
@@ -308,3 +310,8 @@ def test_a_training_that_a_node_started_ends_alone_on_windows(tmp_path: Path, mo
             train.train(tmp_path / "run", {}, [], 1, cancelled, print)
     assert started == [512, 0]
     assert sent == [1, signal.SIGINT]
+    assert sessions == [False, False]
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(subprocess, "DETACHED_PROCESS", 8, raising=False)
+    train.start(tmp_path / "run", {}, [], alone=True)  # in the background
+    assert (started[-1], sessions[-1]) == (520, True)

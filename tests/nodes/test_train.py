@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import types
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +14,20 @@ import pytest
 import torch
 
 from ltxkit.headless.host import PlainHost
-from ltxkit.ltx_core.errors import ConfigError, TrainingError
-from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.errors import ConfigError, TrainingError, UnsupportedError
+from ltxkit.ltx_core.locks import LOCK, locked_folder
+from ltxkit.ltx_core.media import write_image, write_video
+from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.logs import read_log
+from ltxkit.nodes import background
+from ltxkit.nodes import run_picture as run_pictures
+from ltxkit.nodes import train as train_node
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import ApplyLoRA, LoadModel
+from ltxkit.nodes.run_picture import CURVE, WIDTH, read_entries, run_picture
 from ltxkit.nodes.train import RUNS, TrainLoRA
 from ltxkit.nodes.widgets import declared_inputs
 
@@ -102,3 +111,140 @@ def test_what_goes_wrong_is_said(host: PlainHost, videos: Path) -> None:
     with pytest.raises(TrainingError, match=r"unknown key optimization.stepz; .* did you mean steps\?"):
         TrainLoRA().run(**settings(videos, settings="optimization.stepz=3"))
     assert not (host.models / "loras/noise.safetensors").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- background
+
+
+def entries(run: Path, count: int) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    lines = [{"step": step, "loss": 1 / step, "seconds_left": 300.0} for step in range(1, count + 1)]
+    lines += [{"step": count, "validation_loss": 0.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "log.jsonl").write_text(text + '{"step": 9, "lo', encoding="utf-8")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5000])
+def test_a_run_is_a_picture(count: int, tmp_path: Path) -> None:
+    if count:
+        entries(tmp_path, count)
+    bare = run_picture(read_entries(tmp_path / "log.jsonl") if count else [], None)
+    assert bare.dtype == torch.uint8
+    assert bare.shape == (1, CURVE, WIDTH, 3)
+    assert len(bare.reshape(-1, 3).unique(dim=0)) > 3  # something is drawn
+    sheet = tmp_path / "sheet.png"
+    write_image(sheet, torch.ones(1, 64, 9 * 64, 3))
+    whole = run_picture([], sheet)
+    assert whole.shape == (1, CURVE + round(64 * WIDTH / (9 * 64)), WIDTH, 3)
+    assert bool((whole[0, CURVE:] == 255).all())
+
+
+def test_a_picture_comes_when_there_is_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(run_pictures, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    pictures = run_pictures.RunPictures(tmp_path)
+    assert pictures.due() is None  # no log yet
+    entries(tmp_path, 3)
+    assert pictures.due() is not None
+    entries(tmp_path, 4)
+    assert pictures.due() is None  # too soon
+    clock[0] += 100
+    assert pictures.due() is not None
+    clock[0] += 100
+    assert pictures.due() is None  # nothing new
+    assert pictures.due(now=True) is not None
+
+
+def test_what_does_not_fit_beside_the_queue_is_refused_with_both_figures(
+    host: PlainHost, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(train_node, "start", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(background, "memory", lambda _: Memory(1_000_000, 10**9))
+    with pytest.raises(
+        UnsupportedError, match=r"takes about \d+\.\d\d GB, with 0\.00 GB free on cpu beside the models"
+    ):
+        TrainLoRA().run(**settings(videos, background=True))
+    assert not started
+    background.check_fits(lambda: 1_000_000, torch.device("cpu"))
+    monkeypatch.setattr(background, "memory", lambda _: None)  # a system that does not say
+    background.check_fits(lambda: 10**15, torch.device("cpu"))
+
+
+def test_a_run_that_failed_in_the_background_says_so_when_queued_again(
+    host: PlainHost, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = host.output_folder / RUNS / "noise"
+
+    def start(*_: Any, **__: Any) -> Any:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "output.txt").write_text("ltxkit: got no captions; expected some; write them\n", encoding="utf-8")
+        return types.SimpleNamespace(poll=lambda: 1, returncode=1)
+
+    monkeypatch.setattr(train_node, "start", start)
+    TrainLoRA().run(**settings(videos, background=True))
+    with pytest.raises(TrainingError, match="status 1 from training: got no captions"):
+        TrainLoRA().run(**settings(videos, background=True))
+    TrainLoRA().run(**settings(videos, background=True))  # said once; then it is tried again
+    background.ended_with(run)
+
+
+def test_the_count_follows_size_and_rank(host: PlainHost) -> None:
+    files = host.models / "checkpoints/ltxv-tiny.safetensors", host.models / "text_encoders/t5-tiny"
+
+    def needed(frames: int, side: int, rank: int) -> int:
+        return background.needed_bytes(*files, None, PixelShape(frames, side, side), rank)
+
+    small = needed(9, 64, 4)
+    assert small > files[0].stat().st_size / 4
+    assert needed(97, 512, 4) > small
+    assert needed(9, 64, 512) > small
+
+
+def test_a_lock_left_behind_is_no_run(tmp_path: Path) -> None:
+    assert not background.is_running(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{LOCK}folder").touch()  # of a process that was killed
+    assert not background.is_running(tmp_path / "run")
+    with locked_folder(tmp_path / "run", "training"):
+        assert background.is_running(tmp_path / "run")
+    assert not background.is_running(tmp_path / "run")
+
+
+def test_with_background_the_node_runs_each_time_it_is_queued() -> None:
+    assert TrainLoRA.IS_CHANGED(background=False, name="x") == TrainLoRA.IS_CHANGED(name="x")
+    assert TrainLoRA.IS_CHANGED(background=True, name="x") != TrainLoRA.IS_CHANGED(name="x")
+
+
+@pytest.mark.slow
+def test_in_the_background_watched_stopped_and_finished(host: PlainHost, videos: Path, said: list[str]) -> None:
+    run = host.output_folder / RUNS / "noise"
+    lines = settings(videos)["settings"] + "\nlogging.checkpoint_every=2"
+    _, file = TrainLoRA().run(**settings(videos, steps=5000, settings=lines, background=True))
+    assert background.is_running(run)
+    assert Path(file).name == "lora_comfyui.safetensors"
+    assert any("started in the background" in line for line in said)
+    events: list[ProgressEvent] = []
+
+    def cancel(event: ProgressEvent) -> None:
+        events.append(event)
+        if event.step >= 2:
+            raise CancelledError
+
+    host.report = cancel
+    with pytest.raises(CancelledError):  # off: it waits for the run that is there, and stops it
+        TrainLoRA().run(**settings(videos, steps=5000, settings=lines))
+    assert not background.is_running(run)
+    assert not (run / "stop").exists()
+    stopped = latest_checkpoint(run)
+    assert stopped is not None, (run / "output.txt").read_text()
+    assert any(event.picture is not None for event in events)
+    assert "Traceback" not in (run / "output.txt").read_text("utf-8")
+    host.report = events.append
+    done = int(stopped.name.removeprefix("step_"))
+    TrainLoRA().run(**settings(videos, steps=done + 1, settings=lines, background=True))
+    trained, _ = TrainLoRA().run(**settings(videos, steps=done + 1, settings=lines))  # goes on, and waits for the end
+    assert trained == host.models / "loras/noise.safetensors"
+    assert trained.is_file()
+    again, _ = TrainLoRA().run(**settings(videos, steps=done + 1, settings=lines, background=True))
+    assert again == trained  # nothing is left to do

@@ -24,6 +24,7 @@ from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
 from ltxkit.ltx_core.training import text, transformer
+from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.config import LoRASettings, load_config
 from ltxkit.ltx_core.training.generate import ClipSettings, Models
 from ltxkit.ltx_core.training.loop import StepReport
@@ -248,6 +249,28 @@ def test_a_release_that_is_trained_on_stays_that_release(
     assert trained.description.versions == ("2b-0.9.6-dev",)
     told = open_models(tiny_models() / CHECKPOINT, version="2b-0.9.6-dev")
     assert trained.description.scheduler() == told.description.scheduler() == base.description.scheduler()
+
+
+@pytest.mark.slow
+def test_an_average_of_a_lora_is_what_is_exported(
+    tiny_models: Callable[..., Path], videos: Path, tmp_path: Path
+) -> None:
+    settings = [*overrides(tiny_models(), videos, tmp_path / "run"), "optimization.ema_decay=0.5", "prompts=[]"]
+    final = run_training("lora-2b", settings, Quiet())
+    assert final is not None
+    exported = load_file(final / "lora_comfyui.safetensors")
+    newest = latest_checkpoint(tmp_path / "run")
+    assert newest is not None
+    state = torch.load(newest / "state.pt", weights_only=True)["task"]
+    names = [name for name in state["weights"] if name.startswith("down.")]
+    averages = dict(zip(state["weights"], state["updater"]["average"], strict=True))
+    for name in names:
+        key = name.removeprefix("down.")
+        (stored,) = [
+            tensor for file, tensor in exported.items() if file.replace(".", "_").endswith(f"{key}_lora_A_weight")
+        ]
+        torch.testing.assert_close(stored.float(), averages[name], atol=1e-2, rtol=1e-2)
+        assert not torch.equal(averages[name], state["weights"][name])
 
 
 def test_every_unknown_target_is_named(base: LTXTransformer) -> None:

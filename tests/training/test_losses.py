@@ -9,7 +9,7 @@ import torch
 
 from ltxkit.ltx_core.training import losses
 from ltxkit.ltx_core.training.config import Noising, Term
-from ltxkit.ltx_core.training.flow import draw, sigma_of_normal
+from ltxkit.ltx_core.training.flow import LOWEST, draw, sigma_of_normal
 from ltxkit.ltx_core.training.muon import orthogonal_updates
 
 
@@ -100,10 +100,17 @@ def test_noise_levels() -> None:
     shifted = sigma_of_normal(z, Noising(shift="tokens", stretch=0.0), 1024)
     s = torch.sigmoid(z)
     torch.testing.assert_close(shifted, math.exp(0.95) / (math.exp(0.95) + 1 / s - 1))
-    stretched = sigma_of_normal(z, Noising(shift=0.0, stretch=0.05), 16)
-    assert float(stretched.min()) == 0
+    stretched = sigma_of_normal(z, Noising(shift=0.0, stretch=0.05, stretch_top=0.01), 16)
     assert float(stretched.max()) == 1
-    assert float((stretched == 0).float().mean()) == pytest.approx(0.05, abs=0.01)
+    assert float((stretched == 1).float().mean()) == pytest.approx(0.01, abs=0.003)
+    # What would lie below the lowest level is reflected, and lies nowhere in a heap.
+    assert float(stretched.min()) >= LOWEST
+    lowest = z < -1.645
+    assert float(lowest.float().mean()) == pytest.approx(0.05, abs=0.01)
+    assert len(stretched[lowest].unique()) > 0.9 * int(lowest.sum())
+    assert float(stretched[lowest].max()) < 0.25
+    whole = sigma_of_normal(z, Noising(shift=0.0, stretch=0.05, stretch_top=0.0), 16)
+    assert float(whole.max()) < 1
 
 
 def test_shares_of_uniform_levels_empty_prompts_and_first_frames() -> None:

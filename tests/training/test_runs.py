@@ -23,8 +23,10 @@ from torch import Tensor
 
 from ltxkit.commands.training import stopping_on_signals
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, TrainingError
+from ltxkit.ltx_core.models.text_encoder import TextEncoder
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import Posterior, VideoVAE
+from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.config import load_config
@@ -33,8 +35,9 @@ from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.ltx_core.training.loop import StepReport
 from ltxkit.ltx_core.training.models import open_vae, save_checkpoint_file, save_vae, tensors_of
 from ltxkit.ltx_core.training.models import transformer_config as architecture
-from ltxkit.ltx_core.training.run import make_task
+from ltxkit.ltx_core.training.run import find_learning_rate, make_task
 from ltxkit.ltx_core.training.run import run_training as run_config
+from ltxkit.ltx_core.training.transformer import TransformerTask
 from ltxkit.ltx_core.training.vae import VAETask
 from ltxkit.ltx_core.weights.build import load_upsampler
 
@@ -347,6 +350,83 @@ def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None
     assert [report.step for report in console.steps] == [5]
 
 
+PREEMPTED = """
+import json, os, sys, time
+from ltxkit.commands.training import stopping_on_signals
+from ltxkit.ltx_core.training.config import load_config
+from ltxkit.ltx_core.training.run import run_training
+path, overrides, resume, pause = json.loads(sys.argv[1])
+def report(now):
+    print(now.step, flush=True)
+    time.sleep(pause)
+run_training(load_config(path, overrides), resume=resume, report=report, stopping=stopping_on_signals())
+"""
+
+
+def pair(path: Path, overrides: list[str], *, resume: bool = False, pause: float = 0.0) -> list[subprocess.Popen[str]]:
+    """Two processes of one run; the first prints its steps, and rests `pause` seconds after each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", PREEMPTED, json.dumps([str(path), overrides, resume, pause])]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            command,
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """What both wrote on stderr; they must end by themselves."""
+    try:
+        return [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_preempted_run_of_two_processes_is_an_undisturbed_one(tmp_path: Path, transformer_config: Path) -> None:
+    """SIGTERM to either saves both; kill -9 of one ends the other; restarted after both, the run is the same."""
+    settings = ["logging.checkpoint_every=1", "logging.validate_every=100", "optimization.steps=6"]
+    whole, output = tmp_path / "whole", tmp_path / "preempted"
+    straight = pair(transformer_config, [*settings, f"output={whole}"])
+    ended(straight)
+    mine = [*settings, f"output={output}"]
+    processes = pair(transformer_config, mine, pause=0.3)
+    first = processes[0].stdout
+    assert first is not None
+    assert first.readline().strip() == "1", ended(processes)
+    processes[1].send_signal(signal.SIGTERM)  # the scheduler need not ask the first process
+    ended(processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    saved = latest_checkpoint(output)
+    assert saved is not None
+    done = int(saved.name.removeprefix("step_"))
+    assert 1 <= done < 5
+    assert not (output / "final").exists()
+    processes = pair(transformer_config, mine, resume=True, pause=0.3)
+    first = processes[0].stdout
+    assert first is not None
+    assert first.readline().strip() == str(done + 1), ended(processes)
+    processes[1].kill()
+    errors = ended(processes)
+    assert processes[0].returncode not in (0, None)
+    assert "got no answer from another of the 2 processes of this run" in errors[0]
+    assert not (output / "final").exists()
+    again = pair(transformer_config, mine, resume=True)
+    errors = ended(again)
+    assert [process.returncode for process in (*straight, *again)] == [0, 0, 0, 0], errors
+    assert (whole / "final/model.safetensors").read_bytes() == (output / "final/model.safetensors").read_bytes()
+    assert same(state(whole), state(output))
+
+
 @pytest.mark.slow
 def test_sharding_says_what_it_cannot_do(tmp_path: Path, transformer_config: Path) -> None:
     with pytest.raises(ConfigError, match="expected ddp: only transformers"):
@@ -411,6 +491,54 @@ def test_gan_gradient_reaches_the_decoder_and_leaves_the_discriminator_alone(tmp
     task._teach_adversary = learn  # type: ignore[method-assign]
     task.update(1)
     assert not same(tensors_of(task.adversary), judge)
+
+
+@pytest.mark.slow
+def test_injected_noise_is_the_same_however_a_batch_is_cut_up(tmp_path: Path) -> None:
+    model = deepcopy(VAE_MODEL)
+    model["decoder_blocks"] = [["res_x", {"num_layers": 1, "inject_noise": True}], *VAE_MODEL["decoder_blocks"][1:]]
+    losses: list[dict[str, float]] = []
+    weights: list[Tensor] = []
+    for accumulation in (1, 2, 4):
+        changed = optimization(accumulation=accumulation, ema_decay=0.0)
+        path = vae_config(tmp_path, model=model, optimization=changed, adversary={"weight": 0.0})
+        task = make_task(load_config(path, ["crop_frames=5"]), ONE, lambda _: None)
+        assert isinstance(task, VAETask)
+        with torch.no_grad():  # at the start it is scaled by zero
+            for name, parameter in task.vae.named_parameters():
+                if "per_channel_scale" in name:
+                    parameter.fill_(0.5)
+        losses += [task.update(step) for step in range(2)][1:]
+        weights.append(torch.cat([tensor.flatten() for tensor in tensors_of(task.vae).values()]))
+    for other, tensor in zip(losses[1:], weights[1:], strict=True):
+        assert other == pytest.approx(losses[0], rel=1e-4)
+        torch.testing.assert_close(tensor, weights[0], atol=2e-4, rtol=0)
+
+
+def test_a_caption_is_cut_into_tokens_once(
+    transformer_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(load_config(transformer_config, [f"output={tmp_path}/run"]), ONE, lambda _: None)
+    assert isinstance(task, TransformerTask)
+    assert isinstance(task.text, TextEncoder)
+    seen: list[str] = []
+    widths: list[int] = []
+    encode, model = task.text.tokenizer.encode, task.text.model.forward
+
+    def counted(prompt: str) -> Any:
+        seen.append(prompt)
+        return encode(prompt)
+
+    def wide(*arguments: Any, input_ids: Tensor, **others: Any) -> Any:
+        widths.append(input_ids.shape[1])
+        return model(*arguments, input_ids=input_ids, **others)
+
+    monkeypatch.setattr(type(task.text.tokenizer), "encode", lambda _, prompt: counted(prompt))
+    monkeypatch.setattr(task.text.model, "forward", wide)
+    for step in range(6):
+        task.update(step)
+    assert len(seen) == len(set(seen)) > 1
+    assert max(widths) == max(len(encode(prompt).ids) for prompt in seen)  # no padding beyond the longest
 
 
 def test_uniform_log_variance_is_one_channel(tmp_path: Path) -> None:
@@ -486,7 +614,7 @@ def test_resume_with_another_config_says_what_differs(tmp_path: Path) -> None:
 def test_checkpoints_are_ordered_by_their_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(vae_config(tmp_path))
     monkeypatch.setattr(VAETask, "state", lambda _: {})
-    monkeypatch.setattr(VAETask, "export", lambda *_: None)
+    monkeypatch.setattr(VAETask, "export", lambda *_, **__: None)
     task = VAETask.__new__(VAETask)
     for step in (999_998, 999_999, 1_000_000):
         loop.save_checkpoint(task, config, ONE, step)
@@ -519,6 +647,43 @@ def test_a_vae_without_statistics_is_refused(vae: Path, tmp_path: Path) -> None:
     save_vae(tmp_path / "vae.safetensors", tensors_of(model), model.config)
     with pytest.raises(CheckpointError, match=r"statistics were never measured"):
         open_vae(tmp_path / "vae.safetensors")
+
+
+@pytest.mark.slow
+def test_statistics_are_measured_after_the_last_checkpoint_with_a_bar(tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+    there: list[bool] = []
+
+    def progress(event: ProgressEvent) -> None:
+        events.append(event)
+        there.append((tmp_path / "vae/checkpoints/step_000002/state.pt").is_file())
+
+    path = vae_config(tmp_path, optimization=optimization(steps=2), adversary={"weight": 0.0})
+    final = run_config(load_config(path, []), notes=lambda _: None, progress=progress)
+    assert final is not None
+    assert {event.stage for event in events} == {"measure statistics"}
+    assert [event.step for event in events] == [0, 4, 8]
+    assert {event.total for event in events} == {8}
+    assert all(there)
+    measured, running = (
+        load_file(folder / "vae.safetensors")["vae.per_channel_statistics.std-of-means"]
+        for folder in (final, tmp_path / "vae/checkpoints/step_000002")
+    )
+    assert not torch.equal(measured, running)
+    open_vae(tmp_path / "vae/checkpoints/step_000002/vae.safetensors")  # a transformer can be trained on either
+
+
+@pytest.mark.slow
+def test_a_learning_rate_is_found_and_what_was_encoded_is_kept(transformer_config: Path, tmp_path: Path) -> None:
+    config = load_config(transformer_config, [f"output={tmp_path}/run", "optimization.accumulation=1"])
+    events: list[ProgressEvent] = []
+    found = find_learning_rate(config, notes=lambda _: None, progress=events.append)
+    assert found is not None
+    assert 1e-6 < found < 1e-1
+    assert (tmp_path / "run/find_lr.html").is_file()
+    assert latest_checkpoint(tmp_path / "run") is None
+    assert not (tmp_path / "run/log.jsonl").exists()
+    assert events[-1].step == events[-1].total
 
 
 @pytest.mark.slow
