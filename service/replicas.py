@@ -76,7 +76,7 @@ class Slot(Worker):
         from ray.serve.exceptions import RayServeException
 
         reporter, token, upload = self._reporter(job), uuid.uuid4().hex, self.folder.upload(job.id)
-        made: dict[str, Any] | None = None
+        made: dict[str, Any] = {}
         try:
             sent = None if upload is None else (upload.suffix, upload.read_bytes())
             answer = self.handle.make.remote(token, job.id, job.request, sent)
@@ -88,7 +88,7 @@ class Slot(Worker):
         except (RayError, RayServeException) as error:
             raise PostponedError(str(error).strip().splitlines()[0]) from error
         finally:
-            if made is None:  # a replica that has it after all stops at once
+            if not made:  # a replica that has it after all stops at once
                 self.board.stop.remote(token)
             self.board.forget.remote(token)
         if "postponed" in made:
