@@ -84,9 +84,10 @@ def plain(
         caption_channels=config.caption_channels,
     )
     rename = TRANSFORMER_FROM_DIFFUSERS.inverse().rename
-    theirs.load_state_dict({rename(key): tensor for key, tensor in model.state_dict().items()}, assign=True)
+    theirs.load_state_dict({str(rename(key)): tensor for key, tensor in model.state_dict().items()}, assign=True)
     theirs.requires_grad_(False)
-    theirs.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets)))
+    alpha: Any = settings.alpha  # peft takes a fraction too
+    theirs.add_adapter(LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets)))
     named = dict(theirs.named_parameters())
     with torch.no_grad():
         for key, name in lora.names.items():

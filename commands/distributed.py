@@ -28,7 +28,8 @@ from .console import Console
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup, Store
+    from torch._C._distributed_c10d import Store
+    from torch.distributed import ProcessGroup
 
     from ..ltx_core.models.sharing import Sharing
     from ..ltx_core.placing.together import Started
@@ -90,7 +91,7 @@ class Processes:
         self._said += 1
         if self.is_first:
             value = decide()
-            self._store.set(key, pickle.dumps(value))
+            self._store.set(key, pickle.dumps(value))  # pyright: ignore[reportArgumentType] - bytes are taken too
             return value
         while not self._store.check([key]):
             time.sleep(_LOOKS / 3)

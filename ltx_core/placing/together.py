@@ -19,7 +19,8 @@ from ..values import check_kind, shown
 from .devices import chosen_device, device_of_process, named_device
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store
+    from torch._C._distributed_c10d import Store
+    from torch.distributed import ProcessGroup
 
 LONGEST_WAIT = timedelta(days=7)  # of a process for the others, of which the first may be writing a long clip
 _ARRIVING = timedelta(minutes=10)
@@ -125,7 +126,10 @@ def device_here(asked: str | torch.device | None, local: int | None) -> torch.de
             f"got {device} for several processes; expected cuda or cpu, on which they exchange tensors; start one "
             "process, or compute on the CPU (device cpu)"
         )
-    names_one = asked is not None and named_device(asked).index is not None
+    index: int | None = (
+        None if asked is None else named_device(asked).index
+    )  # None for "cuda", although torch's stubs err
+    names_one = index is not None
     return device_of_process(local) if device.type == "cuda" and local is not None and not names_one else device
 
 
