@@ -10,6 +10,7 @@ python benchmarks/training_cpu.py [--tiny]
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from protocol import Rounds, Row, arguments, publish
@@ -86,7 +87,7 @@ def plain(
     rename = TRANSFORMER_FROM_DIFFUSERS.inverse().rename
     theirs.load_state_dict({str(rename(key)): tensor for key, tensor in model.state_dict().items()}, assign=True)
     theirs.requires_grad_(False)
-    alpha: Any = settings.alpha  # peft takes a fraction too
+    alpha = cast(int, settings.alpha)  # peft takes a fraction too
     theirs.add_adapter(LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets)))
     named = dict(theirs.named_parameters())
     with torch.no_grad():

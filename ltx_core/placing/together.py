@@ -126,9 +126,7 @@ def device_here(asked: str | torch.device | None, local: int | None) -> torch.de
             f"got {device} for several processes; expected cuda or cpu, on which they exchange tensors; start one "
             "process, or compute on the CPU (device cpu)"
         )
-    index: int | None = (
-        None if asked is None else named_device(asked).index
-    )  # None for "cuda", although torch's stubs err
+    index: int | None = None if asked is None else named_device(asked).index  # torch's stubs err
     names_one = index is not None
     return device_of_process(local) if device.type == "cuda" and local is not None and not names_one else device
 
