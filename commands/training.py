@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..ltx_core.errors import ConfigError
+from ..ltx_core.errors import ConfigError, UnsupportedError
 from ..ltx_core.files import check_output
 from ..ltx_core.weights.bundled import BUNDLED, find_model
 from . import arguments
@@ -22,7 +22,7 @@ from .command import DONE, SIGNALLED, Command
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..ltx_core.training.config import Training
+    from ..ltx_core.training.config import Training, TransformerTraining
 
 
 def _vae_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,7 @@ def _vae_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=arguments.output_folder, metavar="DIR", help="folder of the run (default: the config's)"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
+    parser.add_argument("--named-optimizers", action="store_true", help=argparse.SUPPRESS)  # settings of a stranger
 
 
 def _transformer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,7 @@ def _train_transformer(options: argparse.Namespace, console: Console) -> int:
 def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides: str | None) -> Training:
     """The config of one of `tasks`, with the values that have options of their own last."""
     from ..ltx_core.training.config import load_config
+    from ..ltx_core.training.optimizers import is_import_path
 
     said = [_with_bundled(text) for text in options.overrides]
     if overrides.get("vae"):
@@ -67,11 +69,36 @@ def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides:
     # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
     quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in overrides.items() if value}
     config = load_config(options.config, [*said, *(f"{key}={value}" for key, value in quoted.items())])
+    if options.named_optimizers and is_import_path(config.optimization.optimizer):
+        raise ConfigError(
+            f"got optimizer {config.optimization.optimizer} in the settings of a node; expected a name: a path is "
+            "imported, and anybody can write a graph; train by `ltxkit train`, or choose another optimizer"
+        )
     if config.task not in tasks:
         raise ConfigError(
             f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
         )
     check_output(config.output, folder=True)
+    return config
+
+
+def transformer_config(file: str, said: Sequence[str], vae: object = None) -> TransformerTraining:
+    """The config of a transformer's or a LoRA's training, for its plan.
+
+    Raises:
+        ConfigError: as `load_config`. UnsupportedError: it trains something else.
+    """
+    from ..ltx_core.training.config import TransformerTraining, load_config
+
+    overrides = [_with_bundled(text) for text in said]
+    if vae is not None:
+        overrides.append(f"vae={json.dumps(str(find_model(str(vae), 'checkpoints')), ensure_ascii=False)}")
+    config = load_config(file, overrides)
+    if not isinstance(config, TransformerTraining):
+        raise UnsupportedError(
+            f"got a config with task {config.task} for a plan; expected a transformer or a LoRA; `ltxkit train` and "
+            "`train-vae` say what the others take before they start"
+        )
     return config
 
 

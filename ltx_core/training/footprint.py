@@ -101,11 +101,17 @@ class Alive(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels: int) -> int | None:
+def step_bytes(
+    loss: Callable[..., Tensor],
+    modules: Sequence[nn.Module],
+    levels: int,
+    device: torch.device | None = None,
+) -> int | None:
     """Bytes at the peak of the forward and backward pass of `loss`, with gradients, without weights.
 
     loss: takes one function per module, which calls that module, makes its inputs and returns the loss. levels: number
-    of distinct values that `unique` will find. Nothing is computed, and the modules stay as they are.
+    of distinct values that `unique` will find. device: where weights on meta are taken to be. Nothing is computed, and
+    the modules stay as they are.
 
     Returns None if an operator of this version of torch has no fake version.
     """
@@ -113,9 +119,15 @@ def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
+    def without_data(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and device is not None:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            return fake.requires_grad_(tensor.requires_grad)
+        return mode.from_tensor(tensor)
+
     def stand_in(module: nn.Module) -> Call:
         named = [*module.named_parameters(), *module.named_buffers()]
-        tensors: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in named}
+        tensors = {name: without_data(tensor) for name, tensor in named}
         # tie_weights would set a tensor twice in a submodule that has two names, and leave one of them behind.
         return lambda *args: functional_call(module, tensors, args, tie_weights=False)
 

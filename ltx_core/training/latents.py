@@ -19,10 +19,9 @@ from ..shapes import PixelShape
 from .checkpoints import saved_cache, write_cache
 from .config import Data
 from .data import Source, shuffled
-from .models import tensors_of
+from .encoding import ClipEncoder
 from .settings_file import to_tree
 
-ENCODED_PIXELS = 2**24  # per batch of the encoder
 FORMAT = 2  # of the cache: entries of the source, in its own order
 
 
@@ -58,10 +57,20 @@ class Latents:
     """Latents of a source's samples, posterior means. data, seed: that the source was made with."""
 
     def __init__(
-        self, source: Source, vae: VideoVAE, data: Data, seed: int, *, cache: LatentCache, notes: Notes
+        self,
+        source: Source,
+        vae: VideoVAE,
+        data: Data,
+        seed: int,
+        *,
+        cache: LatentCache,
+        notes: Notes,
+        encoder: ClipEncoder | None = None,
     ) -> None:
+        """encoder: of the VAE; None: one on the device that the VAE is on."""
         self.source, self.vae, self.data, self.seed = source, vae, data, seed
         self.cache, self.notes = cache, notes
+        self.encoder = encoder or ClipEncoder(vae, next(vae.parameters()).device)
         self._kept: dict[PixelShape, EncodedClips] = {}
 
     @cached_property
@@ -71,8 +80,8 @@ class Latents:
             [FORMAT, to_tree(self.data), self.seed, self.cache.count, self.source.identity()], sort_keys=True
         )
         digest = hashlib.sha256(text.encode())
-        for name, tensor in sorted(tensors_of(self.vae).items()):
-            digest.update(name.encode() + tensor.float().numpy().tobytes())
+        for name, tensor in sorted(self.vae.state_dict().items()):  # one by one: the decoder stays in its file
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
@@ -104,9 +113,9 @@ class Latents:
 
     @torch.no_grad()
     def _encode(self, entries: Sequence[int], size: PixelShape) -> EncodedClips:
-        samples = self.source.entries(entries, size, next(self.vae.parameters()).device)
-        latents = self.vae.normalize(self.vae.encode(samples.pixels).mode().float()).cpu()
-        return EncodedClips(latents, samples.captions)
+        whole = self.encoder.needs(size, len(entries)).tiling is None
+        samples = self.source.entries(entries, size, self.encoder.device if whole else torch.device("cpu"))
+        return EncodedClips(self.encoder.encode(samples.pixels), samples.captions)
 
     def _file(self, size: PixelShape) -> Path:
         return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
@@ -128,7 +137,7 @@ class Latents:
                 f"the cache has {count} of {distinct} clips of this size (cache_clips={self.cache.count}); the other "
                 f"{distinct - count} are trained on too, and encoded whenever they are needed"
             )
-        at_once = max(1, ENCODED_PIXELS // math.prod(size))
+        at_once = self.encoder.needs(size, count).at_once
         parts = [self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)]
         encoded = EncodedClips(
             torch.cat([part.latents for part in parts]), [c for part in parts for c in part.captions]
