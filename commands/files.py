@@ -87,8 +87,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan_training(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.budget.plan import Card
     from ..ltx_core.pipelines.dry_run import card_here
-    from ..ltx_core.training.forecast import fitting_plan
-    from .training import transformer_config
+    from ..ltx_core.training.plans import plan_training
+    from .training import config_to_plan
 
     unused = {name: getattr(options, name) for name in _OF_A_CLIP if getattr(options, name) != _OF_A_CLIP[name]}
     if unused:
@@ -97,9 +97,9 @@ def _plan_training(options: argparse.Namespace, console: Console) -> int:
             f"got --train with {named}; expected what belongs to a training: --set, --vae, --processes, --card, --device, "
             "--json; say the rest by --set A.B=C"
         )
-    config = transformer_config(options.train, options.overrides, options.vae)
+    config = config_to_plan(options.train, options.overrides, options.vae)
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
-    training_plan = fitting_plan(config, card, processes=options.processes)
+    training_plan = plan_training(config, card, processes=options.processes)
     console.result(json.dumps(training_plan.to_json(), indent=2) if options.json else str(training_plan))
     return DONE
 

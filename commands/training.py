@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.errors import ConfigError
 from ..ltx_core.files import check_output
 from ..ltx_core.weights.bundled import BUNDLED, find_model
 from . import arguments
@@ -22,7 +22,7 @@ from .command import DONE, SIGNALLED, Command
 from .console import Console
 
 if TYPE_CHECKING:
-    from ..ltx_core.training.config import Training, TransformerTraining
+    from ..ltx_core.training.config import Training
 
 
 def _vae_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,24 +82,14 @@ def _read_config(options: argparse.Namespace, tasks: Sequence[str], **overrides:
     return config
 
 
-def transformer_config(file: str, said: Sequence[str], vae: object = None) -> TransformerTraining:
-    """The config of a transformer's or a LoRA's training, for its plan.
-
-    Raises:
-        ConfigError: as `load_config`. UnsupportedError: it trains something else.
-    """
-    from ..ltx_core.training.config import TransformerTraining, load_config
+def config_to_plan(file: str, said: Sequence[str], vae: object = None) -> Training:
+    """The config of a training, for its plan. Raises ConfigError: as `load_config`."""
+    from ..ltx_core.training.config import load_config
 
     overrides = [_with_bundled(text) for text in said]
     if vae is not None:
         overrides.append(f"vae={json.dumps(str(find_model(str(vae), 'checkpoints')), ensure_ascii=False)}")
-    config = load_config(file, overrides)
-    if not isinstance(config, TransformerTraining):
-        raise UnsupportedError(
-            f"got a config with task {config.task} for a plan; expected a transformer or a LoRA; `ltxkit train` and "
-            "`train-vae` say what the others take before they start"
-        )
-    return config
+    return load_config(file, overrides)
 
 
 def _with_bundled(text: str) -> str:

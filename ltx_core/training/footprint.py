@@ -106,12 +106,14 @@ def step_bytes(
     modules: Sequence[nn.Module],
     levels: int,
     device: torch.device | None = None,
+    *,
+    backward: bool = True,
 ) -> int | None:
     """Bytes at the peak of the forward and backward pass of `loss`, with gradients, without weights.
 
     loss: takes one function per module, which calls that module, makes its inputs and returns the loss. levels: number
-    of distinct values that `unique` will find. device: where weights on meta are taken to be. Nothing is computed, and
-    the modules stay as they are.
+    of distinct values that `unique` will find. device: where weights on meta are taken to be. backward: False: of
+    the forward pass alone, in which nothing is kept. Nothing is computed, and the modules stay as they are.
 
     Returns None if an operator of this version of torch has no fake version.
     """
@@ -134,8 +136,10 @@ def step_bytes(
     try:
         with mode:
             calls = [stand_in(module) for module in modules]
-            with Alive(levels) as alive:
-                loss(*calls).backward()
+            with Alive(levels) as alive, torch.set_grad_enabled(backward):
+                counted = loss(*calls)
+                if backward:
+                    counted.backward()
     except Exception:  # whatever torch's inner parts raise in another version: a count must not stop a training
         log.debug("the memory of a step could not be counted", exc_info=True)
         return None

@@ -322,3 +322,13 @@ def test_blocks_beyond_the_counted_ones_take_as_much(
 def test_a_plan_needs_a_vae(config: Callable[..., TransformerTraining]) -> None:
     with pytest.raises(ConfigError, match="got no vae"):
         plan_transformer(config("vae=null"), MAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["moving-mnist-vae", "moving-mnist", "digits-vae"])
+def test_every_preset_has_a_plan(preset: str, tiny_models: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    vae = [] if preset.endswith("vae") else ["--vae", str(tiny_models() / CHECKPOINT), "--set", "prompts=[]"]
+    assert cli.main(["plan", "--train", preset, *vae, "--card", "80", "--set", "optimization.batch_size=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"train", "export"} <= {line.split("  ")[0] for line in lines}
+    assert lines[-1].endswith("it fits.")
