@@ -94,8 +94,8 @@ def _plan_training(options: argparse.Namespace, console: Console) -> int:
     if unused:
         named = ", ".join("FILE" if name == "model" else f"--{name.replace('_', '-')}" for name in unused)
         raise ConfigError(
-            f"got --train with {named}; expected what belongs to a training: --set, --vae, --processes, --card, --device, "
-            "--json; say the rest by --set A.B=C"
+            f"got --train with {named}; expected what belongs to a training: --set, --vae, --processes, --card, "
+            "--device, --json; say the rest by --set A.B=C"
         )
     config = config_to_plan(options.train, options.overrides, options.vae)
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
@@ -230,7 +230,7 @@ COMMANDS = (
         (
             "plan ltxv-13b-0.9.8-dev.safetensors --text-encoder t5xxl_fp16.safetensors --size 1216x704 --card 8",
             "plan ltxkit-digits --size 64x64 --frames 25",
-            "plan --train lora-2b --set initial=ltxv-13b-0.9.8-dev.safetensors --vae ltxv-13b-0.9.8-dev.safetensors --card 24",
+            "plan --train lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors --card 12",
         ),
     ),
     Command(

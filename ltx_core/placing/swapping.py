@@ -3,8 +3,8 @@
 `streaming` replaces the list of blocks, which a backward pass never iterates. Here every block that is away has hooks.
 Blocks have to be recomputed in the backward pass (checkpointing): a block is then called again, last one first, its
 hooks run again, and its neighbour in that direction is fetched meanwhile. What the graph of a recomputed block needs of
-the copies it holds itself, until its gradients are there. The same weights compute in the same order: gradients are equal
-to the last bit.
+the copies it holds itself, until its gradients are there. The same weights compute in the same order: gradients are
+equal to the last bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class SwappedBlocks:
         if stack is None or any(p.requires_grad for p in model.parameters()):
             what = "no stack of blocks" if stack is None else "weights to train"
             raise UnsupportedError(
-                f"got {type(model).__name__} with {what} to swap; expected a frozen transformer; leave resident_blocks out"
+                f"got {type(model).__name__} with {what} to swap; expected a frozen transformer; leave "
+                "resident_blocks out"
             )
         self.resident, self._device = resident, device
         if transfers is None:

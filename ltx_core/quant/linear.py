@@ -147,8 +147,10 @@ class QuantizedLinear(nn.Module, ABC):
         weight = self.dequantized(x.dtype)
         return F.linear(x, weight if self.change is None else self.change(weight), bias)
 
-    def _differentiable(self, x: Tensor, unpack: Callable[[torch.dtype], Tensor], scale: Tensor | None = None) -> Tensor:
-        """The product of which the backward pass unpacks the weight again. scale: of each row of what `unpack` gives."""
+    def _differentiable(
+        self, x: Tensor, unpack: Callable[[torch.dtype], Tensor], scale: Tensor | None = None
+    ) -> Tensor:
+        """The product of which the backward pass unpacks the weight again. scale: of the rows of what `unpack` gives."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))

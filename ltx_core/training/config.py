@@ -127,8 +127,8 @@ class Optimization(Section):
             )
         if self.offload_activations and not self.gradient_checkpointing:
             raise ConfigError(
-                "got offload_activations without gradient_checkpointing; expected both: only the inputs of blocks are worth "
-                "their way to main memory; set gradient_checkpointing=true"
+                "got offload_activations without gradient_checkpointing; expected both: only the inputs of blocks are "
+                "worth their way to main memory; set gradient_checkpointing=true"
             )
         if self.weights == "bf16" and self.ema_decay:
             raise ConfigError(
@@ -229,9 +229,9 @@ class Text(Section):
     """Where text embeddings come from.
 
     encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if the folder has
-    none. quantization: of a plain encoder while it loads, as the loaders' option. Without an encoder, a small T5 of
-    `width` x `layers` is trained with the transformer, and a sentencepiece model of at most `vocabulary` pieces is built
-    from the captions.
+    none. quantization: of a plain encoder while it loads, as the loaders' option. Without an encoder, a small T5 of `width`
+    x `layers` is trained with the transformer, and a sentencepiece model of at most `vocabulary` pieces is built from the
+    captions.
     """
 
     encoder: Path | None = None

@@ -278,9 +278,7 @@ def _unhooked(block: nn.Module) -> nn.Module:
     return block
 
 
-def _count(
-    config: TransformerTraining, outline: _Outline, flow: Flow, device: torch.device, clips: int
-) -> int | None:
+def _count(config: TransformerTraining, outline: _Outline, flow: Flow, device: torch.device, clips: int) -> int | None:
     size = outline.largest(config)
     tokens, architecture = size.latent(outline.vae.config.scale_factors).tokens, flow.transformer.config
 
@@ -385,7 +383,9 @@ class _Phases:
         encoder = Weights.of(outline.wide.encoder).total
         room = None if card.is_main_memory else room_for_work(card.available - beside, card.total, encoder)
         count = self._cached() or self.at_once
-        every = [encoding_needs(outline.wide, size, count, room, on_cpu=card.is_main_memory) for size in _sizes(self.config)]
+        every = [
+            encoding_needs(outline.wide, size, count, room, on_cpu=card.is_main_memory) for size in _sizes(self.config)
+        ]
         return max(every, key=lambda needs: needs.work)
 
     def _cached(self) -> int:
@@ -584,7 +584,12 @@ def _changes(config: TransformerTraining, card: Card, plan: TrainingPlan) -> Seq
         changes.append(("prompts=[]", lambda given: replace(given, prompts=())))
     if config.lora is None:
         changes.append(("optimization.optimizer=adafactor", with_optimization(optimizer="adafactor")))
-    if config.lora is not None and config.initial is not None and config.quantization is None and _is_plain(config.initial, config.version):
+    if (
+        config.lora is not None
+        and config.initial is not None
+        and config.quantization is None
+        and _is_plain(config.initial, config.version)
+    ):
         changes.append(("quantization=int8", quantized("int8")))
     if not card.is_main_memory:
         changes.append(("optimization.offload_activations=true", with_optimization(offload_activations=True)))

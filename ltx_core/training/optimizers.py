@@ -139,4 +139,3 @@ def _retype(parameter: Tensor, data: Tensor, gradient: Tensor | None) -> None:
 def one_by_one(groups: Groups) -> list[Groups]:
     """The groups of one optimizer per weight: only one of them is float32 at a time."""
     return [[{**group, "params": [parameter]}] for group in groups for parameter in group["params"]]
-

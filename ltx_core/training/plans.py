@@ -86,9 +86,7 @@ def _upscaler(config: UpscalerTraining, card: Card, processes: int) -> TrainingP
     return _plan("upscaler", upsampler, step, weight_bytes(vae), peaks[1], card)
 
 
-def _plan(
-    name: str, model: nn.Module, step: Footprint, beside: int, forward: int | None, card: Card
-) -> TrainingPlan:
+def _plan(name: str, model: nn.Module, step: Footprint, beside: int, forward: int | None, card: Card) -> TrainingPlan:
     """beside: bytes of other weights. forward: of a validation, which keeps nothing."""
     total = Weights.of(model).total
     held = step.weights + step.optimizer + beside

@@ -91,9 +91,7 @@ class FrozenText:
         # CPUs without bfloat16 are a hundred times slower in it, and transformers computes in the stored dtype.
         dtype = torch.float32 if self.device.type == "cpu" else None
         places = [] if self.tokenizer is None else [self.tokenizer]  # searched if there is none next to the encoder
-        encoder = load_text_encoder(
-            self.place, dtype=dtype, quantization=self.quantization, host_tokenizers=places
-        )
+        encoder = load_text_encoder(self.place, dtype=dtype, quantization=self.quantization, host_tokenizers=places)
         if encoder.config.d_model != self.channels:
             raise ConfigError(
                 f"got the text encoder {self.place} of width {encoder.config.d_model}; expected {self.channels}, the "

@@ -29,8 +29,8 @@ from ltxkit.ltx_core.weights.convert import convert
 CPU = torch.device("cpu")
 CONFIG = TransformerConfig.of_size(layers=4, heads=2, head_dim=32, channels=16, captions=32, causal=True)
 STEPS = 50
-IN_FILE = ("fp8", "fp8-scaled", "comfy-fp8", "comfy-int8", "gguf-q8_0", "gguf-q4_0")
-ON_LOAD = ("int8", "nf4", "fp8")
+IN_FILE = ("fp8", "fp8-scaled", "comfy-int8", "gguf-q4_0")
+ON_LOAD = ("int8", "nf4")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_lora_on_a_quantized_base_is_that_on_its_numbers(
     assert any(float(tensor.abs().max()) > 1e-2 for key, tensor in got.items() if "lora_B" in key)
 
 
-@pytest.mark.parametrize("form", ["int8 on load", "nf4 on load", "gguf-q8_0"])
+@pytest.mark.parametrize("form", ["int8 on load", "nf4 on load", "gguf-q4_0"])
 def test_the_backward_pass_unpacks_again(form: str, base: Callable[[str], LTXTransformer]) -> None:
     """Unpacked weights that were kept for it would take as much memory as a plain base."""
     model = base(form)
@@ -187,8 +187,11 @@ class Cloning:
             self.there.pop(block).drop()
 
 
-@pytest.mark.parametrize("form", ["plain", "int8 on load", "gguf-q8_0"])
-@pytest.mark.parametrize("resident", [0, 1, 3])
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(part._forward_pre_hooks) + len(part._forward_hooks) for part in model.modules())
+
+
+@pytest.mark.parametrize(("form", "resident"), [("plain", 0), ("plain", 3), ("int8 on load", 1), ("gguf-q4_0", 1)])
 def test_gradients_of_swapped_blocks_are_bit_equal(
     form: str, resident: int, base: Callable[[str], LTXTransformer]
 ) -> None:
@@ -197,6 +200,7 @@ def test_gradients_of_swapped_blocks_are_bit_equal(
     run, transfers = Run(model, checkpointing=True), Cloning()
     blocks = list(model.transformer_blocks)
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    hooks = hooks_of(model)
     swapped = SwappedBlocks(model, CPU, resident, transfers=transfers)
     for step in range(2):
         wanted, got = expected.gradients(step), run.gradients(step)
@@ -212,7 +216,7 @@ def test_gradients_of_swapped_blocks_are_bit_equal(
             each.updater.apply(step)
     swapped.drop()
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == before
-    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert hooks_of(model) == hooks
 
 
 def test_the_next_block_is_fetched_before_it_is_needed(base: Callable[[str], LTXTransformer]) -> None:
