@@ -230,7 +230,7 @@ COMMANDS = (
         (
             "plan ltxv-13b-0.9.8-dev.safetensors --text-encoder t5xxl_fp16.safetensors --size 1216x704 --card 8",
             "plan ltxkit-digits --size 64x64 --frames 25",
-            "plan --train lora-2b --set initial=ltxv-2b-0.9.6-dev.safetensors --vae ltxv-2b-0.9.6-dev.safetensors --card 12",
+            "plan --train lora-2b --set initial=2b-0.9.6-dev.safetensors --vae 2b-0.9.6-dev.safetensors --card 12",
         ),
     ),
     Command(

@@ -150,7 +150,7 @@ class QuantizedLinear(nn.Module, ABC):
     def _differentiable(
         self, x: Tensor, unpack: Callable[[torch.dtype], Tensor], scale: Tensor | None = None
     ) -> Tensor:
-        """The product of which the backward pass unpacks the weight again. scale: of the rows of what `unpack` gives."""
+        """The product; its backward pass unpacks the weight again. scale: of the rows of what `unpack` gives."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))

@@ -229,9 +229,9 @@ class Text(Section):
     """Where text embeddings come from.
 
     encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if the folder has
-    none. quantization: of a plain encoder while it loads, as the loaders' option. Without an encoder, a small T5 of `width`
-    x `layers` is trained with the transformer, and a sentencepiece model of at most `vocabulary` pieces is built from the
-    captions.
+    none. quantization: of a plain encoder while it loads, as the loaders' option. Without an encoder, a small T5 of
+    `width` x `layers` is trained with the transformer, and a sentencepiece model of at most `vocabulary` pieces is
+    built from the captions.
     """
 
     encoder: Path | None = None
@@ -319,6 +319,15 @@ class TransformerTraining(Section):
     guidance_scale: Annotated[float, Range(0, LARGEST_SCALE)] | None = None
     prompts: tuple[str, ...] = ()
     preview: Preview = Preview()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora is None and (self.quantization is not None or self.optimization.resident_blocks is not None):
+            what = "quantization" if self.quantization is not None else "optimization.resident_blocks"
+            raise ConfigError(
+                f"got {what} for the training of a whole model; expected it with lora: only a frozen base can be "
+                "quantized, or come and go; leave it out, or train a LoRA"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

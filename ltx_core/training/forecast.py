@@ -59,11 +59,11 @@ COUNTED_CAPTIONS = 2000
 @dataclass(frozen=True)
 class TrainingPlan:
     """The memory that a training needs. stages: its phases, in their order. step: what is on the device during a
-    step, None where no step was counted. changes: settings with which it fits, where it does not and they are known."""
+    step. changes: settings with which it fits, where it does not and they are known."""
 
     card: Card
     stages: tuple[Stage, ...]
-    step: Footprint | None
+    step: Footprint
     changes: tuple[str, ...] = ()
 
     @property
@@ -243,7 +243,8 @@ def _step(config: TransformerTraining, outline: _Outline, device: torch.device, 
     numbers = round(trained[1] + further * (trained[1] - trained[0]))
     if peaks[0] is None or peaks[1] is None:
         return None, numbers
-    return round(peaks[1] + further * (peaks[1] - peaks[0])), numbers
+    at_end = peaks[1] + 4 * (numbers - trained[1])  # where all gradients are there
+    return max(round(peaks[1] + further * (peaks[1] - peaks[0])), at_end), numbers
 
 
 def _flow(config: TransformerTraining, outline: _Outline, blocks: int) -> Flow:
@@ -537,7 +538,7 @@ def fitting_plan(
     if first.fits:
         return first
     said: list[str] = []
-    for text, changed in _changes(config, card, first):
+    for text, changed in _changes(config, first, processes):
         candidate = changed(config)
         if candidate is None:
             continue
@@ -555,9 +556,10 @@ def fitting_plan(
 _Change = tuple[str, Callable[[TransformerTraining], "TransformerTraining | None"]]
 
 
-def _changes(config: TransformerTraining, card: Card, plan: TrainingPlan) -> Sequence[_Change]:
+def _changes(config: TransformerTraining, plan: TrainingPlan, processes: int) -> Sequence[_Change]:
     """Settings that save memory, each with the config that it gives, or None where it changes nothing."""
     optimization = config.optimization
+    one_by_one = max(1, optimization.batch_size // processes)
 
     def with_optimization(**values: Any) -> Callable[[TransformerTraining], TransformerTraining | None]:
         def changed(given: TransformerTraining) -> TransformerTraining | None:
@@ -575,8 +577,8 @@ def _changes(config: TransformerTraining, card: Card, plan: TrainingPlan) -> Seq
     changes: list[_Change] = [
         ("optimization.gradient_checkpointing=true", with_optimization(gradient_checkpointing=True)),
         (
-            f"optimization.accumulation={optimization.batch_size}",
-            with_optimization(accumulation=optimization.batch_size),
+            f"optimization.accumulation={one_by_one}",
+            with_optimization(accumulation=one_by_one),
         ),
     ]
     worst = max(plan.stages, key=lambda stage: stage.peak).name
@@ -591,7 +593,7 @@ def _changes(config: TransformerTraining, card: Card, plan: TrainingPlan) -> Seq
         and _is_plain(config.initial, config.version)
     ):
         changes.append(("quantization=int8", quantized("int8")))
-    if not card.is_main_memory:
+    if not plan.card.is_main_memory:
         changes.append(("optimization.offload_activations=true", with_optimization(offload_activations=True)))
     return changes
 

@@ -70,6 +70,12 @@ class TransformerTask:
 
     def __init__(self, config: TransformerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
+        world.share(config.optimization.batch_size, config.optimization.accumulation)
+        if config.optimization.resident_blocks is not None and world.size > 1:
+            raise ConfigError(
+                f"got resident_blocks {config.optimization.resident_blocks} in {world.size} processes; expected one, which "
+                "holds all weights; leave resident_blocks out, or use one process"
+            )
         # Before anything but headers is read.
         self.plan = fitting_plan(config, card_of(world.device), processes=world.size, device=world.device)
         for line in self.plan.lines():
@@ -138,12 +144,6 @@ class TransformerTask:
             if self.config.lora is None and optimization.weights == "bf16":
                 self.transformer.to(torch.bfloat16)
             return None
-        if self.config.lora is None or optimization.sharding == "fsdp":
-            what = "for a whole model" if self.config.lora is None else "with sharding fsdp"
-            raise ConfigError(
-                f"got resident_blocks {resident} {what}; expected a LoRA without fsdp: only frozen blocks come and go; "
-                "leave resident_blocks out"
-            )
         return SwappedBlocks(self.transformer, device, resident)
 
     def _start(self, notes: Notes) -> tuple[LTXTransformer, Recipe, SchedulerConfig | None]:
