@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -25,7 +25,6 @@ from .distributed import local
 log = logging.getLogger("ltxkit")
 
 GIB = 2**30
-Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -127,23 +126,38 @@ def step_bytes(
             return fake.requires_grad_(tensor.requires_grad)
         return mode.from_tensor(tensor)
 
-    def stand_in(module: nn.Module) -> Call:
-        named = [*module.named_parameters(), *module.named_buffers()]
-        tensors = {name: without_data(tensor) for name, tensor in named}
-        # tie_weights would set a tensor twice in a submodule that has two names, and leave one of them behind.
-        return lambda *args: functional_call(module, tensors, args, tie_weights=False)
-
     try:
-        with mode:
-            calls = [stand_in(module) for module in modules]
+        with mode, ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(_substituted(module, without_data))
             with Alive(levels) as alive, torch.set_grad_enabled(backward):
-                counted = loss(*calls)
+                counted = loss(*modules)
                 if backward:
                     counted.backward()
     except Exception:  # whatever torch's inner parts raise in another version: a count must not stop a training
         log.debug("the memory of a step could not be counted", exc_info=True)
         return None
     return alive.most
+
+
+@contextmanager
+def _substituted(module: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """Inside, other tensors are in the place of a module's own: in the backward pass too, where checkpoints call parts of
+    it again. A tensor that has several places gets one stand-in."""
+    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]  # pyright: ignore[reportPrivateUsage]
+    before = [(store, dict(store)) for store in stores]
+    made: dict[int, Tensor] = {}
+    try:
+        for store, own in before:
+            for name, tensor in own.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = stand_in(tensor)
+                    store[name] = made[id(tensor)]  # pyright: ignore[reportArgumentType]
+        yield
+    finally:
+        for store, own in before:
+            store.update(own)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def local_bytes(tensors: Sequence[Tensor]) -> int:

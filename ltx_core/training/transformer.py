@@ -71,10 +71,11 @@ class TransformerTask:
     def __init__(self, config: TransformerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
         world.share(config.optimization.batch_size, config.optimization.accumulation)
-        if config.optimization.resident_blocks is not None and world.size > 1:
+        resident = config.optimization.resident_blocks
+        if resident is not None and world.size > 1:
             raise ConfigError(
-                f"got resident_blocks {config.optimization.resident_blocks} in {world.size} processes; expected one, which "
-                "holds all weights; leave resident_blocks out, or use one process"
+                f"got resident_blocks {resident} in {world.size} processes; expected one, which holds all weights; leave "
+                "resident_blocks out, or use one process"
             )
         # Before anything but headers is read.
         self.plan = fitting_plan(config, card_of(world.device), processes=world.size, device=world.device)
