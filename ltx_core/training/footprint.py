@@ -142,9 +142,12 @@ def step_bytes(
 
 @contextmanager
 def _substituted(module: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> Generator[None]:
-    """Inside, other tensors are in the place of a module's own: in the backward pass too, where checkpoints call parts of
-    it again. A tensor that has several places gets one stand-in."""
-    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]  # pyright: ignore[reportPrivateUsage]
+    """Inside, other tensors are in the place of a module's own: in the backward pass too, where checkpoints call parts
+    of it again. A tensor that has several places gets one stand-in."""
+    parts = [
+        part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)
+    ]  # which cannot be changed
+    stores = [store for part in parts for store in (part._parameters, part._buffers)]  # pyright: ignore[reportPrivateUsage]
     before = [(store, dict(store)) for store in stores]
     made: dict[int, Tensor] = {}
     try:

@@ -74,8 +74,8 @@ class TransformerTask:
         resident = config.optimization.resident_blocks
         if resident is not None and world.size > 1:
             raise ConfigError(
-                f"got resident_blocks {resident} in {world.size} processes; expected one, which holds all weights; leave "
-                "resident_blocks out, or use one process"
+                f"got resident_blocks {resident} in {world.size} processes; expected one, which holds all "
+                "weights; leave resident_blocks out, or use one process"
             )
         # Before anything but headers is read.
         self.plan = fitting_plan(config, card_of(world.device), processes=world.size, device=world.device)
