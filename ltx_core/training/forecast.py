@@ -229,7 +229,7 @@ def _step(config: TransformerTraining, outline: _Outline, device: torch.device, 
     Of a long stack two short ones are counted: every further block takes as much as the others.
     """
     base = outline.base
-    count = len(base.transformer_blocks)
+    count = len(base.blocks().blocks)
     tried = [count] if count <= COUNTED_BLOCKS[1] else [*COUNTED_BLOCKS]
     peaks: list[int | None] = []
     trained: list[int] = []
@@ -253,10 +253,9 @@ def _flow(config: TransformerTraining, outline: _Outline, blocks: int) -> Flow:
     with torch.device("meta"):
         model = LTXTransformer(replace(base.config, num_layers=0))
     for name, child in base.named_children():
-        if name != "transformer_blocks":
-            setattr(model, name, child)
+        setattr(model, name, child)
     model.scale_shift_table = base.scale_shift_table
-    model.transformer_blocks = nn.ModuleList(_unhooked(block) for block in list(base.transformer_blocks)[:blocks])
+    model.blocks().replace(nn.ModuleList(_unhooked(block) for block in list(base.blocks().blocks)[:blocks]))
     model.config = replace(base.config, num_layers=blocks)
     model.gradient_checkpointing = config.optimization.gradient_checkpointing
     lora = None
@@ -561,9 +560,9 @@ def _changes(config: TransformerTraining, plan: TrainingPlan, processes: int) ->
     optimization = config.optimization
     one_by_one = max(1, optimization.batch_size // processes)
 
-    def with_optimization(**values: Any) -> Callable[[TransformerTraining], TransformerTraining | None]:
+    def with_optimization(name: str, value: Any) -> Callable[[TransformerTraining], TransformerTraining | None]:
         def changed(given: TransformerTraining) -> TransformerTraining | None:
-            new = replace(given.optimization, **values)
+            new = replace(given.optimization, **{name: value})
             return None if new == given.optimization else replace(given, optimization=new)
 
         return changed
@@ -575,17 +574,17 @@ def _changes(config: TransformerTraining, plan: TrainingPlan, processes: int) ->
         return changed
 
     changes: list[_Change] = [
-        ("optimization.gradient_checkpointing=true", with_optimization(gradient_checkpointing=True)),
+        ("optimization.gradient_checkpointing=true", with_optimization("gradient_checkpointing", True)),
         (
             f"optimization.accumulation={one_by_one}",
-            with_optimization(accumulation=one_by_one),
+            with_optimization("accumulation", one_by_one),
         ),
     ]
     worst = max(plan.stages, key=lambda stage: stage.peak).name
     if worst == "validate":
         changes.append(("prompts=[]", lambda given: replace(given, prompts=())))
     if config.lora is None:
-        changes.append(("optimization.optimizer=adafactor", with_optimization(optimizer="adafactor")))
+        changes.append(("optimization.optimizer=adafactor", with_optimization("optimizer", "adafactor")))
     if (
         config.lora is not None
         and config.initial is not None
@@ -594,7 +593,7 @@ def _changes(config: TransformerTraining, plan: TrainingPlan, processes: int) ->
     ):
         changes.append(("quantization=int8", quantized("int8")))
     if not plan.card.is_main_memory:
-        changes.append(("optimization.offload_activations=true", with_optimization(offload_activations=True)))
+        changes.append(("optimization.offload_activations=true", with_optimization("offload_activations", True)))
     return changes
 
 
@@ -615,7 +614,7 @@ def _resident_that_fits(config: TransformerTraining, card: Card, processes: int)
     blocks = _outline(config, card.is_main_memory).base
     each = max(Weights.of(blocks).blocks, default=1)
     room = card.available - max(least.stage(name).peak for name in ("train", "validate", "export") if _has(least, name))
-    return max(0, min(len(blocks.transformer_blocks) - 1, room // each))
+    return max(0, min(len(blocks.blocks().blocks) - 1, room // each))
 
 
 def _has(plan: TrainingPlan, name: str) -> bool:

@@ -69,8 +69,8 @@ class Updater:
         if config.optimizer == "adafactor":
             return torch.optim.Adafactor(groups, lr=config.learning_rate, foreach=False)
         if is_import_path(config.optimizer):
-            return make_optimizer(config.optimizer, groups, lr=config.learning_rate, **config.optimizer_arguments)
-        return make_optimizer(config.optimizer, groups, lr=config.learning_rate, betas=config.betas)
+            return make_optimizer(config.optimizer, groups, {"lr": config.learning_rate, **config.optimizer_arguments})
+        return make_optimizer(config.optimizer, groups, {"lr": config.learning_rate, "betas": config.betas})
 
     def needs(self, modules: Sequence[nn.Module], step: int | None) -> Footprint:
         """The memory that training takes.

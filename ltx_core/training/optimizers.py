@@ -86,7 +86,7 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     return found
 
 
-def make_optimizer(name: str, groups: Groups, **settings: Any) -> torch.optim.Optimizer:
+def make_optimizer(name: str, groups: Groups, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     """An optimizer of another package, or by its import path.
 
     Raises:

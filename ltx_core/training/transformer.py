@@ -140,7 +140,7 @@ class TransformerTask:
         """The transformer on the device: whole, or without the blocks that come and go."""
         optimization, device = self.config.optimization, self.world.device
         resident = optimization.resident_blocks
-        if resident is None or resident >= len(self.transformer.transformer_blocks):
+        if resident is None or resident >= len(self.transformer.blocks().blocks):
             self.transformer.to(device)
             if self.config.lora is None and optimization.weights == "bf16":
                 self.transformer.to(torch.bfloat16)
