@@ -284,7 +284,7 @@ def _count(config: TransformerTraining, outline: _Outline, flow: Flow, device: t
 
     def loss(run: Callable[..., Tensor]) -> Tensor:
         x0, noise = torch.empty(2, clips, tokens, architecture.in_channels, device=device)
-        sigma = torch.empty(clips, tokens, 1, device=device)
+        sigma = torch.empty(clips, 1, 1, device=device)  # levels by token need numbers, and take hardly more
         prompts: list[Any] = [f"caption {number}" for number in range(clips)]
         if flow.text is None:
             prompts = [torch.empty(outline.tokens, architecture.caption_channels, device=device)] * clips
