@@ -1,9 +1,11 @@
-"""What a step of training takes: the example's VAE and transformer on Moving MNIST, and a LoRA on the 2B model.
+"""What a step of training takes: the example's VAE and transformer on Moving MNIST, and LoRAs on 2B and 13B models.
 
 Each case is the preset of the same name, run by the trainer itself in a process of its own: whole steps, including the
 drawing of samples, the optimizer and the averages. Nothing is downloaded: clips are generated, the 2B checkpoint has
 random weights, and the text encoder is one random layer of the real width, which has left memory when training begins.
 The figures are the median of the steps after the first two, and the peak of memory next to the trainer's own forecast.
+The cases that end in a size are planned for a card of so many GiB, with the settings that the forecast names where the
+preset does not fit, and a CUDA device is capped at it. "lora-2b-width" has four blocks of the true width.
 
 python benchmarks/training_gpu.py [--device cuda:0] [--tiny] [CASE ...]
 """
@@ -19,23 +21,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from protocol import Row, arguments, publish
 from random_files import released, write_safetensors
 
-from ltxkit.ltx_core.training.config import Text, load_config
+from ltxkit.ltx_core.budget.plan import Card
+from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.training.config import Text, TransformerTraining, load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.footprint import Alive
-from ltxkit.ltx_core.training.models import tensors_of
+from ltxkit.ltx_core.training.forecast import fitting_plan
+from ltxkit.ltx_core.training.models import save_checkpoint_file, tensors_of
 from ltxkit.ltx_core.training.run import make_task
 from ltxkit.ltx_core.training.text import make_text_encoder, save_text_encoder
 from ltxkit.ltx_core.training.transformer import TransformerTask
 from ltxkit.ltx_core.training.vae import VAETask
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER, make_tiny
 
-VERSION = "2b-0.9.8-distilled"
+VERSIONS = {"2b": "2b-0.9.8-distilled", "13b": "13b-0.9.8-distilled"}
 WARMUP, STEPS = 2, 10
 SLOW_STEPS = 2  # on a CPU, where a step takes tens of seconds
 CAPTION = "two moving digits"
@@ -85,30 +92,50 @@ def transformer_settings(folder: Path, tiny: bool) -> list[str]:
     return settings + (NARROW_TRANSFORMER if tiny else [])
 
 
-def lora_settings(folder: Path, tiny: bool, size: tuple[int, int, int]) -> list[str]:
+def lora_settings(folder: Path, tiny: bool, size: tuple[int, int, int], case: str) -> list[str]:
     path = clips(folder / "videos.npz", *size, 2 if tiny else 20)
     settings = [f"data.path={path}", "data.kind=moving_mnist", f"data.sizes=[{list(size)}]"]
     settings += [f"cache_clips={2 if tiny else 8}", "validation_samples=1"]
+    family: Literal["2b", "13b"] = "13b" if "13b" in case else "2b"
     if tiny:
-        make_tiny(folder)
+        make_tiny(folder, family=family)
         return [
             *settings,
             *(f"{k}={folder / CHECKPOINT}" for k in ("initial", "vae")),
             f"text.encoder={folder / TEXT_ENCODER}",
         ]
-    checkpoint, text = folder / "ltxv-2b-random.safetensors", folder / "t5"
-    write_safetensors(checkpoint, released("transformer-2b", "vae-0.9.5"))
+    checkpoint, text = folder / "ltxv-random.safetensors", folder / "t5"
+    vae = folder / "vae.safetensors" if case == "lora-2b-width" else checkpoint
+    if case == "lora-2b-width":
+        write_four_blocks(checkpoint)
+        write_safetensors(vae, released("vae-0.9.5"))
+    else:
+        write_safetensors(checkpoint, released(f"transformer-{family}", "vae-0.9.5"))
     text.mkdir()
     encoder = make_text_encoder(Text(width=4096, layers=1, vocabulary=64), 4096, [CAPTION], folder / "tokenizer")
     save_text_encoder(encoder, tensors_of(encoder.model), text)
-    return [*settings, f"initial={checkpoint}", f"vae={checkpoint}", f"text.encoder={text}", f"version={VERSION}"]
+    settings += [f"initial={checkpoint}", f"vae={vae}", f"text.encoder={text}"]
+    return settings if case == "lora-2b-width" else [*settings, f"version={VERSIONS[family]}"]
+
+
+def write_four_blocks(path: Path) -> None:
+    """A transformer of the 2B model's width with four blocks, random, in bfloat16."""
+    config = TransformerConfig.of_size(layers=4, heads=32, head_dim=64, channels=128, captions=4096)
+    with torch.device("meta"):
+        model = LTXTransformer(config)
+    rng = torch.Generator().manual_seed(0)
+    tensors = {
+        name: (torch.randn(tensor.shape, generator=rng) * tensor.shape[-1] ** -0.5).to(torch.bfloat16)
+        for name, tensor in model.state_dict().items()
+    }
+    save_checkpoint_file(path, tensors, config, None)
 
 
 def settings_of(case: str, folder: Path, tiny: bool, device: str) -> list[str]:
-    if case == "lora-2b":
+    if case.startswith("lora"):
         # The preset's first size, of which a step would take a quarter of an hour on a CPU.
         size = (9, 64, 64) if tiny else (49, 512, 768) if device == "cuda" else (9, 256, 256)
-        return lora_settings(folder, tiny, size)
+        return lora_settings(folder, tiny, size, case)
     make: dict[str, Callable[[Path, bool], list[str]]] = {
         "moving-mnist-vae": vae_settings,
         "moving-mnist": transformer_settings,
@@ -116,7 +143,8 @@ def settings_of(case: str, folder: Path, tiny: bool, device: str) -> list[str]:
     return make[case](folder, tiny)
 
 
-CASES = ("moving-mnist-vae", "moving-mnist", "lora-2b")
+CARDS = {"lora-2b-12": 12, "lora-13b-16": 16, "lora-13b-24": 24}  # GiB
+CASES = ("moving-mnist-vae", "moving-mnist", "lora-2b", "lora-2b-width", *CARDS)
 
 
 def measure(case: str, device: torch.device, tiny: bool) -> dict[str, object]:
@@ -130,7 +158,17 @@ def measure(case: str, device: torch.device, tiny: bool) -> dict[str, object]:
         settings = settings_of(case, folder, tiny, device.type)
         if device.type == "cpu":  # few CPUs compute fast in bfloat16
             settings.append("optimization.precision=fp32")
-        config = load_config(case, [*settings, f"output={folder / 'run'}"])
+        preset = "lora-2b" if case.startswith("lora") else case
+        settings.append(f"output={folder / 'run'}")
+        config = load_config(preset, settings)
+        changes: tuple[str, ...] = ()
+        if case in CARDS and isinstance(config, TransformerTraining):
+            card = Card.of_size(CARDS[case] * 2**30)
+            changes = fitting_plan(config, card).changes
+            config = load_config(preset, [*settings, *changes])
+            if device.type == "cuda":
+                total = torch.cuda.get_device_properties(device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, card.available / total), device)
         task = make_task(config, World(0, 1, device), said.append)
         if not isinstance(task, VAETask | TransformerTask):
             raise TypeError(f"{case}: got {type(task).__name__}; expected the training of a VAE or a transformer")
@@ -158,7 +196,7 @@ def measure(case: str, device: torch.device, tiny: bool) -> dict[str, object]:
         "seconds": statistics.median(times[warmup:]),
         "peak": peak,
         "counted": needs.total,
-        "note": what + (", tiny" if tiny else ""),
+        "note": what + "".join(f", {change}" for change in changes) + (", tiny" if tiny else ""),
         "said": said[-1],
     }
 
@@ -173,7 +211,8 @@ def main() -> None:
         print(json.dumps(measure(options.cases[0], torch.device(options.device), options.tiny)))
         return
     rows: list[Row] = []
-    for case in options.cases or CASES:
+    large = options.tiny or options.device.startswith("cuda")  # a CPU would need hours
+    for case in options.cases or [case for case in CASES if large or case not in CARDS]:
         start = time.perf_counter()
         command = [sys.executable, __file__, case, "--one", "--device", options.device]
         child = subprocess.run(

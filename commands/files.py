@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..ltx_core.errors import ConfigError
 from . import again, arguments
 from .command import DONE, Command
 from .console import Console
@@ -39,7 +40,18 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="FILE", help="checkpoint, or transformer with --vae")
+    parser.add_argument(
+        "model", type=Path, nargs="?", metavar="FILE", help="checkpoint, or transformer with --vae; none with --train"
+    )
+    parser.add_argument(
+        "--train", metavar="CONFIG", help="every phase of this training instead: a YAML file, or the name of a preset"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="with --train: change one value"
+    )
+    parser.add_argument(
+        "--processes", type=arguments.count, default=1, metavar="N", help="with --train: that share a batch (default 1)"
+    )
     parser.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if the checkpoint has none")
     parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help="latent upscaler: makes two passes")
@@ -72,7 +84,45 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
+def _plan_training(options: argparse.Namespace, console: Console) -> int:
+    from ..ltx_core.budget.plan import Card
+    from ..ltx_core.pipelines.dry_run import card_here
+    from ..ltx_core.training.plans import plan_training
+    from .training import config_to_plan
+
+    unused = {name: getattr(options, name) for name in _OF_A_CLIP if getattr(options, name) != _OF_A_CLIP[name]}
+    if unused:
+        named = ", ".join("FILE" if name == "model" else f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigError(
+            f"got --train with {named}; expected what belongs to a training: --set, --vae, --processes, --card, "
+            "--device, --json; say the rest by --set A.B=C"
+        )
+    config = config_to_plan(options.train, options.overrides, options.vae)
+    card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
+    training_plan = plan_training(config, card, processes=options.processes)
+    console.result(json.dumps(training_plan.to_json(), indent=2) if options.json else str(training_plan))
+    return DONE
+
+
+# Options of a clip, which a training does not take, with their defaults.
+_OF_A_CLIP: dict[str, object] = {
+    **dict.fromkeys(("model", "text_encoder", "upscaler", "version", "quantization", "text_quantization")),
+    **dict.fromkeys(("branches", "resident_blocks", "tile")),
+    **dict.fromkeys(("image", "reference", "copy"), False),
+    "dtype": "auto",
+    "size": (768, 512),
+    "frames": 121,
+}
+
+
 def _plan(options: argparse.Namespace, console: Console) -> int:
+    if options.train is not None:
+        return _plan_training(options, console)
+    if options.model is None or options.overrides or options.processes != 1:
+        raise ConfigError(
+            "got a plan without a model, or --set and --processes without --train; expected a checkpoint, or --train "
+            "CONFIG; name one"
+        )
     from ..ltx_core.budget.plan import Card, format_plan
     from ..ltx_core.budget.tiling import Tiling
     from ..ltx_core.pipelines.dry_run import Choices, card_here, outline, plan
@@ -174,12 +224,13 @@ COMMANDS = (
     ),
     Command(
         "plan",
-        "Say how much memory a run takes, and where; reads only headers.",
+        "Say how much memory a run or a training takes, and where; reads only headers.",
         _plan_arguments,
         _plan,
         (
             "plan ltxv-13b-0.9.8-dev.safetensors --text-encoder t5xxl_fp16.safetensors --size 1216x704 --card 8",
             "plan ltxkit-digits --size 64x64 --frames 25",
+            "plan --train lora-2b --set initial=2b-0.9.6-dev.safetensors --vae 2b-0.9.6-dev.safetensors --card 12",
         ),
     ),
     Command(

@@ -45,6 +45,7 @@ def _vae_arguments(parser: argparse.ArgumentParser) -> None:
         "digits, which are drawn (default: the config's)",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
+    parser.add_argument("--named-optimizers", action="store_true", help=argparse.SUPPRESS)  # settings of a stranger
 
 
 def _transformer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,7 @@ def _read_config(
 ) -> Training:
     """The config of one of `tasks`, with the values that have options of their own last."""
     from ..ltx_core.training.config import load_config
+    from ..ltx_core.training.optimizers import is_import_path
 
     overrides = {"output": None if options.output is None else str(options.output), **overrides}
     # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
@@ -85,6 +87,11 @@ def _read_config(
     config = load_config(options.config, said)
     if options.data is not None and config.data.kind == "moving_mnist":
         config = _with_fitting_frames(config, console)
+    if options.named_optimizers and is_import_path(config.optimization.optimizer):
+        raise ConfigError(
+            f"got optimizer {config.optimization.optimizer} in the settings of a node; expected a name: a path is "
+            "imported, and anybody can write a graph; train by `ltxkit train`, or choose another optimizer"
+        )
     if config.task not in tasks:
         raise ConfigError(
             f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
@@ -111,6 +118,14 @@ def _with_fitting_frames(config: Training, console: Console) -> Training:
         return config
     console.note(f"{path} has shorter clips than {sizes[0][0]} frames; {fitting[0][0]} of them are trained on")
     return replace(config, data=replace(config.data, sizes=fitting))
+
+
+def config_to_plan(file: str, said: Sequence[str], vae: object = None) -> Training:
+    """The config of a training, for its plan. Raises ConfigError: as `load_config`."""
+    from ..ltx_core.training.config import load_config
+
+    overrides = [] if vae is None else [f"vae={json.dumps(str(vae), ensure_ascii=False)}"]
+    return load_config(file, [*said, *overrides])
 
 
 def _train(config: Training, resume: bool, console: Console) -> int:

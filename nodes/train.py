@@ -241,6 +241,7 @@ def start(run: Path, values: Mapping[str, Any], further: list[str], *, alone: bo
     # Not in ASCII: YAML does not join the surrogate pair that JSON makes of a character beyond U+FFFF.
     assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()] + further
     command = [sys.executable, str(PACK), "train", "--config", PRESET, "--output", str(run.resolve())]
+    command.append("--named-optimizers")  # a graph may come from a stranger, and a path would be imported
     command += [part for assignment in assignments for part in ("--set", assignment)]
     if latest_checkpoint(run) is not None:
         command.append("--resume")

@@ -112,19 +112,7 @@ def format_plan(plan: Plan) -> str:
         "",
         *_table(("weights", "size"), [(name, _gigabytes(count)) for name, count in plan.weights.items()]),
         "",
-        *_table(
-            ("stage", "weights there", "work", "peak", "how"),
-            [
-                (
-                    stage.name,
-                    _gigabytes(stage.held + stage.packed),
-                    _gigabytes(stage.activations),
-                    _gigabytes(stage.peak),
-                    "; ".join(word for word in (f"{stage.model} {stage.placing}", stage.tiling) if word),
-                )
-                for stage in plan.stages
-            ],
-        ),
+        *stage_lines(plan.stages),
         "",
     ]
     if card.is_main_memory:
@@ -139,6 +127,23 @@ def format_plan(plan: Plan) -> str:
     if plan.shorter is not None:
         lines.append(f"The longest clip of this size that fits: {_size(plan.shorter)}.")
     return "\n".join(lines)
+
+
+def stage_lines(stages: Sequence[Stage]) -> list[str]:
+    """A table of stages, as lines of text."""
+    return _table(
+        ("stage", "weights there", "work", "peak", "how"),
+        [
+            (
+                stage.name,
+                _gigabytes(stage.held + stage.packed),
+                _gigabytes(stage.activations),
+                _gigabytes(stage.peak),
+                "; ".join(word for word in (f"{stage.model} {stage.placing}", stage.tiling) if word),
+            )
+            for stage in stages
+        ],
+    )
 
 
 def _size(size: PixelShape) -> str:

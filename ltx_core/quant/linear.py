@@ -141,12 +141,59 @@ class QuantizedLinear(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
+        if self.change is None and torch.is_grad_enabled() and x.requires_grad:
+            return self._differentiable(x, lambda dtype: self.dequantized(dtype))
         bias = None if self.bias is None else self.bias.to(x.dtype)
         weight = self.dequantized(x.dtype)
         return F.linear(x, weight if self.change is None else self.change(weight), bias)
 
+    def _differentiable(
+        self, x: Tensor, unpack: Callable[[torch.dtype], Tensor], scale: Tensor | None = None
+    ) -> Tensor:
+        """The product; its backward pass unpacks the weight again. scale: of the rows of what `unpack` gives."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        names = tuple(name for name, _ in self.named_buffers(recurse=False))
+        with torch.autocast(kind, enabled=False):
+            y = _Unpacked.apply(x, self, unpack, names, *(self._buffers[name] for name in names))
+            y = y if scale is None else y * scale.to(y.dtype)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _Unpacked(torch.autograd.Function):
+    """x W^T with a W that is unpacked for the forward pass, and again for the backward pass: kept until then, the
+    unpacked weights of a model would take as much memory as a model that is not quantized.
+
+    What is stored is saved as tensors: they may have left the device when the gradient comes (`placing.swapping`).
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        x: Tensor,
+        linear: QuantizedLinear,
+        unpack: Callable[[torch.dtype], Tensor],
+        names: tuple[str, ...],
+        *stored: Tensor,
+    ) -> Tensor:
+        ctx.linear, ctx.unpack, ctx.names = linear, unpack, names
+        ctx.save_for_backward(*stored)
+        return F.linear(x, unpack(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        linear: QuantizedLinear = ctx.linear
+        own = linear._buffers
+        linear._buffers = {**own, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
+        try:
+            weight = ctx.unpack(gradient.dtype)
+        finally:
+            linear._buffers = own
+        return (gradient @ weight, None, None, None, *(None for _ in ctx.names))
 
 
 class ScaledLinear(QuantizedLinear):
@@ -179,6 +226,8 @@ class ScaledLinear(QuantizedLinear):
             return super().forward(x)
         if self.scale_weight.dtype not in (torch.float32, x.dtype):  # more precise than the weights are
             return super().forward(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return self._differentiable(x, lambda dtype: self.packed.to(dtype), self.scale_weight)
         y = F.linear(x, self.packed.to(x.dtype))
         scale, bias = self.scale_weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if torch.is_grad_enabled():

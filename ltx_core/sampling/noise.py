@@ -52,6 +52,7 @@ StreamName = Literal[
     "validation conditions",
     "flow validation",
     "flow validation noise",
+    "rounding",
 ]
 # Streams that had numbers before they had names: the numbers keep the samples of a run what they were.
 _NUMBERS: dict[StreamName, int] = {"digits": 0, "validation digits": 1, "enlarged": 2, "order": 3, "size": 4}

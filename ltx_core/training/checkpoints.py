@@ -144,3 +144,8 @@ def find_export(folder: Path, name: str) -> Path:
         if place.is_file():
             return place
     raise CheckpointError(f"got {folder}; expected a training run or a folder with {name}; check the path")
+
+
+def checkpoint_file(path: Path, name: str) -> Path:
+    """A checkpoint or diffusers folder as it is, or the file `name` of a run. Raises as `find_export`."""
+    return path if path.is_file() or (path / "config.json").is_file() else find_export(path, name)

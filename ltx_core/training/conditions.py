@@ -17,7 +17,6 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.video_vae import VideoVAE
 from ..sampling.conditioning import PREFIX_FRAMES, LatentCondition, LatentReference, apply_conditions
 from ..sampling.patchify import Coordinates, patchify
 from ..sampling.state import LatentState
@@ -76,6 +75,16 @@ def companion_paths(config: TransformerTraining) -> tuple[Path, ...]:
     return tuple(paths)
 
 
+def extra_tokens(config: TransformerTraining, size: PixelShape, scale: ScaleFactors) -> int:
+    """Tokens of a sample beside those of its clip, at most."""
+    grid, cells, settings = size.latent(scale), 0, config.conditions
+    if config.reference is not None:
+        cells += grid.frames
+    if grid.frames > 1:
+        cells += (2 if settings.suffix else 0) + (settings.most_keyframes if settings.keyframes else 0)
+    return cells * grid.height * grid.width
+
+
 class ClipConditions:
     """The conditions that a config asks for, over the clips of its sources.
 
@@ -127,7 +136,12 @@ class ClipConditions:
         return parts + [line for companions in self._companions.values() for line in companions.identity()]
 
     def encode(
-        self, vae: VideoVAE, source: Source, entries: Sequence[int], size: PixelShape, pixels: Tensor
+        self,
+        encode: Callable[[Tensor], Tensor],
+        source: Source,
+        entries: Sequence[int],
+        size: PixelShape,
+        pixels: Tensor,
     ) -> dict[str, Tensor]:
         """What the conditions of these samples need, on the CPU, one row each.
 
@@ -137,13 +151,13 @@ class ClipConditions:
         found: dict[str, Tensor] = {}
         settings, reference = self.settings, self.reference
         if reference is not None:
-            found["reference"] = _encoded(vae, self._reference_pixels(reference, source, entries, size, pixels))
+            found["reference"] = encode(self._reference_pixels(reference, source, entries, size, pixels))
         if settings.suffix and size.frames > 1:
-            found["suffix"] = _encoded(vae, pixels[:, :, -settings.suffix_frames :])
+            found["suffix"] = encode(pixels[:, :, -settings.suffix_frames :])
         if settings.keyframes and size.frames > 1:
             places = self.places(size)
             alone = rearrange(pixels[:, :, places], "b c k h w -> (b k) c 1 h w")
-            found["keyframes"] = rearrange(_encoded(vae, alone), "(b k) c 1 h w -> b c k h w", k=len(places))
+            found["keyframes"] = rearrange(encode(alone), "(b k) c 1 h w -> b c k h w", k=len(places))
         if "mask" in self._companions:
             masks = [self._companions["mask"].frames(_window(source, entry, size)) for entry in entries]
             found["mask"] = torch.stack([_cells(mask, size.latent(self.scale), self.scale) for mask in masks])
@@ -205,15 +219,6 @@ class ClipConditions:
         if self.settings.prefix_frames is None:
             return 1 + int(drawn * (grid.frames - 1))
         return min(grid.frames - 1, 1 + (self.settings.prefix_frames - 1) // self.scale.frames)
-
-    def most_tokens(self, size: PixelShape) -> int:
-        """Extra tokens of a sample, at most."""
-        grid, cells, settings = size.latent(self.scale), 0, self.settings
-        if self.reference is not None:
-            cells += grid.frames
-        if grid.frames > 1:
-            cells += (2 if settings.suffix else 0) + (settings.most_keyframes if settings.keyframes else 0)
-        return cells * grid.height * grid.width
 
     # ------------------------------------------------------------------------------------------------------ sequence
 
@@ -284,11 +289,6 @@ def _window(source: Source, entry: int, size: PixelShape) -> Window:
     assert isinstance(source, VideoFolder)
     media, start = source.groups[size][entry]
     return Window(media.path, start, size)
-
-
-def _encoded(vae: VideoVAE, pixels: Tensor) -> Tensor:
-    """Normalised latents on the CPU, posterior means."""
-    return vae.normalize(vae.encode(pixels).mode().float()).cpu()
 
 
 def _cells(mask: Tensor, grid: LatentShape, scale: ScaleFactors) -> Tensor:

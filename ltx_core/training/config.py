@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..values import FASTEST, LARGEST_SCALE, LARGEST_SEED, check_number, check_whole
 from ..weights.bundled import BUNDLED, find_model
 from .condition_settings import ConditionSettings, ReferenceSettings
+from .optimizers import check_optimizer, is_import_path
 from .settings_file import Range, Section, build, read_tree
 
 Count = Annotated[int, Range(1)]
@@ -80,14 +81,18 @@ class Optimization(Section):
     """How the weights are updated.
 
     steps: updates of the weights. batch_size: clips per update, over all processes; each process computes its share in
-    `accumulation` pieces. optimizer: "muon" updates weights with two or more axes and leaves the others to AdamW.
+    `accumulation` pieces. optimizer: "muon" updates weights with two or more axes and leaves the others to AdamW; see
+    `optimizers` for the other names; "package.module.Class" imports a class, which gets `optimizer_arguments`.
     schedule: after a rise over `warmup`, a share of the steps, "linear" is constant, then falls to `final` times the
     rate over the share `decay`; "cosine" falls from the end of the rise on; see `schedule`. warmup_steps, decay_steps:
     the same in steps, shortened where they do not fit. max_grad_norm: 0 clips nothing.
     ema_decay: 0 keeps no average. precision: "tf32" is float32 with matrix products in TF32 on GPUs that have it;
     "bf16" computes in bfloat16 on float32 weights. Small models spend their time launching kernels and are fastest in
     "tf32".
-    gradient_checkpointing, compile: for transformers.
+    weights: of what is trained, apart from a LoRA: "bf16" rounds each step stochastically.
+    gradient_checkpointing, compile: for transformers. offload_activations: what the backward pass needs waits in main
+    memory. resident_blocks: how many blocks of a LoRA's base stay on the device; the others come when they are needed,
+    forward and backward. None: all.
     sharding: how several processes train: "ddp" keeps a whole copy in each; "fsdp" splits weights, gradients and
     optimizer state over them (transformers and LoRA, AdamW only).
     """
@@ -95,7 +100,8 @@ class Optimization(Section):
     steps: Count
     batch_size: Count
     accumulation: Count = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: str = "adamw"
+    optimizer_arguments: dict[str, Any] = field(default_factory=dict[str, Any])
     learning_rate: Positive
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     weight_decay: NotNegative = 0.0
@@ -111,6 +117,34 @@ class Optimization(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     sharding: Literal["ddp", "fsdp"] = "ddp"
+    weights: Literal["fp32", "bf16"] = "fp32"
+    offload_activations: bool = False
+    resident_blocks: CountFromZero | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_optimizer(self.optimizer)
+        if self.optimizer_arguments and not is_import_path(self.optimizer):
+            raise ConfigError(
+                f"got optimizer_arguments with optimizer {self.optimizer}; expected them with an import path; leave "
+                "them out, or write the path of the class"
+            )
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ConfigError(
+                "got offload_activations without gradient_checkpointing; expected both: only the inputs of blocks are "
+                "worth their way to main memory; set gradient_checkpointing=true"
+            )
+        if self.weights == "bf16" and self.ema_decay:
+            raise ConfigError(
+                f"got weights bf16 with ema_decay {self.ema_decay:g}; expected fp32: an average in bf16 stands still; "
+                "change one"
+            )
+        if self.resident_blocks is not None and (self.compile or not self.gradient_checkpointing):
+            why = "compile" if self.compile else "no gradient_checkpointing"
+            raise ConfigError(
+                f"got resident_blocks {self.resident_blocks} with {why}; "
+                "expected gradient_checkpointing without compile: kept activations would keep every block; change it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +246,14 @@ class Text(Section):
     """Where text embeddings come from.
 
     encoder: a file or folder with a pretrained T5, which stays frozen. tokenizer: its tokenizer, if the folder has
-    none. Without an encoder, a small T5 of `width` x `layers` is trained with the transformer, and a sentencepiece
-    model of at most `vocabulary` pieces is built from the captions.
+    none. quantization: of a plain encoder while it loads, as the loaders' option. Without an encoder, a small T5 of
+    `width` x `layers` is trained with the transformer, and a sentencepiece model of at most `vocabulary` pieces is
+    built from the captions.
     """
 
     encoder: Path | None = None
     tokenizer: Path | None = None
+    quantization: str | None = None
     width: Count = 128
     layers: Count = 2
     heads: Count = 4
@@ -301,7 +337,7 @@ class TransformerTraining(Section):
 
     model: the `transformer` member of a released checkpoint's metadata; None: the architecture of `initial`.
     initial: checkpoint to start from. version: the release of `initial`, if its file does not say. lora: train a LoRA
-    on the frozen weights of `initial`.
+    on the frozen weights of `initial`. quantization: of that base while it loads, as the loaders' option.
     text_dropout: share of samples with an empty prompt. first_frame: share of samples conditioned on their first frame.
     reference: a video that each clip follows, for an IC-LoRA. conditions: what else clips show from the start.
     cache_clips: encode at most this many clips once, and the others whenever they are needed; 0: none.
@@ -320,6 +356,7 @@ class TransformerTraining(Section):
     validation: HoldOut = HoldOut()
     model: dict[str, Any] | None = None
     lora: LoRASettings | None = None
+    quantization: str | None = None
     text: Text = Text()
     optimization: Optimization
     logging: Logging = field(default_factory=Logging)
@@ -342,6 +379,12 @@ class TransformerTraining(Section):
             raise ConfigError(
                 f"got stopping.patience {self.stopping.patience} with no clip held out; expected validation.share or "
                 "validation.path: the loss of clips that are trained on falls by learning by heart too; set one of them"
+            )
+        if self.lora is None and (self.quantization is not None or self.optimization.resident_blocks is not None):
+            what = "quantization" if self.quantization is not None else "optimization.resident_blocks"
+            raise ConfigError(
+                f"got {what} for the training of a whole model; expected it with lora: only a frozen base can be "
+                "quantized, or come and go; leave it out, or train a LoRA"
             )
 
 

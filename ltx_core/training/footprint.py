@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -25,7 +25,6 @@ from .distributed import local
 log = logging.getLogger("ltxkit")
 
 GIB = 2**30
-Call = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,19 @@ class Alive(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels: int) -> int | None:
+def step_bytes(
+    loss: Callable[..., Tensor],
+    modules: Sequence[nn.Module],
+    levels: int,
+    device: torch.device | None = None,
+    *,
+    backward: bool = True,
+) -> int | None:
     """Bytes at the peak of the forward and backward pass of `loss`, with gradients, without weights.
 
     loss: takes one function per module, which calls that module, makes its inputs and returns the loss. levels: number
-    of distinct values that `unique` will find. Nothing is computed, and the modules stay as they are.
+    of distinct values that `unique` will find. device: where weights on meta are taken to be. backward: False: of
+    the forward pass alone, in which nothing is kept. Nothing is computed, and the modules stay as they are.
 
     Returns None if an operator of this version of torch has no fake version.
     """
@@ -113,21 +120,47 @@ def step_bytes(loss: Callable[..., Tensor], modules: Sequence[nn.Module], levels
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def stand_in(module: nn.Module) -> Call:
-        named = [*module.named_parameters(), *module.named_buffers()]
-        tensors: dict[str, Tensor] = {name: mode.from_tensor(tensor) for name, tensor in named}
-        # tie_weights would set a tensor twice in a submodule that has two names, and leave one of them behind.
-        return lambda *args: functional_call(module, tensors, args, tie_weights=False)
+    def without_data(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and device is not None:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            return fake.requires_grad_(tensor.requires_grad)
+        return mode.from_tensor(tensor)
 
     try:
-        with mode:
-            calls = [stand_in(module) for module in modules]
-            with Alive(levels) as alive:
-                loss(*calls).backward()
+        with mode, ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(_substituted(module, without_data))
+            with Alive(levels) as alive, torch.set_grad_enabled(backward):
+                counted = loss(*modules)
+                if backward:
+                    counted.backward()
     except Exception:  # whatever torch's inner parts raise in another version: a count must not stop a training
         log.debug("the memory of a step could not be counted", exc_info=True)
         return None
     return alive.most
+
+
+@contextmanager
+def _substituted(module: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """Inside, other tensors are in the place of a module's own: in the backward pass too, where checkpoints call parts
+    of it again. A tensor that has several places gets one stand-in."""
+    parts = [
+        part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)
+    ]  # which cannot be changed
+    stores = [store for part in parts for store in (part._parameters, part._buffers)]  # pyright: ignore[reportPrivateUsage]
+    before = [(store, dict(store)) for store in stores]
+    made: dict[int, Tensor] = {}
+    try:
+        for store, own in before:
+            for name, tensor in own.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = stand_in(tensor)
+                    store[name] = made[id(tensor)]  # pyright: ignore[reportArgumentType]
+        yield
+    finally:
+        for store, own in before:
+            store.update(own)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def local_bytes(tensors: Sequence[Tensor]) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +19,9 @@ from ..shapes import PixelShape
 from .checkpoints import saved_cache, write_cache
 from .config import Data
 from .data import Source, shuffled
-from .models import tensors_of
+from .encoding import ClipEncoder
 from .settings_file import to_tree
 
-ENCODED_PIXELS = 2**24  # per batch of the encoder
 FORMAT = 2  # of the cache: entries of the source, in its own order
 
 
@@ -57,9 +55,17 @@ class Extras(Protocol):
         ...
 
     def encode(
-        self, vae: VideoVAE, source: Source, entries: Sequence[int], size: PixelShape, pixels: Tensor
+        self,
+        encode: Callable[[Tensor], Tensor],
+        source: Source,
+        entries: Sequence[int],
+        size: PixelShape,
+        pixels: Tensor,
     ) -> dict[str, Tensor]:
-        """By name, on the CPU, one row for each of these samples. pixels: (b 3 f h w) in [-1, 1], theirs."""
+        """By name, on the CPU, one row for each of these samples.
+
+        encode: clips (b 3 f h w) in [-1, 1] to normalised latents on the CPU. pixels: those of the samples.
+        """
         ...
 
 
@@ -92,9 +98,12 @@ class Latents:
         cache: LatentCache,
         notes: Notes,
         extras: Extras | None = None,
+        encoder: ClipEncoder | None = None,
     ) -> None:
+        """encoder: of the VAE; None: one on the device that the VAE is on."""
         self.source, self.vae, self.data, self.seed = source, vae, data, seed
         self.cache, self.notes, self.extras = cache, notes, extras
+        self.encoder = encoder or ClipEncoder(vae, next(vae.parameters()).device)
         self._kept: dict[PixelShape, EncodedClips] = {}
 
     @cached_property
@@ -105,8 +114,8 @@ class Latents:
             parts.append(self.extras.identity())
         text = json.dumps(parts, sort_keys=True)
         digest = hashlib.sha256(text.encode())
-        for name, tensor in sorted(tensors_of(self.vae).items()):
-            digest.update(name.encode() + tensor.float().numpy().tobytes())
+        for name, tensor in sorted(self.vae.state_dict().items()):  # one by one: the decoder stays in its file
+            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def clips(self, indices: Sequence[int], size: PixelShape) -> EncodedClips:
@@ -138,10 +147,12 @@ class Latents:
 
     @torch.no_grad()
     def _encode(self, entries: Sequence[int], size: PixelShape) -> EncodedClips:
-        samples = self.source.entries(entries, size, next(self.vae.parameters()).device)
-        latents = self.vae.normalize(self.vae.encode(samples.pixels).mode().float()).cpu()
-        extras = {} if self.extras is None else self.extras.encode(self.vae, self.source, entries, size, samples.pixels)
-        return EncodedClips(latents, samples.captions, extras)
+        whole = self.encoder.needs(size, len(entries)).tiling is None
+        samples = self.source.entries(entries, size, self.encoder.device if whole else torch.device("cpu"))
+        pixels, extras = samples.pixels, {}
+        if self.extras is not None:
+            extras = self.extras.encode(self.encoder.encode, self.source, entries, size, pixels)
+        return EncodedClips(self.encoder.encode(pixels), samples.captions, extras)
 
     def _file(self, size: PixelShape) -> Path:
         return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
@@ -163,7 +174,7 @@ class Latents:
                 f"the cache has {count} of {distinct} clips of this size (cache_clips={self.cache.count}); the other "
                 f"{distinct - count} are trained on too, and encoded whenever they are needed"
             )
-        at_once = max(1, ENCODED_PIXELS // math.prod(size))
+        at_once = self.encoder.needs(size, count).at_once
         encoded = joined([self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)])
         if self.cache.writes:
             saved = {"key": self.key, "latents": encoded.latents, "captions": encoded.captions}

@@ -48,6 +48,7 @@ FREE = (
     *(f"optimization.{name}" for name in ("steps", "schedule", "learning_rate", "final", "max_grad_norm")),
     *(f"optimization.{name}" for name in ("warmup", "warmup_steps", "decay", "decay_steps")),
     *("optimization.sharding", "optimization.accumulation", "optimization.gradient_checkpointing"),
+    *("optimization.offload_activations", "optimization.resident_blocks"),
 )
 MEASURED = ("validation_samples", "data.validation_clips")  # settings that the loss of a validation depends on
 

@@ -123,13 +123,13 @@ def save_upsampler(path: Path, tensors: Mapping[str, Tensor], config: UpsamplerC
     write_safetensors(path, tensors, {"config": format_upscaler_config(config)})
 
 
-def open_vae(path: Path, version: str | None = None) -> VideoVAE:
-    """A trained VAE, float32, with measured statistics.
+def open_vae(path: Path, version: str | None = None, dtype: torch.dtype | None = torch.float32) -> VideoVAE:
+    """A trained VAE with measured statistics. dtype: None: as stored, in its file.
 
     Raises:
         CheckpointError: the statistics were never measured, so no transformer can be trained on its latents.
     """
-    vae = load_vae(path, dtype=torch.float32, version=version)
+    vae = load_vae(path, dtype=dtype, version=version)
     mean, std = vae.per_channel_statistics.mean, vae.per_channel_statistics.std
     if bool((mean == 0).all()) and bool((std == 1).all()):
         raise CheckpointError(

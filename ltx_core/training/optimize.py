@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..errors import TrainingError
+from ..sampling.noise import stream
 from .config import Optimization
 from .distributed import local, split_like, whole
 from .footprint import Footprint, local_bytes
 from .muon import Muon
+from .optimizers import Groups, in_float32, is_import_path, make_optimizer, one_by_one, optimizer_bytes
 from .schedule import Join, joined, learning_rate
 
 MOST_SKIPPED = 10  # steps in a row whose gradient is not finite, after which a run stops
@@ -29,38 +31,47 @@ def autocast(config: Optimization, device: torch.device) -> torch.autocast:
 
 
 class Updater:
-    """AdamW or Muon with a schedule and gradient clipping, and an exponential average of the weights if asked for."""
+    """An optimizer with a schedule and gradient clipping, and an exponential average of the weights if asked for."""
 
     def __init__(self, modules: Sequence[nn.Module], config: Optimization, rate: float | None = None) -> None:
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.config = config
         self.scale = 1.0 if rate is None else rate / config.learning_rate
-        matrices = [p for p in self.parameters if p.ndim >= 2]
-        rest = [p for p in self.parameters if p.ndim < 2]
-        decayed = {"params": matrices, "weight_decay": config.weight_decay}
-        plain = {"params": rest, "weight_decay": 0.0}
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if config.optimizer == "muon" and matrices:
-            self.optimizers.append(Muon([decayed], lr=config.learning_rate))
-            groups = [plain]
-        else:
-            groups = [decayed, plain]
-        groups = [group for group in groups if group["params"]]
-        if groups:
-            self.optimizers.append(
-                torch.optim.AdamW(
-                    groups,
-                    lr=config.learning_rate,
-                    betas=config.betas,
-                    fused=all(p.is_cuda for p in self.parameters),
-                    foreach=False,  # on a CPU it holds all updates in memory at once, and saves no time
-                )
-            )
+        self.optimizers = self._optimizers()
         self.average = Average(self.parameters, config.ema_decay) if config.ema_decay else None
         self.join: Join | None = None
         self.curve: Callable[[int], float] | None = None  # in place of the config's; see `find_rate`
         self.done, self.last_rate = 0, 0.0  # steps, and the rate of the last one before `scale`
         self.skipped = self.skipped_in_a_row = 0
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.config
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        rest = [p for p in self.parameters if p.ndim < 2]
+        decayed: dict[str, Any] = {"params": matrices, "weight_decay": config.weight_decay}
+        plain: dict[str, Any] = {"params": rest, "weight_decay": 0.0}
+        own: list[Groups] = []
+        groups = [decayed, plain]
+        if config.optimizer == "muon" and matrices:
+            own, groups = [[decayed]], [plain]
+        groups = [group for group in groups if group["params"]]
+        every = [*((group, Muon) for group in own), *([(groups, None)] if groups else [])]
+        if config.weights == "bf16":
+            every = [(one, kind) for each, kind in every for one in one_by_one(each)]
+        return [self._optimizer(each) if kind is None else kind(each, lr=config.learning_rate) for each, kind in every]
+
+    def _optimizer(self, groups: Groups) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer in ("adamw", "muon"):
+            # On a CPU `foreach` holds all updates in memory at once, and saves no time.
+            fused = all(p.is_cuda for p in self.parameters) and config.weights == "fp32"
+            rate, betas = config.learning_rate, config.betas
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=fused, foreach=False)
+        if config.optimizer == "adafactor":
+            return torch.optim.Adafactor(groups, lr=config.learning_rate, foreach=False)
+        if is_import_path(config.optimizer):
+            return make_optimizer(config.optimizer, groups, {"lr": config.learning_rate, **config.optimizer_arguments})
+        return make_optimizer(config.optimizer, groups, {"lr": config.learning_rate, "betas": config.betas})
 
     def needs(self, modules: Sequence[nn.Module], step: int | None) -> Footprint:
         """The memory that training takes.
@@ -69,7 +80,7 @@ class Updater:
         """
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         gradients = local_bytes(self.parameters)
-        moments = 2 if self.config.optimizer == "adamw" else 1
+        numbers = sum(local(p).numel() for p in self.parameters)
         activations = step
         if step is not None and self.config.accumulation == 1:
             activations = max(0, step - gradients)  # at the peak most gradients do not exist yet
@@ -77,7 +88,7 @@ class Updater:
             trained=sum(p.numel() for p in self.parameters),
             weights=local_bytes(tensors),
             gradients=gradients,
-            optimizer=gradients * (moments + (self.average is not None)),
+            optimizer=optimizer_bytes(self.config.optimizer, numbers) + (0 if self.average is None else gradients),
             activations=activations,
         )
 
@@ -103,10 +114,15 @@ class Updater:
         self.skipped_in_a_row = 0
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, total)
+        rounding = None
+        if self.config.weights == "bf16":
+            rounding = stream(0, "rounding", step, self.parameters[0].device)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * self.scale
-            optimizer.step()
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            with in_float32(weights, rounding):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step)
@@ -141,13 +157,18 @@ class Updater:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             moments = {
                 number: {
-                    name: split_like(value, parameters[number]) if value.shape == parameters[number].shape else value
+                    name: split_like(value, parameters[number])
+                    if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                    else value
                     for name, value in values.items()
                 }
                 for number, values in saved["state"].items()
             }
-            # Its own groups: the config is the same, and whether kernels are fused depends on the device.
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+            # Its own groups: the config is the same, and whether kernels are fused depends on the device. Others keep
+            # numbers there, such as the rate that Prodigy has found.
+            groups = {} if self.config.optimizer in ("adamw", "muon") else {"param_groups": saved["param_groups"]}
+            with in_float32(parameters, None):  # it casts what it loads to the dtype of the weights
+                optimizer.load_state_dict(optimizer.state_dict() | groups | {"state": moments})
         if self.average is not None and state["average"] is not None:
             for mine, saved in zip(self.average.values, state["average"], strict=True):
                 mine.copy_(split_like(saved, mine))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..budget import stages
 from ..config import TextEncoderConfig
 from ..errors import ConfigError
 from ..models.text_encoder import T5EncoderModel, TextEncoder, build_t5
@@ -20,17 +21,28 @@ from ..weights.tokenizer_training import train_tokenizer
 from .checkpoints import saved_cache, write_cache
 from .config import Text
 from .data import file_identity
+from .encoding import plain_host
 
 
 class FrozenText:
     """A pretrained T5 that encodes every caption once.
 
-    The encoder is in memory only while it encodes: a T5 XXL is larger than the model in training. The embeddings of the
+    The encoder is in memory only while it encodes: a T5 XXL is larger than the model in training. On a card that it is
+    too large for, it is streamed. The embeddings of the
     captions passed to `prepare` are cached in a file.
     """
 
-    def __init__(self, place: Path, tokenizer: Path | None, channels: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        place: Path,
+        tokenizer: Path | None,
+        channels: int,
+        device: torch.device,
+        quantization: str | None = None,
+    ) -> None:
         self.place, self.tokenizer, self.channels, self.device = place, tokenizer, channels, device
+        self.quantization = quantization
+        _, self._host = plain_host(device)
         self._embeddings: dict[str, Tensor] = {}
 
     def prepare(self, captions: Sequence[str], file: Path, notes: Notes, *, writes: bool) -> None:
@@ -65,22 +77,26 @@ class FrozenText:
         return [self._embeddings[caption] for caption in captions]
 
     def _encode(self, encoder: TextEncoder, captions: Sequence[str]) -> None:
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        work = stages.encoding_text(encoder.model, encoder.config, on_cpu=self.device.type == "cpu")
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, enabled=False),
+            self._host.place(encoder.model, memory_required=work) as device,
+        ):
             for caption in captions:
-                (embedding,) = encode(encoder, [caption], self.device)
+                (embedding,) = encode(encoder, [caption], device)
                 self._embeddings[caption] = embedding.cpu()
 
     def _open(self) -> TextEncoder:
         # CPUs without bfloat16 are a hundred times slower in it, and transformers computes in the stored dtype.
         dtype = torch.float32 if self.device.type == "cpu" else None
         places = [] if self.tokenizer is None else [self.tokenizer]  # searched if there is none next to the encoder
-        encoder = load_text_encoder(self.place, dtype=dtype, host_tokenizers=places)
+        encoder = load_text_encoder(self.place, dtype=dtype, quantization=self.quantization, host_tokenizers=places)
         if encoder.config.d_model != self.channels:
             raise ConfigError(
                 f"got the text encoder {self.place} of width {encoder.config.d_model}; expected {self.channels}, the "
                 "model's caption_channels; give the encoder that belongs to the model"
             )
-        nn.Module.to(encoder.model, self.device)
         return encoder
 
     def _key(self) -> str:
@@ -105,6 +121,21 @@ def _unread(tokenizer: Tokenizer, captions: Sequence[str]) -> Iterator[str]:
         yield f"{too_long} of {len(captions)} captions have more than {MAX_TOKENS} tokens; their ends are not read"
 
 
+def architecture_of(config: Text, vocabulary: int) -> TextEncoderConfig:
+    """Of a new text encoder for so many tokens."""
+    return TextEncoderConfig(
+        vocab_size=vocabulary,
+        d_model=config.width,
+        d_kv=config.width // config.heads,
+        d_ff=2 * config.width,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=128,
+        layer_norm_epsilon=1e-6,
+    )
+
+
 def make_text_encoder(config: Text, channels: int, captions: Sequence[str], folder: Path) -> TextEncoder:
     """A new text encoder to train, float32, with a tokenizer built from the captions in `folder`.
 
@@ -119,17 +150,7 @@ def make_text_encoder(config: Text, channels: int, captions: Sequence[str], fold
     if not path.is_file():
         train_tokenizer(path, config.vocabulary, captions)
     tokenizer = Tokenizer.from_file(path)
-    architecture = TextEncoderConfig(
-        vocab_size=tokenizer.vocab_size + SENTINELS,
-        d_model=config.width,
-        d_kv=config.width // config.heads,
-        d_ff=2 * config.width,
-        num_layers=config.layers,
-        num_heads=config.heads,
-        relative_attention_num_buckets=32,
-        relative_attention_max_distance=128,
-        layer_norm_epsilon=1e-6,
-    )
+    architecture = architecture_of(config, tokenizer.vocab_size + SENTINELS)
     model = build_t5(architecture).to_empty(device="cpu")
     restart_t5(model, architecture)
     return TextEncoder(model.requires_grad_(True), tokenizer, architecture)

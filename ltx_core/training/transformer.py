@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,12 +21,15 @@ from torch import Tensor, nn
 
 from ..config import SchedulerConfig
 from ..errors import ConfigError
+from ..main_memory import swap_memory
 from ..media import as_frames, read_image, resize, rgb_frames
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
+from ..models.video_vae import VideoVAE
 from ..pipelines.recipe import UNKNOWN, recipe_for
 from ..pipelines.settings import Overrides, PassSettings
 from ..placing.placement import DevicePlacement, host_on
+from ..placing.swapping import SwappedBlocks
 from ..progress import Notes, doubt, log_note
 from ..releases import Recipe
 from ..sampling.noise import initialised, stream
@@ -34,13 +38,14 @@ from ..shapes import PixelShape
 from ..weights.build import Opened, open_models
 from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
-from .checkpoints import find_export, latest_checkpoint
+from .checkpoints import checkpoint_file, latest_checkpoint
 from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
 from .data import Source
 from .distributed import FSDPModule, World, gathered, synchronised
+from .encoding import ClipEncoder
 from .flow import Draws, Flow, draw
-from .footprint import step_bytes
+from .forecast import card_of, check_training_fits, fitting_plan
 from .generate import ClipSettings, Models, generate_clips
 from .latents import EncodedClips, LatentCache, Latents
 from .loop import log_values
@@ -56,12 +61,11 @@ from .models import (
     tensors_of,
     transformer_config,
 )
+from .offload import offloaded
 from .optimize import Updater, autocast
 from .pictures import save_clips
 from .sources import open_sources
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
-
-TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory
 
 
 class TransformerTask:
@@ -69,11 +73,20 @@ class TransformerTask:
 
     def __init__(self, config: TransformerTraining, world: World, notes: Notes = log_note) -> None:
         self.config, self.world = config, world
-        if config.vae is None:
-            raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
-        self.vae = open_vae(_checkpoint(config.vae, "vae.safetensors"), config.version)
-        for size in (*config.data.sizes, *([config.preview.size] if config.preview.size else [])):
-            PixelShape(*size).latent(self.vae.config.scale_factors)  # refuses what the VAE cannot have
+        world.share(config.optimization.batch_size, config.optimization.accumulation)
+        resident = config.optimization.resident_blocks
+        if resident is not None and world.size > 1:
+            raise ConfigError(
+                f"got resident_blocks {resident} in {world.size} processes; expected one, which holds all "
+                "weights; leave resident_blocks out, or use one process"
+            )
+        # Before anything but headers is read.
+        self.plan = fitting_plan(config, card_of(world.device), processes=world.size, device=world.device)
+        for line in self.plan.lines():
+            notes(line)
+        check_training_fits(self.plan, swap_memory() if world.device.type == "cpu" else 0)
+        self.vae = self._open_vae()
+        self.encoder = ClipEncoder(self.vae, world.device)
         self.base_metadata: dict[str, str] = {}
         self.transformer, self.recipe, self.scheduler = self._start(notes)
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
@@ -101,29 +114,29 @@ class TransformerTask:
         self.latents = self._latents(self.source, cache, notes)
         self.validation = self._latents(validation, fixed, notes)
         self._encode_all(notes)
-        self.transformer.to(world.device)
         self.lora = None
         if config.lora is not None:
             self.transformer.requires_grad_(False)
             with initialised(config.seed, "new lora"):
-                self.lora = LoRALayers(self.transformer, config.lora)
+                self.lora = LoRALayers(self.transformer, config.lora).to(world.device)
+        self.swapped = self._place()
         trained: list[nn.Module] = [self.lora if self.lora is not None else self.transformer]
         if isinstance(self.text, TextEncoder):
             trained.append(self.text.model)
         flow = Flow(self.transformer, self.text if isinstance(self.text, TextEncoder) else None, self.lora)
-        activations = self._step_bytes(flow)
         self.objective = self._spread(flow)
         if config.optimization.compile:
             self.transformer.compile()
         self.updater = Updater(trained, config.optimization)
-        self.needs = self.updater.needs([flow] if self.latents.complete() else [flow, self.vae], activations)
+        self.needs = self.plan.step
         notes(str(self.needs))
 
     # ----------------------------------------------------------------------------------------------------- beginning
 
     def _latents(self, source: Source, cache: LatentCache, notes: Notes) -> Latents:
         data, seed = self.config.data, self.config.seed
-        return Latents(source, self.vae, data, seed, cache=cache, notes=notes, extras=self.conditions)
+        encoder, extras = self.encoder, self.conditions
+        return Latents(source, self.vae, data, seed, cache=cache, notes=notes, extras=extras, encoder=encoder)
 
     def _conditions(self, sources: Sequence[Source]) -> ClipConditions | None:
         """What clips are conditioned on apart from their first frame; None: nothing."""
@@ -134,12 +147,29 @@ class TransformerTask:
             return None
         return ClipConditions(config, sources, self.vae.config.scale_factors)
 
+    def _open_vae(self) -> VideoVAE:
+        if self.config.vae is None:
+            raise ConfigError("got no vae; expected the run of train-vae, or a checkpoint with a VAE; pass --vae")
+        return open_vae(checkpoint_file(self.config.vae, "vae.safetensors"), self.config.version, dtype=None)
+
+    def _place(self) -> SwappedBlocks | None:
+        """The transformer on the device: whole, or without the blocks that come and go."""
+        optimization, device = self.config.optimization, self.world.device
+        resident = optimization.resident_blocks
+        if resident is None or resident >= len(self.transformer.blocks().blocks):
+            self.transformer.to(device)
+            if self.config.lora is None and optimization.weights == "bf16":
+                self.transformer.to(torch.bfloat16)
+            return None
+        return SwappedBlocks(self.transformer, device, resident)
+
     def _start(self, notes: Notes) -> tuple[LTXTransformer, Recipe, SchedulerConfig | None]:
         """The transformer, and how its checkpoint is sampled."""
         config = self.config
         if config.initial is not None:
-            opened = open_models(_checkpoint(config.initial, "model.safetensors"), version=config.version)
-            model, info = opened.transformer(dtype=None if config.lora else torch.float32)
+            opened = open_models(checkpoint_file(config.initial, "model.safetensors"), version=config.version)
+            quantization = config.quantization if config.lora else None
+            model, info = opened.transformer(dtype=None if config.lora else torch.float32, quantization=quantization)
             self.base_metadata = _metadata_of(opened)
             if config.model is not None and model.config != transformer_config(config.model):
                 raise ConfigError(
@@ -200,15 +230,14 @@ class TransformerTask:
             return None
         if self.followed is None:
             return self.validation.clips(range(len(prompts)), self.preview_size).extras["reference"]
-        pixels = rearrange(self.followed * 2 - 1, "f h w c -> 1 c f h w").to(self.world.device)
-        latent = self.vae.normalize(self.vae.encode(pixels).mode().float()).cpu()
+        latent = self.encoder.encode(rearrange(self.followed * 2 - 1, "f h w c -> 1 c f h w"))
         return latent.expand(len(prompts), -1, -1, -1, -1)
 
     def _text(self) -> TextEncoder | FrozenText:
         config, channels = self.config, self.transformer.config.caption_channels
         beside = None
         if config.initial is not None:
-            beside = _checkpoint(config.initial, "model.safetensors").parent / "text_encoder"
+            beside = checkpoint_file(config.initial, "model.safetensors").parent / "text_encoder"
         place = config.text.encoder or (beside if beside is not None and beside.is_dir() else None)
         if config.text.encoder is not None or config.lora is not None:
             if place is None:
@@ -216,7 +245,9 @@ class TransformerTask:
                     f"got no text.encoder for a LoRA on {config.initial}; expected the T5 that it was trained with; "
                     "set text.encoder to its folder"
                 )
-            return FrozenText(place, config.text.tokenizer, channels, self.world.device)
+            return FrozenText(
+                place, config.text.tokenizer, channels, self.world.device, quantization=config.text.quantization
+            )
         if place is not None:
             text = load_text_encoder(place, dtype=torch.float32)
             copied(text.model).requires_grad_(True)
@@ -241,7 +272,6 @@ class TransformerTask:
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
             known += [self.recipe.negative_prompt] if config.prompts else []
             self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
-        self.vae.to(world.device)
         for size in self.validation.source.sizes():
             self.validation.prepare(size)
         if config.cache_clips:
@@ -251,35 +281,19 @@ class TransformerTask:
         self._rest_vae()
 
     def _rest_vae(self) -> None:
-        """Take the VAE off the device if no clip needs it any more."""
+        """Take the encoder off the device if no clip needs it any more."""
         if self.latents.complete():
-            self.vae.to("cpu")
-
-    def _step_bytes(self, flow: Flow) -> int | None:
-        """The peak of a step with the largest clips; see `footprint`."""
-        optimization, device = self.config.optimization, self.world.device
-        clips = self.world.share(optimization.batch_size, optimization.accumulation)
-        size = max((PixelShape(*size) for size in self.config.data.sizes), key=math.prod)
-        scale, architecture = self.vae.config.scale_factors, self.transformer.config
-        tokens = size.latent(scale).tokens + (0 if self.conditions is None else self.conditions.most_tokens(size))
-
-        def loss(run: Callable[..., Tensor]) -> Tensor:
-            x0, noise = torch.empty(2, clips, tokens, architecture.in_channels, device=device)
-            sigma = torch.empty(clips, tokens, 1, device=device)
-            text = [torch.empty(TYPICAL_TEXT, architecture.caption_channels, device=device)] * clips
-            with autocast(optimization, device):
-                return run(x0, noise, sigma, torch.empty(1, 3, tokens, device=device), text).mean()
-
-        return step_bytes(loss, [flow], levels=clips + 1)
+            self.encoder.rest()
 
     def _spread(self, flow: Flow) -> nn.Module:
         """The objective over all processes: copied or sharded."""
         optimization = self.config.optimization
         if optimization.sharding == "ddp":
             return self.world.wrap(flow)
-        if optimization.optimizer != "adamw":
+        if optimization.optimizer != "adamw" or optimization.weights != "fp32":
+            name = optimization.optimizer if optimization.weights == "fp32" else "weights bf16"
             raise ConfigError(
-                "got optimizer muon with sharding fsdp; expected adamw: muon needs whole matrices; change one"
+                f"got optimizer {name} with sharding fsdp; expected adamw: {name} needs whole matrices; change one"
             )
         return self.world.shard(flow, self.transformer.called_parts())
 
@@ -296,7 +310,9 @@ class TransformerTask:
             clips = self.latents.clips(range(first + piece.rows.start, first + piece.rows.stop), size)
             draws = whole.rows(piece.rows)
             with synchronised(self.objective, piece.last), autocast(optimization, self.world.device):
-                losses, sigma = self._losses(clips, draws, size, None if shown is None else shown.rows(piece.rows))
+                part = None if shown is None else shown.rows(piece.rows)
+                with offloaded(self.world.device, optimization.offload_activations):
+                    losses, sigma = self._losses(clips, draws, size, part)
                 loss = losses.mean()
                 (loss / optimization.accumulation).backward()
             totals["loss"] = totals.get("loss", 0) + loss.detach() / optimization.accumulation
@@ -432,11 +448,14 @@ class TransformerTask:
 
     def _sample(self, folder: Path | None) -> None:
         config = self.config
-        self.vae.to(self.world.device)
         models, settings = self._sampling()
         settings = replace(settings, references=self._references())
-        pixels = generate_clips(models, config.prompts, settings, host=host_on(DevicePlacement(self.world.device)))
         self._rest_vae()
+        placement = DevicePlacement(
+            self.world.device, resident_blocks=None if self.swapped is None else self.swapped.resident
+        )
+        with nullcontext() if self.swapped is None else self.swapped.paused():
+            pixels = generate_clips(models, config.prompts, settings, host=host_on(placement))
         if folder is not None:
             save_clips(folder, pixels, config.prompts, config.data.fps)
 
@@ -473,10 +492,6 @@ class TransformerTask:
         save_checkpoint_file(folder / "model.safetensors", weights, self.transformer.config, self.vae, base)
         if isinstance(self.text, TextEncoder) and text is not None:
             save_text_encoder(self.text, text, folder / "text_encoder")
-
-
-def _checkpoint(path: Path, name: str) -> Path:
-    return path if path.is_file() or (path / "config.json").is_file() else find_export(path, name)
 
 
 def _metadata_of(opened: Opened) -> dict[str, str]:

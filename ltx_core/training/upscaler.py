@@ -47,6 +47,32 @@ class Upscaling(nn.Module):
         return (self.upscaled(small).float() - large).square().mean(dim=(1, 2, 3, 4))
 
 
+def sizes_of(config: UpscalerTraining) -> tuple[PixelShape, PixelShape]:
+    """Of the clips, and of the same at twice the height and width."""
+    small = PixelShape(*config.data.sizes[0])
+    return small, PixelShape(small.frames, small.height * 2, small.width * 2)
+
+
+def upscaler_step_bytes(
+    config: UpscalerTraining,
+    objective: Upscaling,
+    vae: VideoVAE,
+    *,
+    clips: int,
+    device: torch.device,
+    backward: bool = True,
+) -> int | None:
+    """The peak of a step; see `footprint`."""
+    channels, scale = vae.config.latent_channels, vae.config.scale_factors
+
+    def loss(run: Callable[..., Tensor]) -> Tensor:
+        pair = [torch.empty(clips, channels, *size.latent(scale), device=device) for size in sizes_of(config)]
+        with autocast(config.optimization, device):
+            return run(*pair).mean()
+
+    return step_bytes(loss, [objective], levels=clips, device=device, backward=backward)
+
+
 class UpscalerTask:
     """A spatial upscaler on the latents of a trained VAE."""
 
@@ -59,8 +85,7 @@ class UpscalerTask:
                 f"got data.kind {config.data.kind}; expected digits or mnist, which are drawn at two sizes; change it"
             )
         self.vae = open_vae(find_export(config.vae, "vae.safetensors")).to(world.device)
-        self.small = PixelShape(*config.data.sizes[0])
-        self.large = PixelShape(self.small.frames, self.small.height * 2, self.small.width * 2)
+        self.small, self.large = sizes_of(config)
         architecture = upsampler_config(config.model)
         if architecture.temporal_upsample or not architecture.spatial_upsample:
             raise ConfigError("got an upscaler in time; expected spatial_upsample alone; change model")
@@ -81,18 +106,9 @@ class UpscalerTask:
         return Latents(open_source(data, split, seed), self.vae, data, seed, cache=cache, notes=notes)
 
     def _step_bytes(self) -> int | None:
-        optimization, device, vae = self.config.optimization, self.world.device, self.vae.config
+        optimization = self.config.optimization
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
-
-        def loss(run: Callable[..., Tensor]) -> Tensor:
-            pair = [
-                torch.empty(clips, vae.latent_channels, *size.latent(vae.scale_factors), device=device)
-                for size in (self.small, self.large)
-            ]
-            with autocast(optimization, device):
-                return run(*pair).mean()
-
-        return step_bytes(loss, [self.plain], levels=clips)
+        return upscaler_step_bytes(self.config, self.plain, self.vae, clips=clips, device=self.world.device)
 
     def _pair(self, latents: Latents, indices: range) -> tuple[Tensor, Tensor]:
         small, large = (latents.clips(indices, size).latents.to(self.world.device) for size in (self.small, self.large))

@@ -72,6 +72,32 @@ class Reconstruction(nn.Module):
         return losses, output, mean.detach()
 
 
+def vae_step_bytes(
+    config: VAETraining,
+    objective: Reconstruction,
+    adversary: PairDiscriminator | None,
+    *,
+    clips: int,
+    size: PixelShape,
+    device: torch.device,
+    backward: bool = True,
+) -> int | None:
+    """The peak of a step with `clips` of `size`, with the discriminator if there is one; see `footprint`."""
+    vae = objective.vae.config
+    shape = (clips, vae.latent_channels, *size.latent(vae.scale_factors))
+
+    def loss(run: Callable[..., Any], judge: Callable[..., Tensor] | None = None) -> Tensor:
+        pixels, noise = torch.empty(clips, 3, *size, device=device), torch.empty(2, *shape, device=device)
+        with autocast(config.optimization, device):
+            losses, output, _ = run(pixels, *noise, torch.empty(clips, device=device), torch.Generator())
+            if judge is not None:
+                losses["gan"] = generator_loss(judge, pixels, output, config.adversary.loss)
+            return torch.stack([value.mean() for value in losses.values()]).sum()
+
+    modules = [objective] if adversary is None else [objective, adversary]
+    return step_bytes(loss, modules, levels=clips, device=device, backward=backward)
+
+
 class VAETask:
     """One VAE, its discriminator if there is one, and their optimizers."""
 
@@ -144,21 +170,10 @@ class VAETask:
 
     def _step_bytes(self, objective: Reconstruction) -> int | None:
         """The peak of a step, with the discriminator if there is one; see `footprint`."""
-        optimization, device, vae = self.config.optimization, self.world.device, self.vae.config
+        optimization = self.config.optimization
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
-        size = self._size(0)
-        shape = (clips, vae.latent_channels, *size.latent(vae.scale_factors))
-
-        def loss(run: Callable[..., Any], judge: Callable[..., Tensor] | None = None) -> Tensor:
-            pixels, noise = torch.empty(clips, 3, *size, device=device), torch.empty(2, *shape, device=device)
-            with autocast(optimization, device):
-                losses, output, _ = run(pixels, *noise, torch.empty(clips, device=device), torch.Generator())
-                if judge is not None:
-                    losses["gan"] = generator_loss(judge, pixels, output, self.config.adversary.loss)
-                return torch.stack([value.mean() for value in losses.values()]).sum()
-
-        modules = [objective] if self.adversary is None else [objective, self.adversary]
-        return step_bytes(loss, modules, levels=clips)
+        counted = self.config, objective, self.adversary
+        return vae_step_bytes(*counted, clips=clips, size=self._size(0), device=self.world.device)
 
     def _size(self, step: int) -> PixelShape:
         """The size of the training clips at `step`; smaller ones are cropped out of the source's."""

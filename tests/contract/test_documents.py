@@ -107,9 +107,8 @@ def test_commands_of_the_training_pages_are_valid(repository: Path) -> None:
     text = "\n".join(pages).replace("\\\n", " ")
     lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [line.partition("ltxkit ")[2].removesuffix(" ...") for line in lines if "ltxkit " in line]
-    assert {command.split()[0] for command in commands} == {
-        "train-vae", "train", "sample", "extend", "reconstruct", "generate",
-    }  # fmt: skip
+    named = {"train-vae", "train", "plan", "sample", "extend", "reconstruct", "generate"}
+    assert {command.split()[0] for command in commands} == named
     for command in commands:
         options = parser().parse_args(shlex.split(command))
         if command.startswith("train"):

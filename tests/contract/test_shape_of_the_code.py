@@ -95,6 +95,7 @@ def test_a_pass_is_made_in_one_place(sources: dict[str, ast.Module]):
         "ltx_core/pipelines/library.py",
         "ltx_core/pipelines/dry_run.py",
         "ltx_core/pipelines/preflight.py",
+        "ltx_core/training/forecast.py",
         "ltx_core/training/generate.py",
         "nodes/passes.py",
     }

@@ -17,6 +17,7 @@ from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.config import Data, HoldOut, load_config
 from ltxkit.ltx_core.training.data import Samples, Split
+from ltxkit.ltx_core.training.encoding import ClipEncoder, EncodingNeeds
 from ltxkit.ltx_core.training.folder import Media, Reading, VideoFolder, read_folder
 from ltxkit.ltx_core.training.latents import LatentCache, Latents
 from ltxkit.ltx_core.training.sources import open_sources
@@ -92,22 +93,17 @@ class Numbered:
         return Samples(pixels.expand(-1, 3, *size), [str(number) for number in numbers])
 
 
-class Passing(nn.Module):
-    """A VAE that changes nothing."""
+class Passing(ClipEncoder):
+    """An encoder that changes nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        super().__init__(nn.Linear(1, 1), torch.device("cpu"))  # type: ignore[arg-type]
 
-    def encode(self, pixels: Tensor) -> Passing:
-        self.pixels = pixels
-        return self
+    def needs(self, size: PixelShape, count: int) -> EncodingNeeds:
+        return EncodingNeeds(count, None, 0)
 
-    def mode(self) -> Tensor:
-        return self.pixels
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
 
 
 @pytest.mark.parametrize("cached", [100, 10, 0])
@@ -116,7 +112,8 @@ def test_a_cache_changes_neither_order_nor_clips(cached: int, tmp_path: Path) ->
     source, notes = Numbered(made(media(27, size, 1))), list[str]()
     data = Data(kind="folder", path=tmp_path, sizes=((1, 32, 32),))
     cache = LatentCache(tmp_path, cached, writes=False)
-    latents = Latents(source, Passing(), data, 0, cache=cache, notes=notes.append)  # type: ignore[arg-type]
+    encoder = Passing()
+    latents = Latents(source, encoder.vae, data, 0, cache=cache, notes=notes.append, encoder=encoder)
     clips = [latents.clips(range(3 * step, 3 * step + 3), size) for step in range(36)]
     order = [int(caption) for each in clips for caption in each.captions]
     assert order == [source.source.entry(index, size) for index in range(108)]
