@@ -7,7 +7,7 @@ that are kept stand at level 0. The loss leaves all of them out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
