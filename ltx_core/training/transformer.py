@@ -35,8 +35,12 @@ from ..weights.text_encoder import load_text_encoder
 from .checkpoints import find_export, latest_checkpoint
 from .config import HoldOut, TransformerTraining
 from .data import Source
+from .datasets.precomputed import LatentFormat
 from .distributed import FSDPModule, World, gathered, synchronised
+from .export_metadata import export_metadata
 from .flow import Draws, Flow, draw
+from .encoded_cache import EncodedCache
+from .folder import VideoFolder
 from .footprint import step_bytes
 from .generate import ClipSettings, Models, generate_clips
 from .latents import EncodedClips, LatentCache, Latents
@@ -72,6 +76,7 @@ class TransformerTask:
         for size in (*config.data.sizes, *([config.preview.size] if config.preview.size else [])):
             PixelShape(*size).latent(self.vae.config.scale_factors)  # refuses what the VAE cannot have
         self.base_metadata: dict[str, str] = {}
+        self.base_versions: tuple[str, ...] = ()
         self.transformer, self.recipe, self.scheduler = self._start(notes)
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
@@ -79,7 +84,8 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
-        self.source, validation = open_sources(config.data, config.seed, notes, config.validation)
+        stored = LatentFormat(self.vae.config.latent_channels, self.vae.config.scale_factors)
+        self.source, validation = open_sources(config.data, config.seed, notes, config.validation, latents=stored)
         held_out = config.data.kind != "folder" or config.validation != HoldOut()
         self.loss_name = "validation_loss" if held_out else "seen_clips_loss"
         self.shown = self._first_frame()
@@ -90,8 +96,10 @@ class TransformerTask:
             models, settings = self._sampling()
             models.passes(settings.overrides, settings.size)
         folder, first = config.output, world.first
-        cache = LatentCache(folder, config.cache_clips, first)
-        fixed = LatentCache(folder / "validation", config.validation_samples, first, share_sizes=False)
+        self.shared = EncodedCache.of_user(notes)
+        cache = LatentCache(folder, config.cache_clips, first, shared=self.shared)
+        samples = config.validation_samples
+        fixed = LatentCache(folder / "validation", samples, first, share_sizes=False, shared=self.shared)
         self.latents = self._latents(self.source, cache, notes)
         self.validation = self._latents(validation, fixed, notes)
         self._encode_all(notes)
@@ -125,6 +133,7 @@ class TransformerTask:
             opened = open_models(_checkpoint(config.initial, "model.safetensors"), version=config.version)
             model, info = opened.transformer(dtype=None if config.lora else torch.float32)
             self.base_metadata = _metadata_of(opened)
+            self.base_versions = tuple(opened.description.versions)
             if config.model is not None and model.config != transformer_config(config.model):
                 raise ConfigError(
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
@@ -186,10 +195,11 @@ class TransformerTask:
     def _encode_all(self, notes: Notes) -> None:
         """Fill the caches before the transformer needs the memory."""
         config, world = self.config, self.world
+        self._know_stored_text()
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
             known += [self.recipe.negative_prompt] if config.prompts else []
-            self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
+            self.text.prepare(known, config.output / "text.pt", notes, writes=world.first, shared=self.shared)
         self.vae.to(world.device)
         for size in self.validation.source.sizes():
             self.validation.prepare(size)
@@ -198,6 +208,23 @@ class TransformerTask:
             for size in sorted({*drawn, *self.source.sizes()}, key=math.prod):
                 self.latents.prepare(size)
         self._rest_vae()
+
+    def _know_stored_text(self) -> None:
+        """Take the embeddings that the data has instead of encoding its captions.
+
+        Raises:
+            ConfigError: the text encoder is in training, or they are of another one.
+        """
+        sources = [each for each in (self.source, self.validation.source) if isinstance(each, VideoFolder)]
+        known = {caption: tokens for source in sources for caption, tokens in source.embeddings().items()}
+        if not known:
+            return
+        if not isinstance(self.text, FrozenText):
+            raise ConfigError(
+                "got data with embeddings, and a text encoder that is trained; expected captions; set text.encoder to "
+                "the T5 that made the embeddings, or data.precomputed=false"
+            )
+        self.text.know(known)
 
     def _rest_vae(self) -> None:
         """Take the VAE off the device if no clip needs it any more."""
@@ -394,11 +421,13 @@ class TransformerTask:
             text = tensors_of(self.text.model) if isinstance(self.text, TextEncoder) else None
         if folder is None:
             return
+        said = export_metadata(self.config, versions=self.base_versions, base=self.base_metadata)
         if self.lora is not None:
             for style in ("diffusers", "comfyui"):
-                save_lora(folder / f"lora_{style}.safetensors", self.lora, weights, style)
+                file = folder / f"lora_{style}.safetensors"
+                save_lora(file, self.lora, weights, style, dtype=torch.bfloat16, metadata=said)
             return
-        base = Base(self.scheduler, self.base_metadata)
+        base = Base(self.scheduler, said)
         save_checkpoint_file(folder / "model.safetensors", weights, self.transformer.config, self.vae, base)
         if isinstance(self.text, TextEncoder) and text is not None:
             save_text_encoder(self.text, text, folder / "text_encoder")
