@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,11 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-from torch import Tensor
 
 from ..errors import ConfigError, LTXKitError
-from ..media import is_clip, read_image, resize, stream_video
+from ..media import is_clip, read_image, stream_video
 from ..progress import Notes, ProgressEvent
 from ..shapes import PixelShape, ScaleFactors
 from ..weights.build import open_models
@@ -26,12 +22,12 @@ from .data_page import Row, Table, page
 from .datasets.precomputed import LatentFormat
 from .datasets.sets import DataSet, sets_of
 from .folder import VideoFolder, refuse
+from .pictures import as_data_url
 from .sources import reading_of
 from .survey import Media, Survey, repeated, survey
 
 THUMBNAIL = (90, 160)  # pixels, height and width at most
 SHOWN = 500  # clips with a thumbnail on the page
-PICTURES = 3  # of each: its first, middle and last frame
 _BLOCK = 2**20
 ENLARGED = 1.5  # from this factor on a clip is named as smaller than its size
 RELEASED = LatentFormat(128, ScaleFactors(8, 32, 32))
@@ -250,26 +246,12 @@ def _thumbnails(media: Media, fps: Fraction) -> list[str]:
     """Pictures for `src`: the first, the middle and the last frame that is trained on."""
     if media.stored is not None:
         return []
+    count = media.size.frames
+    wanted = sorted({0, count // 2, count - 1})
     try:
-        if is_clip(media.path):
-            frames = list(stream_video(media.path, fps=fps, limit=media.size.frames, notes=lambda _: None))
-        else:
-            frames = list(read_image(media.path, lambda _: None))
+        if not is_clip(media.path):
+            return [as_data_url(read_image(media.path, lambda _: None)[0], THUMBNAIL)]
+        frames = enumerate(stream_video(media.path, fps=fps, limit=count, notes=lambda _: None))
+        return [as_data_url(frame, THUMBNAIL) for number, frame in frames if number in wanted]
     except (LTXKitError, OSError):  # it has been read before
         return []
-    chosen = sorted({0, len(frames) // 2, len(frames) - 1}) if len(frames) > 1 else [0]
-    return [_as_source(frames[number]) for number in chosen[:PICTURES]]
-
-
-def _as_source(frame: Tensor) -> str:
-    """A frame (h, w, 3) as a small JPEG in base64."""
-    from PIL import Image
-
-    scale = min(THUMBNAIL[0] / frame.shape[0], THUMBNAIL[1] / frame.shape[1], 1.0)
-    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
-    small = resize(frame[None], height, width, "stretch", kernel="bicubic")[0]
-    stream = io.BytesIO()
-    Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(stream, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
-
-

@@ -60,6 +60,7 @@ from .models import (
 from .optimize import Updater, autocast
 from .pictures import save_clips
 from .sources import open_sources
+from .stored_latents import check_stored_latents
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
 TYPICAL_TEXT = 128  # tokens of a caption, for the count of memory
@@ -195,6 +196,7 @@ class TransformerTask:
     def _encode_all(self, notes: Notes) -> None:
         """Fill the caches before the transformer needs the memory."""
         config, world = self.config, self.world
+        check_stored_latents([self.source, self.validation.source], self.vae, world.device)
         self._know_stored_text()
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]

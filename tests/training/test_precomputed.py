@@ -23,6 +23,7 @@ from ltxkit.ltx_core.training.latents import LatentCache, Latents
 from ltxkit.ltx_core.training.models import open_vae
 from ltxkit.ltx_core.training.run import run_training
 from ltxkit.ltx_core.training.sources import open_sources
+from ltxkit.ltx_core.training.stored_latents import check_stored_latents
 from ltxkit.ltx_core.training.text import FrozenText, encode
 from ltxkit.ltx_core.weights.text_encoder import load_text_encoder
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
@@ -273,3 +274,21 @@ def test_the_clips_may_be_chosen(copy: Path, clips: Path) -> None:
     shutil.copytree(clips, copy.parent, dirs_exist_ok=True)
     assert {media.path.suffix for media in sources(copy.parent).media} == {".pt"}
     assert {media.path.suffix for media in sources(copy.parent, precomputed=False).media} == {".mp4"}
+
+
+def test_latents_of_another_vae_are_told_by_a_clip_beside_them(copy: Path, clips: Path, models: Path) -> None:
+    vae = open_vae(models / CHECKPOINT)
+    check_stored_latents([sources(copy.parent)], vae, CPU)  # without clips there is nothing to compare with
+    shutil.copytree(clips, copy.parent, dirs_exist_ok=True)
+    check_stored_latents([sources(copy.parent)], vae, CPU)
+    for path in (copy / "latents").rglob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        drawn = torch.randn(content["latents"].shape, generator=torch.Generator().manual_seed(1))
+        torch.save({**content, "latents": content["latents"] + 0.1 * content["latents"].std() * drawn}, path)
+    check_stored_latents([sources(copy.parent)], vae, CPU)  # a draw from the posterior
+    for path in (copy / "latents").rglob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        mixed = content["latents"].roll(1, dims=1) * -1.3
+        torch.save({**content, "latents": mixed}, path)
+    with pytest.raises(ConfigError, match=r"a\.pt, whose latents are not those of .*a\.mp4 \(correlation"):
+        check_stored_latents([sources(copy.parent)], vae, CPU)
