@@ -181,7 +181,8 @@ def media_of(part: DataSet) -> tuple[list[Path], Counter[str]]:
     reason."""
     folder, files, left_out = part.path, list[Path](), Counter[str]()
     apart = [*part.leave_out, *((each, "a reference or mask") for each in (part.references, part.masks) if each)]
-    for path in sorted(folder.rglob("*")):
+    # Where the tool looks at the folder alone, one level below is looked at to say so.
+    for path in sorted(folder.rglob("*") if part.nested else (*folder.glob("*"), *folder.glob("*/*"))):
         if path.is_dir():
             continue
         suffix = path.suffix.lower()

@@ -202,6 +202,7 @@ def _rows(files: Sequence[Path]) -> Iterator[tuple[dict[str, Any], dict[str, str
         try:
             with contextlib.ExitStack() as stack:
                 for batch in _batches(file, stack):
+                    batch.validate(full=True)  # offsets that lead elsewhere would be followed
                     features = _features(batch.schema.metadata or {})
                     for number in range(batch.num_rows):  # a row may be hundreds of megabytes
                         yield batch.slice(number, 1).to_pylist()[0], features

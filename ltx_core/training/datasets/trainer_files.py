@@ -32,11 +32,16 @@ def read_sets(file: Path, notes: Notes) -> list[dict[str, Any]]:
         UnsupportedError: Python 3.10 without tomli.
     """
     tree = _read(file)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"got {file} with a list; expected [[datasets]] or [[directory]]; correct it")
     faults: list[str] = []
     unused: set[str] = set()
     sizes: list[list[int]] = []
     if isinstance(tree.get("datasets"), list):
         general = tree.get("general", {})
+        if not _is_map(general):
+            faults.append(f"general: {general!r} is no table")
+            general = {}
         unused |= {str(key) for key in tree if key not in ("general", "datasets")}
         sets = [_musubi(file, {**general, **each}, faults, sizes) for each in _sections(tree["datasets"], faults)]
         for each in (general, *_sections(tree["datasets"], [])):
@@ -112,7 +117,7 @@ def _musubi(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list
         found["references"] = _place(file, entry["control_directory"], "control_directory", faults, folder=True)
     resolution, frames = entry.get("resolution", [960, 544]), entry.get("target_frames", [1])
     side = [resolution, resolution] if isinstance(resolution, int) else resolution
-    if isinstance(side, list) and len(side) == 2 and isinstance(frames, list):
+    if _counts(side) and len(side) == 2 and _counts(frames):
         sizes += [[count, side[1], side[0]] for count in frames]
     return found
 
@@ -129,10 +134,11 @@ def _pipe(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list[l
         faults.append(f"caption_prefix {found['prefix']!r}; expected text")
     buckets = entry.get("size_buckets")
     if isinstance(buckets, list):
-        sizes += [[each[2], each[1], each[0]] for each in buckets if isinstance(each, list) and len(each) == 3]
+        sizes += [[each[2], each[1], each[0]] for each in buckets if _counts(each) and len(each) == 3]
     elif isinstance(entry.get("resolutions"), list):
         sides = [[each, each] if isinstance(each, int) else each for each in entry["resolutions"]]
-        frames = entry.get("frame_buckets", [1])
+        sides = [side for side in sides if _counts(side) and len(side) == 2]
+        frames = entry["frame_buckets"] if _counts(entry.get("frame_buckets")) else [1]
         sizes += [[count, side[1], side[0]] for side in sides for count in frames]
     return None if place is None else found
 
@@ -156,3 +162,7 @@ def _place(file: Path, name: Any, key: str, faults: list[str], *, folder: bool) 
     if found is None:
         faults.append(f"{key} {name}, which is missing; expected a {'folder' if folder else 'file'}")
     return found
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int for each in value)
