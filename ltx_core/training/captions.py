@@ -60,13 +60,15 @@ class Tables:
     """Which tables of a folder are read, and how.
 
     only: no other one, and of the folder's clips only those that it names. file_column, caption_column: names of
-    columns; None: the usual ones. outside: whether files may lie outside the folder.
+    columns; None: the usual ones. outside: whether files may lie outside the folder. nested: whether those in folders
+    below are read.
     """
 
     only: Path | None = None
     file_column: str | None = None
     caption_column: str | None = None
     outside: bool = False
+    nested: bool = True
 
 
 @dataclass
@@ -135,10 +137,11 @@ def listed_captions(
         found.tables.append(tables.only)
         take(_table_captions(tables.only, tables), tables.only.parent)
         return found
-    for table in _tables(folder, known):
+    for table in _tables(folder, known, tables.nested):
         found.tables.append(table)
         take(_table_captions(table, tables), table.parent)
-    for place in sorted({folder, *(path.parent for path in folder.rglob("videos.txt"))}):
+    below = folder.rglob("videos.txt") if tables.nested else ()
+    for place in sorted({folder, *(path.parent for path in below)}):
         take(_paired_lists(place, known, notes), place)
     return found
 
@@ -205,11 +208,11 @@ def caption_beside(path: Path, suffix: str | None = None) -> str | None:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _tables(folder: Path, media: set[Path]) -> list[Path]:
+def _tables(folder: Path, media: set[Path], nested: bool) -> list[Path]:
     here = [path for path in folder.iterdir() if path.suffix.lower() in TABLES]
     below = [
         path
-        for path in folder.rglob("*")
+        for path in (folder.rglob("*") if nested else ())
         if path.suffix.lower() in TABLES and path.stem.lower() in _TABLES_BELOW and path.parent != folder
     ]
     own = {path.with_suffix("") for path in media}  # a .json of a clip's name, and clip.info.json, is that clip's
@@ -279,7 +282,7 @@ def _column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
     """The first of these columns that a row has. Of several captions the first is taken."""
     columns = {str(name).strip().lower(): value for name, value in row.items()}
     for name in names:
-        value = columns.get(name)
+        value = columns.get(name.strip().lower())
         if isinstance(value, list) and value:
             value = value[0]
         if isinstance(value, str | int | float):

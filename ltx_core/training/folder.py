@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -49,7 +49,10 @@ def read_folder(
     name = " and ".join(dict.fromkeys(str(each.table or each.path) for each in sets))
     usable = _usable(name, sets, sizes, fps, notes, reading, faults)
     if reading.held_out is not None:
-        others = open_data(reading.held_out, notes)
+        if isinstance(place, Path):
+            others = open_data(reading.held_out, notes)
+        else:  # with its trigger word
+            others = sets_of(replace(place, path=reading.held_out, parts=()), notes, [])
         held_out = _usable(str(reading.held_out), others, sizes, fps, notes, reading, [])
         inside = {media.path.resolve() for media in held_out}
         kept = [media for media in usable if media.path.resolve() not in inside]  # it may lie in the folder

@@ -132,7 +132,8 @@ def _survey_files(
 ) -> None:
     folder = part.path
     files, left_out = media_of(part)
-    tables = Tables(part.table, reading.tables.file_column, reading.tables.caption_column, part.outside)
+    columns = reading.tables
+    tables = Tables(part.table, columns.file_column, columns.caption_column, part.outside, part.nested)
     captions = listed_captions(folder, files, notes, found.faults, tables)
     named = {*captions.texts, *captions.references, *captions.masks}
     frames = {path for path in named if path.is_dir()}
