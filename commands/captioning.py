@@ -162,9 +162,7 @@ def _caption(options: argparse.Namespace, console: Console) -> int:
     return FAILED if skipped else DONE
 
 
-def _write(
-    found: Uncaptioned, captioner: Captioner, pictures: int, side: int, console: Console
-) -> dict[Path, str]:
+def _write(found: Uncaptioned, captioner: Captioner, pictures: int, side: int, console: Console) -> dict[Path, str]:
     """Caption every file; returns those that cannot be read, with the reason."""
     from ..ltx_core.errors import LTXKitError
     from ..ltx_core.files import whole

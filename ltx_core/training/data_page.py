@@ -53,7 +53,7 @@ def page(
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         # Nothing in the page may run or load, whatever a name says.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">",
         f"<title>{_text(name)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(name)}</h1>",

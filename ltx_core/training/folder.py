@@ -272,4 +272,3 @@ def _starts(media: Media, windows: str) -> list[int]:
         return [0]
     step = max(1, media.size.frames // 2) if windows == "slide" else media.size.frames
     return sorted({*range(0, last, step), last})
-

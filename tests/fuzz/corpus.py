@@ -251,7 +251,10 @@ def files() -> Iterator[tuple[str, bytes]]:
     yield "captions/long-name@videos.txt", b"x/" * 3000 + b"\nb.png\n"
     yield "captions/nul@videos.txt", b"a\0.png\nb.png\n"
     yield "data-sets/entries@pipe.toml", b"[[directory]]\npath = {a = 1}\nnum_repeats = nan\ncaption_prefix = []\n"
-    yield "data-sets/sets@musubi.toml", b"datasets = [1, {}, {video_directory = 3, resolution = 'x', target_frames = 1}]\n"
+    yield (
+        "data-sets/sets@musubi.toml",
+        b"datasets = [1, {}, {video_directory = 3, resolution = 'x', target_frames = 1}]\n",
+    )
     yield "data-sets/general@musubi.toml", b"general = 7\ndatasets = []\n"
     yield "data-sets/pickle@a.pt", b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00trueq\x01\x85q\x02Rq\x03."
     yield "data-sets/empty@set.tar", b""

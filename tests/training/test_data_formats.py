@@ -60,7 +60,7 @@ def plain(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Te
     return pixels(opened(folder))
 
 
-def opened(path: Path, notes: list[str] | None = None, **changes: object) -> VideoFolder:
+def opened(path: Path, notes: list[str] | None = None, /, **changes: object) -> VideoFolder:
     data = Data(**{"kind": "folder", "path": path, "sizes": (SIZE,), **changes})  # type: ignore[arg-type]
     source = open_sources(data, 0, (notes if notes is not None else []).append)[0]
     assert isinstance(source, VideoFolder)
@@ -297,9 +297,7 @@ FORMS: dict[str, Callable[[Path, Path], Set]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_plain_folder(
-    form: str, clips: Path, plain: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_every_form_gives_the_plain_folder(form: str, clips: Path, plain: dict[str, Tensor], tmp_path: Path) -> None:
     made = FORMS[form](clips, tmp_path / "set")
     source = opened(made.path, **made.changes)
     seen = pixels(source)
@@ -401,7 +399,7 @@ def test_archives_are_unpacked_once(clips: Path, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- refused
 
 
-def refused(path: Path, **changes: object) -> str:
+def refused(path: Path, /, **changes: object) -> str:
     with pytest.raises(ConfigError) as caught:
         opened(path, **changes)
     return str(caught.value)
@@ -495,5 +493,3 @@ def test_a_packed_set_needs_a_cache(clips: Path, tmp_path: Path, monkeypatch: py
     made = webdataset(clips, tmp_path)
     monkeypatch.setenv("LTXKIT_CACHE", "off")
     assert "no cache to unpack it to" in refused(made.path)
-
-

@@ -71,9 +71,7 @@ def stored_clips(root: Path) -> list[Stored]:
         if not conditions.is_file():
             conditions = root / "conditions" / below
         reference = None if references is None else references / below
-        found.append(
-            Stored(latents, conditions if conditions.is_file() else None, reference, below.with_suffix(""))
-        )
+        found.append(Stored(latents, conditions if conditions.is_file() else None, reference, below.with_suffix("")))
     return found
 
 

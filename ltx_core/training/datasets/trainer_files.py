@@ -94,7 +94,9 @@ def _is_map(entry: Any) -> bool:
 
 
 def _musubi(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list[list[int]]) -> dict[str, Any] | None:
-    places = [key for key in ("video_directory", "image_directory", "video_jsonl_file", "image_jsonl_file") if key in entry]
+    places = [
+        key for key in ("video_directory", "image_directory", "video_jsonl_file", "image_jsonl_file") if key in entry
+    ]
     if len(places) != 1:
         faults.append(f"a set with {' and '.join(places) or 'no video_directory'}; expected one of the four places")
         return None
