@@ -71,6 +71,9 @@ class Tables:
     nested: bool = True
 
 
+USUAL_TABLES = Tables()
+
+
 @dataclass
 class Captions:
     """By file (resolved): the captions of tables and lists, and the conditions beside them. tables: that were read."""
@@ -82,7 +85,7 @@ class Captions:
 
 
 def listed_captions(
-    folder: Path, files: Iterable[Path], notes: Notes, faults: list[str], tables: Tables = Tables()
+    folder: Path, files: Iterable[Path], notes: Notes, faults: list[str], tables: Tables = USUAL_TABLES
 ) -> Captions:
     """Captions from every table and every pair of lists in a folder, and from those named `metadata`, `captions` or
     `dataset` in the folders below. A file that a table names wrongly is still found where one file alone has its name.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-
 from ..errors import ConfigError, LTXKitError
 from ..media import is_clip, read_image, stream_video
 from ..progress import Notes, ProgressEvent

@@ -7,7 +7,6 @@ bytes. No path: only the names of files.
 from __future__ import annotations
 
 import dataclasses
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,13 +30,14 @@ def export_metadata(
     triggers = list(dict.fromkeys(filter(None, (config.data.trigger_word.strip(), *_parts_triggers(config)))))
     width, height = (max(config.data.sizes, key=math.prod)[axis] for axis in (2, 1))
     name = config.initial.name if config.initial is not None else ""
+    on = f" on {name}" if name else ""
     kind = f"LoRA of rank {config.lora.rank}" if config.lora is not None else "Model"
     own = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "ltx-video/lora" if config.lora is not None else "ltx-video",
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": f"{triggers[0] if triggers else kind} ({Path(name).stem})" if name else kind,
-        "modelspec.description": f"{kind}{f' on {name}' if name else ''}, trained for {config.optimization.steps} steps.",
+        "modelspec.description": f"{kind}{on}, trained for {config.optimization.steps} steps.",
         "modelspec.resolution": f"{width}x{height}",
         "ltxkit_training": _as_yaml(settings_tree(config)),
     }

@@ -6,12 +6,9 @@ Where scenes begin, PySceneDetect says (its adaptive detector); decoding and wri
 from __future__ import annotations
 
 import itertools
-
-
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-
 
 from ..errors import ConfigError, UnsupportedError
 from ..media import stream_video, video_fps, write_video
@@ -56,8 +53,8 @@ def scenes_of(video: Path, cut: Cut) -> list[tuple[float, float]]:
 
 
 def split_video(video: Path, folder: Path, cut: Cut, notes: Notes) -> tuple[list[Path], int]:
-    """Write the scenes of a video as `folder`/NAME-001.mp4; those that are there stay. Returns all of them, and how many
-    scenes were too short.
+    """Write the scenes of a video as `folder`/NAME-001.mp4; those that are there stay. Returns all of them, and how
+    many scenes were too short.
 
     Raises:
         As `scenes_of`; OSError: the disk is full.

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, resize, stream_video
 from ..models.video_vae import VideoVAE
-
 from .data import Source
 from .datasets.precomputed import FOLDER, read_latents
 from .folder import VideoFolder
@@ -40,7 +39,7 @@ def check_stored_latents(sources: Sequence[Source], vae: VideoVAE, device: torch
         alike = float(torch.corrcoef(torch.stack([own.flatten(), read_latents(media.path).latents.flatten()]))[0, 1])
         if not alike >= ALIKE:
             raise ConfigError(
-                f"got {media.path}, whose latents are not those of {clip} (correlation {alike:.2f}); expected latents of "
+                f"got {media.path}, whose latents are not those of {clip} (correlation {alike:.2f}); expected those of "
                 "the VAE that is trained with; pass that VAE, compute them again, or set data.precomputed=false"
             )
         return

@@ -1,4 +1,4 @@
-"""What the clips of a run are, found by looking at every file once: sizes, lengths, captions, and what cannot be used."""
+"""What the clips of a run are, by looking at every file once: sizes, lengths, captions, and what cannot be used."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .captions import (
     FILE_LISTS,
     TABLES,
     TEXT_LISTS,
+    USUAL_TABLES,
     Captions,
     Tables,
     caption_beside,
@@ -56,7 +57,7 @@ class Reading:
     allow_empty_captions: bool = True
     share: float = 0.0
     held_out: Path | None = None
-    tables: Tables = Tables()
+    tables: Tables = USUAL_TABLES
     latents: LatentFormat | None = None
     precomputed: bool = True
 
@@ -109,9 +110,7 @@ def survey(sets: Sequence[DataSet], sizes: Sequence[PixelShape], rate: float, no
         root = precomputed_root(part.path) if reading.precomputed and part.table is None else None
         if root is not None and (reading.latents is not None or root == part.path):
             if root != part.path:
-                notes(
-                    f"{root} is used, as LTX-Video-Trainer uses it; data.precomputed=false trains on the clips beside it"
-                )
+                notes(f"{root} is used, as LTX-Video-Trainer uses it; data.precomputed=false takes the clips beside it")
             _survey_stored(root, part, number, sizes, fps, notes, reading, found)
         else:
             _survey_files(part, number, sizes, fps, notes, reading, found)
@@ -395,7 +394,7 @@ def _reference_faults(each: Stored, shape: Sequence[int]) -> Iterator[str]:
         yield f"{each.latents}: its reference has {tuple(reference.shape)} latents, the clip {tuple(shape)}"
 
 
-# --- how often ----------------------------------------------------------------------------------------------------------
+# --- how often --------------------------------------------------------------------------------------------------------
 
 
 def repeated(media: Sequence[Media], sets: Sequence[DataSet], seed: int) -> list[Media]:

@@ -37,9 +37,9 @@ from .config import HoldOut, TransformerTraining
 from .data import Source
 from .datasets.precomputed import LatentFormat
 from .distributed import FSDPModule, World, gathered, synchronised
+from .encoded_cache import EncodedCache
 from .export_metadata import export_metadata
 from .flow import Draws, Flow, draw
-from .encoded_cache import EncodedCache
 from .folder import VideoFolder
 from .footprint import step_bytes
 from .generate import ClipSettings, Models, generate_clips

@@ -9,9 +9,9 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..media import is_clip, read_image, stream_video
 from .captions import caption_beside, listed_captions
+from .datasets.sets import DataSet
 from .pictures import as_data_url
 from .survey import media_of
-from .datasets.sets import DataSet
 
 
 @dataclass(frozen=True)

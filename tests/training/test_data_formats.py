@@ -313,7 +313,7 @@ def test_every_form_gives_the_plain_folder(form: str, clips: Path, plain: dict[s
         assert all(media.reference is None for media in source.media)
 
 
-# ------------------------------------------------------------------------------------------------------------- how often
+# ------------------------------------------------------------------------------------------------------------ how often
 
 
 def counts(source: VideoFolder) -> Counter[str]:
@@ -353,7 +353,7 @@ def test_weights_are_shares_of_an_epoch(clips: Path, tmp_path: Path) -> None:
         opened(tmp_path, path=None, parts=(parts[0], DataPart(path=tmp_path / "two")))
 
 
-# --------------------------------------------------------------------------------------------------------- what is said
+# -------------------------------------------------------------------------------------------------------- what is said
 
 
 def test_what_a_foreign_configuration_says_besides_is_named(clips: Path, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_archives_are_unpacked_once(clips: Path, tmp_path: Path) -> None:
     assert not any("unpacking" in note for note in notes)
 
 
-# --------------------------------------------------------------------------------------------------------------- refused
+# -------------------------------------------------------------------------------------------------------------- refused
 
 
 def refused(path: Path, /, **changes: object) -> str:

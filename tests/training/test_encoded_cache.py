@@ -104,7 +104,7 @@ def _worker(folder: Path, made: Path, ready: object) -> None:
 
     def make(numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
         for number, row in rows(numbers):
-            with made.open("a") as opened:
+            with made.open("a", encoding="ascii") as opened:
                 opened.write(f"{number}\n")
             yield number, row
 

@@ -167,7 +167,7 @@ def test_a_run_on_them_has_the_losses_of_a_run_on_the_clips(
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-# --------------------------------------------------------------------------------------------------------------- refused
+# -------------------------------------------------------------------------------------------------------------- refused
 
 
 def refused(root: Path, **changes: object) -> str:
@@ -203,7 +203,7 @@ def test_every_damaged_file_is_in_one_message(copy: Path, tmp_path: Path, monkey
         "d.pt with 8 tokens of 7 x 2 x 2 cells",
         "e.pt with latents that are not finite",
         "f.pt, which is not loaded (it has pickled objects",
-        "g.pt: latents of 17x64x64, expected one of data.sizes (9x64x64); if that is not their size, they are of another",
+        "g.pt: latents of 17x64x64, expected one of data.sizes (9x64x64); if that is not their size, they are of",
         "h.pt with list",
     ):
         assert words in message
@@ -222,7 +222,7 @@ def test_embeddings_are_checked_too(copy: Path, models: Path) -> None:
     assert "b.pt: no conditions, and no caption in a table" in message
     assert "c.pt with other; expected prompt_embeds" in message
     text = FrozenText(models / TEXT_ENCODER, None, good["prompt_embeds"].shape[1] + 1, CPU)
-    with pytest.raises(ConfigError, match="of another|expected .* caption_channels"):
+    with pytest.raises(ConfigError, match=r"expected .* caption_channels"):
         text.know({"a": good["prompt_embeds"]})
 
 

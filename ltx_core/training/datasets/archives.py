@@ -61,8 +61,8 @@ def unpacked(name: str, identity: list[str], fill: Callable[[Path], dict[str, in
     cache = cache_folder()
     if cache is None:
         raise ConfigError(
-            f"got {name}, which is packed, and no cache to unpack it to; expected a folder; set LTXKIT_CACHE to one, or "
-            "unpack it yourself"
+            f"got {name}, which is packed, and no cache to unpack it to; expected a folder; set LTXKIT_CACHE to one, "
+            "or unpack it yourself"
         )
     key = hashlib.sha256("\n".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     folder = cache / "datasets" / key

@@ -1,6 +1,6 @@
 """Latents and embeddings that LTX-Video-Trainer has computed: .precomputed/latents and .precomputed/conditions.
 
-Source: LTX-Video-Trainer, scripts/process_videos.py, scripts/process_captions.py and ltxv_trainer/datasets.py. A file of
+Source: LTX-Video-Trainer, scripts/process_videos.py, process_captions.py and ltxv_trainer/datasets.py. A file of
 latents has the normalised tokens (f*h*w, c) of one clip with num_frames, height and width in latent cells and fps; one
 of conditions has prompt_embeds (l, d) and prompt_attention_mask (l,). Earlier versions name them latent_X.pt and
 condition_X.pt.
@@ -133,8 +133,8 @@ def pixel_size(latents: Tensor, format: LatentFormat) -> PixelShape:
     channels, frames, height, width = latents.shape
     if channels != format.channels:
         raise ConfigError(
-            f"got latents of {channels} channels; expected {format.channels}, as the VAE makes them; they are of another "
-            "VAE: pass that one, or compute them again"
+            f"got latents of {channels} channels; expected {format.channels}, as the VAE makes them; they are of "
+            "another VAE: pass that one, or compute them again"
         )
     scale = format.scale
     return PixelShape((frames - 1) * scale.frames + 1, height * scale.height, width * scale.width)

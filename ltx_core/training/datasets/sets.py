@@ -93,8 +93,8 @@ def sets_of(data: Data, notes: Notes, faults: list[str]) -> list[DataSet]:
 
 
 def open_data(path: Path, notes: Notes) -> list[DataSet]:
-    """The sets at a path: a folder; a table; a TOML or JSON file of diffusion-pipe or musubi-tuner; a tar of webdataset;
-    a folder of such tars, of Parquet files, or that `datasets` has saved.
+    """The sets at a path: a folder; a table; a TOML or JSON file of diffusion-pipe or musubi-tuner; a tar of
+    webdataset; a folder of such tars, of Parquet files, or that `datasets` has saved.
 
     Raises:
         ConfigError: there is nothing, or it cannot be read.
