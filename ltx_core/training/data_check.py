@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def check_data(
         said.append(text)
         notes(text)
 
-    reading = reading_of(config, hold_out, latents=latents)
+    reading = replace(reading_of(config, hold_out, latents=latents), whole_length=True)
     sizes, faults = [PixelShape(*size) for size in config.sizes], list[str]()
     try:
         sets = sets_of(config, note, faults)

@@ -49,7 +49,7 @@ WHITE = 0.5  # of a mask, from which on a pixel counts
 @dataclass(frozen=True)
 class Reading:
     """How a folder is read; see `config.Data` and `config.HoldOut`. latents: of the VAE; None: stored ones cannot be
-    used."""
+    used. whole_length: count all frames of each clip, whatever the windows see."""
 
     windows: Literal["head", "random", "slide", "all"] = "head"
     random_windows: int = 4
@@ -60,6 +60,7 @@ class Reading:
     tables: Tables = USUAL_TABLES
     latents: LatentFormat | None = None
     precomputed: bool = True
+    whole_length: bool = False
 
 
 PLAIN = Reading()
@@ -222,7 +223,8 @@ def _caption_of(path: Path, listed: str | None, suffix: str | None) -> tuple[str
 
 def _limit(sizes: Sequence[PixelShape], reading: Reading) -> int | None:
     """Frames that are counted of a clip; None: all."""
-    return max(size.frames for size in sizes) + 1 if reading.windows == "head" else None
+    head = reading.windows == "head" and not reading.whole_length
+    return max(size.frames for size in sizes) + 1 if head else None
 
 
 def _examine(

@@ -99,4 +99,6 @@ def _damage(data: bytes, rng: object) -> bytes:
     return (mutate.lines if is_text else mutate.noise)(data, rng)  # type: ignore[arg-type]
 
 
-TARGETS = {"data-sets": Target(_sets, _opened, _damage)}
+TARGETS = {
+    "data-sets": Target(_sets, _opened, _damage),
+}
