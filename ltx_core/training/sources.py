@@ -38,11 +38,12 @@ def open_sources(
     *,
     captioned: bool = True,
     latents: LatentFormat | None = None,
+    leave_out: tuple[Path, ...] = (),
 ) -> tuple[Source, Source]:
     """The clips to train on and those of validations; a folder is looked through once.
 
     captioned: whether captions are read at all. latents: of the VAE, for clips that are stored as latents; None: those
-        cannot be used.
+        cannot be used. leave_out: folders and files that go with clips, and are none.
 
     Raises:
         ConfigError: as `open_source`.
@@ -51,7 +52,7 @@ def open_sources(
         raise ConfigError("got no data.sizes; expected one or more [frames, height, width]; add one")
     sizes = [PixelShape(*size) for size in config.sizes]
     if config.kind == "folder":
-        reading = reading_of(config, hold_out, captioned=captioned, latents=latents)
+        reading = reading_of(config, hold_out, captioned=captioned, latents=latents, leave_out=leave_out)
         clips = read_folder(config, sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
 
         def of(media: list[Media], split: Split) -> Source:
@@ -93,7 +94,12 @@ def _path(config: Data) -> Path:
 
 
 def reading_of(
-    config: Data, hold_out: HoldOut = HoldOut(), *, captioned: bool = True, latents: LatentFormat | None = None
+    config: Data,
+    hold_out: HoldOut = HoldOut(),
+    *,
+    captioned: bool = True,
+    latents: LatentFormat | None = None,
+    leave_out: tuple[Path, ...] = (),
 ) -> Reading:
     """How the clips of a config are read; see `open_sources`."""
     return Reading(
@@ -106,4 +112,5 @@ def reading_of(
         tables=Tables(file_column=config.file_column, caption_column=config.caption_column),
         latents=latents,
         precomputed=config.precomputed,
+        leave_out=leave_out,
     )

@@ -49,7 +49,8 @@ WHITE = 0.5  # of a mask, from which on a pixel counts
 @dataclass(frozen=True)
 class Reading:
     """How a folder is read; see `config.Data` and `config.HoldOut`. latents: of the VAE; None: stored ones cannot be
-    used. whole_length: count all frames of each clip, whatever the windows see."""
+    used. whole_length: count all frames of each clip, whatever the windows see. leave_out: folders and files that go
+    with clips."""
 
     windows: Literal["head", "random", "slide", "all"] = "head"
     random_windows: int = 4
@@ -61,6 +62,7 @@ class Reading:
     latents: LatentFormat | None = None
     precomputed: bool = True
     whole_length: bool = False
+    leave_out: tuple[Path, ...] = ()
 
 
 PLAIN = Reading()
@@ -131,7 +133,7 @@ def _survey_files(
     found: Survey,
 ) -> None:
     folder = part.path
-    files, left_out = media_of(part)
+    files, left_out = media_of(part, reading.leave_out)
     columns = reading.tables
     tables = Tables(part.table, columns.file_column, columns.caption_column, part.outside, part.nested)
     captions = listed_captions(folder, files, notes, found.faults, tables)
@@ -177,7 +179,7 @@ def _survey_files(
     found.left_out += left_out
 
 
-def media_of(part: DataSet) -> tuple[list[Path], Counter[str]]:
+def media_of(part: DataSet, companions: Sequence[Path] = ()) -> tuple[list[Path], Counter[str]]:
     """The clips and pictures of a set by their names, in order; and how many other files are not looked at, by
     reason."""
     folder, files, left_out = part.path, list[Path](), Counter[str]()
@@ -192,6 +194,8 @@ def media_of(part: DataSet) -> tuple[list[Path], Counter[str]]:
         if is_hidden(path, folder):
             if media:
                 left_out["hidden, or in a hidden folder"] += 1
+        elif _goes_with_a_clip(path, folder, companions):
+            left_out["a reference or mask"] += media
         elif elsewhere is not None:
             left_out[elsewhere] += media
         elif not part.nested and path.parent != folder:
@@ -203,6 +207,16 @@ def media_of(part: DataSet) -> tuple[list[Path], Counter[str]]:
         elif not _is_text(path, suffix):
             left_out[f"neither clip, picture nor caption ({suffix or 'no suffix'})"] += 1
     return files, +left_out
+
+
+def _goes_with_a_clip(path: Path, folder: Path, companions: Sequence[Path]) -> bool:
+    """Whether a file is the reference or the mask of another: in a folder of them, or beside the clips by its name."""
+    if not companions:
+        return False
+    whole, root = path.resolve(), folder.resolve()
+    inside = [each.resolve() for each in companions if each.resolve().is_relative_to(root)]
+    named = path.stem.endswith(("_reference", "_mask"))
+    return any(named if each == root else whole.is_relative_to(each) for each in inside)
 
 
 def _is_text(path: Path, suffix: str) -> bool:

@@ -493,3 +493,13 @@ def test_a_packed_set_needs_a_cache(clips: Path, tmp_path: Path, monkeypatch: py
     made = webdataset(clips, tmp_path)
     monkeypatch.setenv("LTXKIT_CACHE", "off")
     assert "no cache to unpack it to" in refused(made.path)
+
+
+def test_files_that_go_with_clips_are_none(clips: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path, dirs_exist_ok=True)
+    beside(tmp_path / "videos")
+    shutil.copy(clips / "references" / "a.mp4", tmp_path / "videos" / "a_reference.mp4")
+    data, notes = Data(kind="folder", path=tmp_path, sizes=(SIZE,)), list[str]()
+    apart = (tmp_path / "references", tmp_path / "videos" / "a_reference.mp4")
+    assert len(open_sources(data, 0, notes.append, leave_out=apart)[0].identity()) == 3
+    assert any("4 a reference or mask" in note for note in notes)
