@@ -66,6 +66,7 @@ class EncodedCache:
         return tensor
 
     def put(self, key: str, tensor: Tensor) -> None:
+        """Write an entry, whole or not at all."""
         tensor = tensor.detach().cpu().contiguous()
         write_safetensors(self._file(key), {_NAME: tensor}, {_SUM: _sum(tensor), "format": str(FORMAT)})
 

@@ -440,5 +440,6 @@ def _repeats(counts: Mapping[int, int], sets: Sequence[DataSet]) -> dict[int, fl
 
 
 def some(texts: Sequence[str]) -> str:
+    """The first of many sentences, and how many more there are."""
     more = f"; and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
     return "; ".join(text.rstrip(".") for text in texts[:LISTED]) + more

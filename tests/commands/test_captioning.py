@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ltxkit.cli import main
-from ltxkit.commands.captioning import Captioner
+from ltxkit.commands.captioner import Captioner
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_image, write_video
 
@@ -148,31 +148,31 @@ def test_a_key_goes_to_the_address_alone(folder: Path, served: Served, monkeypat
 def test_a_busy_server_is_asked_again(served: Served) -> None:
     served.answer = lambda number: (503, {}, b"busy") if number < 3 else (200, {}, said("at last"))
     heard: list[str] = []
-    assert Captioner(served.url, "eyes", pause=0).caption(["data:"], heard.append) == "at last"
+    assert Captioner(served.url, "eyes", prompt="?", pause=0).caption(["data:"], heard.append) == "at last"
     assert len(heard) == 2
     assert "503" in heard[0]
     served.answer = lambda _: (429, {}, b"")
     with pytest.raises(ConfigError, match=r"no answer from .* in 5 tries \(429"):
-        Captioner(served.url, "eyes", pause=0).caption(["data:"])
+        Captioner(served.url, "eyes", prompt="?", pause=0).caption(["data:"])
 
 
 @pytest.mark.parametrize("content", [b"no json", b"[]", b"{}", said(None), said("  \n"), said(["a"])])
 def test_answers_that_are_no_caption_are_refused(served: Served, content: bytes) -> None:
     served.answer = lambda _: (200, {}, content)
     with pytest.raises(ConfigError, match=r"without choices|empty caption"):
-        Captioner(served.url, "eyes", pause=0).caption(["data:"])
+        Captioner(served.url, "eyes", prompt="?", pause=0).caption(["data:"])
 
 
 def test_characters_that_no_caption_has_are_escaped(served: Served) -> None:
     served.answer = lambda _: (200, {}, said("a\x1b[2Jb\u202ec"))
-    text = Captioner(served.url, "eyes").caption(["data:"])
+    text = Captioner(served.url, "eyes", prompt="?").caption(["data:"])
     assert text.isprintable()
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "localhost:8000", "file:///etc/passwd", "http://"])
 def test_only_addresses_of_the_web(url: str) -> None:
     with pytest.raises(ConfigError, match="expected one such as"):
-        Captioner(url, "eyes")
+        Captioner(url, "eyes", prompt="?")
 
 
 def test_what_cannot_be_read_is_named(folder: Path, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
