@@ -101,10 +101,11 @@ def test_commands_of_the_training_page_are_valid(repository: Path, monkeypatch: 
     text = (repository / "docs/training.md").read_text().replace("\\\n", " ")
     lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [line.partition("ltxkit ")[2].removesuffix(" ...") for line in lines if "ltxkit " in line]
-    assert {command.split()[0] for command in commands} == {"train-vae", "train", "sample", "extend", "reconstruct"}
+    known = {"train-vae", "train", "sample", "extend", "reconstruct", "data", "split", "caption"}
+    assert {command.split()[0] for command in commands} == known
     for command in commands:
         options = parser().parse_args(shlex.split(command))
-        if command.startswith("train"):
+        if command.startswith(("train", "data")):
             load_config(options.config, options.overrides)
     for row in re.findall(r"^\|[^|]*\| `(--set [^`]*)` \|", text, re.MULTILINE):
         sets = parser().parse_args(["train-vae", "--config", "moving-mnist-vae", *shlex.split(row)]).overrides
