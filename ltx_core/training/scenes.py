@@ -46,7 +46,7 @@ def scenes_of(video: Path, cut: Cut) -> list[tuple[float, float]]:
     except (VideoOpenFailure, OSError) as error:
         raise ConfigError(f"got {video}, which cannot be read ({error}); expected a video; leave it out") from error
     scenes: list[tuple[float, float]] = []
-    for start, end in ((each[0].get_seconds(), each[1].get_seconds()) for each in found):
+    for start, end in ((each[0].seconds, each[1].seconds) for each in found):
         parts = max(1, -int(-(end - start) // cut.longest))
         scenes += [(start + (end - start) * n / parts, start + (end - start) * (n + 1) / parts) for n in range(parts)]
     return scenes
