@@ -26,7 +26,7 @@ _AGAIN = (408, 409, 429, 500, 502, 503, 504)
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Keys and pictures go to the address that the user gave, and to no other."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, *_args: Any, **_named: Any) -> None:
         return None
 
 
@@ -83,6 +83,7 @@ class Captioner:
             headers["Authorization"] = f"Bearer {self.key}"
         url = f"{self.url.rstrip('/')}/chat/completions"
         opener = urllib.request.build_opener(_NoRedirect)
+        reason = ""
         for attempt in range(1, TRIES + 1):
             try:
                 request = urllib.request.Request(url, body, headers, method="POST")

@@ -66,7 +66,7 @@ def read_sets(file: Path, notes: Notes) -> list[dict[str, Any]]:
     return [each for each in sets if each is not None]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Any:
     try:
         if file.suffix.lower() == ".json":
             return json.loads(file.read_text(encoding="utf-8-sig"))
@@ -74,7 +74,7 @@ def _read(file: Path) -> dict[str, Any]:
             import tomllib
         else:
             try:
-                import tomli as tomllib
+                import tomli as tomllib  # pyright: ignore[reportMissingImports] - of Python 3.10
             except ImportError as error:
                 raise UnsupportedError(
                     f"got {file} without a reader of TOML; expected tomli on Python 3.10; do pip install ltxkit[data]"
