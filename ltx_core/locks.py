@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +108,27 @@ def locked_folder(folder: Path, what: str) -> Generator[None, None, None]:
     finally:
         lock.release()
         _remove_empty(made)
+
+
+@contextmanager
+def waiting(path: Path, waits: Callable[[], None]) -> Generator[None, None, None]:
+    """This process alone runs the block, of all that name the same file; the others wait until it has ended, however it
+    ends. waits: called once, if this one has to wait. The file is removed at the end.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    lock = Lock(path)
+    said = False
+    while not lock.take():
+        if not said:
+            waits()
+            said = True
+        time.sleep(_PAUSE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Claims:

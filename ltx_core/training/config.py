@@ -30,6 +30,23 @@ PRESETS = Path(__file__).parents[2] / "assets" / "training"
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataPart(Section):
+    """One of several sets of clips.
+
+    path: as `Data.path`. repeats: how often each of its clips counts in an epoch; of 1.5, half of them twice. weight:
+    its share of all samples, against the weights of the other parts; every clip is still seen. trigger_word: before
+    every caption of this part. references, masks: folders with a file of the same name for each clip.
+    """
+
+    path: Path
+    repeats: Annotated[float, Range(above=0, high=10_000)] = 1.0
+    weight: Positive | None = None
+    trigger_word: str = ""
+    references: Path | None = None
+    masks: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data(Section):
     """Where clips come from and how large they are.
 
@@ -43,6 +60,10 @@ class Data(Section):
         `random_windows` random places, another one in each epoch; "slide", all windows that overlap by half; "all",
         windows side by side, to the last frame. short_videos_as_pictures: a video shorter than every other size serves
         sizes of one frame, by its first. allow_empty_captions: train clips without a caption on an empty prompt.
+    path may also be a table, a tar of webdataset, a configuration of diffusion-pipe or musubi-tuner, or a folder that
+        `datasets` has saved; parts: more of them. trigger_word: before every caption. file_column, caption_column: of
+        tables with other headers. precomputed: use latents and embeddings that LTX-Video-Trainer has computed beside
+        the clips (.precomputed).
     """
 
     kind: Literal["digits", "mnist", "moving_mnist", "folder"]
@@ -58,6 +79,11 @@ class Data(Section):
     random_windows: Count = 4
     short_videos_as_pictures: bool = False
     allow_empty_captions: bool = False
+    parts: tuple[DataPart, ...] = ()
+    trigger_word: str = ""
+    file_column: str | None = None
+    caption_column: str | None = None
+    precomputed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

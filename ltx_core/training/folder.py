@@ -1,54 +1,29 @@
-"""A folder of videos and pictures with captions."""
+"""A folder of videos and pictures with captions, or several sets of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
+from torch import Tensor
 
-from ..errors import ConfigError, LTXKitError
-from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, resize, stream_video, video_fps
+from ..errors import ConfigError
+from ..media import is_clip, read_image, resize, stream_video
 from ..progress import Notes
 from ..sampling.noise import seed_sequence
 from ..shapes import PixelShape
-from .captions import caption_beside, captions_without_clip, is_hidden, listed_captions
+from .config import Data
 from .data import Sample, Samples, Split, file_identity, shuffled, stacked
+from .datasets.precomputed import read_embedding, read_latents
+from .datasets.sets import DataSet, open_data, sets_of
+from .survey import PLAIN, Media, Reading, Survey, repeated, some, survey
 
-LISTED = 20  # of the skipped files, and of the remarks about others, this many are named
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a folder is read; see `config.Data` and `config.HoldOut`. leave_out: folders and files that go with clips."""
-
-    windows: Literal["head", "random", "slide", "all"] = "head"
-    random_windows: int = 4
-    short_videos_as_pictures: bool = False
-    allow_empty_captions: bool = True
-    share: float = 0.0
-    held_out: Path | None = None
-    leave_out: tuple[Path, ...] = ()
-
-
-PLAIN = Reading()
-
-
-@dataclass(frozen=True)
-class Media:
-    """A usable file: what it shows, the size it is trained at, and its number of frames at the frame rate of the data
-    (with windows "head" only up to one more than the longest size has)."""
-
-    path: Path
-    caption: str
-    size: PixelShape
-    frames: int
+__all__ = ["PLAIN", "Clips", "Media", "Reading", "VideoFolder", "read_folder"]
 
 
 @dataclass(frozen=True)
@@ -60,144 +35,108 @@ class Clips:
 
 
 def read_folder(
-    folder: Path, sizes: Sequence[PixelShape], *, fps: float, seed: int, notes: Notes, reading: Reading
+    place: Path | Data, sizes: Sequence[PixelShape], *, fps: float, seed: int, notes: Notes, reading: Reading
 ) -> Clips:
-    """The files of a folder, and what is held out of them.
+    """The files of a folder, or of all sets of a config, and what is held out of them.
 
     Raises:
-        ConfigError: the folder does not exist or holds no usable video; the reasons are listed. Captions are missing,
-            empty, misnamed, doubled or undecodable; all are listed, by file.
+        ConfigError: a set does not exist, cannot be read, or none holds a usable video; the reasons are listed.
+            Captions are missing, empty, misnamed, doubled or undecodable; conditions do not suit their clips; latents
+            do not suit the VAE. All are listed, by file, before anything is encoded.
     """
-    usable = _usable(folder, sizes, fps, notes, reading)
+    faults: list[str] = []
+    sets = open_data(place, notes) if isinstance(place, Path) else sets_of(place, notes, faults)
+    name = " and ".join(dict.fromkeys(str(each.table or each.path) for each in sets))
+    usable = _usable(name, sets, sizes, fps, notes, reading, faults)
     if reading.held_out is not None:
-        held_out = _usable(reading.held_out, sizes, fps, notes, reading)
+        if isinstance(place, Path):
+            others = open_data(reading.held_out, notes)
+        else:  # with its trigger word
+            others = sets_of(replace(place, path=reading.held_out, parts=()), notes, [])
+        held_out = _usable(str(reading.held_out), others, sizes, fps, notes, reading, [])
         inside = {media.path.resolve() for media in held_out}
         kept = [media for media in usable if media.path.resolve() not in inside]  # it may lie in the folder
         if not kept:
             raise ConfigError(
-                f"got validation.path {reading.held_out}, which has every clip of {folder}; expected others; change it"
+                f"got validation.path {reading.held_out}, which has every clip of {name}; expected others; change it"
             )
         notes(f"{len(kept)} files are trained on, {len(held_out)} are for validation only")
-        return Clips(kept, held_out)
+        return Clips(_repeated(kept, sets, seed, notes), held_out)
     count = min(len(usable) - 1, max(1, round(reading.share * len(usable)))) if reading.share else 0
     if not count:
         why = "there is only one" if reading.share else "validation.share or validation.path hold some out"
         notes(f"all {len(usable)} files are trained on, none is held out for validation ({why})")
-        return Clips(usable, usable)
+        return Clips(_repeated(usable, sets, seed, notes), usable)
     order = np.random.default_rng(seed_sequence(seed, "hold-out")).permutation(len(usable))
     chosen = set(order[:count].tolist())
     notes(
         f"{len(usable) - count} of {len(usable)} files are trained on, {count} held out for validation: "
-        + _some([usable[number].path.name for number in sorted(chosen)])
+        + some([usable[number].path.name for number in sorted(chosen)])
     )
+    kept = [media for number, media in enumerate(usable) if number not in chosen]
     return Clips(
-        [media for number, media in enumerate(usable) if number not in chosen],
+        _repeated(kept, sets, seed, notes),
         [media for number, media in enumerate(usable) if number in chosen],
     )
 
 
-def _usable(folder: Path, sizes: Sequence[PixelShape], rate: float, notes: Notes, reading: Reading) -> list[Media]:
-    if not folder.is_dir():
-        raise ConfigError(f"got data.path {folder}; expected a folder of videos; check the path")
-    fps = Fraction(rate).limit_denominator(1001)
-    files = [path for path in _media_below(folder) if not _goes_with_a_clip(path, folder, reading.leave_out)]
-    faults: list[str] = []
-    captions = listed_captions(folder, files, notes, faults)
-    frames = {path for path in captions if path.is_dir()}
-    files = sorted([*(path for path in files if not frames & set(path.resolve().parents)), *frames])
-    skipped = {str(name): "named by the captions, but missing" for name in captions if not name.exists()}
-    if not reading.allow_empty_captions:
-        faults += [f"{name}: {why}" for name, why in skipped.items()]
-    remarks: list[str] = []
-    usable: list[Media] = []
-    resampled = uncaptioned = 0
-    for path in files:
-        try:
-            size, count, other_rate = _examine(path, sizes, fps, reading, remarks.append)
-        except (LTXKitError, OSError) as error:
-            skipped[str(path)] = str(error)
-            continue
-        caption, fault = _caption_of(path, captions.get(path.resolve()))
-        if fault is not None:
-            faults.append(f"{path}: {fault}")
-        elif not caption:
-            uncaptioned += 1
-            if not reading.allow_empty_captions:
-                faults.append(f"{path}: {'no caption' if caption is None else 'an empty caption'}")
-        resampled += other_rate
-        usable.append(Media(path, caption or "", size, count))
-    if faults:
-        alone = captions_without_clip(folder, files) if uncaptioned else []
-        faults += [f"{path}: a caption, but no clip of this name" for path in alone]
-        raise ConfigError(
-            f"got captions in {folder} that cannot be used: {'; '.join(fault.rstrip('.') for fault in faults)}; "
-            "expected one caption for each file; correct them, or set data.allow_empty_captions=true to train files "
-            "without a caption on an empty prompt"
-        )
-    listed = _some([f"{name}: {why}" for name, why in skipped.items()])
-    if not usable:
-        content = f"none of {len(files)} files can be used" if files else "no video"
-        raise ConfigError(f"got {folder}: {content}; expected at least one video with a caption. {listed}".rstrip(". "))
-    notes(f"{folder}: {len(usable)} files used, {len(skipped)} skipped{f' ({listed})' if listed else ''}")
-    if remarks:
-        notes(f"{folder}: {_some(remarks)}")
-    if resampled:
-        notes(f"{resampled} clips have another frame rate and are resampled to {rate:g} frames per second")
-    if uncaptioned:
-        notes(f"{uncaptioned} files have no caption; they are trained with an empty prompt")
-    longer = sum(media.frames > media.size.frames for media in usable)
+def _repeated(media: list[Media], sets: Sequence[DataSet], seed: int, notes: Notes) -> list[Media]:
+    result = repeated(media, sets, seed)
+    if len(sets) > 1 or len(result) > len(media):
+        counts = [sum(each.part == number for each in result) for number in range(len(sets))]
+        shares = ", ".join(f"{count} of {each.table or each.path}" for count, each in zip(counts, sets, strict=True))
+        notes(f"an epoch has {len(result)} samples: {shares}")
+    return result
+
+
+def _usable(
+    name: str,
+    sets: Sequence[DataSet],
+    sizes: Sequence[PixelShape],
+    rate: float,
+    notes: Notes,
+    reading: Reading,
+    faults: Sequence[str],
+) -> list[Media]:
+    """The files of these sets that can be used. name: of them all. faults: of sets that could not be opened."""
+    found = survey(sets, sizes, rate, notes, reading)
+    refuse(name, found, faults)
+    listed = some([f"{path}: {why}" for path, why in found.skipped.items()])
+    notes(f"{name}: {len(found.usable)} files used, {len(found.skipped)} skipped{f' ({listed})' if listed else ''}")
+    if found.left_out:
+        notes(f"{name}: not looked at: {', '.join(f'{count} {why}' for why, count in sorted(found.left_out.items()))}")
+    if found.remarks:
+        notes(f"{name}: {some(found.remarks)}")
+    if found.resampled:
+        notes(f"{found.resampled} clips have another frame rate and are resampled to {rate:g} frames per second")
+    if found.uncaptioned:
+        notes(f"{found.uncaptioned} files have no caption; they are trained with an empty prompt")
+    longer = sum(media.frames > media.size.frames for media in found.usable)
     if longer and reading.windows == "head":
         notes(
             f"{longer} clips are longer than the size they are trained at; only their first frames are seen "
             "(data.windows=random, slide or all see more)"
         )
-    return usable
+    return found.usable
 
 
-def _caption_of(path: Path, listed: str | None) -> tuple[str | None, str | None]:
-    """The caption of a file, and what is wrong with it. listed: the one that a table has."""
-    try:
-        beside = caption_beside(path)
-    except ConfigError as error:
-        return None, str(error)
-    if listed and beside and listed != beside:
-        return None, f"two captions, {listed[:60]!r} in a table and {beside[:60]!r} beside it"
-    return (listed or beside) if listed or beside else (listed if beside is None else beside), None
+def refuse(name: str, found: Survey, faults: Sequence[str] = ()) -> None:
+    """Raise what a survey has found that no run may begin with.
 
-
-def _examine(
-    path: Path, sizes: Sequence[PixelShape], fps: Fraction, reading: Reading, remark: Notes
-) -> tuple[PixelShape, int, bool]:
-    """The size that suits a file, its number of frames, and whether it has another frame rate."""
-    moving = is_clip(path)
-    if not moving:
-        first, count, other_rate = read_image(path, remark)[0], 1, False
-    else:
-        longest = max(size.frames for size in sizes) + 1
-        frames = stream_video(path, fps=fps, limit=longest if reading.windows == "head" else None, notes=remark)
-        first = next(frames)
-        count = 1 + sum(1 for _ in frames)
-        rate = fps if path.is_dir() else video_fps(path)
-        other_rate = abs(float(rate) - float(fps)) > 0.01 * float(fps)
-    height, width = first.shape[:2]
-    # A video is no picture, unless pictures are all that is asked for.
-    pictures = not moving or reading.short_videos_as_pictures or all(size.frames == 1 for size in sizes)
-    served = [size for size in sizes if pictures or size.frames > 1]
-    fitting = [size for size in served if size.frames <= count]
-    if not fitting:
-        shortest = min(size.frames for size in served)
-        hint = "add a shorter size to data.sizes, or set data.short_videos_as_pictures=true"
+    Raises:
+        ConfigError: as `read_folder`.
+    """
+    faults = [*faults, *found.faults]
+    if faults:
         raise ConfigError(
-            f"got {count} frames at {float(fps):g} per second; expected {shortest} or more"
-            + (f"; {hint}" if moving and len(served) < len(sizes) else "")
+            f"got data in {name} that cannot be used: {'; '.join(fault.rstrip('.') for fault in faults)}; "
+            "expected one caption for each file, and files that belong together; correct them, or set "
+            "data.allow_empty_captions=true to train files without a caption on an empty prompt"
         )
-    most = max(size.frames for size in fitting)
-    ratio = math.log(width / height)
-    size = min(
-        (size for size in fitting if size.frames == most),
-        key=lambda size: (abs(math.log(size.width / size.height) - ratio), -size.height),
-    )
-    return size, count, other_rate
+    if not found.usable:
+        listed = some([f"{path}: {why}" for path, why in found.skipped.items()])
+        content = f"none of {found.files} files can be used" if found.files else "no video"
+        raise ConfigError(f"got {name}: {content}; expected at least one video with a caption. {listed}".rstrip(". "))
 
 
 class VideoFolder:
@@ -296,6 +235,24 @@ class VideoFolder:
             )
         return Sample(rearrange(frames * 2 - 1, "f h w c -> c f h w"), media.caption)
 
+    def stored(self, number: int, size: PixelShape) -> Tensor | None:
+        """The latents (c f h w) of an entry that is stored as latents; None: it is pixels."""
+        media, _ = self.groups[size][number]
+        return None if media.stored is None else read_latents(media.stored.latents).latents
+
+    def caption(self, number: int, size: PixelShape) -> str:
+        """Of an entry."""
+        return self.groups[size][number][0].caption
+
+    def embeddings(self) -> dict[str, Tensor]:
+        """The tokens (l, d) of captions that are stored as embeddings, by `Media.caption`."""
+        stored = {media.caption: media.stored for media in self.media if media.stored is not None}
+        return {
+            caption: read_embedding(files.conditions)
+            for caption, files in stored.items()
+            if files.conditions is not None
+        }
+
     def distinct(self, size: PixelShape) -> int:
         return len(self.groups[size])
 
@@ -303,7 +260,9 @@ class VideoFolder:
         return [f"{file_identity(media.path)} {media.caption}" for media in self.media]
 
     def captions(self) -> list[str]:
-        return sorted({media.caption for media in self.media} - {""}) or ["a video"]
+        unread = {media.caption for media in self.media if media.stored is not None and media.stored.conditions}
+        texts = {media.caption for media in self.media} - unread - {""}
+        return sorted(texts) or ([] if unread else ["a video"])
 
 
 def _starts(media: Media, windows: str) -> list[int]:
@@ -313,23 +272,3 @@ def _starts(media: Media, windows: str) -> list[int]:
         return [0]
     step = max(1, media.size.frames // 2) if windows == "slide" else media.size.frames
     return sorted({*range(0, last, step), last})
-
-
-def _media_below(folder: Path) -> list[Path]:
-    """Files below a folder that have the name of a clip or a picture, in order; none in hidden folders, in which other
-    programs keep copies."""
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in CLIP_SUFFIXES | PICTURE_SUFFIXES)
-    return sorted(path for path in named if not is_hidden(path, folder))
-
-
-def _goes_with_a_clip(path: Path, folder: Path, companions: Sequence[Path]) -> bool:
-    """Whether a file is the reference or the mask of another: in a folder of them, or beside the clips by its name."""
-    whole, root = path.resolve(), folder.resolve()
-    inside = [each.resolve() for each in companions if each.resolve().is_relative_to(root)]
-    named = path.stem.endswith(("_reference", "_mask"))
-    return any(named if each == root else whole.is_relative_to(each) for each in inside)
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = f"; and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
-    return "; ".join(text.rstrip(".") for text in texts[:LISTED]) + more

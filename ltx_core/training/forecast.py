@@ -214,7 +214,7 @@ def _captions(config: TransformerTraining) -> tuple[list[str], int | None]:
     files = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not is_hidden(path, folder)]
     captions: list[str] = []
     try:
-        captions += listed_captions(folder, files, lambda _: None, []).values()
+        captions += listed_captions(folder, files, lambda _: None, []).texts.values()
         captions += [caption_beside(path) or "" for path in files[:COUNTED_CAPTIONS]]
     except (LTXKitError, OSError):
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,9 @@ from ..shapes import PixelShape
 from .checkpoints import saved_cache, write_cache
 from .config import Data
 from .data import Source, shuffled
+from .encoded_cache import EncodedCache, content_key, filled, key_of
 from .encoding import ClipEncoder
+from .folder import VideoFolder
 from .settings_file import to_tree
 
 FORMAT = 2  # of the cache: entries of the source, in its own order
@@ -76,13 +78,15 @@ class LatentCache:
     count: number of samples (all, if the source has fewer) in `folder`/latents_FxHxW.pt; 0: none, every sample is
     encoded when it is needed, as those are that the cache has no place for. Of a source that never repeats, the cached
     samples take the place of all. writes: whether this process writes the files. share_sizes: the sizes share `count`
-    as they share the samples; otherwise each size gets all of it.
+    as they share the samples; otherwise each size gets all of it. shared: of all runs, from which files of a folder are
+    taken.
     """
 
     folder: Path
     count: int
     writes: bool
     share_sizes: bool = True
+    shared: EncodedCache | None = None
 
 
 class Latents:
@@ -113,7 +117,12 @@ class Latents:
         if self.extras is not None:
             parts.append(self.extras.identity())
         text = json.dumps(parts, sort_keys=True)
-        digest = hashlib.sha256(text.encode())
+        return hashlib.sha256(text.encode() + self.vae_key.encode()).hexdigest()
+
+    @cached_property
+    def vae_key(self) -> str:
+        """A hash of every weight of the VAE."""
+        digest = hashlib.sha256()
         for name, tensor in sorted(self.vae.state_dict().items()):  # one by one: the decoder stays in its file
             digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -147,12 +156,29 @@ class Latents:
 
     @torch.no_grad()
     def _encode(self, entries: Sequence[int], size: PixelShape) -> EncodedClips:
+        stored = self._stored(entries, size)
+        if stored is not None:
+            return stored
         whole = self.encoder.needs(size, len(entries)).tiling is None
         samples = self.source.entries(entries, size, self.encoder.device if whole else torch.device("cpu"))
         pixels, extras = samples.pixels, {}
         if self.extras is not None:
             extras = self.extras.encode(self.encoder.encode, self.source, entries, size, pixels)
         return EncodedClips(self.encoder.encode(pixels), samples.captions, extras)
+
+    def _stored(self, entries: Sequence[int], size: PixelShape) -> EncodedClips | None:
+        """Entries of which some are stored as latents; None: all are pixels."""
+        if not isinstance(self.source, VideoFolder):
+            return None
+        found = [self.source.stored(entry, size) for entry in entries]
+        if all(latents is None for latents in found):
+            return None
+        captions = [self.source.caption(entry, size) for entry in entries]
+        rows = [
+            self._encode([entry], size).latents[0] if latents is None else latents
+            for entry, latents in zip(entries, found, strict=True)
+        ]
+        return EncodedClips(torch.stack(rows), captions)
 
     def _file(self, size: PixelShape) -> Path:
         return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"
@@ -168,18 +194,48 @@ class Latents:
         if self.cache.share_sizes:
             count = max(8, round(count * self._share(size)))
         count = min(count, distinct or count)
-        self.notes(f"encoding {count} clips of {size.frames} frames of {size.width}x{size.height}")
         if distinct is not None and count < distinct and self.cache.share_sizes:
             self.notes(
                 f"the cache has {count} of {distinct} clips of this size (cache_clips={self.cache.count}); the other "
                 f"{distinct - count} are trained on too, and encoded whenever they are needed"
             )
-        at_once = self.encoder.needs(size, count).at_once
-        encoded = joined([self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)])
+        encoded = self._all(count, self.encoder.needs(size, count).at_once, size)
         if self.cache.writes:
             saved = {"key": self.key, "latents": encoded.latents, "captions": encoded.captions}
             write_cache(self._file(size), saved | ({"extras": encoded.extras} if encoded.extras else {}))
         return encoded
+
+    def _all(self, count: int, at_once: int, size: PixelShape) -> EncodedClips:
+        """The first `count` entries; what another run has encoded of them is read."""
+        of = f"of {size.frames} frames of {size.width}x{size.height}"
+        keys = self._shared_keys(count, size)
+        if keys is None or not isinstance(self.source, VideoFolder):
+            self.notes(f"encoding {count} clips {of}")
+            return joined([self._encode(range(i, min(i + at_once, count)), size) for i in range(0, count, at_once)])
+
+        def make(numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
+            earlier = count - len(numbers)
+            self.notes(f"encoding {len(numbers)} clips {of}" + (f"; {earlier} are known" if earlier else ""))
+            for start in range(0, len(numbers), at_once):
+                chosen = numbers[start : start + at_once]
+                yield from zip(chosen, self._encode(chosen, size).latents, strict=True)
+
+        captions = [self.source.caption(number, size) for number in range(count)]
+        return EncodedClips(torch.stack(filled(self.cache.shared, keys, "its clips", make)), captions)
+
+    def _shared_keys(self, count: int, size: PixelShape) -> list[str] | None:
+        """What the first entries are made from: content, place, size and rate of each clip, and the VAE. None: they are
+        not shared, since they are drawn, or stored as latents."""
+        source = self.source
+        if self.cache.shared is None or self.extras is not None or not isinstance(source, VideoFolder):
+            return None
+        windows = source.groups[size][:count]
+        if any(media.stored is not None for media, _ in windows):
+            return None
+        return [
+            key_of("latents", self.vae_key, content_key(media.path), start, list(size), str(source.fps))
+            for media, start in windows
+        ]
 
     def _share(self, size: PixelShape) -> float:
         """Of the samples, those of one size."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -68,11 +69,20 @@ class LoRALayers(nn.Module):
         return add
 
 
-def save_lora(path: Path, layers: LoRALayers, factors: Mapping[str, Tensor], style: Style) -> None:
+def save_lora(
+    path: Path,
+    layers: LoRALayers,
+    factors: Mapping[str, Tensor],
+    style: Style,
+    *,
+    dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write the factors of `layers`, from `tensors_of`, as other programs read them.
 
     `transformer.X.lora_A.weight` with diffusers' module names, or `diffusion_model.X.lora_A.weight` with the
     official ones, as ComfyUI reads them. The factor alpha / rank is folded into lora_B: no reader needs to know it.
+    dtype: of the file. metadata: more entries of its header.
     """
     to_diffusers = TRANSFORMER_FROM_DIFFUSERS.inverse()
     tensors: dict[str, Tensor] = {}
@@ -81,6 +91,6 @@ def save_lora(path: Path, layers: LoRALayers, factors: Mapping[str, Tensor], sty
             target = f"transformer.{(to_diffusers.rename(f'{name}.weight') or '').removesuffix('.weight')}"
         else:
             target = f"diffusion_model.{name}"
-        tensors[f"{target}.lora_A.weight"] = factors[f"down.{key}"]
-        tensors[f"{target}.lora_B.weight"] = factors[f"up.{key}"] * layers.scales[key]
-    write_safetensors(path, tensors, {"format": "pt", "rank": str(layers.config.rank)})
+        tensors[f"{target}.lora_A.weight"] = factors[f"down.{key}"].to(dtype)
+        tensors[f"{target}.lora_B.weight"] = (factors[f"up.{key}"] * layers.scales[key]).to(dtype)
+    write_safetensors(path, tensors, {**metadata, "format": "pt", "rank": str(layers.config.rank)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..files import whole
-from ..media import write_gif, write_image, write_video
+from ..media import resize, write_gif, write_image, write_video
 
 
 def to_frames(pixels: Tensor) -> Tensor:
@@ -69,3 +71,15 @@ def save_samples(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float
         write_gif(folder / f"{number:03d}.gif", frames, rate)
         paths += [folder / f"{number:03d}.mp4", folder / f"{number:03d}.gif"]
     return paths
+
+
+def as_data_url(frame: Tensor, most: tuple[int, int]) -> str:
+    """A frame (h, w, 3) in [0, 1] as a JPEG in a data: URL, made smaller to fit `most`, its height and width."""
+    from PIL import Image
+
+    scale = min(most[0] / frame.shape[0], most[1] / frame.shape[1], 1.0)
+    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
+    small = resize(frame[None], height, width, "stretch", kernel="bicubic")[0]
+    stream = io.BytesIO()
+    Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(stream, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

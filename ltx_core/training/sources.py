@@ -8,8 +8,10 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..progress import Notes, log_note
 from ..shapes import PixelShape
+from .captions import Tables
 from .config import Data, HoldOut
 from .data import Source, Split
+from .datasets.precomputed import LatentFormat
 from .digits.clips import DigitSource, MovingDigits, mnist_digits, sklearn_digits
 from .folder import Media, Reading, VideoFolder, read_folder
 from .moving_mnist import MovingMNIST
@@ -35,11 +37,13 @@ def open_sources(
     hold_out: HoldOut = HoldOut(),
     *,
     captioned: bool = True,
+    latents: LatentFormat | None = None,
     leave_out: tuple[Path, ...] = (),
 ) -> tuple[Source, Source]:
     """The clips to train on and those of validations; a folder is looked through once.
 
-    captioned: whether captions are read at all. leave_out: folders and files that go with clips, and are none.
+    captioned: whether captions are read at all. latents: of the VAE, for clips that are stored as latents; None: those
+        cannot be used. leave_out: folders and files that go with clips, and are none.
 
     Raises:
         ConfigError: as `open_source`.
@@ -53,16 +57,8 @@ def open_sources(
             "are drawn; leave it out"
         )
     if config.kind == "folder":
-        reading = Reading(
-            windows=config.windows,
-            random_windows=config.random_windows,
-            short_videos_as_pictures=config.short_videos_as_pictures,
-            allow_empty_captions=config.allow_empty_captions or not captioned,
-            share=hold_out.share,
-            held_out=hold_out.path,
-            leave_out=leave_out,
-        )
-        clips = read_folder(_path(config), sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
+        reading = reading_of(config, hold_out, captioned=captioned, latents=latents, leave_out=leave_out)
+        clips = read_folder(config, sizes, fps=config.fps, seed=seed, notes=notes, reading=reading)
 
         def of(media: list[Media], split: Split) -> Source:
             return VideoFolder.of(media, sizes, split=split, fps=config.fps, seed=seed, reading=reading)
@@ -100,3 +96,26 @@ def _path(config: Data) -> Path:
     if config.path is None:
         raise ConfigError(f"got no data.path; expected one for {config.kind}; add it")
     return config.path
+
+
+def reading_of(
+    config: Data,
+    hold_out: HoldOut = HoldOut(),
+    *,
+    captioned: bool = True,
+    latents: LatentFormat | None = None,
+    leave_out: tuple[Path, ...] = (),
+) -> Reading:
+    """How the clips of a config are read; see `open_sources`."""
+    return Reading(
+        windows=config.windows,
+        random_windows=config.random_windows,
+        short_videos_as_pictures=config.short_videos_as_pictures,
+        allow_empty_captions=config.allow_empty_captions or not captioned,
+        share=hold_out.share,
+        held_out=hold_out.path,
+        tables=Tables(file_column=config.file_column, caption_column=config.caption_column),
+        latents=latents,
+        precomputed=config.precomputed,
+        leave_out=leave_out,
+    )

@@ -21,6 +21,7 @@ from ..weights.tokenizer_training import train_tokenizer
 from .checkpoints import saved_cache, write_cache
 from .config import Text
 from .data import file_identity
+from .encoded_cache import EncodedCache, filled, key_of
 from .encoding import plain_host
 
 
@@ -44,9 +45,18 @@ class FrozenText:
         self.quantization = quantization
         _, self._host = plain_host(device)
         self._embeddings: dict[str, Tensor] = {}
+        self._known: dict[str, Tensor] = {}  # made elsewhere
 
-    def prepare(self, captions: Sequence[str], file: Path, notes: Notes, *, writes: bool) -> None:
-        """Encode `captions`, or read them from `file`, which is written if `writes`."""
+    def prepare(
+        self,
+        captions: Sequence[str],
+        file: Path,
+        notes: Notes,
+        *,
+        writes: bool,
+        shared: EncodedCache | None = None,
+    ) -> None:
+        """Encode `captions`, or read them from `file`, which is written if `writes`, or from what all runs share."""
         wanted, key = list(dict.fromkeys(captions)), self._key()
         saved = saved_cache(file, ("key", "captions", "embeddings"), notes)
         if saved is not None and saved["key"] == key:
@@ -54,16 +64,40 @@ class FrozenText:
         missing = [caption for caption in wanted if caption not in self._embeddings]
         if not missing:
             return
-        notes(f"encoding {len(missing)} captions")
-        encoder = self._open()
-        for sentence in _unread(encoder.tokenizer, missing):
-            notes(sentence)
-        self._encode(encoder, missing)
+
+        def make(numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
+            chosen = [missing[number] for number in numbers]
+            notes(f"encoding {len(chosen)} captions")
+            encoder = self._open()
+            for sentence in _unread(encoder.tokenizer, chosen):
+                notes(sentence)
+            for number in numbers:
+                self._encode(encoder, [missing[number]])
+                yield number, self._embeddings[missing[number]]
+
+        # The same captions come in another dtype from a CPU, see `_open`.
+        keys = [key_of("text", key, self.device.type, caption) for caption in missing]
+        for caption, embedding in zip(missing, filled(shared, keys, "its captions", make), strict=True):
+            self._embeddings[caption] = embedding
         if writes:
             write_cache(
                 file,
                 {"key": key, "captions": list(self._embeddings), "embeddings": list(self._embeddings.values())},
             )
+
+    def know(self, embeddings: Mapping[str, Tensor]) -> None:
+        """Take embeddings (l, d_model) that were made elsewhere.
+
+        Raises:
+            ConfigError: they have another width than the transformer reads.
+        """
+        for caption, tokens in embeddings.items():
+            if tokens.shape[1] != self.channels:
+                raise ConfigError(
+                    f"got the embedding of {caption} of width {tokens.shape[1]}; expected {self.channels}, the model's "
+                    "caption_channels; compute it with the encoder that belongs to the model"
+                )
+            self._known[caption] = tokens
 
     def embeddings(self, captions: Sequence[str]) -> list[Tensor]:
         """One (l, d_model) per caption, on the CPU, in the dtype that the encoder computes in.
@@ -71,10 +105,11 @@ class FrozenText:
         Raises:
             ConfigError: the encoder has another width than the transformer reads.
         """
-        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._embeddings]
+        known = self._known
+        missing = [each for each in dict.fromkeys(captions) if each not in self._embeddings and each not in known]
         if missing:
             self._encode(self._open(), missing)
-        return [self._embeddings[caption] for caption in captions]
+        return [known[caption] if caption in known else self._embeddings[caption] for caption in captions]
 
     def _encode(self, encoder: TextEncoder, captions: Sequence[str]) -> None:
         work = stages.encoding_text(encoder.model, encoder.config, on_cpu=self.device.type == "cpu")

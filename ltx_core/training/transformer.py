@@ -42,9 +42,13 @@ from .checkpoints import checkpoint_file, latest_checkpoint
 from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
 from .data import Source
+from .datasets.precomputed import LatentFormat
 from .distributed import FSDPModule, World, gathered, synchronised
+from .encoded_cache import EncodedCache
 from .encoding import ClipEncoder
+from .export_metadata import export_metadata
 from .flow import Draws, Flow, draw
+from .folder import VideoFolder
 from .forecast import card_of, check_training_fits, fitting_plan
 from .generate import ClipSettings, Models, generate_clips
 from .latents import EncodedClips, LatentCache, Latents
@@ -65,6 +69,7 @@ from .offload import offloaded
 from .optimize import Updater, autocast
 from .pictures import save_clips
 from .sources import open_sources
+from .stored_latents import check_stored_latents
 from .text import FrozenText, encode, make_text_encoder, save_text_encoder
 
 
@@ -88,6 +93,7 @@ class TransformerTask:
         self.vae = self._open_vae()
         self.encoder = ClipEncoder(self.vae, world.device)
         self.base_metadata: dict[str, str] = {}
+        self.base_versions: tuple[str, ...] = ()
         self.transformer, self.recipe, self.scheduler = self._start(notes)
         if self.transformer.config.in_channels != self.vae.config.latent_channels:
             raise ConfigError(
@@ -95,8 +101,11 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
+        stored = LatentFormat(self.vae.config.latent_channels, self.vae.config.scale_factors)
         aside = companion_paths(config)
-        self.source, validation = open_sources(config.data, config.seed, notes, config.validation, leave_out=aside)
+        self.source, validation = open_sources(
+            config.data, config.seed, notes, config.validation, latents=stored, leave_out=aside
+        )
         self.conditions = self._conditions([self.source, validation])
         held_out = config.data.kind != "folder" or config.validation != HoldOut()
         self.loss_name = "validation_loss" if held_out else "seen_clips_loss"
@@ -109,8 +118,10 @@ class TransformerTask:
             models, settings = self._sampling()
             models.passes(settings.overrides, settings.size)
         folder, first = config.output, world.first
-        cache = LatentCache(folder, config.cache_clips, first)
-        fixed = LatentCache(folder / "validation", config.validation_samples, first, share_sizes=False)
+        self.shared = EncodedCache.of_user(notes)
+        cache = LatentCache(folder, config.cache_clips, first, shared=self.shared)
+        samples = config.validation_samples
+        fixed = LatentCache(folder / "validation", samples, first, share_sizes=False, shared=self.shared)
         self.latents = self._latents(self.source, cache, notes)
         self.validation = self._latents(validation, fixed, notes)
         self._encode_all(notes)
@@ -145,6 +156,12 @@ class TransformerTask:
             raise ConfigError("got preview.reference without reference; expected a training with one; leave it out")
         if config.reference is None and not config.conditions.any:
             return None
+        stored = (m for each in sources if isinstance(each, VideoFolder) for m in each.media if m.stored is not None)
+        if (media := next(stored, None)) is not None:
+            raise ConfigError(
+                f"got {media.path}, which is stored as latents, with reference or conditions; expected clips, from "
+                "whose pixels they are made; leave them out, or set data.precomputed=false"
+            )
         return ClipConditions(config, sources, self.vae.config.scale_factors)
 
     def _open_vae(self) -> VideoVAE:
@@ -171,6 +188,7 @@ class TransformerTask:
             quantization = config.quantization if config.lora else None
             model, info = opened.transformer(dtype=None if config.lora else torch.float32, quantization=quantization)
             self.base_metadata = _metadata_of(opened)
+            self.base_versions = tuple(opened.description.versions)
             if config.model is not None and model.config != transformer_config(config.model):
                 raise ConfigError(
                     f"got initial {config.initial} of another architecture than model; expected the same; change one"
@@ -268,10 +286,12 @@ class TransformerTask:
     def _encode_all(self, notes: Notes) -> None:
         """Fill the caches before the transformer needs the memory."""
         config, world = self.config, self.world
+        check_stored_latents([self.source, self.validation.source], self.encoder)
+        self._know_stored_text()
         if isinstance(self.text, FrozenText):
             known = [*self.source.captions(), *self.validation.source.captions(), "", *config.prompts]
             known += [self.recipe.negative_prompt] if config.prompts else []
-            self.text.prepare(known, config.output / "text.pt", notes, writes=world.first)
+            self.text.prepare(known, config.output / "text.pt", notes, writes=world.first, shared=self.shared)
         for size in self.validation.source.sizes():
             self.validation.prepare(size)
         if config.cache_clips:
@@ -279,6 +299,23 @@ class TransformerTask:
             for size in sorted({*drawn, *self.source.sizes()}, key=math.prod):
                 self.latents.prepare(size)
         self._rest_vae()
+
+    def _know_stored_text(self) -> None:
+        """Take the embeddings that the data has instead of encoding its captions.
+
+        Raises:
+            ConfigError: the text encoder is in training, or they are of another one.
+        """
+        sources = [each for each in (self.source, self.validation.source) if isinstance(each, VideoFolder)]
+        known = {caption: tokens for source in sources for caption, tokens in source.embeddings().items()}
+        if not known:
+            return
+        if not isinstance(self.text, FrozenText):
+            raise ConfigError(
+                "got data with embeddings, and a text encoder that is trained; expected captions; set text.encoder to "
+                "the T5 that made the embeddings, or data.precomputed=false"
+            )
+        self.text.know(known)
 
     def _rest_vae(self) -> None:
         """Take the encoder off the device if no clip needs it any more."""
@@ -484,11 +521,13 @@ class TransformerTask:
             text = tensors_of(self.text.model) if isinstance(self.text, TextEncoder) else None
         if folder is None:
             return
+        said = export_metadata(self.config, versions=self.base_versions, base=self.base_metadata)
         if self.lora is not None:
             for style in ("diffusers", "comfyui"):
-                save_lora(folder / f"lora_{style}.safetensors", self.lora, weights, style)
+                file = folder / f"lora_{style}.safetensors"
+                save_lora(file, self.lora, weights, style, dtype=torch.bfloat16, metadata=said)
             return
-        base = Base(self.scheduler, self.base_metadata)
+        base = Base(self.scheduler, said)
         save_checkpoint_file(folder / "model.safetensors", weights, self.transformer.config, self.vae, base)
         if isinstance(self.text, TextEncoder) and text is not None:
             save_text_encoder(self.text, text, folder / "text_encoder")

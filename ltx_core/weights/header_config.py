@@ -20,6 +20,7 @@ from .layer_formats import ENTRY as LAYER_FORMATS
 _CONFIG_KEYS = ("config", "config_base64")
 # Which release the file is, as `ltxkit convert --version` was told.
 RELEASE_KEY = "ltxkit_version"
+DESCRIPTIONS = ("modelspec.", "ltxkit_")  # of what a file is for, who made it and how: nothing is read from them
 
 ALLOWED_STEPS = "allowed_inference_steps"
 # What shows that an object is the config of one part alone: its class, or keys that no other part has together.
@@ -65,7 +66,8 @@ def sections_in(metadata: Mapping[str, str], *, upscaler: bool) -> tuple[dict[st
             entries = {"upscaler": config} if upscaler else config
         fresh = {name: value for name, value in entries.items() if name not in sections}
         sections |= fresh
-        if not fresh and key not in (*_CONFIG_KEYS, RELEASE_KEY, LAYER_FORMATS, "format"):
+        said = key in (*_CONFIG_KEYS, RELEASE_KEY, LAYER_FORMATS, "format") or key.startswith(DESCRIPTIONS)
+        if not fresh and not said:
             unknown.append(key)
     return sections, unknown
 

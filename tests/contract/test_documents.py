@@ -107,11 +107,12 @@ def test_commands_of_the_training_pages_are_valid(repository: Path) -> None:
     text = "\n".join(pages).replace("\\\n", " ")
     lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [line.partition("ltxkit ")[2].removesuffix(" ...") for line in lines if "ltxkit " in line]
-    named = {"train-vae", "train", "plan", "sample", "extend", "reconstruct", "generate"}
-    assert {command.split()[0] for command in commands} == named
+    assert {command.split()[0] for command in commands} == {
+        "train-vae", "train", "plan", "sample", "extend", "reconstruct", "generate", "data", "split", "caption",
+    }  # fmt: skip
     for command in commands:
         options = parser().parse_args(shlex.split(command))
-        if command.startswith("train"):
+        if command.startswith(("train", "data")):
             load_config(options.config, options.overrides)
     for row in re.findall(r"^\|[^|]*\| `(--set [^`]*)` \|", text, re.MULTILINE):
         sets = parser().parse_args(["train-vae", "--config", "moving-mnist-vae", *shlex.split(row)]).overrides

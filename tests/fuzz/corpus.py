@@ -250,6 +250,14 @@ def files() -> Iterator[tuple[str, bytes]]:
     yield "captions/long-name@captions.json", json.dumps([{"file": "x/" * 3000, "text": "a"}]).encode()
     yield "captions/long-name@videos.txt", b"x/" * 3000 + b"\nb.png\n"
     yield "captions/nul@videos.txt", b"a\0.png\nb.png\n"
+    yield "data-sets/entries@pipe.toml", b"[[directory]]\npath = {a = 1}\nnum_repeats = nan\ncaption_prefix = []\n"
+    yield (
+        "data-sets/sets@musubi.toml",
+        b"datasets = [1, {}, {video_directory = 3, resolution = 'x', target_frames = 1}]\n",
+    )
+    yield "data-sets/general@musubi.toml", b"general = 7\ndatasets = []\n"
+    yield "data-sets/pickle@a.pt", b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00trueq\x01\x85q\x02Rq\x03."
+    yield "data-sets/empty@set.tar", b""
     yield "data-files/no-elements@train-labels-idx1-ubyte", struct.pack(">IIII", 0x803, 0, 2**32 - 1, 2**32 - 1)
     yield "data-files/dimensions@train-labels-idx1-ubyte", b"\0\0\x08\xff"
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 4, 8, 8)), }".ljust(117) + b"\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets_targets
 import graph_targets
 import media_targets
 import settings_targets
@@ -13,4 +14,5 @@ TARGETS: dict[str, Target] = {
     **graph_targets.TARGETS,
     **settings_targets.TARGETS,
     **media_targets.TARGETS,
+    **datasets_targets.TARGETS,
 }

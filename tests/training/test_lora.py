@@ -129,7 +129,7 @@ def wanted(base: LTXTransformer, trained: Path) -> Tensor:
     stored = load_file(trained / "lora_comfyui.safetensors")
     for key in [key for key in stored if key.endswith("lora_A.weight")]:
         name = key.removeprefix("diffusion_model.").replace("lora_A.weight", "weight")
-        tensors[name] += stored[key.replace("lora_A", "lora_B")] @ stored[key]
+        tensors[name] += stored[key.replace("lora_A", "lora_B")].float() @ stored[key].float()
     merged = LTXTransformer(base.config)
     merged.load_state_dict(tensors)
     return velocity(merged)
@@ -137,6 +137,18 @@ def wanted(base: LTXTransformer, trained: Path) -> Tensor:
 
 def test_it_has_an_effect(base: LTXTransformer, wanted: Tensor) -> None:
     assert float((velocity(base) - wanted).abs().max()) > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("style", ["comfyui", "diffusers"])
+def test_the_file_is_bf16_and_says_what_it_is(style: str, trained: Path) -> None:
+    file = trained / f"lora_{style}.safetensors"
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["modelspec.architecture"] == "ltx-video/lora"
+    assert metadata["ltxkit_base"] == Path(CHECKPOINT).name
+    assert (metadata["format"], metadata["rank"]) == ("pt", "3")
+    assert all(str(trained.parent) not in text for text in metadata.values())
 
 
 @pytest.mark.parametrize("style", ["comfyui", "diffusers"])
