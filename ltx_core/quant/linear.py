@@ -187,12 +187,14 @@ class _Unpacked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         linear: QuantizedLinear = ctx.linear
-        own = linear._buffers
-        linear._buffers = {**own, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
+        # Blocks that come and go have other tensors by now than those of the forward.
+        own = linear._buffers  # pyright: ignore[reportPrivateUsage]
+        saved = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        linear._buffers = {**own, **saved}  # pyright: ignore[reportPrivateUsage]
         try:
             weight = ctx.unpack(gradient.dtype)
         finally:
-            linear._buffers = own
+            linear._buffers = own  # pyright: ignore[reportPrivateUsage]
         return (gradient @ weight, None, None, None, *(None for _ in ctx.names))
 
 

@@ -54,7 +54,8 @@ def _vae(config: VAETraining, card: Card, processes: int) -> TrainingPlan:
         vae.encoder.requires_grad_(False)
     objective = Reconstruction(vae, config, None)
     largest = max((PixelShape(*size) for size in config.data.sizes), key=lambda size: size.frames)
-    size = PixelShape(min(config.crop_frames or largest.frames, largest.frames), *PixelShape(*config.data.sizes[0])[1:])
+    first = PixelShape(*config.data.sizes[0])
+    size = PixelShape(min(config.crop_frames or largest.frames, largest.frames), first.height, first.width)
     clips = _at_once(config.optimization, processes)
     peaks = [
         vae_step_bytes(config, objective, judge, clips=clips, size=size, device=CPU, backward=backward)
