@@ -30,7 +30,7 @@ from ltxkit.ltx_core.sampling.samplers import SamplerSettings
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
 from ltxkit.ltx_core.training.companions import MASKS, REFERENCES, Companions, Kind, Window
 from ltxkit.ltx_core.training.condition_settings import ConditionSettings, ReferenceSettings
-from ltxkit.ltx_core.training.conditions import ClipConditions, Drawn, companion_paths
+from ltxkit.ltx_core.training.conditions import ClipConditions, Drawn, companion_paths, extra_tokens
 from ltxkit.ltx_core.training.config import Data, Optimization, TransformerTraining
 from ltxkit.ltx_core.training.edges import edges
 from ltxkit.ltx_core.training.flow import Draws, Flow
@@ -248,8 +248,9 @@ def test_single_frames_have_no_conditions_in_time() -> None:
     task = conditions(prefix=1.0, suffix=1.0, keyframes=1.0)
     found = draws(task, 4, size=PixelShape(1, 64, 96))
     assert (bool(found.kept.any()), found.suffix, found.keyframes) == (False, False, ())
-    assert task.most_tokens(PixelShape(1, 64, 96)) == 0
-    assert conditions(ReferenceSettings(), suffix=0.1, keyframes=0.1).most_tokens(SIZE) == (4 + 2 + 3) * 6
+    given = ConditionSettings(suffix=0.1, keyframes=0.1)
+    assert extra_tokens(settings(conditions=given), PixelShape(1, 64, 96), SCALE) == 0
+    assert extra_tokens(settings(reference=ReferenceSettings(), conditions=given), SIZE, SCALE) == (4 + 2 + 3) * 6
 
 
 @pytest.mark.parametrize(
