@@ -309,7 +309,7 @@ class LoRASettings(Section):
     """The low-rank update alpha / rank * B A. targets: names of the Linears inside a transformer block.
 
     rank_pattern, alpha_pattern: other values for some Linears, by regular expressions for the end of their names, as in
-        peft: `{attn2.to_v: 8, "0.attn1.*": 4}`.
+        peft: `{to_v: 8, "0.attn1.*": 4}`.
     init_from: a LoRA file to go on from, of any kind that is loaded here as pairs of factors; a lower rank is widened.
     """
 

@@ -25,6 +25,7 @@ LONG_FILES = {
     "ltx_core/weights/foreign_table.py": "a table of other people's models, which nothing else would divide",
     "nodes/old_graphs.py": "the nodes in the place of one other pack's",
     "ltx_core/pipelines/library.py": "the front door: one object with everything that the models do",
+    "ltx_core/training/transformer.py": "one task: beginning, steps, validation, files",
     "ltx_core/training/forecast.py": "the phases of one training, each by the sums that the others need too",
     "nodes/bridges.py": "all of core's modules that the bridges need, in one file",
 }

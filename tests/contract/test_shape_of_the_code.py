@@ -55,9 +55,12 @@ def test_no_bag_of_options_takes_their_place(sources: dict[str, ast.Module]):
         if function.args.kwarg is not None and function.name not in ("IS_CHANGED", "VALIDATE_INPUTS")
     }
     assert bags == {
+        "commands/captioner.py:redirect_request",  # urllib's own, which is refused
         "commands/training.py:_read_config",  # values of a config by their dotted names
         "ltx_core/pipelines/bar.py:shown_while",  # any call, on its way to the function, which names its parameters
         "ltx_core/pipelines/hints.py:checked",  # likewise
+        "ltx_core/pipelines/library.py:_check_alike",  # what all processes of a group must be called with, by its name
+        "ltx_core/placing/together.py:check_alike",  # likewise
         "ltx_core/pipelines/library.py:__call__",  # which is refused, whatever it has
         "ltx_core/pipelines/library.py:generate",  # the fields of Recipe, as typed in Knobs; others are refused
         "ltx_core/pipelines/presets.py:but",  # likewise
