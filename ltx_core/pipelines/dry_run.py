@@ -191,6 +191,7 @@ class Choices:
         if self.resident is not None:
             check_whole("resident_blocks", self.resident, 0, advice="leave it out for as many as fit")
         check_whole("text_tokens", self.text_tokens, 1, advice="pass the length of a prompt")
+        check_whole("processes", self.processes, 1, advice="leave it out for one")
 
 
 AUTO = Choices()

@@ -196,10 +196,13 @@ def digest(path: Path) -> str:
     if path.name == "state.sha256":
         return "of state.pt"
     data = path.read_bytes()
+    if path.name == "run.html":  # which says how fast the run was
+        return "a page" if data.rstrip().endswith(b"</html>") else "half a page"
     if path.name == "log.jsonl":
         entries = [json.loads(line) for line in data.splitlines()]
         for entry in entries:
-            entry.pop("steps_per_second", None)
+            for key in ("steps_per_second", "samples_per_second", "seconds_left"):
+                entry.pop(key, None)
         data = json.dumps(entries).encode()
     if path.suffix == ".pt":  # an archive that has its own name inside
         import torch

@@ -78,7 +78,9 @@ def test_two_and_four_processes_make_the_clips_of_one(
         found = load_file(tmp_path / f"{size}.safetensors")
         assert found.keys() == expected.keys()
         for name, latent in expected.items():
-            torch.testing.assert_close(found[name], latent, atol=1e-5, rtol=1e-5)
+            # A forward is within 1e-5 (tests/models/test_sharing.py); guidance and the steps of a clip multiply that.
+            difference = (found[name] - latent).abs().max() / latent.abs().max()
+            assert difference <= 3e-5, (size, name, difference)
     said = [(tmp_path / f"said-{rank}").read_text() for rank in range(4)]
     assert all(text.startswith("got seed [0] in process 0 and [1] in process 1; expected the same") for text in said)
 

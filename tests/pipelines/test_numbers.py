@@ -64,7 +64,7 @@ VALUES: tuple[tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]], ...] =
     (ClipSettings, {"size": SIZE, "fps": 24}, ("fps", "seed", "batch_size")),
     (Upscaling, {"upsampler": None, "vae": None}, ("adain_factor",)),
     (Tiling, {}, ("frames", "height", "width", "halo")),
-    (Choices, {}, ("branches", "resident", "text_tokens")),
+    (Choices, {}, ("branches", "processes", "resident", "text_tokens")),
 )  # fmt: skip
 
 

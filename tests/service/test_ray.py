@@ -57,10 +57,13 @@ def test_a_killed_replica_costs_its_clip_once(tmp_path: Path) -> None:
 
         def killed_at_work(job_id: str) -> None:
             """Kill the replica that makes this clip, when it has begun."""
-            until(lambda: server.get(f"/v1/videos/{job_id}").json()["progress"] > 5)
+            before = until(lambda: done if (done := progress(job_id)) > 5 else 0)
             for each in replicas(process):
                 each.kill()
-            until(lambda: server.get(f"/v1/videos/{job_id}").json()["progress"] == 0 or failed(job_id))
+            until(lambda: progress(job_id) < before or failed(job_id))
+
+        def progress(job_id: str) -> int:
+            return server.get(f"/v1/videos/{job_id}").json()["progress"]
 
         def failed(job_id: str) -> bool:
             return server.get(f"/v1/videos/{job_id}").json()["status"] == "failed"
