@@ -169,7 +169,7 @@ def test_a_kept_window_that_cannot_be_read_is_made_again(models, tmp_path):
 
 
 def tensor_bytes() -> int:
-    """Bytes in the storages of all live tensors; those of a compiler, which an earlier test may have left, have none."""
+    """Bytes in the storages of all live tensors; those that a compiler has left behind have none."""
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
