@@ -30,6 +30,7 @@ from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.conditions import ClipConditions
 from ltxkit.ltx_core.training.config import TransformerTraining, load_config
 from ltxkit.ltx_core.training.edges import edges
+from ltxkit.ltx_core.training.encoding import ClipEncoder
 from ltxkit.ltx_core.training.generate import ClipSettings, Models, generate_clips, load_models
 from ltxkit.ltx_core.training.pictures import sheet, to_frames
 from ltxkit.ltx_core.training.run import run_training
@@ -77,7 +78,10 @@ def compared(models: Models, run: Path, count: int, picture: Path | None) -> tup
     source = open_source(config.data, "validation", config.seed, silent_notes)
     clips = source.samples(range(count), size, torch.device("cpu"))
     with torch.no_grad():
-        extras = ClipConditions(config, [source], scale).encode(models.vae, source, range(count), size, clips.pixels)
+        encoder = ClipEncoder(models.vae, clips.pixels.device)
+        conditions = ClipConditions(config, [source], scale)
+        extras = conditions.encode(encoder.encode, source, range(count), size, clips.pixels)
+        encoder.rest()
     said = PassSettings(steps=config.sample_steps, guidance_scale=config.guidance_scale)
     settings = ClipSettings(size, config.data.fps, seed=1000, overrides=Overrides(first=said))
     settings = replace(settings, references=extras["reference"])
