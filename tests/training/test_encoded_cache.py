@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.config import Data
 from ltxkit.ltx_core.training.encoded_cache import EncodedCache, content_key, filled, key_of
+from ltxkit.ltx_core.training.encoding import ClipEncoder, EncodingNeeds
 from ltxkit.ltx_core.training.folder import VideoFolder
 from ltxkit.ltx_core.training.latents import LatentCache, Latents
 from ltxkit.ltx_core.training.sources import open_sources
@@ -124,24 +126,21 @@ def test_one_process_makes_and_the_others_wait(tmp_path: Path) -> None:
     assert sorted((tmp_path / "made").read_text().split()) == ["0", "1", "2", "3"]
 
 
-class Passing(nn.Module):
-    """A VAE that changes nothing, and counts."""
+class Passing(ClipEncoder):
+    """An encoder that changes nothing, and counts. weight: of its VAE."""
 
     def __init__(self, weight: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((1,), weight))
+        vae = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(vae.weight, weight)
+        super().__init__(vae, torch.device("cpu"))  # type: ignore[arg-type]
         self.encoded = 0
 
-    def encode(self, pixels: Tensor) -> Passing:
+    def needs(self, size: PixelShape, count: int) -> EncodingNeeds:
+        return EncodingNeeds(count, None, 0)
+
+    def encode(self, pixels: Tensor) -> Tensor:
         self.encoded += len(pixels)
-        self.pixels = pixels
-        return self
-
-    def mode(self) -> Tensor:
-        return self.pixels
-
-    def normalize(self, latents: Tensor) -> Tensor:
-        return latents
+        return pixels
 
 
 @pytest.fixture
@@ -153,34 +152,34 @@ def clips(tmp_path: Path) -> Path:
     return tmp_path / "clips"
 
 
-def encoded(clips: Path, shared: Path, run: Path, vae: Passing, **changes: object) -> tuple[int, Tensor]:
+def encoded(clips: Path, shared: Path, run: Path, encoder: Passing, **changes: object) -> tuple[int, Tensor]:
     """How many clips a new run encodes, and what it has then."""
     data = Data(**{"kind": "folder", "path": clips, "sizes": ((9, 32, 32),), **changes})  # type: ignore[arg-type]
     source = open_sources(data, 0, silent)[0]
     assert isinstance(source, VideoFolder)
     (size,) = source.sizes()
     cache = LatentCache(run, 100, writes=False, shared=EncodedCache(shared, silent))
-    latents = Latents(source, vae, data, 0, cache=cache, notes=silent)  # type: ignore[arg-type]
-    before = vae.encoded
+    latents = Latents(source, encoder.vae, data, 0, cache=cache, notes=silent, encoder=encoder)
+    before = encoder.encoded
     latents.prepare(size)
-    return vae.encoded - before, latents.clips([0, 1, 2], size).latents
+    return encoder.encoded - before, latents.clips([0, 1, 2], size).latents
 
 
 def test_runs_share_what_has_the_same_content_vae_and_size(clips: Path, tmp_path: Path) -> None:
-    shared, vae = tmp_path / "shared", Passing()
-    count, first = encoded(clips, shared, tmp_path / "1", vae)
+    shared, encoder = tmp_path / "shared", Passing()
+    count, first = encoded(clips, shared, tmp_path / "1", encoder)
     assert count == 3
-    count, again = encoded(clips, shared, tmp_path / "2", vae)
+    count, again = encoded(clips, shared, tmp_path / "2", encoder)
     assert count == 0
     assert torch.equal(first, again)
     moved = tmp_path / "moved"
     shutil.copytree(clips, moved)
     (moved / "0.txt").write_text("another caption")
-    assert encoded(moved, shared, tmp_path / "3", vae)[0] == 0
+    assert encoded(moved, shared, tmp_path / "3", encoder)[0] == 0
     write_video(moved / "0.mp4", [torch.rand(9, 32, 32, 3)], fps=Fraction(25))
-    assert encoded(moved, shared, tmp_path / "4", vae)[0] == 1
-    assert encoded(clips, shared, tmp_path / "5", vae, sizes=((9, 16, 32),))[0] == 3
-    assert encoded(clips, shared, tmp_path / "6", vae, fps=50.0)[0] == 3
+    assert encoded(moved, shared, tmp_path / "4", encoder)[0] == 1
+    assert encoded(clips, shared, tmp_path / "5", encoder, sizes=((9, 16, 32),))[0] == 3
+    assert encoded(clips, shared, tmp_path / "6", encoder, fps=50.0)[0] == 3
     assert encoded(clips, shared, tmp_path / "7", Passing(1.0))[0] == 3
 
 
