@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from ..ltx_core.run_log import read_log
 
 WIDTH, CURVE, MARGIN = 512, 224, 8  # pixels; front ends show pictures of this width without scaling them
 BACK, FRAME, RAW, SMOOTH, HELD_OUT, WORDS = "#16191d", "#3a424c", "#4a5a6e", "#5aa2f0", "#f0a44a", "#d5dae0"
@@ -38,25 +39,11 @@ class RunPictures:
         state = (log.stat().st_size, len(sheets))
         if state == self._seen and not now:
             return None
-        picture = run_picture(read_entries(log), sheets[-1] if sheets else None)
+        picture = run_picture(read_log(log), sheets[-1] if sheets else None)
         self._seen = state
         ended = time.monotonic()
         self._next = ended + max(LEAST, SHARE * (ended - started))
         return picture
-
-
-def read_entries(log: Path) -> list[Mapping[str, Any]]:
-    """The lines of a log that a run may be writing to."""
-    entries: list[Mapping[str, Any]] = []
-    for line in log.read_bytes().split(b"\n"):
-        try:
-            entry: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-            break
-        entries.append(entry)
-    return entries
 
 
 def run_picture(entries: Sequence[Mapping[str, Any]], sheet: Path | None) -> Tensor:

@@ -13,21 +13,8 @@ from typing import Any
 from ..errors import ConfigError, UnsupportedError
 from ..files import whole
 from ..progress import accessory
+from ..run_log import read_log
 from .config import Logging
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """All lines of a log.jsonl, up to one that a crash cut off, or that no run has written."""
-    entries: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            entry: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-            break
-        entries.append(entry)
-    return entries
 
 
 class Log:

@@ -18,9 +18,9 @@ from typing import Any
 from ..errors import printable
 from ..files import whole
 from ..progress import Notes, accessory, log_note
+from ..run_log import read_log
 from .config import Training
 from .curves import Point, svg_curve
-from .logs import read_log
 from .settings_file import to_tree
 
 NAME = "run.html"

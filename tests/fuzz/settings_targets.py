@@ -246,8 +246,9 @@ def _run_folders(folder: Path) -> list[Path]:
 
 
 def _run_folder(path: Path) -> object:
+    from ltxkit.ltx_core.run_log import read_log
     from ltxkit.ltx_core.training.checkpoints import newest_intact, saved_cache
-    from ltxkit.ltx_core.training.logs import draw_curves, read_log
+    from ltxkit.ltx_core.training.logs import draw_curves
 
     if path.suffix == ".jsonl":
         draw_curves(path, path.with_name("curves.png"))

@@ -19,15 +19,15 @@ from ltxkit.ltx_core.locks import LOCK, locked_folder
 from ltxkit.ltx_core.media import write_image, write_video
 from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
-from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.nodes import background
 from ltxkit.nodes import run_picture as run_pictures
 from ltxkit.nodes import train as train_node
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import ApplyLoRA, LoadModel
-from ltxkit.nodes.run_picture import CURVE, WIDTH, read_entries, run_picture
+from ltxkit.nodes.run_picture import CURVE, WIDTH, run_picture
 from ltxkit.nodes.train import RUNS, TrainLoRA
 from ltxkit.nodes.widgets import declared_inputs
 
@@ -128,7 +128,7 @@ def entries(run: Path, count: int) -> None:
 def test_a_run_is_a_picture(count: int, tmp_path: Path) -> None:
     if count:
         entries(tmp_path, count)
-    bare = run_picture(read_entries(tmp_path / "log.jsonl") if count else [], None)
+    bare = run_picture(read_log(tmp_path / "log.jsonl") if count else [], None)
     assert bare.dtype == torch.uint8
     assert bare.shape == (1, CURVE, WIDTH, 3)
     assert len(bare.reshape(-1, 3).unique(dim=0)) > 3  # something is drawn

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training import logs
 from ltxkit.ltx_core.training.config import Logging
-from ltxkit.ltx_core.training.logs import Log, read_log
+from ltxkit.ltx_core.training.logs import Log
 
 
 def test_plots_and_boards_that_fail_cost_nothing(

@@ -16,13 +16,13 @@ from ltxkit.cli import main
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.media import read_video, write_image, write_video
 from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
+from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training import run as run_module
 from ltxkit.ltx_core.training import text
 from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.data_choice import data_settings, fitting_frames
 from ltxkit.ltx_core.training.edges import edges
 from ltxkit.ltx_core.training.generate import load_models
-from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.ltx_core.training.lora_run import find_lora_run
 from ltxkit.ltx_core.training.run import run_training as run_config
 from ltxkit.ltx_core.weights.bundled import BUNDLED

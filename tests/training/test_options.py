@@ -15,10 +15,11 @@ import yaml
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.errors import CheckpointError
+from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training.config import Logging, load_config
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.footprint import Alive, Footprint, step_bytes
-from ltxkit.ltx_core.training.logs import Log, read_log
+from ltxkit.ltx_core.training.logs import Log
 from ltxkit.ltx_core.training.models import tensors_of
 from ltxkit.ltx_core.training.run import make_task
 from ltxkit.ltx_core.training.vae import VAETask

@@ -27,11 +27,11 @@ from ltxkit.ltx_core.models.text_encoder import TextEncoder
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.models.video_vae import Posterior, VideoVAE
 from ltxkit.ltx_core.progress import ProgressEvent
+from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.distributed import World
-from ltxkit.ltx_core.training.logs import read_log
 from ltxkit.ltx_core.training.loop import StepReport
 from ltxkit.ltx_core.training.models import open_vae, save_checkpoint_file, save_vae, tensors_of
 from ltxkit.ltx_core.training.models import transformer_config as architecture

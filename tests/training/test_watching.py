@@ -20,6 +20,7 @@ from torch import nn
 from ltxkit.cli import main
 from ltxkit.ltx_core.errors import ConfigError, TrainingError, UnsupportedError
 from ltxkit.ltx_core.media import write_image
+from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training import find_rate as finding
 from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training import page as pages
@@ -30,7 +31,7 @@ from ltxkit.ltx_core.training.config import Logging, Stopping, Training, load_co
 from ltxkit.ltx_core.training.curves import MOST_POINTS, svg_curve, thinned
 from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.find_rate import find_rate, rate_at, suggested
-from ltxkit.ltx_core.training.logs import Log, check_boards, read_log
+from ltxkit.ltx_core.training.logs import Log, check_boards
 from ltxkit.ltx_core.training.loop import train
 from ltxkit.ltx_core.training.optimize import Updater
 from ltxkit.ltx_core.training.page import NAME, RunPage, duration
