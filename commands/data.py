@@ -62,7 +62,7 @@ def _data(options: argparse.Namespace, console: Console) -> int:
     check = check_data(config.data, hold_out=hold_out, latents=latents)
     with whole(output) as part:
         part.write_text(html_report(check, console.progress), encoding="utf-8")
-    console.result("\n".join(check.lines()))
+    console.told("\n".join(check.lines()))
     console.told(str(output))
     return DONE if check.refused is None else REFUSED
 
