@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from protocol import Row, arguments, publish
+from protocol import Row, another, arguments, publish
 
 from ltxkit.headless.runner import run_workflow
 from ltxkit.ltx_core.media import read_video
@@ -92,7 +92,7 @@ def paired(name: str, folder: Path, changes: Sequence[str], other: Path, runs: i
         f"{name}: the command, in processor time",
         "s",
         statistics.median(ours),
-        peer_name=f"LTXKit in {other.name}",
+        peer_name=another(other),
         peer=statistics.median(theirs),
         speedup=(statistics.median(ratios), min(ratios), max(ratios)),
         note=f"{CASES[name]}; {runs} runs in turn",
@@ -133,8 +133,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case in cases:
-            if options.against is not None and runs_in(options.against.resolve(), case, folder, changes):
-                rows.append(paired(case, folder, changes, options.against.resolve(), runs))
             if not tiny:
                 whole(case, folder, changes)  # measures the kernels, once per machine
             commands = [whole(case, folder, changes) for _ in range(runs)]
@@ -164,6 +162,8 @@ def main() -> None:
                     threads=THREADS,
                 ),
             ]
+            if options.against is not None and runs_in(options.against.resolve(), case, folder, changes):
+                rows.append(paired(case, folder, changes, options.against.resolve(), runs))
     question = "How long does the demo take, 25 frames by the bundled model on two threads of a CPU?"
     publish("demo_cpu", question, rows, tiny=tiny)
 

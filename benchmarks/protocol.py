@@ -15,6 +15,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ __all__ = [
     "Part",
     "Rounds",
     "Row",
+    "another",
     "arguments",
     "compare",
     "headline",
@@ -75,6 +77,13 @@ class Part:
 
     name: str
     measure: Callable[[], list[Row]]
+
+
+def another(folder: Path) -> str:
+    """What the LTXKit in a folder is called in a table: by its commit, or by the folder where git knows none."""
+    line = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    said = subprocess.run(line, capture_output=True, text=True, check=False)
+    return f"LTXKit {said.stdout.strip() or folder.name}"
 
 
 def only_some(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
+from protocol import Part, Rounds, Row, another, arguments, compare, measured, only_some, publish
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -118,7 +118,7 @@ def measure(tokens: int, against: Path | None, *, packed: bool, tiny: bool) -> l
 
         peers = {"transformers, float16": run(transformers(config, path, torch.float16))}
         if against is not None:
-            peers[f"LTXKit in {against.name}"] = run(of_commit(against)(path, tokenizer=TOKENIZER).model)
+            peers[another(against)] = run(of_commit(against)(path, tokenizer=TOKENIZER).model)
         kernels = parse_kernels("products=packed", "by the rehearsal") if tiny else kernels_here()
         assert kernels is not None
         room = {} if packed else {"memory_required": sys.maxsize}

@@ -96,6 +96,7 @@ class Job:
 _COLUMNS = (
     "number, id, kind, status, request, created, started, ended, worker, deaths, progress, stage, result, code, message"
 )
+_WAITING = "status = 'queued', worker = NULL, started = NULL, progress = 0, stage = ''"  # as a job that never began
 
 
 def _job(row: tuple[Any, ...]) -> Job:
@@ -299,11 +300,7 @@ class Queue:
                     (f"The process that made the clip died {MOST_DEATHS} times.", time.time(), MOST_DEATHS, *values),
                 )
                 file.execute("DELETE FROM workers WHERE id = ?", values)
-            file.execute(
-                "UPDATE jobs SET status = 'queued', worker = NULL, started = NULL, progress = 0, stage = '' "
-                f"WHERE status = 'in_progress' AND {mine}",
-                values,
-            )
+            file.execute(f"UPDATE jobs SET {_WAITING} WHERE status = 'in_progress' AND {mine}", values)
         return deleted
 
     def _left(self, prefix: str) -> None:
@@ -314,8 +311,7 @@ class Queue:
                 "UPDATE jobs SET worker = ? WHERE substr(worker, 1, ?) = ? AND deleted", (prefix[:-1], *values)
             )
             file.execute(
-                "UPDATE jobs SET status = 'queued', worker = NULL, started = NULL, progress = 0, stage = '' "
-                "WHERE status = 'in_progress' AND substr(worker, 1, ?) = ? AND NOT deleted",
+                f"UPDATE jobs SET {_WAITING} WHERE status = 'in_progress' AND substr(worker, 1, ?) = ? AND NOT deleted",
                 values,
             )
             file.execute("DELETE FROM workers WHERE substr(id, 1, ?) = ?", values)
@@ -387,8 +383,7 @@ class Queue:
         """A job waits again, as one that never began. False: as `complete`."""
         with self._writing() as file:
             changed = file.execute(
-                "UPDATE jobs SET status = 'queued', worker = NULL, started = NULL, progress = 0, stage = '' "
-                "WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT deleted",
+                f"UPDATE jobs SET {_WAITING} WHERE id = ? AND worker = ? AND status = 'in_progress' AND NOT deleted",
                 (job.id, job.worker),
             )
             if changed.rowcount != 1:
