@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from forks import Forks
+from carrier import Carrier
 
 pytestmark = pytest.mark.slow
 
@@ -38,19 +38,19 @@ def results() -> dict[Path, bytes]:
 def rehearsed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[bool, str]]]:
     """rehearsed(name): whether a benchmark succeeds with --tiny, and what it says."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    forks: list[Forks] = []
+    carriers: list[Carrier] = []
 
     def rehearse(name: str) -> tuple[bool, str]:
         if not hasattr(os, "fork") or measures_a_process(name):
             ran = run(repository, f"{name}.py", "--tiny", CUDA_VISIBLE_DEVICES="")
             return ran.returncode == 0, ran.stdout + ran.stderr
-        if not forks:
+        if not carriers:
             log, script = tmp_path_factory.mktemp("rehearsed") / "log", repository / "tests/contract/carry_out.py"
-            forks.append(Forks(FOLDER, log, environment, IMPORTED, script))
-        return forks[0].run(f"{FOLDER}/{name}.py", "--tiny"), forks[0].said
+            carriers.append(Carrier(FOLDER, log, environment, IMPORTED, script))
+        return carriers[0].run(f"{FOLDER}/{name}.py", "--tiny"), carriers[0].said
 
     yield rehearse
-    for each in forks:
+    for each in carriers:
         each.close()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forks import Forks
+from carrier import Carrier
 from recipes import FREEZE, WRITTEN_BY, Recipe, edited, recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -62,15 +62,15 @@ class Copy:
         shutil.copytree(repository, self.root, ignore=LEFT_OUT)
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
         script = self.root / "tests/contract/carry_out.py"
-        self._forks = Forks(self.root, folder / "log", environment, (), script)
+        self._carrier = Carrier(self.root, folder / "log", environment, (), script)
 
     def run(self, *command: str) -> bool:
         """Whether the command succeeds; `said` holds its output."""
-        return self._forks.run(*command)
+        return self._carrier.run(*command)
 
     @property
     def said(self) -> str:
-        return self._forks.said
+        return self._carrier.said
 
     def passes(self, *tests: str) -> bool:
         return self.run("pytest", "-qx", "--tb=short", "--assert=plain", "-p", "no:cacheprovider", *tests)
@@ -87,7 +87,7 @@ class Copy:
             (self.root / name).write_bytes(content)
 
     def close(self) -> None:
-        self._forks.close()
+        self._carrier.close()
 
 
 @pytest.fixture

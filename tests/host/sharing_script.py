@@ -373,6 +373,7 @@ def answer(scenario):
         os._exit(status)
 
 
+sys.stdout.flush()  # what core has printed
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

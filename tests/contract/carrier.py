@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-class Forks:
+class Carrier:
     """folder: where the commands run. log: a file for what they say. modules: imported beforehand, beside torch.
     script: of carry_out.py."""
 
