@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 # What runs of the trainer and commands that make clips import, beside the pack itself.
@@ -62,7 +63,7 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    with open(os.devnull, "rb") as nothing:
+    with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     for stream, number in ((stdout, 1), (stderr, 2)):
         os.dup2(stream, number)

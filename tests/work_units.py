@@ -1,7 +1,7 @@
 """What a worker of pytest-xdist takes at a time: a whole file, or all files that share a server; the longest first.
 
-xdist begins with the files of most tests. The longest files have few, so at the end one worker would be left with one of
-them while the others rest. The conftest makes this the scheduler wherever xdist would distribute files.
+xdist begins with the files of most tests. The longest files have few, so at the end one worker would be left with one
+of them while the others rest. The conftest makes this the scheduler wherever xdist would distribute files.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def results() -> dict[Path, bytes]:
 
 
 @pytest.fixture(scope="module")
-def rehearsed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[bool, str]]]:
+def rehearsed(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], tuple[bool, str]]]:
     """rehearsed(name): whether a benchmark succeeds with --tiny, and what it says."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     carriers: list[Carrier] = []

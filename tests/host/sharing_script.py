@@ -1,8 +1,9 @@
 """Runs in a single process of ComfyUI's interpreter: our models beside other packs' on one card, through core's real
 `load_models_gpu`. The tiny models report the bytes of the released ones.
 
-It reads names of scenarios, the functions below, from stdin, a line each. Each runs in a fork of this process, so that it
-finds nothing of another; the answer is "found: " and JSON: what it finds, or null after an error, which is on stderr.
+It reads names of scenarios, the functions below, from stdin, a line each. Each runs in a fork of this process, so that
+it finds nothing of another; the answer is "found: " and JSON: what it finds, or null after an error, which is on
+stderr.
 """
 
 # ruff: noqa: T201

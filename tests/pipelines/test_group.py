@@ -36,7 +36,7 @@ Start = Callable[[list[str], int], list[Any]]
 
 @pytest.fixture
 def started(forked: Callable[..., Any], tmp_path: Path) -> Start:
-    """started(arguments, size): the processes that `torchrun` would start, without it; each says what it says to itself."""
+    """started(arguments, size): the processes that `torchrun` would start; each says what it says to itself."""
 
     def start(arguments: list[str], size: int) -> list[Any]:
         shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
