@@ -16,7 +16,7 @@ class Carrier:
     def __init__(
         self, folder: Path, log: Path, environment: Mapping[str, str], modules: tuple[str, ...], script: Path
     ) -> None:
-        self._log = log.open("w+")
+        self._log = log.open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
             [sys.executable, script, *modules],
             cwd=folder,
