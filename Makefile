@@ -88,7 +88,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports --no-logo --no-cache
 	@# pyright does not follow setuptools' editable installations; benchmarks import ltxkit by its name.
 	@mkdir -p $(VENV)/link && ln -sfn "$(CURDIR)" $(VENV)/link/ltxkit
-	$(BIN)/pyright --pythonpath $(BIN)/python --threads
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Always the pytest command: `python -m pytest` would put this folder on sys.path, and ComfyUI's `import nodes` would then
 # find ours. Each worker takes whole files, so their fixtures are set up once; more than four would cost more memory than
