@@ -6,16 +6,23 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # Before torch is imported anywhere. Tiny models are slower on several threads, and sums depend on their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Hundreds of processes start here, each of which would compile the pack anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # What is fastest differs from machine to machine, and rounds differently. Tests of the other forms ask for them.
 os.environ["LTXKIT_KERNELS"] = "plain"
 # Nothing goes into the user's own cache, nor comes from there: each process has a folder of its own.
@@ -35,12 +42,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") != "no":
         return  # this process only distributes tests to workers, which load what they need
     for path in sorted((ROOT / "tests" / "fixtures").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"ltxkit_tests_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config.pluginmanager.register(module, spec.name)
+        module = _module(path)
+        config.pluginmanager.register(module, module.__name__)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files to each worker, in an order of ours."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    return _module(ROOT / "tests" / "work_units.py").WorkUnits(config, log)
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"ltxkit_tests_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_sessionstart() -> None:
@@ -60,6 +80,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What exists now, some million objects of packages and tests, stays to the end: the garbage collector, and tests
+    that look for tensors among all objects, need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

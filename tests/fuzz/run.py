@@ -173,7 +173,6 @@ def findings(plan: Plan, keep: Path, counts: dict[str, dict[str, float]]) -> Ite
                 "LTXKIT_KERNELS": "plain",
                 "MPLBACKEND": "agg",
                 "TOKENIZERS_PARALLELISM": "false",
-                "PYTHONDONTWRITEBYTECODE": "1",
             }
             child = subprocess.Popen(
                 [sys.executable, str(Path(__file__)), "--child", folder, str(keep)],

@@ -60,6 +60,9 @@ def test_a_crash_a_hang_and_a_raw_error_are_findings(tmp_path: Path) -> None:
     target.mkdir()
     for path in HERE.glob("*.py"):
         (target / path.name).write_bytes(path.read_bytes())
+    harness = (target / "run.py").read_text(encoding="utf-8")
+    assert harness.count("\nSECONDS = 10.0") == 1
+    (target / "run.py").write_text(harness.replace("\nSECONDS = 10.0", "\nSECONDS = 3.0"), encoding="utf-8")
     (target / "weights_targets.py").write_text(
         "import os\n\nimport mutate\nimport torch\nfrom target import Target\n\n"
         "from ltxkit.ltx_core.errors import ConfigError\n\n\n"

@@ -33,7 +33,7 @@ class ComfyUI:
     python: Path
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def run(self, script: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a piece of Python with the checkout on sys.path."""

@@ -122,10 +122,14 @@ def opened(address: str, executable: str) -> Iterator[Page]:
         browser.close()
 
 
-def choose_renderer(page: Page, renderer: Renderer) -> None:
-    choose = "on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)"
-    page.evaluate(choose, renderer == "nodes 2.0")
-    page.wait_for_timeout(1500)  # nodes are mounted, players and pictures drawn
+def choose_renderer(page: Page, renderer: Renderer, *, settle: bool = True) -> None:
+    """settle: wait until the graph that is shown looks as the renderer shows it."""
+    wanted = renderer == "nodes 2.0"
+    if bool(page.evaluate("() => app.ui.settings.getSettingValue('Comfy.VueNodes.Enabled')")) == wanted:
+        return
+    page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", wanted)
+    if settle:
+        page.wait_for_timeout(1500)  # nodes are mounted, players and pictures drawn
 
 
 def run_graph(page: Page, graph: dict[str, Any], prompt: dict[str, Any]) -> str:

@@ -1,21 +1,25 @@
 """Runs in a single process of ComfyUI's interpreter: our models beside other packs' on one card, through core's real
 `load_models_gpu`. The tiny models report the bytes of the released ones.
 
-The script prints what it finds as one line of JSON per scenario; its arguments after those of `fake_card` are their
-names, the functions below.
+It reads names of scenarios, the functions below, from stdin, a line each. Each runs in a fork of this process, so that
+it finds nothing of another; the answer is "found: " and JSON: what it finds, or null after an error, which is on
+stderr.
 """
 
 # ruff: noqa: T201
 
 import gc
 import json
+import os
+import sys
+import traceback
 from contextlib import contextmanager
 
 import fake_card
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from comfy.model_patcher import ModelPatcher
-from fake_card import CPU, DEVICE, NAMES, arguments, live_bytes, load, load_text_encoder, mm, nodes, pointers, sample
+from fake_card import CPU, DEVICE, NAMES, live_bytes, load, load_text_encoder, mm, nodes, pointers, sample
 
 import ltxkit.nodes.patcher as ours
 from ltxkit.ltx_core.budget import weights
@@ -355,11 +359,25 @@ def intermediates():
     return [str(tensor.dtype) for tensor in (prompts[0][0][0], latent, frames, encoded)]
 
 
-with torch.inference_mode():
-    for scenario in arguments:
-        mm.vram_state = mm.VRAMState.NORMAL_VRAM
-        print(json.dumps(globals()[scenario]()))
-        mm.unload_all_models()
-        factors.clear()
-        gc.collect()
-        mm.cleanup_models()
+def answer(scenario):
+    """In a child: the answer to stdout, and the end of the process."""
+    status = 1
+    mm.vram_state = mm.VRAMState.NORMAL_VRAM
+    try:
+        with torch.inference_mode():
+            print(f"found: {json.dumps(globals()[scenario]())}", flush=True)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+sys.stdout.flush()  # what core has printed
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        answer(line.strip())
+    if os.waitpid(child, 0)[1]:
+        print("found: null", flush=True)

@@ -36,7 +36,7 @@ def test_nothing_overlaps_after_a_run(
     page: Page, repository: Path, workflow: Callable[[str], dict[str, Any]], name: str
 ):
     graph = json.loads((repository / f"workflows/{name}.json").read_text())
-    choose_renderer(page, "classic")
+    choose_renderer(page, "classic", settle=False)
     assert run_graph(page, graph, workflow(name)) == "ok"
     for renderer in RENDERERS:
         choose_renderer(page, renderer)
@@ -66,7 +66,7 @@ def test_what_a_node_says_stays_and_survives_a_reload(
     page: Page, repository: Path, workflow: Callable[[str], dict[str, Any]]
 ):
     graph = json.loads((repository / f"workflows/{TEMPLATES['demo-text']}.json").read_text())
-    choose_renderer(page, "classic")
+    choose_renderer(page, "classic", settle=False)
     assert run_graph(page, graph, workflow("demo-text")) == "ok"
     page.wait_for_timeout(3000)  # the front end clears progress text when the job ends
     said = page.evaluate(SHOWN, "Sample")
@@ -84,7 +84,7 @@ def test_what_a_node_says_stays_and_survives_a_reload(
 
 
 def test_a_memory_plan_is_shown_on_its_node(page: Page):
-    choose_renderer(page, "classic")
+    choose_renderer(page, "classic", settle=False)
     page.evaluate("""async () => {
         await app.loadGraphData({ nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4 }, true, true)
         app.graph.add(LiteGraph.createNode('LTXKitPlanMemory'))
@@ -95,7 +95,7 @@ def test_a_memory_plan_is_shown_on_its_node(page: Page):
 
 
 def test_links_of_our_types_have_colours_of_their_own(page: Page):
-    choose_renderer(page, "classic")
+    choose_renderer(page, "classic", settle=False)
     colours = page.evaluate("""() => [LGraphCanvas.link_type_colors, app.canvas.default_connection_color_byType].map(
         table => ['MODEL', 'VAE', 'TEXT_ENCODER', 'UPSCALER', 'CONDITION', 'GUIDANCE', 'LORA'].map(
             kind => table[`LTXKIT_${kind}`]))""")
@@ -106,7 +106,7 @@ def test_links_of_our_types_have_colours_of_their_own(page: Page):
 
 def test_the_blueprint_becomes_both_passes(page: Page, repository: Path):
     (path,) = (repository / "subgraphs").glob("*.json")
-    choose_renderer(page, "classic")
+    choose_renderer(page, "classic", settle=False)
     script = "async graph => { await app.loadGraphData(graph, true, true); return (await app.graphToPrompt()).output }"
     prompt = page.evaluate(script, json.loads(path.read_text()))
     kinds = sorted(node["class_type"] for node in prompt.values())

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from comfy_client import ComfyUI
 pytestmark = pytest.mark.slow
 
 GB = 10**9
+ANSWER = "found: "  # before each answer of sharing_script
 
 
-def findings(
-    comfyui: ComfyUI, repository: Path, models: Path, *modes: str, script: str = "memory_script.py"
-) -> list[Any]:
-    path = Path(__file__).with_name(script)
+def command(comfyui: ComfyUI, repository: Path, models: Path, script: str) -> list[str]:
+    return [str(comfyui.python), *map(str, (Path(__file__).with_name(script), comfyui.root, repository, models))]
+
+
+def findings(comfyui: ComfyUI, repository: Path, models: Path, *modes: str) -> list[Any]:
     done = subprocess.run(
-        [str(comfyui.python), str(path), str(comfyui.root), str(repository), str(models), *modes],
+        [*command(comfyui, repository, models, "memory_script.py"), *modes],
         env=comfyui.environment(),
         capture_output=True,
         text=True,
@@ -60,14 +63,42 @@ def test_two_models_do_not_pile_up_in_a_later_comfyui(comfyui_next: ComfyUI, rep
     check(found, streamed=False)
 
 
-@pytest.fixture
-def sharing(repository: Path, models_folder: Path) -> Callable[[ComfyUI, str], Any]:
-    """sharing(core, scenario): what a scenario of `sharing_script` finds."""
+@pytest.fixture(scope="module")
+def sharing(
+    repository: Path, models_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[ComfyUI, str], Any]]:
+    """sharing(core, scenario): what a scenario of `sharing_script` finds, in a fork of one process of the core."""
+    processes: dict[ComfyUI, subprocess.Popen[str]] = {}
+    log = tmp_path_factory.mktemp("sharing") / "log"
 
     def found(core: ComfyUI, scenario: str) -> Any:
-        return findings(core, repository, models_folder, scenario, script="sharing_script.py")[0]
+        if core not in processes:
+            with log.open("a") as said:
+                processes[core] = subprocess.Popen(
+                    command(core, repository, models_folder, "sharing_script.py"),
+                    env=core.environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    text=True,
+                )
+        process = processes[core]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Timer(300, process.kill)
+        late.start()
+        try:
+            print(scenario, file=process.stdin, flush=True)
+            answer = next((line for line in process.stdout if line.startswith(ANSWER)), "")
+        finally:
+            late.cancel()
+        result = json.loads(answer.removeprefix(ANSWER) or "null")
+        assert result is not None, log.read_text()[-3000:]
+        return result
 
-    return found
+    yield found
+    for process in processes.values():
+        process.communicate()
 
 
 def check_equal_runs(found: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [str(found.python), str(script), str(folder)],
         cwd=found.root,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

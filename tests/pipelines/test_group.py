@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import signal
 import socket
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,23 +31,23 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def started(command: list[str], size: int, folder: Path) -> list[subprocess.Popen[str]]:
-    """The processes that `torchrun` would start, without it; each says what it says to itself."""
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-        )
-        for rank in range(size)
-    ]
+Start = Callable[[list[str], int], list[Any]]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 600) -> list[tuple[int, str, str]]:
+@pytest.fixture
+def started(forked: Callable[..., Any], tmp_path: Path) -> Start:
+    """started(arguments, size): the processes that `torchrun` would start; each says what it says to itself."""
+
+    def start(arguments: list[str], size: int) -> list[Any]:
+        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        return [
+            forked(arguments, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, tmp_path) for rank in range(size)
+        ]
+
+    return start
+
+
+def ended(processes: list[Any], seconds: float = 600) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each."""
     try:
         said = [process.communicate(timeout=seconds) for process in processes]
@@ -62,6 +62,7 @@ def test_two_and_four_processes_make_the_clips_of_one(
     tiny_models: Callable[..., Path],
     lora_and_merged: Callable[..., tuple[dict[str, torch.Tensor], object]],
     repository: Path,
+    started: Start,
     tmp_path: Path,
 ) -> None:
     folder = tiny_models()
@@ -70,7 +71,7 @@ def test_two_and_four_processes_make_the_clips_of_one(
     weights = {key.removeprefix(prefix): tensor.float() for key, tensor in stored.items() if key.startswith(prefix)}
     save_file(lora_and_merged(weights, 1.0)[0], tmp_path / "lora.safetensors")
     given = (folder, tmp_path / "lora.safetensors", repository / "assets/examples/temple.jpg")
-    processes = started([sys.executable, str(SCRIPT), *map(str, given), str(tmp_path)], 4, tmp_path)
+    processes = started([str(SCRIPT), *map(str, given), str(tmp_path)], 4)
     expected: Mapping[str, torch.Tensor] = runpy.run_path(str(SCRIPT))["made"](*given)
     results = ended(processes)
     assert [status for status, _, _ in results] == [0] * 4, [error[-2000:] for _, _, error in results]
@@ -109,8 +110,8 @@ def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # four processes
-def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(tmp_path: Path) -> None:
-    results = ended(started([sys.executable, "-m", "ltxkit", *DIGITS], 4, tmp_path))
+def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(started: Start, tmp_path: Path) -> None:
+    results = ended(started(["-m", "ltxkit", *DIGITS], 4))
     assert all(status in (1, 2) for status, _, _ in results)
     said = "".join(error for _, _, error in results)
     assert said.count("got 4 processes for a model with 3 heads of attention") == 1
@@ -122,9 +123,9 @@ def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(tmp_path: 
 @pytest.mark.slow  # three processes
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize(("number", "rank"), [("SIGKILL", 1), ("SIGTERM", 2)])
-def test_the_end_of_one_process_is_the_end_of_all(tmp_path: Path, number: str, rank: int) -> None:
+def test_the_end_of_one_process_is_the_end_of_all(started: Start, tmp_path: Path, number: str, rank: int) -> None:
     options = ["--set", "first.steps=1000", "--output", "clip.mp4"]
-    processes = started([sys.executable, "-m", "ltxkit", *DIGITS, *options], 3, tmp_path)
+    processes = started(["-m", "ltxkit", *DIGITS, *options], 3)
     speaking = processes[0].stderr
     assert speaking is not None
     for line in speaking:  # a sign of the stage, after two seconds of it

@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -296,7 +293,7 @@ for path, overrides, resume, port in json.loads(sys.argv[1]):
 """
 
 
-def in_two_processes(runs: list[tuple[Path, list[str], bool]]) -> None:
+def in_two_processes(forked: Callable[..., Any], runs: list[tuple[Path, list[str], bool]]) -> None:
     sockets = [socket.socket() for _ in runs]
     for free in sockets:
         free.bind(("127.0.0.1", 0))
@@ -306,13 +303,11 @@ def in_two_processes(runs: list[tuple[Path, list[str], bool]]) -> None:
     arguments = [
         [str(path), overrides, resume, port] for (path, overrides, resume), port in zip(runs, ports, strict=True)
     ]
-    command = [sys.executable, "-c", ONE_OF_TWO, json.dumps(arguments)]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE) for rank in range(2)
-    ]
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    command = ["-c", ONE_OF_TWO, json.dumps(arguments)]
+    processes = [forked(command, environment | {"RANK": str(rank)}) for rank in range(2)]
     try:
-        errors = [process.communicate(timeout=300)[1].decode() for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -324,7 +319,7 @@ def logged(output: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None:
+def test_two_processes_are_one(tmp_path: Path, transformer_config: Path, forked: Callable[..., Any]) -> None:
     """DDP, and FSDP2 interrupted and resumed; a validation in between must leave no trace."""
     paths = (vae_config(tmp_path), transformer_config)
     settings = ["optimization.optimizer=adamw", "optimization.schedule=constant"]
@@ -332,7 +327,7 @@ def test_two_processes_are_one(tmp_path: Path, transformer_config: Path) -> None
     runs = [(path, [f"output={tmp_path}/{path.stem}-two"], False) for path in paths]
     runs += [(transformer_config, [*sharded, "optimization.steps=2", "logging.validate_every=2"], False)]
     runs += [(transformer_config, [*sharded, "logging.validate_every=2"], True)]
-    in_two_processes(runs)
+    in_two_processes(forked, runs)
     one = [(path, [f"output={tmp_path}/{path.stem}-one"], tmp_path / f"{path.stem}-two") for path in paths]
     plain = [*settings, f"output={tmp_path}/whole"]
     for path, overrides, output in [*one, (transformer_config, plain, tmp_path / "sharded")]:
@@ -363,26 +358,19 @@ run_training(load_config(path, overrides), resume=resume, report=report, stoppin
 """
 
 
-def pair(path: Path, overrides: list[str], *, resume: bool = False, pause: float = 0.0) -> list[subprocess.Popen[str]]:
+def pair(
+    forked: Callable[..., Any], path: Path, overrides: list[str], *, resume: bool = False, pause: float = 0.0
+) -> list[Any]:
     """Two processes of one run; the first prints its steps, and rests `pause` seconds after each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", PREEMPTED, json.dumps([str(path), overrides, resume, pause])]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    command = ["-c", PREEMPTED, json.dumps([str(path), overrides, resume, pause])]
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [forked(command, environment | {"RANK": str(rank)}) for rank in range(2)]
 
 
-def ended(processes: list[subprocess.Popen[str]]) -> list[str]:
+def ended(processes: list[Any]) -> list[str]:
     """What both wrote on stderr; they must end by themselves."""
     try:
         return [process.communicate(timeout=300)[1] for process in processes]
@@ -392,14 +380,16 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_preempted_run_of_two_processes_is_an_undisturbed_one(tmp_path: Path, transformer_config: Path) -> None:
+def test_a_preempted_run_of_two_processes_is_an_undisturbed_one(
+    tmp_path: Path, transformer_config: Path, forked: Callable[..., Any]
+) -> None:
     """SIGTERM to either saves both; kill -9 of one ends the other; restarted after both, the run is the same."""
     settings = ["logging.checkpoint_every=1", "logging.validate_every=100", "optimization.steps=6"]
     whole, output = tmp_path / "whole", tmp_path / "preempted"
-    straight = pair(transformer_config, [*settings, f"output={whole}"])
+    straight = pair(forked, transformer_config, [*settings, f"output={whole}"])
     ended(straight)
     mine = [*settings, f"output={output}"]
-    processes = pair(transformer_config, mine, pause=0.3)
+    processes = pair(forked, transformer_config, mine, pause=0.3)
     first = processes[0].stdout
     assert first is not None
     assert first.readline().strip() == "1", ended(processes)
@@ -411,7 +401,7 @@ def test_a_preempted_run_of_two_processes_is_an_undisturbed_one(tmp_path: Path, 
     done = int(saved.name.removeprefix("step_"))
     assert 1 <= done < 5
     assert not (output / "final").exists()
-    processes = pair(transformer_config, mine, resume=True, pause=0.3)
+    processes = pair(forked, transformer_config, mine, resume=True, pause=0.3)
     first = processes[0].stdout
     assert first is not None
     assert first.readline().strip() == str(done + 1), ended(processes)
@@ -420,7 +410,7 @@ def test_a_preempted_run_of_two_processes_is_an_undisturbed_one(tmp_path: Path, 
     assert processes[0].returncode not in (0, None)
     assert "got no answer from another of the 2 processes of this run" in errors[0]
     assert not (output / "final").exists()
-    again = pair(transformer_config, mine, resume=True)
+    again = pair(forked, transformer_config, mine, resume=True)
     errors = ended(again)
     assert [process.returncode for process in (*straight, *again)] == [0, 0, 0, 0], errors
     assert (whole / "final/model.safetensors").read_bytes() == (output / "final/model.safetensors").read_bytes()
