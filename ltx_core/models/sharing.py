@@ -57,11 +57,7 @@ class Sharing:
             raise ConfigError(
                 "got a group of processes without this one; expected one of its members; call it there alone"
             )
-        if self.size > heads:
-            raise ConfigError(
-                f"got {self.size} processes for a model with {heads} heads of attention, of which each process takes "
-                f"one at least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
-            )
+        check_heads(self.size, heads)
 
     def of(self, tokens: int, heads: int) -> TokenShare | None:
         """How so many tokens and heads are divided; None: not at all, with fewer tokens than processes, or only one."""
@@ -174,6 +170,15 @@ class TokenShare:
     def _widths(self, inner: int) -> list[int]:
         """How many of the channels of all heads each process has."""
         return [inner // self.heads * count for count in parts_of(self.heads, self.processes.size)]
+
+
+def check_heads(processes: int, heads: int) -> None:
+    """Raises ConfigError: more processes than a model has heads of attention."""
+    if processes > heads:
+        raise ConfigError(
+            f"got {processes} processes for a model with {heads} heads of attention, of which each process takes one at "
+            f"least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
+        )
 
 
 def _no_answer(error: RuntimeError) -> UnsupportedError:

@@ -18,9 +18,9 @@ from torch import Tensor
 from .branches import BranchStructure, plan_forward
 from .sharing import Sharing
 
-EXCHANGES = 0.1
-"""What the exchanges of a team of several processes are taken to add to its work. Assumed, not measured: it decides
-only between divisions that are about as good."""
+EXCHANGES = 0.2
+"""What exchanging all tokens is taken to add to a forward; of s processes, each exchanges all but its own s-th. Assumed,
+not measured: it decides only between divisions that are about as good."""
 
 MOST = 5  # branches for which all divisions are compared; of more, which only several prompts make, each process has all
 
@@ -59,7 +59,7 @@ def teams_for(structure: BranchStructure, num_blocks: int, processes: int, heads
         costs = [_cost(structure, part, num_blocks) for part in parts]
         sizes = _sizes(costs, processes, heads)
         busiest = max(
-            cost / size * (1 + EXCHANGES * (size > 1)) for cost, size in zip(costs, sizes, strict=True)
+            cost / size * (1 + EXCHANGES * (size - 1) / size) for cost, size in zip(costs, sizes, strict=True)
         )
         if busiest < least * (1 - 1e-9):
             least, best = busiest, list(zip(parts, sizes, strict=True))

@@ -31,10 +31,10 @@ def usual_division(run_pass: Pass, branches: int, processes: int) -> Division:
     return largest_division(structure, config.num_layers, processes, config.num_attention_heads)
 
 
-def describe_division(run_pass: Pass, processes: int, texts: Mapping[str, int] | None = None) -> str:
+def describe_division(run_pass: Pass, processes: int) -> str:
     """Which processes compute which branches, of every kind of step that the pass has."""
     config, kinds = run_pass.transformer.config, list[str]()
-    for structure, names in _structures(run_pass, texts or {}).items():
+    for structure, names in _structures(run_pass, {}).items():
         teams = teams_for(structure, config.num_layers, processes, config.num_attention_heads)
         kinds.append(
             ", ".join(

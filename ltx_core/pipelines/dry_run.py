@@ -21,6 +21,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..kernels.choice import PLAIN, WITHOUT_BFLOAT16, Kernels
 from ..kernels.here import kernels_here
 from ..main_memory import swap_memory
+from ..models.sharing import check_heads
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -154,8 +155,7 @@ def check_fits(models: Outline, size: PixelShape, device: torch.device, processe
     is_cpu = device.type == "cpu"
     total = there.total + (swap_memory() if is_cpu else 0)
     card = Card("main memory" if is_cpu else str(device), there.total, there.total, is_main_memory=is_cpu)
-    # In main memory all processes of a machine have what the one would have.
-    needed = _plan(models, size, card, Choices(processes=1 if is_cpu else processes))
+    needed = _plan(models, size, card, Choices(processes=processes))
     if needed.peak > total:
         stage = max(needed.stages, key=lambda stage: stage.peak)
         raise UnsupportedError(
@@ -205,8 +205,10 @@ def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO)
     same size but shorter.
 
     Raises:
-        ConfigError: not even the smallest clip fits. ShapeError: a size that two passes cannot have.
+        ConfigError: not even the smallest clip fits, or there are more processes than heads of attention.
+        ShapeError: a size that two passes cannot have.
     """
+    check_heads(choices.processes, models.transformer.config.num_attention_heads)
     full = _plan(models, size, card, choices)
     if full.fits:
         return full
@@ -253,6 +255,8 @@ def _shorter(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
 
 
 def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Plan:
+    if card.is_main_memory:  # in which all processes of a machine have what the one would have
+        choices = replace(choices, processes=1)
     scale = models.vae.config.scale_factors
     two = models.upscaler is not None
     small = (first_pass_size(size, scale) if two else size.padded(scale)).latent(scale)

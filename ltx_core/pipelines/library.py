@@ -50,6 +50,7 @@ from .bar import Shown, callback, progress_shown, with_bar
 from .cancel import Runs
 from .clip import Clip, ClipDecoder, VAEFile, as_rate
 from .condition import Conditions
+from .division import describe_division
 from .dry_run import Outline, check_fits
 from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
 from .long_clip import LongRequest, check_one_pass, long_latent
@@ -430,6 +431,7 @@ class Components:
             negative_prompt=[as_text(each) for each in negatives],
             seed=[each.seed for each in clips],
         )
+        self._say_division(passes, notes)
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
 
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
@@ -489,6 +491,7 @@ class Components:
         notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
         unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
         self._check_alike([run_pass], size=tuple(asked), prompt=list(prompts), seed=request.seed)
+        self._say_division([run_pass], notes)
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
             decided: dict[str, str] = {}
             host = host_on(self.placement, watched, notes, decided.__setitem__)
@@ -536,6 +539,11 @@ class Components:
     @property
     def _processes(self) -> int:
         return 1 if self.sharing is None else self.sharing.size
+
+    def _say_division(self, passes: Sequence[Pass], notes: Notes) -> None:
+        if self._processes > 1:
+            for sentence in dict.fromkeys(describe_division(each, self._processes) for each in passes):
+                notes(sentence)
 
     def _check_alike(self, passes: Sequence[Pass], **said: Any) -> None:
         """Raises ConfigError: the processes of a group would not make the same clip, or not by the same arithmetic."""

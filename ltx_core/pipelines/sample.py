@@ -27,7 +27,7 @@ from ..sampling.step_cache import StepCache, held_bytes
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..values import check_frame_rate
 from .condition import NOTHING, Conditions
-from .division import describe_division, division_of
+from .division import division_of
 from .passes import Pass
 
 if TYPE_CHECKING:
@@ -179,9 +179,6 @@ def sample_state(
     if conditions.needs_lora and not run_pass.loras:
         doubt("There is a reference video but no LoRA: only a model with an IC-LoRA understands it.", host.say)
 
-    sharing = transformer.sharing
-    if sharing is not None and sharing.size > 1:
-        host.say(describe_division(run_pass, sharing.size, _counts(prompts)))
     state = _initial_state(run_pass, clip, conditions, noise, host)
     host.progress(ProgressEvent(run_pass.stage, 0, total))
     with (

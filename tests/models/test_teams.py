@@ -39,7 +39,7 @@ LATE, EARLY = (NEGATIVE, POSITIVE, perturbed(20)), (NEGATIVE, POSITIVE, perturbe
         (GUIDED, 3, [((0, 1), 3)]),  # two thirds of a forward each, against a whole one
         (GUIDED, 4, [((0,), 2), ((1,), 2)]),
         (EARLY, 3, [((0,), 1), ((1,), 1), ((2,), 1)]),  # nothing in common
-        (LATE, 2, [((0,), 1), ((1, 2), 1)]),
+        (LATE, 2, [((0, 1, 2), 2)]),
         (LATE, 3, [((0, 1, 2), 3)]),  # what is common would be done twice
         ((POSITIVE, perturbed(20)), 2, [((0, 1), 2)]),
         ((POSITIVE, perturbed(0)), 2, [((0,), 1), ((1,), 1)]),
@@ -68,7 +68,7 @@ def test_every_branch_has_a_team_and_no_team_more_members_than_heads(
 
 def test_what_a_process_holds() -> None:
     assert largest_division(GUIDED, 28, 4, 32) == Division(1, 2, 4)
-    assert largest_division(LATE, 28, 2, 32) == Division(2, 1, 2)
+    assert largest_division(LATE, 28, 2, 32) == Division(3, 2, 2)
     assert largest_division(LATE, 28, 3, 32) == Division(3, 3, 3)
 
 

@@ -58,12 +58,12 @@ def alone(vae: VideoVAE, latent: Tensor, **options: Any) -> Tensor:
     return torch.cat(list(decode_frames(vae, latent, DECODING, **({"seed": 11, "host": CPU} | options))))
 
 
-def decoding(vae: VideoVAE, latent: Tensor, **options: Any) -> Callable[[Sharing], list[Tensor]]:
+def decoding(vae: VideoVAE, latent: Tensor, how: Decoding = DECODING, **options: Any) -> Callable[[Sharing], list[Tensor]]:
     """What each process does."""
 
     def work(sharing: Sharing) -> list[Tensor]:
         mine = copy.deepcopy(vae)
-        return list(decode_together(mine, latent, DECODING, sharing, **({"seed": 11, "host": CPU} | options)))
+        return list(decode_together(mine, latent, how, sharing, **({"seed": 11, "host": CPU} | options)))
 
     return work
 
@@ -148,8 +148,7 @@ def test_neighbours_of_more_processes_than_rows(in_processes: Processes) -> None
 
 def test_the_process_with_the_least_room_decides(vaes: dict[str, VideoVAE], in_processes: Processes) -> None:
     """Whose tiles are the larger ones that the divided memory allows."""
-    vae, latent, asked = vaes["0.9.5"], latents(1, 4, 60), dict[int, int]()
-    least = [None]
+    vae, latent, asked = vaes["0.9.5"], latents(2, 4, 60), dict[int, int]()
 
     def work(sharing: Sharing, room: int | None) -> list[Tensor]:
         place = DevicePlacement("cpu")
@@ -199,7 +198,7 @@ def test_numbers_that_are_not_finite(vaes: dict[str, VideoVAE], in_processes: Pr
 
     def work(sharing: Sharing) -> None:
         with pytest.raises(UnsupportedError) as error:
-            decoding(vaes["0.9.5"], latent)(sharing)
+            decoding(vaes["0.9.5"], latent, replace(DECODING, tone_map=0.0))(sharing)
         said.append(f"{sharing.rank}: {error.value}")
 
     in_processes(2, work)
