@@ -50,7 +50,11 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="with --train: change one value"
     )
     parser.add_argument(
-        "--processes", type=arguments.count, default=1, metavar="N", help="that make the clip together, or with --train share a batch, each with a card of its own (default 1)"
+        "--processes",
+        type=arguments.count,
+        default=1,
+        metavar="N",
+        help="each with a card of its own: that make the clip together, or with --train share a batch (default 1)",
     )
     parser.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if the checkpoint has none")
     parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")

@@ -52,7 +52,7 @@ def decode_bytes(
     cells = rows * shape.width
     latent = 4 * config.latent_channels * shape.frames * cells  # float32, whole
     frames = shape.frames if limit is None else min(shape.frames, LONGEST)
-    divided = (rows, shape.height) if 1 < processes and shape.height > 1 else None
+    divided = (rows, shape.height) if processes > 1 and shape.height > 1 else None
     moments = _decoding(config, frames, limit, 4 / itemsize, holds_frames, divided)
     return latent + _most(moments, cells, copies) * itemsize
 

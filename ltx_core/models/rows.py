@@ -57,9 +57,9 @@ class RowShare:
         """
         above, below = self._neighbours(x)
         if above is None:
-            above = _padding(x, padding, nearest=x[:, :, :1], next_row=x[:, :, 1:2] if x.shape[2] > 1 else below)
+            above = _padding(padding, nearest=x[:, :, :1], next_row=x[:, :, 1:2] if x.shape[2] > 1 else below)
         if below is None:
-            below = _padding(x, padding, nearest=x[:, :, -1:], next_row=x[:, :, -2:-1] if x.shape[2] > 1 else above)
+            below = _padding(padding, nearest=x[:, :, -1:], next_row=x[:, :, -2:-1] if x.shape[2] > 1 else above)
         return torch.cat([above, x, below], dim=2)
 
     def _neighbours(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -80,7 +80,7 @@ class RowShare:
         return (next(rows) if part > 0 else None), (next(rows) if part < last else None)
 
 
-def _padding(x: Tensor, padding: PaddingMode, nearest: Tensor, next_row: Tensor | None) -> Tensor:
+def _padding(padding: PaddingMode, nearest: Tensor, next_row: Tensor | None) -> Tensor:
     """The row beyond a border. nearest: the row at the border; next_row: the one after it."""
     if padding == "zeros":
         return torch.zeros_like(nearest)

@@ -68,9 +68,7 @@ class Sharing:
         if ranks not in self._parts:
             group = self.group if self.group is not None else dist.group.WORLD
             members = [dist.get_global_rank(group, rank) for rank in ranks]
-            self._parts[ranks] = Sharing(
-                dist.new_group(members, timeout=LONGEST_WAIT, use_local_synchronization=True)
-            )
+            self._parts[ranks] = Sharing(dist.new_group(members, timeout=LONGEST_WAIT, use_local_synchronization=True))
         return self._parts[ranks]
 
     def exchange(self, sent: Tensor, to: Sequence[int], coming: Sequence[int]) -> Tensor:
@@ -176,8 +174,8 @@ def check_heads(processes: int, heads: int) -> None:
     """Raises ConfigError: more processes than a model has heads of attention."""
     if processes > heads:
         raise ConfigError(
-            f"got {processes} processes for a model with {heads} heads of attention, of which each process takes one at "
-            f"least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
+            f"got {processes} processes for a model with {heads} heads of attention, of which each process takes "
+            f"one at least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
         )
 
 

@@ -19,10 +19,10 @@ from .branches import BranchStructure, plan_forward
 from .sharing import Sharing
 
 EXCHANGES = 0.2
-"""What exchanging all tokens is taken to add to a forward; of s processes, each exchanges all but its own s-th. Assumed,
-not measured: it decides only between divisions that are about as good."""
+"""What exchanging all tokens is taken to add to a forward; of s processes, each exchanges all but its own s-th.
+Assumed, not measured: it decides only between divisions that are about as good."""
 
-MOST = 5  # branches for which all divisions are compared; of more, which only several prompts make, each process has all
+MOST = 5  # branches for which divisions are compared; more, which only several prompts make, are divided by tokens
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,5 @@ def collected(velocities: tuple[Tensor, ...], sharing: Sharing, teams: tuple[Tea
     sent = velocities[0].new_zeros(most, *velocities[0].shape)  # all_gather wants one size
     torch.stack(velocities, out=sent[: len(velocities)])
     received = sharing.gather(sent)
-    found = {
-        branch: received[team.ranks.start][place] for team in teams for place, branch in enumerate(team.branches)
-    }
+    found = {branch: received[team.ranks.start][place] for team in teams for place, branch in enumerate(team.branches)}
     return tuple(found[branch] for branch in sorted(found))

@@ -90,9 +90,7 @@ class ClipDecoder:
             host = host_on(self.placement, watched)
             sharing = self.sharing if self.together else None
             decode = decode_frames if sharing is None else partial(decode_together, sharing=sharing)
-            frames = decode(
-                self.vae, latent, self.decoding, seed=self.seed, host=host, tiling=self.tiling, dtype=dtype
-            )
+            frames = decode(self.vae, latent, self.decoding, seed=self.seed, host=host, tiling=self.tiling, dtype=dtype)
             if self.resized:
                 frames = (media.resize(chunk, self.asked.height, self.asked.width, "stretch") for chunk in frames)
             yield from crop_chunks(frames, self.asked)

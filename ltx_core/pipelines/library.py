@@ -178,7 +178,8 @@ class Components:
             False: files are mapped, and must stay as they are while their models are in use.
         group: processes of torch.distributed that make each clip together, such as `dist.group.WORLD` once
             `init_process_group` was called; each calls `generate` alike, computes a share of every step, and gets the
-            whole clip, which any of them decodes alone, or all of them together (`Clip.together`). `device` is then this process's: None: the card of LOCAL_RANK, or else torch's current one.
+            whole clip, which any of them decodes alone, or all of them together (`Clip.together`). `device` is then
+            this process's: None: the card of LOCAL_RANK, or else torch's current one.
         opened: the same files, by `open_files`, if they are open already.
         progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
             for the user; by default they are logged, and warnings where a clip may be worthless.

@@ -87,7 +87,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_divided_forward_is_the_whole_one(model: LTXTransformer, size: int, case: Case, in_processes: Processes) -> None:
+def test_a_divided_forward_is_the_whole_one(
+    model: LTXTransformer, size: int, case: Case, in_processes: Processes
+) -> None:
     with torch.no_grad():
         expected = case.velocities(model)
 
