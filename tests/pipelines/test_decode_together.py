@@ -71,8 +71,13 @@ def decoding(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize(("size", "height"), [(2, 2), (2, 5), (3, 5), (4, 7), (4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("generation", "size", "height"),
+    [
+        *((generation, 3, 5) for generation in GENERATIONS),
+        *(("0.9.1", *each) for each in [(2, 2), (2, 5), (4, 7), (4, 2), (3, 1)]),
+    ],
+)
 def test_rows_of_several_processes_are_the_picture_of_one(
     vaes: dict[str, VideoVAE], in_processes: Processes, generation: str, size: int, height: int
 ) -> None:
@@ -99,9 +104,8 @@ def test_a_clip_in_pieces(vaes: dict[str, VideoVAE], in_processes: Processes, li
 def test_a_clip_in_tiles(vaes: dict[str, VideoVAE], in_processes: Processes, tiling: Tiling) -> None:
     """With halos that are all that a process has, and tiles of one row."""
     vae, latent = vaes["0.9.1"], latents(2, 7, 3)
-    for size in (2, 3):
-        first, *_ = in_processes(size, decoding(vae, latent, tiling=tiling))
-        torch.testing.assert_close(torch.cat(first), alone(vae, latent, tiling=tiling), atol=1e-5, rtol=0)
+    first, *_ = in_processes(3, decoding(vae, latent, tiling=tiling))
+    torch.testing.assert_close(torch.cat(first), alone(vae, latent, tiling=tiling), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
