@@ -50,7 +50,11 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="with --train: change one value"
     )
     parser.add_argument(
-        "--processes", type=arguments.count, default=1, metavar="N", help="with --train: that share a batch (default 1)"
+        "--processes",
+        type=arguments.count,
+        default=1,
+        metavar="N",
+        help="each with a card of its own: that make the clip together, or with --train share a batch (default 1)",
     )
     parser.add_argument("--vae", type=Path, metavar="FILE", help="file with the VAE, if the checkpoint has none")
     parser.add_argument("--text-encoder", type=Path, metavar="FILE", help="T5 v1.1 XXL: file or folder")
@@ -118,10 +122,9 @@ _OF_A_CLIP: dict[str, object] = {
 def _plan(options: argparse.Namespace, console: Console) -> int:
     if options.train is not None:
         return _plan_training(options, console)
-    if options.model is None or options.overrides or options.processes != 1:
+    if options.model is None or options.overrides:
         raise ConfigError(
-            "got a plan without a model, or --set and --processes without --train; expected a checkpoint, or --train "
-            "CONFIG; name one"
+            "got a plan without a model, or --set without --train; expected a checkpoint, or --train CONFIG; name one"
         )
     from ..ltx_core.budget.plan import Card, format_plan
     from ..ltx_core.budget.tiling import Tiling
@@ -159,6 +162,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         tiling=Tiling.square(options.tile),
         shows_picture=options.image,
         follows_reference=options.reference,
+        processes=options.processes,
     )
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
     memory_plan = plan(models, PixelShape(options.frames, height, width), card, choices)

@@ -84,7 +84,10 @@ def _make(options: argparse.Namespace, console: Console, claims: Claims, process
             console.note(f"clip {number} of {len(jobs)}: {job.output}, seed {job.seed}")
         started = time.monotonic() if made else console.started
         clip = _clip(ltx, options, request, job, console)
+        clip = clip if processes.sharing is None else clip.together()
         if not processes.is_first:
+            output = formats.output_of(options, job.output, clip.size)
+            clip.save(output, contact_sheet=job.contact_sheet, progress=False)  # the first process writes
             continue
         _save(clip, options, request, job, console)
         made.append(_report(clip, job, time.monotonic() - started, console))

@@ -17,6 +17,7 @@ from ..config import TextEncoderConfig
 from ..host import Host
 from ..kernels.active import kernels_for
 from ..kernels.choice import PLAIN, WITHOUT_BFLOAT16, Kernels
+from ..models.teams import Division
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -58,12 +59,13 @@ def sampling(
     samples: int = 1,
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
-    processes: int = 1,
+    division: Division | None = None,
 ) -> int:
     """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
 
-    kernels: by which the device computes. processes: among which each forward is divided.
+    kernels: by which the device computes. division: how much of it one of several processes computes; None: all.
     """
+    division = division or Division(branches)
     products, device = kernels_for(transformer, kernels).products, "cpu" if on_cpu else "card"
     dtype = products.dtype_on(transformer.dtype, device)
     # Where weights are cast to float16, tensors of the stream of residuals are float32.
@@ -71,9 +73,9 @@ def sampling(
     # Where comfy-kitchen rotates queries and keys, the table is of matrices, of twice the bytes.
     matrices = 0 if on_cpu or dtype.itemsize > 2 else samples * tokens * transformer.config.hidden_size * TABLE_BYTES
     wide = (
-        branches
+        division.branches
         * samples
-        * math.ceil(tokens / processes)
+        * math.ceil(tokens / division.members)
         * transformer.config.hidden_size
         * widened
         * torch.float16.itemsize
@@ -89,7 +91,7 @@ def sampling(
             itemsize=dtype.itemsize,
             unpacking=unpacking(transformer, dtype, on_cpu=on_cpu),
             fused_norms=not on_cpu and norms_are_one_kernel(),
-            processes=processes,
+            division=division,
         )
     )
 
@@ -116,13 +118,14 @@ def decoding(
     *,
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
+    processes: int = 1,
 ) -> tuple[Tiling, int]:
     """How a latent of this shape is cut up for decoding, and the bytes that the work takes.
 
     room: bytes that the work may take; None: no limit. tiling: None: chosen to fit `room`. kernels: by which a CPU
-    computes.
+    computes. processes: among which the rows are divided.
     """
-    need = _vae_need(decode_bytes, vae, vae.decoder, kernels, on_cpu=on_cpu)
+    need = partial(_vae_need(decode_bytes, vae, vae.decoder, kernels, on_cpu=on_cpu), processes=processes)
     tiling = tiling or choose_tiling(shape, lambda largest, limit: need(largest, limit=limit), room)
     if not on_cpu:
         return tiling, need(tiling.largest(shape), limit=tiling.frames)

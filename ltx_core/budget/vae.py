@@ -39,17 +39,22 @@ def decode_bytes(
     limit: int | None = STREAM_FRAMES,
     copies: int = CARD_COPIES,
     holds_frames: bool = False,
+    processes: int = 1,
 ) -> int:
     """Peak bytes of activations of decoding one clip of `shape` cells.
 
     itemsize: bytes per number; 4 where `compute_dtype` is float32. limit: the one of `stream_decode`; None: `decode`.
     copies: of its weight that a convolution makes while it runs. holds_frames: finished frames, in float32, stay on
-    this device until the next ones are finished; otherwise they leave at once.
+    this device until the next ones are finished; otherwise they leave at once. processes: among which the rows are
+    divided; the bytes are those of the first one, which receives the frames.
     """
-    latent = 4 * config.latent_channels * shape.tokens  # float32, whole
+    rows = math.ceil(shape.height / processes)
+    cells = rows * shape.width
+    latent = 4 * config.latent_channels * shape.frames * cells  # float32, whole
     frames = shape.frames if limit is None else min(shape.frames, LONGEST)
-    cells = shape.height * shape.width
-    return latent + _most(_decoding(config, frames, limit, 4 / itemsize, holds_frames), cells, copies) * itemsize
+    divided = (rows, shape.height) if processes > 1 and shape.height > 1 else None
+    moments = _decoding(config, frames, limit, 4 / itemsize, holds_frames, divided)
+    return latent + _most(moments, cells, copies) * itemsize
 
 
 def encode_bytes(
@@ -114,9 +119,11 @@ def _run_stages(
     *,
     copied: float = 0.0,
     holds: bool = False,
+    gathered: float = 0.0,
 ) -> None:
     """`vae_layers.run_stages`. copied: elements that the receiver allocates per element that it receives. holds: it
-    keeps its copy until it has made the next one."""
+    keeps its copy until it has made the next one. gathered: elements per element of the copy, while the frames of
+    several processes are brought together."""
     for layer in layers:
         pieces = _run_stage(ledger, layer, pieces, limit)
     before = copy = 0.0
@@ -124,6 +131,7 @@ def _run_stages(
         ledger.drop(before)
         before = elements
         new_copy = ledger.take(copied * elements)
+        ledger.drop(ledger.take(gathered * new_copy))
         ledger.drop(copy if holds else new_copy)
         copy = new_copy
 
@@ -143,13 +151,22 @@ def _run_stage(ledger: _Ledger, layer: _Layer, pieces: Iterator[_Piece], limit: 
 
 
 class _Convolution:
-    """`CausalConv3d`. cells: of its input, per latent cell."""
+    """`CausalConv3d`. cells: of its input, per latent cell. rows: of its input, if they are only this process's."""
 
     def __init__(
-        self, ledger: _Ledger, width: int, out: int, cells: float, *, causal: bool, pads: bool, stride: tuple[int, ...]
+        self,
+        ledger: _Ledger,
+        width: int,
+        out: int,
+        cells: float,
+        *,
+        causal: bool,
+        pads: bool,
+        stride: tuple[int, ...] = (1, 1, 1),
+        rows: int | None = None,
     ) -> None:
         self.ledger, self.width, self.out, self.cells = ledger, width, out, cells
-        self.causal, self.pads = causal, pads
+        self.causal, self.pads, self.rows = causal, pads, rows
         self.time, self.space = stride[0], math.prod(stride[1:])
         self.carried: int | None = None
 
@@ -167,10 +184,20 @@ class _Convolution:
         count = max((total - 3) // self.time + 1, 0)
         self.carried = None if last or total == 0 else total - count * self.time
         ledger.take((self.carried or 0) * unit)
+        if self.rows is not None and count:
+            joined = self._bordered(joined, joined / self.rows)
         padded = ledger.take(joined) if self.pads else 0.0
         output = ledger.take(count * self.out * self.cells / self.space, KERNEL * self.width * self.out)
         ledger.drop(joined + padded)
         return count, output
+
+    def _bordered(self, joined: float, row: float) -> float:
+        """`RowShare.bordered`: rows are copied, put together and exchanged, then all are joined."""
+        self.ledger.take(6 * row)
+        self.ledger.drop(4 * row)
+        bordered = self.ledger.take(joined + 2 * row)
+        self.ledger.drop(joined + 2 * row)
+        return bordered
 
 
 class _Delay:
@@ -309,7 +336,7 @@ def _pieces(ledger: _Ledger, frames: int, limit: int | None, unit: float, *, flu
 
 
 def _maker(ledger: _Ledger, config: VideoVAEConfig, causal: bool) -> Callable[..., _Convolution]:
-    return partial(_Convolution, ledger, causal=causal, pads=config.spatial_padding_mode != "zeros", stride=(1, 1, 1))
+    return partial(_Convolution, ledger, causal=causal, pads=config.spatial_padding_mode != "zeros")
 
 
 def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, cells: float) -> _Layer:
@@ -318,11 +345,19 @@ def _residuals(make: Callable[..., _Convolution], block: VAEBlock, width: int, c
 
 @cache
 def _decoding(
-    config: VideoVAEConfig, frames: int, limit: int | None, copied: float, holds: bool
+    config: VideoVAEConfig,
+    frames: int,
+    limit: int | None,
+    copied: float,
+    holds: bool,
+    divided: tuple[int, int] | None,
 ) -> Mapping[int, float]:
-    """The ledger's moments of decoding `frames` latent frames to pixels, which are then copied."""
+    """The ledger's moments of decoding `frames` latent frames to pixels, which are then copied. divided: rows of the
+    latent in this process and in all of them; None: there is one process."""
     ledger = _Ledger()
-    make = _maker(ledger, config, config.causal_decoder)
+    own, rows = divided or (None, 0)
+    whole = _maker(ledger, config, config.causal_decoder)
+    make = partial(whole, rows=own)
     blocks = tuple(reversed(config.decoder_blocks))
     width, cells = config.decoder_base_channels * math.prod(block.multiplier for block in blocks), 1.0
     layers: list[_Layer] = [make(config.latent_channels, width, cells)]
@@ -337,10 +372,14 @@ def _decoding(
             fold = math.prod(block.stride)
             layers.append(_Unfold(make(width, out * fold, cells), block.stride[0], residual=block.residual))
             width, cells = out, cells * math.prod(block.stride[1:])
+            own = None if own is None else own * block.stride[1]
+            make = partial(whole, rows=own)
     last = make(width, config.out_channels * config.patch_size**2, cells)
     layers.append(_Finish(last, rearranges=True))
     pieces = _pieces(ledger, frames, limit, config.latent_channels, flushes=True)
-    _run_stages(ledger, layers, pieces, limit, copied=copied, holds=holds)
+    # What is sent is a copy, and what is received are the rows of all.
+    gathered = 0.0 if divided is None else 1 + rows / divided[0]
+    _run_stages(ledger, layers, pieces, limit, copied=copied, holds=holds, gathered=gathered)
     return ledger.moments
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..config import TextEncoderConfig, TransformerConfig, UpsamplerConfig
 from ..models.linear import SLICE, Linear
+from ..models.teams import Division
 from ..quant.linear import QuantizedLinear
 from ..shapes import LatentShape
 
@@ -88,20 +89,23 @@ def sample_bytes(
     itemsize: int,
     unpacking: Unpacking = Unpacking(),
     fused_norms: bool = True,
-    processes: int = 1,
+    division: Division | None = None,
 ) -> int:
     """Bytes that sampling needs in addition to the weights.
 
     tokens: of all samples. lanes: most branches in one step. text_tokens: length of each text of each sample. itemsize:
     bytes of a number of the computing dtype. unpacking: of the largest weight, where the stored dtype is another.
-    fused_norms: `norms_are_one_kernel`. processes: among which the tokens of a block are divided.
+    fused_norms: `norms_are_one_kernel`. division: how much of a forward one of several processes computes; None: all.
     """
+    own = division or Division(lanes)
     d = config.hidden_size
     table = tokens * d * TABLE_BYTES
-    tensor = lanes * math.ceil(tokens / processes) * d * itemsize
+    tensor = own.branches * math.ceil(tokens / own.members) * d * itemsize
     feed_forward = max(BLOCK_TENSORS * tensor, (BLOCK_TENSORS - 1) * tensor + unpacking.beside) + unpacking.weight
     norm = BLOCK_TENSORS_HALF * tensor if itemsize < 4 and not fused_norms else 0
-    exchange = EXCHANGED_TENSORS * tensor if processes > 1 else 0
+    exchange = EXCHANGED_TENSORS * tensor if own.members > 1 else 0
+    if own.processes > own.members:  # velocities of every process, once they are computed
+        exchange = max(exchange, (own.processes + 1) * own.branches * tokens * config.in_channels * 4)
     state = (STATE_TENSORS + lanes) * tokens * config.in_channels * 4
     keys_values = sum(text_tokens) * 2 * d * config.num_layers * itemsize
     return int(max(table + max(feed_forward, norm, exchange), TABLE_MAKING * table)) + state + keys_values

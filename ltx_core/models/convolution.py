@@ -14,8 +14,11 @@ class Conv3d(nn.Conv3d):
 
     active = DIRECTLY_PACKED
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *, bordered: bool = False) -> Tensor:
+        """bordered: the input has its padding above and below already, see `rows`."""
         t, h, w = padding = tuple(int(side) for side in self.padding)
+        if bordered:
+            h, padding = 0, (t, 0, w)
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, (w, w, h, h, t, t), mode=self.padding_mode), (0, 0, 0)
         steps = Steps(padding, self.stride, self.dilation, self.groups)

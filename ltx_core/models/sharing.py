@@ -8,7 +8,8 @@ has all tokens of some heads, and the means are exchanged back. Neither tokens n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _Value = TypeVar("_Value")
+
+LONGEST_WAIT = timedelta(days=7)  # of a process for the others, of which the first may be writing a long clip
 
 
 def parts_of(total: int, size: int) -> list[int]:
@@ -37,6 +40,7 @@ class Sharing:
     """
 
     group: ProcessGroup | None = None
+    _parts: dict[range, Sharing] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def rank(self) -> int:
@@ -53,15 +57,19 @@ class Sharing:
             raise ConfigError(
                 "got a group of processes without this one; expected one of its members; call it there alone"
             )
-        if self.size > heads:
-            raise ConfigError(
-                f"got {self.size} processes for a model with {heads} heads of attention, of which each process takes "
-                f"one at least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
-            )
+        check_heads(self.size, heads)
 
     def of(self, tokens: int, heads: int) -> TokenShare | None:
         """How so many tokens and heads are divided; None: not at all, with fewer tokens than processes, or only one."""
         return TokenShare(self, tokens, heads) if 1 < self.size <= tokens else None
+
+    def part(self, ranks: range) -> Sharing:
+        """The processes of these numbers alone; each of them calls this, and the others need not."""
+        if ranks not in self._parts:
+            group = self.group if self.group is not None else dist.group.WORLD
+            members = [dist.get_global_rank(group, rank) for rank in ranks]
+            self._parts[ranks] = Sharing(dist.new_group(members, timeout=LONGEST_WAIT, use_local_synchronization=True))
+        return self._parts[ranks]
 
     def exchange(self, sent: Tensor, to: Sequence[int], coming: Sequence[int]) -> Tensor:
         """Send to every process a run of `sent` (n), and get one from each, one after the other.
@@ -160,6 +168,15 @@ class TokenShare:
     def _widths(self, inner: int) -> list[int]:
         """How many of the channels of all heads each process has."""
         return [inner // self.heads * count for count in parts_of(self.heads, self.processes.size)]
+
+
+def check_heads(processes: int, heads: int) -> None:
+    """Raises ConfigError: more processes than a model has heads of attention."""
+    if processes > heads:
+        raise ConfigError(
+            f"got {processes} processes for a model with {heads} heads of attention, of which each process takes "
+            f"one at least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
+        )
 
 
 def _no_answer(error: RuntimeError) -> UnsupportedError:

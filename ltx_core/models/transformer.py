@@ -41,6 +41,7 @@ from .embeddings import AdaLayerNormSingle, CaptionProjection, Modulation, scale
 from .linear import Linear
 from .rope import RotaryTable, rotary_table
 from .sharing import Sharing, TokenShare
+from .teams import collected, teams_for
 
 __all__ = ["Branch", "LTXTransformer", "PreparedText", "RotaryTable", "TransformerBlock"]
 
@@ -245,8 +246,29 @@ class LTXTransformer(nn.Module):
     def _velocities(
         self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]
     ) -> tuple[Tensor, ...]:
+        sharing = self.sharing
+        if sharing is None or sharing.size == 1:
+            return self._of_team(x, sigma, rotary, branches, None)
+        if torch.is_grad_enabled():
+            raise UnsupportedError(
+                "got a forward that is divided among processes, with autograd; expected one without: gradients do not "
+                "pass from one process to another; compute it under torch.no_grad()"
+            )
+        heads = self.config.num_attention_heads
+        teams = teams_for(structure_of(branches), self.config.num_layers, sharing.size, heads)
+        if len(teams) == 1:
+            return self._of_team(x, sigma, rotary, branches, sharing)
+        team = next(team for team in teams if sharing.rank in team.ranks)
+        members = sharing.part(team.ranks) if len(team.ranks) > 1 else None
+        velocities = self._of_team(x, sigma, rotary, [branches[number] for number in team.branches], members)
+        return collected(velocities, sharing, teams)
+
+    def _of_team(
+        self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch], team: Sharing | None
+    ) -> tuple[Tensor, ...]:
+        """team: the processes among which the tokens of these branches are divided; None: this one computes all."""
         plan = self._plan(branches)
-        share = None if self.sharing is None else self._share(self.sharing, x.shape[1])
+        share = None if team is None else team.of(x.shape[1], self.config.num_attention_heads)
         modulation, dtype = self._modulation(sigma, share), self.compute_dtype
         if share is not None:
             x, rotary = share.own(x, 1).contiguous(), rotary.shared(share)
@@ -263,14 +285,6 @@ class LTXTransformer(nn.Module):
         velocities = self.proj_out(modulation.narrowed(x)).float()
         velocities = velocities if share is None else share.gathered(velocities, 2)
         return tuple(velocities[lane] for lane in plan.lane_of)
-
-    def _share(self, sharing: Sharing, tokens: int) -> TokenShare | None:
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                "got a forward that is divided among processes, with autograd; expected one without: gradients do not "
-                "pass from one process to another; compute it under torch.no_grad()"
-            )
-        return sharing.of(tokens, self.config.num_attention_heads)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
         structure, planned = structure_of(branches), self._planned

@@ -28,6 +28,7 @@ from ..kernels.choice import Operation
 from .convolution import Conv3d
 from .dtypes import compute_dtype
 from .embeddings import TimeEmbedder, scale_shift_table
+from .rows import RowShare
 
 PIXEL_NORM_EPS = 1e-8  # LTX-Video pixel_norm.py
 SHORTCUT_NORM_EPS = 1e-6  # causal_video_autoencoder.py, UNetMidBlock3D / ResnetBlock3D
@@ -39,11 +40,13 @@ ScaleShift = tuple[Tensor, Tensor]  # (1 + scale, shift), each (b, 1, 1, 1, c)
 class Stream:
     """What the layers of one stage remember between the pieces of a clip.
 
-    last: whether the present piece is the last one; then nothing is kept.
+    last: whether the present piece is the last one; then nothing is kept. rows: how the rows of the picture are divided
+    among processes, of which the pieces have this one's; None: not at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: RowShare | None = None) -> None:
         self.last = True
+        self.rows = rows
         self._kept: dict[nn.Module, Tensor] = {}
         self._started: set[nn.Module] = set()
 
@@ -76,22 +79,29 @@ Stage = Callable[[Tensor, Stream], Tensor]
 """One step of the way through a half of the VAE: frames (b, f, h, w, c) and what the stage remembers -> frames."""
 
 
-def run_stages(stages: Iterable[Stage], pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[Tensor]:
+def run_stages(
+    stages: Iterable[Stage],
+    pieces: Iterable[tuple[Tensor, bool]],
+    limit: int | None,
+    rows: RowShare | None = None,
+) -> Iterator[Tensor]:
     """Send a clip through `stages`, piece by piece.
 
     pieces: (frames (b, f, h, w, c), whether they are the last of the clip).
-    limit: the most frames that one stage works on at once; None for no limit.
+    limit: the most frames that one stage works on at once; None for no limit. rows: see `Stream`.
     Yields finished frames (b, f, h', w', c'), f >= 1, in order.
     """
     for stage in stages:
-        pieces = _run_stage(stage, pieces, limit)
+        pieces = _run_stage(stage, pieces, limit, rows)
     for x, _ in pieces:
         if x.shape[1]:
             yield x
 
 
-def _run_stage(stage: Stage, pieces: Iterable[tuple[Tensor, bool]], limit: int | None) -> Iterator[tuple[Tensor, bool]]:
-    stream = Stream()
+def _run_stage(
+    stage: Stage, pieces: Iterable[tuple[Tensor, bool]], limit: int | None, rows: RowShare | None
+) -> Iterator[tuple[Tensor, bool]]:
+    stream = Stream(rows)
     for x, last in pieces:
         parts = deque(x.split(limit, dim=1) if limit else [x])
         del x  # while this generator waits, it must not hold what later stages no longer need
@@ -185,7 +195,10 @@ class CausalConv3d(nn.Module):
         stream.keep(self, x[:, count * stride :])
         if count == 0:
             return x.new_empty(b, 0, (h - 1) // stride_h + 1, (w - 1) // stride_w + 1, self.conv.out_channels)
-        return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+        if stream.rows is None:
+            return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+        x = stream.rows.bordered(x, cast(PaddingMode, self.conv.padding_mode))
+        return self.conv(x.permute(0, 4, 1, 2, 3), bordered=True).permute(0, 2, 3, 4, 1)
 
     def _with_neighbours(self, x: Tensor, stream: Stream, norm: Norm | None) -> Tensor:
         """x behind the frames kept earlier, or behind copies of the first frame; at the end of the clip, its last frame

@@ -23,6 +23,7 @@ from ..shapes import PixelShape
 from .convolution import Conv3d
 from .dtypes import compute_dtype
 from .embeddings import TimeEmbedder, scale_shift_table
+from .rows import RowShare
 from .vae_layers import (
     CausalConv3d,
     DepthToSpaceUpsample,
@@ -138,10 +139,12 @@ class Decoder(nn.Module):
         timestep: Tensor | None,
         noise: tuple[Tensor, ...],
         limit: int | None,
+        rows: RowShare | None = None,
     ) -> Iterator[Tensor]:
         """pieces: (raw latents (b, c, f, h, w), whether they are the last of the clip); see `run_stages`.
 
-        timestep: (b,). noise: a map (h, w) per convolution that injects it, from `VideoVAE.draw_noise`.
+        timestep: (b,). noise: a map (h, w) per convolution that injects it, from `VideoVAE.draw_noise`. rows: see
+        `stream_decode`.
         Yields pixels (b, 3, f, h, w).
         """
         if timestep is not None:
@@ -151,7 +154,7 @@ class Decoder(nn.Module):
         noise = tuple(noise_map.to(weight.device, dtype) for noise_map in noise)
         latents = ((rearrange(x.to(dtype), "b c f h w -> b f h w c"), last) for x, last in pieces)
         stages: list[Stage] = [self.conv_in, *self._up_stages(timestep, noise), self._last_stage(timestep)]
-        for frames in run_stages(stages, latents, limit):
+        for frames in run_stages(stages, latents, limit, rows):
             yield rearrange(frames, "b f h w c -> b c f h w")
 
     def noise_scales(self) -> list[tuple[int, int]]:
@@ -270,15 +273,21 @@ class VideoVAE(nn.Module):
         *,
         noise: tuple[Tensor, ...] = (),
         limit: int = STREAM_FRAMES,
+        rows: RowShare | None = None,
     ) -> Iterator[Tensor]:
         """Exactly `decode`, but frames leave as they are finished, and memory does not grow with the clip.
 
         noise: from `draw_noise`. limit: the most frames that one stage works on at once.
+        rows: how the rows of the picture are divided among processes, which all decode the same clip with one limit;
+            latent and noise are then those of this process's rows, and so are the pixels. None: not divided.
         Yields pixels (b, 3, f, h', w'), f >= 1.
+
+        Raises:
+            UnsupportedError: another process has ended.
         """
         parts = latent.split(limit, dim=2)
         pieces = ((part, i == len(parts) - 1) for i, part in enumerate(parts))
-        return self._decode(pieces, latent, timestep, noise, limit)
+        return self._decode(pieces, latent, timestep, noise, limit, rows)
 
     def _decode(
         self,
@@ -287,6 +296,7 @@ class VideoVAE(nn.Module):
         timestep: Tensor | None,
         noise: tuple[Tensor, ...],
         limit: int | None,
+        rows: RowShare | None = None,
     ) -> Iterator[Tensor]:
         _check_channels(latent, self.config.latent_channels, "latent")
         if self.config.timestep_conditioning != (timestep is not None):
@@ -300,7 +310,7 @@ class VideoVAE(nn.Module):
                 f"got {len(noise)} noise maps; expected {len(expected)} for {latent.shape[-1]}x{latent.shape[-2]} "
                 "cells; draw them with draw_noise for this size"
             )
-        return self.decoder(pieces, timestep, noise, limit)
+        return self.decoder(pieces, timestep, noise, limit, rows)
 
     def draw_noise(self, height: int, width: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """The noise that the decoder injects into a clip of `height` x `width` latent cells, () if it injects none.

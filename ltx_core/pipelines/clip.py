@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import html
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .. import media, outputs
 from ..budget.tiling import Tiling
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..files import PICTURES, check_output, whole
+from ..models.sharing import Sharing
 from ..models.video_vae import VideoVAE
 from ..outputs import Output
 from ..placing.devices import clear_of_memory
@@ -32,6 +33,7 @@ from .bar import Shown, progress_shown
 from .cancel import Runs
 from .condition import crop_chunks
 from .decode import decode_frames
+from .decode_together import decode_together
 from .hints import CLIP, wrong_name
 from .overlap import used_beside
 from .settings import Decoding
@@ -61,7 +63,8 @@ class ClipDecoder:
     """Decodes the clips of one run.
 
     asked: the size of the result. resized: whether decoded frames are resized to it, as after two passes; they are
-    cropped otherwise. runs: of the models, so that decoding can be cancelled.
+    cropped otherwise. runs: of the models, so that decoding can be cancelled. sharing: the processes that made the clip
+    together. together: whether all of them decode it together, see `Clip.together`.
     """
 
     vae: VideoVAE
@@ -72,15 +75,22 @@ class ClipDecoder:
     tiling: Tiling | None = None
     resized: bool = False
     runs: Runs | None = None
+    sharing: Sharing | None = None
+    together: bool = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether the frames go to another process."""
+        return self.together and self.sharing is not None and self.sharing.rank > 0
 
     def __call__(self, latent: Tensor, progress: Progress, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
         """dtype: uint8 for a file of eight bits; frames that are resized stay float32, and are rounded afterwards."""
         dtype = torch.float32 if self.resized else dtype
         with (self.runs or Runs()).watched(progress) as watched:
             host = host_on(self.placement, watched)
-            frames = decode_frames(
-                self.vae, latent, self.decoding, seed=self.seed, host=host, tiling=self.tiling, dtype=dtype
-            )
+            sharing = self.sharing if self.together else None
+            decode = decode_frames if sharing is None else partial(decode_together, sharing=sharing)
+            frames = decode(self.vae, latent, self.decoding, seed=self.seed, host=host, tiling=self.tiling, dtype=dtype)
             if self.resized:
                 frames = (media.resize(chunk, self.asked.height, self.asked.width, "stretch") for chunk in frames)
             yield from crop_chunks(frames, self.asked)
@@ -145,6 +155,26 @@ class Clip:
         for chunk in self.frames():
             yield from chunk
 
+    def together(self) -> Clip:
+        """The same clip, which all processes that made it decode together: every one of them reads or saves it, in
+        equal calls, and the first one of the group gets the frames and writes the file. In the others there are no
+        frames.
+
+        Raises:
+            ConfigError: it was not made by a group of processes, or it was pickled.
+        """
+        if not isinstance(self.decoder, ClipDecoder) or self.decoder.sharing is None:
+            raise ConfigError(
+                "got a clip of one process; expected one that a group of processes has made here; load the models with "
+                "a group, or decode without together()"
+            )
+        return replace(self, decoder=replace(self.decoder, together=True))
+
+    @property
+    def _follows(self) -> bool:
+        """Whether another process gets the frames."""
+        return isinstance(self.decoder, ClipDecoder) and self.decoder.follows
+
     def frames(self, progress: Progress = silent) -> Iterator[Tensor]:
         """Decoded frames (f h w 3) float32 in [0, 1] on the CPU, a few at a time; equal at every call."""
         return self.decoder(self.latent, progress)
@@ -157,13 +187,14 @@ class Clip:
 
     def to_tensor(self) -> Tensor:
         """All frames, (f h w 3) float32 in [0, 1]."""
-        return torch.cat(list(self.frames()))
+        return torch.cat([torch.empty(0, self.size.height, self.size.width, 3), *self.frames()])
 
     def to_numpy(self) -> np.ndarray:
         """All frames as an array (f h w 3) of uint8."""
         import numpy as np
 
-        return np.concatenate([_bytes(chunk).numpy() for chunk in self._pieces(silent, in_bytes=True)])
+        none = np.empty((0, self.size.height, self.size.width, 3), np.uint8)  # see `together`
+        return np.concatenate([none, *(_bytes(chunk).numpy() for chunk in self._pieces(silent, in_bytes=True))])
 
     def to_pil(self) -> list[Image]:
         """All frames as Pillow images."""
@@ -233,6 +264,10 @@ class Clip:
             def write(frames: Iterator[Tensor]) -> None:
                 media.write_clip(output, frames, fps=rate, sound=sound, metadata=said, notes=remarks)
 
+            if self._follows:
+                for _ in chunks(report):
+                    pass
+                return
             used_beside(chunks(report), write)  # the next frames are decoded while these are compressed
         if contact_sheet is not None:
             sheet = media.contact_sheet(torch.stack(sheet_frames))
@@ -298,7 +333,7 @@ class _Elsewhere:
         )
         return decoder(latent, progress, dtype)
 
-    @functools.cached_property
+    @cached_property
     def vae(self) -> VideoVAE:
         file = self._found()
         return open_models(file.path, version=file.version).vae(dtype=file.dtype)

@@ -83,43 +83,59 @@ def decode_frames(
             dtype.
         UnsupportedError: the VAE returned numbers that are not finite.
     """
-    _check(vae, latent)
-    if len(latent) != 1:
-        raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
     dtype = dtype if into is None else into.dtype
-    if dtype not in (torch.float32, torch.uint8):
-        raise ConfigError(f"got frames of {dtype}; expected float32 or uint8; convert them afterwards")
+    check_one(vae, latent, dtype)
     shape = LatentShape(*latent.shape[2:])
     tiling, work = stages.decoding(vae, shape, tiling, host.room(vae.decoder), kernels=stages.dtypes_of(host))
-
-    generator = stream(seed, "decode")
-    latent, timestep = latent.detach().float().cpu(), None
-    if vae.config.timestep_conditioning:
-        noise = torch.randn(latent.shape, generator=generator)
-        latent = latent * (1 - decoding.noise_scale) + noise * decoding.noise_scale
-        timestep = torch.tensor([decoding.timestep])
-    if decoding.tone_map:
-        latent = tone_map(latent, decoding.tone_map)
-    injected = vae.draw_noise(shape.height, shape.width, generator)
-    noisy = _Noisy(vae.un_normalize(latent), timestep, injected)
+    noisy = Noisy.of(vae, latent, decoding, seed)
     if into is None and len(tiling.tiles(shape.height, shape.width)) > 1:
         into = torch.empty(*shape.pixels(vae.config.scale_factors), 3, dtype=dtype)
     return _decode(vae, noisy, tiling, work, host, dtype if into is None else into)
 
 
 @dataclass(frozen=True, eq=False)
-class _Noisy:
-    """raw: (1, c, f, h, w), not normalised. timestep: (1,) or None. injected: from `draw_noise`."""
+class Noisy:
+    """A latent as the decoder receives it.
+
+    raw: (1, c, f, h, w), not normalised. timestep: (1,) or None. injected: from `draw_noise`.
+    """
 
     raw: Tensor
     timestep: Tensor | None
     injected: tuple[Tensor, ...]
 
+    @classmethod
+    def of(cls, vae: VideoVAE, latent: Tensor, decoding: Decoding, seed: int) -> Noisy:
+        """latent: (1, c, f, h, w), normalised; it is not changed. The rest is as in `decode_frames`."""
+        generator = stream(seed, "decode")
+        latent, timestep = latent.detach().float().cpu(), None
+        if vae.config.timestep_conditioning:
+            noise = torch.randn(latent.shape, generator=generator)
+            latent = latent * (1 - decoding.noise_scale) + noise * decoding.noise_scale
+            timestep = torch.tensor([decoding.timestep])
+        if decoding.tone_map:
+            latent = tone_map(latent, decoding.tone_map)
+        injected = vae.draw_noise(latent.shape[-2], latent.shape[-1], generator)
+        return cls(vae.un_normalize(latent), timestep, injected)
+
+    def part(self, rows: slice, columns: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The latent and the injected noise of some rows and columns, which are counted in cells of the latent."""
+        height, width = self.raw.shape[-2:]
+
+        def at_scale(cells: slice, scale: int) -> slice:
+            return slice(cells.start * scale, cells.stop * scale)
+
+        noise = tuple(
+            each[at_scale(rows, len(each) // height), at_scale(columns, each.shape[1] // width)]
+            for each in self.injected
+        )
+        return self.raw[..., rows, columns], noise
+
 
 @torch.no_grad()
 def _decode(
     vae: VideoVAE,
-    noisy: _Noisy,
+    noisy: Noisy,
     tiling: Tiling,
     work: int,
     host: Host,
@@ -127,27 +143,23 @@ def _decode(
 ) -> Iterator[Tensor]:
     """work: bytes in addition to the decoder's weights. into: the array for the frames, or their dtype. The rest is as
     in `decode_frames`."""
-    raw, timestep, injected = noisy.raw, noisy.timestep, noisy.injected
-    shape, scale = LatentShape(*raw.shape[2:]), vae.config.scale_factors
+    timestep = noisy.timestep
+    shape, scale = LatentShape(*noisy.raw.shape[2:]), vae.config.scale_factors
     pixels, tiles = shape.pixels(scale), tiling.tiles(shape.height, shape.width)
     dtype = into.dtype if isinstance(into, Tensor) else into
     total = pixels.frames * len(tiles)
     host.progress(ProgressEvent("decode", 0, total))
     with host.place(vae.decoder, memory_required=work) as device:
         for number, (row, column) in enumerate(tiles):
-            pieces = vae.stream_decode(
-                raw[..., row.outer(), column.outer()].to(device),
-                None if timestep is None else timestep.to(device),
-                noise=tuple(
-                    each[row.outer(len(each) // shape.height), column.outer(each.shape[1] // shape.width)]
-                    for each in injected
-                ),
-                limit=tiling.frames,
-            )
+            raw, noise = noisy.part(row.outer(), column.outer())
+            at = None if timestep is None else timestep.to(device)
+            pieces = vae.stream_decode(raw.to(device), at, noise=noise, limit=tiling.frames)
             done = 0
             for piece in pieces:
-                frames = _to_frames(piece[..., row.kept(scale.height), column.kept(scale.width)], dtype)
+                frames = to_frames(piece[..., row.kept(scale.height), column.kept(scale.width)])
                 del piece
+                check_finite(is_finite(frames))
+                frames = in_dtype(frames, dtype).cpu()
                 finished = slice(done, done + len(frames))
                 done = finished.stop
                 if isinstance(into, Tensor):
@@ -159,16 +171,37 @@ def _decode(
                 del frames  # no reference of ours lives while the next piece is decoded
 
 
-def _to_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1, 3, f, h, w) of about [-1, 1], anywhere -> (f, h, w, 3) on the CPU: float32 in [0, 1], or uint8."""
-    frames = rearrange(pixels, "1 c f h w -> f h w c").to(torch.float32, copy=True).mul_(0.5).add_(0.5)
-    if not bool(frames.sum().isfinite()):  # of the sum: isfinite() of all of them would allocate masks
+def to_frames(pixels: Tensor) -> Tensor:
+    """(1, 3, f, h, w) of about [-1, 1] -> (f, h, w, 3) float32 of about [0, 1], a copy."""
+    return rearrange(pixels, "1 c f h w -> f h w c").to(torch.float32, copy=True).mul_(0.5).add_(0.5)
+
+
+def is_finite(frames: Tensor) -> bool:
+    return bool(frames.sum().isfinite())  # of the sum: isfinite() of all of them would allocate masks
+
+
+def check_finite(finite: bool) -> None:
+    """Raises UnsupportedError: the VAE returned numbers that are not finite."""
+    if not finite:
         raise UnsupportedError(
             "got numbers that are not finite from the VAE; expected frames; float16 can overflow in it: load it as "
             "bfloat16 or float32"
         )
+
+
+def in_dtype(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """Frames of about [0, 1], which are changed -> float32 in [0, 1], or uint8."""
     frames.clamp_(0, 1)
-    return frames.mul_(255).round_().to(dtype).cpu() if dtype == torch.uint8 else frames.cpu()
+    return frames.mul_(255).round_().to(dtype) if dtype == torch.uint8 else frames
+
+
+def check_one(vae: VideoVAE, latent: Tensor, dtype: torch.dtype) -> None:
+    """Raises ShapeError, ConfigError: it is not the latent of one clip of this VAE, or frames have no such dtype."""
+    _check(vae, latent)
+    if len(latent) != 1:
+        raise ShapeError(f"got {len(latent)} clips; expected one; use decode, or one sample after the other")
+    if dtype not in (torch.float32, torch.uint8):
+        raise ConfigError(f"got frames of {dtype}; expected float32 or uint8; convert them afterwards")
 
 
 def _check(vae: VideoVAE, latent: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..kernels.choice import PLAIN, WITHOUT_BFLOAT16, Kernels
 from ..kernels.here import kernels_here
 from ..main_memory import swap_memory
+from ..models.sharing import check_heads
 from ..models.tokenizer import MAX_TOKENS
 from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
@@ -32,6 +33,7 @@ from ..weights.build import CheckpointInfo, Opened, OpenFiles, open_files
 from ..weights.containers import DTYPE_NAMES
 from ..weights.layouts import PartName
 from ..weights.text_encoder import text_encoder_on_meta
+from .division import division_of, usual_division
 from .passes import Pass
 from .recipe import check_recipe, recipe_for
 from .settings import Settings, Which
@@ -141,8 +143,8 @@ def card_here(device: str | torch.device | None = None) -> Card:
 def check_fits(models: Outline, size: PixelShape, device: torch.device, processes: int = 1) -> None:
     """Refuse a clip whose work is more than all the memory that there is, in words rather than an allocator's.
 
-    What is more than the free memory alone may still go well, and is left to the run. processes: among which each
-    forward of the transformer is divided.
+    What is more than the free memory alone may still go well, and is left to the run. processes: that make the clip
+    together.
 
     Raises:
         UnsupportedError: it does not fit.
@@ -153,8 +155,7 @@ def check_fits(models: Outline, size: PixelShape, device: torch.device, processe
     is_cpu = device.type == "cpu"
     total = there.total + (swap_memory() if is_cpu else 0)
     card = Card("main memory" if is_cpu else str(device), there.total, there.total, is_main_memory=is_cpu)
-    # In main memory all processes of a machine have what the one would have.
-    needed = _plan(models, size, card, Choices(processes=1 if is_cpu else processes))
+    needed = _plan(models, size, card, Choices(processes=processes))
     if needed.peak > total:
         stage = max(needed.stages, key=lambda stage: stage.peak)
         raise UnsupportedError(
@@ -174,7 +175,7 @@ class Choices:
     branches: of a step of the (first) pass; None: as in the recipe. resident: blocks of the transformer that stay on
     the card. tiling: of the decoder. text_tokens: length of a prompt. shows_picture: whether a picture is a condition.
     follows_reference: whether there is the reference video of an IC-LoRA, which has as many tokens as the clip.
-    processes: among which each forward of the transformer is divided.
+    processes: among which each forward of the transformer and the decoding are divided.
     """
 
     branches: int | None = None
@@ -204,8 +205,10 @@ def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO)
     same size but shorter.
 
     Raises:
-        ConfigError: not even the smallest clip fits. ShapeError: a size that two passes cannot have.
+        ConfigError: not even the smallest clip fits, or there are more processes than heads of attention.
+        ShapeError: a size that two passes cannot have.
     """
+    check_heads(choices.processes, models.transformer.config.num_attention_heads)
     full = _plan(models, size, card, choices)
     if full.fits:
         return full
@@ -252,6 +255,8 @@ def _shorter(models: Outline, size: PixelShape) -> Iterator[PixelShape]:
 
 
 def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Plan:
+    if card.is_main_memory:  # in which all processes of a machine have what the one would have
+        choices = replace(choices, processes=1)
     scale = models.vae.config.scale_factors
     two = models.upscaler is not None
     small = (first_pass_size(size, scale) if two else size.padded(scale)).latent(scale)
@@ -269,12 +274,12 @@ def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Pl
     if choices.shows_picture or choices.follows_reference:
         frames = grids[last].frames if choices.follows_reference else 1
         grid_of_frames = LatentShape(frames, grids[last].height, grids[last].width)
-        run_stages.append(_vae_stage("encode", models, grid_of_frames, card, None))
+        run_stages.append(_vae_stage("encode", models, grid_of_frames, card, AUTO))
     for which, grid in grids.items():
         if which == "second" and models.upscaler is not None:
             run_stages.append(_upscale_stage(models, models.upscaler, small, card))
         run_stages.append(_transformer_stage(passes[which], models, grid, branches[which], card, choices))
-    run_stages.append(_vae_stage("decode", models, grids[last], card, choices.tiling))
+    run_stages.append(_vae_stage("decode", models, grids[last], card, choices))
     weights = {name: part.total for name, part in models.weights.items()}
     blocks = models.weights["transformer"].blocks
     weights |= {
@@ -333,6 +338,10 @@ def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], c
 def _transformer_stage(
     run_pass: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
 ) -> Stage:
+    same = branches == run_pass.branches
+    division = (
+        division_of(run_pass, choices.processes) if same else usual_division(run_pass, branches, choices.processes)
+    )
     work = stages.sampling(
         models.transformer,
         tokens=grid.tokens * (2 if choices.follows_reference else 1),
@@ -340,7 +349,7 @@ def _transformer_stage(
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
         kernels=_kernels(models, card),
-        processes=choices.processes,
+        division=division,
     )
     return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices.resident)
 
@@ -352,13 +361,15 @@ def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape
     return Stage("upscale", "upscaler", weights.total, _held(weights, None, card), 0, None, work, packed=packed)
 
 
-def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, asked: Tiling | None) -> Stage:
+def _vae_stage(name: str, models: Outline, grid: LatentShape, card: Card, choices: Choices) -> Stage:
     """Decoding or encoding, with the tiling of `decode_frames` and `encode_posterior`."""
     part = f"VAE {'decoder' if name == 'decode' else 'encoder'}"
     weights = models.weights[part].total
     room = None if card.is_main_memory else room_for_work(card.available, card.total, weights)
-    work_of = stages.decoding if name == "decode" else stages.encoding
-    tiling, work = work_of(models.vae, grid, asked, room, on_cpu=card.is_main_memory, kernels=_kernels(models, card))
+    work_of = partial(stages.decoding, processes=choices.processes) if name == "decode" else stages.encoding
+    tiling, work = work_of(
+        models.vae, grid, choices.tiling, room, on_cpu=card.is_main_memory, kernels=_kernels(models, card)
+    )
     half = models.vae.decoder if name == "decode" else models.vae.encoder
     held, packed = _held(models.weights[part], None, card), _packed(half, models, work, card)
     return Stage(name, part, weights, held, 0, None, work, _in_words(tiling, grid), packed)

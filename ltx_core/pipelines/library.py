@@ -50,6 +50,7 @@ from .bar import Shown, callback, progress_shown, with_bar
 from .cancel import Runs
 from .clip import Clip, ClipDecoder, VAEFile, as_rate
 from .condition import Conditions
+from .division import describe_division
 from .dry_run import Outline, check_fits
 from .hints import GENERATE, LOAD, MODELS, hinted, wrong_name
 from .long_clip import LongRequest, check_one_pass, long_latent
@@ -177,7 +178,8 @@ class Components:
             False: files are mapped, and must stay as they are while their models are in use.
         group: processes of torch.distributed that make each clip together, such as `dist.group.WORLD` once
             `init_process_group` was called; each calls `generate` alike, computes a share of every step, and gets the
-            whole clip. `device` is then this process's: None: the card of LOCAL_RANK, or else torch's current one.
+            whole clip, which any of them decodes alone, or all of them together (`Clip.together`). `device` is then
+            this process's: None: the card of LOCAL_RANK, or else torch's current one.
         opened: the same files, by `open_files`, if they are open already.
         progress: receives every step; None: a bar where somebody sees it; False: nothing. notes: receives sentences
             for the user; by default they are logged, and warnings where a clip may be worthless.
@@ -430,6 +432,7 @@ class Components:
             negative_prompt=[as_text(each) for each in negatives],
             seed=[each.seed for each in clips],
         )
+        self._say_division(passes, notes)
         decoding = all_settings.decoding("one" if self.upscaler is None else "second")
 
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
@@ -489,6 +492,7 @@ class Components:
         notes(f"{len(windows)} windows of {window.frames} frames, {len(prompts)} prompt{'s' * (len(prompts) > 1)}.")
         unwanted = self._negative([run_pass], request.negative_prompt, self.recipe, notes)
         self._check_alike([run_pass], size=tuple(asked), prompt=list(prompts), seed=request.seed)
+        self._say_division([run_pass], notes)
         with progress_shown(progress) as report, self.runs.watched(report) as watched:
             decided: dict[str, str] = {}
             host = host_on(self.placement, watched, notes, decided.__setitem__)
@@ -537,6 +541,11 @@ class Components:
     def _processes(self) -> int:
         return 1 if self.sharing is None else self.sharing.size
 
+    def _say_division(self, passes: Sequence[Pass], notes: Notes) -> None:
+        if self._processes > 1:
+            for sentence in dict.fromkeys(describe_division(each, self._processes) for each in passes):
+                notes(sentence)
+
     def _check_alike(self, passes: Sequence[Pass], **said: Any) -> None:
         """Raises ConfigError: the processes of a group would not make the same clip, or not by the same arithmetic."""
         if self.sharing is None:
@@ -559,7 +568,9 @@ class Components:
     ) -> Clip:
         (asked, rate), two = canvas, self.upscaler is not None
         decoding = settings.decoding("second" if two else "one")
-        decoder = ClipDecoder(self.vae, decoding, asked, seed, self.placement, self.tiling, two, self.runs)
+        decoder = ClipDecoder(
+            self.vae, decoding, asked, seed, self.placement, self.tiling, two, self.runs, self.sharing
+        )
         return Clip(latent, asked, rate, record, decoder, self.vae_file)
 
     def _encoded(self, positive: Sequence[Prompt], negative: Sequence[Prompt | None], host: Host) -> list[Prompts]:

@@ -27,6 +27,7 @@ from ..sampling.step_cache import StepCache, held_bytes
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..values import check_frame_rate
 from .condition import NOTHING, Conditions
+from .division import division_of
 from .passes import Pass
 
 if TYPE_CHECKING:
@@ -277,6 +278,7 @@ def _going_on(left: Left, state: LatentState, mask: Tensor | None, conditions: C
 def _work(run_pass: Pass, state: LatentState, prompts: Prompts, host: Host) -> int:
     """Bytes that the pass takes in addition to the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
+    sharing = run_pass.transformer.sharing
     texts = [prompt for given in prompts.by_name.values() for prompt in given]
     work = stages.sampling(
         run_pass.transformer,
@@ -285,13 +287,17 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts, host: Host) -> i
         tokens=tokens,
         branches=run_pass.branches + len(texts) - len(prompts.by_name),
         text_tokens=[text.embeddings.shape[1] for text in texts],
-        processes=1 if run_pass.transformer.sharing is None else run_pass.transformer.sharing.size,
+        division=None if sharing is None else division_of(run_pass, sharing.size, _counts(prompts)),
     )
     if state.weights is not None:
         work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
     work += held_bytes(run_pass.evaluated, run_pass.branches + len(texts) - len(prompts.by_name), state.latent.numel())
     held = device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
     return work + held + merging_work(run_pass.transformer, run_pass.loras, run_pass.lora_mode)
+
+
+def _counts(prompts: Prompts) -> dict[str, int]:
+    return {name: len(given) for name, given in prompts.by_name.items()}
 
 
 def _note(host: Host, application: Application) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ConfigError, UnsupportedError
-from ..models.sharing import Sharing
+from ..models.sharing import LONGEST_WAIT, Sharing
 from ..models.transformer import LTXTransformer
 from ..values import check_kind, shown
 from .devices import chosen_device, device_of_process, named_device
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
 
-LONGEST_WAIT = timedelta(days=7)  # of a process for the others, of which the first may be writing a long clip
 _ARRIVING = timedelta(minutes=10)
 _VARIABLES = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from ltxkit.ltx_core.budget.work import TABLE_BYTES, unpacking, upscale_bytes
 from ltxkit.ltx_core.config import UpsamplerConfig
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.host import Host
+from ltxkit.ltx_core.models.sharing import Sharing
 from ltxkit.ltx_core.models.transformer import LTXTransformer, TransformerBlock
 from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.pipelines.condition import Conditions, Reference
 from ltxkit.ltx_core.pipelines.decode import decode_frames
+from ltxkit.ltx_core.pipelines.decode_together import decode_together
 from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.encode import encode_frames
 from ltxkit.ltx_core.pipelines.passes import Pass
@@ -35,6 +37,7 @@ from ltxkit.ltx_core.pipelines.settings import Decoding
 from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
 from ltxkit.ltx_core.placing import devices, placement
 from ltxkit.ltx_core.placing.placement import DevicePlacement
+from ltxkit.ltx_core.placing.together import shared
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
 from ltxkit.ltx_core.quant.registry import quantization_by_name
 from ltxkit.ltx_core.quant.scales import BlockScaledLinear, scale_grid
@@ -265,15 +268,56 @@ def test_a_reference_counts_as_sampling_asks_for_it(tiny_models: Callable[..., P
 # The counts
 
 
+@dataclass(frozen=True)
+class Unheard(Sharing):
+    """The first of several processes, to which the others send numbers that do not matter."""
+
+    number: int = 1
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        return self.number
+
+    def part(self, ranks: range) -> Sharing:
+        return Unheard(None, len(ranks))
+
+    def exchange(self, sent: torch.Tensor, to: Sequence[int], coming: Sequence[int]) -> torch.Tensor:
+        return sent.new_empty(sum(coming))
+
+    def gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.empty_like(x) for _ in range(self.size)]
+
+    def values(self, value: Any) -> list[Any]:
+        return [value] * self.size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "lanes", "fused"),
-    [("2b-0.9.8-distilled", 1, True), ("2b-0.9.8-distilled", 3, False), ("13b-0.9.8-dev", 3, True)],
+    ("name", "lanes", "fused", "processes"),
+    [
+        ("2b-0.9.8-distilled", 1, True, 1),
+        ("2b-0.9.8-distilled", 3, False, 1),
+        ("13b-0.9.8-dev", 3, True, 1),
+        ("2b-0.9.8-distilled", 1, True, 3),
+        ("2b-0.9.8-distilled", 3, False, 4),
+        ("2b-0.9.8-distilled", 2, True, 2),  # a branch for each
+        ("13b-0.9.8-dev", 2, True, 4),  # two for each
+    ],
 )
 def test_work_of_sampling_is_what_its_tensors_take(
-    true_size: Files, meta_device: Any, monkeypatch: pytest.MonkeyPatch, name: str, lanes: int, fused: bool
+    true_size: Files,
+    meta_device: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    lanes: int,
+    fused: bool,
+    processes: int,
 ) -> None:
-    """On a card, at the released size, with the norm as one kernel or composed by torch."""
+    """On a card, at the released size, with the norm as one kernel or composed by torch, alone or as one of several."""
     if fused:
         monkeypatch.setattr(F, "rms_norm", lambda x, *_, **__: torch.empty_like(x))
     model, _ = load_transformer(true_size(name), data=False)
@@ -287,7 +331,7 @@ def test_work_of_sampling_is_what_its_tensors_take(
     prompts = [EncodedPrompt(torch.zeros(1, 128, 4096)) for _ in range(2)]
     stg = 1.0 if lanes == 3 else 0.0
     guidance = Guidance(scale=(3.0 if lanes > 1 else 1.0,), stg_scale=(stg,), skip_blocks=((14,),))
-    with meta_device(model) as counted:
+    with meta_device(model) as counted, shared(model, Unheard(None, processes)):
         sample(
             Pass(model, torch.tensor([1.0, 0.0]), guidance, EULER),
             LatentClip(torch.zeros(1, 128, 7, 16, 24), ScaleFactors(8, 32, 32), fps=24),
@@ -314,6 +358,30 @@ def test_work_of_the_vae_is_what_its_tensors_take(true_size: Files, meta_device:
     with meta_device(vae) as counted:
         encode_frames(vae, torch.zeros(*shape.pixels(vae.config.scale_factors), 3), host=host, tiling=tiling)
     assert encode_bytes(vae.config, shape, itemsize=2, limit=frames) == pytest.approx(counted.peak, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("2b-0.9.1", 2), ("2b-0.9.8-distilled", 3), ("2b-0.9.8-distilled", 8)])
+def test_work_of_decoding_together_is_what_its_tensors_take(
+    true_size: Files, meta_device: Any, name: str, processes: int
+) -> None:
+    """In the process that receives the frames, with as many rows as any, or with two rows of its own."""
+    vae, shape = load_vae(true_size(name), data=False), LatentShape(3, 16, 24)
+    for key in vae.per_channel_statistics._buffers:
+        vae.per_channel_statistics._buffers[key] = torch.ones(128)  # these run on the host
+    asked, place = list[int](), DevicePlacement("meta")
+
+    def placed(module: nn.Module, *, memory_required: int = 0):
+        asked.append(memory_required)
+        return place(module)
+
+    latent, decoding = torch.zeros(1, 128, *shape), Decoding(0.05, 0.025)
+    with meta_device(vae) as counted:
+        for _ in decode_together(vae, latent, decoding, Unheard(None, processes), seed=0, host=Host(placed)):
+            pass
+    assert asked[0] == pytest.approx(counted.peak, rel=0.02)
+    alone = decode_bytes(vae.config, shape, itemsize=2, limit=4)
+    assert 1 / processes < asked[0] / alone < 1.7 / processes
 
 
 @pytest.mark.parametrize("name", ["spatial-0.9.8", "temporal-0.9.7"])

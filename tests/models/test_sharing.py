@@ -1,14 +1,12 @@
 """A forward that is divided among processes is the forward of one. Here threads play the processes, each with a model
-of its own; `tests/pipelines/test_group.py` has real ones."""
+of its own."""
 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -22,71 +20,8 @@ from ltxkit.ltx_core.placing.streaming import streamed
 from ltxkit.ltx_core.placing.together import check_alike, shared
 
 CHANNELS, CAPTIONS, LAYERS, HEADS = 6, 10, 4, 4
-T = TypeVar("T")
-
-
-class Table:
-    """Where the threads of a group lay down what they send."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._slots: list[Any] = [None] * size
-        self.barrier = threading.Barrier(size, timeout=60)
-
-    def all(self, rank: int, value: T) -> list[T]:
-        self._slots[rank] = value
-        self.barrier.wait()
-        found = list(self._slots)
-        self.barrier.wait()
-        return found
-
-
-@dataclass(frozen=True)
-class Played(Sharing):
-    """A process of a group, played by a thread."""
-
-    number: int = 0
-    table: Table = field(default_factory=lambda: Table(1))
-
-    @property
-    def rank(self) -> int:
-        return self.number
-
-    @property
-    def size(self) -> int:
-        return self.table.size
-
-    def exchange(self, sent: Tensor, to: Any, coming: Any) -> Tensor:
-        pieces = [theirs[self.rank] for theirs in self.table.all(self.rank, sent.split(list(to)))]
-        assert [len(piece) for piece in pieces] == list(coming)
-        return torch.cat(pieces)
-
-    def gather(self, x: Tensor) -> list[Tensor]:
-        return self.table.all(self.rank, x.clone())
-
-    def values(self, value: T) -> list[T]:
-        return self.table.all(self.rank, value)
-
-
-def in_processes(size: int, work: Callable[[Sharing], T]) -> list[T]:
-    """What every process returns; the error of the first that fails."""
-    table = Table(size)
-
-    def one(rank: int) -> T:
-        try:
-            with torch.no_grad():
-                return work(Played(None, rank, table))
-        except BaseException:
-            table.barrier.abort()
-            raise
-
-    with ThreadPoolExecutor(size) as pool:
-        running = [pool.submit(one, rank) for rank in range(size)]
-    errors = [each.exception() for each in running]
-    for error in errors:
-        if error is not None and not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    return [each.result() for each in running]
+Processes = Callable[..., list[Any]]
+OneOf = Callable[[int], Sharing]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +87,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_divided_forward_is_the_whole_one(model: LTXTransformer, size: int, case: Case) -> None:
+def test_a_divided_forward_is_the_whole_one(
+    model: LTXTransformer, size: int, case: Case, in_processes: Processes
+) -> None:
     with torch.no_grad():
         expected = case.velocities(model)
 
@@ -169,7 +106,7 @@ def test_a_divided_forward_is_the_whole_one(model: LTXTransformer, size: int, ca
         assert all(torch.equal(others[0], other) for other in others)
 
 
-def test_each_process_computes_its_own_tokens(model: LTXTransformer) -> None:
+def test_each_process_computes_its_own_tokens(model: LTXTransformer, in_processes: Processes) -> None:
     """And what is exchanged is three quarters of queries, keys and values once, and of their means once, per block."""
     rows: list[int] = []
     sent: list[int] = []
@@ -191,7 +128,7 @@ def test_each_process_computes_its_own_tokens(model: LTXTransformer) -> None:
     assert sent == [3 * 4 * width, 14 * width // 4] * LAYERS
 
 
-def test_streamed_blocks_are_divided_alike(model: LTXTransformer) -> None:
+def test_streamed_blocks_are_divided_alike(model: LTXTransformer, in_processes: Processes) -> None:
     with torch.no_grad():
         expected = CASES["guided"].velocities(model)
 
@@ -205,26 +142,26 @@ def test_streamed_blocks_are_divided_alike(model: LTXTransformer) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_afterwards_the_model_computes_alone(model: LTXTransformer) -> None:
+def test_afterwards_the_model_computes_alone(model: LTXTransformer, one_of: OneOf) -> None:
     mine = copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match="stop"), shared(mine, Played()):
+    with pytest.raises(RuntimeError, match="stop"), shared(mine, one_of(1)):
         raise RuntimeError("stop")
     assert mine.sharing is None
 
 
-def test_more_processes_than_heads_are_refused(model: LTXTransformer) -> None:
+def test_more_processes_than_heads_are_refused(model: LTXTransformer, one_of: OneOf) -> None:
     message = r"got 5 processes for a model with 4 heads .* expected at most 4"
-    with pytest.raises(ConfigError, match=message), shared(model, Played(None, 0, Table(5))):
+    with pytest.raises(ConfigError, match=message), shared(model, one_of(5)):
         pass
 
 
-def test_gradients_do_not_pass_between_processes(model: LTXTransformer) -> None:
+def test_gradients_do_not_pass_between_processes(model: LTXTransformer, one_of: OneOf) -> None:
     mine = copy.deepcopy(model)
-    with shared(mine, Played(None, 0, Table(2))), pytest.raises(UnsupportedError, match=r"autograd.*torch\.no_grad"):
+    with shared(mine, one_of(2)), pytest.raises(UnsupportedError, match=r"autograd.*torch\.no_grad"):
         CASES["plain"].velocities(mine)
 
 
-def test_values_that_differ_are_named() -> None:
+def test_values_that_differ_are_named(in_processes: Processes) -> None:
     def work(sharing: Sharing) -> None:
         check_alike(sharing, size=(9, 64, 64), seed=[1] if sharing.rank < 2 else [2])
 
@@ -243,7 +180,7 @@ def test_parts(total: int, size: int, expected: list[int]) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_exchange_keeps_every_number(size: int, dtype: torch.dtype) -> None:
+def test_an_exchange_keeps_every_number(size: int, dtype: torch.dtype, in_processes: Processes) -> None:
     """There and back, and in between each process has whole columns of its heads."""
     rows, tokens, heads, head_dim = 2, 13, 7, 2
     whole = torch.arange(3 * rows * tokens * heads * head_dim).view(3, rows, tokens, -1).to(dtype)

@@ -40,7 +40,17 @@ def made(folder: Path, lora: Path, picture: Path, group: Any = None) -> dict[str
     drawn = ltx.generate("a red ship", seed=None, **SIZE | {"steps": 1, "frames": 1})
     again = ltx.generate("a red ship", seed=drawn.settings["seed"], **SIZE | {"steps": 1, "frames": 1})
     assert torch.equal(drawn.latent, again.latent)
+    if group is not None:
+        check_frames(clips, group)
     return {name: clip.latent for name, clip in clips.items()}
+
+
+def check_frames(clips: dict[str, Any], group: Any) -> None:
+    """That what all decode together is what each of them decodes alone."""
+    for name, clip in clips.items():
+        together, alone = clip.together().to_tensor(), clip.to_tensor()
+        assert len(together) == (len(alone) if dist.get_rank(group) == 0 else 0), name
+        assert not len(together) or (together - alone).abs().max() <= 1e-5, name
 
 
 def refused(folder: Path, group: Any) -> str:

@@ -101,12 +101,16 @@ def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
     clips = ["a-7-moving-up-0.mp4", "a-7-moving-up-1.mp4"]
     assert done.stdout.splitlines() == ["0.latent", clips[0], "1.latent", clips[1]]
     assert done.stderr.count("clip 2 of 2") == 1
+    assert done.stderr.count("2 processes: all for positive") + done.stderr.count("2 processes: 1 for negative") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*clips, "0.latent", "1.latent"])
     assert len(media.read_video(tmp_path / clips[1]).frames) == 9
     alone = Components.load("ltxkit-digits", device="cpu", dtype=torch.float32, cache=False)
     for seed, clip in enumerate(alone.generate("a 7 moving up", seed=[0, 1], frames=9, steps=2)):
         found = load_file(tmp_path / f"{seed}.latent")["latent_tensor"]
         torch.testing.assert_close(found, clip.latent, atol=1e-5, rtol=1e-5)
+        clip.save(tmp_path / "alone.mp4", progress=False)
+        together, by_one = (media.read_video(tmp_path / name).frames for name in (clips[seed], "alone.mp4"))
+        assert (together - by_one).abs().mean() < 0.002  # of two compressions
 
 
 @pytest.mark.slow  # four processes

@@ -220,7 +220,7 @@ def test_the_command_lists_every_phase(
     for wrong, message in (
         ([*command, "--size", "64x64"], "got --train with --size"),
         (["plan"], "got a plan without a model"),
-        (["plan", "ltxkit-digits", "--set", "seed=1"], "--set and --processes without --train"),
+        (["plan", "ltxkit-digits", "--set", "seed=1"], "--set without --train"),
     ):
         assert cli.main(wrong) == 2
         assert message in capsys.readouterr().err
