@@ -114,9 +114,7 @@ class Bench:
             times = timed({"ltxkit": ours, **equal}, how, device)
             memory = {name: peak_bytes(run, device) for name, run in {"ltxkit": ours, **equal}.items()}
             share = None if self.tiny else (device_limit(ours, device, torch.bfloat16) or 0.0) / times.median("ltxkit")
-        row = Row(
-            case.name, "s", times.median("ltxkit"), floor=share, note="; ".join(said), memory=memory["ltxkit"]
-        )
+        row = Row(case.name, "s", times.median("ltxkit"), floor=share, note="; ".join(said), memory=memory["ltxkit"])
         if not equal:
             return [row]
         return [

@@ -50,9 +50,7 @@ class Taken(NamedTuple):
     memory: int
 
 
-def whole(
-    name: str, folder: Path, changes: Sequence[str], checkout: Path = ROOT, threads: int = THREADS
-) -> Taken:
+def whole(name: str, folder: Path, changes: Sequence[str], checkout: Path = ROOT, threads: int = THREADS) -> Taken:
     """What one `ltxkit run` takes; the clip that it saves must be complete and show something."""
     command = [sys.executable, str(checkout), "run", str(template(name)), "--models", str(folder)]
     command += ["--input", str(ROOT / "assets/examples"), "--output", str(folder)]
