@@ -30,6 +30,7 @@ from ltxkit.ltx_core.config import TransformerConfig, VideoVAEConfig
 from ltxkit.ltx_core.kernels.cards import card_kernels
 from ltxkit.ltx_core.measuring.inputs import DECODE_TIMESTEP, PROMPT, StepInputs
 from ltxkit.ltx_core.measuring.limits import device_limit
+from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.measuring.peers import Asked, Peer, PeerMissingError, open_peer
 from ltxkit.ltx_core.measuring.protocol import Rounds, Run, equal_peers, timed
 from ltxkit.ltx_core.measuring.random_files import transformer_config, vae_config
@@ -111,8 +112,9 @@ class Bench:
             equal: Mapping[str, Run] = {name: run for name, run in runs.items() if name in differences}
             how = Rounds(tolerance, 1 if self.tiny else ROUNDS, 0 if self.tiny else 2)
             times = timed({"ltxkit": ours, **equal}, how, device)
+            memory = {name: peak_bytes(run, device) for name, run in {"ltxkit": ours, **equal}.items()}
             share = None if self.tiny else (device_limit(ours, device, torch.bfloat16) or 0.0) / times.median("ltxkit")
-        row = Row(case.name, "s", times.median("ltxkit"), floor=share, note="; ".join(said))
+        row = Row(case.name, "s", times.median("ltxkit"), floor=share, note="; ".join(said), memory=memory["ltxkit"])
         if not equal:
             return [row]
         return [
@@ -122,6 +124,7 @@ class Bench:
                 peer=times.median(name),
                 speedup=times.speedup("ltxkit", name),
                 difference=differences[name],
+                peer_memory=memory[name],
             )
             for name in equal
         ]

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.measuring.protocol import Rounds, relative_difference, timed
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.lora import applied
@@ -114,6 +115,7 @@ def rows(stored: str, grid: tuple[int, int, int], loras: list[LoRA], *, tiny: bo
                 raise ValueError(f"{stored}, {count} LoRAs: {mode} and beside differ")
         rounds = Rounds(1.0, 1, 0) if tiny else Rounds(1.0, 9 if grid == GRIDS[0] else 5, 1)
         times = timed(steps, rounds, torch.device("cpu"))
+        memory = {count: peak_bytes(step, torch.device("cpu")) for count, step in steps.items()}
     tokens = grid[0] * grid[1] * grid[2]
     words = {"1": "one LoRA", "3": "three LoRAs"}
     return [
@@ -124,6 +126,9 @@ def rows(stored: str, grid: tuple[int, int, int], loras: list[LoRA], *, tiny: bo
             peer_name="no LoRA",
             peer=times.median("0"),
             speedup=times.speedup(count, "0"),
+            memory=memory[count],
+            peer_memory=memory["0"],
+            threads=1,
         )
         for count in words
     ]

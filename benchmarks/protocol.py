@@ -181,19 +181,24 @@ def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False
 
 
 def _with_others(before: Mapping[str, Any], machine: Mapping[str, object], rows: Sequence[Row]) -> list[Row]:
-    """An earlier result with these rows in the place of those of the same case and peer; what is new comes last."""
+    """An earlier result with these rows in the place of those of one case, threads and peer; new ones come last."""
     if before["machine"] != json.loads(json.dumps(machine)):
         print("the other rows are of another machine or version, and go", file=sys.stderr)
         return list(rows)
-    new = {(row.case, row.peer_name): row for row in rows}
+    new = {(_measured(row), row.peer_name): row for row in rows}
     kept = [Row(**row) for row in before["rows"]]
-    again = {row.case for row in rows}
+    again = {_measured(row) for row in rows}
     merged = [
-        new.pop((row.case, row.peer_name), row)
+        new.pop((_measured(row), row.peer_name), row)
         for row in kept
-        if row.case not in again or (row.case, row.peer_name) in new
+        if _measured(row) not in again or (_measured(row), row.peer_name) in new
     ]
     return [*merged, *new.values()]
+
+
+def _measured(row: Row) -> tuple[str, int | None]:
+    """What a row is the figure of: the same case with other threads is another one."""
+    return row.case, row.threads
 
 
 def table(result: dict[str, Any], *, folds: bool = False) -> str:

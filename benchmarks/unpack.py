@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.measuring.protocol import Rounds, timed
 from ltxkit.ltx_core.quant import ggml_blocks
 
@@ -111,10 +112,23 @@ def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *
         peer=None if peer is None else counted[peer].bytes / count,
         note=f"{counted['ltxkit'].kernels} kernels",
     )
-    timing = Row(case=f"{kind}, one CPU thread", unit="ns/weight", ours=1e9 * times.median("ltxkit") / count)
+    memory = {name: peak_bytes(run, torch.device("cpu")) for name, run in runs.items()}
+    timing = Row(
+        case=f"{kind}, one CPU thread",
+        unit="ns/weight",
+        ours=1e9 * times.median("ltxkit") / count,
+        memory=memory["ltxkit"],
+        threads=1,
+    )
     if peer is not None:
         of_peer = 1e9 * times.median(peer) / count
-        timing = replace(timing, peer_name=peer, peer=of_peer, speedup=times.speedup("ltxkit", peer))
+        timing = replace(
+            timing,
+            peer_name=peer,
+            peer=of_peer,
+            speedup=times.speedup("ltxkit", peer),
+            peer_memory=memory[peer],
+        )
     return [traffic, timing]
 
 

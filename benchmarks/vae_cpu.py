@@ -1,8 +1,9 @@
 """How much less CPU time the VAE takes than others', and how much less memory a streamed decode.
 
-Random models of the released layers; one thread, CPU time. diffusers saves its model and LTXKit loads that folder: all
-have the same weights. "channels last" is diffusers converted to `torch.channels_last_3d`. Lightricks' code and ComfyUI
-join where their checkouts are named (`vae_peers.py`); ComfyUI pads with zeros here, like all others.
+Random models of the released layers; one thread and CPU time; "all cores" by the clock of the wall. diffusers saves its
+model and LTXKit loads that folder: all have the same weights. "channels last" is diffusers converted to
+`torch.channels_last_3d`. Lightricks' code and ComfyUI join where their checkouts are named (`vae_peers.py`); ComfyUI
+pads with zeros here, like all others.
 
 At the released width of 128 the share of the limit is that of the time which the same convolutions take by themselves
 with packed weights, and the products. Narrow models are an eighth and a quarter as wide.
@@ -36,7 +37,8 @@ from vae_peers import Half, comfyui, keep_half, official, timestep
 from ltxkit.ltx_core.kernels import private
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
 from ltxkit.ltx_core.kernels.here import kernels_here
-from ltxkit.ltx_core.measuring.machine import peak_bytes
+from ltxkit.ltx_core.measuring.machine import cores, peak_bytes
+from ltxkit.ltx_core.measuring.protocol import threads
 from ltxkit.ltx_core.models.dtypes import compute_dtype
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.placing.computing import computing, using
@@ -187,9 +189,10 @@ def at_released_width(
     encode: bool,
     width: int = RELEASED_WIDTH,
     sizes: Sequence[tuple[int, int, int]] = SIZES,
+    count: int = 1,
     tiny: bool = False,
 ) -> list[Row]:
-    """Decoding of some sizes, or encoding of nine frames, against everybody."""
+    """Decoding of some sizes, or encoding of nine frames, against everybody, with `count` threads."""
     ours, theirs = build("0.9.5", width, dtype)
     level, half = timestep(ours), "encoder" if encode else "decoder"
     diffusers: Half = (
@@ -211,12 +214,14 @@ def at_released_width(
             pixels = (torch.rand(1, 3, frames, height, across) * 2 - 1).to(dtype)
             case = f"0.9.5 encoder, width {width}, {frames} frames of {across}x{height} pixels, {name}"
             encoders = {title: partial(run, pixels) for title, (_, run) in halves.items()}
-            rows += contest(case, ours.encoder, lambda x=pixels: ours.encode(x).mean, encoders, dtype, tiny)
+            with threads(count):
+                rows += contest(case, ours.encoder, lambda x=pixels: ours.encode(x).mean, encoders, dtype, tiny)
         for size in () if encode else ((1, 2, 2),) if tiny else sizes:
             latent = torch.randn(1, ours.config.latent_channels, *size).to(dtype)
             case = f"0.9.5 decoder, width {width}, {'x'.join(map(str, size))} cells, {name}"
             decoders = {title: partial(run, latent) for title, (run, _) in halves.items()}
-            rows += contest(case, ours.decoder, lambda z=latent: ours.decode(z, level), decoders, dtype, tiny)
+            with threads(count):
+                rows += contest(case, ours.decoder, lambda z=latent: ours.decode(z, level), decoders, dtype, tiny)
         theirs.to("meta")
     return rows
 
@@ -318,6 +323,8 @@ def parts(half: str) -> list[Part]:
             run = partial(at_released_width, dtype, encode=False, sizes=(size,))
             made.append(Part(f"128 decoder, {name} {'x'.join(map(str, size))}", run))
         made.append(Part(f"128 encoder, {name}", partial(at_released_width, dtype, encode=True)))
+        run = partial(at_released_width, dtype, encode=False, sizes=SIZES[:1], count=cores())
+        made.append(Part(f"128 decoder, {name} {'x'.join(map(str, SIZES[0]))}, all cores", run))
     return [*made, Part("narrow memory", partial(memory, "0.9.5", 16, (16, 8, 8)))]
 
 

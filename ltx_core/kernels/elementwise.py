@@ -5,15 +5,16 @@ Which form is an `Active`'s. With autograd it is always the plain one, out of pl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import fused
-from .active import Active
-from .norms import rms_norm
-from .rotation import form_of, rotated
+from .active import Active, eagerly
+from .norms import in_pieces, normed, rms_norm
+from .rotation import form_of, rotated, turn_
 
 MOST_RUNS = 8  # of tokens of one level, each with kernels of its own; beyond, a row is gathered for each token
 
@@ -52,13 +53,39 @@ class TokenRows:
             return rows.unsqueeze(1)
         return rows.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
 
+    def stretches(self, x: Tensor, result: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Rows (m d) of x and of result, both (..., b n d), that have one row of a table (count, d), and which row.
+
+        For tokens in runs, or without an index. result: one piece of memory.
+        """
+        if self.index is None and count == 1:
+            yield x.flatten(0, -2), result.view(-1, x.shape[-1]), 0
+            return
+        for lane, lane_result in zip(*(each.reshape(-1, *x.shape[-3:]) for each in (x, result)), strict=True):
+            for number, (sample, target) in enumerate(zip(lane, lane_result, strict=True)):
+                for start, stop, row in self.runs or ((0, len(sample), number),):
+                    yield sample[start:stop], target[start:stop], row
+
 
 def norm_modulation(x: Tensor, eps: float, shift: Tensor, scale: Tensor, rows: TokenRows, active: Active) -> Tensor:
     """x (..., b n d), shift and scale (u d) -> x / its root mean square * (1 + scale) + shift"""
     card = active.card
     if card is not None and not torch.is_grad_enabled() and rows.index is None and card.fuses(x.dtype, x.shape[-1]):
         return fused.norm_modulation(x, rows.spread(shift), rows.spread(scale), eps)
+    fits = torch.promote_types(x.dtype, shift.dtype) == x.dtype and (rows.index is None or rows.in_runs)
+    if fits and in_pieces(x, active):
+        return _modulated_in_pieces(x, eps, shift.float(), 1 + scale.float(), rows)
     return modulation(rms_norm(x, None, eps, active), shift, scale, rows)
+
+
+def _modulated_in_pieces(x: Tensor, eps: float, shift: Tensor, factor: Tensor, rows: TokenRows) -> Tensor:
+    """The same, rounded once. factor: 1 + scale."""
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for source, target, row in rows.stretches(x, result, len(shift)):
+        for piece in normed(source, target, eps):
+            torch.addcmul(shift[row], piece.exact, factor[row], out=piece.exact)
+            piece.finish()
+    return result
 
 
 def modulation(x: Tensor, shift: Tensor, scale: Tensor, rows: TokenRows) -> Tensor:
@@ -73,11 +100,12 @@ def modulation(x: Tensor, shift: Tensor, scale: Tensor, rows: TokenRows) -> Tens
 
 
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor, rows: TokenRows) -> Tensor:
-    """x, y (..., b n d), gate (u d) -> x + gate * y"""
-    if not rows.in_runs:
-        return torch.addcmul(x, rows.spread(gate), y)
+    """x, y (..., b n d), gate (u d) -> x + gate * y; on a CPU in the memory of y, unless autograd may need it."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), gate.dtype)
-    result = torch.empty_like(y, dtype=dtype)
+    in_place = y.device.type == "cpu" and eagerly() and y.dtype == dtype and y.shape == x.shape and y.is_contiguous()
+    if not rows.in_runs:
+        return torch.addcmul(x, rows.spread(gate), y, out=y if in_place else None)
+    result = y if in_place else torch.empty_like(y, dtype=dtype)
     for start, stop, row in rows.runs or ():
         tokens = (..., slice(start, stop), slice(None))
         torch.addcmul(x[tokens], gate[row], y[tokens], out=result[tokens])
@@ -98,6 +126,8 @@ def norm_rotation(
     """
     card, dtype, width = active.card, query.dtype, query.shape[-1]
     fuses = card is not None and card.fuses(dtype, width) and form_of(table) == "matrices"
+    if in_pieces(query, active) and form_of(table) == "complex":
+        return _turned_in_pieces(query, weights[0], eps, table), _turned_in_pieces(key, weights[1], eps, table)
     if not fuses or torch.is_grad_enabled():
         turned_query = rotated(rms_norm(query, weights[0], eps, active), table)
         del query  # before the norm of the keys, which is the block's peak where it is composed
@@ -109,3 +139,15 @@ def norm_rotation(
     for of_run in runs:
         fused.norm_rotation_(*of_run, (of_query, of_key), table, eps)
     return query, key
+
+
+def _turned_in_pieces(x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
+    """Norm and rotation of x (g b n d), in its memory, rounded once."""
+    x, scale = x.contiguous(), weight.detach().to(x.dtype).float()
+    for lane in x:
+        for number, sample in enumerate(lane):
+            rotation = table[number % len(table)]  # one for all, or one each
+            for piece in normed(sample, sample, eps):
+                turn_(piece.exact.mul_(scale), rotation[piece.start : piece.stop])
+                piece.finish()
+    return x

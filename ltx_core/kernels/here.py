@@ -22,7 +22,7 @@ from .choice import PLAIN, Kernels, check_device, parse_kernels
 from .measure import measure
 
 VARIABLE = "LTXKIT_KERNELS"
-_RULES = 2  # raised when what is measured, or how it is read, changes
+_RULES = 3  # raised when what is measured, or how it is read, changes
 
 
 def kernels_here(asked: str | None = None, say: Notes = log_note) -> Kernels:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import private
+from .active import Active
 from .attention import by_blocks
-from .choice import PLAIN_FORM, Kernels, Operation
-from .norms import by_pieces
+from .choice import FORMS, PLAIN_FORM, Kernels, Operation
+from .elementwise import TokenRows, norm_modulation
 
 OTHER_DTYPE = 1.3  # another dtype than the file's has to be this many times as fast
 OTHER_FORM = 1.05  # another form than the plain one: less is what two measurements of the same form differ by
@@ -126,11 +128,13 @@ def _convolutions(dtypes: list[torch.dtype]) -> Times:
 
 
 def _norms(dtypes: list[torch.dtype]) -> Times:
+    """With the modulation that follows most of them, and becomes part of the pieces."""
     contest: dict[tuple[torch.dtype, str], Callable[[], Tensor]] = {}
     for dtype in dtypes:
-        x, weight = _random(dtype, ROWS, WIDTH), _random(dtype, WIDTH)
-        contest[dtype, PLAIN_FORM] = lambda x=x, weight=weight: F.rms_norm(x, x.shape[-1:], weight, EPS)
-        contest[dtype, "pieces"] = lambda x=x, weight=weight: by_pieces(x, weight, EPS)
+        x, table = _random(dtype, 1, ROWS, WIDTH), _random(dtype, 2, 1, WIDTH)
+        for form in FORMS["norms"]:
+            active = Active(Kernels(norms=Operation({dtype: form})))
+            contest[dtype, form] = partial(norm_modulation, x, EPS, table[0], table[1], TokenRows(), active)
     return _times(contest)
 
 

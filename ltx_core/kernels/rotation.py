@@ -68,6 +68,12 @@ def rotated(x: Tensor, table: Tensor) -> Tensor:
     return result.flatten(-2)
 
 
+def turn_(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (n, width) float32 by a table (n, width / 2) of complex numbers, in the memory of x. Without autograd."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(rotation)
+    return x
+
+
 def _complex(x: Tensor, table: Tensor) -> Tensor:
     if x.dtype == torch.float32 or torch.is_grad_enabled():
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))

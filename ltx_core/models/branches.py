@@ -7,7 +7,7 @@ branch leaves the positive one at its first skipped block. This is exact for any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -104,22 +104,25 @@ def structure_of(branches: Sequence[Branch]) -> BranchStructure:
 class BlockPlan:
     """What one block does with the lanes; lanes are numbered by their place in (g b n d).
 
-    The lanes after the block stand in the order plain, values, skipped, kept. Each tuple names, for the lanes of one
-    kind, the lane that each continues; a lane that is named twice forks.
+    In self-attention lanes stand in the order plain, values, skipped; those that leave the block out, kept, come last
+    after it. Each tuple names, for the lanes of one kind, the lane that each continues; one that is named twice forks.
+    They fork once more where the block reads the text.
 
     plain: unperturbed. values, skipped: modes attention_values, attention_skip. kept: the block is left out.
-    texts: for plain, values and skipped lanes, the number of a branch whose text the lane sees.
+    readers: for each lane after the text is read, its lane in self-attention. texts: the number of a branch whose text
+    it sees.
     """
 
     plain: tuple[int, ...]
     values: tuple[int, ...]
     skipped: tuple[int, ...]
     kept: tuple[int, ...]
+    readers: tuple[int, ...]
     texts: tuple[int, ...]
 
     @property
     def computed(self) -> tuple[int, ...]:
-        """Lanes that the block computes."""
+        """Lanes of self-attention."""
         return self.plain + self.values + self.skipped
 
     @property
@@ -132,8 +135,12 @@ class BlockPlan:
         return tuple(sorted({*self.plain, *self.values}))
 
     def fork(self, x: Tensor) -> Tensor:
-        """Lanes before the block (g ...) -> one for each computed lane."""
+        """Lanes before the block (g ...) -> one for each lane of self-attention."""
         return take(x, self.computed)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Lanes of self-attention (g ...) -> one for each that reads a text."""
+        return x if len(self.readers) == len(self.computed) else take(x, self.readers)
 
     def set_aside(self, x: Tensor) -> Tensor | None:
         """Lanes before the block (g ...) -> those that leave it out, if any."""
@@ -153,8 +160,10 @@ class ForwardPlan:
     lane_of: tuple[int, ...]
 
 
-def plan_forward(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
-    """How the lanes of a forward fork.
+def plan_forward(structure: BranchStructure, num_blocks: int, *, apart: bool = False) -> ForwardPlan:
+    """How the lanes of a forward fork. All branches have the same input: it is one lane until a text is read.
+
+    apart: one lane per text from the start, so that the first block is none of a kind, which would be compiled alone.
 
     Raises:
         ConfigError: no branch, a mode that does not exist, or a skipped block that the model does not have.
@@ -174,10 +183,8 @@ def plan_forward(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
             f"got skip mode {unknown}; expected one of {[mode for mode in kinds if mode]}; pick one of them"
         )
 
-    by_text: dict[int, list[int]] = {}
-    for number, (text, _, _) in enumerate(structure):
-        by_text.setdefault(text, []).append(number)
-    lanes = list(by_text.values())
+    everything = range(len(structure))
+    lanes = _by_text(structure, everything) if apart else [list(everything)]
     num_lanes = len(lanes)
     plans: list[BlockPlan] = []
     for block in range(num_blocks):
@@ -189,11 +196,25 @@ def plan_forward(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
         ]
         forks.sort(key=lambda fork: fork[0])  # stable: lanes keep their places where they can, and nothing moves
         plain, values, skipped, kept = (tuple(lane for kind, lane, _ in forks if kind == k) for k in range(4))
-        texts = tuple(members[0] for kind, _, members in forks if kind < 3)
-        plans.append(BlockPlan(plain, values, skipped, kept, texts))
-        lanes = [members for _, _, members in forks]
+        readers = [
+            (lane, members)
+            for lane, (kind, _, attending) in enumerate(forks)
+            if kind < 3
+            for members in _by_text(structure, attending)
+        ]
+        texts = tuple(members[0] for _, members in readers)
+        plans.append(BlockPlan(plain, values, skipped, kept, tuple(lane for lane, _ in readers), texts))
+        lanes = [members for _, members in readers] + [members for kind, _, members in forks if kind == 3]
     lane_of = {number: place for place, lane in enumerate(lanes) for number in lane}
     return ForwardPlan(num_lanes, tuple(plans), tuple(lane_of[number] for number in range(len(structure))))
+
+
+def _by_text(structure: BranchStructure, numbers: Iterable[int]) -> list[list[int]]:
+    """Branches that see the same text, in the order of the first of each."""
+    found: dict[int, list[int]] = {}
+    for number in numbers:
+        found.setdefault(structure[number][0], []).append(number)
+    return list(found.values())
 
 
 def take(x: Tensor, lanes: Sequence[int]) -> Tensor:

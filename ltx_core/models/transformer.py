@@ -83,12 +83,13 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: RotaryTable, texts: Sequence[BlockText], plan: BlockPlan
     ) -> Tensor:
-        """Lanes before the block (g b n d) -> its computed lanes; `texts`: one for each of these."""
+        """Lanes before the block (g b n d) -> those that read a text; `texts`: one for each of these."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table + modulation.blocks).unbind(1)
         rows, active = modulation.rows, self.active
         h = norm_modulation(x, self.eps, shift_a, scale_a, rows, active)
         h = self.attn1(modulation.narrowed(h), rotary, plan)
         x = gated_sum(plan.fork(x), gate_a, h, rows)
+        x = plan.spread(x)
         x = added(x, self.attn2(modulation.narrowed(x), texts))
         h = norm_modulation(x, self.eps, shift_m, scale_m, rows, active)
         return gated_sum(x, gate_m, self.ff(modulation.narrowed(h)), rows)
@@ -133,7 +134,8 @@ class LTXTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(d, eps=OUTPUT_NORM_EPS, elementwise_affine=False)
         self.scale_shift_table = scale_shift_table(2, d)
         self.proj_out = Linear(d, config.out_channels)
-        self._planned: tuple[BranchStructure, ForwardPlan] | None = None  # of the last forward: steps repeat it
+        # Of the last forward, for the structure of its branches and whether they start apart: steps repeat it.
+        self._planned: tuple[tuple[BranchStructure, bool], ForwardPlan] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -287,9 +289,10 @@ class LTXTransformer(nn.Module):
         return tuple(velocities[lane] for lane in plan.lane_of)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
-        structure, planned = structure_of(branches), self._planned
-        if planned is None or planned[0] != structure:
-            planned = self._planned = structure, plan_forward(structure, self.config.num_layers)
+        structure, apart, planned = structure_of(branches), self.is_compiled, self._planned
+        if planned is None or planned[0] != (structure, apart):
+            plan = plan_forward(structure, self.config.num_layers, apart=apart)
+            planned = self._planned = (structure, apart), plan
         return planned[1]
 
     def _run(

@@ -103,3 +103,23 @@ for wrong in (x + 1e-3, x * float("nan")):
 """
     ran = run(repository, "-c", code)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_figures_of_other_threads_stay_when_some_rows_are_measured_anew(repository: Path) -> None:
+    code = """
+from dataclasses import asdict
+from protocol import Row, _with_others
+old = [Row("step", "s", 1.0, peer_name=peer, threads=count) for count in (1, 2) for peer in ("a", "b")]
+before = {"machine": {"cpu": "x"}, "rows": [asdict(row) for row in old]}
+for count in (1, 2):
+    new = [Row("step", "s", 0.5, peer_name="a", threads=count), Row("other", "s", 0.5, threads=count)]
+    merged = _with_others(before, {"cpu": "x"}, new)
+    said = [(row.case, row.peer_name, row.threads, row.ours) for row in merged]
+    kept = [("step", peer, 3 - count, 1.0) for peer in ("a", "b")]
+    assert all(row in said for row in kept), said
+    assert len(said) == 4 and said[-1] == ("other", None, count, 0.5), said
+    assert ("step", "a", count, 0.5) in said, said
+assert _with_others(before, {"cpu": "y"}, new) == new
+"""
+    ran = run(repository, "-c", code)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

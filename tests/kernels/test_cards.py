@@ -281,7 +281,7 @@ def test_modulation_by_runs_has_the_bits_of_a_row_for_each_token(index, dtype):
     x, y = (random(2, len(index), 7, 48, dtype=dtype, seed=seed) for seed in (1, 2))
     shift, scale, gate = random(3, 3, 48, dtype=dtype, seed=3)
     with torch.no_grad():
-        expected = modulation(x.clone(), shift, scale, gathered), gated_sum(x, gate, y, gathered)
+        expected = modulation(x.clone(), shift, scale, gathered), gated_sum(x, gate, y.clone(), gathered)
         assert torch.equal(modulation(x.clone(), shift, scale, rows), expected[0])
         assert torch.equal(gated_sum(x.clone(), gate, y.clone(), rows), expected[1])
         wide = modulation(x.clone(), shift.float(), scale.float(), rows)  # as GGUF files store the table

@@ -134,7 +134,7 @@ def test_branches_that_are_equal_so_far_are_one(model: LTXTransformer) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_work_before_the_fork_is_done_once(model: LTXTransformer, mode: str) -> None:
-    """Blocks 0 and 1 get two lanes, block 2 is perturbed, block 3 gets three lanes."""
+    """Block 0 attends to one lane, which the texts fork; block 1 gets two, block 2 is perturbed, block 3 gets three."""
     given = Inputs()
     positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
     branches = (Branch(negative), Branch(positive), Branch(positive, frozenset({2}), mode))
@@ -142,13 +142,13 @@ def test_work_before_the_fork_is_done_once(model: LTXTransformer, mode: str) -> 
     with Counted(model) as rows:
         run(model, given, *branches)
     left_out = mode == "transformer_block"
-    attended, read = 2 + 2 + 2 + 3, 2 + 2 + (2 if left_out else 3) + 3
+    attended, read = 1 + 2 + 2 + 3, 2 + 2 + (2 if left_out else 3) + 3
     expected = {
         "patchify_proj": 1,
         "attn1.to_q": attended,
         "attn1.to_k": attended,
         "attn1.to_v": attended,  # even with attention_values: V of the positive lane serves both
-        "attn1.to_out": read,
+        "attn1.to_out": read - 1,
         "attn2.to_q": read,
         "attn2.to_out": read,
         "ff.net.proj": read,
@@ -162,6 +162,34 @@ def test_work_before_the_fork_is_done_once(model: LTXTransformer, mode: str) -> 
         "adaln_single.linear",
     }
     assert rows["adaln_single.linear"] == 1
+
+
+def test_branches_fork_by_text_only_where_it_is_read(model: LTXTransformer, relative: Callable[..., float]) -> None:
+    """A block that all branches leave out reads none, so that the next one still has a single lane."""
+    given = Inputs(2)
+    positive, negative = model.prepare_text(given.positive), model.prepare_text(given.negative)
+    branches = tuple(Branch(text, frozenset({0}), "transformer_block") for text in (negative, positive))
+    alone = [run(model, given, branch)[0] for branch in branches]
+    with Counted(model) as rows:
+        found = run(model, given, *branches)
+    assert rows["attn1.to_q"] / (2 * TOKENS) == 1 + 2 + 2
+    assert rows["attn2.to_q"] / (2 * TOKENS) == 2 + 2 + 2
+    for velocity, other in zip(found, alone, strict=True):
+        assert relative(velocity, other) <= 1e-5
+
+
+def test_compiled_blocks_are_all_of_one_kind(model: LTXTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one has the lanes of the others, where a form of its own would be compiled alone."""
+    given = Inputs()
+    branches = tuple(Branch(model.prepare_text(text)) for text in (given.negative, given.positive))
+    run(model, given, *branches)
+    plain = run(model, given, *branches)
+    monkeypatch.setattr(model, "is_compiled", True)
+    with Counted(model) as rows:
+        compiled = run(model, given, *branches)
+    assert rows["attn1.to_q"] / TOKENS == 2 * LAYERS
+    for mine, theirs in zip(compiled, plain, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -180,9 +208,9 @@ def test_a_run_is_planned_once(model: LTXTransformer, monkeypatch: pytest.Monkey
     """A new plan only when the branches differ in more than the contents of their texts."""
     planned: list[BranchStructure] = []
 
-    def plan(structure: BranchStructure, num_blocks: int) -> ForwardPlan:
+    def plan(structure: BranchStructure, num_blocks: int, *, apart: bool) -> ForwardPlan:
         planned.append(structure)
-        return plan_forward(structure, num_blocks)
+        return plan_forward(structure, num_blocks, apart=apart)
 
     monkeypatch.setattr(transformer, "plan_forward", plan)
     monkeypatch.setattr(model, "_planned", None)
