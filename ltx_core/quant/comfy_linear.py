@@ -64,6 +64,10 @@ class ComfyLinear(QuantizedLinear):
         self._multiplies = has_product
         return has_product
 
+    @property
+    def may_stay_unpacked(self) -> bool:
+        return not self._multiplies
+
     def remark(self, device: torch.device) -> str | None:
         if not self._multiplies or multiplies(self.kind, device):
             return None

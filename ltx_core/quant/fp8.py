@@ -68,6 +68,10 @@ class Float8Linear(ScaledLinear):
         self.fp8_matmul = self.packed.dtype == torch.float8_e4m3fn and not self.full_precision
         return self.fp8_matmul
 
+    @property
+    def may_stay_unpacked(self) -> bool:
+        return not self.fp8_matmul
+
     def remark(self, device: torch.device) -> str | None:
         if not self.fp8_matmul or multiplies_fp8(device):
             return None
