@@ -37,8 +37,9 @@ class Stage:
 
     weights: bytes of the model. held: bytes of weights on the device at once. resident: how many of `blocks` stay;
     None: all. packed: bytes of weights that are packed for a CPU's kernels, beside those in the file; what there is no
-    room for is not packed. unpacked: how many blocks of quantized weights stay unpacked on a card, and unpacked_bytes: what
-    that takes beside the stored ones. copies: bytes of weights in main memory into which LoRAs are merged. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    room for is not packed. unpacked: how many blocks of quantized weights stay unpacked on a card; unpacked_bytes: what
+    that takes beside the stored ones. copies: bytes of weights in main memory into which LoRAs are merged.
+    activations: bytes of work. tiling: how a VAE's work is cut up, in words.
     """
 
     name: str

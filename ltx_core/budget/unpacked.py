@@ -27,7 +27,7 @@ def unpackable(model: nn.Module) -> list[list[QuantizedLinear]]:
     if stack is None:
         return []
     found: list[list[QuantizedLinear]] = []
-    for block in stack.blocks:
+    for block in stack.blocks.children():  # streamed ones would come if they were iterated over
         of_texts = {id(part) for entry in stack.entries(block) if entry is not block for part in entry.modules()}
         parts = [part for part in block.modules() if isinstance(part, QuantizedLinear) and id(part) not in of_texts]
         found.append([part for part in parts if part.may_stay_unpacked])

@@ -34,7 +34,7 @@ _COMPUTE: Mapping[str, Sequence[int]] = {
     fused.FLASH_4: (9, 10),
     fused.FLASH_3: (9,),
     fused.SAGE: (8, 9, 10, 12),
-    fused.BITSANDBYTES: (6, 7, 8, 9, 10, 11, 12),
+    fused.BITSANDBYTES: (7, 8, 9, 10, 11, 12),
 }
 """Generations of NVIDIA cards (major number of the compute capability) for which a back end has kernels."""
 _APPROXIMATE = frozenset({fused.SAGE})  # only where it is asked for

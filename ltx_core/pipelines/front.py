@@ -9,8 +9,8 @@ import torch
 
 from ..budget.plan import Plan
 from ..budget.tiling import Tiling
-from ..shapes import PixelShape
 from ..placing.lora import LORA_MODES, LoRAMode
+from ..shapes import PixelShape
 from ..values import check_choice, is_whole
 from ..weights.build import open_files
 from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled

@@ -90,7 +90,8 @@ class Grid:
     def _by_place(self, packed: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The same as one expression of a weight's place, of which a compiler makes one kernel."""
         down, across = (
-            torch.arange(size, device=packed.device) // side for size, side in zip(packed.shape, self.block, strict=True)
+            torch.arange(size, device=packed.device) // side
+            for size, side in zip(packed.shape, self.block, strict=True)
         )
         at = (down.unsqueeze(1), across)
         numbers = packed.to(scale.dtype)

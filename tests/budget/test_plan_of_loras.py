@@ -1,4 +1,4 @@
-"""LoRAs in the plan: what they take on the device, and in main memory the copies of weights that they are merged into."""
+"""LoRAs in the plan: what they take on the device, and the copies that they are merged into in main memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 
 from ltxkit import cli
 from ltxkit.ltx_core.budget.packing import packed_bytes
-from ltxkit.ltx_core.budget.plan import Card, format_plan
+from ltxkit.ltx_core.budget.plan import Card, Stage, format_plan
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
 from ltxkit.ltx_core.pipelines.dry_run import Choices, Outline, outline, plan
 from ltxkit.ltx_core.pipelines.front import plan as plan_of_files
 from ltxkit.ltx_core.placing.copies import CopiedParameter
-from ltxkit.ltx_core.placing.lora import applied, copied_bytes, device_bytes, merging_work
+from ltxkit.ltx_core.placing.lora import LoRAMode, applied, copied_bytes, device_bytes, merging_work
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.weights.build import load_transformer
 from ltxkit.ltx_core.weights.lora import WeightedLoRA, load_lora
@@ -56,16 +56,14 @@ def lora(models: Outline, tmp_path_factory: pytest.TempPathFactory) -> WeightedL
     }
     path = tmp_path_factory.mktemp("loras") / "lora.safetensors"
     save_file(tensors, path)
-    return WeightedLoRA(load_lora(path))
+    return WeightedLoRA(load_lora(path), 1.0)
 
 
-def sampling(models: Outline, card: Card, *loras: WeightedLoRA, mode: str = "auto"):  # noqa: ANN201
+def sampling(models: Outline, card: Card, *loras: WeightedLoRA, mode: LoRAMode = "auto") -> Stage:
     return plan(models, SIZE, card, Choices(loras=loras, lora_mode=mode)).stage("sample")
 
 
-def test_copies_are_those_that_merging_makes(
-    files: tuple[Path, Path], models: Outline, lora: WeightedLoRA
-) -> None:
+def test_copies_are_those_that_merging_makes(files: tuple[Path, Path], models: Outline, lora: WeightedLoRA) -> None:
     transformer, _ = load_transformer(files[0])
     with applied(transformer, [lora], "merged"):
         made = sum(part.nbytes for part in transformer.parameters() if isinstance(part, CopiedParameter))

@@ -54,7 +54,9 @@ def random(*size, dtype=F32, seed=0):
 def test_the_best_of_what_is_there_is_chosen_and_approximate_ones_never(facts, expected):
     choice = chosen(facts, None, right)
     assert (choice.elementwise, choice.attention) == expected
-    assert choice.unpacking == ("bitsandbytes" if facts.kind == "cuda" and facts.packages else "plain")
+    assert choice.unpacking == (
+        "bitsandbytes" if facts.packages and facts.compute and facts.compute >= (7, 0) else "plain"
+    )
     assert ("NF4" in choice.in_words()) == (choice.unpacking != "plain")
 
 
@@ -87,7 +89,9 @@ def test_what_is_asked_for_overrules():
         (Capabilities("mps"), "this is mps"),
     ],
 )
-@pytest.mark.parametrize("text", ["elementwise=comfy-kitchen", "attention=flash-attn-3", "attention=sageattention", "unpacking=bitsandbytes"])
+@pytest.mark.parametrize(
+    "text", ["elementwise=comfy-kitchen", "attention=flash-attn-3", "attention=sageattention", "unpacking=bitsandbytes"]
+)
 def test_a_back_end_that_is_not_there_is_one_sentence(facts, said, text):
     with pytest.raises(ConfigError, match=rf"got the kernels {text}; expected a back end .*{said}.*; leave it out"):
         chosen(facts, dict(parse_kernels(text, "asked for").card), right)

@@ -37,7 +37,10 @@ LAZY = {"wrappers": {"predict_noise": {"lazycache": [wrapper]}}}
         (patcher(wrappers={"diffusion_model": {"easycache": [wrapper]}}), r"wrappers \(easycache\)"),
         (patcher(LAZY), r"transformer_options\['wrappers'\] \(lazycache\)"),
         (patcher(wrappers={"outer_sample": {"lazycache": [wrapper]}}), r"wrappers \(lazycache\)"),
-        (patcher(object_patches={"diffusion_model.forward": wrapper}), "diffusion_model.forward"),  # as TeaCache packs do
+        (
+            patcher(object_patches={"diffusion_model.forward": wrapper}),
+            "diffusion_model.forward",
+        ),  # as TeaCache packs do
         (patcher({"model_function_wrapper": wrapper}), "model_function_wrapper"),
         (
             SimpleNamespace(model_options={"model_function_wrapper": wrapper}, object_patches={}),
@@ -46,7 +49,9 @@ LAZY = {"wrappers": {"predict_noise": {"lazycache": [wrapper]}}}
     ],
 )
 def test_a_native_model_with_a_step_cache_is_refused_in_one_sentence(patched: Any, named: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"got a MODEL with .*{named}.*; expected .*; connect the MODEL from bef"):
+    with pytest.raises(
+        UnsupportedError, match=rf"got a MODEL with .*{named}.*; expected .*; connect the MODEL from bef"
+    ):
         refuse_patches(patched, "MODEL")
 
 
