@@ -84,6 +84,15 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
     parser.add_argument("--resident-blocks", type=arguments.whole(0), metavar="N", help="as in `generate`")
     parser.add_argument("--tile", type=arguments.count, metavar="CELLS", help="as in `generate`")
+    parser.add_argument(
+        "--lora",
+        type=arguments.weighted_lora,
+        action="append",
+        default=[],
+        metavar="FILE[=STRENGTH]",
+        help="as in `generate`: counted, and in main memory the copies that it is merged into",
+    )
+    parser.add_argument("--lora-mode", choices=arguments.LORA_MODES, default="auto", help="as in `generate`")
     parser.add_argument("--copy", action="store_true", help="as in `generate`: weights count as main memory in full")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
@@ -113,6 +122,8 @@ _OF_A_CLIP: dict[str, object] = {
     **dict.fromkeys(("model", "text_encoder", "upscaler", "version", "quantization", "text_quantization")),
     **dict.fromkeys(("branches", "resident_blocks", "tile")),
     **dict.fromkeys(("image", "reference", "copy"), False),
+    "lora": [],
+    "lora_mode": "auto",
     "dtype": "auto",
     "size": (768, 512),
     "frames": 121,
@@ -133,6 +144,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.pipelines.recipe import recipe_for
     from ..ltx_core.shapes import PixelShape
     from ..ltx_core.weights.build import open_files
+    from ..ltx_core.weights.lora import WeightedLoRA, load_lora
 
     def found(path: Path | None, kind: str) -> Path | None:
         return find_file(path, kind) if path is not None else None
@@ -163,6 +175,8 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         shows_picture=options.image,
         follows_reference=options.reference,
         processes=options.processes,
+        loras=tuple(WeightedLoRA(load_lora(path, copy=options.copy), strength) for path, strength in options.lora),
+        lora_mode=options.lora_mode,
     )
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
     memory_plan = plan(models, PixelShape(options.frames, height, width), card, choices)

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ltx_core.budget.unpacked import room_for_unpacked, unpackable, unpacked_blocks, unpacked_bytes, unpacked_dtype
 from ..ltx_core.budget.weights import Weights, resident_blocks, weight_bytes
+from ..ltx_core.kernels.cards import card_kernels
 from ..ltx_core.main_memory import check_main_memory
 from ..ltx_core.models.blocks import block_stack
 from ..ltx_core.models.text_encoder import T5EncoderModel
@@ -29,6 +31,7 @@ from ..ltx_core.placing.compiling import check_streaming, compiled, is_to_be_com
 from ..ltx_core.placing.computing import computing_on
 from ..ltx_core.placing.copies import DeviceCopies
 from ..ltx_core.placing.streaming import DirectTransfers, streamed
+from ..ltx_core.placing.unpacking import kept_unpacked
 from ..ltx_core.progress import Notes, log_note
 from . import launch
 
@@ -70,8 +73,10 @@ def placed(
     in_blocks = compiled(module, device, say) if asked else nullcontext()
     with _cancellable(module), at_work, in_blocks:
         if resident is None:
-            model_management.load_models_gpu([patcher], memory_required=memory_required)
-            with patcher.at_work():
+            count, dtype = _unpacked(module, memory_required)
+            beside = sum(unpacked_bytes(module, dtype)[:count])
+            model_management.load_models_gpu([patcher], memory_required=memory_required + beside)
+            with patcher.at_work(), kept_unpacked(module, count, dtype):
                 yield device
             return
         take_off(module)
@@ -164,6 +169,23 @@ def _resident(module: nn.Module, memory_required: int, chosen: int | None) -> in
     reserved = model_management.extra_reserved_memory()  # already subtracted from `available`
     work = max(memory_required, int(model_management.minimum_inference_memory() - reserved))
     return resident_blocks(weights, available - work)
+
+
+def _unpacked(module: nn.Module, memory_required: int) -> tuple[int, torch.dtype]:
+    """How many blocks of quantized weights stay unpacked during the work, and their dtype: for no model beside it that
+    would have to leave."""
+    from comfy import model_management
+
+    device = device_for(module)
+    if device.type == "cpu" or not any(unpackable(module)):
+        return 0, torch.float32
+    if model_management.vram_state in (model_management.VRAMState.NO_VRAM, model_management.VRAMState.LOW_VRAM):
+        return 0, torch.float32
+    total = model_management.get_total_memory(device)
+    free = model_management.get_free_memory(device) + patcher_of(module).loaded_size()
+    dtype = unpacked_dtype(module, card_kernels(device).kernels)
+    required = max(memory_required, int(model_management.minimum_inference_memory()))
+    return unpacked_blocks(module, dtype, room_for_unpacked(int(free), int(total), required, module)), dtype
 
 
 @contextmanager

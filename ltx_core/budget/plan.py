@@ -37,7 +37,9 @@ class Stage:
 
     weights: bytes of the model. held: bytes of weights on the device at once. resident: how many of `blocks` stay;
     None: all. packed: bytes of weights that are packed for a CPU's kernels, beside those in the file; what there is no
-    room for is not packed. activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    room for is not packed. unpacked: how many blocks of quantized weights stay unpacked on a card; unpacked_bytes: what
+    that takes beside the stored ones. copies: bytes of weights in main memory into which LoRAs are merged.
+    activations: bytes of work. tiling: how a VAE's work is cut up, in words.
     """
 
     name: str
@@ -49,17 +51,27 @@ class Stage:
     activations: int
     tiling: str = ""
     packed: int = 0
+    unpacked: int = 0
+    unpacked_bytes: int = 0
+    copies: int = 0
+
+    @property
+    def there(self) -> int:
+        """Bytes of weights that take memory of their own."""
+        return self.held + self.packed + self.unpacked_bytes + self.copies
 
     @property
     def peak(self) -> int:
-        return self.held + self.packed + self.activations
+        return self.there + self.activations
 
     @property
     def placing(self) -> str:
         """Where the weights are during the stage, in words."""
         if self.resident is None:
             in_file = "in the file, and packed for the CPU" if self.packed else "in the file"
-            return "whole" if self.held else in_file
+            in_file += ", LoRAs merged into copies" if self.copies else ""
+            whole = f"whole, {self.unpacked} of {self.blocks} blocks stay unpacked" if self.unpacked else "whole"
+            return whole if self.held else in_file
         return f"{self.resident} of {self.blocks} blocks stay, {self.blocks - self.resident} are streamed"
 
 
@@ -136,7 +148,7 @@ def stage_lines(stages: Sequence[Stage]) -> list[str]:
         [
             (
                 stage.name,
-                _gigabytes(stage.held + stage.packed),
+                _gigabytes(stage.there),
                 _gigabytes(stage.activations),
                 _gigabytes(stage.peak),
                 "; ".join(word for word in (f"{stage.model} {stage.placing}", stage.tiling) if word),

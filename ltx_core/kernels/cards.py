@@ -26,6 +26,7 @@ _PACKAGES: Mapping[str, str] = {
     fused.FLASH_4: "flash_attn.cute",
     fused.FLASH_3: "flash_attn_interface",
     fused.SAGE: "sageattention",
+    fused.BITSANDBYTES: "bitsandbytes",
 }
 """Module of each back end."""
 _COMPUTE: Mapping[str, Sequence[int]] = {
@@ -33,6 +34,7 @@ _COMPUTE: Mapping[str, Sequence[int]] = {
     fused.FLASH_4: (9, 10),
     fused.FLASH_3: (9,),
     fused.SAGE: (8, 9, 10, 12),
+    fused.BITSANDBYTES: (7, 8, 9, 10, 11, 12),
 }
 """Generations of NVIDIA cards (major number of the compute capability) for which a back end has kernels."""
 _APPROXIMATE = frozenset({fused.SAGE})  # only where it is asked for
@@ -72,6 +74,7 @@ class CardKernels:
 
     elementwise: str = PLAIN_FORM
     attention: str = PLAIN_FORM
+    unpacking: str = PLAIN_FORM
     gelu_in_product: bool = False
     bfloat16: bool = True
     query_blocks: bool = False
@@ -81,6 +84,10 @@ class CardKernels:
     def fuses(self, dtype: torch.dtype, width: int) -> bool:
         """Whether norms, modulation and rotation of tokens of this dtype and width are one kernel of comfy-kitchen."""
         return self.elementwise == fused.KITCHEN and dtype in HALVES and width % fused.KITCHEN_LANES == 0
+
+    def unpacks_nf4(self, dtype: torch.dtype, block: int) -> bool:
+        """Whether weights in NF4 with a scale for each `block` of them become numbers of this dtype in one kernel."""
+        return self.unpacking == fused.BITSANDBYTES and dtype in HALVES and block in fused.BLOCKS_OF_4_BITS
 
     def rotation(self, dtype: torch.dtype, width: int) -> Form:
         """The form of the rotary table for a computation in `dtype`."""
@@ -94,6 +101,8 @@ class CardKernels:
         said = [f"elementwise operations by {_spoken(self.elementwise)}", f"attention by {_spoken(self.attention)}"]
         if self.attention in _APPROXIMATE:
             said[-1] += ", which is approximate"
+        if self.unpacking != PLAIN_FORM:
+            said.append(f"weights in NF4 unpacked by {self.unpacking}")
         return "; ".join(said) + without
 
     @property
@@ -103,7 +112,7 @@ class CardKernels:
 
     def to_json(self) -> dict[str, Any]:
         """As a clip's settings say it."""
-        names = ("elementwise", "attention", "gelu_in_product", "bfloat16")
+        names = (*CARD_FORMS, "gelu_in_product", "bfloat16")
         return {name: getattr(self, name) for name in names}
 
 

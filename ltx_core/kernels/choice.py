@@ -35,13 +35,15 @@ products: `F.linear`; oneDNN; oneDNN with weights turned once into its layout, w
 oneDNN with packed weights. norms: `F.rms_norm`; a few rows at a time in float32.
 """
 
-CardKind = Literal["elementwise", "attention"]
+CardKind = Literal["elementwise", "attention", "unpacking"]
 CARD_FORMS: Mapping[CardKind, tuple[str, ...]] = {
     "elementwise": (fused.KITCHEN, PLAIN_FORM),
     "attention": (fused.FLASH_4, fused.FLASH_3, PLAIN_FORM, fused.SAGE),
+    "unpacking": (fused.BITSANDBYTES, PLAIN_FORM),
 }
 """What each kind of operation can be computed by on a card, best first; what stands after plain torch is taken only
-where it is asked for. elementwise: norms with modulation, and with the rotation of queries and keys."""
+where it is asked for. elementwise: norms with modulation, and with the rotation of queries and keys. unpacking: weights
+in NF4 to numbers."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,

@@ -1,8 +1,8 @@
 """The calls of other packages' kernels, and whether each computes what plain torch does.
 
 comfy-kitchen (Comfy-Org/comfy-kitchen, Apache-2.0): `rms_adaln`, `rms_rope_`. FlashAttention 3 and 4
-(Dao-AILab/flash-attention, BSD-3) and SageAttention (thu-ml/SageAttention, Apache-2.0): attention. None has an
-autograd.
+(Dao-AILab/flash-attention, BSD-3) and SageAttention (thu-ml/SageAttention, Apache-2.0): attention. bitsandbytes
+(bitsandbytes-foundation/bitsandbytes, MIT): `dequantize_4bit`. None has an autograd.
 """
 
 from __future__ import annotations
@@ -19,11 +19,22 @@ from .rotation import rotated, rotation_table
 
 KITCHEN = "comfy-kitchen"
 FLASH_4, FLASH_3, SAGE = "flash-attn-4", "flash-attn-3", "sageattention"
+BITSANDBYTES = "bitsandbytes"
 
 KITCHEN_LANES = 32  # its kernels want a multiple of a warp as width
 _EXACT = 8  # roundings of the dtype, of the largest value, by which a back end may differ from float64
 _COSINE = 0.999  # of SageAttention's result, which works in 8 bits
 _WIDTHS = (2048, 4096)  # of the released models
+_UNPACKED = (33, 100)  # sizes of the 4-bit weight with which a device is tried; its last block is shorter
+BLOCKS_OF_4_BITS = (64, 128, 256, 512, 1024, 2048, 4096)  # weights to a scale that every version of bitsandbytes has
+
+# The 16 quantiles of a normal distribution (QLoRA, appendix E).
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
 _gelu_operator: Any = torch.ops.aten._addmm_activation
 _FAILURES = (RuntimeError, ImportError, OSError, AttributeError, TypeError, KeyError, ValueError, NotImplementedError)
 """What a package raises that is another version, has no kernel, or does not load with this driver."""
@@ -54,6 +65,16 @@ def attention(form: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         module = "flash_attn_interface" if form == FLASH_3 else "flash_attn.cute"
         mean = importlib.import_module(module).flash_attn_func(*rows)
     return (mean[0] if isinstance(mean, tuple) else mean).flatten(2)  # some versions add the sums of the softmax
+
+
+def unpacked_nf4(packed: Tensor, scales: Tensor, block: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Two indices of NF4 levels per byte, the first in the high half -> the weight, by bitsandbytes.
+
+    packed: uint8 (weights / 2,). scales: float32, of each `block` weights.
+    """
+    functional: Any = importlib.import_module("bitsandbytes.functional")
+    state = functional.QuantState(scales, torch.Size(shape), None, block, "nf4", dtype)
+    return functional.dequantize_4bit(packed.unsqueeze(1), state)
 
 
 def gelu_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -90,7 +111,7 @@ def wrong(
 
     dtypes: in which it would compute.
     """
-    check = _kitchen_differs if form == KITCHEN else _attention_differs
+    check = _CHECKS.get(form, _attention_differs)
     try:
         with torch.inference_mode():
             differs = max(check(form, device, dtype) for dtype in dtypes)
@@ -146,6 +167,23 @@ def _attention_differs(form: str, device: torch.device, dtype: torch.dtype) -> f
         else:
             differences.append(_difference(result, exact, dtype))
     return max(differences)
+
+
+def _unpacking_differs(form: str, device: torch.device, dtype: torch.dtype) -> float:  # noqa: ARG001 - as the other ones
+    made = torch.Generator().manual_seed(0)
+    count = _UNPACKED[0] * _UNPACKED[1]
+    packed = torch.randint(0, 256, (count // 2,), generator=made, dtype=torch.uint8)
+    codes = torch.stack((packed >> 4, packed & 15), dim=1).flatten().long()
+    differences: list[float] = []
+    for block in (64, 128):
+        scales = torch.rand(-(-count // block), generator=made)
+        exact = torch.tensor(NF4_LEVELS, dtype=torch.float64)[codes] * scales.repeat_interleave(block)[:count]
+        result = unpacked_nf4(packed.to(device), scales.to(device), block, _UNPACKED, dtype)
+        differences.append(_difference(result.cpu(), exact.view(_UNPACKED), dtype))
+    return max(differences)
+
+
+_CHECKS = {KITCHEN: _kitchen_differs, BITSANDBYTES: _unpacking_differs}
 
 
 def _difference(result: Tensor, exact: Tensor, dtype: torch.dtype) -> float:

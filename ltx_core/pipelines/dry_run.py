@@ -15,6 +15,7 @@ from ..budget import stages
 from ..budget.packing import packed_bytes, room_for_packing
 from ..budget.plan import Card, Plan, Stage
 from ..budget.tiling import Tiling
+from ..budget.unpacked import room_for_unpacked, unpacked_blocks, unpacked_bytes, unpacked_dtype
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work
 from ..config import TextEncoderConfig
 from ..errors import ConfigError, UnsupportedError
@@ -27,11 +28,13 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.devices import chosen_device, memory
+from ..placing.lora import LoRAMode, check_mode, copied_bytes, device_bytes, merging_work
 from ..shapes import LatentShape, PixelShape
 from ..values import check_whole
 from ..weights.build import CheckpointInfo, Opened, OpenFiles, open_files
 from ..weights.containers import DTYPE_NAMES
 from ..weights.layouts import PartName
+from ..weights.lora import WeightedLoRA
 from ..weights.text_encoder import text_encoder_on_meta
 from .division import division_of, usual_division
 from .passes import Pass
@@ -175,7 +178,8 @@ class Choices:
     branches: of a step of the (first) pass; None: as in the recipe. resident: blocks of the transformer that stay on
     the card. tiling: of the decoder. text_tokens: length of a prompt. shows_picture: whether a picture is a condition.
     follows_reference: whether there is the reference video of an IC-LoRA, which has as many tokens as the clip.
-    processes: among which each forward of the transformer and the decoding are divided.
+    processes: among which each forward of the transformer and the decoding are divided. loras: applied to the
+    transformer, in the way that lora_mode says.
     """
 
     branches: int | None = None
@@ -185,6 +189,8 @@ class Choices:
     shows_picture: bool = False
     follows_reference: bool = False
     processes: int = 1
+    loras: tuple[WeightedLoRA, ...] = ()
+    lora_mode: LoRAMode = "auto"
 
     def __post_init__(self) -> None:
         if self.branches is not None:
@@ -205,10 +211,12 @@ def plan(models: Outline, size: PixelShape, card: Card, choices: Choices = AUTO)
     same size but shorter.
 
     Raises:
-        ConfigError: not even the smallest clip fits, or there are more processes than heads of attention.
+        ConfigError: not even the smallest clip fits, more processes than heads of attention, or a mode of LoRAs that
+            cannot be. CheckpointError: a LoRA that is not for the model.
         ShapeError: a size that two passes cannot have.
     """
     check_heads(choices.processes, models.transformer.config.num_attention_heads)
+    check_mode(choices.lora_mode, choices.loras, models.transformer)
     full = _plan(models, size, card, choices)
     if full.fits:
         return full
@@ -307,32 +315,63 @@ def _held(weights: Weights, resident: int | None, card: Card) -> int:
     return 0 if card.is_main_memory else weights.on_device(resident)
 
 
-def _packed(module: nn.Module, models: Outline, work: int, card: Card) -> int:
-    """Bytes of packed weights beside those in the file, for a model that stays whole."""
+def _packed(module: nn.Module, models: Outline, work: int, card: Card, copies: int = 0) -> int:
+    """Bytes of packed weights beside those in the file, for a model that stays whole. copies: that LoRAs take there."""
     if not card.is_main_memory:
         return 0
-    room = room_for_packing(card.available - models.converted, card.total, work)
-    return packed_bytes(module, _kernels(models, card), room)
+    return packed_bytes(module, _kernels(models, card), max(0, _room_beside(models, work, card) - copies))
+
+
+def _room_beside(models: Outline, work: int, card: Card) -> int:
+    """Bytes of main memory for what is made of weights in files."""
+    return room_for_packing(card.available - models.converted, card.total, work)
+
+
+def _copies(models: Outline, work: int, card: Card, choices: Choices) -> int:
+    """Bytes of the copies into which LoRAs are merged in main memory; 0 where there is no room for all of them. A card
+    has copies anyway."""
+    if not card.is_main_memory or not choices.loras:
+        return 0
+    wanted = copied_bytes(models.transformer, choices.loras, choices.lora_mode)
+    return wanted if choices.lora_mode == "merged" or wanted <= _room_beside(models, work, card) else 0
 
 
 def _stack_stage(
-    name: str, model: str, module: nn.Module, models: Outline, work: int, card: Card, asked: int | None
+    name: str,
+    model: str,
+    module: nn.Module,
+    models: Outline,
+    work: int,
+    card: Card,
+    choices: Choices = AUTO,
 ) -> Stage:
-    """A stage with a model that can be streamed. model: its name in the plan."""
+    """A stage with a model that can be streamed. model: its name in the plan. choices: for this model."""
+    asked = choices.resident
     weights = models.weights[model]
     resident = asked if asked is not None and asked < len(weights.blocks) else None
     if asked is None and not card.is_main_memory:
         resident = resident_blocks(weights, room_for_weights(card.available, card.total, work))
-    packed = _packed(module, models, work, card) if resident is None else 0
+    copies = _copies(models, work, card, choices)
+    packed = _packed(module, models, work, card, copies) if resident is None else 0
     held = _held(weights, resident, card)
-    return Stage(name, model, weights.total, held, len(weights.blocks), resident, work, packed=packed)
+    stage = Stage(name, model, weights.total, held, len(weights.blocks), resident, work, packed=packed, copies=copies)
+    return stage if card.is_main_memory or resident is not None else _unpacked(stage, module, models, card)
+
+
+def _unpacked(stage: Stage, module: nn.Module, models: Outline, card: Card) -> Stage:
+    """The stage with as many blocks unpacked as a card has room for."""
+    if not isinstance(module, LTXTransformer):
+        return stage
+    dtype = unpacked_dtype(module, _kernels(models, card))
+    count = unpacked_blocks(module, dtype, room_for_unpacked(card.available, card.total, stage.activations, module))
+    return replace(stage, unpacked=count, unpacked_bytes=sum(unpacked_bytes(module, dtype)[:count]))
 
 
 def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], card: Card, choices: Choices) -> Stage:
     work = stages.encoding_text(
         *encoder, choices.text_tokens, on_cpu=card.is_main_memory, kernels=_kernels(models, card)
     )
-    return _stack_stage("encode text", "text encoder", encoder[0], models, work, card, None)
+    return _stack_stage("encode text", "text encoder", encoder[0], models, work, card)
 
 
 def _transformer_stage(
@@ -351,7 +390,9 @@ def _transformer_stage(
         kernels=_kernels(models, card),
         division=division,
     )
-    return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices.resident)
+    work += device_bytes(choices.loras, models.transformer.dtype.itemsize)
+    work += merging_work(models.transformer, choices.loras, choices.lora_mode)
+    return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices)
 
 
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:

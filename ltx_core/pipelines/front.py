@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..budget.plan import Plan
 from ..budget.tiling import Tiling
+from ..placing.lora import LORA_MODES, LoRAMode
 from ..shapes import PixelShape
-from ..values import is_whole
+from ..values import check_choice, is_whole
 from ..weights.build import open_files
 from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, load_lora
@@ -19,6 +21,7 @@ from .hints import LOAD, hinted
 from .library import Components
 from .places import find_file, find_models
 from .recipe import recipe_for
+from .request import asked_loras
 
 load = Components.load
 
@@ -59,12 +62,15 @@ def plan(
     resident_blocks: int | None = None,
     tile: int | None = None,
     copy: bool = False,
+    loras: Sequence[WeightedLoRA | Path | str] | WeightedLoRA | Path | str = (),
+    lora_mode: LoRAMode = "auto",
 ) -> Plan:
     """The memory that a clip takes, from the headers of the files alone; `str` of it reads as `ltxkit plan` prints it.
 
     Args:
         width, height, frames: of the clip; None: the recipe's. device: whose memory it must fit; None: the best there
-            is. The others are those of `ltxkit.load`.
+            is. loras: counted, and in main memory the copies that they are merged into. The others are those of
+            `ltxkit.load`.
 
     Raises:
         CheckpointError: a file is damaged, or of another kind. ConfigError: not even the smallest clip fits.
@@ -84,5 +90,11 @@ def plan(
         known = (BUNDLED_SIZE[0], side * BUNDLED_SIZE[1], side * BUNDLED_SIZE[2])
     said = (own if value is None else value for value, own in zip((frames, height, width), known, strict=True))
     size = PixelShape.asked(*(int(value) if is_whole(value) else value for value in said))
-    choices = Choices(resident=resident_blocks, tiling=Tiling.square(tile))
+    check_choice("lora_mode", lora_mode, LORA_MODES)
+    choices = Choices(
+        resident=resident_blocks,
+        tiling=Tiling.square(tile),
+        loras=tuple(asked_loras(loras, copy=copy)),
+        lora_mode=lora_mode,
+    )
     return plan_run(models, size, card_here(device), choices)

@@ -16,6 +16,7 @@ from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..placing.lora import Application, applied, device_bytes, merging_work
+from ..placing.unpacking import blocks_unpacked
 from ..progress import ProgressEvent, doubt
 from ..quant.linear import remarks
 from ..sampling.conditioning import all_at, apply_conditions, initial_state
@@ -187,6 +188,7 @@ def sample_state(
     ):
         for remark in remarks(transformer, device):
             host.say(remark)
+        _note_unpacked(run_pass, device, host)
         state = state.to(device)
         rotary = transformer.prepare_positions(state.positions, state.weights)
         texts = {
@@ -303,6 +305,13 @@ def _counts(prompts: Prompts) -> dict[str, int]:
 def _note(host: Host, application: Application) -> None:
     host.say(str(application))
     host.record("lora_mode", application.mode)
+
+
+def _note_unpacked(run_pass: Pass, device: torch.device, host: Host) -> None:
+    unpacked, blocks = blocks_unpacked(run_pass.transformer), run_pass.transformer.config.num_layers
+    if unpacked:
+        host.say(f"{unpacked} of {blocks} blocks stay unpacked on {device}, where there is room.")
+        host.record(f"unpacked_blocks, {run_pass.stage}", f"{unpacked} of {blocks}")
 
 
 def _prepare_text(transformer: LTXTransformer, prompt: EncodedPrompt, device: torch.device) -> PreparedText:

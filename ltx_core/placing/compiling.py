@@ -23,9 +23,13 @@ from ..errors import ConfigError
 from ..kernels.cards import Capabilities
 from ..models.blocks import block_stack
 from ..progress import Notes, log_note
+from ..quant.linear import QuantizedLinear
 
 FIRST_TRITON = (7, 0)  # compute capability from which Triton has kernels
 VARIANTS = 64  # of one block at most: three lanes, forks, conditions, dtypes; beyond, torch would run it uncompiled
+DEEP: dict[str, Any] = {"realize_opcount_threshold": 128, "realize_acc_reads_threshold": 16}
+"""Options of torch's compiler for blocks of quantized weights: a weight is some sixty operations on ten bytes, which by
+its own limits of 30 and 8 would become two kernels with float32 numbers between them."""
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 
@@ -88,7 +92,8 @@ def compiled(
         yield
         return
     _keep_kernels()
-    function = _function_of(type(stack.blocks[0]), backend)
+    is_quantized = any(isinstance(part, QuantizedLinear) for part in stack.blocks[0].modules())
+    function = _function_of(type(stack.blocks[0]), backend, deep=is_quantized and backend == "inductor")
     runs = _Runs(function, say)
     for block in stack.blocks:
         block.__dict__["forward"] = partial(runs, block)
@@ -124,14 +129,16 @@ class _Runs:
         return type(block).forward(block, *given)
 
 
-_functions: dict[tuple[type[nn.Module], Any], Callable[..., Any]] = {}
-"""What is compiled stays compiled for the process, as torch keeps it: one entry per kind of block and backend."""
+_functions: dict[tuple[type[nn.Module], Any, bool], Callable[..., Any]] = {}
+"""What is compiled stays compiled for the process, as torch keeps it: for each kind of block, backend and depth."""
 
 
-def _function_of(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
-    if (kind, backend) not in _functions:
-        _functions[kind, backend] = cast(Any, torch.compile)(kind.forward, dynamic=True, backend=backend)
-    return _functions[kind, backend]
+def _function_of(kind: type[nn.Module], backend: str | Callable[..., Any], *, deep: bool = False) -> Callable[..., Any]:
+    key = kind, backend, deep
+    if key not in _functions:
+        options = DEEP if deep else None
+        _functions[key] = cast(Any, torch.compile)(kind.forward, dynamic=True, backend=backend, options=options)
+    return _functions[key]
 
 
 def _keep_kernels() -> None:

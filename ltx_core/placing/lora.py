@@ -171,6 +171,23 @@ def device_bytes(loras: Sequence[WeightedLoRA], itemsize: int) -> int:
     return held + work
 
 
+def copied_bytes(model: nn.Module, loras: Sequence[WeightedLoRA], mode: LoRAMode) -> int:
+    """Bytes of the copies into which these LoRAs are merged where a model computes with the weights of its file.
+
+    Raises:
+        CheckpointError: as `fit_lora`.
+    """
+    merged_into = {
+        (slot.module, slot.parameter)
+        for item in loras
+        if item.strength and mode != "beside"
+        for slot in fit_lora(item.lora, model, allow_partial=item.allow_partial).changes
+        if is_plain(model.get_submodule(slot.module))
+    }
+    parameters = [getattr(model.get_submodule(module), name) for module, name in merged_into]
+    return sum(parameter.nbytes for parameter in parameters if parameter is not None)
+
+
 def merging_work(model: nn.Module, loras: Sequence[WeightedLoRA], mode: LoRAMode) -> int:
     """Bytes that merging these LoRAs into the model takes on its device for a moment.
 

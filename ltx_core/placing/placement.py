@@ -14,6 +14,7 @@ from torch import nn
 
 from ..budget.keeping import leaving
 from ..budget.packing import packed_bytes, spare_for_packing
+from ..budget.unpacked import room_for_unpacked, unpackable, unpacked_blocks, unpacked_dtype
 from ..budget.weights import Weights, resident_blocks, room_for_weights, room_for_work, weight_bytes
 from ..host import Host, Record, nowhere
 from ..kernels.active import Active
@@ -28,6 +29,7 @@ from .computing import active_for, active_on, using
 from .copies import DeviceCopies
 from .devices import Memory, best_device, is_out_of_memory, memory, named_device
 from .streaming import StreamCopies, streamed
+from .unpacking import bytes_unpacked, keep_unpacked, kept_unpacked, leave_unpacked
 
 
 class DevicePlacement:
@@ -83,9 +85,11 @@ class DevicePlacement:
             self.release(module)
             kept = None
         self._make_room(module, resident if kept is None else kept.resident, memory_required)
+        unpacked = self._unpacked(module, resident, memory_required, is_there=kept is not None)
         if self._keep is False:
             active = self._active(module, memory_required)
-            with using(module, active, resident), self._placed(module, resident), self._compiled(module):
+            placed = self._placed(module, resident)
+            with using(module, active, resident), placed, kept_unpacked(module, *unpacked), self._compiled(module):
                 yield self.device
             return
         if kept is None:
@@ -93,6 +97,7 @@ class DevicePlacement:
         try:
             placed = self._placed(module, kept.resident)
             with using(module, kept.active, kept.resident), placed, self._compiled(module):
+                keep_unpacked(module, *unpacked)
                 yield self.device
         except BaseException as error:
             if is_out_of_memory(error):  # what is kept must not stand in the way of a second try
@@ -122,6 +127,7 @@ class DevicePlacement:
         """Take a kept module off the device."""
         kept = self._kept.pop(module, None)
         if kept is not None:
+            leave_unpacked(module)
             kept.copies.drop()
 
     def release_all(self) -> None:
@@ -146,11 +152,11 @@ class DevicePlacement:
         if now is None:
             return None
         mine = self._kept.get(module)
-        returning = self._held_bytes() if self._keep is None else 0 if mine is None else mine.nbytes
+        returning = self._held_bytes() if self._keep is None else 0 if mine is None else _nbytes(module, mine)
         return Memory(now.free + returning, now.total)
 
     def _held_bytes(self) -> int:
-        return sum(kept.nbytes for kept in self._kept.values())
+        return sum(_nbytes(module, kept) for module, kept in self._kept.items())
 
     def _resident(self, module: nn.Module, memory_required: int, asked: int | None) -> int | None:
         """How many blocks stay on the device; None: the whole module."""
@@ -174,7 +180,12 @@ class DevicePlacement:
             return
         mine = self._kept.get(module)
         coming = Weights.of(module).on_device(resident) - (0 if mine is None else mine.nbytes)
-        for other in leaving(others, coming - room_for_weights(now.free, now.total, memory_required)):
+        free = now.free + bytes_unpacked(module)  # of which there will be as many as fit
+        lacking = coming - room_for_weights(free, now.total, memory_required)
+        for other in list(others) if lacking > 0 else []:
+            lacking -= bytes_unpacked(other)
+            leave_unpacked(other)
+        for other in leaving(others, lacking):
             self.release(other)
 
     def _make_room_for_packing(self, module: nn.Module, now: Memory, memory_required: int) -> None:
@@ -187,6 +198,21 @@ class DevicePlacement:
         lacking = max(0, wanted) - spare_for_packing(now.free, now.total, memory_required)
         for other in leaving({each: size for each, size in others.items() if size}, lacking):
             self.release(other)
+
+    def _unpacked(
+        self, module: nn.Module, resident: int | None, memory_required: int, *, is_there: bool
+    ) -> tuple[int, torch.dtype]:
+        """How many blocks of quantized weights stay unpacked, in memory that nothing else has, and their dtype.
+
+        is_there: whether the weights are on the device already."""
+        now = None if self.device.type == "cpu" or resident is not None else memory(self.device)
+        if now is None or not any(unpackable(module)):
+            return 0, torch.float32
+        free, card = now.free + bytes_unpacked(module), self.card
+        dtype = unpacked_dtype(module, PLAIN if card is None else card.kernels)
+        if is_there:
+            return unpacked_blocks(module, dtype, room_for_weights(free, now.total, memory_required)), dtype
+        return unpacked_blocks(module, dtype, room_for_unpacked(free, now.total, memory_required, module)), dtype
 
     def _active(self, module: nn.Module, memory_required: int) -> Active | None:
         """What a module computes by."""
@@ -222,6 +248,11 @@ class DevicePlacement:
     def _placed(self, module: nn.Module, resident: int | None) -> AbstractContextManager[None]:
         """Usable inside. Where copies stay, there is nothing left to copy."""
         return _whole(module, self.device) if resident is None else streamed(module, self.device, resident)
+
+
+def _nbytes(module: nn.Module, kept: _Kept) -> int:
+    """Bytes of a kept module on the device."""
+    return kept.nbytes + bytes_unpacked(module)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnsupportedError
+from ..kernels import fused
+from ..kernels.active import PLAINLY
+from ..kernels.fused import NF4_LEVELS
 from ..values import is_number, shown
 from .ggml_blocks import at_a_time
 from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, linear_weights, replace_linear, said_by
@@ -29,13 +32,6 @@ from .linear import OnLoad, Pack, QuantizedLinear, ScaledLinear, StoredTensor, l
 INT8_LEVELS = 127
 NF4_BLOCK = 64
 _TINY = torch.finfo(torch.float32).tiny
-
-# The 16 quantiles of a normal distribution (QLoRA, appendix E).
-NF4_LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 
 _STATE = ".quant_state.bitsandbytes__"
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
@@ -48,6 +44,8 @@ class FourBitLinear(QuantizedLinear):
     block_size: weights per entry of absmax.  nested_block_size, offset: the same for the scales of a nested absmax.
     """
 
+    active = PLAINLY
+    _is_nf4: bool | None = None
     absmax: Tensor
     quant_map: Tensor
     nested_absmax: Tensor | None
@@ -67,6 +65,12 @@ class FourBitLinear(QuantizedLinear):
         self.register_buffer("nested_quant_map", torch.empty(256, device="meta") if nested else None)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._by_place(dtype)
+        card = self.active.card
+        if card is not None and card.unpacks_nf4(dtype, self.block_size) and self._has_levels_of_nf4():
+            shape = (self.out_features, self.in_features)
+            return fused.unpacked_nf4(self.packed, self._block_scales(), self.block_size, shape, dtype)
         # A byte is a pair of levels: one look-up for two weights.
         high, low = self.quant_map.repeat_interleave(16), self.quant_map.repeat(16)
         pairs = torch.stack((high, low), dim=-1)
@@ -92,6 +96,25 @@ class FourBitLinear(QuantizedLinear):
         """
         count = self.out_features * self.in_features
         return 12 * count if count % self.block_size else 6 * min(count, at_a_time(on_cpu=on_cpu))
+
+    def _by_place(self, dtype: torch.dtype) -> Tensor:
+        """The same as one expression of a weight's place, of which a compiler makes one kernel."""
+        count, device = self.out_features * self.in_features, self.packed.device
+        shifts = torch.arange(4, -1, -4, dtype=torch.int32, device=device)
+        codes = ((self.packed.int().unsqueeze(1) >> shifts) & 15).flatten()[:count]
+        block = torch.arange(count, device=device) // self.block_size
+        scale = self.absmax[block]
+        if self.nested_absmax is not None and self.nested_quant_map is not None:
+            outer = self.nested_absmax[block // self.nested_block_size]
+            scale = self.nested_quant_map[scale.int()] * outer + self.offset
+        return (self.quant_map[codes] * scale).to(dtype).view(self.out_features, self.in_features)
+
+    def _has_levels_of_nf4(self) -> bool:
+        """Whether the file's levels are those of which bitsandbytes' kernels have a table of their own; the device is
+        asked once."""
+        if self._is_nf4 is None:
+            self._is_nf4 = self.quant_map.tolist() == torch.tensor(NF4_LEVELS).tolist()
+        return self._is_nf4
 
     def _block_scales(self) -> Tensor:
         if self.nested_absmax is None or self.nested_quant_map is None:

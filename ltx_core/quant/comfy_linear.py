@@ -7,8 +7,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from . import paying
 from .comfy_formats import Float8, Format, Int8, Stored, dequantize, scratch_bytes
-from .comfy_products import kitchen, multiplies, product
+from .comfy_products import folds_gelu, kitchen, multiplies, product, product_gain
 from .linear import QuantizedLinear
 
 _FEW_ROWS = 16  # a product of fewer rows takes as long as reading the weight, and its format gains nothing
@@ -64,9 +65,15 @@ class ComfyLinear(QuantizedLinear):
         self._multiplies = has_product
         return has_product
 
+    @property
+    def may_stay_unpacked(self) -> bool:
+        return not self._multiplies
+
     def remark(self, device: torch.device) -> str | None:
-        if not self._multiplies or multiplies(self.kind, device):
+        if not self._multiplies:
             return None
+        if multiplies(self.kind, device):
+            return paying.sentence(self.kind.name, device, product_gain(self.kind, device))
         if kitchen() is None:
             return (
                 f"fp8_matmul is on, and has no effect on {self.kind.name} weights: products in that format need the "
@@ -75,15 +82,31 @@ class ComfyLinear(QuantizedLinear):
         return f"{device} does not multiply {self.kind.name} as it is stored: fp8_matmul is on, and has no effect here."
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.unpacks(x):
-            return super().forward(x)
+        return super().forward(x) if self.unpacks(x) else self._as_stored(x)
+
+    def folds_gelu(self, x: Tensor, rows: int) -> bool:
+        """Whether `of_gelu` computes in place of GELU by tanh and this Linear.
+
+        x: like its input in all but the width. rows: of that.
+        """
+        alone = not self._forward_hooks and not self._forward_pre_hooks and self._buffers["pre_quant_scale"] is None
+        alone = alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        whole = rows >= _FEW_ROWS and self.in_features % self.kind.padding == self.out_features % self.kind.padding == 0
+        stored = self._multiplies and multiplies(self.kind, x.device)
+        return alone and whole and stored and folds_gelu(self.kind, x.device)
+
+    def of_gelu(self, x: Tensor) -> Tensor:
+        """The product with GELU by tanh of x, which no memory ever holds."""
+        return self._as_stored(x, of_gelu=True)
+
+    def _as_stored(self, x: Tensor, *, of_gelu: bool = False) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         smoothing = self._buffers["pre_quant_scale"]
         if smoothing is not None:
             rows = rows * smoothing.to(rows.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         shape = (self.out_features, self.in_features)
-        y = product(self.kind, self._stored, shape, rows.contiguous(), bias, self.input_scale)
+        y = product(self.kind, self._stored, shape, rows.contiguous(), bias, self.input_scale, of_gelu=of_gelu)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def unpacks(self, x: Tensor) -> bool:

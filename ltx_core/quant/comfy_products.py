@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import paying
 from .comfy_formats import MXFP8, NVFP4, AsymW4A8, ConvRotW4A4, Float8, Format, Int8, Stored, dequantize
 
 _INT4_GROUP = 64  # of `convrot_w4a4`, the only one that comfy-kitchen has
@@ -22,6 +23,7 @@ _TRIAL = (256, 256)  # sizes of the weight with which a device is tried
 _FINITE_BITS = 0x70  # bytes below are numbers in each of the formats
 _ONE_AS_EXPONENT = 127  # in E8M0
 _ALIKE = 0.9  # cosine: 4-bit activations alone cost more than one part in a hundred
+_SAME = 0.999  # cosine: GELU before and after a rounding to bfloat16
 
 
 def kitchen() -> ModuleType | None:
@@ -35,11 +37,19 @@ def kitchen() -> ModuleType | None:
 
 
 def product(
-    kind: Format, stored: Stored, shape: tuple[int, int], x: Tensor, bias: Tensor | None, input_scale: Tensor | None
+    kind: Format,
+    stored: Stored,
+    shape: tuple[int, int],
+    x: Tensor,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    *,
+    of_gelu: bool = False,
 ) -> Tensor:
     """x (n, columns) times the weight (rows, columns), plus the bias -> (n, rows) in the dtype of x.
 
-    input_scale: (1,), calibrated; only nvfp4 uses it. None: from the activations.
+    input_scale: (1,), calibrated; only nvfp4 uses it. None: from the activations. of_gelu: of GELU by tanh of x, where
+    `folds_gelu`: it is part of turning x into int8.
 
     Raises:
         RuntimeError, ImportError, AttributeError, TypeError, KeyError, ValueError: comfy-kitchen is missing or another
@@ -59,6 +69,7 @@ def product(
             x.dtype,
             convrot=kind.group is not None,
             convrot_groupsize=kind.group or 256,
+            **({"input_act": "gelu_tanh"} if of_gelu else {}),
         )
     if isinstance(kind, ConvRotW4A4):
         return ck.convrot_w4a4_linear(
@@ -116,11 +127,38 @@ def multiplies(kind: Format, device: torch.device) -> bool:
     return bool(F.cosine_similarity(got.flatten().float(), expected.flatten().float(), dim=0) > _ALIKE)
 
 
-def _trial(kind: Format, device: torch.device) -> dict[str, Tensor]:
+@cache
+def folds_gelu(kind: Format, device: torch.device) -> bool:
+    """Whether comfy-kitchen takes GELU by tanh of the activations on their way to this format; tried once."""
+    if not isinstance(kind, Int8) or not multiplies(kind, device):
+        return False
+    try:
+        stored = _trial(kind, device)
+        x = torch.randn(64, _TRIAL[1], generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+        got = product(kind, stored, _TRIAL, x, None, None, of_gelu=True)
+        expected = product(kind, stored, _TRIAL, F.gelu(x, approximate="tanh"), None, None)
+    except (RuntimeError, ImportError, AttributeError, TypeError, KeyError, ValueError):  # a version without it
+        return False
+    return bool(F.cosine_similarity(got.flatten().float(), expected.flatten().float(), dim=0) > _SAME)
+
+
+@cache
+def product_gain(kind: Format, device: torch.device) -> float | None:
+    """How many times as fast as in bfloat16 products in this format are on this device; None: it is not measured."""
+    if device.type == "cpu":
+        return None
+    shape = (paying.HIDDEN, paying.WIDTH)
+    stored = _trial(kind, device, shape)
+    x = torch.randn(paying.TOKENS, paying.WIDTH, dtype=torch.bfloat16, device=device)
+    weight = torch.randn(shape, dtype=torch.bfloat16, device=device)
+    return paying.gain(lambda: product(kind, stored, shape, x, None, None), lambda: F.linear(x, weight), device)
+
+
+def _trial(kind: Format, device: torch.device, size: tuple[int, int] = _TRIAL) -> dict[str, Tensor]:
     """A weight of random levels, with scales of 1."""
     generator = torch.Generator().manual_seed(0)
     stored: dict[str, Tensor] = {}
-    for role, shape in kind.shapes(*_TRIAL).items():
+    for role, shape in kind.shapes(*size).items():
         dtype = kind.dtypes.get(role, torch.float32)
         if role == "packed":
             bits = torch.randint(0, _FINITE_BITS, shape, generator=generator, dtype=torch.uint8)

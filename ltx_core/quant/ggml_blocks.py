@@ -26,7 +26,7 @@ AT_A_TIME, AT_A_TIME_ON_CPU = 1 << 24, 1 << 18
 CPU_COPIES = 8
 
 # Non-linear 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`, ggml-common.h).
-_IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _iq4_nl(blocks: Tensor, into: Tensor) -> None:
 
 
 def _iq4_levels(quants: Tensor) -> Tensor:
-    levels = torch.tensor(_IQ4_LEVELS, dtype=torch.int8, device=quants.device)
+    levels = torch.tensor(IQ4_LEVELS, dtype=torch.int8, device=quants.device)
     return levels[_bits(quants, 4, 16).int()]
 
 

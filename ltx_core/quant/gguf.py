@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from . import ggml_fused
 from .ggml_blocks import BLOCK_TYPES, BlockType, dequantize, scratch_bytes
 from .linear import OnLoad, Pack, QuantizedLinear, StoredTensor, linear_weights, replace_linear
 
@@ -25,6 +26,8 @@ class GGMLLinear(QuantizedLinear):
         self.register_buffer("packed", torch.empty(count, dtype=torch.uint8, device="meta"))
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_compiling():
+            return ggml_fused.dequantized(self.packed, self.block_type, (self.out_features, self.in_features), dtype)
         return dequantize(self.packed, self.block_type, (self.out_features, self.in_features), dtype)
 
     def unpacking_bytes(self, *, on_cpu: bool) -> int:

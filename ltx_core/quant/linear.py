@@ -111,12 +111,15 @@ class QuantizedLinear(nn.Module, ABC):
     bias: nn.Parameter | None
     change: Callable[[Tensor], Tensor] | None = None
     """What the next product makes of the weight that it unpacks, in place: a LoRA adds to it."""
+    unpacked: Tensor | None
+    """The weight as products in its dtype take it, while a placement keeps it beside what is stored; no buffer."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.register_parameter("weight", None)
+        self.__dict__["unpacked"] = None
         self.bias = linear.bias
 
     @abstractmethod
@@ -126,6 +129,15 @@ class QuantizedLinear(nn.Module, ABC):
     def unpacking_bytes(self, *, on_cpu: bool) -> int:  # noqa: ARG002 - for those that unpack piece by piece
         """Bytes that `dequantized` needs in addition to its result."""
         return 0
+
+    def unpacked_for(self, dtype: torch.dtype) -> Tensor:
+        """The weight as a product with numbers of `dtype` takes it, (out_features, in_features)."""
+        return self.dequantized(dtype)
+
+    @property
+    def may_stay_unpacked(self) -> bool:
+        """Whether products multiply by what `unpacked_for` gives, on every device."""
+        return True
 
     def multiply_stored(self) -> bool:
         """From now on multiply the weight as it is stored, on devices that can. False: there is no such product."""
@@ -144,8 +156,17 @@ class QuantizedLinear(nn.Module, ABC):
         if self.change is None and torch.is_grad_enabled() and x.requires_grad:
             return self._differentiable(x, lambda dtype: self.dequantized(dtype))
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.dequantized(x.dtype)
-        return F.linear(x, weight if self.change is None else self.change(weight), bias)
+        kept = self.unpacked
+        if self.change is not None:
+            weight = self.change(self._unpacked_copy(x.dtype))
+        else:
+            weight = self.dequantized(x.dtype) if kept is None or kept.dtype != x.dtype else kept
+        return F.linear(x, weight, bias)
+
+    def _unpacked_copy(self, dtype: torch.dtype) -> Tensor:
+        """The weight, to be written to."""
+        kept = self.unpacked
+        return self.dequantized(dtype) if kept is None or kept.dtype != dtype else kept.clone()
 
     def _differentiable(
         self, x: Tensor, unpack: Callable[[torch.dtype], Tensor], scale: Tensor | None = None
@@ -220,17 +241,26 @@ class ScaledLinear(QuantizedLinear):
             return self.packed.to(dtype)
         return (self.packed.to(self.scale_weight.dtype) * self.scale_weight.unsqueeze(1)).to(dtype)
 
+    def _scales_products(self, dtype: torch.dtype) -> bool:
+        """Whether the scale is applied to products with numbers of `dtype`: not where these would be beyond float16, or
+        more precise than the weights are."""
+        scale = self.scale_weight
+        return scale is not None and dtype != torch.float16 and scale.dtype in (torch.float32, dtype)
+
+    def unpacked_for(self, dtype: torch.dtype) -> Tensor:
+        return self.packed.to(dtype) if self._scales_products(dtype) else self.dequantized(dtype)
+
+    def _unpacked_copy(self, dtype: torch.dtype) -> Tensor:
+        return self.dequantized(dtype) if self._scales_products(dtype) else super()._unpacked_copy(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """The scale is applied to the product: one rounding less than scaling the weight, and less work."""
-        if self.scale_weight is None or x.dtype == torch.float16:  # unscaled products are beyond float16
-            return super().forward(x)
-        if self.change is not None:
-            return super().forward(x)
-        if self.scale_weight.dtype not in (torch.float32, x.dtype):  # more precise than the weights are
+        if self.scale_weight is None or not self._scales_products(x.dtype) or self.change is not None:
             return super().forward(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return self._differentiable(x, lambda dtype: self.packed.to(dtype), self.scale_weight)
-        y = F.linear(x, self.packed.to(x.dtype))
+        kept = self.unpacked
+        y = F.linear(x, self.packed.to(x.dtype) if kept is None or kept.dtype != x.dtype else kept)
         scale, bias = self.scale_weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if torch.is_grad_enabled():
             y = y * scale

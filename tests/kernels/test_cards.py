@@ -54,6 +54,10 @@ def random(*size, dtype=F32, seed=0):
 def test_the_best_of_what_is_there_is_chosen_and_approximate_ones_never(facts, expected):
     choice = chosen(facts, None, right)
     assert (choice.elementwise, choice.attention) == expected
+    assert choice.unpacking == (
+        "bitsandbytes" if facts.packages and facts.compute and facts.compute >= (7, 0) else "plain"
+    )
+    assert ("NF4" in choice.in_words()) == (choice.unpacking != "plain")
 
 
 def test_a_back_end_that_computes_something_else_is_left_out_and_said():
@@ -62,6 +66,7 @@ def test_a_back_end_that_computes_something_else_is_left_out_and_said():
     assert choice.why == (
         "comfy-kitchen is left out: its results differ.",
         "flash-attn-4 is left out: its results differ.",
+        "bitsandbytes is left out: its results differ.",
     )
     assert choice.in_words() == "elementwise operations by plain torch; attention by flash-attn-3"
 
@@ -84,7 +89,9 @@ def test_what_is_asked_for_overrules():
         (Capabilities("mps"), "this is mps"),
     ],
 )
-@pytest.mark.parametrize("text", ["elementwise=comfy-kitchen", "attention=flash-attn-3", "attention=sageattention"])
+@pytest.mark.parametrize(
+    "text", ["elementwise=comfy-kitchen", "attention=flash-attn-3", "attention=sageattention", "unpacking=bitsandbytes"]
+)
 def test_a_back_end_that_is_not_there_is_one_sentence(facts, said, text):
     with pytest.raises(ConfigError, match=rf"got the kernels {text}; expected a back end .*{said}.*; leave it out"):
         chosen(facts, dict(parse_kernels(text, "asked for").card), right)

@@ -19,6 +19,8 @@ from ltxkit.ltx_core.pipelines.recipe import UNKNOWN
 from ltxkit.ltx_core.pipelines.recipe_file import read_recipe
 from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings, Settings
+from ltxkit.ltx_core.placing import streaming
+from ltxkit.ltx_core.placing.copies import Copies
 from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.progress import silent
 from ltxkit.ltx_core.releases import RELEASES
@@ -56,7 +58,7 @@ def prompt(*seeds: int, **ranges: float) -> EncodedPrompt:
     return EncodedPrompt(torch.cat(texts), **ranges)
 
 
-def run(transformer, clips=1, *, seed=5, conditions=(), progress=silent, said=None, **settings):
+def run(transformer, clips=1, *, seed=5, conditions=(), progress=silent, said=None, placement=CPU, **settings):
     prompts = Prompts(settings.pop("positive", prompt(*range(1, clips + 1))), prompt(9))
     made = Pass(transformer, **{"sigmas": uniform(20), "guidance": GUIDED, "sampler": EULER, **settings})
     return sample(
@@ -64,7 +66,7 @@ def run(transformer, clips=1, *, seed=5, conditions=(), progress=silent, said=No
         LatentClip(torch.zeros(clips, CHANNELS, 3, 2, 2), ScaleFactors(8, 32, 32), 25.0),
         prompts,
         noise=SeededNoise(seed),
-        host=host_on(CPU, progress, [].append if said is None else said.append),
+        host=host_on(placement, progress, [].append if said is None else said.append),
         conditions=Conditions(conditions, None),
     )
 
@@ -129,6 +131,43 @@ def test_a_run_keeps_nothing_for_the_next(transformer, counts):
     counts.clear()
     assert torch.equal(run(transformer, seed=7, step_cache=FAST), alone)
     assert counts[:2] == [3, 3]
+
+
+class Coming:
+    """A second device in main memory: what is dropped is spoiled, and each block that comes is counted."""
+
+    copies = True
+    came = 0
+
+    def __init__(self, device):
+        self.there = {}
+
+    def start(self, block):
+        if block not in self.there:
+            self.there[block] = Copies(block, torch.clone), list(block.parameters())
+
+    def finish(self, block):
+        type(self).came += 1
+
+    def drop(self, block):
+        if block in self.there:
+            copies, copied = self.there.pop(block)
+            copies.drop()
+            for parameter in copied:
+                parameter.data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("resident", [0, 1])
+def test_streamed_blocks_come_for_the_steps_that_ask_the_model_alone(transformer, counts, resident, monkeypatch):
+    cached = run(transformer, step_cache=FAST)
+    monkeypatch.setattr(streaming, "DirectTransfers", Coming)
+    placement = DevicePlacement("cpu", resident_blocks=resident)
+    for threshold in (FAST, 0.0, FAST):
+        counts.clear()
+        Coming.came = 0
+        result = run(transformer, placement=placement, step_cache=threshold)
+        assert torch.equal(result, cached) is bool(threshold)
+        assert Coming.came == len(counts) * (2 - resident)
 
 
 def test_a_cancelled_run_leaves_nothing_behind(transformer):

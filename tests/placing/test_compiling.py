@@ -84,7 +84,7 @@ def test_a_compiler_that_fails_is_said_once_and_the_step_is_eager(model, monkeyp
         raise torch._dynamo.exc.TorchDynamoException("no kernel\nmore")
 
     monkeypatch.setattr(compiling, "no_compiler", lambda device: None)
-    monkeypatch.setattr(compiling, "_function_of", lambda kind, backend: fails)
+    monkeypatch.setattr(compiling, "_function_of", lambda kind, backend, deep: fails)
     monkeypatch.setattr(compiling, "_keep_kernels", lambda: None)
     with compiled(model, CPU, said.append):
         assert torch.equal(step(model), expected)

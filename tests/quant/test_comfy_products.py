@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.placement import DevicePlacement
-from ltxkit.ltx_core.quant import comfy_linear, comfy_products
+from ltxkit.ltx_core.quant import comfy_linear, comfy_products, paying
 from ltxkit.ltx_core.quant.comfy_formats import MXFP8, NVFP4, AsymW4A8, ConvRotW4A4, Float8, Format, Int8
 from ltxkit.ltx_core.quant.comfy_linear import ComfyLinear
 from ltxkit.ltx_core.quant.comfy_products import multiplies
@@ -232,3 +233,91 @@ def test_full_precision_is_kept(to: str, source: Path, tmp_path: Path) -> None:
     assert torch.equal(velocity(some), velocity(exact))
     with pytest.raises(ConfigError, match="does not ask for full precision"):
         load_transformer(tmp_path / "every.safetensors", fp8_matmul=True)
+
+
+@pytest.fixture
+def int8_model(source: Path) -> LTXTransformer:
+    return load_transformer(source, quantization="int8_convrot", fp8_matmul=True)[0]
+
+
+def test_gelu_is_a_part_of_the_int8_product(int8_model: LTXTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not where something comes between the two: a LoRA, another format's product, autograd, few tokens."""
+    calls: list[dict[str, Any]] = []
+    multiply = kitchen.int8_linear
+
+    def counted(*given: Any, **named: Any) -> Tensor:
+        calls.append(named)
+        return multiply(*given, **named)
+
+    folded = velocity(int8_model)
+    monkeypatch.setattr(kitchen, "int8_linear", counted)
+    assert torch.equal(velocity(int8_model), folded)
+    assert [call.get("input_act") for call in calls].count("gelu_tanh") == int8_model.config.num_layers
+    calls.clear()
+    monkeypatch.setattr(comfy_linear, "folds_gelu", lambda kind, device: False)
+    apart = velocity(int8_model)
+    assert not any("input_act" in call for call in calls)
+    assert cosine(folded, apart) > 0.9999
+    monkeypatch.undo()
+    down = int8_model.transformer_blocks[0].ff.net[2]
+    x = torch.ones(16, 256)
+    with torch.no_grad():
+        assert down.folds_gelu(x, 16)
+        assert not down.folds_gelu(x, 15)
+        hook = down.register_forward_hook(lambda module, given, result: result)
+        assert not down.folds_gelu(x, 16)
+        hook.remove()
+    assert not down.folds_gelu(x, 16)
+
+
+def test_a_version_without_gelu_in_the_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = kitchen.int8_linear
+
+    def older(
+        x: Tensor, weight: Tensor, scale: Tensor, bias: Any, dtype: Any, *, convrot: bool, convrot_groupsize: int
+    ):
+        return multiply(x, weight, scale, bias, dtype, convrot=convrot, convrot_groupsize=convrot_groupsize)
+
+    monkeypatch.setattr(kitchen, "int8_linear", older)
+    assert not comfy_products.folds_gelu.__wrapped__(Int8(256), CPU)
+    monkeypatch.setattr(
+        kitchen, "int8_linear", lambda *given, **named: multiply(*given, **{**named, "input_act": None})
+    )
+    assert not comfy_products.folds_gelu.__wrapped__(Int8(256), CPU)  # says that it does, and does not
+    monkeypatch.undo()
+    assert comfy_products.folds_gelu.__wrapped__(Int8(256), CPU)
+    assert not comfy_products.folds_gelu.__wrapped__(ConvRotW4A4(256), CPU)
+
+
+@pytest.mark.parametrize(
+    ("stored", "plain", "said"), [(1.0, 1.3, None), (1.0, 1.1, "little time"), (2.0, 1.0, "no time")]
+)
+def test_products_that_do_not_pay_say_so(
+    stored: float, plain: float, said: str | None, int8_model: LTXTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock stands in for a card's: products as stored are the ones that it is asked for second."""
+    shapes: list[tuple[int, ...]] = []
+
+    def clock(run: Any, device: torch.device) -> float:
+        shapes.append(tuple(run().shape))
+        return plain if len(shapes) % 2 else stored
+
+    monkeypatch.setattr(paying, "seconds", clock)
+    card = torch.device("cpu", 0)
+    assert paying.gain(lambda: torch.ones(1), lambda: torch.ones(2), CPU) is None, "a CPU's are measured elsewhere"
+
+    def measured_on_meta(kind: Format) -> float | None:
+        device = SimpleNamespace(type="cuda")
+        return paying.gain(lambda: torch.ones(1), lambda: torch.ones(2), device)
+
+    monkeypatch.setattr(comfy_linear, "product_gain", lambda kind, device: measured_on_meta(kind))
+    found = [remark for remark in remarks(int8_model, card) if "int8" in remark]
+    assert set(shapes) == {(1,), (2,)}
+    if said is None:
+        assert not found
+    else:
+        assert found
+        assert all(
+            f"saves {said} on cpu:0: products in int8_tensorwise are {plain / stored:.2f} times" in each
+            for each in found
+        )
