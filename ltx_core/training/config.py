@@ -120,7 +120,7 @@ class Optimization(Section):
     memory. resident_blocks: how many blocks of a LoRA's base stay on the device; the others come when they are needed,
     forward and backward. None: all.
     sharding: how several processes train: "ddp" keeps a whole copy in each; "fsdp" splits weights, gradients and
-    optimizer state over them (transformers and LoRA, AdamW only).
+    optimizer state over them (AdamW only).
     """
 
     steps: Count

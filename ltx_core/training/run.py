@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from ..errors import ConfigError
 from ..locks import locked_folder
 from ..placing.devices import clear_of_memory
 from ..progress import Notes, Progress, log_note, silent
@@ -92,10 +91,6 @@ def make_task(config: Training, here: World, notes: Notes, progress: Progress = 
         ConfigError: the config cannot be trained, or its files do not belong together.
         CheckpointError: a file is missing or damaged.
     """
-    if config.optimization.sharding == "fsdp" and not isinstance(config, TransformerTraining):
-        raise ConfigError(
-            f"got sharding fsdp for task {config.task}; expected ddp: only transformers outgrow a device; change it"
-        )
     if isinstance(config, VAETraining):
         return VAETask(config, here, notes, progress)
     if isinstance(config, TransformerTraining):

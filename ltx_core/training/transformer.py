@@ -43,7 +43,7 @@ from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
 from .data import Source
 from .datasets.precomputed import LatentFormat
-from .distributed import FSDPModule, World, gathered, synchronised
+from .distributed import World, gathered, is_sharded, sharded_after, synchronised
 from .encoded_cache import EncodedCache
 from .encoding import ClipEncoder
 from .export_metadata import export_metadata
@@ -324,15 +324,7 @@ class TransformerTask:
 
     def _spread(self, flow: Flow) -> nn.Module:
         """The objective over all processes: copied or sharded."""
-        optimization = self.config.optimization
-        if optimization.sharding == "ddp":
-            return self.world.wrap(flow)
-        if optimization.optimizer != "adamw" or optimization.weights != "fp32":
-            name = optimization.optimizer if optimization.weights == "fp32" else "weights bf16"
-            raise ConfigError(
-                f"got optimizer {name} with sharding fsdp; expected adamw: {name} needs whole matrices; change one"
-            )
-        return self.world.shard(flow, self.transformer.called_parts())
+        return self.world.spread(flow, self.config.optimization, self.transformer.called_parts())
 
     # ----------------------------------------------------------------------------------------------------- one step
 
@@ -424,7 +416,7 @@ class TransformerTask:
         "validation_loss", or "seen_clips_loss" where no clip is held out: it then falls by learning by heart, too.
         """
         config, optimization = self.config, self.config.optimization
-        with self.updater.averaged():
+        with self.updater.averaged(), sharded_after(self.objective):
             total, counted = torch.zeros((), device=self.world.device), 0
             for number, (size, count) in enumerate(self._validated()):
                 whole = self._draws("flow validation", number, count, size)
@@ -453,7 +445,7 @@ class TransformerTask:
         """Clips of the configured prompts before the first step."""
         if self.config.prompts and self.config.preview.at_start:
             with self.updater.averaged():
-                if isinstance(self.objective, FSDPModule):  # it can be gathered once all of it has run
+                if is_sharded(self.objective):  # it can be gathered once all of it has run
                     (size, _), *_ = self._validated()
                     draws = self._draws("flow validation", 0, 1, size)
                     with autocast(self.config.optimization, self.world.device):
