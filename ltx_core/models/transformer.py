@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
-from ..errors import ConfigError, ShapeError, UnsupportedError
+from ..errors import ConfigError, ShapeError
 from ..kernels import elementwise
 from ..kernels.active import PLAINLY, Active
 from ..kernels.directly import DIRECTLY
@@ -246,7 +246,7 @@ class LTXTransformer(nn.Module):
         self, x: Tensor, sigma: Tensor, rotary: RotaryTable, branches: Sequence[Branch]
     ) -> tuple[Tensor, ...]:
         plan = self._plan(branches)
-        share = None if self.sharing is None else self._share(self.sharing, x.shape[1])
+        share = None if self.sharing is None else self.sharing.of(x.shape[1], self.config.num_attention_heads)
         modulation, dtype = self._modulation(sigma, share), self.compute_dtype
         if share is not None:
             x, rotary = share.own(x, 1).contiguous(), rotary.shared(share)
@@ -263,14 +263,6 @@ class LTXTransformer(nn.Module):
         velocities = self.proj_out(modulation.narrowed(x)).float()
         velocities = velocities if share is None else share.gathered(velocities, 2)
         return tuple(velocities[lane] for lane in plan.lane_of)
-
-    def _share(self, sharing: Sharing, tokens: int) -> TokenShare | None:
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                "got a forward that is divided among processes, with autograd; expected one without: gradients do not "
-                "pass from one process to another; compute it under torch.no_grad()"
-            )
-        return sharing.of(tokens, self.config.num_attention_heads)
 
     def _plan(self, branches: Sequence[Branch]) -> ForwardPlan:
         structure, planned = structure_of(branches), self._planned

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, TrainingError
+from ..models.sharing import Sharing
 from ..placing.devices import device_of_process
 from .config import Optimization
 
@@ -54,11 +55,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class World:
-    """This process: its number, the number of processes, and its device."""
+    """This process: its number, the number of processes, and its device.
+
+    together: so many processes, of consecutive numbers, divide each clip (sequence parallel). sharing: those of this
+    process; None: each process has clips of its own.
+    """
 
     rank: int
     size: int
     device: torch.device
+    together: int = 1
+    sharing: Sharing | None = None
 
     @property
     def first(self) -> bool:
@@ -71,12 +78,12 @@ class World:
         Raises:
             ConfigError: the batch does not divide evenly.
         """
-        parts = self.size * accumulation
+        parts = self.size // self.together * accumulation
         if batch_size % parts:
+            each = f", {self.together} for each clip," if self.together > 1 else ""
             raise ConfigError(
-                f"got batch_size {batch_size} for {self.size} processes with {accumulation} accumulated pieces; "
-                f"expected a "
-                f"multiple of {parts}; use {-(-batch_size // parts) * parts}"
+                f"got batch_size {batch_size} for {self.size} processes{each} with {accumulation} accumulated pieces; "
+                f"expected a multiple of {parts}; use {-(-batch_size // parts) * parts}"
             )
         return batch_size // parts
 
@@ -88,7 +95,7 @@ class World:
         """
         share, first = self.share(batch_size, accumulation), step * batch_size
         for number in range(accumulation):
-            start = (number * self.size + self.rank) * share
+            start = (number * (self.size // self.together) + self.rank // self.together) * share
             yield Piece(
                 range(first + start, first + start + share), slice(start, start + share), number == accumulation - 1
             )
@@ -156,22 +163,52 @@ class World:
                 register_fsdp_forward_method(unit, method)
         return module
 
+    def values(self, value: Any) -> list[Any]:
+        """What each process says, which can be pickled, in the order of their numbers."""
+        if self.size == 1:
+            return [value]
+        said: list[Any] = [None] * self.size
+        dist.all_gather_object(said, value)
+        return said
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
+def check_divides(together: int, size: int) -> None:
+    """Raises ConfigError: `size` processes cannot divide each clip among `together` of them."""
+    if size % together:
+        raise ConfigError(
+            f"got optimization.sequence_parallel {together} in {size} process{'es' if size > 1 else ''}; expected a "
+            f"divisor of their number; start {together} or a multiple of it, such as torchrun --nproc-per-node "
+            f"{together}, or change it"
+        )
+
+
 @contextlib.contextmanager
-def world() -> Generator[World]:
-    """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
+def world(together: int = 1) -> Generator[World]:
+    """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU.
+
+    together: how many of them divide each clip.
+
+    Raises:
+        ConfigError: their number does not divide evenly. TrainingError: another process has ended.
+    """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    check_divides(together, size)
     device = device_of_process(int(os.environ.get("LOCAL_RANK", 0)))
     if size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # objects travel by gloo
     try:
-        yield World(rank, size, device)
+        sharing = None
+        if together > 1:
+            # Every process must make every group. Their own ones: gradients travel at the same time.
+            groups = [dist.new_group(list(range(first, first + together))) for first in range(0, size, together)]
+            sharing = Sharing(groups[rank // together])
+        yield World(rank, size, device, together, sharing)
     except RuntimeError as error:
         if not any(text in str(error) for text in LOST):
             raise

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,7 @@ from ..shapes import PixelShape
 from ..weights.build import Opened, open_models
 from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
+from .agreement import check_clips
 from .checkpoints import checkpoint_file, latest_checkpoint
 from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
@@ -70,7 +72,7 @@ from .optimize import Updater, autocast
 from .pictures import save_clips
 from .sources import open_sources
 from .stored_latents import check_stored_latents
-from .text import FrozenText, encode, make_text_encoder, save_text_encoder
+from .text import TOKENIZER, FrozenText, encode, make_text_encoder, save_text_encoder
 
 
 class TransformerTask:
@@ -101,11 +103,13 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
+        self.transformer.sharing = world.sharing
         stored = LatentFormat(self.vae.config.latent_channels, self.vae.config.scale_factors)
         aside = companion_paths(config)
         self.source, validation = open_sources(
             config.data, config.seed, notes, config.validation, latents=stored, leave_out=aside
         )
+        check_clips([self.source, validation], world)
         self.conditions = self._conditions([self.source, validation])
         held_out = config.data.kind != "folder" or config.validation != HoldOut()
         self.loss_name = "validation_loss" if held_out else "seen_clips_loss"
@@ -270,17 +274,23 @@ class TransformerTask:
             text = load_text_encoder(place, dtype=torch.float32)
             copied(text.model).requires_grad_(True)
         else:
-            if not self.world.first:
-                self.world.barrier()  # the first process builds the tokenizer, the others read it
-            elif (
-                latest_checkpoint(config.output) is None
-            ):  # left by a run without a checkpoint, perhaps with other captions
-                shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
-            with initialised(config.seed, "new text encoder"):
-                text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
-            if self.world.first:
-                self.world.barrier()
+            text = self._new_text(channels)
         nn.Module.to(text.model, self.world.device)
+        return text
+
+    def _new_text(self, channels: int) -> TextEncoder:
+        """The first process builds the tokenizer, and keeps it in the run's folder, which others may not see."""
+        config, world = self.config, self.world
+        folder = config.output / "tokenizer"
+        if world.first and latest_checkpoint(config.output) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run without a checkpoint, perhaps with other captions
+        with TemporaryDirectory() as own, initialised(config.seed, "new text encoder"):
+            if not world.first:
+                folder = Path(own)
+                (folder / TOKENIZER).write_bytes(world.values(None)[0])
+            text = make_text_encoder(config.text, channels, self.source.captions(), folder)
+            if world.first:
+                world.values((folder / TOKENIZER).read_bytes())
         return text
 
     def _encode_all(self, notes: Notes) -> None:

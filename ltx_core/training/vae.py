@@ -20,6 +20,7 @@ from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from ..weights.build import load_vae
+from .agreement import check_clips
 from .config import VAETraining
 from .data import Source, crop
 from .distributed import World, gathered_bytes, is_sharded, sharded_after, synchronised
@@ -114,6 +115,7 @@ class VAETask:
     def __init__(self, config: VAETraining, world: World, notes: Notes = log_note, progress: Progress = silent) -> None:
         self.config, self.world, self.progress = config, world, progress
         self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
+        check_clips([self.source, self.validation], world)
         optimization = config.optimization
         self.vae = self._start()
         if not world.shards(optimization):  # FSDP2 takes contiguous weights alone
