@@ -109,6 +109,8 @@ def make_task(config: Training, here: World, notes: Notes, progress: Progress = 
 @contextmanager
 def _processes(config: Training) -> Generator[World]:
     """This process among those of the run, of which the first locks the run's folder."""
-    with world(config.optimization.sequence_parallel) as here:
-        with locked_folder(config.output, "training") if here.first else nullcontext():
-            yield here
+    with (
+        world(config.optimization.sequence_parallel) as here,
+        locked_folder(config.output, "training") if here.first else nullcontext(),
+    ):
+        yield here

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import ConfigError, printable
@@ -17,7 +18,10 @@ from .pictures import as_picture
 
 LONGEST = 400  # tokens of a caption
 # What transformers says of folders that it cannot open: of missing files, unknown kinds, packages that a kind needs.
-REFUSALS = (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError)
+REFUSALS = (
+    *(OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError),
+    SafetensorError,
+)
 
 
 class VisionModel:

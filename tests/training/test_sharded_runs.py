@@ -1,5 +1,4 @@
-"""Weights that are split among processes (FSDP2) and clips that are divided among them (sequence parallel) are trained as
-in one process."""
+"""Weights split among processes (FSDP2) and clips divided among them (sequence parallel): trained as in one process."""
 
 from __future__ import annotations
 
