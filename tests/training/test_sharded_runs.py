@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -53,7 +52,7 @@ VAE = {
 UPSCALER = {
     "dims": 3,
     "in_channels": 6,
-    "mid_channels": 32,
+    "mid_channels": 64,  # two in each group of a norm: the bias before a group of one has no gradient but rounding
     "num_blocks_per_stage": 1,
     "spatial_upsample": True,
     "temporal_upsample": False,
@@ -74,7 +73,9 @@ TRANSFORMER = {
 }
 # Each run has its own port: a process that is early for the next run must not find the store of this one.
 ONE_OF_SEVERAL = """
-import json, os, sys
+import json, os, shutil, sys
+from pathlib import Path
+from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training import loop, logs, run
 logs.draw_curves = loop.draw_rate = lambda *_: None
@@ -91,8 +92,13 @@ for path, overrides, resume, port in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
     mine = [each.replace("{rank}", os.environ["RANK"]) for each in overrides]
     config = load_config(path, mine)
-    config.output.mkdir(parents=True, exist_ok=True)
-    run.run_training(config, resume=resume)
+    try:
+        run.run_training(config, resume=resume)
+    except ConfigError as error:
+        with Path("refused.txt").open("a") as file:
+            file.write(f"{error}\\n")
+        if os.environ["RANK"] == "1" and not Path("run/checkpoints").exists():
+            shutil.copytree("../first/run/checkpoints", "run/checkpoints")
 """
 
 
@@ -214,8 +220,9 @@ def test_two_processes_that_share_the_weights_are_one(tmp_path: Path, monkeypatc
         run_alike(load_config(path, [*changes, f"output={tmp_path}/{name}-one"]), two)
         plan = plan_training(load_config(path, [*changes, sharded]), MAIN, processes=2).step
         needs = json.loads((two / "needs.json").read_text())
-        assert [plan.weights, plan.gradients, plan.optimizer] == pytest.approx(needs[:3], rel=0.1)
-        assert plan.activations == pytest.approx(needs[3], rel=0.1)
+        assert [plan.gradients, plan.optimizer, plan.activations] == pytest.approx(needs[1:], rel=0.1)
+        if name != "upscaler":  # beside which a process has the whole VAE
+            assert plan.weights == pytest.approx(needs[0], rel=0.1)
     # A run of two goes on in one process.
     again = tmp_path / "vae-two"
     assert run_training(load_config(paths["vae"], [sharded, f"output={again}", "optimization.steps=5"]), resume=True)
@@ -296,17 +303,14 @@ def test_machines_may_have_disks_of_their_own(tmp_path: Path, monkeypatch: pytes
     # What an earlier run has left on the second must not be taken for the tokenizer of this one.
     (disks[1] / "run/tokenizer").mkdir(parents=True)
     (disks[1] / "run/tokenizer/spiece.model").write_bytes(b"of another run")
-    mine = ["output=run", "optimization.steps=2"]
-    in_processes(2, [(path, mine, False)], disks)
-    assert [file.name for file in (disks[1] / "run").iterdir()] == ["tokenizer"]
-    with pytest.raises(AssertionError) as refused:
-        in_processes(2, [(path, ["output=run"], True)], disks)
-    assert str(refused.value).count("of process 0, and no checkpoint in that of process 1; expected the same") == 2
-    shutil.copytree(disks[0] / "run/checkpoints", disks[1] / "run/checkpoints")
-    with pytest.raises(AssertionError) as refused:
-        in_processes(2, [(path, ["output=run", "seed={rank}"], True)], disks)
-    assert str(refused.value).count("got seed 0 in process 0 and 1 in process 1; expected one config") == 2
-    in_processes(2, [(path, ["output=run"], True)], disks)
+    begun = (path, ["output=run", "optimization.steps=2"], False)
+    again, other = (path, ["output=run"], True), (path, ["output=run", "seed={rank}"], True)
+    in_processes(2, [begun, again, other, again], disks)  # which copies the checkpoints once they are missed
+    assert {file.name for file in (disks[1] / "run").iterdir()} == {"tokenizer", "checkpoints"}
+    for disk in disks:
+        missing, different = (disk / "refused.txt").read_text().splitlines()
+        assert "of process 0, and no checkpoint in that of process 1; expected the same in all processes" in missing
+        assert "got seed 0 in process 0 and 1 in process 1; expected one config" in different
     run_alike(load_config(path), disks[0] / "run")
 
 
