@@ -84,6 +84,7 @@ def noted(config, here, *others):
     task = made(config, here, *others)
     if here.first:
         needs = task.needs
+        config.output.mkdir(parents=True, exist_ok=True)
         numbers = needs.weights, needs.gradients, needs.optimizer, needs.activations
         (config.output / "needs.json").write_text(json.dumps(numbers))
     return task
