@@ -206,7 +206,9 @@ def world(together: int = 1) -> Generator[World]:
         sharing = None
         if together > 1:
             # Every process must make every group. Their own ones: gradients travel at the same time.
-            groups = [dist.new_group(list(range(first, first + together))) for first in range(0, size, together)]
+            groups: list[Any] = [
+                dist.new_group(list(range(first, first + together))) for first in range(0, size, together)
+            ]
             sharing = Sharing(groups[rank // together])
         yield World(rank, size, device, together, sharing)
     except RuntimeError as error:

@@ -47,9 +47,10 @@ class VisionModel:
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         try:
             processor = AutoProcessor.from_pretrained(self.place, **said)
-            model, found = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 self.place, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **said
             )
+            model, found = loaded
         except REFUSALS as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ConfigError(
