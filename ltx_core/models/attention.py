@@ -99,6 +99,8 @@ class SelfAttention(Attention):
         parts, share = [part.flatten(0, 1) for part in (query, key, value)], rotary.share
         if share is None:
             return self._mean(parts, self.heads, rotary.weights).unflatten(0, query.shape[:2])
+        # Under autocast norms give float32, and attention takes what the products give: half as much is sent.
+        parts = [part.to(value.dtype) for part in parts]
         mean = self._mean(share.to_heads(parts), share.own_heads, rotary.weights)
         return share.to_tokens(mean).unflatten(0, query.shape[:2])
 

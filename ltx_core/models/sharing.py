@@ -3,6 +3,9 @@
 Ulysses (arXiv 2309.14509): everything outside self-attention is done token by token, so each process keeps its run of
 tokens from the first block to the last. For self-attention, queries, keys and values are exchanged so that each process
 has all tokens of some heads, and the means are exchanged back. Neither tokens nor heads need divide evenly.
+
+With gradients, each process has those of its own tokens and heads. `gathered` multiplies its gradient by the number of
+processes, so that the mean over the processes, as data parallel training takes it, is that of the whole forward.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -108,6 +111,30 @@ class Sharing:
 
 
 @dataclass(frozen=True)
+class Counted(Sharing):
+    """Processes that are not there: what the one with the largest share allocates can be counted. Nothing is sent."""
+
+    count: int = 1
+
+    @property
+    def rank(self) -> int:
+        return self.count - 1
+
+    @property
+    def size(self) -> int:
+        return self.count
+
+    def exchange(self, sent: Tensor, to: Sequence[int], coming: Sequence[int]) -> Tensor:  # noqa: ARG002
+        return sent.new_empty(sum(coming))
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        return [torch.empty_like(x) for _ in range(self.count)]
+
+    def values(self, value: _Value) -> list[_Value]:
+        return [value] * self.count
+
+
+@dataclass(frozen=True)
 class TokenShare:
     """How one forward is divided. tokens, heads: of all processes together."""
 
@@ -132,6 +159,9 @@ class TokenShare:
 
     def to_heads(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Each (rows, own tokens, heads * head_dim) -> (rows, tokens, own heads * head_dim)"""
+        return list(_ToHeads.apply(self, *parts)) if torch.is_grad_enabled() else self._to_heads(parts)
+
+    def _to_heads(self, parts: Sequence[Tensor]) -> list[Tensor]:
         rank, counts, widths = self.processes.rank, self.token_counts, self._widths(parts[0].shape[-1])
         number, rows = len(parts), parts[0].shape[0]
         lengths = [number * rows * counts[rank] * width for width in widths]
@@ -149,6 +179,9 @@ class TokenShare:
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """(rows, tokens, own heads * head_dim) -> (rows, own tokens, heads * head_dim)"""
+        return _ToTokens.apply(self, x) if torch.is_grad_enabled() else self._to_tokens(x)
+
+    def _to_tokens(self, x: Tensor) -> Tensor:
         rank, counts, rows = self.processes.rank, self.token_counts, x.shape[0]
         widths = self._widths(x.shape[-1] // self.own_heads * self.heads)
         sent = torch.cat([piece.flatten() for piece in x.split(counts, dim=1)])
@@ -158,7 +191,10 @@ class TokenShare:
         return torch.cat([piece.view(rows, counts[rank], width) for piece, width in pieces], dim=-1)
 
     def gathered(self, x: Tensor, dim: int) -> Tensor:
-        """Own tokens along a dimension -> all of them, in every process."""
+        """Own tokens along a dimension -> all of them, in every process, each of which computes the same with them."""
+        return _Gathered.apply(self, x, dim) if torch.is_grad_enabled() else self._gathered(x, dim)
+
+    def _gathered(self, x: Tensor, dim: int) -> Tensor:
         own, counts = x.movedim(dim, 0), self.token_counts
         padded = own.new_zeros(max(counts), *own.shape[1:])  # all_gather wants one size
         padded[: own.shape[0]] = own
@@ -177,6 +213,47 @@ def check_heads(processes: int, heads: int) -> None:
             f"got {processes} processes for a model with {heads} heads of attention, of which each process takes "
             f"one at least; expected at most {heads}; start fewer, such as torchrun --nproc-per-node {heads}"
         )
+
+
+class _ToHeads(torch.autograd.Function):
+    """`to_heads` moves numbers and changes none: its gradient takes the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, share: TokenShare, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.share, ctx.dtypes = share, [part.dtype for part in parts]
+        return tuple(share._to_heads(parts))  # pyright: ignore[reportPrivateUsage]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        together = torch.stack(gradients)  # one exchange for all
+        own = ctx.share._to_tokens(together.flatten(0, 1)).unflatten(0, together.shape[:2])
+        return None, *(part.to(dtype) for part, dtype in zip(own, ctx.dtypes, strict=True))
+
+
+class _ToTokens(torch.autograd.Function):
+    """As `_ToHeads`, in the other direction."""
+
+    @staticmethod
+    def forward(ctx: Any, share: TokenShare, x: Tensor) -> Tensor:
+        ctx.share = share
+        return share._to_tokens(x)  # pyright: ignore[reportPrivateUsage]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, ctx.share._to_heads([gradient])[0]
+
+
+class _Gathered(torch.autograd.Function):
+    """The gradient of own tokens, times the number of processes, see above."""
+
+    @staticmethod
+    def forward(ctx: Any, share: TokenShare, x: Tensor, dim: int) -> Tensor:
+        ctx.share, ctx.dim = share, dim
+        return share._gathered(x, dim)  # pyright: ignore[reportPrivateUsage]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, ctx.share.own(gradient, ctx.dim) * ctx.share.processes.size, None
 
 
 def _no_answer(error: RuntimeError) -> UnsupportedError:

@@ -22,6 +22,10 @@ EXCHANGES = 0.2
 """What exchanging all tokens is taken to add to a forward; of s processes, each exchanges all but its own s-th.
 Assumed, not measured: it decides only between divisions that are about as good."""
 
+ATTENTION = 4 / 14
+"""Of the products of a block, the share of self-attention, which branches have in common until they read their texts: 4
+matrices of d x d; reading the text has 2, and the feed-forward 8."""
+
 MOST = 5  # branches for which divisions are compared; more, which only several prompts make, are divided by tokens
 
 
@@ -91,7 +95,8 @@ def _partitions(count: int) -> Iterator[list[tuple[int, ...]]]:
 def _cost(structure: BranchStructure, branches: tuple[int, ...], num_blocks: int) -> float:
     """Forwards that these branches take together, with their common work done once."""
     plan = plan_forward(tuple(structure[number] for number in branches), num_blocks)
-    return sum(len(block.computed) for block in plan.blocks) / num_blocks
+    work = sum(len(block.computed) * ATTENTION + len(block.readers) * (1 - ATTENTION) for block in plan.blocks)
+    return work / num_blocks
 
 
 def _sizes(costs: list[float], processes: int, heads: int) -> list[int]:

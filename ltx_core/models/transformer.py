@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
-from ..errors import ConfigError, ShapeError, UnsupportedError
+from ..errors import ConfigError, ShapeError
 from ..kernels import elementwise
 from ..kernels.active import PLAINLY, Active
 from ..kernels.directly import DIRECTLY
@@ -255,11 +255,8 @@ class LTXTransformer(nn.Module):
         sharing = self.sharing
         if sharing is None or sharing.size == 1:
             return self._of_team(x, sigma, rotary, branches, None)
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                "got a forward that is divided among processes, with autograd; expected one without: gradients do not "
-                "pass from one process to another; compute it under torch.no_grad()"
-            )
+        if torch.is_grad_enabled():  # gradients pass among those that divide the tokens, and not from team to team
+            return self._of_team(x, sigma, rotary, branches, sharing)
         heads = self.config.num_attention_heads
         teams = teams_for(structure_of(branches), self.config.num_layers, sharing.size, heads)
         if len(teams) == 1:

@@ -66,6 +66,10 @@ class LatentUpsampler(nn.Module):
         self.post_upsample_res_blocks = nn.ModuleList(ResBlock(mid) for _ in range(config.num_blocks_per_stage))
         self.final_conv = Conv3d(mid, config.in_channels, 3, padding=1)
 
+    def called_parts(self) -> list[tuple[nn.Module, list[str]]]:
+        """Modules that are called as a whole, as in the transformer."""
+        return [(part, []) for part in (*self.res_blocks, self.upsampler, *self.post_upsample_res_blocks)]
+
     def forward(self, latent: Tensor) -> Tensor:
         """Raw latents (b, c, f, h, w) -> (b, c, f, 2h, 2w), and / or 2f - 1 frames if it doubles time.
 

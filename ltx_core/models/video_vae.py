@@ -201,6 +201,10 @@ class VideoVAE(nn.Module):
         self.decoder = Decoder(config)
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
 
+    def called_parts(self) -> list[tuple[nn.Module, list[str]]]:
+        """The convolutions, which hold nearly all weights and use them in `forward` alone; as in the transformer."""
+        return [(part, []) for part in self.modules() if isinstance(part, CausalConv3d)]
+
     def pad_encoder(self, mode: PaddingMode) -> None:
         """From now on the encoder pads in this way, and the decoder as the config says.
 

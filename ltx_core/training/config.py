@@ -120,7 +120,9 @@ class Optimization(Section):
     memory. resident_blocks: how many blocks of a LoRA's base stay on the device; the others come when they are needed,
     forward and backward. None: all.
     sharding: how several processes train: "ddp" keeps a whole copy in each; "fsdp" splits weights, gradients and
-    optimizer state over them (transformers and LoRA, AdamW only).
+    optimizer state over them (AdamW only).
+    sequence_parallel: of a transformer: so many processes divide the tokens of each clip, and in self-attention the
+    heads; 1: none.
     """
 
     steps: Count
@@ -143,6 +145,7 @@ class Optimization(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     sharding: Literal["ddp", "fsdp"] = "ddp"
+    sequence_parallel: Annotated[int, Range(1, 1024)] = 1
     weights: Literal["fp32", "bf16"] = "fp32"
     offload_activations: bool = False
     resident_blocks: CountFromZero | None = None
@@ -159,6 +162,11 @@ class Optimization(Section):
             raise ConfigError(
                 "got offload_activations without gradient_checkpointing; expected both: only the inputs of blocks are "
                 "worth their way to main memory; set gradient_checkpointing=true"
+            )
+        if self.sequence_parallel > 1 and self.compile:
+            raise ConfigError(
+                f"got sequence_parallel {self.sequence_parallel} with compile; expected one of the two: exchanges "
+                "between processes are not compiled; change one"
             )
         if self.weights == "bf16" and self.ema_decay:
             raise ConfigError(

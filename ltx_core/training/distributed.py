@@ -20,7 +20,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, TrainingError
+from ..models.sharing import Sharing
 from ..placing.devices import device_of_process
+from .config import Optimization
 
 try:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -33,6 +35,10 @@ except ImportError:  # torch 2.5 has them in another place
 
 # What gloo, NCCL and the store between the processes say when one of them has gone.
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
+
+
+Unit = tuple[nn.Module, Sequence[str]]
+"""A module whose weights are gathered while it runs, and its methods other than `forward` that use them."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class World:
-    """This process: its number, the number of processes, and its device."""
+    """This process: its number, the number of processes, and its device.
+
+    together: so many processes, of consecutive numbers, divide each clip (sequence parallel). sharing: those of this
+    process; None: each process has clips of its own.
+    """
 
     rank: int
     size: int
     device: torch.device
+    together: int = 1
+    sharing: Sharing | None = None
 
     @property
     def first(self) -> bool:
@@ -66,12 +78,12 @@ class World:
         Raises:
             ConfigError: the batch does not divide evenly.
         """
-        parts = self.size * accumulation
+        parts = self.size // self.together * accumulation
         if batch_size % parts:
+            each = f", {self.together} for each clip," if self.together > 1 else ""
             raise ConfigError(
-                f"got batch_size {batch_size} for {self.size} processes with {accumulation} accumulated pieces; "
-                f"expected a "
-                f"multiple of {parts}; use {-(-batch_size // parts) * parts}"
+                f"got batch_size {batch_size} for {self.size} processes{each} with {accumulation} accumulated pieces; "
+                f"expected a multiple of {parts}; use {-(-batch_size // parts) * parts}"
             )
         return batch_size // parts
 
@@ -83,7 +95,7 @@ class World:
         """
         share, first = self.share(batch_size, accumulation), step * batch_size
         for number in range(accumulation):
-            start = (number * self.size + self.rank) * share
+            start = (number * (self.size // self.together) + self.rank // self.together) * share
             yield Piece(
                 range(first + start, first + start + share), slice(start, start + share), number == accumulation - 1
             )
@@ -114,38 +126,91 @@ class World:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
 
-    def shard(self, module: nn.Module, units: Iterable[tuple[nn.Module, Sequence[str]]]) -> nn.Module:
+    def shards(self, optimization: Optimization) -> bool:
+        """Whether `spread` splits weights among the processes."""
+        return self.size > 1 and optimization.sharding == "fsdp"
+
+    def spread(
+        self, module: nn.Module, optimization: Optimization, units: Iterable[Unit] = (), methods: Sequence[str] = ()
+    ) -> nn.Module:
+        """`module` in all processes: copied or sharded, as the config says. units, methods: as `shard`.
+
+        Raises:
+            ConfigError: an optimizer that cannot work on shards.
+        """
+        if optimization.sharding == "ddp":
+            return self.wrap(module)
+        if optimization.optimizer != "adamw" or optimization.weights != "fp32":
+            name = optimization.optimizer if optimization.weights == "fp32" else "weights bf16"
+            raise ConfigError(
+                f"got optimizer {name} with sharding fsdp; expected adamw: {name} needs whole matrices; change one"
+            )
+        return self.shard(module, units, methods)
+
+    def shard(self, module: nn.Module, units: Iterable[Unit], methods: Sequence[str] = ()) -> nn.Module:
         """`module` with weights, gradients and so the optimizer's numbers split over all processes (FSDP2).
 
         units: modules whose weights are gathered while they run, inner ones first, each with the names of its methods
-        other than `forward` that use the weights. The rest of `module` is one more unit.
+        other than `forward` that use the weights. The rest of `module` is one more unit, whose own are `methods`.
         """
         if self.size == 1:
             return module
         mesh = init_device_mesh(self.device.type, (self.size,))
-        for unit, methods in units:
-            fully_shard(unit, mesh=mesh)
-            for method in methods:
+        _keep_frozen_scalars(module)
+        for unit, own in [*units, (module, methods)]:
+            fully_shard(unit, mesh=mesh)  # in place: it becomes an FSDPModule
+            for method in own:
                 register_fsdp_forward_method(unit, method)
-        fully_shard(module, mesh=mesh)  # in place: the module becomes an FSDPModule
         return module
+
+    def values(self, value: Any) -> list[Any]:
+        """What each process says, which can be pickled, in the order of their numbers."""
+        if self.size == 1:
+            return [value]
+        said: list[Any] = [None] * self.size
+        dist.all_gather_object(said, value)
+        return said
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
+def check_divides(together: int, size: int) -> None:
+    """Raises ConfigError: `size` processes cannot divide each clip among `together` of them."""
+    if size % together:
+        raise ConfigError(
+            f"got optimization.sequence_parallel {together} in {size} process{'es' if size > 1 else ''}; expected a "
+            f"divisor of their number; start {together} or a multiple of it, such as torchrun --nproc-per-node "
+            f"{together}, or change it"
+        )
+
+
 @contextlib.contextmanager
-def world() -> Generator[World]:
-    """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU."""
+def world(together: int = 1) -> Generator[World]:
+    """The processes of this run, from torchrun's environment; NCCL on CUDA, gloo on the CPU.
+
+    together: how many of them divide each clip.
+
+    Raises:
+        ConfigError: their number does not divide evenly. TrainingError: another process has ended.
+    """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    check_divides(together, size)
     device = device_of_process(int(os.environ.get("LOCAL_RANK", 0)))
     if size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # objects travel by gloo
     try:
-        yield World(rank, size, device)
+        sharing = None
+        if together > 1:
+            # Every process must make every group. Their own ones: gradients travel at the same time.
+            groups: list[Any] = [
+                dist.new_group(list(range(first, first + together))) for first in range(0, size, together)
+            ]
+            sharing = Sharing(groups[rank // together])
+        yield World(rank, size, device, together, sharing)
     except RuntimeError as error:
         if not any(text in str(error) for text in LOST):
             raise
@@ -164,6 +229,42 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def sharded_after(module: nn.Module) -> Generator[None]:
+    """Around what is measured without a step: a sharded module keeps no weights gathered after it.
+
+    Without gradients FSDP2 leaves those of the root gathered, so that the next step would compute with what they were.
+    """
+    try:
+        yield
+    finally:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether every process must take part wherever the module's weights are used."""
+    return isinstance(module, FSDPModule)
+
+
+def gathered_bytes(module: nn.Module, units: Iterable[Unit]) -> int:
+    """Bytes of whole weights that a process holds at once of a module that `World.shard` splits in these units: the
+    rest of the module, a unit and the one that is fetched while it computes, and the gradients of one."""
+    sizes = [sum(p.numel() * p.element_size() for p in unit.parameters()) for unit, _ in units]
+    total = sum(p.numel() * p.element_size() for p in module.parameters())
+    largest = sorted(sizes, reverse=True)[:2]
+    return total - sum(sizes) + sum(largest) + max(largest, default=0)
+
+
+def _keep_frozen_scalars(module: nn.Module) -> None:
+    """Make buffers of them, under the same keys: FSDP2 refuses parameters without a dimension."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.ndim == 0 and not parameter.requires_grad:
+                delattr(part, name)
+                part.register_buffer(name, parameter.detach())
 
 
 @contextlib.contextmanager

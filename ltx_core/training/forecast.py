@@ -25,6 +25,7 @@ from ..errors import ConfigError, LTXKitError, UnsupportedError
 from ..kernels.choice import PLAIN
 from ..kernels.here import kernels_here
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..models.sharing import Counted
 from ..models.text_encoder import TextEncoder, build_t5
 from ..models.tokenizer import SENTINELS, TokenizedPrompt, Tokenizer
 from ..models.transformer import LTXTransformer
@@ -41,6 +42,7 @@ from .captions import caption_beside, is_hidden, listed_captions
 from .checkpoints import checkpoint_file
 from .conditions import extra_tokens
 from .config import Optimization, TransformerTraining
+from .distributed import check_divides
 from .encoding import PIXEL_BYTES, EncodingNeeds, encoding_needs
 from .flow import Flow
 from .footprint import Footprint, step_bytes
@@ -259,6 +261,8 @@ def _flow(config: TransformerTraining, outline: _Outline, blocks: int) -> Flow:
     model.blocks().replace(nn.ModuleList(_unhooked(block) for block in list(base.blocks().blocks)[:blocks]))
     model.config = replace(base.config, num_layers=blocks)
     model.gradient_checkpointing = config.optimization.gradient_checkpointing
+    together = config.optimization.sequence_parallel
+    model.sharing = Counted(count=together) if together > 1 else None
     lora = None
     if config.lora is not None:
         model.requires_grad_(False)
@@ -331,7 +335,9 @@ class _Phases:
     ) -> None:
         self.config, self.outline, self.card, self.device = config, outline, card, device
         optimization = config.optimization
-        self.at_once = max(1, optimization.batch_size // (processes * optimization.accumulation))
+        _check_divided(optimization.sequence_parallel, processes, outline.base)
+        pieces = processes // optimization.sequence_parallel * optimization.accumulation
+        self.at_once = max(1, optimization.batch_size // pieces)
         self.base = Weights.of(outline.base)
         # What main memory holds from the beginning: weights that are not used as they lie in their file.
         own = config.lora is None or config.quantization is not None
@@ -432,6 +438,7 @@ class _Phases:
     @staticmethod
     def _choices(optimization: Optimization) -> list[str]:
         said = {
+            f"each clip divided among {optimization.sequence_parallel}": optimization.sequence_parallel > 1,
             "blocks are recomputed": optimization.gradient_checkpointing,
             "activations wait in main memory": optimization.offload_activations,
         }
@@ -454,6 +461,7 @@ class _Phases:
             samples=samples,
             on_cpu=on_cpu,
             kernels=kernels,
+            processes=config.optimization.sequence_parallel,
         )
         if config.lora is None and config.optimization.precision == "bf16":
             sampling += self.base.total // 2  # autocast keeps the weights in bfloat16
@@ -491,6 +499,17 @@ class _Phases:
             copies += self.step.optimizer
             work, words = 0, f"and {copies / 1e9:.2f} GB in main memory"
         return Stage("export", "transformer", self.base.total, self._beside_step(), 0, None, work, words)
+
+
+def _check_divided(together: int, processes: int, base: LTXTransformer) -> None:
+    """Raises ConfigError: clips cannot be divided among so many processes."""
+    check_divides(together, processes)
+    heads = base.config.num_attention_heads
+    if together > heads:
+        raise ConfigError(
+            f"got optimization.sequence_parallel {together} for a model with {heads} heads of attention, of which each "
+            f"process takes one at least; expected at most {heads}; lower it"
+        )
 
 
 def _in_words(needs: EncodingNeeds) -> str:
@@ -562,7 +581,7 @@ _Change = tuple[str, Callable[[TransformerTraining], "TransformerTraining | None
 def _changes(config: TransformerTraining, plan: TrainingPlan, processes: int) -> Sequence[_Change]:
     """Settings that save memory, each with the config that it gives, or None where it changes nothing."""
     optimization = config.optimization
-    one_by_one = max(1, optimization.batch_size // processes)
+    one_by_one = max(1, optimization.batch_size // (processes // optimization.sequence_parallel))
 
     def with_optimization(name: str, value: Any) -> Callable[[TransformerTraining], TransformerTraining | None]:
         def changed(given: TransformerTraining) -> TransformerTraining | None:

@@ -47,7 +47,12 @@ FREE = (
     *("validation", "data.validation_clips", "stopping"),
     *(f"optimization.{name}" for name in ("steps", "schedule", "learning_rate", "final", "max_grad_norm")),
     *(f"optimization.{name}" for name in ("warmup", "warmup_steps", "decay", "decay_steps")),
-    *("optimization.sharding", "optimization.accumulation", "optimization.gradient_checkpointing"),
+    *(
+        "optimization.sharding",
+        "optimization.sequence_parallel",
+        "optimization.accumulation",
+        "optimization.gradient_checkpointing",
+    ),
     *("optimization.offload_activations", "optimization.resident_blocks"),
 )
 MEASURED = ("validation_samples", "data.validation_clips")  # settings that the loss of a validation depends on

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from ..files import whole
 from ..media import resize, write_gif, write_image, write_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def to_frames(pixels: Tensor) -> Tensor:
@@ -73,13 +77,18 @@ def save_samples(folder: Path, clips: Tensor, prompts: Sequence[str], fps: float
     return paths
 
 
-def as_data_url(frame: Tensor, most: tuple[int, int]) -> str:
-    """A frame (h, w, 3) in [0, 1] as a JPEG in a data: URL, made smaller to fit `most`, its height and width."""
-    from PIL import Image
+def as_picture(frame: Tensor, most: tuple[int, int]) -> Image:
+    """A frame (h, w, 3) in [0, 1] as a picture of Pillow, made smaller to fit `most`, its height and width."""
+    from PIL.Image import fromarray
 
     scale = min(most[0] / frame.shape[0], most[1] / frame.shape[1], 1.0)
     height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
     small = resize(frame[None], height, width, "stretch", kernel="bicubic")[0]
+    return fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def as_data_url(frame: Tensor, most: tuple[int, int]) -> str:
+    """A frame as a JPEG in a data: URL, made smaller as by `as_picture`."""
     stream = io.BytesIO()
-    Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(stream, "JPEG", quality=80)
+    as_picture(frame, most).save(stream, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

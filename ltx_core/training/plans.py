@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import nn
 
@@ -14,6 +17,7 @@ from ..shapes import PixelShape
 from ..weights.build import open_models
 from .checkpoints import find_export
 from .config import Optimization, Training, TransformerTraining, UpscalerTraining, VAETraining
+from .distributed import Unit, gathered_bytes
 from .footprint import Footprint
 from .forecast import TrainingPlan, fitting_plan
 from .losses import PairDiscriminator
@@ -66,7 +70,9 @@ def _vae(config: VAETraining, card: Card, processes: int) -> TrainingPlan:
     if judge is not None:  # its weights, and what its own optimizer keeps
         own = Updater([judge], config.optimization, config.adversary.learning_rate).needs([judge], 0)
         beside = own.weights + own.optimizer
-    return _plan("VAE", vae, step, beside, peaks[1], card)
+    split = _Split.of(config.optimization, processes, objective, vae.called_parts())
+    beside = split.share(beside) + (0 if judge is None else split.weights(judge))
+    return _plan("VAE", vae, split.step(step), beside, split.forward(peaks[1]), card)
 
 
 def _upscaler(config: UpscalerTraining, card: Card, processes: int) -> TrainingPlan:
@@ -84,7 +90,40 @@ def _upscaler(config: UpscalerTraining, card: Card, processes: int) -> TrainingP
         for backward in (True, False)
     ]
     step = Updater([upsampler], config.optimization).needs([upsampler], peaks[0])
-    return _plan("upscaler", upsampler, step, weight_bytes(vae), peaks[1], card)
+    split = _Split.of(config.optimization, processes, objective, upsampler.called_parts())
+    return _plan("upscaler", upsampler, split.step(step), weight_bytes(vae), split.forward(peaks[1]), card)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What FSDP2 leaves in each process. gathered: bytes of whole weights that it holds at once during a step."""
+
+    processes: int
+    gathered: int
+
+    @classmethod
+    def of(cls, optimization: Optimization, processes: int, module: nn.Module, units: Sequence[Unit]) -> _Split:
+        shards = optimization.sharding == "fsdp" and processes > 1
+        return cls(processes, gathered_bytes(module, units)) if shards else cls(1, 0)
+
+    def share(self, size: int) -> int:
+        return size // self.processes
+
+    def weights(self, module: nn.Module) -> int:
+        """Of a module that is gathered as a whole, with its gradients."""
+        return 0 if self.processes == 1 else gathered_bytes(module, ())
+
+    def forward(self, peak: int | None) -> int | None:
+        return None if peak is None else peak + self.gathered
+
+    def step(self, step: Footprint) -> Footprint:
+        return replace(
+            step,
+            weights=self.share(step.weights),
+            gradients=self.share(step.gradients),
+            optimizer=self.share(step.optimizer),
+            activations=self.forward(step.activations),
+        )
 
 
 def _plan(name: str, model: nn.Module, step: Footprint, beside: int, forward: int | None, card: Card) -> TrainingPlan:

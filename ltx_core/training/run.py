@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..locks import locked_folder
 from ..placing.devices import clear_of_memory
 from ..progress import Notes, Progress, log_note, silent
+from .agreement import check_start
 from .config import Training, TransformerTraining, VAETraining
 from .distributed import World, world
 from .find_rate import find_rate
 from .logs import check_boards
-from .loop import STOP, Report, Task, checkpoint_to_resume, train
+from .loop import STOP, Report, Task, train
 from .schedule import described
 from .transformer import TransformerTask
 from .upscaler import UpscalerTask
@@ -47,14 +48,14 @@ def run_training(
         UnsupportedError: a board of the log is not installed.
         TrainingError: the loss is not a number, or the latents collapsed.
     """
-    with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
+    with _processes(config) as here:
         if not here.first:
             report, notes, progress = lambda _: None, lambda _: None, silent
         else:
             check_boards(config.logging)
             (config.output / STOP).unlink(missing_ok=True)  # of a run that was killed
         # Before models are built and clips encoded, which writes into the run's folder.
-        checkpoint_to_resume(config, resume, notes)
+        check_start(config, resume, here, notes)
         notes(described(config.optimization))
         with clear_of_memory("a batch of this training"), stopping or nullcontext(lambda: False) as stop:
             task = make_task(config, here, notes, progress)
@@ -77,7 +78,7 @@ def find_learning_rate(
     Raises:
         As `run_training`.
     """
-    with world() as here, locked_folder(config.output, "training") if here.first else nullcontext():
+    with _processes(config) as here:
         if not here.first:
             notes, progress = lambda _: None, silent
         with clear_of_memory("a batch of this training"), stopping or nullcontext(lambda: False) as stop:
@@ -92,12 +93,24 @@ def make_task(config: Training, here: World, notes: Notes, progress: Progress = 
         ConfigError: the config cannot be trained, or its files do not belong together.
         CheckpointError: a file is missing or damaged.
     """
-    if config.optimization.sharding == "fsdp" and not isinstance(config, TransformerTraining):
+    together = config.optimization.sequence_parallel
+    if together > 1 and not isinstance(config, TransformerTraining):
         raise ConfigError(
-            f"got sharding fsdp for task {config.task}; expected ddp: only transformers outgrow a device; change it"
+            f"got optimization.sequence_parallel {together} for task {config.task}; expected 1: only a transformer's "
+            "clips are divided; leave it out"
         )
     if isinstance(config, VAETraining):
         return VAETask(config, here, notes, progress)
     if isinstance(config, TransformerTraining):
         return TransformerTask(config, here, notes)
     return UpscalerTask(config, here, notes)
+
+
+@contextmanager
+def _processes(config: Training) -> Generator[World]:
+    """This process among those of the run, of which the first locks the run's folder."""
+    with (
+        world(config.optimization.sequence_parallel) as here,
+        locked_folder(config.output, "training") if here.first else nullcontext(),
+    ):
+        yield here

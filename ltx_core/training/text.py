@@ -24,6 +24,8 @@ from .data import file_identity
 from .encoded_cache import EncodedCache, filled, key_of
 from .encoding import plain_host
 
+TOKENIZER = "spiece.model"  # of a text encoder's folder
+
 
 class FrozenText:
     """A pretrained T5 that encodes every caption once.
@@ -181,7 +183,7 @@ def make_text_encoder(config: Text, channels: int, captions: Sequence[str], fold
         raise ConfigError(
             f"got text.width {config.width}; expected {channels}, the model's caption_channels; make them equal"
         )
-    path = folder / "spiece.model"
+    path = folder / TOKENIZER
     if not path.is_file():
         train_tokenizer(path, config.vocabulary, captions)
     tokenizer = Tokenizer.from_file(path)
@@ -242,4 +244,4 @@ def save_text_encoder(encoder: TextEncoder, weights: Mapping[str, Tensor], folde
     tensors = {name: tensor for name, tensor in weights.items() if name != EMBEDDING_AGAIN}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(hugging_face_config(encoder.config), indent=2) + "\n", "utf-8")
-    (folder / "spiece.model").write_bytes(encoder.tokenizer.path.read_bytes())
+    (folder / TOKENIZER).write_bytes(encoder.tokenizer.path.read_bytes())

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -38,12 +39,13 @@ from ..shapes import PixelShape
 from ..weights.build import Opened, open_models
 from ..weights.header_config import RELEASE_KEY
 from ..weights.text_encoder import load_text_encoder
+from .agreement import check_clips
 from .checkpoints import checkpoint_file, latest_checkpoint
 from .conditions import ClipConditions, Drawn, Tokens, companion_paths
 from .config import HoldOut, TransformerTraining
 from .data import Source
 from .datasets.precomputed import LatentFormat
-from .distributed import FSDPModule, World, gathered, synchronised
+from .distributed import World, gathered, is_sharded, sharded_after, synchronised
 from .encoded_cache import EncodedCache
 from .encoding import ClipEncoder
 from .export_metadata import export_metadata
@@ -70,7 +72,7 @@ from .optimize import Updater, autocast
 from .pictures import save_clips
 from .sources import open_sources
 from .stored_latents import check_stored_latents
-from .text import FrozenText, encode, make_text_encoder, save_text_encoder
+from .text import TOKENIZER, FrozenText, encode, make_text_encoder, save_text_encoder
 
 
 class TransformerTask:
@@ -101,11 +103,13 @@ class TransformerTask:
                 f"{self.vae.config.latent_channels}, as the VAE's latents have; change model, or pass its own VAE"
             )
         self.transformer.gradient_checkpointing = config.optimization.gradient_checkpointing
+        self.transformer.sharing = world.sharing
         stored = LatentFormat(self.vae.config.latent_channels, self.vae.config.scale_factors)
         aside = companion_paths(config)
         self.source, validation = open_sources(
             config.data, config.seed, notes, config.validation, latents=stored, leave_out=aside
         )
+        check_clips([self.source, validation], world)
         self.conditions = self._conditions([self.source, validation])
         held_out = config.data.kind != "folder" or config.validation != HoldOut()
         self.loss_name = "validation_loss" if held_out else "seen_clips_loss"
@@ -270,17 +274,23 @@ class TransformerTask:
             text = load_text_encoder(place, dtype=torch.float32)
             copied(text.model).requires_grad_(True)
         else:
-            if not self.world.first:
-                self.world.barrier()  # the first process builds the tokenizer, the others read it
-            elif (
-                latest_checkpoint(config.output) is None
-            ):  # left by a run without a checkpoint, perhaps with other captions
-                shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
-            with initialised(config.seed, "new text encoder"):
-                text = make_text_encoder(config.text, channels, self.source.captions(), config.output / "tokenizer")
-            if self.world.first:
-                self.world.barrier()
+            text = self._new_text(channels)
         nn.Module.to(text.model, self.world.device)
+        return text
+
+    def _new_text(self, channels: int) -> TextEncoder:
+        """The first process builds the tokenizer, and keeps it in the run's folder, which others may not see."""
+        config, world = self.config, self.world
+        folder = config.output / "tokenizer"
+        if world.first and latest_checkpoint(config.output) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run without a checkpoint, perhaps with other captions
+        with TemporaryDirectory() as own, initialised(config.seed, "new text encoder"):
+            if not world.first:
+                folder = Path(own)
+                (folder / TOKENIZER).write_bytes(world.values(None)[0])
+            text = make_text_encoder(config.text, channels, self.source.captions(), folder)
+            if world.first:
+                world.values((folder / TOKENIZER).read_bytes())
         return text
 
     def _encode_all(self, notes: Notes) -> None:
@@ -324,15 +334,7 @@ class TransformerTask:
 
     def _spread(self, flow: Flow) -> nn.Module:
         """The objective over all processes: copied or sharded."""
-        optimization = self.config.optimization
-        if optimization.sharding == "ddp":
-            return self.world.wrap(flow)
-        if optimization.optimizer != "adamw" or optimization.weights != "fp32":
-            name = optimization.optimizer if optimization.weights == "fp32" else "weights bf16"
-            raise ConfigError(
-                f"got optimizer {name} with sharding fsdp; expected adamw: {name} needs whole matrices; change one"
-            )
-        return self.world.shard(flow, self.transformer.called_parts())
+        return self.world.spread(flow, self.config.optimization, self.transformer.called_parts())
 
     # ----------------------------------------------------------------------------------------------------- one step
 
@@ -424,7 +426,7 @@ class TransformerTask:
         "validation_loss", or "seen_clips_loss" where no clip is held out: it then falls by learning by heart, too.
         """
         config, optimization = self.config, self.config.optimization
-        with self.updater.averaged():
+        with self.updater.averaged(), sharded_after(self.objective):
             total, counted = torch.zeros((), device=self.world.device), 0
             for number, (size, count) in enumerate(self._validated()):
                 whole = self._draws("flow validation", number, count, size)
@@ -453,7 +455,7 @@ class TransformerTask:
         """Clips of the configured prompts before the first step."""
         if self.config.prompts and self.config.preview.at_start:
             with self.updater.averaged():
-                if isinstance(self.objective, FSDPModule):  # it can be gathered once all of it has run
+                if is_sharded(self.objective):  # it can be gathered once all of it has run
                     (size, _), *_ = self._validated()
                     draws = self._draws("flow validation", 0, 1, size)
                     with autocast(self.config.optimization, self.world.device):

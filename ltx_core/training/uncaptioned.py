@@ -1,4 +1,4 @@
-"""The clips of a folder that have no caption yet, and the pictures by which they can be described."""
+"""The clips of a folder that have no caption yet, and the frames by which they can be described."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import ConfigError
 from ..media import is_clip, read_image, stream_video
 from .captions import caption_beside, listed_captions
 from .datasets.sets import DataSet
-from .pictures import as_data_url
 from .survey import media_of
 
 
@@ -56,15 +57,15 @@ def uncaptioned(folder: Path) -> Uncaptioned:
     return Uncaptioned(without, len(files) - len(without), doubled)
 
 
-def pictures_of(path: Path, count: int, side: int) -> list[str]:
-    """Frames of a clip, evenly spread over it, as data: URLs of at most `side` pixels each way; of a picture, it alone.
+def frames_of(path: Path, count: int) -> list[Tensor]:
+    """Frames (h w 3) of a clip in [0, 1], evenly spread over it; of a picture, it alone.
 
     Raises:
         ConfigError: it cannot be read.
     """
     if not is_clip(path):
-        return [as_data_url(read_image(path, lambda _: None)[0], (side, side))]
+        return [read_image(path, lambda _: None)[0]]
     length = sum(1 for _ in stream_video(path, notes=lambda _: None))
     wanted = {round(number * (length - 1) / max(count - 1, 1)) for number in range(count)}
     frames = enumerate(stream_video(path, limit=max(wanted) + 1, notes=lambda _: None))
-    return [as_data_url(frame, (side, side)) for number, frame in frames if number in wanted]
+    return [frame for number, frame in frames if number in wanted]

@@ -19,11 +19,11 @@ from ..shapes import PixelShape
 from .checkpoints import find_export
 from .config import UpscalerTraining
 from .data import Split
-from .distributed import World, synchronised
+from .distributed import World, gathered_bytes, is_sharded, sharded_after, synchronised
 from .footprint import step_bytes
 from .latents import LatentCache, Latents
 from .loop import log_values
-from .models import open_vae, save_upsampler, tensors_of, upsampler_config
+from .models import load_tensors, open_vae, save_upsampler, tensors_of, upsampler_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
 from .sources import open_source
@@ -40,11 +40,15 @@ class Upscaling(nn.Module):
         self._vae = [vae]  # for its statistics; in a list, its weights are no part of this module
 
     def upscaled(self, small: Tensor) -> Tensor:
+        """Latents alone. For calls from outside: of a sharded module the weights are gathered for each."""
+        return self._upscaled(small)
+
+    def _upscaled(self, small: Tensor) -> Tensor:
         (vae,) = self._vae
         return vae.normalize(self.upsampler(vae.un_normalize(small)))
 
     def forward(self, small: Tensor, large: Tensor) -> Tensor:
-        return (self.upscaled(small).float() - large).square().mean(dim=(1, 2, 3, 4))
+        return (self._upscaled(small).float() - large).square().mean(dim=(1, 2, 3, 4))
 
 
 def sizes_of(config: UpscalerTraining) -> tuple[PixelShape, PixelShape]:
@@ -93,7 +97,10 @@ class UpscalerTask:
             self.upsampler = LatentUpsampler(architecture).to(world.device)
         self.plain = Upscaling(self.upsampler, self.vae)
         step = self._step_bytes()
-        self.objective = world.wrap(self.plain)
+        parts = self.upsampler.called_parts()
+        if step is not None and world.shards(config.optimization):
+            step += gathered_bytes(self.plain, parts)
+        self.objective = world.spread(self.plain, config.optimization, parts, ["upscaled"])
         self.updater = Updater([self.upsampler], config.optimization)
         self.needs = self.updater.needs([self.upsampler, self.vae], step)
         notes(str(self.needs))
@@ -130,14 +137,16 @@ class UpscalerTask:
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
-        with self.updater.averaged():
+        with self.updater.averaged(), sharded_after(self.objective):
             count, optimization = self.config.data.validation_clips, self.config.optimization
             portions = self.world.portions(count, optimization.batch_size, optimization.accumulation)
             losses = [self.plain(*self._pair(self.validation, indices)) for indices in portions]
-            if folder is not None:
+            if folder is not None or is_sharded(self.objective):
                 small, large = self._pair(self.validation, range(min(SHOWN_CLIPS, count)))
-                original, upscaled = (self._decoded(x) for x in (large, self.plain.upscaled(small)))
-                save_pairs(folder, original, upscaled, self.config.data.fps)
+                made = self.plain.upscaled(small)
+                if folder is not None:
+                    original, upscaled = (self._decoded(x) for x in (large, made))
+                    save_pairs(folder, original, upscaled, self.config.data.fps)
         return {"validation_loss": float(torch.cat(losses).mean())}
 
     def _decoded(self, latents: Tensor) -> Tensor:
@@ -157,13 +166,13 @@ class UpscalerTask:
         return {"upscaler": tensors_of(self.upsampler), "updater": self.updater.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.upsampler.load_state_dict(state["upscaler"])
+        load_tensors(self.upsampler, state["upscaler"])
         self.updater.load(state["updater"])
 
     @torch.no_grad()
     def export(self, folder: Path | None, *, final: bool = True) -> None:  # noqa: ARG002
         """upscaler.safetensors, in the form of the released ones."""
-        if folder is None:
-            return
         with self.updater.averaged():
-            save_upsampler(folder / "upscaler.safetensors", tensors_of(self.upsampler), self.upsampler.config)
+            tensors = tensors_of(self.upsampler)
+        if folder is not None:
+            save_upsampler(folder / "upscaler.safetensors", tensors, self.upsampler.config)

@@ -20,13 +20,14 @@ from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.noise import initialised, stream
 from ..shapes import PixelShape
 from ..weights.build import load_vae
+from .agreement import check_clips
 from .config import VAETraining
 from .data import Source, crop
-from .distributed import World, synchronised
+from .distributed import World, gathered_bytes, is_sharded, sharded_after, synchronised
 from .footprint import step_bytes
 from .loop import log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
-from .models import copied, save_vae, tensors_of, vae_config
+from .models import copied, load_tensors, save_vae, tensors_of, vae_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
 from .sources import open_sources
@@ -42,8 +43,17 @@ class Reconstruction(nn.Module):
 
     def __init__(self, vae: VideoVAE, config: VAETraining, perceptual: nn.Module | None) -> None:
         super().__init__()
-        self.vae, self.perceptual = vae, perceptual
+        self.vae = vae
+        self._perceptual = [perceptual]  # in a list, its weights are no part of this module, and none is sharded
         self.freeze_encoder = config.freeze_encoder
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """As the VAE's. For calls from outside: of a sharded module the weights are gathered for each."""
+        return self.vae.encode(pixels)
+
+    def decode(self, latent: Tensor, timestep: Tensor | None, generator: torch.Generator) -> Tensor:
+        """As the VAE's, for the same calls."""
+        return self.vae.decode(latent, timestep, generator=generator)
 
     def forward(
         self, pixels: Tensor, posterior_noise: Tensor, decoder_noise: Tensor, level: Tensor, injected: torch.Generator
@@ -66,9 +76,10 @@ class Reconstruction(nn.Module):
             "wavelet": wavelet_loss(output, pixels),
             "kl": kl_loss(mean, logvar),
         }
-        if self.perceptual is not None:
+        (perceptual,) = self._perceptual
+        if perceptual is not None:
             frames = [x.transpose(1, 2).flatten(0, 1) for x in (output, pixels)]
-            losses["perceptual"] = self.perceptual(*frames).reshape(len(pixels), -1).mean(dim=1)
+            losses["perceptual"] = perceptual(*frames).reshape(len(pixels), -1).mean(dim=1)
         return losses, output, mean.detach()
 
 
@@ -104,15 +115,20 @@ class VAETask:
     def __init__(self, config: VAETraining, world: World, notes: Notes = log_note, progress: Progress = silent) -> None:
         self.config, self.world, self.progress = config, world, progress
         self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
-        # torch's stubs do not know `memory_format` without another argument.
-        self.vae = self._start().to(memory_format=torch.channels_last_3d).to(world.device)  # pyright: ignore[reportCallIssue]
+        check_clips([self.source, self.validation], world)
+        optimization = config.optimization
+        self.vae = self._start()
+        if not world.shards(optimization):  # FSDP2 takes contiguous weights alone
+            # torch's stubs do not know `memory_format` without another argument.
+            self.vae.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
+        self.vae.to(world.device)
         self.vae.requires_grad_(True)
         if self.vae.config.timestep_conditioning:
             self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)
         if config.freeze_encoder:
             self.vae.encoder.requires_grad_(False)
         self.perceptual = self._perceptual()
-        objective = Reconstruction(self.vae, config, self.perceptual)
+        self.plain = objective = Reconstruction(self.vae, config, self.perceptual)
         self.adversary: PairDiscriminator | None = None
         if config.adversary.weight > 0:
             channels = self.vae.config.out_channels
@@ -120,12 +136,15 @@ class VAETask:
                 adversary = PairDiscriminator(channels, config.adversary.width, config.adversary.layers)
             self.adversary = adversary.to(world.device)
         step = self._step_bytes(objective)
-        self.objective = world.wrap(objective)
-        self.updater = Updater([self.vae], config.optimization)
+        parts = self.vae.called_parts()
+        if step is not None and world.shards(optimization):
+            step += gathered_bytes(objective, parts)
+        self.objective = world.spread(objective, optimization, parts, ["encode", "decode"])
+        self.updater = Updater([self.vae], optimization)
         if self.adversary is not None:
-            self.judge = world.wrap(self.adversary)
-            self.judge_updater = Updater([self.adversary], config.optimization, config.adversary.learning_rate)
-        self.needs = self.updater.needs([objective], step)
+            self.judge = world.spread(self.adversary, optimization)
+            self.judge_updater = Updater([self.adversary], optimization, config.adversary.learning_rate)
+        self.needs = self.updater.needs([objective, *([self.perceptual] if self.perceptual is not None else [])], step)
         notes(str(self.needs))
         # The step at which a validation lifted each restriction; None: not yet.
         self.unlocked: int | None = None if config.unlock_psnr is not None else 0
@@ -286,7 +305,7 @@ class VAETask:
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path | None) -> dict[str, float]:
-        with self.updater.averaged():
+        with self.updater.averaged(), sharded_after(self.objective):
             pixels, output, posterior = self._reconstruct()
         numbers = {"psnr": float(psnr(output, pixels).mean()), "ssim": float(ssim(output, pixels).mean())}
         spread = float(posterior.mean.std(dim=(0, 2, 3, 4)).mean())
@@ -316,11 +335,11 @@ class VAETask:
             pixels = self._pixels(indices, self.validation, size)
             if self.clips_from is None:
                 pixels = pixels[:, :, :1]
-            posterior = self.vae.encode(pixels)
+            posterior = self.plain.encode(pixels)
             timestep = torch.zeros(len(pixels), device=pixels.device) if self.vae.config.timestep_conditioning else None
             rng = stream(self.config.seed, "validation")  # the same injected noise for all clips
             originals.append(pixels)
-            reconstructions.append(self.vae.decode(posterior.mode(), timestep, generator=rng).float())
+            reconstructions.append(self.plain.decode(posterior.mode(), timestep, rng).float())
             posteriors.append(posterior)
         whole = Posterior(torch.cat([p.mean for p in posteriors]), torch.cat([p.logvar for p in posteriors]))
         return torch.cat(originals), torch.cat(reconstructions), whole
@@ -345,10 +364,10 @@ class VAETask:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.vae.load_state_dict(state["vae"])
+        load_tensors(self.vae, state["vae"])
         self.updater.load(state["updater"])
         if self.adversary is not None and state["judge"] is not None:
-            self.adversary.load_state_dict(state["judge"][0])
+            load_tensors(self.adversary, state["judge"][0])
             self.judge_updater.load(state["judge"][1])
         self.unlocked, self.clips_from = state["unlocked"], state["clips_from"]
 
@@ -356,15 +375,16 @@ class VAETask:
     def export(self, folder: Path | None, *, final: bool = True) -> None:
         """Write vae.safetensors. The final one has statistics measured over `statistics_clips` training clips; those of
         checkpoints are the running ones, which cost nothing: a run that is asked to stop may have seconds to save."""
-        if folder is None:
+        if folder is None and not is_sharded(self.objective):
             return
-        with self.updater.averaged():
+        with self.updater.averaged(), sharded_after(self.objective):
             tensors = tensors_of(self.vae)
             if final and not self.config.freeze_encoder:
                 mean, std = self.measure_statistics()
                 tensors["per_channel_statistics.mean-of-means"] = mean
                 tensors["per_channel_statistics.std-of-means"] = std
-        save_vae(folder / "vae.safetensors", tensors, self.vae.config)
+        if folder is not None:
+            save_vae(folder / "vae.safetensors", tensors, self.vae.config)
 
     def measure_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of every latent channel, (c,) each."""
@@ -373,7 +393,7 @@ class VAETask:
         clips = self.config.statistics_clips
         for indices in self._portions(clips):
             self.progress(ProgressEvent("measure statistics", indices.start, clips))
-            latent = self.vae.encode(self._pixels(indices, self.source, size)).mode().double()
+            latent = self.plain.encode(self._pixels(indices, self.source, size)).mode().double()
             total = total + latent.sum(dim=(0, 2, 3, 4))
             square = square + latent.square().sum(dim=(0, 2, 3, 4))
             count += latent[:, 0].numel()

@@ -448,7 +448,7 @@ def test_commands_that_only_speak(
 
 def test_every_command_is_in_the_tables() -> None:
     words = {line.split()[0] for line in TABLE.READERS} | {writer.command for writer in TABLE.WRITERS}
-    by_itself = {"serve", "batch", "caption"}  # tests/service kills the first two; the third asks an address
+    by_itself = {"serve", "batch", "caption"}  # tests/service kills the first two; the third asks a vision model
     assert words - {"--version"} == {command.name for command in cli.COMMANDS} - by_itself
 
 

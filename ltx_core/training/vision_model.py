@@ -1,0 +1,100 @@
+"""A vision-language model of transformers on this machine: frames of a clip in, a caption out.
+
+Nothing is downloaded, no code from a model's folder runs, and weights are read from safetensors alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import ConfigError, printable
+from .pictures import as_picture
+
+LONGEST = 400  # tokens of a caption
+# What transformers says of folders that it cannot open: of missing files, unknown kinds, packages that a kind needs.
+REFUSALS = (
+    *(OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError),
+    SafetensorError,
+)
+
+
+class VisionModel:
+    """place: a folder, or the name of a model in Hugging Face's cache. side: of the frames that it sees, in pixels, at
+    most. Weights are float32 on a CPU, else as stored.
+
+    Raises:
+        ConfigError: transformers cannot open it, or its weights are not those of its config.
+    """
+
+    def __init__(self, place: str, prompt: str, device: torch.device, side: int) -> None:
+        self.place, self.prompt, self.device, self.side = place, prompt, device, side
+        self.processor, self.model = self._open()
+
+    def _open(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if Path(self.place).exists() and not (Path(self.place) / "config.json").is_file():
+            raise ConfigError(
+                f"got {self.place} without a config.json; expected the folder of a vision-language model; check --model"
+            )
+        said: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        dtype = torch.float32 if self.device.type == "cpu" else "auto"
+        try:
+            processor = AutoProcessor.from_pretrained(self.place, **said)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                self.place, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **said
+            )
+            model, found = loaded
+        except REFUSALS as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ConfigError(
+                f"got --model {self.place}, which transformers does not open ({printable(reason)}); expected a folder "
+                "with a vision-language model in safetensors, which needs no code of its own, or the name of one that "
+                f"`hf download {self.place}` has fetched; check it, or ask a server with --url"
+            ) from error
+        wrong = sorted({*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])})
+        if wrong:
+            raise ConfigError(
+                f"got --model {self.place}, whose file lacks {len(wrong)} weights ({', '.join(wrong[:3])}); expected "
+                "those of its config.json; download it again"
+            )
+        return processor, model.to(self.device).eval()
+
+    @torch.no_grad()
+    def caption(self, frames: Sequence[Tensor]) -> str:
+        """What the model says of these frames (h w 3) in [0, 1], in one line. One that knows no chats, such as BLIP,
+        sees the middle frame, and is asked nothing.
+
+        Raises:
+            ConfigError: it says nothing, or cannot take the frames.
+        """
+        pictures = [as_picture(frame, (self.side, self.side)) for frame in frames]
+        try:
+            given = self._inputs(pictures).to(self.device, self.model.dtype)
+            made = self.model.generate(**given, max_new_tokens=LONGEST, do_sample=False)
+        except REFUSALS as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ConfigError(
+                f"got {len(pictures)} pictures that {self.place} does not caption ({printable(reason)}); expected a "
+                "model that describes several pictures in a chat; try another, or --pictures 1"
+            ) from error
+        asked = given.get("input_ids")
+        if asked is not None and torch.equal(made[:, : asked.shape[1]], asked):
+            made = made[:, asked.shape[1] :]
+        line = " ".join(printable(self.processor.batch_decode(made, skip_special_tokens=True)[0]).split())
+        if not line:
+            raise ConfigError(f"got an empty caption from {self.place}; expected text; try another model")
+        return line
+
+    def _inputs(self, pictures: Sequence[Any]) -> Any:
+        if not getattr(self.processor, "chat_template", None):
+            return self.processor(images=pictures[len(pictures) // 2], return_tensors="pt")
+        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": self.prompt}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return self.processor(text=[text], images=[list(pictures)], return_tensors="pt")

@@ -1,0 +1,248 @@
+"""`ltxkit caption` by a model of transformers on this machine: tiny ones with random weights, as transformers saves
+them. Their words mean nothing; they must be those that transformers' own steps give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltxkit.cli import main
+from ltxkit.commands.captioning import PROMPT
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.media import write_image, write_video
+from ltxkit.ltx_core.training import vision_model
+from ltxkit.ltx_core.training.pictures import as_picture
+from ltxkit.ltx_core.training.uncaptioned import frames_of
+from ltxkit.ltx_core.training.vision_model import VisionModel
+
+WORDS = [f"word{number}" for number in range(40)]
+TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}answer{% endif %}"
+)
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.slow  # transformers' import alone takes as long as torch's, twice
+
+
+def tokenizer(kind: str) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>", "[DEC]"]
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
+    if kind == "blip":
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    vocabulary = {word: number for number, word in enumerate([*marks, *WORDS])}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, additional_special_tokens=["<image>"], **names)
+
+
+def llava(folder: Path) -> None:
+    """A chat about several pictures."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    words = tokenizer("llava")
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+        ),
+        image_token_id=4,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    LlavaProcessor(
+        CLIPImageProcessor(**sizes),
+        words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+
+
+def blip(folder: Path) -> None:
+    """No chat: a caption of one picture."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = tokenizer("blip")
+    text = {"vocab_size": len(words), "encoder_hidden_size": 16, "max_position_embeddings": 512}
+    text |= {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    config = BlipConfig(text_config=small | text, vision_config=small | {"image_size": 16, "patch_size": 8})
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 16, "width": 16}), words).save_pretrained(folder)
+
+
+KINDS: dict[str, Callable[[Path], None]] = {"llava": llava, "blip": blip}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made: dict[str, Path] = {}
+    for name, make in KINDS.items():
+        torch.manual_seed(3)
+        made[name] = tmp_path_factory.mktemp(name)
+        make(made[name])
+    return made
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision_model, "LONGEST", 6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    noise = torch.rand(9, 32, 48, 3, generator=torch.Generator().manual_seed(1))
+    write_video(clips / "a.mp4", [noise], fps=Fraction(25))
+    write_image(clips / "b.png", noise[:1])
+    write_image(clips / "c.png", noise[:1])
+    (clips / "c.txt").write_text("has one")
+    return clips
+
+
+def by_hand(model: Path, frames: list[torch.Tensor]) -> str:
+    """As the documentation of transformers has it, by the classes of the model."""
+    import transformers as hf
+
+    pictures = [as_picture(frame, (512, 512)) for frame in frames]
+    if model.name.startswith("blip"):
+        given = hf.BlipProcessor.from_pretrained(model)(images=pictures[len(pictures) // 2], return_tensors="pt")
+        made = hf.BlipForConditionalGeneration.from_pretrained(model).generate(**given, max_new_tokens=6)
+        return hf.AutoTokenizer.from_pretrained(model).decode(made[0], skip_special_tokens=True)
+    text = f"{'<image> ' * len(pictures)}{PROMPT} answer"
+    given = hf.LlavaProcessor.from_pretrained(model)(text=text, images=pictures, return_tensors="pt")
+    made = hf.LlavaForConditionalGeneration.from_pretrained(model).generate(**given, max_new_tokens=6, do_sample=False)
+    new = made[0, given["input_ids"].shape[1] :]
+    return hf.AutoTokenizer.from_pretrained(model).decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_get_the_captions_that_transformers_gives(kind: str, models: dict[str, Path], folder: Path) -> None:
+    assert main(["caption", str(folder), "--model", str(models[kind]), "--pictures", "2"]) == 0
+    written = {path.name: path.read_text().strip() for path in folder.glob("*.txt")}
+    expected = {"a.txt": by_hand(models[kind], frames_of(folder / "a.mp4", 2)), "c.txt": "has one"}
+    expected["b.txt"] = by_hand(models[kind], frames_of(folder / "b.png", 2))
+    assert written == expected
+    assert all(text.split() for text in written.values())
+
+
+def test_the_command_again_goes_on(models: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    say, said = VisionModel.caption, []
+
+    def once(self: VisionModel, frames: list[torch.Tensor]) -> str:
+        said.append(len(frames))
+        if len(said) == 2:
+            raise KeyboardInterrupt
+        return say(self, frames)
+
+    monkeypatch.setattr(VisionModel, "caption", once)
+    command = ["caption", str(folder), "--model", str(models["blip"])]
+    assert main(command) == 130
+    assert sorted(path.name for path in folder.glob("*.txt")) == ["a.txt", "c.txt"]
+    assert main(command) == 0
+    assert sorted(path.name for path in folder.glob("*.txt")) == ["a.txt", "b.txt", "c.txt"]
+    monkeypatch.setattr(VisionModel, "_open", lambda _: pytest.fail("opened with nothing to caption"))
+    assert main(command) == 0
+
+
+def changed(models: dict[str, Path], tmp_path: Path, change: Callable[[Path], None]) -> str:
+    folder = tmp_path / "changed"
+    shutil.copytree(models["blip"], folder)
+    change(folder)
+    return str(folder)
+
+
+def remote(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+
+def pickled(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def torn(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["vision_model.post_layernorm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (remote, "does not open"),
+        (pickled, "in safetensors"),
+        (torn, r"lacks 1 weights \(vision_model.post_layernorm.weight\)"),
+        (cut, "does not open"),
+        (lambda folder: (folder / "config.json").unlink(), "without a config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "does not open"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "does not open"),
+    ],
+)
+def test_folders_that_are_no_such_model_are_refused(
+    change: Callable[[Path], None], said: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    place = changed(models, tmp_path, change)
+    with pytest.raises(ConfigError, match=said):
+        VisionModel(place, PROMPT, CPU, 64)
+    assert not (Path(place) / "ran").exists()
+
+
+def test_a_name_is_looked_up_on_this_disk_alone(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", str(folder), "--model", "nobody/has-this"]) == 2
+    assert "`hf download nobody/has-this` has fetched" in capsys.readouterr().err
+
+
+def test_a_key_goes_to_an_address(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", str(folder), "--model", "x", "--key-variable", "KEY"]) == 2
+    assert "got --key-variable without --url" in capsys.readouterr().err
