@@ -152,6 +152,7 @@ def test_references_and_masks_of_the_config_are_looked_at(
     write_video(folder / "depth" / "b.mp4", [torch.rand(7, 32, 48, 3)], fps=Fraction(25))
     assert main(["data", "check", str(folder), *said]) == 2
     assert "b.mp4 has 7 frames, the clip 13" in capsys.readouterr().out
+    shutil.rmtree(folder / "depth")
     masks = ["--set", "conditions={inpaint: 0.5, masks: nowhere}"]
     assert main(["data", "check", str(folder), *said, "--set", "reference=null", *masks]) == 2
     assert "got conditions.masks nowhere; expected a folder" in capsys.readouterr().out

@@ -255,6 +255,8 @@ def test_references_have_the_shape_of_their_clips(copy: Path) -> None:
 def encoded(source: VideoFolder, models: Path, folder: Path, **changes: object) -> EncodedClips:
     """All clips of a source with what their conditions need."""
     config, vae = settings(**changes), open_vae(models / CHECKPOINT)
+    place = source.media[0].path.parent  # of the first clip, which is at the top
+    config = replace(config, data=replace(config.data, path=place))
     extras = ClipConditions(config, [source], vae.config.scale_factors)
     cache = LatentCache(folder, 0, writes=False)
     latents = Latents(source, vae, config.data, 0, cache=cache, notes=lambda _: None, extras=extras)
