@@ -57,7 +57,6 @@ _KINDS = {
     "vae": "checkpoints",
     "text_encoder": "text_encoders",
     "upscaler": "latent_upscale_models",
-    "lora": "loras",
 }
 
 
