@@ -21,7 +21,7 @@ from . import sockets
 from .host import host
 from .processes import findings
 from .train import PRESET, assignments
-from .widgets import advanced, choice, frame_rate, integer, switch, text
+from .widgets import choice, frame_rate, integer, switch, text
 
 OF_CLIPS = ("data.", "validation.")  # what the settings of this node begin with
 SHOWN = 100  # lines on the node; the output has all
@@ -66,15 +66,13 @@ class CheckDataset(sockets.Node):
             "optional": {
                 "windows": WINDOWS,
                 "trigger_word": text("", "Before every caption; later prompts call the LoRA by it."),
-                "allow_empty_captions": advanced(
-                    switch(False, "On: clips without a caption are trained on an empty prompt. Off: they are refused.")
+                "allow_empty_captions": switch(
+                    False, "On: clips without a caption are trained on an empty prompt. Off: they are refused."
                 ),
-                "settings": advanced(
-                    text(
-                        "",
-                        "More settings of `ltxkit train` about clips, one a line: data.caption_column=summary",
-                        lines=True,
-                    )
+                "settings": text(
+                    "",
+                    "More settings of `ltxkit train` about clips, one a line: data.caption_column=summary",
+                    lines=True,
                 ),
             },
         }
