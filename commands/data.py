@@ -39,10 +39,15 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=arguments.output(".html", ".htm"), metavar="FILE", help=f"the page (default {REPORT})"
     )
+    parser.add_argument(
+        "--sheet", type=arguments.output(".png"), metavar="FILE", help="also the first clips as one picture"
+    )
+    parser.add_argument("--json", action="store_true", help="the summary as one JSON object, and a page only with -o")
 
 
 def _data(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.files import whole
+    from ..ltx_core.media import write_image
     from ..ltx_core.training.config import (
         HoldOut,
         TransformerTraining,
@@ -51,19 +56,29 @@ def _data(options: argparse.Namespace, console: Console) -> int:
         load_config,
     )
     from ..ltx_core.training.data_check import check_data, html_report, latent_format
+    from ..ltx_core.training.data_sheet import contact_sheet
 
     path = json.dumps(str(options.path), ensure_ascii=False)  # in quotes, see `training`
     config = load_config(options.config, [*options.overrides, "data.kind=folder", f"data.path={path}"])
-    output = Path(REPORT) if options.output is None else options.output
+    output = Path(REPORT) if options.output is None and not options.json else options.output
     own = None if isinstance(config, VAETraining) else config.vae
     vae = options.vae or (own if own is not None and own.exists() else None)
     hold_out = HoldOut() if isinstance(config, UpscalerTraining) else config.validation
     latents = latent_format(vae, config.version) if isinstance(config, TransformerTraining) else None
-    check = check_data(config.data, hold_out=hold_out, latents=latents)
-    with whole(output) as part:
-        part.write_text(html_report(check, console.progress), encoding="utf-8")
-    console.told("\n".join(check.lines()))
-    console.told(str(output))
+    conditioned = config if isinstance(config, TransformerTraining) else None
+    check = check_data(config.data, hold_out=hold_out, latents=latents, training=conditioned)
+    if output is not None:
+        with whole(output) as part:
+            part.write_text(html_report(check, console.progress), encoding="utf-8")
+    if options.sheet is not None:
+        write_image(options.sheet, contact_sheet(check, console.progress))
+    if options.json:
+        console.result(json.dumps(check.to_json(), indent=2))
+    else:
+        console.told("\n".join(check.lines()))
+        for file in (output, options.sheet):
+            if file is not None:
+                console.told(str(file))
     return DONE if check.refused is None else REFUSED
 
 
@@ -130,7 +145,11 @@ COMMANDS = (
         "Look at the clips of a training: a summary, a page, and exit status 2 where it would be refused.",
         _arguments,
         _data,
-        ("data check clips", "data check dataset.toml --config my-training.yaml -o report.html"),
+        (
+            "data check clips",
+            "data check dataset.toml --config my-training.yaml -o report.html",
+            "data check clips --json --sheet clips.png",
+        ),
     ),
     Command(
         "split",

@@ -95,6 +95,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-mode", choices=arguments.LORA_MODES, default="auto", help="as in `generate`")
     parser.add_argument("--copy", action="store_true", help="as in `generate`: weights count as main memory in full")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--named-optimizers", action="store_true", help=argparse.SUPPRESS)  # settings of a stranger
 
 
 def _plan_training(options: argparse.Namespace, console: Console) -> int:
@@ -110,7 +111,7 @@ def _plan_training(options: argparse.Namespace, console: Console) -> int:
             f"got --train with {named}; expected what belongs to a training: --set, --vae, --processes, --card, "
             "--device, --json; say the rest by --set A.B=C"
         )
-    config = config_to_plan(options.train, options.overrides, options.vae)
+    config = config_to_plan(options.train, options.overrides, options.vae, named_optimizers=options.named_optimizers)
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
     training_plan = plan_training(config, card, processes=options.processes)
     console.result(json.dumps(training_plan.to_json(), indent=2) if options.json else str(training_plan))

@@ -78,7 +78,6 @@ def _read_config(
 ) -> Training:
     """The config of one of `tasks`, with the values that have options of their own last."""
     from ..ltx_core.training.config import load_config
-    from ..ltx_core.training.optimizers import is_import_path
 
     overrides = {"output": None if options.output is None else str(options.output), **overrides}
     # In quotes: to YAML a path that contains " #" ends there, and one of digits alone is a number.
@@ -87,17 +86,24 @@ def _read_config(
     config = load_config(options.config, said)
     if options.data is not None and config.data.kind == "moving_mnist":
         config = _with_fitting_frames(config, console)
-    if options.named_optimizers and is_import_path(config.optimization.optimizer):
-        raise ConfigError(
-            f"got optimizer {config.optimization.optimizer} in the settings of a node; expected a name: a path is "
-            "imported, and anybody can write a graph; train by `ltxkit train`, or choose another optimizer"
-        )
+    if options.named_optimizers:
+        _refuse_import_path(config)
     if config.task not in tasks:
         raise ConfigError(
             f"got a config with task {config.task}; expected {' or '.join(tasks)}; use the other train command"
         )
     check_output(config.output, folder=True)
     return config
+
+
+def _refuse_import_path(config: Training) -> None:
+    from ..ltx_core.training.optimizers import is_import_path
+
+    if is_import_path(config.optimization.optimizer):
+        raise ConfigError(
+            f"got optimizer {config.optimization.optimizer} in the settings of a node; expected a name: a path is "
+            "imported, and anybody can write a graph; train by `ltxkit train`, or choose another optimizer"
+        )
 
 
 def _data(options: argparse.Namespace) -> list[str]:
@@ -120,12 +126,16 @@ def _with_fitting_frames(config: Training, console: Console) -> Training:
     return replace(config, data=replace(config.data, sizes=fitting))
 
 
-def config_to_plan(file: str, said: Sequence[str], vae: object = None) -> Training:
-    """The config of a training, for its plan. Raises ConfigError: as `load_config`."""
+def config_to_plan(file: str, said: Sequence[str], vae: object = None, *, named_optimizers: bool = False) -> Training:
+    """The config of a training, for its plan. Raises ConfigError: as `load_config`, or as `train` for settings of a
+    stranger."""
     from ..ltx_core.training.config import load_config
 
     overrides = [] if vae is None else [f"vae={json.dumps(str(vae), ensure_ascii=False)}"]
-    return load_config(file, [*said, *overrides])
+    config = load_config(file, [*said, *overrides])
+    if named_optimizers:
+        _refuse_import_path(config)
+    return config
 
 
 def _train(config: Training, resume: bool, console: Console) -> int:

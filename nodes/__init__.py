@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .condition import AddCondition, AddReference
+from .dataset import CheckDataset
 from .examples import LoadExample
 from .host import add_routes, register_replacements
 from .latent import DecodeVideo, EmptyLatent, EncodeVideo, UpscaleLatent
@@ -54,6 +55,7 @@ NODE_CLASS_MAPPINGS = {
     "LTXKitDecodeVideo": DecodeVideo,
     "LTXKitGenerateTwoStage": GenerateTwoStage,
     "LTXKitGenerateLongVideo": GenerateLongVideo,
+    "LTXKitCheckDataset": CheckDataset,
     "LTXKitTrainLoRA": TrainLoRA,
     "LTXKitLoadExample": LoadExample,
     "LTXKitKeepSound": KeepSound,
@@ -93,6 +95,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LTXKitDecodeVideo": "Decode Video (LTXKit)",
     "LTXKitGenerateTwoStage": "Two-Stage (LTXKit)",
     "LTXKitGenerateLongVideo": "Long Video (LTXKit)",
+    "LTXKitCheckDataset": "Dataset (LTXKit)",
     "LTXKitTrainLoRA": "Train LoRA (LTXKit)",
     "LTXKitLoadExample": "Load Example (LTXKit)",
     "LTXKitKeepSound": "Sound (LTXKit)",

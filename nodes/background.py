@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from ..ltx_core.budget.weights import weight_bytes
+from ..ltx_core.budget.plan import CONTEXT_BYTES
 from ..ltx_core.errors import UnsupportedError
 from ..ltx_core.files import is_there
 from ..ltx_core.locks import LOCK, Lock
 from ..ltx_core.placing.devices import best_device, memory
-from ..ltx_core.shapes import PixelShape
-from ..ltx_core.weights.build import open_models
+from .processes import findings
 
 STOP = "stop"  # the file by which `ltxkit train` is asked to save and end, whatever process started it
-LORA_BYTES = 16  # of every number of a LoRA: itself, its gradient and AdamW's two, float32
-KEPT_BYTES = 2  # per token and channel of a block's input, which checkpointing keeps, in bfloat16
-BLOCK_BYTES = 60  # the same of all that one block keeps while it is computed again: 25 values, some in float32
-TARGETS = (".to_q", ".to_k", ".to_v", ".to_out.0")  # of the preset
-
 _started: dict[Path, subprocess.Popen[bytes]] = {}  # by this process
 
 
@@ -53,40 +46,30 @@ def is_running(run: Path) -> bool:
     return False
 
 
-def needed_bytes(
-    model: Path, text_encoder: Path, version: str | None, size: PixelShape, rank: int, batch_size: int = 1
-) -> int:
-    """About what a LoRA of the preset takes at its largest moment: the text encoder, which reads all captions first and
-    leaves, or the training itself, with checkpointing."""
-    transformer, _ = open_models(model, version=version).transformer()
-    channels = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    blocks = [module for module in transformer.modules() if isinstance(module, nn.ModuleList)]
-    count = max((len(module) for module in blocks), default=1)
-    trained = [module for name, module in transformer.named_modules() if name.endswith(TARGETS)]
-    lora = sum(rank * (getattr(module, "in_features", 0) + getattr(module, "out_features", 0)) for module in trained)
-    tokens = -(-size.frames // 8) * -(-size.height // 32) * -(-size.width // 32)
-    work = batch_size * tokens * channels * (count * KEPT_BYTES + BLOCK_BYTES)
-    training = weight_bytes(transformer) + LORA_BYTES * lora + work
-    files = [text_encoder] if text_encoder.is_file() else list(text_encoder.glob("*.safetensors"))
-    return max(training, sum(file.stat().st_size for file in files))
+def check_fits(
+    preset: str, said: Sequence[str], waiting: Callable[[], None], device: torch.device | None = None
+) -> None:
+    """Refuse a run that does not fit beside what is in memory now, by `ltxkit plan --train` in a process of its own,
+    which reads headers.
 
-
-def check_fits(needed: Callable[[], int], device: torch.device | None = None) -> None:
-    """Refuse a run that does not fit beside what is in memory now.
-
-    needed: bytes; asked where the device says how much it has.
+    said: assignments of `--set`. waiting: called while it counts.
 
     Raises:
-        UnsupportedError: with both figures.
+        UnsupportedError: with both figures. ConfigError: the training would be refused for another reason.
     """
     device = device or best_device()
     there = memory(device)
     if there is None:
         return
-    wanted = needed()
+    # The plan of a card is made without opening it: the queue's models are on it.
+    place = ["--device", "cpu"] if device.type == "cpu" else ["--card", repr((there.free + CONTEXT_BYTES) / 2**30)]
+    command = ["plan", "--train", preset, "--json", "--named-optimizers", *place]
+    plan = findings([*command, *(part for line in said for part in ("--set", line))], waiting)
+    wanted = int(plan["peak"])
     if wanted > there.free:
+        fits_with = f", or put {' and '.join(plan['changes'])} into settings" if plan["changes"] else ""
         raise UnsupportedError(
             f"got a training in the background that takes about {wanted / 1e9:.2f} GB, with {there.free / 1e9:.2f} GB "
             f"free on {device} beside the models of the queue; expected room for both; turn background off, which "
-            "unloads these models first, or choose a smaller width, height or frames"
+            f"unloads these models first, or choose a smaller width, height or frames{fits_with}"
         )

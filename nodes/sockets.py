@@ -41,6 +41,7 @@ UPSCALER = "LTXKIT_UPSCALER"
 CONDITION = "LTXKIT_CONDITION"
 GUIDANCE = "LTXKIT_GUIDANCE"
 LORA = "LTXKIT_LORA"
+DATASET = "LTXKIT_DATASET"
 
 # ComfyUI pads T5 for LTXV to this length (comfy/text_encoders/lt.py); prompts of unequal length can then be mixed.
 PADDED_TOKENS = 128
@@ -132,6 +133,21 @@ class Unfinished(NamedTuple):
     samples: Tensor
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """LTXKIT_DATASET: clips to train on.
+
+    path: as `data.path` of a training. size, fps: at which they are trained. settings: further assignments of
+    `ltxkit train`, all about clips. faults: why a training on them would be refused.
+    """
+
+    path: Path
+    size: PixelShape
+    fps: float
+    settings: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
 # Keys that our nodes write into a LATENT in addition to ComfyUI's own and `ltxkit_canvas`.
 GUIDES = "ltxkit_guides"  # number of latent frames at its end that are guides of native nodes
 MOTION = "ltxkit_motion"  # the settings that govern motion, for the score that Decode shows
@@ -148,6 +164,7 @@ KINDS: Mapping[str, type] = {
     CONDITION: tuple,
     GUIDANCE: Guidance,
     LORA: Path,
+    DATASET: Dataset,
 }
 
 

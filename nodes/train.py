@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..ltx_core.progress import Progress, ProgressEvent
 from ..ltx_core.shapes import PixelShape
 from ..ltx_core.training.checkpoints import latest_checkpoint
 from . import sockets
-from .background import STOP, check_fits, ended_with, is_running, needed_bytes, remember
+from .background import STOP, check_fits, ended_with, is_running, remember
 from .host import host
 from .loaders import (
     FROM_FILE,
@@ -35,14 +35,13 @@ from .loaders import (
     file_choices,
     model_path,
 )
+from .processes import PACK, POLL, sentences
 from .run_picture import RunPictures
-from .widgets import advanced, choice, decimal, frame_rate, integer, seed, switch, text
+from .widgets import advanced, choice, decimal, frame_rate, integer, link, seed, switch, text
 
-PACK = Path(__file__).parents[1]
 PRESET = "lora-2b"
 RUNS = "ltxkit-training"  # in the output folder
 PAGE = "run.html"  # in a run's folder
-POLL = 0.3  # seconds between two checks of a run
 PATIENCE = 600.0  # seconds for a stopped run to save
 NAME = re.compile(r"[\w][\w .-]*")
 
@@ -105,6 +104,10 @@ class TrainLoRA(sockets.Node):
                         "run, also for one that was started in the background.",
                     )
                 ),
+                "dataset": link(
+                    sockets.DATASET,
+                    "Clips from the Dataset node, in place of folder, width, height, frames and frame_rate.",
+                ),
             },
         }
 
@@ -136,16 +139,15 @@ class TrainLoRA(sockets.Node):
         copy_to_loras: bool = True,
         settings: str = "",
         background: bool = False,
+        dataset: sockets.Dataset | None = None,
     ) -> tuple[Path, str]:
         if not _is_name(name):
             raise ConfigError(_bad_name(name))
         path, run = model_path(model_name, MODEL_KINDS), host().output_folder / RUNS / name
-        videos = (host().input_folder / in_home(folder)).resolve()
-        if not folder or not videos.is_dir():
-            raise ConfigError(
-                f"got folder {folder!r}, but {videos} is not a folder; expected videos and captions; set the whole "
-                "path, or a folder in input"
-            )
+        if dataset is None:
+            clips = sockets.Dataset(_folder(folder), PixelShape(frames, height, width), frame_rate)
+        else:
+            clips = _checked_clips(dataset)
         tokenizers = host().tokenizers()
         values = {
             "initial": str(path),
@@ -153,9 +155,9 @@ class TrainLoRA(sockets.Node):
             "text.encoder": str(model_path(text_encoder_name, TEXT_ENCODER_KINDS)),
             "text.tokenizer": str(tokenizers[0]) if tokenizers else None,
             "version": None if version == FROM_FILE else version,
-            "data.path": str(videos),
-            "data.sizes": [[frames, height, width]],
-            "data.fps": frame_rate,
+            "data.path": str(clips.path),
+            "data.sizes": [list(clips.size)],
+            "data.fps": clips.fps,
             "optimization.steps": steps,
             "optimization.batch_size": batch_size,
             "optimization.learning_rate": learning_rate,
@@ -164,19 +166,15 @@ class TrainLoRA(sockets.Node):
             "seed": seed,
             "logging.log_every": 1,  # progress is read from the log
         }
-        further = [line.strip() for line in settings.splitlines() if line.strip()]
+        further = [*clips.settings, *(line.strip() for line in settings.splitlines() if line.strip())]
         trained = run / "final" / "lora_comfyui.safetensors"
         if background and not _is_finished(run, steps):
             status = ended_with(run)
             if status:  # it failed after the node had returned
                 raise _failed(run, status)
             if not is_running(run):
-                text_encoder, size = (
-                    model_path(text_encoder_name, TEXT_ENCODER_KINDS),
-                    PixelShape(frames, height, width),
-                )
-                release = None if version == FROM_FILE else version
-                check_fits(lambda: needed_bytes(path, text_encoder, release, size, rank, batch_size))
+                report = host().progress()
+                check_fits(PRESET, assignments(values, further), lambda: report(ProgressEvent("plan", 0, 1)))
                 remember(run, start(run, values, further, alone=True))
                 host().say(f"started in the background; {run / PAGE} shows it; queue again to see how far it is")
             else:
@@ -195,6 +193,28 @@ class TrainLoRA(sockets.Node):
         if copy_to_loras:
             trained = _copied(trained, name)
         return trained, str(trained)
+
+
+def _folder(name: str) -> Path:
+    """The folder of videos that the widget names."""
+    videos = (host().input_folder / in_home(name)).resolve()
+    if not name or not videos.is_dir():
+        raise ConfigError(
+            f"got folder {name!r}, but {videos} is not a folder; expected videos and captions; set the whole path, or "
+            "a folder in input"
+        )
+    return videos
+
+
+def _checked_clips(dataset: object) -> sockets.Dataset:
+    """What the node Dataset has found, if a training would start on it."""
+    clips: sockets.Dataset = sockets.received(sockets.DATASET, dataset, "dataset")
+    if clips.faults:
+        raise ConfigError(
+            f"got a dataset that cannot be trained on: {'; '.join(fault.rstrip('.') for fault in clips.faults)}; "
+            "expected one without faults; correct these files, or the settings of Dataset"
+        )
+    return clips
 
 
 def _is_name(name: str) -> bool:
@@ -235,14 +255,18 @@ def train(
     progress(ProgressEvent("train", steps, steps, picture=RunPictures(run).due(now=True)))
 
 
+def assignments(values: Mapping[str, Any], further: Sequence[str]) -> list[str]:
+    """What `--set` takes, one after the other."""
+    # Not in ASCII: YAML does not join the surrogate pair that JSON makes of a character beyond U+FFFF.
+    return [*(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()), *further]
+
+
 def start(run: Path, values: Mapping[str, Any], further: list[str], *, alone: bool) -> subprocess.Popen[bytes]:
     """Start `ltxkit train` into the folder `run`. alone: it outlives this process."""
     run.mkdir(parents=True, exist_ok=True)
-    # Not in ASCII: YAML does not join the surrogate pair that JSON makes of a character beyond U+FFFF.
-    assignments = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()] + further
     command = [sys.executable, str(PACK), "train", "--config", PRESET, "--output", str(run.resolve())]
     command.append("--named-optimizers")  # a graph may come from a stranger, and a path would be imported
-    command += [part for assignment in assignments for part in ("--set", assignment)]
+    command += [part for assignment in assignments(values, further) for part in ("--set", assignment)]
     if latest_checkpoint(run) is not None:
         command.append("--resume")
     words = run / "output.txt"
@@ -286,7 +310,7 @@ def _follow(run: Path, steps: int, progress: Progress, say: Callable[[str], None
     said, words, pictures = 0, run / "output.txt", RunPictures(run)
     while running():
         time.sleep(POLL)
-        lines = _notes(words) if words.is_file() else []
+        lines = sentences(words) if words.is_file() else []
         for line in lines[said:]:
             say(line)
         said = len(lines)
@@ -297,7 +321,7 @@ def _follow(run: Path, steps: int, progress: Progress, say: Callable[[str], None
 def _failed(run: Path, status: int | None) -> TrainingError:
     words = run / "output.txt"
     text = words.read_text(encoding="utf-8", errors="replace") if words.is_file() else ""
-    last = (_notes(words)[-1:] if words.is_file() else []) or text.splitlines()[-5:]
+    last = (sentences(words)[-1:] if words.is_file() else []) or text.splitlines()[-5:]
     got = "a run that has ended" if status is None else f"status {status} from training"
     return TrainingError(f"got {got}: {' '.join(last)}; expected a finished run; read its output in {words}")
 
@@ -327,12 +351,6 @@ def _step(log: Path) -> int:
         file.seek(max(0, log.stat().st_size - 4096))
         steps = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
     return int(steps[-1]) if steps else 0
-
-
-def _notes(words: Path) -> list[str]:
-    """The sentences in the command's output, without its progress bars."""
-    lines = re.split(r"[\r\n]+", words.read_text(encoding="utf-8", errors="replace"))
-    return [line.removeprefix("ltxkit: ") for line in lines if line.startswith("ltxkit: ")]
 
 
 def _copied(trained: Path, name: str) -> Path:

@@ -23,6 +23,7 @@ SOURCES = {
     "LTXKIT_CONDITION": "Condition (LTXKit)",
     "LTXKIT_GUIDANCE": "Guidance (LTXKit)",
     "LTXKIT_LORA": "Train LoRA (LTXKit)",
+    "LTXKIT_DATASET": "Dataset (LTXKit)",
 }
 # The node between a native output and a socket of ours.
 BRIDGES = {

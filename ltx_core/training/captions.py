@@ -35,7 +35,8 @@ CAPTION_COLUMNS = (
 )
 REFERENCE_COLUMNS = (
     *("reference_path", "reference", "reference_video", "reference_file", "control_path", "control", "control_path_0"),
-    *("control_video", "control_image", "conditioning", "conditioning_path", "condition_path", "reference_file_name"),
+    *("control_video", "control_image", "conditioning", "conditioning_path", "conditioning_image", "condition_path"),
+    "reference_file_name",
 )
 MASK_COLUMNS = ("mask_path", "mask", "mask_file", "mask_file_name")
 TEXT_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")

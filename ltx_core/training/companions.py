@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, resize, stream_video
 from ..shapes import PixelShape
-from .captions import is_hidden, listed_companions
+from .captions import MASK_COLUMNS, REFERENCE_COLUMNS, is_hidden, listed_companions
 from .data import file_identity
 
 WHITE = 0.5  # of a mask, from which on a pixel is made
@@ -21,65 +21,84 @@ WHITE = 0.5  # of a mask, from which on a pixel is made
 
 @dataclass(frozen=True)
 class Window:
-    """What is seen of a clip: its file, the first frame, and the size it is trained at."""
+    """What is seen of a clip: its file, the first frame, and the size it is trained at. companion: the file that the
+    data has for it; None: none."""
 
     path: Path
     start: int
     size: PixelShape
+    companion: Path | None = None
 
 
 @dataclass(frozen=True)
 class Kind:
-    """name: of the setting, for messages. ending: what a file may have behind the name of its clip. columns: of tables
-    that name it. masks: of which a picture serves a whole clip, and that show white somewhere."""
+    """name: of the setting, for messages. noun: of a file. columns: of tables that name it. masks: of which a picture
+    serves a whole clip, and that show white somewhere."""
 
     name: str
-    ending: str
+    noun: str
     columns: tuple[str, ...]
     masks: bool = False
 
+    @property
+    def ending(self) -> str:
+        """What a file may have behind the name of its clip."""
+        return f"_{self.noun}"
 
-REFERENCES = Kind(
-    "reference.path",
-    "_reference",
-    ("reference_path", "reference", "control_path", "control", "conditioning_image"),  # the first: LTX-Video-Trainer
-)
-MASKS = Kind("conditions.masks", "_mask", ("mask_path", "mask"), masks=True)
+
+REFERENCES = Kind("reference.path", "reference", REFERENCE_COLUMNS)
+MASKS = Kind("conditions.masks", "mask", MASK_COLUMNS, masks=True)
 
 
 class Companions:
-    """One file in `folder` for each clip: one that a table there names, or one of the same name, in the same folder
-    below, whatever its suffix.
+    """One file for each clip: the one that the data has for it (`Window.companion`), or else one in `folder`, which a
+    table there names, or which has the same name, in the same folder below, whatever its suffix.
 
-    roots: the folders that the clips come from. fps: the rate of the data, at which lengths are counted.
+    folder: None: the data has all of them. roots: the folders that the clips come from. fps: the rate of the data, at
+    which lengths are counted.
 
     Raises:
         ConfigError: files are missing, ambiguous, unreadable, or of another length or size than their clips; masks
             without white. All are named, by file.
     """
 
-    def __init__(self, folder: Path, kind: Kind, windows: Sequence[Window], roots: Sequence[Path], fps: float) -> None:
-        if not folder.is_dir():
+    def __init__(
+        self, folder: Path | None, kind: Kind, windows: Sequence[Window], roots: Sequence[Path], fps: float
+    ) -> None:
+        if folder is not None and not folder.is_dir():
             raise ConfigError(f"got {kind.name} {folder}; expected a folder; check the path")
         self.folder, self.kind, self.fps = folder, kind, Fraction(fps).limit_denominator(1001)
         self.files: dict[Path, Path] = {}
-        by_name, self._listed = _by_name(folder), listed_companions(folder, kind.columns)
+        by_name = {} if folder is None else _by_name(folder)
+        self._listed = {} if folder is None else listed_companions(folder, kind.columns)
         faults: list[str] = []
         seen: dict[Path, list[Window]] = {}
         for window in windows:
             seen.setdefault(window.path, []).append(window)
         for path, parts in seen.items():
-            fault = self._pair(path, by_name, roots) or self._fault(path, parts)
+            given = list(dict.fromkeys(window.companion for window in parts))
+            if len(given) > 1:
+                fault = f"two {kind.noun}s, {' and '.join(str(each or 'none') for each in given)}"
+            else:
+                fault = self._pair(path, by_name, roots, given[0]) or self._fault(path, parts)
             if fault:
                 faults.append(f"{path}: {fault.rstrip('.')}")
         if faults:
             raise ConfigError(
-                f"got {kind.name} {folder} that does not suit the clips: {'; '.join(faults)}; expected one file for "
-                "each clip, of its name, size and length; correct these"
+                f"got {f'{kind.noun}s of the data' if folder is None else f'{kind.name} {folder}'} that does not suit "
+                f"the clips: {'; '.join(faults)}; expected one file for each clip, of its name, size and length; "
+                "correct these"
             )
 
-    def _pair(self, path: Path, by_name: dict[str, list[Path]], roots: Sequence[Path]) -> str | None:
+    def _pair(
+        self, path: Path, by_name: dict[str, list[Path]], roots: Sequence[Path], companion: Path | None
+    ) -> str | None:
         """Find the file of a clip; what is wrong otherwise."""
+        if companion is not None:
+            self.files[path] = companion
+            return None
+        if self.folder is None:
+            return f"the data has no {self.kind.noun} for it"
         listed = self._listed.get(path.resolve())
         if listed is not None:
             self.files[path] = listed

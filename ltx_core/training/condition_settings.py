@@ -19,9 +19,10 @@ class ReferenceSettings(Section):
     """The reference video beside each clip: what an IC-LoRA learns to follow.
 
     kind: "edges" computes it from the clip (Canny's edges by OpenCV); "files" reads depth, poses or any other video
-        from `path` (None: the folder of the clips), where each clip has one of the same size and length: a table there
-        names it in a column `reference_path`, or it has the clip's name (`walk.mp4`, `walk.png` or
-        `walk_reference.mp4` for `walk.mp4`, in the same folder below).
+        from `path`, where each clip has one of the same size and length: a table there names it in a column
+        `reference_path`, or it has the clip's name (`walk.mp4`, `walk.png` or `walk_reference.mp4` for `walk.mp4`, in
+        the same folder below). path None: those that the data has (tables, control folders of TOML, `data.parts`,
+        reference_latents of LTX-Video-Trainer), or else those in the folder of the clips.
     probability: share of the steps whose clips have their reference.
     low, high: thresholds of the edges, 0 to 255; those of Lightricks/LTX-Video-Trainer scripts/compute_condition.py.
     """
@@ -54,7 +55,8 @@ class ConditionSettings(Section):
     but a random box, or the black of `masks`; its white is made. outpaint: a random box around the middle.
     Of the samples of one step, together: suffix: the last `suffix_frames` frames, as a clip that the result must end
     with. keyframes: 1 to `most_keyframes` single frames, of `keyframe_places` that are spread over the clip.
-    masks: a folder with a picture or video for each clip, named as in `ReferenceSettings` (`walk_mask.png` too).
+    masks: a folder with a picture or video for each clip, named as in `ReferenceSettings` (`walk_mask.png` too). None:
+        those that the data has, if it has any.
     """
 
     prefix: Share = 0.0

@@ -25,11 +25,13 @@ from .captions import listed_companions
 from .companions import MASKS, REFERENCES, WHITE, Companions, Window
 from .condition_settings import ReferenceSettings
 from .config import TransformerTraining
-from .data import Source
+from .data import Source, file_identity
+from .datasets.precomputed import read_latents
 from .edges import check_edges, edges
 from .flow import Draws
 from .folder import VideoFolder
 from .latents import EncodedClips
+from .survey import Media, some
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +63,11 @@ class Tokens(NamedTuple):
 
 
 def reference_folder(config: TransformerTraining) -> Path | None:
-    """Where the references of clips are; None: they are computed."""
-    reference = config.reference
-    return None if reference is None or reference.kind != "files" else reference.path or config.data.path
+    """Where the references are that the data does not name; None: nowhere, or they are computed."""
+    reference, data = config.reference, config.data.path
+    if reference is None or reference.kind != "files":
+        return None
+    return reference.path or (data if data is not None and data.is_dir() else None)
 
 
 def companion_paths(config: TransformerTraining) -> tuple[Path, ...]:
@@ -99,18 +103,57 @@ class ClipConditions:
         sizes = [PixelShape(*size) for size in config.data.sizes]
         if self.settings.suffix:
             self._check_suffix(sizes)
+        self._stored = [m for source in _folders(sources) for m in source.media if m.stored is not None]
+        if self._stored:
+            self._check_stored(self._stored[0], sources)
         if self.reference is not None and self.reference.kind == "edges":
             check_edges()
-        elif self.reference is not None and reference_folder(config) is None:
-            raise ConfigError("got reference.kind files without reference.path; expected a folder; set reference.path")
-        roots = [path for path in (config.data.path, config.validation.path) if path is not None]
-        for name, kind, folder in (
-            ("reference", REFERENCES, reference_folder(config)),
-            ("mask", MASKS, self.settings.masks),
-        ):
-            if folder is not None:
-                windows = _windows(sources, kind.name)
-                self._companions[name] = Companions(folder, kind, windows, roots, config.data.fps)
+        elif self.reference is not None:
+            self._pair_references(config, self.reference, sources)
+        masks = self.settings.masks
+        if masks is not None or (self.settings.inpaint and _have_masks(sources)):
+            windows = _windows(sources, MASKS.name, lambda media: media.mask if masks is None else None)
+            self._companions["mask"] = Companions(masks, MASKS, windows, _roots(config), config.data.fps)
+
+    def _pair_references(
+        self, config: TransformerTraining, reference: ReferenceSettings, sources: Sequence[Source]
+    ) -> None:
+        """Find the files of references; those that are stored as latents have been found with their clips."""
+        of_data = reference.path is None
+        windows = _windows(sources, REFERENCES.name, lambda media: media.reference if of_data else None)
+        folder = reference_folder(config)
+        if folder is None and windows and not any(window.companion for window in windows):
+            raise ConfigError(
+                "got reference.kind files without reference.path, and data that names no references; expected a folder "
+                "of them; set reference.path"
+            )
+        if windows or not self._stored:
+            self._companions["reference"] = Companions(folder, REFERENCES, windows, _roots(config), config.data.fps)
+
+    def _check_stored(self, first: Media, sources: Sequence[Source]) -> None:
+        """Refuse what cannot be made where clips are stored as latents."""
+        reference, settings = self.reference, self.settings
+        masked = settings.masks is not None or (settings.inpaint and _have_masks(sources))
+        wanted = {
+            "reference.kind edges": reference is not None and reference.kind == "edges",
+            "reference.path": reference is not None and reference.path is not None,
+            "conditions.suffix": settings.suffix,
+            "conditions.keyframes": settings.keyframes,
+            "masks": masked,
+        }
+        if any(wanted.values()):
+            raise ConfigError(
+                f"got {first.path}, which is stored as latents, with "
+                f"{', '.join(name for name, is_wanted in wanted.items() if is_wanted)}; expected clips, from whose "
+                "pixels these are made; leave them out, or set data.precomputed=false"
+            )
+        lacking = [m.path for m in self._stored if m.stored is not None and m.stored.reference is None]
+        if reference is not None and lacking:
+            raise ConfigError(
+                f"got {some([str(path) for path in lacking])}: latents without those of a reference; expected "
+                "reference_latents beside latents, as LTX-Video-Trainer writes them; compute them, or set "
+                "data.precomputed=false"
+            )
 
     def _check_suffix(self, sizes: Sequence[PixelShape]) -> None:
         length, t = self.settings.suffix_frames, self.scale.frames
@@ -133,6 +176,9 @@ class ClipConditions:
             parts.append(f"suffix {settings.suffix_frames}")
         if settings.keyframes:
             parts.append(f"keyframes {settings.keyframe_places}")
+        if reference is not None:
+            found = (media.stored.reference for media in self._stored if media.stored is not None)
+            parts += [f"latents {file_identity(path)}" for path in found if path is not None]
         return parts + [line for companions in self._companions.values() for line in companions.identity()]
 
     def encode(
@@ -163,6 +209,14 @@ class ClipConditions:
             found["mask"] = torch.stack([_cells(mask, size.latent(self.scale), self.scale) for mask in masks])
         return found
 
+    def of_stored(self, source: Source, entry: int, size: PixelShape) -> dict[str, Tensor]:
+        """What the conditions of a sample need that is stored as latents: reference, (1 c f h w)."""
+        assert isinstance(source, VideoFolder)
+        media, _ = source.groups[size][entry]
+        if self.reference is None or media.stored is None or media.stored.reference is None:
+            return {}
+        return {"reference": read_latents(media.stored.reference).latents[None]}
+
     def _reference_pixels(
         self, reference: ReferenceSettings, source: Source, entries: Sequence[int], size: PixelShape, pixels: Tensor
     ) -> Tensor:
@@ -192,7 +246,7 @@ class ClipConditions:
             settings.prefix + settings.inpaint,
             settings.prefix + settings.inpaint + settings.outpaint,
         )
-        from_files = settings.masks is not None
+        from_files = "mask" in self._companions
         for row, kind in enumerate(kinds.tolist()):
             if kind < ends[0] and grid.frames > 1:
                 kept[row, : self._prefix(float(lengths[row]), grid)] = True
@@ -272,16 +326,33 @@ class ClipConditions:
         return torch.where((both | shown).all(dim=1, keepdim=True), kept, both)
 
 
-def _windows(sources: Sequence[Source], name: str) -> list[Window]:
-    """What is seen of the files of folders."""
-    windows: dict[tuple[Path, int], Window] = {}
+def _folders(sources: Sequence[Source]) -> list[VideoFolder]:
+    return [source for source in sources if isinstance(source, VideoFolder)]
+
+
+def _have_masks(sources: Sequence[Source]) -> bool:
+    """Whether the data names masks."""
+    return any(media.mask is not None for source in _folders(sources) for media in source.media)
+
+
+def _roots(config: TransformerTraining) -> list[Path]:
+    """The folders that clips come from."""
+    return [path for path in (config.data.path, config.validation.path) if path is not None]
+
+
+def _windows(sources: Sequence[Source], name: str, companion: Callable[[Media], Path | None]) -> list[Window]:
+    """What is seen of the files of folders. companion: what the data has for one."""
+    windows: dict[tuple[Path, int, Path | None], Window] = {}
     for source in sources:
         if not isinstance(source, VideoFolder):
             raise ConfigError(
                 f"got {name} with clips that are no files; expected data.kind folder; change data.kind, or leave it out"
             )
         for size, group in source.groups.items():
-            windows |= {(media.path, start): Window(media.path, start, size) for media, start in group}
+            for media, start in group:
+                if media.stored is None:
+                    other = companion(media)
+                    windows[media.path, start, other] = Window(media.path, start, size, other)
     return list(windows.values())
 
 

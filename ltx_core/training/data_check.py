@@ -10,20 +10,23 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import ConfigError, LTXKitError
 from ..media import is_clip, read_image, stream_video
 from ..progress import Notes, ProgressEvent
 from ..shapes import PixelShape, ScaleFactors
 from ..weights.build import open_models
 from .checkpoints import find_export
-from .config import Data, HoldOut
+from .conditions import ClipConditions, companion_paths
+from .config import Data, HoldOut, TransformerTraining
 from .data_page import Row, Table, page
 from .datasets.precomputed import LatentFormat
 from .datasets.sets import DataSet, sets_of
 from .folder import VideoFolder, refuse
 from .pictures import as_data_url
 from .sources import reading_of
-from .survey import Media, Survey, repeated, survey
+from .survey import Media, Reading, Survey, repeated, survey
 
 THUMBNAIL = (90, 160)  # pixels, height and width at most
 SHOWN = 500  # clips with a thumbnail on the page
@@ -100,13 +103,32 @@ class Check:
         """Why a training would be refused."""
         return [] if self.refused is None else self.found.faults or [self.refused]
 
+    def to_json(self) -> dict[str, object]:
+        """The summary for programs. faults: none where a training would start."""
+        found = self.found
+        return {
+            "name": self.name,
+            "files": found.files,
+            "usable": len(found.usable),
+            "skipped": found.skipped,
+            "left_out": dict(sorted(found.left_out.items())),
+            "faults": self.faults(),
+            "lines": self.lines(),
+        }
+
 
 def check_data(
-    config: Data, *, hold_out: HoldOut = HoldOut(), latents: LatentFormat | None = None, notes: Notes = lambda _: None
+    config: Data,
+    *,
+    hold_out: HoldOut = HoldOut(),
+    latents: LatentFormat | None = None,
+    training: TransformerTraining | None = None,
+    notes: Notes = lambda _: None,
 ) -> Check:
     """Look at the clips of a config as a training does; nothing is encoded.
 
     latents: of the VAE that will train; None: that of every released checkpoint, 128 channels of 8x32x32 pixels.
+    training: whose references and conditions are looked at too.
 
     Raises:
         ConfigError: the config names no data.
@@ -117,7 +139,8 @@ def check_data(
         said.append(text)
         notes(text)
 
-    reading = replace(reading_of(config, hold_out, latents=latents), whole_length=True)
+    aside = () if training is None else companion_paths(training)
+    reading = replace(reading_of(config, hold_out, latents=latents, leave_out=aside), whole_length=True)
     sizes, faults = [PixelShape(*size) for size in config.sizes], list[str]()
     try:
         sets = sets_of(config, note, faults)
@@ -127,6 +150,8 @@ def check_data(
         sets, faults = list[DataSet](), [str(error)]
     found = survey(sets, sizes, config.fps, note, reading)
     found.faults[:0] = faults
+    if training is not None and found.usable and not found.faults:
+        found.faults += _condition_faults(training, found.usable, reading, (latents or RELEASED).scale)
     name = " and ".join(dict.fromkeys(str(each.table or each.path) for each in sets)) or str(config.path)
     try:
         refuse(name, found)
@@ -136,6 +161,24 @@ def check_data(
     samples = Counter(media.part for media in repeated(found.usable, sets, 0)) if found.usable else Counter[int]()
     counts = [samples[number] for number in range(len(sets))]
     return Check(name, config, sets, found, said, refused, _duplicates([m.path for m in found.usable]), counts)
+
+
+def _condition_faults(
+    training: TransformerTraining, media: list[Media], reading: Reading, scale: ScaleFactors
+) -> list[str]:
+    """Why references and conditions would refuse a training."""
+    if training.reference is None and not training.conditions.any:
+        return []
+    sizes, fps = [PixelShape(*size) for size in training.data.sizes], training.data.fps
+    try:
+        ClipConditions(
+            training,
+            [VideoFolder.of(media, sizes, split="train", fps=fps, seed=training.seed, reading=reading)],
+            scale,
+        )
+    except LTXKitError as error:
+        return [str(error)]
+    return []
 
 
 def latent_format(vae: Path | None, version: str | None = None) -> LatentFormat:
@@ -193,7 +236,7 @@ def html_report(check: Check, progress: Callable[[ProgressEvent], None] = lambda
                 f"{frames} frames ({frames / float(fps):.1f} s), {width}x{height}",
                 f"{size.frames} frames of {size.width}x{size.height}",
                 [*(["the same as another file"] if media.path in doubled else [])],
-                _thumbnails(media, fps),
+                [as_data_url(frame, THUMBNAIL) for frame in shown_frames(media, fps)],
             )
         )
     tables = [
@@ -241,16 +284,16 @@ def _repeated_captions(media: Sequence[Media]) -> list[tuple[object, ...]]:
     return [(count, caption or "(none)") for caption, count in counts.most_common(20) if count > 1]
 
 
-def _thumbnails(media: Media, fps: Fraction) -> list[str]:
-    """Pictures for `src`: the first, the middle and the last frame that is trained on."""
+def shown_frames(media: Media, fps: Fraction) -> list[Tensor]:
+    """The first, the middle and the last frame (h, w, 3) in [0, 1] that is trained on; none of stored latents."""
     if media.stored is not None:
         return []
     count = media.size.frames
     wanted = sorted({0, count // 2, count - 1})
     try:
         if not is_clip(media.path):
-            return [as_data_url(read_image(media.path, lambda _: None)[0], THUMBNAIL)]
+            return [read_image(media.path, lambda _: None)[0]]
         frames = enumerate(stream_video(media.path, fps=fps, limit=count, notes=lambda _: None))
-        return [as_data_url(frame, THUMBNAIL) for number, frame in frames if number in wanted]
+        return [frame for number, frame in frames if number in wanted]
     except (LTXKitError, OSError):  # it has been read before
         return []

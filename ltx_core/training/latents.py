@@ -70,6 +70,10 @@ class Extras(Protocol):
         """
         ...
 
+    def of_stored(self, source: Source, entry: int, size: PixelShape) -> dict[str, Tensor]:
+        """The same of a sample that is stored as latents, one row."""
+        ...
+
 
 @dataclass(frozen=True)
 class LatentCache:
@@ -173,12 +177,14 @@ class Latents:
         found = [self.source.stored(entry, size) for entry in entries]
         if all(latents is None for latents in found):
             return None
-        captions = [self.source.caption(entry, size) for entry in entries]
-        rows = [
-            self._encode([entry], size).latents[0] if latents is None else latents
-            for entry, latents in zip(entries, found, strict=True)
-        ]
-        return EncodedClips(torch.stack(rows), captions)
+        parts: list[EncodedClips] = []
+        for entry, latents in zip(entries, found, strict=True):
+            if latents is None:
+                parts.append(self._encode([entry], size))
+                continue
+            extras = {} if self.extras is None else self.extras.of_stored(self.source, entry, size)
+            parts.append(EncodedClips(latents[None], [self.source.caption(entry, size)], extras))
+        return joined(parts)
 
     def _file(self, size: PixelShape) -> Path:
         return self.cache.folder / f"latents_{size.frames}x{size.height}x{size.width}.pt"

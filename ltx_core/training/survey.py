@@ -138,6 +138,10 @@ def _survey_files(
     tables = Tables(part.table, columns.file_column, columns.caption_column, part.outside, part.nested)
     captions = listed_captions(folder, files, notes, found.faults, tables)
     named = {*captions.texts, *captions.references, *captions.masks}
+    aside = {*captions.references.values(), *captions.masks.values()} - named
+    own = [path for path in files if not aside & {path.resolve(), *path.resolve().parents}]
+    left_out += Counter({"a reference or mask": len(files) - len(own)})
+    files = own
     frames = {path for path in named if path.is_dir()}
     files = sorted([*(path for path in files if not frames & set(path.resolve().parents)), *frames])
     if part.table is not None:  # its clips alone, wherever they are

@@ -160,12 +160,6 @@ class TransformerTask:
             raise ConfigError("got preview.reference without reference; expected a training with one; leave it out")
         if config.reference is None and not config.conditions.any:
             return None
-        stored = (m for each in sources if isinstance(each, VideoFolder) for m in each.media if m.stored is not None)
-        if (media := next(stored, None)) is not None:
-            raise ConfigError(
-                f"got {media.path}, which is stored as latents, with reference or conditions; expected clips, from "
-                "whose pixels they are made; leave them out, or set data.precomputed=false"
-            )
         return ClipConditions(config, sources, self.vae.config.scale_factors)
 
     def _open_vae(self) -> VideoVAE:

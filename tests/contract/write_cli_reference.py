@@ -90,7 +90,9 @@ def section(command: Command, sub: argparse.ArgumentParser) -> str:
     if command.examples:
         lines += ["```", *(f"ltxkit {example}" for example in command.examples), "```", ""]
     for group in sub._action_groups:
-        actions = [action for action in group._group_actions if action.dest != "help"]
+        actions = [
+            action for action in group._group_actions if action.dest != "help" and action.help != argparse.SUPPRESS
+        ]
         if not actions:
             continue
         titled = group.title if group.title not in ("positional arguments", "options", "optional arguments") else None

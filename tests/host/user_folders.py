@@ -81,6 +81,8 @@ def reduced(prompt: dict[str, Any]) -> dict[str, Any]:
             inputs.update(width=90, height=96)
         if node["class_type"] == "LTXKitCreateSchedule":
             inputs["steps"] = min(inputs["steps"], 10)
+        if node["class_type"] == "LTXKitCheckDataset":
+            inputs.update(width=64, height=64, frames=9)
         if node["class_type"] == "LTXKitTrainLoRA":
             inputs.update(width=64, height=64, frames=9, steps=2, rank=2)
             inputs["settings"] = "optimization.precision=fp32\nvalidation_samples=1"

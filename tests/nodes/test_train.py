@@ -14,14 +14,17 @@ import pytest
 import torch
 
 from ltxkit.headless.host import PlainHost
+from ltxkit.ltx_core.budget.plan import Card
 from ltxkit.ltx_core.errors import ConfigError, TrainingError, UnsupportedError
 from ltxkit.ltx_core.locks import LOCK, locked_folder
 from ltxkit.ltx_core.media import write_image, write_video
+from ltxkit.ltx_core.pipelines.dry_run import card_here
 from ltxkit.ltx_core.placing.devices import Memory
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.run_log import read_log
-from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
+from ltxkit.ltx_core.training.config import load_config
+from ltxkit.ltx_core.training.plans import plan_training
 from ltxkit.nodes import background
 from ltxkit.nodes import run_picture as run_pictures
 from ltxkit.nodes import train as train_node
@@ -159,16 +162,62 @@ def test_what_does_not_fit_beside_the_queue_is_refused_with_both_figures(
     host: PlainHost, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
+    asked: list[list[str]] = []
+    plan = {"peak": 5_000_000_000, "changes": ["quantization=int8"]}
     monkeypatch.setattr(train_node, "start", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(background, "findings", lambda arguments, _: asked.append(list(arguments)) or plan)
+    monkeypatch.setattr(background, "best_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(background, "memory", lambda _: Memory(1_000_000, 10**9))
     with pytest.raises(
-        UnsupportedError, match=r"takes about \d+\.\d\d GB, with 0\.00 GB free on cpu beside the models"
+        UnsupportedError,
+        match=r"takes about 5\.00 GB, with 0\.00 GB free on cpu beside the models .* or put quantization=int8 into set",
     ):
-        TrainLoRA().run(**settings(videos, background=True))
+        TrainLoRA().run(**settings(videos, background=True, settings="quantization=nf4"))
     assert not started
-    background.check_fits(lambda: 1_000_000, torch.device("cpu"))
+    ((*start, last),) = asked
+    assert start[:7] == ["plan", "--train", "lora-2b", "--json", "--named-optimizers", "--device", "cpu"]
+    assert last == "quantization=nf4"
+    assert f"data.path={json.dumps(str(videos), ensure_ascii=False)}" in start
+
+    plan |= {"peak": 1_000_000, "changes": []}
+    background.check_fits("lora-2b", [], lambda: None)
     monkeypatch.setattr(background, "memory", lambda _: None)  # a system that does not say
-    background.check_fits(lambda: 10**15, torch.device("cpu"))
+    plan["peak"] = 10**15
+    background.check_fits("lora-2b", [], lambda: None)
+
+
+def test_a_card_is_counted_without_opening_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the memory that is free beside the queue's models."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        background, "findings", lambda arguments, _: asked.append(list(arguments)) or {"peak": 3 * 2**30, "changes": []}
+    )
+    monkeypatch.setattr(background, "memory", lambda _: Memory(2 * 2**30, 24 * 2**30))
+    with pytest.raises(UnsupportedError, match=r"about 3\.22 GB, with 2\.15 GB free on cuda:0"):
+        background.check_fits("lora-2b", [], lambda: None, torch.device("cuda:0"))
+    (command,) = asked
+    assert "--device" not in command
+    card = Card.of_size(int(float(command[command.index("--card") + 1]) * 2**30))
+    assert card.available == 2 * 2**30
+
+
+@pytest.mark.slow
+def test_the_figure_is_that_of_the_plan(host: PlainHost, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "memory", lambda _: Memory(1_000_000, 10**9))
+    model, text = host.models / "checkpoints/ltxv-tiny.safetensors", host.models / "text_encoders/t5-tiny"
+    said = train_node.assignments(
+        {"initial": str(model), "vae": str(model), "text.encoder": str(text), "data.path": str(videos)},
+        ["data.sizes=[[9,64,64]]", "lora.rank=4"],
+    )
+    with pytest.raises(UnsupportedError) as raised:
+        background.check_fits("lora-2b", said, lambda: None, torch.device("cpu"))
+    peak = plan_training(load_config("lora-2b", said), card_here("cpu")).peak
+    assert f"takes about {peak / 1e9:.2f} GB, with 0.00 GB free on cpu" in str(raised.value)
+    with pytest.raises(ConfigError, match=r"unknown key optimization\.stepz; .* did you mean steps\?"):
+        background.check_fits("lora-2b", [*said, "optimization.stepz=3"], lambda: None, torch.device("cpu"))
+    by_path = [*said, "optimization.optimizer=torch.optim.SGD"]
+    with pytest.raises(ConfigError, match=r"got optimizer torch\.optim\.SGD in the settings of a node"):
+        background.check_fits("lora-2b", by_path, lambda: None, torch.device("cpu"))
 
 
 def test_a_run_that_failed_in_the_background_says_so_when_queued_again(
@@ -182,23 +231,12 @@ def test_a_run_that_failed_in_the_background_says_so_when_queued_again(
         return types.SimpleNamespace(poll=lambda: 1, returncode=1)
 
     monkeypatch.setattr(train_node, "start", start)
+    monkeypatch.setattr(train_node, "check_fits", lambda *_: None)
     TrainLoRA().run(**settings(videos, background=True))
     with pytest.raises(TrainingError, match="status 1 from training: got no captions"):
         TrainLoRA().run(**settings(videos, background=True))
     TrainLoRA().run(**settings(videos, background=True))  # said once; then it is tried again
     background.ended_with(run)
-
-
-def test_the_count_follows_size_and_rank(host: PlainHost) -> None:
-    files = host.models / "checkpoints/ltxv-tiny.safetensors", host.models / "text_encoders/t5-tiny"
-
-    def needed(frames: int, side: int, rank: int) -> int:
-        return background.needed_bytes(*files, None, PixelShape(frames, side, side), rank)
-
-    small = needed(9, 64, 4)
-    assert small > files[0].stat().st_size / 4
-    assert needed(97, 512, 4) > small
-    assert needed(9, 64, 512) > small
 
 
 def test_a_lock_left_behind_is_no_run(tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_image, write_video
-from ltxkit.ltx_core.training.config import Data, DataPart
+from ltxkit.ltx_core.shapes import ScaleFactors
+from ltxkit.ltx_core.training.condition_settings import ConditionSettings, ReferenceSettings
+from ltxkit.ltx_core.training.conditions import ClipConditions
+from ltxkit.ltx_core.training.config import Data, DataPart, Optimization, TransformerTraining
 from ltxkit.ltx_core.training.folder import VideoFolder
 from ltxkit.ltx_core.training.sources import open_sources
 
@@ -493,6 +496,221 @@ def test_a_packed_set_needs_a_cache(clips: Path, tmp_path: Path, monkeypatch: py
     made = webdataset(clips, tmp_path)
     monkeypatch.setenv("LTXKIT_CACHE", "off")
     assert "no cache to unpack it to" in refused(made.path)
+
+
+# --------------------------------------------------------------------------------------------------- references, masks
+
+
+def conditions(source: VideoFolder, data: Data, **changes: object) -> dict[str, dict[str, Tensor]]:
+    """What the conditions of each clip are encoded from, by caption: an encoder that changes nothing."""
+    config = TransformerTraining(
+        **{  # type: ignore[arg-type]
+            "output": Path("run"),
+            "data": data,
+            "optimization": Optimization(steps=1, batch_size=1, learning_rate=1e-3),
+            "conditions": ConditionSettings(),
+            **changes,
+        }
+    )
+    task = ClipConditions(config, [source], ScaleFactors(8, 32, 32))
+    (size,) = source.sizes()
+    found = {}
+    for entry in range(source.distinct(size)):
+        samples = source.entries([entry], size, CPU)
+        found[samples.captions[0]] = task.encode(lambda frames: frames, source, [entry], size, samples.pixels)
+    return found
+
+
+def of_set(made: Set, **changes: object) -> dict[str, dict[str, Tensor]]:
+    data = Data(**{"kind": "folder", "path": made.path, "sizes": (SIZE,), **made.changes})  # type: ignore[arg-type]
+    source = opened(made.path, **made.changes)
+    return {caption[len(made.prefix) :]: each for caption, each in conditions(source, data, **changes).items()}
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture for each clip, with another half white."""
+    folder = tmp_path_factory.mktemp("masks")
+    for number, name in enumerate(CAPTIONS):
+        picture = torch.zeros(1, 32, 32, 3)
+        picture[:, :, 8 * number : 8 * number + 16] = 1
+        write_image(folder / f"{name}.png", picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_conditions(
+    clips: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Tensor]]:
+    """Those of the plain folder with reference.path and conditions.masks."""
+    folder = tmp_path_factory.mktemp("plain_conditions")
+    videos(clips, folder)
+    beside(folder)
+    return of_set(
+        Set(folder),
+        reference=ReferenceSettings(kind="files", path=clips / "references"),
+        conditions=ConditionSettings(inpaint=0.5, masks=masks),
+    )
+
+
+def as_folder(clips: Path, to: Path) -> Set:
+    """LTX-Video-Trainer's table as the only one of a folder: references lie below it, and are no clips."""
+    return Set(trainer_json(clips, to).path.parent)
+
+
+def part_of_several(clips: Path, to: Path) -> Set:
+    made = as_folder(clips, to)
+    return Set(to, {"path": None, "parts": (DataPart(path=made.path),)})
+
+
+def part_with_references(clips: Path, to: Path) -> Set:
+    videos(clips, to)
+    beside(to)
+    return Set(to, {"path": None, "parts": (DataPart(path=to, references=clips / "references"),)})
+
+
+def conditioning_image(clips: Path, to: Path) -> Set:
+    """The header of many sets for ControlNets."""
+    shutil.copytree(clips, to, dirs_exist_ok=True)
+    lines = [f'videos/{name}.mp4,"{caption}",references/{name}.mp4\n' for name, caption in CAPTIONS.items()]
+    text(to / "metadata.csv", "file_name,text,conditioning_image\n" + "".join(lines))
+    return Set(to)
+
+
+REFERENCED: dict[str, Callable[[Path, Path], Set]] = {
+    **{name: FORMS[name] for name in ("LTX-Video-Trainer json", "LTX-Video-Trainer csv", "diffusion-pipe")},
+    **{name: FORMS[name] for name in ("musubi-tuner", "webdataset")},
+    "a folder with a table": as_folder,
+    "a part with a table": part_of_several,
+    "a part with references": part_with_references,
+    "a table with conditioning_image": conditioning_image,
+}
+
+
+@pytest.mark.parametrize("form", REFERENCED)
+def test_references_that_the_data_names_are_those_of_the_plain_folder(
+    form: str, clips: Path, plain_conditions: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    found = of_set(REFERENCED[form](clips, tmp_path / "set"), reference=ReferenceSettings(kind="files"))
+    assert set(found) == set(plain_conditions)
+    for caption, wanted in plain_conditions.items():
+        assert torch.equal(found[caption]["reference"], wanted["reference"])
+
+
+def masked_table(clips: Path, masks: Path, to: Path) -> Set:
+    videos(clips, to)
+    shutil.copytree(masks, to / "masks")
+    lines = [f'{name}.mp4,"{caption}",masks/{name}.png\n' for name, caption in CAPTIONS.items()]
+    text(to / "captions.csv", "file,caption,mask_path\n" + "".join(lines))
+    return Set(to)
+
+
+def masked_pipe(clips: Path, masks: Path, to: Path) -> Set:
+    videos(clips, to / "one")
+    beside(to / "one")
+    text(to / "dataset.toml", f"[[directory]]\npath = 'one'\nmask_path = '{masks}'\n")
+    return Set(to / "dataset.toml")
+
+
+def masked_part(clips: Path, masks: Path, to: Path) -> Set:
+    videos(clips, to)
+    beside(to)
+    return Set(to, {"path": None, "parts": (DataPart(path=to, masks=masks),)})
+
+
+def masked_tar(clips: Path, masks: Path, to: Path) -> Set:
+    to.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(to / "shard-000000.tar", "w") as archive:
+        for name, caption in CAPTIONS.items():
+            add(archive, f"{name}.txt", caption.encode())
+            add(archive, f"{name}.mp4", (clips / "videos" / f"{name}.mp4").read_bytes())
+            add(archive, f"{name}.mask.png", (masks / f"{name}.png").read_bytes())
+    return Set(to)
+
+
+MASKED: dict[str, Callable[[Path, Path, Path], Set]] = {
+    "a table": masked_table,
+    "diffusion-pipe": masked_pipe,
+    "a part": masked_part,
+    "webdataset": masked_tar,
+}
+
+
+@pytest.mark.parametrize("form", MASKED)
+def test_masks_that_the_data_names_are_those_of_the_plain_folder(
+    form: str, clips: Path, masks: Path, plain_conditions: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    made = MASKED[form](clips, masks, tmp_path / "set")
+    found = of_set(made, conditions=ConditionSettings(inpaint=0.5))
+    assert set(found) == set(plain_conditions)
+    for caption, wanted in plain_conditions.items():
+        assert torch.equal(found[caption]["mask"], wanted["mask"])
+    assert all("mask" not in each for each in of_set(made, conditions=ConditionSettings(outpaint=0.5)).values())
+
+
+def test_a_setting_comes_before_what_the_data_names(clips: Path, masks: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for name in CAPTIONS:
+        write_video(other / f"{name}.mp4", [torch.zeros(9, 32, 32, 3)], fps=Fraction(25))
+        write_image(other / "masks" / f"{name}.png", torch.ones(1, 32, 32, 3))
+    references = ReferenceSettings(kind="files", path=other)
+    found = of_set(trainer_json(clips, tmp_path / "set"), reference=references)
+    assert all(float(each["reference"].max()) < -0.9 for each in found.values())
+    settings = ConditionSettings(inpaint=0.5, masks=other / "masks")
+    assert all(
+        bool((each["mask"] == 1).all())
+        for each in of_set(masked_table(clips, masks, tmp_path / "masked"), conditions=settings).values()
+    )
+
+
+def test_clips_whose_references_or_masks_the_data_lacks_are_named(clips: Path, masks: Path, tmp_path: Path) -> None:
+    wanted = ReferenceSettings(kind="files")
+    with pytest.raises(ConfigError, match=r"without reference\.path, and data that names no references"):
+        of_set(several(clips, tmp_path / "none"), reference=wanted)
+    made = trainer_json(clips, tmp_path / "some")
+    rows = json.loads(made.path.read_text(encoding="utf-8"))
+    del rows[1]["reference_path"]
+    made.path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"got references of the data .*b\.mp4: the data has no reference") as raised:
+        of_set(made, reference=wanted)
+    assert "a.mp4:" not in str(raised.value)
+    videos(clips, tmp_path / "more")
+    beside(tmp_path / "more")
+    parts = (DataPart(path=made.path), DataPart(path=tmp_path / "more", masks=masks))
+    with pytest.raises(ConfigError, match=r"got masks of the data .*a\.mp4: the data has no mask for it"):
+        of_set(Set(made.path, {"path": None, "parts": parts}), conditions=ConditionSettings(inpaint=0.5))
+
+
+def test_two_references_of_one_clip_are_refused(clips: Path, tmp_path: Path) -> None:
+    videos(clips, tmp_path / "videos")
+    beside(tmp_path / "videos")
+    shutil.copytree(clips / "references", tmp_path / "others")
+    parts = tuple(
+        DataPart(path=tmp_path / "videos", references=place) for place in (clips / "references", tmp_path / "others")
+    )
+    with pytest.raises(ConfigError, match=r"a\.mp4: two references, .*references.a\.mp4 and .*others.a\.mp4"):
+        of_set(Set(tmp_path, {"path": None, "parts": parts}), reference=ReferenceSettings(kind="files"))
+
+
+@pytest.mark.parametrize("form", ["LTX-Video-Trainer json", "diffusion-pipe", "musubi-tuner", "webdataset"])
+def test_references_of_another_length_are_refused_by_file(form: str, clips: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "clips"
+    shutil.copytree(clips, changed)
+    write_video(changed / "references" / "a.mp4", [torch.rand(7, 32, 32, 3)], fps=Fraction(25))
+    made = FORMS[form](changed, tmp_path / "set")
+    message = refused(made.path, **made.changes)
+    assert "has 7 frames, the clip 9" in message
+    assert message.count("frames, the clip") == 1
+
+
+def test_masks_without_white_are_refused_by_file(clips: Path, masks: Path, tmp_path: Path) -> None:
+    black = tmp_path / "masks"
+    shutil.copytree(masks, black)
+    write_image(black / "b.png", torch.zeros(1, 32, 32, 3))
+    for form, make in MASKED.items():
+        made = make(clips, black, tmp_path / form)
+        message = refused(made.path, **made.changes)
+        assert message.count("has no white, which marks what is trained") == 1, form
 
 
 def test_files_that_go_with_clips_are_none(clips: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from torch import Tensor
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
-from ltxkit.ltx_core.training.config import Data, load_config
+from ltxkit.ltx_core.training.condition_settings import ConditionSettings, ReferenceSettings
+from ltxkit.ltx_core.training.conditions import ClipConditions
+from ltxkit.ltx_core.training.config import Data, DataPart, Optimization, TransformerTraining, load_config
 from ltxkit.ltx_core.training.datasets.precomputed import LatentFormat, read_embedding, read_latents
 from ltxkit.ltx_core.training.encoding import ClipEncoder
 from ltxkit.ltx_core.training.folder import VideoFolder
-from ltxkit.ltx_core.training.latents import LatentCache, Latents
+from ltxkit.ltx_core.training.latents import EncodedClips, LatentCache, Latents
 from ltxkit.ltx_core.training.models import open_vae
 from ltxkit.ltx_core.training.run import run_training
 from ltxkit.ltx_core.training.sources import open_sources
@@ -50,7 +54,7 @@ def models(tiny_models: Callable[..., Path]) -> Path:
     return tiny_models()
 
 
-def sources(path: Path, notes: list[str] | None = None, **changes: object) -> VideoFolder:
+def sources(path: Path | None, notes: list[str] | None = None, **changes: object) -> VideoFolder:
     data = Data(**{"kind": "folder", "path": path, "sizes": (tuple(SIZE),), **changes})  # type: ignore[arg-type]
     form = LatentFormat(128, ScaleFactors(8, 32, 32))
     source = open_sources(data, 0, (notes if notes is not None else []).append, latents=form)[0]
@@ -246,6 +250,113 @@ def test_references_have_the_shape_of_their_clips(copy: Path) -> None:
     message = refused(copy)
     assert "a.pt: its reference has (128, 1, 2, 2) latents, the clip (128, 2, 2, 2)" in message
     assert "b.pt: no reference" in message
+
+
+def encoded(source: VideoFolder, models: Path, folder: Path, **changes: object) -> EncodedClips:
+    """All clips of a source with what their conditions need."""
+    config, vae = settings(**changes), open_vae(models / CHECKPOINT)
+    place = source.media[0].path.parent  # of the first clip, which is at the top
+    config = replace(config, data=replace(config.data, path=place))
+    extras = ClipConditions(config, [source], vae.config.scale_factors)
+    cache = LatentCache(folder, 0, writes=False)
+    latents = Latents(source, vae, config.data, 0, cache=cache, notes=lambda _: None, extras=extras)
+    return latents.clips(range(len(source.media)), SIZE)
+
+
+def settings(**changes: object) -> TransformerTraining:
+    data = Data(kind="folder", sizes=(tuple(SIZE),))  # type: ignore[arg-type]
+    plain = TransformerTraining(
+        output=Path("run"), data=data, optimization=Optimization(steps=1, batch_size=1, learning_rate=1e-3)
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+FILES = ReferenceSettings(kind="files")
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("references")
+    for number, name in enumerate(CAPTIONS):
+        frames = torch.rand(9, 64, 64, 3, generator=torch.Generator().manual_seed(10 + number))
+        write_video(folder / f"{name}.mp4", [frames], fps=Fraction(25))
+    return folder
+
+
+def with_references(root: Path, wanted: EncodedClips) -> None:
+    """As scripts/process_videos.py writes them with --reference-column."""
+    for name, text in CAPTIONS.items():
+        latents = wanted.extras["reference"][wanted.captions.index(text)]
+        file = root / "reference_latents" / f"{name}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _, frames, height, width = latents.shape
+        content = {"latents": pack(latents[None])[0].contiguous(), "num_frames": frames, "height": height}
+        torch.save({**content, "width": width, "fps": 25.0}, file)
+
+
+def test_reference_latents_are_those_of_the_references(
+    copy: Path, clips: Path, references: Path, models: Path, tmp_path: Path
+) -> None:
+    wanted = encoded(sources(clips), models, tmp_path, reference=replace(FILES, path=references))
+    with_references(copy, wanted)
+    source = sources(copy)
+    found = encoded(source, models, tmp_path, reference=FILES)
+    for media in source.media:
+        assert media.stored is not None
+        row = found.captions.index(media.caption)
+        place = wanted.captions.index(CAPTIONS[media.stored.name.as_posix()])
+        assert torch.equal(found.latents[row], wanted.latents[place])
+        assert torch.equal(found.extras["reference"][row], wanted.extras["reference"][place])
+
+
+def test_stored_clips_and_others_may_be_mixed(
+    copy: Path, clips: Path, references: Path, models: Path, tmp_path: Path
+) -> None:
+    wanted = encoded(sources(clips), models, tmp_path, reference=replace(FILES, path=references))
+    with_references(copy, wanted)
+    parts = (DataPart(path=copy), DataPart(path=clips, references=references))
+    found = encoded(sources(None, parts=parts), models, tmp_path, reference=FILES)
+    assert found.extras["reference"].shape == (6, *wanted.extras["reference"].shape[1:])
+    for row, caption in enumerate(found.captions):  # of latents, it names the embedding
+        text = CAPTIONS.get(caption.removeprefix(f"{copy}/"), caption)
+        assert torch.equal(found.extras["reference"][row], wanted.extras["reference"][wanted.captions.index(text)])
+
+
+def test_a_changed_reference_is_another_cache(
+    copy: Path, clips: Path, references: Path, models: Path, tmp_path: Path
+) -> None:
+    with_references(copy, encoded(sources(clips), models, tmp_path, reference=replace(FILES, path=references)))
+    before = ClipConditions(settings(reference=FILES), [sources(copy)], ScaleFactors(8, 32, 32)).identity()
+    file = copy / "reference_latents" / "a.pt"
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "latents": content["latents"] + 1, "more": "x" * 100}, file)
+    after = ClipConditions(settings(reference=FILES), [sources(copy)], ScaleFactors(8, 32, 32)).identity()
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"reference": ReferenceSettings(kind="edges")}, "reference.kind edges"),
+        ({"reference": replace(FILES, path=Path("elsewhere"))}, "reference.path"),
+        ({"conditions": ConditionSettings(suffix=0.5, suffix_frames=1)}, "conditions.suffix"),
+        ({"conditions": ConditionSettings(keyframes=0.5)}, "conditions.keyframes"),
+        ({"conditions": ConditionSettings(inpaint=0.5, masks=Path("masks"))}, "masks"),
+    ],
+)
+def test_what_is_made_of_pixels_is_refused_for_latents(copy: Path, changes: dict[str, object], name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"stored as latents, with {re.escape(name)}; expected clips"):
+        ClipConditions(settings(**changes), [sources(copy)], ScaleFactors(8, 32, 32))
+
+
+def test_references_that_latents_lack_are_named(copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.pt.*without those of a reference; expected reference_latents"):
+        ClipConditions(settings(reference=FILES), [sources(copy)], ScaleFactors(8, 32, 32))
+
+
+def test_conditions_of_the_latents_themselves_need_no_pixels(copy: Path, models: Path, tmp_path: Path) -> None:
+    shown = ConditionSettings(prefix=0.3, inpaint=0.3, outpaint=0.3)
+    assert encoded(sources(copy), models, tmp_path, conditions=shown).extras == {}
 
 
 def test_another_frame_rate_is_said(copy: Path) -> None:
