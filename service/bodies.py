@@ -28,12 +28,10 @@ def read_json(text: str | bytes) -> Any:
 
 def _is_deeper(value: Any, levels: int) -> bool:
     inside = [value]
-    for _ in range(levels + 1):
+    for _ in range(levels):
         holders = [each for each in inside if isinstance(each, dict | list)]
         inside = [below for each in holders for below in (each.values() if isinstance(each, dict) else each)]
-        if not inside:
-            return False
-    return True
+    return any(isinstance(each, dict | list) for each in inside)
 
 
 def plain_json(value: Any) -> bytes:

@@ -219,9 +219,10 @@ def data_sets() -> Iterator[tuple[str, bytes]]:
     header[483:495] = b"%011o\0" % (2**33 - 1)  # of a file of 8 GB
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
     yield "sparse@set.tar", bytes(header) + bytes(1024)
-    yield "damaged@set.tar.gz", gzip.compress(archive(["a.png"] * 50), mtime=0)[:-6] + b"wrong!"
-    yield "damaged@set.tar.bz2", bz2.compress(archive(["a.png"]))[:-6] + b"wrong!"
-    yield "cut@set.tar.xz", lzma.compress(archive(["a.png"]))[:-30]
+    stream = archive(["a.png"] * 50)
+    yield "goes-on.tar.gz", gzip.compress(stream[:600], mtime=0) + b"\x1f\x8b\x09" + bytes(50)
+    yield "goes-on.tar.bz2", bz2.compress(stream[:600]) + b"BZh9" + bytes(50)
+    yield "cut.tar.xz", lzma.compress(stream)[:-30]
 
 
 def archive(names: Sequence[str]) -> bytes:

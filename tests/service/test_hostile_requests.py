@@ -174,7 +174,7 @@ def test_rows_that_nest_and_values_that_python_cannot_have(tmp_path: Path) -> No
     parquet = pytest.importorskip("pyarrow.parquet")
     from ltxkit.ltx_core.errors import ConfigError
 
-    table = arrow.table({"prompt": ["a"], "made": arrow.array([2**62], arrow.timestamp("s"))})
+    table = arrow.table({"prompt": ["a"], "made": arrow.array([2**62], arrow.timestamp("us"))})
     parquet.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(ConfigError, match="no Parquet file"):
         read_table(tmp_path / "rows.parquet", CATALOG, "cpu")

@@ -71,7 +71,7 @@ def test_columns_that_nobody_reads_may_be_of_any_type(tmp_path: Path, picture: b
 
 
 def test_a_caption_that_python_cannot_have_is_refused(tmp_path: Path, picture: bytes) -> None:
-    table = arrow.table({"image": [picture], "caption": arrow.array([2**62], arrow.timestamp("s"))})
+    table = arrow.table({"image": [picture], "caption": arrow.array([2**62], arrow.timestamp("us"))})
     parquet.write_table(table, tmp_path / "x.parquet")
     assert "which cannot be read" in refused(tmp_path / "x.parquet")
 
@@ -156,10 +156,10 @@ def test_a_sparse_member_does_not_fill_the_disk(tmp_path: Path, picture: bytes) 
     assert any("1 members not used: a sparse file" in note for note in notes)
 
 
-def test_damaged_sums_of_packed_tars(tmp_path: Path, picture: bytes) -> None:
+def test_streams_of_packed_tars_that_go_on_as_something_else(tmp_path: Path, picture: bytes) -> None:
     data = archive(tmp_path / "x.tar", [(f"{number}.png", picture) for number in range(3)]).read_bytes()
-    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(data)[:-8] + b"no sum..")
-    (tmp_path / "x.tar.bz2").write_bytes(bz2.compress(data)[:-8] + b"no sum..")
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(data[:600]) + b"\x1f\x8b\x09" + bytes(50))
+    (tmp_path / "x.tar.bz2").write_bytes(bz2.compress(data[:600]) + b"BZh9" + bytes(50))
     for suffix in ("gz", "bz2"):
         assert "which cannot be read" in refused(tmp_path / f"x.tar.{suffix}")
 
@@ -225,6 +225,7 @@ TENSORS: Mapping[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, about kinds that it will give up
 @pytest.mark.parametrize("kind", TENSORS)
 def test_tensors_of_other_kinds_are_refused(kind: str, tmp_path: Path) -> None:
     torch.save({**GOOD, "latents": TENSORS[kind]()}, tmp_path / "a.pt")
