@@ -115,9 +115,12 @@ def application(service: Service) -> Starlette:
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=service.running)
 
 
-async def _http_error(_: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-    return error_response(error.status_code, error.detail, codes.get(error.status_code, "invalid_request"))
+    said = error.detail
+    if "got " not in said:  # of starlette: of a form that it cannot read, and where no route is
+        said = f"got {request.method} {request.url.path} ({said.rstrip('.')}); expected a request as /docs describes it"
+    return error_response(error.status_code, said, codes.get(error.status_code, "invalid_request"))
 
 
 async def _disk_error(_: Request, error: Exception) -> Response:

@@ -200,7 +200,7 @@ def data_sets() -> Iterator[tuple[str, bytes]]:
     yield "sizes@pipe.toml", sizes.encode()
     for name, filename in (("long", "x" * 5000), ("nul", "a\0"), ("surrogate", "\ud800"), ("empty", ""), ("list", [])):
         yield f"file-{name}@state.json", json.dumps({"_data_files": [{"filename": filename}]}).encode()
-    yield "deep@state.json", b'{"_data_files": ' + DEEP
+    yield "deep-files@state.json", b'{"_data_files": ' + DEEP
     for name, other in (("long", "x" * 5000), ("nul", "a\0"), ("surrogate", "\ud800"), ("deep", "x/" * 3000)):
         for column in ("file_name", "reference_path", "mask_path"):
             row = {"file_name": "a.png", "caption": "one", "reference_path": "a.png", column: other}
@@ -220,9 +220,9 @@ def data_sets() -> Iterator[tuple[str, bytes]]:
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
     yield "sparse@set.tar", bytes(header) + bytes(1024)
     stream = archive(["a.png"] * 50)
-    yield "goes-on.tar.gz", gzip.compress(stream[:600], mtime=0) + b"\x1f\x8b\x09" + bytes(50)
-    yield "goes-on.tar.bz2", bz2.compress(stream[:600]) + b"BZh9" + bytes(50)
-    yield "cut.tar.xz", lzma.compress(stream)[:-30]
+    yield "goes-on@set.tar.gz", gzip.compress(stream[:600], mtime=0) + b"\x1f\x8b\x09" + bytes(50)
+    yield "goes-on@set.tar.bz2", bz2.compress(stream[:600]) + b"BZh9" + bytes(50)
+    yield "cut@set.tar.xz", lzma.compress(stream)[:-30]
 
 
 def archive(names: Sequence[str]) -> bytes:

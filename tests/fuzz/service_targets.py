@@ -23,7 +23,21 @@ VIDEO = {
     "seed": 7,
     "negative_prompt": "blurred",
     "lora": [{"name": "style", "scale": 0.5}],
-    "extra_params": {"stg_scale": 0, "sigmas": [1.0, 0.5, 0.0], "second": {"steps": 2}},
+    "extra_params": {
+        "stg_scale": [0, 1.0],
+        "guidance_timesteps": [1.0, 0.5],
+        "stg_blocks": [[3], [4]],
+        "stg_rescale": 1,
+        "guidance_rescale": 0.5,
+        "stg_mode": "attention_values",
+        "cfg_star": True,
+        "step_cache": "off",
+        "sampler": "euler",
+        "levels": "own",
+        "tone_map": 0,
+        "decode_timestep": 0.05,
+        "second": {"timesteps": [900, 500, 0], "stg_blocks": [2]},
+    },
     "input_reference": {"image_url": "data:image/png;base64,"},
 }
 PLACES = {"video.json": "/v1/videos", "graph.json": "/prompt", "change.json": "/queue", "form.txt": "/v1/videos"}
