@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 DEEPEST = 100  # levels of lists and objects; a graph has four
+_DEEP = object()
 
 
 def read_json(text: str | bytes) -> Any:
@@ -18,10 +19,9 @@ def read_json(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text)
-        deeper = _is_deeper(value, DEEPEST)
     except RecursionError:
-        deeper = True
-    if deeper:
+        value = _DEEP
+    if value is _DEEP or _is_deeper(value, DEEPEST):
         raise ValueError(f"nested deeper than {DEEPEST} levels")
     return value
 

@@ -97,12 +97,11 @@ def _inside(folder: Path, subfolder: str, name: str) -> Path:
     """A file of a folder. Raises HTTPException: it is outside, or not there."""
     try:
         path = (folder / subfolder / name).resolve()
-        found = path.is_relative_to(folder.resolve()) and path.is_file()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
     except (OSError, ValueError):  # a name that no disk can have
-        found = False
-    if not found:
-        raise HTTPException(404, f"got the file {name}; expected one in the folder; see /history")
-    return path
+        pass
+    raise HTTPException(404, f"got the file {name}; expected one in the folder; see /history")
 
 
 async def _object(request: Request) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class PassSettings:
         for name, most in (("guidance_scale", LARGEST_SCALE), ("stg_scale", LARGEST_SCALE), ("stg_rescale", 1)):
             for value in _listed(getattr(self, name)) or ():
                 check_number(name, value, 0, most, advice=ADVICE)
-        levels = self.guidance_timesteps
+        levels: Any = self.guidance_timesteps  # of whatever a request says
         if levels is not None and (not isinstance(levels, list | tuple) or not levels):
             raise ConfigError(
                 f"got guidance_timesteps={shown(levels)}; expected levels from 1 to 0; give a list such as [1, 0.9]"

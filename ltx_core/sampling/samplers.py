@@ -183,7 +183,8 @@ def check_sampler(name: str, *, distilled: bool = False) -> None:
             those that can work.
     """
     able = [key for key, sampler in SAMPLERS.items() if not distilled or sampler.evaluations == 1]
-    known = isinstance(name, str)
+    said: object = name
+    known = isinstance(said, str)
     if known and name in able:
         return
     expected = f"expected one of {', '.join(able)}"
