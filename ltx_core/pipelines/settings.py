@@ -97,6 +97,8 @@ class PassSettings:
         for name, most in (("guidance_scale", LARGEST_SCALE), ("stg_scale", LARGEST_SCALE), ("stg_rescale", 1)):
             for value in _listed(getattr(self, name)) or ():
                 check_number(name, value, 0, most, advice=ADVICE)
+        if self.cfg_star is not None:
+            check_kind("cfg_star", self.cfg_star, bool)  # the text "false" would switch it on
         levels: Any = self.guidance_timesteps  # of whatever a request says
         if levels is not None and (not isinstance(levels, list | tuple) or not levels):
             raise ConfigError(
