@@ -12,13 +12,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..ltx_core.errors import LTXKitError, UnsupportedError
 from . import comfyui, openapi, videos
 from .catalog import own_size
-from .errors import error_response
+from .errors import Answer, error_response
 from .guard import Guard
 from .requests import ELSEWHERE, FieldError, measure
 from .videos import refused
@@ -75,23 +75,23 @@ def application(service: Service) -> Starlette:
 
     async def health(_: Request) -> Response:
         said = await run_in_threadpool(service.health)
-        return JSONResponse(said, 200 if said["status"] == "ok" else 503)
+        return Answer(said, 200 if said["status"] == "ok" else 503)
 
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(await run_in_threadpool(service.metrics))
 
     async def options(_: Request) -> Response:
         """What the page offers."""
-        return JSONResponse(await run_in_threadpool(_options, service))
+        return Answer(await run_in_threadpool(_options, service))
 
     async def plan(request: Request) -> Response:
         try:
-            return JSONResponse(await run_in_threadpool(_plan, service, dict(request.query_params)))
+            return Answer(await run_in_threadpool(_plan, service, dict(request.query_params)))
         except LTXKitError as error:
             return refused(error)
 
     async def description(_: Request) -> Response:
-        return JSONResponse(openapi.document(service))
+        return Answer(openapi.document(service))
 
     routes = [
         Route("/", page),
@@ -115,9 +115,12 @@ def application(service: Service) -> Starlette:
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=service.running)
 
 
-async def _http_error(_: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-    return error_response(error.status_code, error.detail, codes.get(error.status_code, "invalid_request"))
+    said = error.detail
+    if "got " not in said:  # of starlette: of a form that it cannot read, and where no route is
+        said = f"got {request.method} {request.url.path} ({said.rstrip('.')}); expected a request as /docs describes it"
+    return error_response(error.status_code, said, codes.get(error.status_code, "invalid_request"))
 
 
 async def _disk_error(_: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from ..ltx_core.errors import ConfigError, LTXKitError
 from ..ltx_core.files import whole
 from ..ltx_core.progress import Notes, Progress, ProgressEvent
 from ..ltx_core.values import shown
+from .bodies import read_json
 from .catalog import Catalog
 from .cluster import gpus, join
 from .folder import VIDEO
@@ -88,7 +89,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
             try:
                 rows = read_parquet(path).to_pylist()
-            except ArrowException as error:
+            # Besides its own errors pyarrow says of values that Python cannot have whatever Python does.
+            except (ArrowException, ValueError, OverflowError) as error:
                 raise ConfigError(f"got {path}, which is no Parquet file ({error}); expected one; check it") from error
             for number, row in enumerate(rows, 1):
                 yield number, {name: value for name, value in row.items() if value is not None}
@@ -103,8 +105,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = read_json(line)
+        except ValueError as error:
             yield number, f"got a line that is no JSON ({error}); expected a JSON object; correct it"
             continue
         wrong = f"got {shown(value)}; expected a JSON object; correct it"
@@ -136,7 +138,12 @@ def _row(said: Mapping[str, Any], number: int, name: str, folder: Path, catalog:
         return Row(number, name, request)
     if not isinstance(said[UPLOAD], str):
         raise ConfigError(f"got {UPLOAD}={shown(said[UPLOAD])}; expected the path of a picture or clip; write it so")
-    path = (folder / said[UPLOAD]).resolve()
+    try:
+        path = (folder / said[UPLOAD]).resolve()
+    except ValueError:  # no name of a file
+        raise ConfigError(
+            f"got {UPLOAD}={shown(said[UPLOAD])}; expected the path of a picture or clip; write it so"
+        ) from None
     as_frames(path, limit=1)
     return Row(number, name, request, path)
 

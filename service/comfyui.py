@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..ltx_core.errors import LTXKitError
+from ..ltx_core.filenames import stays_inside
+from ..ltx_core.values import shown as quoted
+from .bodies import read_json
+from .errors import Answer
 from .folder import UPLOADS
 from .queue import Job, KeyUsedError, QueueFullError
 
@@ -31,11 +35,12 @@ if TYPE_CHECKING:
 LOOK = 0.1  # seconds between looks at the jobs of a client
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KINDS = ("input", "output", "temp")
+LONGEST_UPLOAD = 200  # bytes of a name, which may get a number
 
 
 def _problem(kind: str, message: str, node_errors: dict[str, Any] | None = None) -> Response:
     error = {"type": kind, "message": message, "details": "", "extra_info": {}}
-    return JSONResponse({"error": error, "node_errors": node_errors or {}}, 400)
+    return Answer({"error": error, "node_errors": node_errors or {}}, 400)
 
 
 def _queued(service: Service, graph: dict[str, Any], prompt_id: str, client: str | None) -> Response:
@@ -64,12 +69,12 @@ def _queued(service: Service, graph: dict[str, Any], prompt_id: str, client: str
             prompt_id, "graph", request, limit=service.limits.waiting, idempotency=f"prompt {prompt_id}"
         )
     except QueueFullError as error:
-        return JSONResponse({"error": {"type": "queue_full", "message": str(error)}, "node_errors": {}}, 429)
+        return Answer({"error": {"type": "queue_full", "message": str(error)}, "node_errors": {}}, 429)
     except KeyUsedError:
         is_new, job = False, None
     if not is_new or job is None:
         return _problem("invalid_prompt_id", f"got the prompt_id {prompt_id}, which is in use; expected a new one")
-    return JSONResponse({"prompt_id": job.id, "number": job.number, "node_errors": {}})
+    return Answer({"prompt_id": job.id, "number": job.number, "node_errors": {}})
 
 
 def _entry(job: Job) -> list[Any]:
@@ -90,16 +95,19 @@ def _history(job: Job) -> dict[str, Any]:
 
 def _inside(folder: Path, subfolder: str, name: str) -> Path:
     """A file of a folder. Raises HTTPException: it is outside, or not there."""
-    path = (folder / subfolder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise HTTPException(404, f"got the file {name}; expected one in the folder; see /history")
-    return path
+    try:
+        path = (folder / subfolder / name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    except (OSError, ValueError):  # a name that no disk can have
+        pass
+    raise HTTPException(404, f"got the file {name}; expected one in the folder; see /history")
 
 
 async def _object(request: Request) -> dict[str, Any]:
     try:
-        said = json.loads(await request.body())
-    except (ValueError, RecursionError):
+        said = read_json(await request.body())
+    except ValueError:
         said = None
     if not isinstance(said, dict):
         raise HTTPException(400, "got a body that is no JSON object; expected one; check it")
@@ -130,7 +138,7 @@ def routes(service: Service) -> list[BaseRoute]:
             jobs = [job] if job is not None and job.kind == "graph" and job.is_over else []
         else:
             jobs = reversed(queue.jobs("graph", limit=200, status=("completed", "failed")))
-        return JSONResponse({job.id: _history(job) for job in jobs})
+        return Answer({job.id: _history(job) for job in jobs})
 
     async def view(request: Request) -> Response:
         said = request.query_params
@@ -144,7 +152,7 @@ def routes(service: Service) -> list[BaseRoute]:
 
     async def shown(_: Request) -> Response:
         running, waiting = (queue.jobs("graph", newest_first=False, status=(each,)) for each in _STATES)
-        return JSONResponse({"queue_running": [*map(_entry, running)], "queue_pending": [*map(_entry, waiting)]})
+        return Answer({"queue_running": [*map(_entry, running)], "queue_pending": [*map(_entry, waiting)]})
 
     async def change(request: Request) -> Response:
         said = await _object(request)
@@ -152,7 +160,7 @@ def routes(service: Service) -> list[BaseRoute]:
         if said.get("clear"):
             ids = [job.id for job in queue.jobs("graph", status=("queued",))]
         for job_id in ids if isinstance(ids, list) else []:
-            job = queue.get(str(job_id))
+            job = queue.get(job_id) if isinstance(job_id, str) and _ID.fullmatch(job_id) else None
             if job is not None and job.kind == "graph" and job.status == "queued":
                 await run_in_threadpool(service.delete, job.id)
         return Response()
@@ -170,10 +178,12 @@ def routes(service: Service) -> list[BaseRoute]:
             name = Path(file.filename.replace("\\", "/")).name
             if Path(name).suffix.lower() not in UPLOADS:
                 raise HTTPException(400, f"got {name}; expected a name that ends in one of {', '.join(UPLOADS)}")
+            if not stays_inside(name) or len(name.encode()) > LONGEST_UPLOAD:
+                raise HTTPException(400, f"got a file with the name {quoted(name)}; expected a shorter one; rename it")
             content = await file.read()
             overwrite = str(form.get("overwrite", "")).lower() in ("true", "1")
         stored = await run_in_threadpool(_stored, service.folder.input, name, content, overwrite)
-        return JSONResponse({"name": stored, "subfolder": "", "type": "input"})
+        return Answer({"name": stored, "subfolder": "", "type": "input"})
 
     async def socket(connection: WebSocket) -> None:
         client = connection.query_params.get("clientId") or uuid.uuid4().hex

@@ -67,8 +67,11 @@ class Guard:
         return 401, "got no token, or a wrong one; expected the server's; send it as Authorization: Bearer TOKEN"
 
 
-def _authority(origin: str) -> str:
-    return urlsplit(origin).netloc.lower()
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_of(address: str) -> str:

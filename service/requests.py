@@ -7,7 +7,6 @@ comes out is made of JSON values, is stored in the queue, and names no file of t
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..ltx_core.errors import ConfigError, LTXKitError, UnsupportedError
 from ..ltx_core.values import LARGEST_STRENGTH, check_frame_rate, check_number, check_seed, check_text, is_number, shown
+from .bodies import read_json
 from .catalog import Catalog, Model, outline_of, own_size
 
 SEED_BITS = 32  # of a seed that is drawn, as the library draws it
@@ -64,7 +64,7 @@ def _prompt(value: Any) -> str:
 def _number(value: Any) -> float | int:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except ValueError:
             raise ConfigError(f"got {shown(value)}; expected a number; write it in digits") from None
     if not is_number(value):
@@ -105,8 +105,8 @@ def _object(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return read_json(value)
+    except ValueError:
         raise ConfigError(f"got {shown(value)}; expected JSON; check it") from None
 
 

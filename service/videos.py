@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -16,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ..ltx_core.errors import LTXKitError
+from .bodies import read_json
 from .catalog import NotOfferedError
-from .errors import error_response
+from .errors import Answer, error_response
 from .folder import UPLOADS
 from .queue import Job, KeyUsedError, QueueFullError
 from .requests import UPLOAD, FieldError, TooLargeError, read_request
@@ -97,8 +97,8 @@ async def _said(request: Request) -> tuple[dict[str, Any], _Upload | None]:
                     _put(said, name, value)
     else:
         try:
-            value = json.loads(await request.body())
-        except (ValueError, RecursionError) as error:
+            value = read_json(await request.body())
+        except ValueError as error:
             raise HTTPException(
                 400, f"got a body that is no JSON ({error}); expected a JSON object or a form"
             ) from error
@@ -127,8 +127,8 @@ def _put(said: dict[str, Any], name: str, text: str) -> None:
         said[name] = text
         return
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = read_json(text)
+    except ValueError:
         value = text
     is_list = keys[-1] == "" or keys[0] == ""
     key = next((each for each in keys if each), None)
@@ -156,7 +156,7 @@ def _from_data_url(name: str, value: Any) -> _Upload | None:
         return None
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except ValueError:
             value = None
     if isinstance(value, Mapping):
@@ -174,7 +174,7 @@ def _from_data_url(name: str, value: Any) -> _Upload | None:
         )
     try:
         content = base64.b64decode(value[found.end() :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of binascii, and of letters beyond ASCII
         raise FieldError(UPLOAD, f"got a data: URL that is no base64 ({error}); expected base64; check it") from error
     return _Upload(content, f".{found[2].lower().replace('jpeg', 'jpg')}")
 
@@ -280,7 +280,7 @@ def routes(service: Service) -> list[Route]:
 
     async def create(request: Request) -> Response:
         try:
-            return JSONResponse(as_video(await _accepted(service, request), service))
+            return Answer(as_video(await _accepted(service, request), service))
         except LTXKitError as error:
             return refused(error)
 
@@ -313,15 +313,15 @@ def routes(service: Service) -> list[Route]:
         jobs = service.queue.jobs("video", after=query.get("after"), limit=limit + 1, newest_first=order == "desc")
         data = [as_video(job, service) for job in jobs[:limit]]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return JSONResponse({"object": "list", "data": data, "has_more": len(jobs) > limit, **ends})
+        return Answer({"object": "list", "data": data, "has_more": len(jobs) > limit, **ends})
 
     async def one(request: Request) -> Response:
-        return JSONResponse(as_video(_job(service, request), service))
+        return Answer(as_video(_job(service, request), service))
 
     async def delete(request: Request) -> Response:
         job = _job(service, request)
         await run_in_threadpool(service.delete, job.id)
-        return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
+        return Answer({"id": job.id, "object": "video.deleted", "deleted": True})
 
     async def content(request: Request) -> Response:
         job, variant = _job(service, request), request.query_params.get("variant", "video")
@@ -357,11 +357,11 @@ def routes(service: Service) -> list[Route]:
         return error_response(400, f"got {request.url.path}, which no model here can do; {_NOT_OFFERED}", "unsupported")
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(name) for name in service.catalog.models]})
+        return Answer({"object": "list", "data": [_model(name) for name in service.catalog.models]})
 
     async def model(request: Request) -> Response:
         try:
-            return JSONResponse(_model(service.catalog.model(request.path_params["id"]).name))
+            return Answer(_model(service.catalog.model(request.path_params["id"]).name))
         except NotOfferedError as error:
             return refused(error)
 

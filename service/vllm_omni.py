@@ -183,7 +183,7 @@ def catalog_of(folder: Path) -> Catalog:
     """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"got the model {shown(str(folder))}, whose {INDEX} cannot be read ({error}); expected a folder on this "
             "machine with one; download the model, or write it as docs/serve.md says"

@@ -17,7 +17,7 @@ from ..sampling.guidance import ADVICE, Guidance
 from ..sampling.samplers import SamplerSettings
 from ..sampling.schedules import explicit
 from ..sampling.step_cache import threshold_of
-from ..values import LARGEST_SCALE, MOST_STEPS, check_kind, check_number, check_whole
+from ..values import LARGEST_SCALE, MOST_STEPS, check_kind, check_number, check_whole, shown
 from .recipe import REFINE
 
 Which = Literal["one", "first", "second"]
@@ -97,6 +97,22 @@ class PassSettings:
         for name, most in (("guidance_scale", LARGEST_SCALE), ("stg_scale", LARGEST_SCALE), ("stg_rescale", 1)):
             for value in _listed(getattr(self, name)) or ():
                 check_number(name, value, 0, most, advice=ADVICE)
+        if self.cfg_star is not None:
+            check_kind("cfg_star", self.cfg_star, bool)  # the text "false" would switch it on
+        levels: Any = self.guidance_timesteps  # of whatever a request says
+        if levels is not None and (not isinstance(levels, list | tuple) or not levels):
+            raise ConfigError(
+                f"got guidance_timesteps={shown(levels)}; expected levels from 1 to 0; give a list such as [1, 0.9]"
+            )
+        for level in levels or ():
+            check_number("guidance_timesteps", level, 0, 1, advice=ADVICE)
+        blocks = self.stg_blocks
+        kinds = {isinstance(each, tuple) for each in blocks} if isinstance(blocks, tuple) else {True, False}
+        if blocks is not None and len(kinds) > 1:
+            raise ConfigError(
+                f"got stg_blocks={shown(blocks)}; expected numbers of blocks, or a list of them for each step; give a "
+                "list such as [19]"
+            )
         if self.guidance is not None:
             check_kind("guidance", self.guidance, Guidance)
         if self.step_cache is not None:

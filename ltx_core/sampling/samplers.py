@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import LEVELS, Levels
 from ..errors import ConfigError
-from ..values import check_choice, check_number
+from ..values import check_choice, check_number, shown
 from .noise import Noise, token_noise
 from .schedules import check_sigmas
 from .state import LatentState
@@ -183,15 +183,17 @@ def check_sampler(name: str, *, distilled: bool = False) -> None:
             those that can work.
     """
     able = [key for key, sampler in SAMPLERS.items() if not distilled or sampler.evaluations == 1]
-    if name in able:
+    said: object = name
+    known = isinstance(said, str)
+    if known and name in able:
         return
     expected = f"expected one of {', '.join(able)}"
-    if name in SAMPLERS:
+    if known and name in SAMPLERS:
         raise ConfigError(
             f"got the sampler {name}, which evaluates the model {SAMPLERS[name].evaluations} times per step, on the "
             f"levels of a distilled checkpoint, which was trained for one; {expected}; choose one of them"
         )
-    raise ConfigError(f"got the sampler {name!r}; {expected}; check the name")
+    raise ConfigError(f"got the sampler {shown(name)}; {expected}; check the name")
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,9 @@ def explicit(values: Sequence[float], *, unfinished: bool = False) -> Tensor:
     Raises:
         ConfigError: the list is empty, starts above 1000, contains a value that is not finite, or does not descend.
     """
-    if not values or not all(is_number(value) for value in values):
+    if not isinstance(values, list | tuple) or not values or not all(is_number(value) for value in values):
         raise ConfigError(
-            f"got the levels {shown(list(values))}; expected descending numbers; give at least one, for example 1, "
-            "0.9, 0.5"
+            f"got the levels {shown(values)}; expected descending numbers; give at least one, for example 1, 0.9, 0.5"
         )
     levels = [float(value) for value in values]
     if levels[0] > 1:

@@ -116,6 +116,9 @@ def listed_captions(
     def beside_it(kind: dict[Path, Path], what: str, clip: Path, name: str | None, start: Path) -> None:
         if name is None or not name.strip():
             return
+        if not _can_be_a_file(name, start):
+            faults.append(f"{clip}: its {what} {shown(name)} is no name that a file can have")
+            return
         path = located(name, start)
         if not path.exists():
             faults.append(f"{clip}: its {what} {path} is missing")

@@ -43,9 +43,11 @@ def fitting_frames(name: str, frames: int) -> int:
     path = Path(name)
     if path.suffix.lower() != ".npy":
         return frames
+    from .moving_mnist import NUMPY_ERRORS
+
     try:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError):
+    except NUMPY_ERRORS:
         return frames
     if len(shape) != 4 or shape[0] >= frames:
         return frames

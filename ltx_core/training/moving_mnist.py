@@ -23,7 +23,7 @@ from .digits.clips import WORDS
 
 # What numpy and zipfile say of damaged bytes: headers of arrays are Python texts to them, and archives may be encrypted
 # or packed in ways that this Python lacks.
-_NUMPY_ERRORS = (
+NUMPY_ERRORS = (
     *(OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TypeError, LookupError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
 )
@@ -105,7 +105,7 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         beside = path.with_name(path.name.replace("videos", "labels"))
         if beside != path and beside.is_file():
             arrays |= {f"{beside.name}:{name}": array for name, array in _arrays(beside).items()}
-    except _NUMPY_ERRORS as error:
+    except NUMPY_ERRORS as error:
         raise ConfigError(
             f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"
         ) from error

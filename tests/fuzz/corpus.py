@@ -6,14 +6,21 @@ TARGET/NAME@FILE: it takes the place of FILE among the valid files of its target
 
 from __future__ import annotations
 
+import base64
+import bz2
+import gzip
+import io
 import json
+import lzma
 import struct
+import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 FOUND = Path(__file__).resolve().parents[1] / "data" / "fuzz"
+DEMO = Path(__file__).resolve().parents[2] / "workflows" / "api" / "01 Demo - a digit from a prompt.json"
 DEEP = b"[" * 20_000
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -183,6 +190,103 @@ def png(width: int, height: int, chunks: bytes = b"") -> bytes:
     )
 
 
+def data_sets() -> Iterator[tuple[str, bytes]]:
+    """(NAME@FILE, content) of what other tools write, with names and counts that lie."""
+    for name, path in (("home", "~nobody-is-called-so/x"), ("long", "x" * 5000), ("deep", "x/" * 3000)):
+        yield f"path-{name}@pipe.toml", f"[[directory]]\npath = '{path}'\n".encode()
+        yield f"place-{name}@musubi.toml", f"[[datasets]]\nimage_jsonl_file = '{path}'\n".encode()
+    numbers = ", ".join(map(str, range(30_000)))
+    sizes = f"resolutions = [{numbers}]\nframe_buckets = [{numbers}]\n[[directory]]\npath = 'clips'\n"
+    yield "sizes@pipe.toml", sizes.encode()
+    for name, filename in (("long", "x" * 5000), ("nul", "a\0"), ("surrogate", "\ud800"), ("empty", ""), ("list", [])):
+        yield f"file-{name}@state.json", json.dumps({"_data_files": [{"filename": filename}]}).encode()
+    yield "deep-files@state.json", b'{"_data_files": ' + DEEP
+    for name, other in (("long", "x" * 5000), ("nul", "a\0"), ("surrogate", "\ud800"), ("deep", "x/" * 3000)):
+        for column in ("file_name", "reference_path", "mask_path"):
+            row = {"file_name": "a.png", "caption": "one", "reference_path": "a.png", column: other}
+            yield f"{column}-{name}@rows.json", json.dumps([row]).encode()
+    for name, members in (
+        ("long", ["x" * 300 + ".txt", "x" * 300 + "/a.png"]),
+        ("file-and-folder", ["a.png", "a.png/b.png"]),
+        ("folder-and-file", ["a.txt/b.txt", "a.txt"]),
+        ("outside", ["../a.png", "/a.png"]),
+    ):
+        yield f"names-{name}@set.tar", archive(members)
+    sparse = tarfile.TarInfo("a.png")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 0)  # one piece without bytes
+    header[483:495] = b"%011o\0" % (2**33 - 1)  # of a file of 8 GB
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    yield "sparse@set.tar", bytes(header) + bytes(1024)
+    stream = archive(["a.png"] * 50)
+    yield "goes-on@set.tar.gz", gzip.compress(stream[:600], mtime=0) + b"\x1f\x8b\x09" + bytes(50)
+    yield "goes-on@set.tar.bz2", bz2.compress(stream[:600]) + b"BZh9" + bytes(50)
+    yield "cut@set.tar.xz", lzma.compress(stream)[:-30]
+
+
+def archive(names: Sequence[str]) -> bytes:
+    """A tar of files with these names."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as opened:
+        for name in names:
+            opened.addfile(tarfile.TarInfo(name))
+    return stream.getvalue()
+
+
+def requests() -> Iterator[tuple[str, bytes]]:
+    """(NAME@FILE, content) of what clients send to a server, and of tables of requests."""
+    picture = "data:image/png;base64,"
+    for name, said in (
+        ("prompt-surrogate", {"prompt": "\ud800 a 7"}),
+        ("field-surrogate", {"prompt": "a", "\ud800": 1}),
+        ("number-deep", {"prompt": "a", "seconds": "[" * 3000}),
+        ("number-object", {"prompt": "a", "seed": "{}"}),
+        ("number-long", {"prompt": "a", "seed": "9" * 5000}),
+        ("knobs-deep", {"prompt": "a", "extra_params": {"sigmas": json.loads("[" * 300 + "]" * 300)}}),
+        ("knobs-of-python", {"prompt": "a", "extra_params": {"self": 1}}),
+        ("second-of-python", {"prompt": "a", "extra_params": {"second": {"self": 1, "\ud800": 2}}}),
+        ("lora-deep", {"prompt": "a", "lora": "[" * 3000}),
+        ("reference-letters", {"prompt": "a", "input_reference": f"{picture}é"}),
+        ("reference-deep", {"prompt": "a", "input_reference": '{"image_url": ' * 3000}),
+        ("reference-surrogate", {"prompt": "a", "input_reference": {"\ud800": 1}}),
+        (
+            "reference-bomb",
+            {"prompt": "a", "input_reference": picture + base64.b64encode(png(60_000, 60_000)).decode()},
+        ),
+    ):
+        yield f"requests/{name}@video.json", json.dumps(said).encode()
+        yield f"batch/{name}@row.jsonl", json.dumps(said).encode()
+    for name, path in (("nul", "a\0.png"), ("long", "x" * 5000), ("surrogate", "\ud800.png"), ("folder", ".")):
+        yield f"batch/reference-{name}@row.jsonl", json.dumps({"prompt": "a", "input_reference": path}).encode()
+    demo = json.loads(DEMO.read_text(encoding="utf-8"))
+    for name, more in (
+        ("nan", {"_meta": {"title": float("nan"), "more": [float("inf")]}, "is_changed": [float("nan")]}),
+        ("surrogate", {"_meta": {"title": "\ud800"}, "\udfff": {}}),
+        ("deep", {"_meta": json.loads("[" * 900 + "]" * 900)}),
+    ):
+        for kind in ("LTXKitCreateSchedule", "SaveImage"):
+            graph = {"1": {"class_type": kind, "inputs": {}, **more}}
+            yield f"requests/{name}-{kind}@graph.json", json.dumps({"prompt": graph}).encode()
+        graph = json.loads(json.dumps(demo))
+        next(iter(graph.values())).update(more)
+        yield f"requests/{name}-accepted@graph.json", json.dumps({"prompt": graph}).encode()
+    yield "requests/client-surrogate@graph.json", json.dumps({"prompt": demo, "client_id": "\ud800"}).encode()
+    yield "requests/identity-list@graph.json", json.dumps({"prompt": demo, "prompt_id": [1]}).encode()
+    yield "requests/delete@change.json", json.dumps({"delete": ["\ud800", None, [], {}, 1, "x" * 5000]}).encode()
+    yield "requests/clear@change.json", json.dumps({"delete": {"a": 1}, "clear": [1]}).encode()
+    for name, field in (
+        ("nul", "a\0"),
+        ("long", "x" * 5000),
+        ("brackets", "lora[" * 50),
+        ("list", "extra_params[a][]"),
+    ):
+        form = f'--x\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n[1\r\n--x--\r\n'
+        yield f"requests/field-{name}@form.txt", form.encode()
+    yield "requests/no-end@form.txt", b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na'
+    yield "requests/no-name@form.txt", b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--\r\n"
+
+
 def files() -> Iterator[tuple[str, bytes]]:
     """(TARGET/NAME@FILE, content) of every file."""
     for name, data in headers():
@@ -219,6 +323,13 @@ def files() -> Iterator[tuple[str, bytes]]:
         ("recipes", "theirs.json"),
         ("captions", "captions.json"),
         ("runs", "graph.json"),
+        ("requests", "video.json"),
+        ("requests", "graph.json"),
+        ("requests", "change.json"),
+        ("batch", "row.jsonl"),
+        ("data-sets", "musubi.json"),
+        ("data-sets", "rows.json"),
+        ("data-sets", "state.json"),
     ):
         yield f"{target}/deep@{file}", b'{"a": ' + DEEP
         yield f"{target}/list@{file}", b"[1, 2]"
@@ -258,6 +369,9 @@ def files() -> Iterator[tuple[str, bytes]]:
     yield "data-sets/general@musubi.toml", b"general = 7\ndatasets = []\n"
     yield "data-sets/pickle@a.pt", b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00trueq\x01\x85q\x02Rq\x03."
     yield "data-sets/empty@set.tar", b""
+    for name, data in data_sets():
+        yield f"data-sets/{name}", data
+    yield from requests()
     yield "data-files/no-elements@train-labels-idx1-ubyte", struct.pack(">IIII", 0x803, 0, 2**32 - 1, 2**32 - 1)
     yield "data-files/dimensions@train-labels-idx1-ubyte", b"\0\0\x08\xff"
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 4, 8, 8)), }".ljust(117) + b"\n"

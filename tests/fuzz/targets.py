@@ -5,6 +5,7 @@ from __future__ import annotations
 import datasets_targets
 import graph_targets
 import media_targets
+import service_targets
 import settings_targets
 import weights_targets
 from target import Target
@@ -15,4 +16,5 @@ TARGETS: dict[str, Target] = {
     **settings_targets.TARGETS,
     **media_targets.TARGETS,
     **datasets_targets.TARGETS,
+    **service_targets.TARGETS,
 }

@@ -20,6 +20,7 @@ from ltxkit.ltx_core.pipelines.condition import Condition, Reference
 from ltxkit.ltx_core.pipelines.dry_run import Choices
 from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.pipelines.long_video import LongSettings
+from ltxkit.ltx_core.pipelines.presets import Recipe
 from ltxkit.ltx_core.pipelines.settings import Decoding, Overrides, PassSettings
 from ltxkit.ltx_core.pipelines.two_stage import Upscaling, first_pass_size, upscale_latent
 from ltxkit.ltx_core.placing.devices import Memory, chosen_device, clear_of_memory
@@ -307,3 +308,26 @@ def test_one_cell_is_too_little_for_an_upscaler_with_a_channel_in_each_group(tin
     large = upscale_latent(upscaling, torch.randn(1, channels, 1, 1, 2), host=host)
     assert large.shape[2:] == (1, 2, 4)
     assert bool(large.isfinite().all())
+
+
+HOSTILE: tuple[Any, ...] = (
+    *(0, -1, 0.5, True, "x", "", b"x", None, math.nan, math.inf, 2**70, 10**400, 1j, object()),
+    *([], [[]], [[[]]], [None], ["a"], [{}], [1, [2]], [[1], 2], [[1, 2], [3]], [math.nan], [10**400], ["euler"]),
+    *({}, {"a": 1}, {1: 2}, {"steps": {}}, {"sigmas": 5}, {"timesteps": 5}, {"stg_blocks": 5}),
+    *(set(), range(3), np.zeros(3), np.zeros(0), torch.zeros(2), torch.zeros(())),
+)
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Recipe)])
+def test_a_field_of_a_recipe_takes_a_value_or_refuses_it(name: str):
+    """Numbers for lists and lists for numbers too: a request to `ltxkit serve` may have any value of JSON."""
+    beside = {} if name == "guidance_timesteps" else {"guidance_timesteps": [1, 0.5]}
+    said: list[str] = []
+    for value in HOSTILE:
+        for values in ({name: value}, {name: value, **beside}, {"second": {name: value}}):
+            try:
+                Recipe(**values)
+            except LTXKitError as error:
+                said.append(str(error))
+    assert [text for text in said if "got " not in text or "expected " not in text] == []
+    assert said

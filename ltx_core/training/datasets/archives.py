@@ -6,6 +6,7 @@ after the last slash; the rest says what each is. `datasets` and finetrainers ta
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import lzma
@@ -26,6 +27,11 @@ from ..data import file_identity
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 DONE = ".unpacked.json"  # in an unpacked folder: what of the archive was not used, by reason
+# What the disk says of an archive whose members have names that are too long, or are files and folders at once. The
+# readers of gzip and bzip2 raise errors of the disk, without a number, for damaged bytes.
+_OF_THE_ARCHIVE = (
+    *(None, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.ENOENT),
+)
 _TEXTS = (".txt", ".caption", ".json")
 # Words between the key and the suffix that say of a clip what it is to the sample: 000.reference.mp4.
 _CONDITIONS = ("reference", "ref", "control", "condition", "mask")
@@ -43,7 +49,9 @@ def unpacked_archive(archive: Path, notes: Notes) -> Path:
         try:
             with tarfile.open(archive) as opened:
                 return _unpack(opened, archive, folder)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
+                raise
             raise ConfigError(
                 f"got {archive}, which cannot be read ({error}); expected a whole tar; make it again"
             ) from error
@@ -92,6 +100,8 @@ def _unpack(opened: tarfile.TarFile, archive: Path, folder: Path) -> dict[str, i
             faults.append(member.name)
         elif not member.isfile():
             leave("a link or no file")
+        elif member.issparse():  # a few bytes of an archive would become as many zeros as they like
+            leave("a sparse file")
         elif any(part.startswith(".") for part in Path(member.name).parts):
             leave("hidden")
         elif suffix in CLIP_SUFFIXES | PICTURE_SUFFIXES:

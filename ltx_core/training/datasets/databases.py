@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, UnsupportedError
+from ...files import is_there
 from ...media import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ...progress import Notes
 from ..captions import CAPTION_COLUMNS, FILE_COLUMNS, MASK_COLUMNS, REFERENCE_COLUMNS
@@ -39,6 +40,7 @@ _MAGIC = (
     (b"\x00\x00\x01\xba", 0, ".mpg"),
     (b"G", 0, ".ts"),
 )
+_READ = {*FILE_COLUMNS, "mp4", "bytes", *CAPTION_COLUMNS, *REFERENCE_COLUMNS, *MASK_COLUMNS}
 _SPLIT = re.compile(r"(?P<split>[a-z]+)(-\d+-of-\d+)?(-[0-9a-f]+)?$")
 
 
@@ -77,10 +79,10 @@ def unpacked_saved(path: Path, notes: Notes) -> Place:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         names = [str(each["filename"]) for each in state["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"got {path}/state.json, which cannot be read ({error}); save the data again") from error
     files = [path / Path(name).name for name in names]
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not (is_there(file) and file.is_file())]
     if missing:
         raise ConfigError(f"got {path} without {', '.join(missing)}, which state.json names; copy it whole")
     if state.get("_indices_data_files"):
@@ -128,7 +130,7 @@ def _write_rows(rows: Iterator[tuple[dict[str, Any], dict[str, str]]], part: Pat
         for reason in left_out:
             left_out[reason] += 1
         text = next((_text(row[column]) for column in _columns(row, CAPTION_COLUMNS)), None)
-        file = _stored(row[media], part / f"{number:06}", name, number)
+        file = _stored(row.get(media), part / f"{number:06}", name, number)
         entry = {"file_name": file} | ({} if text is None else {"caption": text})
         for columns, key in ((REFERENCE_COLUMNS, "reference_path"), (MASK_COLUMNS, "mask_path")):
             for column in _columns(row, columns)[:1]:
@@ -145,8 +147,9 @@ def _write_rows(rows: Iterator[tuple[dict[str, Any], dict[str, str]]], part: Pat
 
 def _stored(value: Any, stem: Path, name: str, number: int) -> str:
     """A clip's name in the unpacked folder, where its bytes are written; or the path that the table has."""
-    path = value if isinstance(value, str) else value.get("path") if isinstance(value, dict) else None
-    content = value if isinstance(value, bytes) else value.get("bytes") if isinstance(value, dict) else None
+    said = value if isinstance(value, dict) else {"path": value, "bytes": value}
+    path = said.get("path") if isinstance(said.get("path"), str) else None
+    content = said.get("bytes") if isinstance(said.get("bytes"), bytes) else None
     if content is None:
         if path is None:
             raise ConfigError(f"got row {number} of {name} without a clip; expected its bytes or its path; correct it")
@@ -168,7 +171,7 @@ def _suffix(content: bytes) -> str:
 def _media_column(row: dict[str, Any], features: dict[str, str], name: str) -> str:
     """The column of clips: the one of that type, else one of the usual names with bytes, a path or a struct of both."""
     apart = set(_columns(row, REFERENCE_COLUMNS + MASK_COLUMNS))
-    typed = [column for column, kind in features.items() if kind in ("Video", "Image") and column not in apart]
+    typed = [each for each in row if features.get(each) in ("Video", "Image") and each not in apart]
     named = [column for column in _columns(row, ("mp4", *FILE_COLUMNS, "bytes")) if column not in apart]
     chosen = [column for column in typed if features[column] == "Video"] or typed or named
     if not chosen:
@@ -204,10 +207,18 @@ def _rows(files: Sequence[Path]) -> Iterator[tuple[dict[str, Any], dict[str, str
                 for batch in _batches(file, stack):
                     batch.validate(full=True)  # offsets that lead elsewhere would be followed
                     features = _features(batch.schema.metadata or {})
+                    names = dict.fromkeys(batch.schema.names)
+                    # What nobody reads may be of a type that Python lacks, such as times in nanoseconds.
+                    read = batch.select([name for name in names if _is_read(name, features)])
                     for number in range(batch.num_rows):  # a row may be hundreds of megabytes
-                        yield batch.slice(number, 1).to_pylist()[0], features
-        except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                        yield names | (read.slice(number, 1).to_pylist() or [{}])[0], features
+        except (arrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
             raise ConfigError(f"got {file}, which cannot be read ({error}); save the data again") from error
+
+
+def _is_read(name: str, features: dict[str, str]) -> bool:
+    """Whether a column may hold clips, captions, references or masks."""
+    return name.strip().lower() in _READ or features.get(name) in ("Video", "Image")
 
 
 def _batches(file: Path, stack: contextlib.ExitStack) -> Iterator[Any]:
@@ -233,5 +244,5 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, str]:
         info = json.loads(metadata.get(b"huggingface", b"{}"))
         features = info["info"]["features"]
         return {name: str(kind.get("_type", "")) for name, kind in features.items() if isinstance(kind, dict)}
-    except (ValueError, LookupError, AttributeError, TypeError):
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return {}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...shapes import PixelShape, ScaleFactors
+from ...values import is_number, is_whole
 from ..checkpoints import UNREADABLE
 
 FOLDER = ".precomputed"
@@ -82,24 +83,24 @@ def read_latents(file: Path) -> StoredLatents:
         ConfigError: the file is damaged, has other content, or has pickled objects, which are not loaded.
     """
     content = _load(file)
-    latents = content.get("latents")
+    latents = _plain(content.get("latents"), file)
     if not isinstance(latents, Tensor) or latents.ndim not in (2, 4):
         raise ConfigError(
             f"got {file} with {', '.join(map(str, content)) or 'nothing'}; expected latents, num_frames, height and "
             "width, as LTX-Video-Trainer writes them; compute it again"
         )
     if latents.ndim == 2:
-        frames, height, width = (_whole(content.get(name)) for name in ("num_frames", "height", "width"))
-        if frames * height * width != len(latents) or not len(latents):
+        frames, height, width = (_whole(_plain(content.get(name), file)) for name in ("num_frames", "height", "width"))
+        if min(frames, height, width) < 1 or frames * height * width != len(latents):
             raise ConfigError(
                 f"got {file} with {len(latents)} tokens of {frames} x {height} x {width} cells; expected as many; "
                 "compute it again"
             )
         latents = rearrange(latents, "(f h w) c -> c f h w", f=frames, h=height, w=width)
-    if not latents.is_floating_point() or not bool(latents.isfinite().all()):
-        raise ConfigError(f"got {file} with latents that are not finite numbers; compute it again")
+    if not latents.numel() or not latents.is_floating_point() or not bool(latents.float().isfinite().all()):
+        raise ConfigError(f"got {file} without latents, or with some that are not finite numbers; compute it again")
     fps = content.get("fps")
-    return StoredLatents(latents.float(), float(fps) if isinstance(fps, int | float) and fps > 0 else None)
+    return StoredLatents(latents.float(), float(fps) if is_number(fps) and fps > 0 else None)
 
 
 def read_embedding(file: Path) -> Tensor:
@@ -109,7 +110,7 @@ def read_embedding(file: Path) -> Tensor:
         ConfigError: as `read_latents`.
     """
     content = _load(file)
-    tokens, mask = content.get("prompt_embeds"), content.get("prompt_attention_mask")
+    tokens, mask = (_plain(content.get(f"prompt_{name}"), file) for name in ("embeds", "attention_mask"))
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.is_floating_point():
         raise ConfigError(
             f"got {file} with {', '.join(map(str, content)) or 'nothing'}; expected prompt_embeds and "
@@ -119,7 +120,7 @@ def read_embedding(file: Path) -> Tensor:
         if mask.shape != tokens.shape[:1] or not bool(mask.bool().any()):
             raise ConfigError(f"got {file} with a mask of {tuple(mask.shape)}; expected one value for each token")
         tokens = tokens[mask.bool()]
-    if not bool(tokens.isfinite().all()):
+    if not bool(tokens.float().isfinite().all()):
         raise ConfigError(f"got {file} with embeddings that are not finite numbers; compute it again")
     return tokens.clone()
 
@@ -152,11 +153,28 @@ def _load(file: Path) -> dict[Any, Any]:
     return content
 
 
+def _plain(value: Any, file: Path) -> Any:
+    """A value as it is; of a tensor, its bytes are in the file.
+
+    Raises:
+        ConfigError: a tensor of another kind (sparse, quantized, nested, without bytes), or one that repeats its bytes,
+            which could be of any size.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    strided = value.layout == torch.strided and not value.is_quantized and not value.is_nested
+    if not strided or value.device.type != "cpu" or value.untyped_storage().nbytes() < value.numel() * value.itemsize:
+        raise ConfigError(
+            f"got {file} with a tensor that is not plain; expected as many values as its shape says; compute it again"
+        )
+    return value
+
+
 def _whole(value: Any) -> int:
     """A count; collating makes tensors of them."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    return int(value) if isinstance(value, int | float) and value == int(value) else 0
+    return int(value) if is_whole(value) else 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,13 +6,16 @@ dataset/config_utils.py. Both look at a folder itself, not at those below.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...cache import in_home
 from ...errors import ConfigError, UnsupportedError
+from ...files import is_folder, is_there
 from ...progress import Notes
 
 # What is read here; every other key is said.
@@ -21,6 +24,8 @@ _MUSUBI = {
     *("caption_extension", "num_repeats", "resolution", "target_frames"),
 }
 _PIPE = {"path", "num_repeats", "caption_prefix", "mask_path", "control_path", "size_buckets", "frame_buckets"}
+_MOST_SIZES = 100  # that are said
+_Sizes = dict[tuple[int, int, int], None]  # (frames, height, width), each once, in order
 
 
 def read_sets(file: Path, notes: Notes) -> list[dict[str, Any]]:
@@ -36,7 +41,7 @@ def read_sets(file: Path, notes: Notes) -> list[dict[str, Any]]:
         raise ConfigError(f"got {file} with a list; expected [[datasets]] or [[directory]]; correct it")
     faults: list[str] = []
     unused: set[str] = set()
-    sizes: list[list[int]] = []
+    sizes: _Sizes = {}
     if isinstance(tree.get("datasets"), list):
         general = tree.get("general", {})
         if not _is_map(general):
@@ -61,8 +66,9 @@ def read_sets(file: Path, notes: Notes) -> list[dict[str, Any]]:
     if unused:
         notes(f"{file}: not used, since the training config decides: {', '.join(sorted(unused))}")
     if sizes:
-        distinct = [size for number, size in enumerate(sizes) if size not in sizes[:number]]
-        notes(f"{file}: its sizes are data.sizes={distinct}; those of the training config are used")
+        notes(
+            f"{file}: its sizes are data.sizes={[list(size) for size in sizes]}; those of the training config are used"
+        )
     return [each for each in sets if each is not None]
 
 
@@ -93,7 +99,7 @@ def _is_map(entry: Any) -> bool:
     return isinstance(entry, Mapping)
 
 
-def _musubi(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list[list[int]]) -> dict[str, Any] | None:
+def _musubi(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: _Sizes) -> dict[str, Any] | None:
     places = [
         key for key in ("video_directory", "image_directory", "video_jsonl_file", "image_jsonl_file") if key in entry
     ]
@@ -120,11 +126,11 @@ def _musubi(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list
     resolution, frames = entry.get("resolution", [960, 544]), entry.get("target_frames", [1])
     side = [resolution, resolution] if isinstance(resolution, int) else resolution
     if _counts(side) and len(side) == 2 and _counts(frames):
-        sizes += [[count, side[1], side[0]] for count in frames]
+        _add(sizes, [(side[1], side[0])], frames)
     return found
 
 
-def _pipe(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list[list[int]]) -> dict[str, Any] | None:
+def _pipe(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: _Sizes) -> dict[str, Any] | None:
     place = _place(file, entry.get("path"), "path", faults, folder=True)
     found: dict[str, Any] = {"path": place, "nested": False, "repeats": _repeats(entry, "path", faults)}
     found["caption_suffix"] = ".txt"
@@ -136,12 +142,13 @@ def _pipe(file: Path, entry: Mapping[str, Any], faults: list[str], sizes: list[l
         faults.append(f"caption_prefix {found['prefix']!r}; expected text")
     buckets = entry.get("size_buckets")
     if isinstance(buckets, list):
-        sizes += [[each[2], each[1], each[0]] for each in buckets if _counts(each) and len(each) == 3]
+        for each in buckets:
+            if _counts(each) and len(each) == 3:
+                _add(sizes, [(each[1], each[0])], each[2:])
     elif isinstance(entry.get("resolutions"), list):
         sides = [[each, each] if isinstance(each, int) else each for each in entry["resolutions"]]
-        sides = [side for side in sides if _counts(side) and len(side) == 2]
         frames = entry["frame_buckets"] if _counts(entry.get("frame_buckets")) else [1]
-        sizes += [[count, side[1], side[0]] for side in sides for count in frames]
+        _add(sizes, [(side[1], side[0]) for side in sides if _counts(side) and len(side) == 2], frames)
     return None if place is None else found
 
 
@@ -158,12 +165,21 @@ def _place(file: Path, name: Any, key: str, faults: list[str], *, folder: bool) 
     if not isinstance(name, str) or not name or "\0" in name:
         faults.append(f"{key} {name!r}; expected a path")
         return None
-    written = Path(name).expanduser()
+    written = in_home(name)
     choices = [file.parent / written, written]
-    found = next((each for each in choices if (each.is_dir() if folder else each.is_file())), None)
+    found = next((each for each in choices if (is_folder(each) if folder else is_there(each) and each.is_file())), None)
     if found is None:
         faults.append(f"{key} {name}, which is missing; expected a {'folder' if folder else 'file'}")
     return found
+
+
+def _add(sizes: _Sizes, sides: Sequence[tuple[int, int]], frames: Sequence[int]) -> None:
+    """Every (height, width) with every number of frames, as many as are said: the lists of a short file may make more
+    than a memory holds."""
+    pairs = ((count, *side) for side in dict.fromkeys(sides) for count in dict.fromkeys(frames))
+    for size in itertools.islice(pairs, _MOST_SIZES):
+        if len(sizes) < _MOST_SIZES:
+            sizes[size] = None
 
 
 def _counts(value: Any) -> bool:
