@@ -69,9 +69,11 @@ class Sharing:
     def part(self, ranks: range) -> Sharing:
         """The processes of these numbers alone; each of them calls this, and the others need not."""
         if ranks not in self._parts:
-            group = self.group if self.group is not None else dist.group.WORLD
-            members = [dist.get_global_rank(group, rank) for rank in ranks]
-            self._parts[ranks] = Sharing(dist.new_group(members, timeout=LONGEST_WAIT, use_local_synchronization=True))
+            members = list(ranks)
+            if self.group is not None:
+                members = [dist.get_global_rank(self.group, rank) for rank in ranks]
+            group: Any = dist.new_group(members, timeout=LONGEST_WAIT, use_local_synchronization=True)
+            self._parts[ranks] = Sharing(group)
         return self._parts[ranks]
 
     def exchange(self, sent: Tensor, to: Sequence[int], coming: Sequence[int]) -> Tensor:

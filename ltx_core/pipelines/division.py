@@ -51,7 +51,7 @@ def _structures(run_pass: Pass, texts: Mapping[str, int]) -> dict[BranchStructur
     for step in run_pass.steps:
         named = [(branch, number) for branch in step.branches for number in range(texts.get(branch.text, 1))]
         numbers: dict[tuple[str, int], int] = {}
-        structure = tuple(
+        structure: BranchStructure = tuple(
             (numbers.setdefault((branch.text, number), len(numbers)), branch.skip_blocks, run_pass.guidance.stg_mode)
             for branch, number in named
         )

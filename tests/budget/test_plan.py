@@ -37,7 +37,6 @@ from ltxkit.ltx_core.pipelines.settings import Decoding
 from ltxkit.ltx_core.pipelines.two_stage import Upscaling, upscale_latent
 from ltxkit.ltx_core.placing import devices, placement
 from ltxkit.ltx_core.placing.placement import DevicePlacement
-from ltxkit.ltx_core.placing.together import shared
 from ltxkit.ltx_core.quant.ggml_blocks import BLOCK_TYPES, dequantize, scratch_bytes
 from ltxkit.ltx_core.quant.registry import quantization_by_name
 from ltxkit.ltx_core.quant.scales import BlockScaledLinear, scale_grid
@@ -282,9 +281,6 @@ class Unheard(Sharing):
     def size(self) -> int:
         return self.number
 
-    def part(self, ranks: range) -> Sharing:
-        return Unheard(None, len(ranks))
-
     def exchange(self, sent: torch.Tensor, to: Sequence[int], coming: Sequence[int]) -> torch.Tensor:
         return sent.new_empty(sum(coming))
 
@@ -297,27 +293,13 @@ class Unheard(Sharing):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "lanes", "fused", "processes"),
-    [
-        ("2b-0.9.8-distilled", 1, True, 1),
-        ("2b-0.9.8-distilled", 3, False, 1),
-        ("13b-0.9.8-dev", 3, True, 1),
-        ("2b-0.9.8-distilled", 1, True, 3),
-        ("2b-0.9.8-distilled", 3, False, 4),
-        ("2b-0.9.8-distilled", 2, True, 2),  # a branch for each
-        ("13b-0.9.8-dev", 2, True, 4),  # two for each
-    ],
+    ("name", "lanes", "fused"),
+    [("2b-0.9.8-distilled", 1, True), ("2b-0.9.8-distilled", 3, False), ("13b-0.9.8-dev", 3, True)],
 )
 def test_work_of_sampling_is_what_its_tensors_take(
-    true_size: Files,
-    meta_device: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    lanes: int,
-    fused: bool,
-    processes: int,
+    true_size: Files, meta_device: Any, monkeypatch: pytest.MonkeyPatch, name: str, lanes: int, fused: bool
 ) -> None:
-    """On a card, at the released size, with the norm as one kernel or composed by torch, alone or as one of several."""
+    """On a card, at the released size, with the norm as one kernel or composed by torch."""
     if fused:
         monkeypatch.setattr(F, "rms_norm", lambda x, *_, **__: torch.empty_like(x))
     model, _ = load_transformer(true_size(name), data=False)
@@ -331,7 +313,7 @@ def test_work_of_sampling_is_what_its_tensors_take(
     prompts = [EncodedPrompt(torch.zeros(1, 128, 4096)) for _ in range(2)]
     stg = 1.0 if lanes == 3 else 0.0
     guidance = Guidance(scale=(3.0 if lanes > 1 else 1.0,), stg_scale=(stg,), skip_blocks=((14,),))
-    with meta_device(model) as counted, shared(model, Unheard(None, processes)):
+    with meta_device(model) as counted:
         sample(
             Pass(model, torch.tensor([1.0, 0.0]), guidance, EULER),
             LatentClip(torch.zeros(1, 128, 7, 16, 24), ScaleFactors(8, 32, 32), fps=24),
@@ -381,7 +363,7 @@ def test_work_of_decoding_together_is_what_its_tensors_take(
             pass
     assert asked[0] == pytest.approx(counted.peak, rel=0.02)
     alone = decode_bytes(vae.config, shape, itemsize=2, limit=4)
-    assert 1 / processes < asked[0] / alone < 1.7 / processes
+    assert asked[0] < 0.85 * alone  # all but the copies of the weights, and the frames of all
 
 
 @pytest.mark.parametrize("name", ["spatial-0.9.8", "temporal-0.9.7"])
