@@ -133,9 +133,7 @@ _functions: dict[tuple[type[nn.Module], Any, bool], Callable[..., Any]] = {}
 """What is compiled stays compiled for the process, as torch keeps it: for each kind of block, backend and depth."""
 
 
-def _function_of(
-    kind: type[nn.Module], backend: str | Callable[..., Any], *, deep: bool = False
-) -> Callable[..., Any]:
+def _function_of(kind: type[nn.Module], backend: str | Callable[..., Any], *, deep: bool = False) -> Callable[..., Any]:
     key = kind, backend, deep
     if key not in _functions:
         options = DEEP if deep else None
