@@ -119,7 +119,7 @@ class QuantizedLinear(nn.Module, ABC):
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.register_parameter("weight", None)
-        self.__dict__["unpacked"] = None
+        self.unpacked = None
         self.bias = linear.bias
 
     @abstractmethod
