@@ -38,11 +38,13 @@ def parts_of(total: int, size: int) -> list[int]:
 @dataclass(frozen=True)
 class Sharing:
     """The processes that divide each forward of a transformer. group: of torch.distributed; None: its default one.
+    teams: whether branches may be divided too; with FSDP, every process must call every block.
 
     Every process calls the model with equal inputs, and each gets the whole velocity back.
     """
 
     group: ProcessGroup | None = None
+    teams: bool = True
     _parts: dict[range, Sharing] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

@@ -255,7 +255,8 @@ class LTXTransformer(nn.Module):
         sharing = self.sharing
         if sharing is None or sharing.size == 1:
             return self._of_team(x, sigma, rotary, branches, None)
-        if torch.is_grad_enabled():  # gradients pass among those that divide the tokens, and not from team to team
+        # Gradients pass among those that divide the tokens, and not from team to team.
+        if torch.is_grad_enabled() or not sharing.teams:
             return self._of_team(x, sigma, rotary, branches, sharing)
         heads = self.config.num_attention_heads
         teams = teams_for(structure_of(branches), self.config.num_layers, sharing.size, heads)

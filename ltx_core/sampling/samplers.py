@@ -172,7 +172,7 @@ SAMPLERS: Mapping[str, Sampler] = {
 """Samplers by the names that the nodes show, in their order, which `config.SAMPLER_NAMES` repeats; new ones go last."""
 
 
-def check_sampler(name: str, *, distilled: bool = False) -> None:
+def check_sampler(name: object, *, distilled: bool = False) -> None:
     """Refuse a sampler that cannot work.
 
     distilled: the levels are the explicit list of a distilled checkpoint. The model was trained for one jump from each
@@ -183,8 +183,7 @@ def check_sampler(name: str, *, distilled: bool = False) -> None:
             those that can work.
     """
     able = [key for key, sampler in SAMPLERS.items() if not distilled or sampler.evaluations == 1]
-    said: object = name
-    known = isinstance(said, str)
+    known = isinstance(name, str)
     if known and name in able:
         return
     expected = f"expected one of {', '.join(able)}"

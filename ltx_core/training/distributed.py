@@ -209,7 +209,7 @@ def world(together: int = 1) -> Generator[World]:
             groups: list[Any] = [
                 dist.new_group(list(range(first, first + together))) for first in range(0, size, together)
             ]
-            sharing = Sharing(groups[rank // together])
+            sharing = Sharing(groups[rank // together], teams=False)
         yield World(rank, size, device, together, sharing)
     except RuntimeError as error:
         if not any(text in str(error) for text in LOST):

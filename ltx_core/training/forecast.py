@@ -26,6 +26,7 @@ from ..kernels.choice import PLAIN
 from ..kernels.here import kernels_here
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..models.sharing import Counted
+from ..models.teams import Division
 from ..models.text_encoder import TextEncoder, build_t5
 from ..models.tokenizer import SENTINELS, TokenizedPrompt, Tokenizer
 from ..models.transformer import LTXTransformer
@@ -452,7 +453,7 @@ class _Phases:
         kernels = kernels_here() if on_cpu else PLAIN
         tokens = grid.tokens * (1 if config.reference is None else 2)
         run_pass = Pass.of(outline.base, self._settings(), "one", grid.tokens, scheduler=outline.scheduler)
-        samples = min(self.at_once, len(config.prompts))
+        samples, together = min(self.at_once, len(config.prompts)), config.optimization.sequence_parallel
         sampling = stages.sampling(
             outline.base,
             tokens=tokens,
@@ -461,7 +462,7 @@ class _Phases:
             samples=samples,
             on_cpu=on_cpu,
             kernels=kernels,
-            processes=config.optimization.sequence_parallel,
+            division=Division(run_pass.branches, together, together),
         )
         if config.lora is None and config.optimization.precision == "bf16":
             sampling += self.base.total // 2  # autocast keeps the weights in bfloat16
