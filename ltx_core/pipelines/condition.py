@@ -146,10 +146,13 @@ class Condition(ConditioningItem):
         return replace(self, frames=compress(frames, self.crf or 0), crf=0)
 
     def on_canvas(self, asked: PixelShape, grid: PixelShape, say: Notes = log_note) -> Condition:  # noqa: ARG002
-        """A negative frame index counts from the end of `asked`."""
-        frames = _on_canvas(self.compressed(asked), asked, grid)
-        start = self.frame + asked.frames if -asked.frames <= self.frame < 0 else self.frame
-        return replace(self, frames=frames, frame=start, crf=0)
+        """A frame index is one of `asked`, from whose end a negative one counts: nobody sees the frames beyond.
+
+        Raises:
+            ConfigError: there is no such frame in `asked`.
+        """
+        start = self._start(asked.frames)
+        return replace(self, frames=_on_canvas(self.compressed(asked), asked, grid), frame=start, crf=0)
 
     def placed(self, size: PixelShape, frames_per_latent: int, fps: float, say: Notes) -> Condition:  # noqa: ARG002
         """Raises ConfigError also if a clip does not start on a multiple of `frames_per_latent`."""

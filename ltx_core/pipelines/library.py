@@ -416,6 +416,8 @@ class Components:
         all_settings = Settings(mine.official or self.recipe, merged(mine.overrides(), settings))
         beginning = Start.of(start, mask)
         asked = asked_size((frames, height, width), beginning, all_settings.recipe)
+        for item in prepared:
+            item.check_place(asked.frames, self.vae.config.scale_factors.frames)
         rate = as_rate(all_settings.recipe.frame_rate if fps is None else fps)
         size = self._size(asked, all_settings, notes)
         passes = self._passes(all_settings, size)

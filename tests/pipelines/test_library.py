@@ -223,6 +223,11 @@ def test_guidance_on_a_distilled_checkpoint_is_remarked(folder: Path) -> None:
         ({"crf": 64, "conditions": [Condition(torch.rand(1, 8, 8, 3))]}, ConfigError, "got crf=64"),
         ({"conditions": [Condition(torch.rand(0, 8, 8, 3))]}, ShapeError, "not empty"),
         ({"conditions": [Condition(torch.rand(1, 8, 8, 3), frame=9)]}, ConfigError, "frame 9"),
+        (
+            {"frames": 10, "conditions": [Condition(torch.rand(1, 8, 8, 3), frame=10)]},
+            ConfigError,
+            "-10 to 9 for a clip",
+        ),
     ],
 )
 def test_settings_that_cannot_work(
