@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ltxkit.cli import main
 from ltxkit.headless.host import PlainHost
+from ltxkit.headless.runner import run_workflow
+from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
@@ -25,13 +27,18 @@ from ltxkit.ltx_core.training.data import to_pixels
 from ltxkit.ltx_core.training.digits import evaluate
 from ltxkit.ltx_core.training.digits.clips import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
 from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits, prompts
+from ltxkit.ltx_core.training.edges import edges
 from ltxkit.ltx_core.training.generate import ClipSettings, Models, load_models
 from ltxkit.ltx_core.training.text import encode
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
-from ltxkit.ltx_core.weights.bundled import BUNDLED, bundled_files, find_model, find_run
+from ltxkit.ltx_core.weights.bundled import BUNDLED, BUNDLED_LORA, bundled_files, find_model, find_run
+from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.convert import convert
+from ltxkit.ltx_core.weights.identity import find, named_identity
+from ltxkit.ltx_core.weights.lora import fit_lora, load_lora
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
+from ltxkit.nodes.templates import template
 
 SIZE = PixelShape(25, 64, 64)
 GLYPH_SIZE = 40  # as in training
@@ -70,6 +77,22 @@ def test_it_is_whole_and_small(repository: Path) -> None:
     for kind in KINDS:
         assert bundled_files(kind)[BUNDLED].resolve().is_relative_to(folder)
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 24e6
+
+
+def test_the_lora_on_it_is_found_by_its_name(models: Models, repository: Path) -> None:
+    file = find_model(BUNDLED_LORA, "loras")
+    assert bundled_files("loras") == {BUNDLED_LORA: file}
+    assert file.resolve().parent == repository / "assets/models" / BUNDLED_LORA
+    assert file.stat().st_size < 1e6
+    lora = load_lora(BUNDLED_LORA)
+    assert lora.path == file
+    fit_lora(lora, models.transformer)  # every target of it, or an error
+    metadata = open_checkpoint(file).metadata
+    assert metadata["modelspec.architecture"]
+    assert str(repository) not in str(metadata)
+    identity = named_identity(file)  # by which a clip's record finds it again
+    assert identity.name == BUNDLED_LORA
+    assert find(identity, []) == Path(BUNDLED_LORA)
 
 
 def test_the_pipeline_finds_it(models: Models) -> None:
@@ -253,3 +276,19 @@ def test_a_model_of_random_weights_fails(models: Models) -> None:
     assert score.digits < 0.5
     assert score.reader >= 0.97  # the reader works
     assert any("digits are right" in failure for failure in score.failures(Bar()))
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_lora_follows_its_reference(repository: Path, tmp_path: Path) -> None:
+    """The edges of the clip are those of the reference, and not of its mirror image."""
+    pytest.importorskip("cv2")
+    examples = repository / "assets/examples"
+    (file,) = run_workflow(template("demo-edges"), models=tmp_path, input_folder=examples, output_folder=tmp_path)
+    made = edges(media.read_video(file).frames[:, 2::4, 2::4])[..., 0]
+    wanted = media.read_video(examples / "three-edges.mp4").frames.mean(dim=-1)
+
+    def alike(reference: Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([made.flatten(), reference.flatten()]))[0, 1])
+
+    assert made.shape == wanted.shape == (25, 64, 64)
+    assert alike(wanted) > 3 * abs(alike(wanted.flip(2)))
