@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ltxkit.cli import main
+from ltxkit.commands import serve
+from ltxkit.commands.arguments import weighted_lora
 from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import run_workflow
 from ltxkit.ltx_core import media
@@ -93,6 +96,28 @@ def test_the_lora_on_it_is_found_by_its_name(models: Models, repository: Path) -
     identity = named_identity(file)  # by which a clip's record finds it again
     assert identity.name == BUNDLED_LORA
     assert find(identity, []) == Path(BUNDLED_LORA)
+
+
+def test_commands_take_the_lora_by_its_name(
+    repository: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = repository / "assets/models" / BUNDLED_LORA / f"{BUNDLED_LORA}.safetensors"
+    assert main(["inspect", BUNDLED_LORA, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["kind"], report["problems"]) == ("lora", [])
+    assert weighted_lora(f"{BUNDLED_LORA}=0.5") == (Path(BUNDLED_LORA), 0.5)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"write {BUNDLED_LORA}=0.5"):
+        weighted_lora(f"{BUNDLED_LORA}:0.5")
+    options = argparse.Namespace(
+        model=[BUNDLED],
+        lora=[BUNDLED_LORA, f"edges={BUNDLED_LORA}"],
+        **dict.fromkeys(["text_encoder", "vae", "upscaler", "version", "quantization", "text_quantization"]),
+    )
+    assert {name: Path(path) for name, path in serve.offered(options).loras.items()} == {
+        BUNDLED_LORA: file.resolve(),
+        "edges": file.resolve(),
+    }
 
 
 def test_the_pipeline_finds_it(models: Models) -> None:
