@@ -57,6 +57,7 @@ _KINDS = {
     "vae": "checkpoints",
     "text_encoder": "text_encoders",
     "upscaler": "latent_upscale_models",
+    "lora": "loras",
 }
 
 

@@ -25,6 +25,7 @@ from ..ltx_core.values import (
     check_whole,
     shown,
 )
+from ..ltx_core.weights.bundled import bundled_files
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 LORA_MODES = ("auto", "merged", "beside")  # as `placing.lora`, which needs torch
@@ -179,7 +180,7 @@ picture = output(*PICTURES)
 def weighted_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE=STRENGTH; the part after the last "=" is a strength if it is a number."""
     habit = re.fullmatch(r"(.+):(-?[\d.]+)", text)  # as other programs write it
-    if habit and not is_there(Path(text)) and is_there(Path(habit[1])):
+    if habit and not is_there(Path(text)) and (is_there(Path(habit[1])) or habit[1] in bundled_files("loras")):
         raise argparse.ArgumentTypeError(f"got {shown(text)}; expected FILE=STRENGTH; write {habit[1]}={habit[2]}")
     path, equals, strength = text.rpartition("=")
     try:

@@ -34,7 +34,7 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
     if options.version is not None:
         release(options.version)
-    report = inspect(find_model(options.file, "checkpoints"), options.version)
+    report = inspect(find_model(find_model(options.file, "checkpoints"), "loras"), options.version)
     console.result(json.dumps(report, indent=2) if options.json else format_report(report))
     return DONE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..ltx_core.weights.bundled import BUNDLED
+from ..ltx_core.weights.bundled import BUNDLED, BUNDLED_LORA
 from . import arguments, formats, settings
 from .settings import Group
 
@@ -175,7 +175,8 @@ def _model_arguments(models: Group) -> None:
         action="append",
         default=[],
         metavar="FILE[=STRENGTH]",
-        help="a LoRA (also LoHa, LoKr, OFT), or the folder of a trainer; may be repeated",
+        help=f"a LoRA (also LoHa, LoKr, OFT), the folder of a trainer, or {BUNDLED_LORA}, which comes with the pack; "
+        "may be repeated",
     )
     models.add_argument(
         "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"

@@ -215,7 +215,7 @@ def check_offered(catalog: Catalog, devices: Sequence[str | None]) -> None:
 
 def offered(options: argparse.Namespace) -> Catalog:
     """The models and LoRAs that the options name. Raises as `Places.need`."""
-    from ..ltx_core.weights.bundled import BUNDLED
+    from ..ltx_core.weights.bundled import BUNDLED, find_model
     from ..service.catalog import Catalog, Model
 
     searched = places.Places()
@@ -247,7 +247,7 @@ def offered(options: argparse.Namespace) -> Catalog:
     names = [name for name, _ in loras]
     if len(set(names)) < len(names):
         raise ConfigError(f"got LoRAs with the names {', '.join(names)}; expected one each; write --lora NAME=FILE")
-    return Catalog(models, {name: str(Path(file).resolve()) for name, file in loras})
+    return Catalog(models, {name: str(find_model(file, "loras").resolve()) for name, file in loras})
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from ..ltx_core.quant.registry import QUANTIZATION_NAMES, stored_quantization
 from ..ltx_core.releases import RELEASES
 from ..ltx_core.values import shown
 from ..ltx_core.weights.build import Opened, mixed_generations, open_models
-from ..ltx_core.weights.bundled import bundled_files
+from ..ltx_core.weights.bundled import bundled_files, bundled_name
 from ..ltx_core.weights.layouts import PartName
 from ..ltx_core.weights.listing import SUFFIXES, Listing, holds, listed
 from ..ltx_core.weights.lora import WeightedLoRA, load_lora, match_lora
@@ -158,14 +158,17 @@ def model_path(name: str, kinds: Sequence[str]) -> Path:
 
 
 def file_choices(kinds: Sequence[str], first: str | None = None, last: str | None = None) -> FileChoices:
-    """The choices of a widget for a file. first, last: choices that are no file."""
+    """The choices of a widget for a file. first, last: choices that are no file; what comes with the pack follows
+    even the last: a saved graph's default stays the default."""
     others = [other for other in (first, last) if other is not None]
 
     def problem(name: object) -> str | None:
         return None if name in others or (last and name == "") else missing_file(name, kinds)
 
-    names = model_files(kinds)
-    return FileChoices((*((first,) if first else ()), *names, *((last,) if last else ())), problem)
+    files = model_files(kinds)
+    bundled = [name for name, path in files.items() if bundled_name(path) is not None]
+    own = [name for name in files if name not in bundled]
+    return FileChoices((*((first,) if first else ()), *own, *((last,) if last else ()), *bundled), problem)
 
 
 def missing_file(name: object, kinds: Sequence[str]) -> str | None:

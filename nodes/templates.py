@@ -26,6 +26,7 @@ TEMPLATES: Mapping[str, str] = {
     "ic-lora-13b": "15 Control video - 13B with an IC-LoRA",
     "train-lora-2b": "16 Train a LoRA - 2B",
     "per-step-13b": "17 Guidance per step and a memory plan - 13B dev",
+    "demo-edges": "18 Demo - a digit follows edges",
 }
 
 

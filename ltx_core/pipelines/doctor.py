@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LTXKitError
-from ..weights.bundled import BUNDLED, bundled_files
+from ..weights.bundled import BUNDLED, BUNDLED_LORA, bundled_files
 
 ROOT = Path(__file__).parents[2]  # of the pack: with its assets and workflows
 DISTRIBUTION = "ltxkit"
@@ -37,10 +37,12 @@ _OPTIONAL = {
     "matplotlib": "training",
     "comfy-kitchen": "ComfyUI's quantized files",
 }
-_DEMO_FILES = (  # what `make demo` reads, beside the bundled model
+_DEMO_FILES = (  # what `make demo` and the demo of the IC-LoRA read, beside the bundled models
     "workflows/api/01 Demo - a digit from a prompt.json",
     "workflows/api/03 Demo - two stages.json",
+    "workflows/api/18 Demo - a digit follows edges.json",
     "assets/examples/three.png",
+    "assets/examples/three-edges.mp4",
     "assets/t5/spiece.model",
 )
 VIDEO_CODEC = "libx264"  # media.write_video
@@ -249,17 +251,18 @@ def _demo_problems(with_torch: bool) -> Iterator[str]:
 def _bundled_problems() -> Iterator[str]:
     from ..weights.report import inspect
 
-    for kind in ("checkpoints", "text_encoders", "latent_upscale_models"):
-        path = bundled_files(kind).get(BUNDLED)
+    of_the_model = ("checkpoints", "text_encoders", "latent_upscale_models")
+    for name, kind in [*((BUNDLED, kind) for kind in of_the_model), (BUNDLED_LORA, "loras")]:
+        path = bundled_files(kind).get(name)
         if path is None:
-            yield f"got no {BUNDLED} for {kind}; expected the model that comes with the pack; install LTXKit again"
+            yield f"got no {name} for {kind}; expected the model that comes with the pack; install LTXKit again"
             continue
         try:
             problems = inspect(path)["problems"]
         except (LTXKitError, OSError) as error:
             problems = [str(error)]
         for problem in problems:
-            yield f"{BUNDLED}: {problem}"
+            yield f"{name}: {problem}"
 
 
 def _video_problems() -> Iterator[str]:

@@ -16,14 +16,13 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..values import shown
-from .bundled import BUNDLED, find_model
+from .bundled import bundled_name, bundled_named
 
 _HEADER = 2**20  # bytes of a file without a header of its own that are hashed as one
 _LONGEST_HEADER = 100_000_000  # of safetensors, as the format says
 _SAMPLES, _SAMPLE = 16, 2**16  # places of a file that are hashed, and bytes at each
 _DEEPEST = 8  # folders below one that is searched
 _LONGEST_NAME = 255
-_KINDS = ("checkpoints", "text_encoders", "latent_upscale_models")  # of the bundled model's files
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,9 @@ def identity_of(files: Iterable[Path]) -> str | None:
 
 
 def named_identity(path: Path) -> FileIdentity:
-    """As `described`; a file of the bundled model has the name of that model, by which it is found again."""
-    identity = described(path)
-    bundled = any(path == find_model(BUNDLED, kind) for kind in _KINDS)
-    return replace(identity, name=BUNDLED) if bundled else identity
+    """As `described`; a file of a bundled model has the name of that model, by which it is found again."""
+    identity, bundled = described(path), bundled_name(path)
+    return identity if bundled is None else replace(identity, name=bundled)
 
 
 def _described_file(path: Path) -> tuple[int, str, str]:
@@ -127,20 +125,18 @@ def _described_file(path: Path) -> tuple[int, str, str]:
 
 
 def find(wanted: FileIdentity, folders: Iterable[Path]) -> Path:
-    """The file in one of these folders, or below; the bundled model by its own name.
+    """The file in one of these folders, or below; a bundled model by its own name.
 
     Raises:
         ConfigError: none of that name is there, or only others.
     """
     folders = list(folders)
-    if wanted.name == BUNDLED:
-        candidates = [path for kind in _KINDS if (path := find_model(BUNDLED, kind)).exists()]
-    else:
-        candidates = list(_named(wanted.name, folders))
+    bundled = bundled_named(wanted.name)
+    candidates = bundled or list(_named(wanted.name, folders))
     for path in candidates:
         there = described(path)
         if (there.size, there.header, there.samples) == (wanted.size, wanted.header, wanted.samples):
-            return Path(BUNDLED) if wanted.name == BUNDLED else path
+            return Path(wanted.name) if bundled else path
     where = ", ".join(map(str, folders)) or "no folder"
     if candidates:
         there = described(candidates[0])

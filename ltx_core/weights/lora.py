@@ -25,6 +25,7 @@ from ..files import is_folder
 from ..values import LARGEST_STRENGTH, check_number
 from .adapters import Change
 from .build import layout_of
+from .bundled import find_model
 from .containers import Checkpoint, copied, open_checkpoint
 from .lora_fit import MisfitError, Slot, Slots, Stored, Target, changes_of, whole_change
 from .lora_keys import MARKERS, MAX_NAME, Kind, in_text_encoder, is_lora, parse, superseded
@@ -131,7 +132,8 @@ class Fit:
 
 
 def load_lora(path: Path | str, *, copy: bool = False) -> LoRA:
-    """Open a LoRA file, or the folder that a trainer wrote; its tensors stay memory-mapped.
+    """Open a LoRA file, the folder that a trainer wrote, or the bundled LoRA by its name; its tensors stay
+    memory-mapped.
 
     copy: they are read into memory instead.
 
@@ -139,7 +141,7 @@ def load_lora(path: Path | str, *, copy: bool = False) -> LoRA:
         CheckpointError: the file is damaged, holds no LoRA, a part of an adapter is missing, or its settings are wrong.
         UnsupportedError: its settings ask for something that LTXKit does not do.
     """
-    checkpoint = open_checkpoint(_weights_file(Path(path)))
+    checkpoint = open_checkpoint(_weights_file(find_model(path, "loras")))
     if copy:
         checkpoint = copied(checkpoint)
     refuse_foreign(checkpoint)

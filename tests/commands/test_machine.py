@@ -21,6 +21,7 @@ from ltxkit.commands.machine import models_folder
 from ltxkit.ltx_core.pipelines import doctor
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.published import PUBLISHED
+from ltxkit.ltx_core.weights import bundled
 
 FILES = PUBLISHED["2b-0.9.8-distilled"]
 CHECKPOINT, T5, UPSCALER = (file.name for file in FILES)
@@ -298,7 +299,11 @@ def _broken_pillow(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
 
 
 def _no_model(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
-    monkeypatch.setattr("ltxkit.ltx_core.weights.bundled._FOLDER", empty)
+    monkeypatch.setattr("ltxkit.ltx_core.weights.bundled._MODELS", empty)
+
+
+def _no_lora(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
+    monkeypatch.setitem(bundled._FILES, bundled.BUNDLED_LORA, {})
 
 
 def _no_workflows(monkeypatch: pytest.MonkeyPatch, empty: Path) -> None:
@@ -327,6 +332,7 @@ def _no_device(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
         (_no_av, r"got no av; expected 14\.2 or later"),
         (_broken_pillow, r"got pillow, which cannot be imported"),
         (_no_model, r"got no ltxkit-digits for checkpoints"),
+        (_no_lora, r"got no ltxkit-digits-edges for loras"),
         (_no_workflows, r"got no workflows/api/01 Demo - a digit from a prompt\.json"),
         (_no_codec, r"got an av without the encoder"),
         (_no_disk, r"got 0 MB free here"),

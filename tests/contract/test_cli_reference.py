@@ -33,7 +33,8 @@ def test_every_option_is_on_the_page(script: ModuleType) -> None:
     (subs,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     for command in COMMANDS:
         text = script.section(command, subs.choices[command.name])
-        names = {name for action in subs.choices[command.name]._actions for name in action.option_strings}
+        shown = (action for action in subs.choices[command.name]._actions if action.help is not argparse.SUPPRESS)
+        names = {name for action in shown for name in action.option_strings}
         assert {name for name in names - {"-h", "--help"} if name not in text} == set()
 
 

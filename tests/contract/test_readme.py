@@ -89,7 +89,7 @@ def test_licences_are_those_of_the_files(readme: str) -> None:
         "0.9.0, 0.9.1": RAIL,
         "0.9.5": OPEN_RAIL,
         "0.9.6 to 0.9.8, upscalers, IC-LoRAs": OPEN_WEIGHTS,
-        "T5 and its tokenizer, `ltxkit-digits`": APACHE,
+        "T5 and its tokenizer, `ltxkit-digits`, `ltxkit-digits-edges`": APACHE,
     }
     for name, (file, *_) in PUBLISHED.items():
         number = re.search(r"0\.9\.\d", name) or re.search("t5|ic-lora", name)

@@ -66,7 +66,14 @@ def made_size() -> Callable[[str], tuple[int, int, int]]:
     """made_size(name): frames, height and width of the video from the reduced workflow."""
     clip = (21, 64, 96)  # of the file that the graphs load
     sizes = {"video-to-video-2b": clip, "inpaint-2b": clip, "long-2b": (41, 64, 60), "two-stage-simple": (9, 96, 96)}
-    scaled = ("two-stage-13b-dev", "two-stage-13b-distilled", "demo-two-stage", "demo-text", "demo-first-frame")
+    scaled = (
+        "two-stage-13b-dev",
+        "two-stage-13b-distilled",
+        "demo-two-stage",
+        "demo-text",
+        "demo-first-frame",
+        "demo-edges",
+    )
     sizes |= dict.fromkeys(scaled, (17, 96, 90))
     short = {name: short for short, name in TEMPLATES.items()}
     return lambda name: sizes.get(short.get(name, name), (17, 64, 60))

@@ -191,7 +191,7 @@ def test_every_workflow_runs(
     assert set(again.cached) == set(prompt) - fresh
 
 
-@pytest.mark.parametrize("name", ["demo-text", "demo-first-frame", "demo-two-stage"])
+@pytest.mark.parametrize("name", ["demo-text", "demo-first-frame", "demo-two-stage", "demo-edges"])
 def test_a_demo_graph_makes_what_it_says(server: Server, repository: Path, name: str):
     """As shipped, with its own size and steps, on the bundled model: a three that moves to the left."""
     import torch

@@ -14,6 +14,8 @@ from ltxkit.nodes.examples import EXAMPLES, LoadExample
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.widgets import declared_inputs, problem_with
 
+BROUGHT = ["temple.jpg", "temple.mp4", "three-edges.mp4", "three.png"]
+
 
 @pytest.fixture(autouse=True)
 def inputs(tmp_path: Path) -> Iterator[Path]:
@@ -24,7 +26,7 @@ def inputs(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_choices_are_the_examples_and_the_users_own_files(inputs: Path):
-    assert LoadExample.INPUT_TYPES()["required"]["example"][0] == ["temple.jpg", "temple.mp4", "three.png"]
+    assert LoadExample.INPUT_TYPES()["required"]["example"][0] == BROUGHT
     shutil.copy(EXAMPLES / "three.png", inputs / "my digit.png")
     (inputs / "notes.txt").touch()
     assert LoadExample.INPUT_TYPES()["required"]["example"][0][-1] == "my digit.png"
@@ -42,7 +44,7 @@ def test_a_file_that_is_gone_is_named_with_what_there_is():
     spec = declared_inputs(LoadExample)["example"]
     assert problem_with("example", "three.png", spec) is None
     said = str(problem_with("example", "gone.png", spec))
-    assert "got 'gone.png', which does not exist; expected one of temple.jpg, temple.mp4, three.png" in said
+    assert f"got 'gone.png', which does not exist; expected one of {', '.join(BROUGHT)}" in said
     for name in ("../README.md", "README.md", 3):
         assert name not in spec.choices
     with pytest.raises(ConfigError, match=r"got 'gone\.png'"):

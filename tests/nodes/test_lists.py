@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ltxkit.headless.host import PlainHost
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.weights import listing
+from ltxkit.ltx_core.weights.bundled import BUNDLED_LORA
 from ltxkit.ltx_core.weights.convert import convert
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 from ltxkit.nodes.host import use_host
@@ -47,6 +48,11 @@ def lists(host: PlainHost) -> dict[str, list[str]]:
             for name, kinds in PARTS.items()
         }
     return own
+
+
+def own_loras() -> list[str]:
+    """Without the one that comes with the pack."""
+    return [name for name in model_files(LORA_KINDS) if name != BUNDLED_LORA]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +179,7 @@ def test_loras_are_listed_as_files_and_folders_do_not_hide_them(host: PlainHost,
         (tmp_path / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "loras" / name).touch()
     with use_host(host):
-        assert list(model_files(LORA_KINDS)) == ["a.safetensors", "run/adapter_model.safetensors"]
+        assert own_loras() == ["a.safetensors", "run/adapter_model.safetensors"]
         assert ApplyLoRA.IS_CHANGED("a.safetensors")
 
 
@@ -198,7 +204,8 @@ def test_a_folder_is_read_again_only_if_it_has_changed(host: PlainHost, tmp_path
         (tmp_path / f"loras/sub{number % 4}/{number}.safetensors").touch()
     with use_host(host):
         names = list(model_files(LORA_KINDS))
-        assert len(names) == 20
+        assert len(names) == 20 + 1
+        assert names[-1] == BUNDLED_LORA
         assert len(walks) == 5
         for _ in range(5):
             ApplyLoRA.INPUT_TYPES()
@@ -223,15 +230,15 @@ def test_a_link_whose_target_appears_is_listed(host: PlainHost, tmp_path: Path) 
     (tmp_path / "loras/a.safetensors").symlink_to(target)
     (tmp_path / "loras/far").symlink_to(tmp_path / "drive/far")
     with use_host(host):
-        assert list(model_files(LORA_KINDS)) == []
+        assert own_loras() == []
         target.parent.mkdir()
         target.touch()
-        assert list(model_files(LORA_KINDS)) == ["a.safetensors"]
+        assert own_loras() == ["a.safetensors"]
         (tmp_path / "drive/far").mkdir()
         (tmp_path / "drive/far/b.safetensors").touch()
-        assert list(model_files(LORA_KINDS)) == ["a.safetensors", "far/b.safetensors"]
+        assert own_loras() == ["a.safetensors", "far/b.safetensors"]
         (tmp_path / "drive/far/c.safetensors").touch()
-        assert list(model_files(LORA_KINDS)) == ["a.safetensors", "far/b.safetensors", "far/c.safetensors"]
+        assert own_loras() == ["a.safetensors", "far/b.safetensors", "far/c.safetensors"]
 
 
 def test_a_model_that_grows_in_its_place_becomes_a_choice(host: PlainHost, tiny_models: Any, tmp_path: Path) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ltxkit.cli import main
+from ltxkit.commands import serve
+from ltxkit.commands.arguments import weighted_lora
 from ltxkit.headless.host import PlainHost
+from ltxkit.headless.runner import run_workflow
+from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import CheckpointError
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
@@ -21,17 +27,24 @@ from ltxkit.ltx_core.pipelines.settings import Overrides, PassSettings
 from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 from ltxkit.ltx_core.sampling.patchify import Coordinates
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
+from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.data import to_pixels
 from ltxkit.ltx_core.training.digits import evaluate
 from ltxkit.ltx_core.training.digits.clips import DIRECTIONS, WORDS, MovingDigits, sklearn_digits
 from ltxkit.ltx_core.training.digits.evaluate import Bar, Score, evaluate_digits, prompts
 from ltxkit.ltx_core.training.generate import ClipSettings, Models, load_models
+from ltxkit.ltx_core.training.pictures import to_frames
+from ltxkit.ltx_core.training.sources import open_source
 from ltxkit.ltx_core.training.text import encode
 from ltxkit.ltx_core.weights.build import load_transformer, load_vae
-from ltxkit.ltx_core.weights.bundled import BUNDLED, bundled_files, find_model, find_run
+from ltxkit.ltx_core.weights.bundled import BUNDLED, BUNDLED_LORA, bundled_files, find_model, find_run
+from ltxkit.ltx_core.weights.containers import open_checkpoint
 from ltxkit.ltx_core.weights.convert import convert
+from ltxkit.ltx_core.weights.identity import find, named_identity
+from ltxkit.ltx_core.weights.lora import fit_lora, load_lora
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.loaders import LoadModel, LoadTextEncoder, LoadUpscaler
+from ltxkit.nodes.templates import template
 
 SIZE = PixelShape(25, 64, 64)
 GLYPH_SIZE = 40  # as in training
@@ -70,6 +83,44 @@ def test_it_is_whole_and_small(repository: Path) -> None:
     for kind in KINDS:
         assert bundled_files(kind)[BUNDLED].resolve().is_relative_to(folder)
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 24e6
+
+
+def test_the_lora_on_it_is_found_by_its_name(models: Models, repository: Path) -> None:
+    file = find_model(BUNDLED_LORA, "loras")
+    assert bundled_files("loras") == {BUNDLED_LORA: file}
+    assert file.resolve().parent == repository / "assets/models" / BUNDLED_LORA
+    assert file.stat().st_size < 1e6
+    lora = load_lora(BUNDLED_LORA)
+    assert lora.path == file
+    fit_lora(lora, models.transformer)  # every target of it, or an error
+    metadata = open_checkpoint(file).metadata
+    assert metadata["modelspec.architecture"]
+    assert str(repository) not in str(metadata)
+    identity = named_identity(file)  # by which a clip's record finds it again
+    assert identity.name == BUNDLED_LORA
+    assert find(identity, []) == Path(BUNDLED_LORA)
+
+
+def test_commands_take_the_lora_by_its_name(
+    repository: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = repository / "assets/models" / BUNDLED_LORA / f"{BUNDLED_LORA}.safetensors"
+    assert main(["inspect", BUNDLED_LORA, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["kind"], report["problems"]) == ("lora", [])
+    assert weighted_lora(f"{BUNDLED_LORA}=0.5") == (Path(BUNDLED_LORA), 0.5)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"write {BUNDLED_LORA}=0.5"):
+        weighted_lora(f"{BUNDLED_LORA}:0.5")
+    options = argparse.Namespace(
+        model=[BUNDLED],
+        lora=[BUNDLED_LORA, f"edges={BUNDLED_LORA}"],
+        **dict.fromkeys(["text_encoder", "vae", "upscaler", "version", "quantization", "text_quantization"]),
+    )
+    assert {name: Path(path) for name, path in serve.offered(options).loras.items()} == {
+        BUNDLED_LORA: file.resolve(),
+        "edges": file.resolve(),
+    }
 
 
 def test_the_pipeline_finds_it(models: Models) -> None:
@@ -253,3 +304,29 @@ def test_a_model_of_random_weights_fails(models: Models) -> None:
     assert score.digits < 0.5
     assert score.reader >= 0.97  # the reader works
     assert any("digits are right" in failure for failure in score.failures(Bar()))
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_lora_follows_its_reference(repository: Path, tmp_path: Path) -> None:
+    """Its digit covers that of the clip whose edges it saw. Without the reference it has another place and shape;
+    without the LoRA it is a shadow of the edges."""
+    config = load_config("ic-lora-digits")
+    source = open_source(config.data, "validation", config.seed, print)
+    whole = to_frames(source.samples([6], SIZE, torch.device("cpu")).pixels[0])
+    inside = whole.mean(dim=-1) > 0.5
+
+    def overlap(name: str, change: Callable[[dict[str, Any]], object]) -> float:
+        graph = json.loads(template("demo-edges").read_text(encoding="utf-8"))
+        change({node["class_type"]: node["inputs"] for node in graph.values()})
+        workflow = tmp_path / f"{name}.json"
+        workflow.write_text(json.dumps(graph), encoding="utf-8")
+        examples = repository / "assets/examples"
+        (file,) = run_workflow(workflow, models=tmp_path, input_folder=examples, output_folder=tmp_path / name)
+        made = media.read_video(file).frames[:, 2::4, 2::4].mean(dim=-1) > 0.5
+        assert made.shape == inside.shape == (25, 64, 64)
+        return float((made & inside).sum() / (made | inside).sum())
+
+    as_shipped = overlap("shipped", lambda _: None)
+    assert as_shipped > 0.55
+    assert as_shipped > 1.5 * overlap("alone", lambda nodes: nodes["LTXKitSampleVideo"].pop("conditions"))
+    assert as_shipped > 2 * overlap("base", lambda nodes: nodes["LTXKitApplyLoRA"].update(strength=0.0))
