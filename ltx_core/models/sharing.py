@@ -44,7 +44,7 @@ class Sharing:
     """
 
     group: ProcessGroup | None = None
-    teams: bool = True
+    teams: bool = field(default=True, kw_only=True)
     _parts: dict[range, Sharing] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
