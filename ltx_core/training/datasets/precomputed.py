@@ -97,8 +97,10 @@ def read_latents(file: Path) -> StoredLatents:
                 "compute it again"
             )
         latents = rearrange(latents, "(f h w) c -> c f h w", f=frames, h=height, w=width)
-    if not latents.numel() or not latents.is_floating_point() or not bool(latents.float().isfinite().all()):
-        raise ConfigError(f"got {file} without latents, or with some that are not finite numbers; compute it again")
+    if not latents.numel():
+        raise ConfigError(f"got {file} with latents of no cells; expected those of a clip; compute it again")
+    if not latents.is_floating_point() or not bool(latents.float().isfinite().all()):
+        raise ConfigError(f"got {file} with latents that are not finite numbers; compute it again")
     fps = content.get("fps")
     return StoredLatents(latents.float(), float(fps) if is_number(fps) and fps > 0 else None)
 
