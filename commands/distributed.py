@@ -148,6 +148,15 @@ class Processes:
 
     def _fail(self, error: BaseException) -> None:
         """Let the others end. The first process that fails says why; those that follow end without a word."""
+        try:
+            self._leave_others(error)
+        except KeyboardInterrupt:
+            if self._watch is None or not self._watch.interrupts:
+                raise
+            remove_temporaries()  # another one has ended while this one was about to
+            raise SystemExit(FAILED) from None
+
+    def _leave_others(self, error: BaseException) -> None:
         status = REFUSED if isinstance(error, LTXKitError) else FAILED
         if isinstance(error, KeyboardInterrupt):
             status = getattr(error, "status", INTERRUPTED)
@@ -171,6 +180,7 @@ class _Watch:
         self._store, self._lock = store, threading.Lock()
         self._over: float | None = None
         self._status = FAILED
+        self.interrupts = False  # whether the main thread has been interrupted because another process has ended
         self._stopped = False
         self._hears, self._rings = socket.socketpair()
         self._rings.setblocking(False)
@@ -209,7 +219,7 @@ class _Watch:
                 if came and self._over is None:
                     self._over, self._status = time.monotonic(), SIGNALLED + self._hears.recv(1)[0]
                 elif self._over is None and self._others_ended():
-                    self._over = time.monotonic()
+                    self._over, self.interrupts = time.monotonic(), True
                     _thread.interrupt_main()
                 late = self._over is not None and time.monotonic() > self._over + _GRACE
             if late:

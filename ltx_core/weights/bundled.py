@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files import is_there
+
 BUNDLED = "ltxkit-digits"
 BUNDLED_LORA = "ltxkit-digits-edges"
 
@@ -55,7 +57,7 @@ def bundled_name(path: Path) -> str | None:
 def find_model(path: Path | str, kind: str) -> Path:
     """`path`, or a bundled model's file of that kind where `path` is its name and does not exist as a path."""
     path = Path(path)
-    return path if path.exists() else bundled_files(kind).get(str(path), path)
+    return path if is_there(path) else bundled_files(kind).get(str(path), path)
 
 
 def is_bundled(path: Path | str) -> bool:
@@ -66,4 +68,4 @@ def is_bundled(path: Path | str) -> bool:
 def find_run(path: Path | str) -> Path:
     """`path`, or the bundled model's folder, likewise, in place of the folder of a training run."""
     path = Path(path)
-    return _FOLDER if str(path) == BUNDLED and not path.exists() else path
+    return _FOLDER if str(path) == BUNDLED and not is_there(path) else path
