@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ltxkit.commands.command import FAILED
+from ltxkit.commands.distributed import Processes
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.pipelines.library import Components
@@ -122,6 +125,22 @@ def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(started: S
     assert "load " not in said
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("interrupts", "ends"), [(True, SystemExit), (False, KeyboardInterrupt)])
+def test_an_end_elsewhere_while_this_process_ends(
+    monkeypatch: pytest.MonkeyPatch, interrupts: bool, ends: type[BaseException]
+) -> None:
+    """The interruption comes after the error that ends this process: it is the watch's, or the user's."""
+
+    def leave(status: int) -> None:
+        raise KeyboardInterrupt
+
+    processes = Processes(None)
+    monkeypatch.setattr(processes, "_watch", SimpleNamespace(interrupts=interrupts, leave=leave))
+    with pytest.raises(ends) as raised:
+        processes._fail(ConfigError("got"))
+    assert ends is KeyboardInterrupt or raised.value.code == FAILED
 
 
 @pytest.mark.slow  # three processes
