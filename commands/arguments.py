@@ -196,6 +196,11 @@ def weighted_lora(text: str) -> tuple[Path, float]:
     return Path(path), value
 
 
+def add_loras(parser: argparse._ActionsContainer, help: str) -> None:  # pyright: ignore[reportPrivateUsage]
+    """The option --lora, which may be repeated."""
+    parser.add_argument("--lora", type=weighted_lora, action="append", default=[], metavar="FILE[=STRENGTH]", help=help)
+
+
 class Shown(NamedTuple):
     """A picture or clip that the result shows from a frame on; negative numbers count from its end."""
 

@@ -148,24 +148,24 @@ class Processes:
 
     def _fail(self, error: BaseException) -> None:
         """Let the others end. The first process that fails says why; those that follow end without a word."""
+        if self._watch is None:
+            return
         try:
-            self._leave_others(error)
+            self._leave_others(error, self._watch)
         except KeyboardInterrupt:
-            if self._watch is None or not self._watch.interrupts:
+            if not self._watch.interrupts:
                 raise
             remove_temporaries()  # another one has ended while this one was about to
             raise SystemExit(FAILED) from None
 
-    def _leave_others(self, error: BaseException) -> None:
+    def _leave_others(self, error: BaseException, watch: _Watch) -> None:
         status = REFUSED if isinstance(error, LTXKitError) else FAILED
         if isinstance(error, KeyboardInterrupt):
             status = getattr(error, "status", INTERRUPTED)
-        if self._watch is None:
-            return
-        self._watch.leave(status)
+        watch.leave(status)
         if not self.is_first and isinstance(error, LTXKitError):
             time.sleep(3 * _LOOKS)  # what is wrong for all of them, the first process says
-        if not self._watch.ends_first():
+        if not watch.ends_first():
             remove_temporaries()
             raise SystemExit(FAILED if isinstance(error, KeyboardInterrupt) else status) from None
         if self._started is not None and not self.is_first and isinstance(error, LTXKitError):

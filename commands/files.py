@@ -84,14 +84,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--device", metavar="NAME", help="cuda, mps, cpu (default: the best there is)")
     parser.add_argument("--resident-blocks", type=arguments.whole(0), metavar="N", help="as in `generate`")
     parser.add_argument("--tile", type=arguments.count, metavar="CELLS", help="as in `generate`")
-    parser.add_argument(
-        "--lora",
-        type=arguments.weighted_lora,
-        action="append",
-        default=[],
-        metavar="FILE[=STRENGTH]",
-        help="as in `generate`: counted, and in main memory the copies that it is merged into",
-    )
+    arguments.add_loras(parser, "as in `generate`: counted, and in main memory the copies that it is merged into")
     parser.add_argument("--lora-mode", choices=arguments.LORA_MODES, default="auto", help="as in `generate`")
     parser.add_argument("--copy", action="store_true", help="as in `generate`: weights count as main memory in full")
     parser.add_argument("--json", action="store_true", help="as one JSON object")

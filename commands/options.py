@@ -169,14 +169,10 @@ def _model_arguments(models: Group) -> None:
         metavar="FILE",
         help="spiece.model or tokenizer.json (default: beside the encoder, or T5's own)",
     )
-    models.add_argument(
-        "--lora",
-        type=arguments.weighted_lora,
-        action="append",
-        default=[],
-        metavar="FILE[=STRENGTH]",
-        help=f"a LoRA (also LoHa, LoKr, OFT), the folder of a trainer, or {BUNDLED_LORA}, which comes with the pack; "
-        "may be repeated",
+    arguments.add_loras(
+        models,
+        f"a LoRA (also LoHa, LoKr, OFT), the folder of a trainer, or {BUNDLED_LORA}, which comes with the pack; may be "
+        "repeated",
     )
     models.add_argument(
         "--allow-partial", action="store_true", help="leave out what of a LoRA cannot be applied, and say so"
