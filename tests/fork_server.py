@@ -10,6 +10,7 @@ import sys
 
 del sys.path[0]  # this folder: some of its folders are called as modules are
 
+import faulthandler
 import importlib
 import json
 import os
@@ -70,6 +71,7 @@ def _run(request: dict[str, Any], stdout: int, stderr: int) -> None:
         os.close(stream)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - by its number
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    faulthandler.enable(2)
     kind, *rest = request["arguments"]
     if kind == "-c":
         sys.argv = ["-c", *rest[1:]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,36 +27,21 @@ SCRIPT = Path(__file__).with_name("group_script.py")
 DIGITS = ["generate", "--model", "ltxkit-digits", "a 7 moving up", "--frames", "9", "--no-cache"]
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 Start = Callable[[list[str], int], list[Any]]
+Ended = Callable[..., list[tuple[int, str, str]]]
 
 
 @pytest.fixture
-def started(forked: Callable[..., Any], tmp_path: Path) -> Start:
+def started(forked: Callable[..., Any], free_port: Callable[[], int], tmp_path: Path) -> Start:
     """started(arguments, size): the processes that `torchrun` would start; each says what it says to itself."""
 
     def start(arguments: list[str], size: int) -> list[Any]:
-        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         return [
             forked(arguments, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, tmp_path) for rank in range(size)
         ]
 
     return start
-
-
-def ended(processes: list[Any], seconds: float = 600) -> list[tuple[int, str, str]]:
-    """(status, stdout, stderr) of each."""
-    try:
-        said = [process.communicate(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 @pytest.mark.slow  # four processes that load models
@@ -66,6 +50,7 @@ def test_two_and_four_processes_make_the_clips_of_one(
     lora_and_merged: Callable[..., tuple[dict[str, torch.Tensor], object]],
     repository: Path,
     started: Start,
+    ended: Ended,
     tmp_path: Path,
 ) -> None:
     folder = tiny_models()
@@ -76,7 +61,7 @@ def test_two_and_four_processes_make_the_clips_of_one(
     given = (folder, tmp_path / "lora.safetensors", repository / "assets/examples/temple.jpg")
     processes = started([str(SCRIPT), *map(str, given), str(tmp_path)], 4)
     expected: Mapping[str, torch.Tensor] = runpy.run_path(str(SCRIPT))["made"](*given)
-    results = ended(processes)
+    results = ended(processes, 600)
     assert [status for status, _, _ in results] == [0] * 4, [error[-2000:] for _, _, error in results]
     for size in (2, 4):
         found = load_file(tmp_path / f"{size}.safetensors")
@@ -93,8 +78,16 @@ def test_two_and_four_processes_make_the_clips_of_one(
 
 
 @pytest.mark.slow  # torchrun, and two processes
-def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", free_port(), "--nproc-per-node", "2"]
+def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--master-port",
+        str(free_port()),
+        "--nproc-per-node",
+        "2",
+    ]
     size = ["--set", "first.steps=2", "--dtype", "fp32"]
     options = [*DIGITS, *size, "--count", "2", "--save-latent", "{seed}.latent"]
     done = subprocess.run(
@@ -117,8 +110,10 @@ def test_the_command_under_torchrun_makes_one_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # four processes
-def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(started: Start, tmp_path: Path) -> None:
-    results = ended(started(["-m", "ltxkit", *DIGITS], 4))
+def test_what_cannot_be_divided_is_said_once_before_a_model_is_loaded(
+    started: Start, ended: Ended, tmp_path: Path
+) -> None:
+    results = ended(started(["-m", "ltxkit", *DIGITS], 4), 600)
     assert all(status in (1, 2) for status, _, _ in results), results
     said = "".join(error for _, _, error in results)
     assert said.count("got 4 processes for a model with 3 heads of attention") == 1
@@ -146,7 +141,9 @@ def test_an_end_elsewhere_while_this_process_ends(
 @pytest.mark.slow  # three processes
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize(("number", "rank"), [("SIGKILL", 1), ("SIGTERM", 2)])
-def test_the_end_of_one_process_is_the_end_of_all(started: Start, tmp_path: Path, number: str, rank: int) -> None:
+def test_the_end_of_one_process_is_the_end_of_all(
+    started: Start, ended: Ended, tmp_path: Path, number: str, rank: int
+) -> None:
     options = ["--set", "first.steps=1000", "--output", "clip.mp4"]
     processes = started(["-m", "ltxkit", *DIGITS, *options], 3)
     speaking = processes[0].stderr

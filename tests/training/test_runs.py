@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import signal
-import socket
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -293,25 +292,20 @@ for path, overrides, resume, port in json.loads(sys.argv[1]):
 """
 
 
-def in_two_processes(forked: Callable[..., Any], runs: list[tuple[Path, list[str], bool]]) -> None:
-    sockets = [socket.socket() for _ in runs]
-    for free in sockets:
-        free.bind(("127.0.0.1", 0))
-    ports = [free.getsockname()[1] for free in sockets]
-    for free in sockets:
-        free.close()
-    arguments = [
-        [str(path), overrides, resume, port] for (path, overrides, resume), port in zip(runs, ports, strict=True)
-    ]
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    command = ["-c", ONE_OF_TWO, json.dumps(arguments)]
-    processes = [forked(command, environment | {"RANK": str(rank)}) for rank in range(2)]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], [error[-1500:] for error in errors]
+@pytest.fixture
+def in_two_processes(
+    forked: Callable[..., Any], ended: Callable[..., Any], free_port: Callable[[], int]
+) -> Callable[[list[tuple[Path, list[str], bool]]], None]:
+    """in_two_processes(runs): each run (config, overrides, resume) after the one before it."""
+
+    def run(runs: list[tuple[Path, list[str], bool]]) -> None:
+        arguments = [[str(path), overrides, resume, free_port()] for path, overrides, resume in runs]
+        environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        command = ["-c", ONE_OF_TWO, json.dumps(arguments)]
+        results = ended([forked(command, environment | {"RANK": str(rank)}) for rank in range(2)])
+        assert [status for status, _, _ in results] == [0, 0], [error[-1500:] for _, _, error in results]
+
+    return run
 
 
 def logged(output: Path) -> list[float]:
@@ -319,7 +313,7 @@ def logged(output: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, transformer_config: Path, forked: Callable[..., Any]) -> None:
+def test_two_processes_are_one(tmp_path: Path, transformer_config: Path, in_two_processes: Callable[..., None]) -> None:
     """DDP, and FSDP2 interrupted and resumed; a validation in between must leave no trace."""
     paths = (vae_config(tmp_path), transformer_config)
     settings = ["optimization.optimizer=adamw", "optimization.schedule=constant"]
@@ -327,7 +321,7 @@ def test_two_processes_are_one(tmp_path: Path, transformer_config: Path, forked:
     runs = [(path, [f"output={tmp_path}/{path.stem}-two"], False) for path in paths]
     runs += [(transformer_config, [*sharded, "optimization.steps=2", "logging.validate_every=2"], False)]
     runs += [(transformer_config, [*sharded, "logging.validate_every=2"], True)]
-    in_two_processes(forked, runs)
+    in_two_processes(runs)
     one = [(path, [f"output={tmp_path}/{path.stem}-one"], tmp_path / f"{path.stem}-two") for path in paths]
     plain = [*settings, f"output={tmp_path}/whole"]
     for path, overrides, output in [*one, (transformer_config, plain, tmp_path / "sharded")]:
@@ -358,61 +352,51 @@ run_training(load_config(path, overrides), resume=resume, report=report, stoppin
 """
 
 
-def pair(
-    forked: Callable[..., Any], path: Path, overrides: list[str], *, resume: bool = False, pause: float = 0.0
-) -> list[Any]:
-    """Two processes of one run; the first prints its steps, and rests `pause` seconds after each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = ["-c", PREEMPTED, json.dumps([str(path), overrides, resume, pause])]
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [forked(command, environment | {"RANK": str(rank)}) for rank in range(2)]
+@pytest.fixture
+def pair(forked: Callable[..., Any], free_port: Callable[[], int]) -> Callable[..., list[Any]]:
+    """pair(path, overrides, resume=False, pause=0): two processes of one run; the first prints its steps, and rests
+    `pause` seconds after each."""
 
+    def start(path: Path, overrides: list[str], *, resume: bool = False, pause: float = 0.0) -> list[Any]:
+        command = ["-c", PREEMPTED, json.dumps([str(path), overrides, resume, pause])]
+        environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [forked(command, environment | {"RANK": str(rank)}) for rank in range(2)]
 
-def ended(processes: list[Any]) -> list[str]:
-    """What both wrote on stderr; they must end by themselves."""
-    try:
-        return [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    return start
 
 
 @pytest.mark.slow
 def test_a_preempted_run_of_two_processes_is_an_undisturbed_one(
-    tmp_path: Path, transformer_config: Path, forked: Callable[..., Any]
+    tmp_path: Path, transformer_config: Path, pair: Callable[..., list[Any]], ended: Callable[..., Any]
 ) -> None:
     """SIGTERM to either saves both; kill -9 of one ends the other; restarted after both, the run is the same."""
     settings = ["logging.checkpoint_every=1", "logging.validate_every=100", "optimization.steps=6"]
     whole, output = tmp_path / "whole", tmp_path / "preempted"
-    straight = pair(forked, transformer_config, [*settings, f"output={whole}"])
-    ended(straight)
+    straight = ended(pair(transformer_config, [*settings, f"output={whole}"]))
     mine = [*settings, f"output={output}"]
-    processes = pair(forked, transformer_config, mine, pause=0.3)
+    processes = pair(transformer_config, mine, pause=0.3)
     first = processes[0].stdout
     assert first is not None
     assert first.readline().strip() == "1", ended(processes)
     processes[1].send_signal(signal.SIGTERM)  # the scheduler need not ask the first process
-    ended(processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    assert [status for status, _, _ in ended(processes)] == [0, 0]
     saved = latest_checkpoint(output)
     assert saved is not None
     done = int(saved.name.removeprefix("step_"))
     assert 1 <= done < 5
     assert not (output / "final").exists()
-    processes = pair(forked, transformer_config, mine, resume=True, pause=0.3)
+    processes = pair(transformer_config, mine, resume=True, pause=0.3)
     first = processes[0].stdout
     assert first is not None
     assert first.readline().strip() == str(done + 1), ended(processes)
     processes[1].kill()
-    errors = ended(processes)
-    assert processes[0].returncode not in (0, None)
-    assert "got no answer from another of the 2 processes of this run" in errors[0]
+    status, _, error = ended(processes)[0]
+    assert status not in (0, None)
+    assert "got no answer from another of the 2 processes of this run" in error
     assert not (output / "final").exists()
-    again = pair(forked, transformer_config, mine, resume=True)
-    errors = ended(again)
-    assert [process.returncode for process in (*straight, *again)] == [0, 0, 0, 0], errors
+    again = pair(transformer_config, mine, resume=True)
+    results = [*straight, *ended(again)]
+    assert [status for status, _, _ in results] == [0] * 4, results
     assert (whole / "final/model.safetensors").read_bytes() == (output / "final/model.safetensors").read_bytes()
     assert same(state(whole), state(output))
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -103,34 +100,23 @@ for path, overrides, resume, port in json.loads(sys.argv[1]):
 """
 
 
-def in_processes(size: int, runs: list[tuple[Path, list[str], bool]], disks: list[Path] | None = None) -> None:
-    """disks: the folders that the processes work in."""
-    sockets = [socket.socket() for _ in runs]
-    for free in sockets:
-        free.bind(("127.0.0.1", 0))
-    arguments = [
-        [str(path), overrides, resume, free.getsockname()[1]]
-        for (path, overrides, resume), free in zip(runs, sockets, strict=True)
-    ]
-    for free in sockets:
-        free.close()
-    command = [sys.executable, "-c", ONE_OF_SEVERAL, json.dumps(arguments)]
-    environment = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            cwd=None if disks is None else disks[rank],
-        )
-        for rank in range(size)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert {process.returncode for process in processes} == {0}, [error[-3000:] for error in errors]
+InProcesses = Callable[..., None]
+
+
+@pytest.fixture
+def in_processes(forked: Callable[..., Any], ended: Callable[..., Any], free_port: Callable[[], int]) -> InProcesses:
+    """in_processes(size, runs, disks=None): each run (config, overrides, resume) after the one before it, in `size`
+    processes, which work in the folders `disks`."""
+
+    def run(size: int, runs: list[tuple[Path, list[str], bool]], disks: list[Path] | None = None) -> None:
+        arguments = [[str(path), overrides, resume, free_port()] for path, overrides, resume in runs]
+        command = ["-c", ONE_OF_SEVERAL, json.dumps(arguments)]
+        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+        folders = [None] * size if disks is None else disks
+        results = ended([forked(command, shared | {"RANK": str(rank)}, at) for rank, at in enumerate(folders)])
+        assert {status for status, _, _ in results} == {0}, [error[-3000:] for _, _, error in results]
+
+    return run
 
 
 def written(folder: Path, name: str, tree: dict[str, Any]) -> Path:
@@ -197,7 +183,9 @@ def numbers(output: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_the_weights_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_that_share_the_weights_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_processes: InProcesses
+) -> None:
     """With discriminator, averages, accumulation, validations, statistics; interrupted and resumed."""
     monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
     monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
@@ -234,7 +222,9 @@ def test_two_processes_that_share_the_weights_are_one(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_that_divide_each_clip_are_one(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_divide_each_clip_are_one(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_processes: InProcesses
+) -> None:
     """Two with weights that are split too, three of a LoRA's kind: blocks that are computed twice. Three heads do
     not divide evenly between two."""
     monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
@@ -293,7 +283,9 @@ def test_a_plan_counts_the_share_of_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_machines_may_have_disks_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_may_have_disks_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_processes: InProcesses
+) -> None:
     """Two processes in two folders: the first writes, and a run goes on only where both have its checkpoint."""
     monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
     monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
