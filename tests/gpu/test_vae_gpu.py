@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ltxkit.ltx_core.budget.tiling import Tiling
 from ltxkit.ltx_core.budget.vae import decode_bytes
-from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.video_vae import VideoVAE
 from ltxkit.ltx_core.pipelines.decode import decode
@@ -24,13 +23,8 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(params=["0.9.0", "0.9.1", "0.9.5", "16x4"])
-def vae(request: pytest.FixtureRequest, vae_config: Callable[..., VideoVAEConfig]) -> VideoVAE:
-    torch.manual_seed(0)
-    made = VideoVAE(vae_config(request.param, width=16)).eval()
-    for name, parameter in made.named_parameters():
-        if "per_channel_scale" in name:
-            torch.nn.init.normal_(parameter)
-    return made
+def vae(request: pytest.FixtureRequest, random_vae: Callable[..., VideoVAE]) -> VideoVAE:
+    return random_vae(request.param, width=16)
 
 
 @pytest.fixture(autouse=True)

@@ -27,17 +27,8 @@ def no_grad():
 
 
 @pytest.fixture(scope="module")
-def vaes(vae_config: Callable[..., VideoVAEConfig]) -> dict[str, VideoVAE]:
-    made = {}
-    for generation in GENERATIONS:
-        torch.manual_seed(0)
-        made[generation] = vae = VideoVAE(vae_config(generation)).eval()
-        for name, parameter in vae.named_parameters():
-            if "per_channel_scale" in name:
-                nn.init.normal_(parameter)
-        for buffer in vae.buffers():
-            buffer.uniform_(0.5, 2)
-    return made
+def vaes(random_vae: Callable[..., VideoVAE]) -> dict[str, VideoVAE]:
+    return {generation: random_vae(generation) for generation in GENERATIONS}
 
 
 @pytest.fixture(params=GENERATIONS)

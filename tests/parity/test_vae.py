@@ -89,14 +89,8 @@ def their_generation(vae: VideoVAE) -> str:
 
 
 @pytest.fixture(params=GENERATIONS)
-def pair(request: pytest.FixtureRequest, vae_config: Callable[..., VideoVAEConfig]) -> Pair:
-    torch.manual_seed(0)
-    ours = VideoVAE(vae_config(request.param)).eval()
-    for name, parameter in ours.named_parameters():
-        if "per_channel_scale" in name:
-            torch.nn.init.normal_(parameter)
-    for buffer in ours.buffers():
-        buffer.uniform_(0.5, 2)
+def pair(request: pytest.FixtureRequest, random_vae: Callable[..., VideoVAE]) -> Pair:
+    ours = random_vae(request.param)
     theirs = their_vae(ours.config, request.param).eval()
     theirs.load_state_dict(to_diffusers(ours.state_dict(), request.param))
     return ours, theirs
@@ -207,12 +201,9 @@ def test_gradients(pair: Pair, their_decode: Callable[..., Tensor], rms: Callabl
             assert rms(gradient, expected[name]) <= 1e-3, name
 
 
-def test_injected_noise_matters(vae_config: Callable[..., VideoVAEConfig], relative: Callable[..., float]) -> None:
+def test_injected_noise_matters(random_vae: Callable[..., VideoVAE], relative: Callable[..., float]) -> None:
     """Otherwise the comparison above would not prove that the noise is added in the right place."""
-    vae = VideoVAE(vae_config("0.9.1"))
-    for name, parameter in vae.named_parameters():
-        if "per_channel_scale" in name:
-            torch.nn.init.normal_(parameter)
+    vae = random_vae("0.9.1")
     latent, timestep = torch.randn(1, 16, 1, 2, 2), torch.tensor([0.05])
     with torch.no_grad():
         a, b = (vae.decode(latent, timestep, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ltxkit.ltx_core.budget.tiling import HALO, Tiling, choose_tiling
 from ltxkit.ltx_core.budget.vae import CPU_COPIES, decode_bytes, encode_bytes
-from ltxkit.ltx_core.config import VideoVAEConfig
 from ltxkit.ltx_core.errors import ConfigError, ShapeError, UnsupportedError
 from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.video_vae import VideoVAE
@@ -47,20 +46,9 @@ class Placed:
             self.open -= 1
 
 
-def make_vae(config: VideoVAEConfig) -> VideoVAE:
-    torch.manual_seed(0)
-    vae = VideoVAE(config).eval()
-    for name, parameter in vae.named_parameters():
-        if "per_channel_scale" in name:
-            nn.init.normal_(parameter)
-    for buffer in vae.buffers():
-        buffer.uniform_(0.5, 2)
-    return vae
-
-
 @pytest.fixture(scope="module")
-def vaes(vae_config: Callable[..., VideoVAEConfig]) -> dict[str, VideoVAE]:
-    return {generation: make_vae(vae_config(generation)) for generation in GENERATIONS}
+def vaes(random_vae: Callable[..., VideoVAE]) -> dict[str, VideoVAE]:
+    return {generation: random_vae(generation) for generation in GENERATIONS}
 
 
 @pytest.fixture(params=GENERATIONS)
@@ -163,9 +151,9 @@ def test_without_timestep_conditioning_the_values_have_no_effect(vaes: dict[str,
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_tiles_with_a_halo_are_the_picture(generation: str, vae_config: Callable[..., VideoVAEConfig]) -> None:
+def test_tiles_with_a_halo_are_the_picture(generation: str, random_vae: Callable[..., VideoVAE]) -> None:
     """Full depth gives the decoder the reach of the released decoders, well beyond the halo."""
-    vae = make_vae(vae_config(generation, released_depth=True))
+    vae = random_vae(generation, released_depth=True)
     latent = latents(1, 2, 24)
     whole = run(vae, latent)
     tiled = run(vae, latent, tiling=Tiling(width=6, halo=8))

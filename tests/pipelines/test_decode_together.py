@@ -37,17 +37,8 @@ Processes = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
-def vaes(vae_config: Callable[..., VideoVAEConfig]) -> dict[str, VideoVAE]:
-    made = {}
-    for generation in GENERATIONS:
-        torch.manual_seed(0)
-        made[generation] = vae = VideoVAE(vae_config(generation)).eval().requires_grad_(False)
-        for name, parameter in vae.named_parameters():
-            if "per_channel_scale" in name:
-                nn.init.normal_(parameter)
-        for buffer in vae.buffers():
-            buffer.uniform_(0.5, 2)
-    return made
+def vaes(random_vae: Callable[..., VideoVAE]) -> dict[str, VideoVAE]:
+    return {generation: random_vae(generation).requires_grad_(False) for generation in GENERATIONS}
 
 
 def latents(frames: int = 3, height: int = 5, width: int = 3) -> Tensor:
