@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class World:
     device: torch.device
     together: int = 1
     sharing: Sharing | None = None
+    _wrapped: list[DistributedDataParallel] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -124,7 +125,18 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+        self._wrapped.append(DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True))
+        return self._wrapped[-1]
+
+    def unwrap(self) -> None:
+        """Before the processes part: take from wrapped modules, which may outlive that, what averages their gradients.
+
+        It holds the group in C++. If it were the last to do so, it would wait with the interpreter's lock for a thread
+        of gloo that may be waiting for this lock.
+        """
+        for module in self._wrapped:
+            del module.logger, module.reducer
+        self._wrapped.clear()
 
     def shards(self, optimization: Optimization) -> bool:
         """Whether `spread` splits weights among the processes."""
@@ -202,6 +214,7 @@ def world(together: int = 1) -> Generator[World]:
         yield World(0, 1, device)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")  # objects travel by gloo
+    here: World | None = None
     try:
         sharing = None
         if together > 1:
@@ -210,7 +223,8 @@ def world(together: int = 1) -> Generator[World]:
                 dist.new_group(list(range(first, first + together))) for first in range(0, size, together)
             ]
             sharing = Sharing(groups[rank // together], teams=False)
-        yield World(rank, size, device, together, sharing)
+        here = World(rank, size, device, together, sharing)
+        yield here
     except RuntimeError as error:
         if not any(text in str(error) for text in LOST):
             raise
@@ -219,6 +233,8 @@ def world(together: int = 1) -> Generator[World]:
             "go on; read what it said, and resume from the last checkpoint"
         ) from error
     finally:
+        if here is not None:
+            here.unwrap()
         dist.destroy_process_group()
 
 
