@@ -40,5 +40,5 @@ def test_a_wrapped_module_may_outlive_its_group(
     thread that waits for that lock."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     ports = [str(free_port()) for _ in range(10)]
-    results = ended([forked(["-c", PARTING, *ports], shared | {"RANK": str(rank)}) for rank in range(2)], 60)
+    results = ended([forked(["-c", PARTING, *ports], shared | {"RANK": str(rank)}) for rank in range(2)])
     assert [(status, said) for status, said, _ in results] == [(0, "".join(f"{port}\n" for port in ports))] * 2, results
