@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -190,6 +191,18 @@ def test_a_file_that_is_no_latent_is_named(inputs: Path) -> None:
     (inputs / "bad.latent").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"bad\.latent, which is not a latent"):
         LoadLatent().load("bad.latent")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("C64", 8), ("F4", 0.5), ("F6_E2M3", 0.75), ("F8_E8M0", 1), ("BOOL", 1), ("U8", 1), ("I64", 8)]
+)
+def test_a_latent_of_no_numbers_with_a_fraction_is_named(inputs: Path, dtype: str, size: float) -> None:
+    """Each would have been read as some numbers, or ended in an error of torch."""
+    entry = {"dtype": dtype, "shape": [1, 16, 2, 2, 2], "data_offsets": [0, int(128 * size)]}
+    header = json.dumps({"latent_tensor": entry}).encode()
+    (inputs / "odd.latent").write_bytes(len(header).to_bytes(8, "little") + header + bytes(int(128 * size)))
+    with pytest.raises(CheckpointError, match=r"odd\.latent, which is not a latent"):
+        LoadLatent().load("odd.latent")
 
 
 # ------------------------------------------------------------------------------------------------ formats

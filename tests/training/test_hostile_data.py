@@ -9,22 +9,27 @@ import io
 import json
 import math
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as arrow
 import pytest
 import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core import main_memory
+from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.media import write_image
 from ltxkit.ltx_core.training.captions import listed_captions
+from ltxkit.ltx_core.training.config import Data
 from ltxkit.ltx_core.training.data_choice import fitting_frames
 from ltxkit.ltx_core.training.datasets.precomputed import read_embedding, read_latents
 from ltxkit.ltx_core.training.datasets.sets import DataSet, open_data
+from ltxkit.ltx_core.training.sources import open_source
 
 LONG = "x" * 5000
 
@@ -257,6 +262,35 @@ def test_counts_that_are_none(value: object, tmp_path: Path) -> None:
 def test_rates_that_are_none_are_not_said(fps: object, tmp_path: Path) -> None:
     torch.save({**GOOD, "fps": fps}, tmp_path / "a.pt")
     assert read_latents(tmp_path / "a.pt").fps is None
+
+
+@pytest.mark.parametrize("how", ["packed", "one in another"])
+def test_stored_latents_that_claim_more_bytes_than_they_have(how: str, tmp_path: Path) -> None:
+    """A few bytes that would become as many as they like: `torch.save` packs nothing."""
+    torch.save({**GOOD, "latents": torch.zeros(6, 2**16)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "a.pt", "w") as made:
+        for member in whole.infolist():
+            kind = zipfile.ZIP_DEFLATED if how == "packed" else zipfile.ZIP_STORED
+            made.writestr(member.filename, whole.read(member), kind)
+        if how != "packed":
+            made.filelist.extend([max(made.filelist, key=lambda each: each.file_size)] * 2)
+    with pytest.raises(ConfigError, match="claims more bytes than it has"):
+        read_latents(tmp_path / "a.pt")
+    if how == "packed":
+        assert (tmp_path / "a.pt").stat().st_size < 10_000
+    assert read_latents(tmp_path / "whole.pt").latents.shape == (2**16, 1, 2, 3)
+
+
+def test_packed_arrays_that_memory_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "videos.npz"
+    np.savez_compressed(path, videos=np.zeros((40, 25, 32, 32), np.uint8))
+    assert path.stat().st_size < 10_000
+    config = Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),))
+    open_source(config, "train", 0)
+    monkeypatch.setattr(main_memory, "main_memory", lambda: main_memory.Memory(10**6, 10**9))
+    monkeypatch.setattr(main_memory, "swap_memory", lambda: 0)
+    with pytest.raises(UnsupportedError, match=r"packed in .*videos\.npz, which takes 0\.0 GB"):
+        open_source(config, "train", 0)
 
 
 def test_the_set_of_a_picture_is_its_folder(tmp_path: Path, picture: bytes) -> None:
