@@ -356,6 +356,8 @@ def _paired_lists(folder: Path, media: set[Path], notes: Notes) -> Iterator[Row]
             f"got {texts[0]} with {len(captions)} lines, and {' and '.join(path.name for path in lists)} with "
             f"{len(files)}; expected one caption for each file; correct the lists"
         )
+    names = " and ".join(path.name for path in lists)
+    notes(f"the lines of {texts[0]} are the captions of the files in {names}")
     yield from (Row(file, text) for file, text in zip(files, captions, strict=True))
 
 
