@@ -227,7 +227,7 @@ def _latents(folder: Path) -> list[Path]:
 def _vae(path: Path) -> Any:
     from ltxkit.ltx_core.weights.build import load_vae
 
-    return load_vae(path)[0]
+    return load_vae(path)
 
 
 def _latent(path: Path) -> object:
@@ -248,5 +248,5 @@ TARGETS = {
     "embedded-graphs": Target(_with_graph, _graph, mutate.media),
     "migration": Target(_old_graphs, _migrate, mutate.json_file),
     "runs": Target(_runs, _run_graph, mutate.json_file, heavy=True),
-    "latents": Target(_latents, _latent, mutate.safetensors, heavy=True),
+    "latents": Target(_latents, _latent, mutate.safetensors),
 }
