@@ -5,7 +5,8 @@ Nothing is downloaded, no code from a model's folder runs, and weights are read 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, printable
 from ..files import is_there
+from ..weights.containers import read_header
 from .pictures import as_picture
 
 LONGEST = 400  # tokens of a caption
+_COUNT = re.compile(r"(layers?|depths?)$")  # names of numbers of layers in configs of transformers
+_PACKED = 32  # weights that a number in a file may stand for, in any quantization, and copies of tied ones
 
 
 @contextmanager
@@ -29,11 +33,25 @@ def _refusing(what: str, expected: str) -> Generator[None]:
     """
     try:
         yield
+    except ConfigError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ConfigError(f"got {what} ({printable(reason)}); expected {expected}") from error
+
+
+def _layers(config: Any, name: str = "") -> Iterator[int]:
+    """The numbers of layers in a config, and in those inside of it."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _layers(value, str(key))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _layers(value, name)
+    elif isinstance(config, int) and _COUNT.search(name):
+        yield config
 
 
 class VisionModel:
@@ -49,7 +67,7 @@ class VisionModel:
         self.processor, self.model = self._open()
 
     def _open(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
         if is_there(Path(self.place)) and not (Path(self.place) / "config.json").is_file():
             raise ConfigError(
@@ -62,6 +80,8 @@ class VisionModel:
             f"that `hf download {self.place}` has fetched; check it, or ask a server with --url"
         )
         with _refusing(f"--model {self.place}, which transformers does not open", expected):
+            config = AutoConfig.from_pretrained(self.place, **said)
+            self._check_size(config, AutoModelForImageTextToText, said)
             processor = AutoProcessor.from_pretrained(self.place, **said)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 self.place, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **said
@@ -74,6 +94,29 @@ class VisionModel:
                 "those of its config.json; download it again"
             )
         return processor, model.to(self.device).eval()
+
+    def _check_size(self, config: Any, kind: Any, said: dict[str, Any]) -> None:
+        """Refuse a config of more layers or weights than its files could hold: transformers would make all of them.
+
+        Raises:
+            ConfigError: with both figures.
+        """
+        from transformers.utils import cached_file
+
+        folder = Path(str(cached_file(self.place, "config.json", local_files_only=said["local_files_only"]))).parent
+        stored = [info for file in folder.glob("*.safetensors") for info in read_header(file)[0].values()]
+        if not stored:  # which transformers refuses
+            return
+        most = max([0, *_layers(config.to_dict())])
+        if most <= len(stored):
+            with torch.device("meta"):
+                most = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+            if most <= _PACKED * sum(info.parameters for info in stored):
+                return
+        raise ConfigError(
+            f"got --model {self.place}, whose config.json asks for {most} layers or weights, where {len(stored)} "
+            "tensors are in its files; expected the config of these files; download it again"
+        )
 
     @torch.no_grad()
     def caption(self, frames: Sequence[Tensor]) -> str:

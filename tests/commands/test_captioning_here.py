@@ -224,6 +224,17 @@ def with_values(file: str, **values: object) -> Callable[[Path], None]:
     return change
 
 
+def with_inside(section: str, **values: object) -> Callable[[Path], None]:
+    """The same in a section of the config."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config[section] |= values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -236,6 +247,10 @@ def with_values(file: str, **values: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "does not open"),
         (with_values("config.json", text_config={"hidden_size": "many"}), "does not open"),
         (with_values("config.json", text_config=[1]), "does not open"),
+        (with_inside("text_config", num_hidden_layers=10**6), "asks for 1000000 layers"),
+        (with_inside("vision_config", num_hidden_layers=10**6), "asks for 1000000 layers"),
+        (with_inside("text_config", vocab_size=10**9), "layers or weights"),
+        (with_inside("vision_config", hidden_size=2**20), "layers or weights"),
         (with_values("config.json", vision_config={"num_attention_heads": 0}), "does not open"),
         (with_values("config.json", model_type=["blip"]), "does not open"),
         (
