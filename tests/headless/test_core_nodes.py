@@ -187,6 +187,16 @@ def test_what_is_changed_in_a_picture_is_said_at_its_node(inputs: Path, tmp_path
     assert "has values from 0 to 9, which are spread over black to white" in notes[0]
 
 
+def test_grey_of_sixteen_bits_is_the_same_to_the_last_bit(inputs: Path) -> None:
+    """For the library as for a graph: in bfloat16 a last bit makes another clip."""
+    every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(every).save(inputs / "grey.png")
+    shown = LoadImage().load_image("grey.png")[0]
+    assert torch.equal(shown, media.read_image(inputs / "grey.png"))
+    assert shown.unique().numel() == 2**16
+    assert (shown.min(), shown.max()) == (0, 1)
+
+
 def test_a_file_that_is_no_latent_is_named(inputs: Path) -> None:
     (inputs / "bad.latent").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"bad\.latent, which is not a latent"):
