@@ -24,11 +24,13 @@ from torch import Tensor
 from ltxkit.ltx_core import main_memory
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.media import write_image
+from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.captions import listed_captions
 from ltxkit.ltx_core.training.config import Data
 from ltxkit.ltx_core.training.data_choice import fitting_frames
 from ltxkit.ltx_core.training.datasets.precomputed import read_embedding, read_latents
 from ltxkit.ltx_core.training.datasets.sets import DataSet, open_data
+from ltxkit.ltx_core.training.folder import Reading, read_folder
 from ltxkit.ltx_core.training.sources import open_source
 
 LONG = "x" * 5000
@@ -205,6 +207,33 @@ def test_names_of_references_and_masks(column: str, name: str, tmp_path: Path, p
     (fault,) = faults
     assert "is no name that a file can have" in fault
     assert len(fault) < 500
+
+
+@pytest.mark.parametrize("name", ["/", "//", "/..", "\\", "../" * 60, "root"])
+@pytest.mark.parametrize("column", ["file_name", "reference_path", "mask_path"])
+def test_the_root_of_a_disk_is_no_clip(column: str, name: str, tmp_path: Path, picture: bytes) -> None:
+    """It has no name of its own, beside which a caption could lie."""
+    (tmp_path / "a.png").write_bytes(picture)
+    if name == "root":
+        (tmp_path / "root").symlink_to("/")
+    row = {"file_name": "a.png", "text": "one", column: name}
+    (tmp_path / "rows.json").write_text(json.dumps([row]), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a name that a file can have|is no name that a file can have"):
+        read_folder(tmp_path, [PixelShape(1, 8, 8)], fps=8, seed=0, notes=lambda _: None, reading=Reading())
+
+
+@pytest.mark.parametrize("name", [".", "..", "below", "../..", "below/.."])
+def test_folders_in_the_place_of_clips_are_a_sentence(name: str, tmp_path: Path, picture: bytes) -> None:
+    (tmp_path / "set" / "below").mkdir(parents=True)
+    (tmp_path / "set" / "a.png").write_bytes(picture)
+    rows = [{"file_name": "a.png", "text": "one"}, {"file_name": name, "text": "two"}]
+    (tmp_path / "set" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    notes: list[str] = []
+    try:
+        read_folder(tmp_path / "set", [PixelShape(1, 8, 8)], fps=8, seed=0, notes=notes.append, reading=Reading())
+    except ConfigError as error:
+        notes.append(str(error))
+    assert str((tmp_path / "set" / name).resolve()) in "".join(notes)
 
 
 def test_headers_that_numpy_reads_as_python(tmp_path: Path) -> None:
