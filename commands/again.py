@@ -77,6 +77,8 @@ class _Raw(Parser):
 
 class _Strict(Parser):
     def error(self, message: str) -> NoReturn:
+        if "; expected" not in message:  # of argparse itself: a choice that is none, options that exclude each other
+            message = f"got options that do not go ({message}); expected what the command takes"
         raise ConfigError(f"{message} (see `ltxkit generate --help`)")
 
 

@@ -42,10 +42,15 @@ class Captioner:
     pause: float = _PAUSE
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(self.url):
             raise ConfigError(
-                f"got the address {self.url}; expected one such as http://localhost:8000/v1; correct --url"
+                f"got the address {self.url}; expected one such as http://localhost:8000/v1, in ASCII, without a user, "
+                "? and #; correct --url"
+            )
+        if not (self.key.isascii() and self.key.isprintable()):  # it is not quoted: it is a secret
+            raise ConfigError(
+                f"got a key of {len(self.key)} characters, of which some cannot be sent; expected letters, digits and "
+                "signs in ASCII, in one line; correct the environment variable that holds it"
             )
 
     def caption(self, pictures: list[str], say: Callable[[str], None] = lambda _: None) -> str:
@@ -97,15 +102,32 @@ class Captioner:
                     ) from error
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
                 reason = str(getattr(error, "reason", error) or type(error).__name__)
+            except ValueError as error:  # a name that is none of a host, or a proxy that is no address
+                raise ConfigError(
+                    f"got the address {url}, for which no connection can be made; expected names of hosts, also in the "
+                    "environment variables http_proxy and https_proxy; correct --url, or those"
+                ) from error
             if attempt < TRIES:
                 say(f"{url}: {reason}; trying again")
                 time.sleep(self.pause * 2 ** (attempt - 1))
         raise ConfigError(f"got no answer from {url} in {TRIES} tries ({reason}); expected a caption; try again later")
 
 
+def _is_address(url: str) -> bool:
+    """Whether a request can be made of a text. Whitespace and control characters are none of an address, though Python
+    leaves some of them out of it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which raises where it is none
+    except ValueError:
+        return False
+    usable = url.isascii() and url.isprintable() and " " not in url and not any(sign in url for sign in "@?#\\")
+    return usable and parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
 def _said(error: urllib.error.HTTPError) -> str:
     """The beginning of what a refusal says."""
     try:
         return " ".join(error.read(500).decode("utf-8", "replace").split())[:200]
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return ""

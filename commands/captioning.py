@@ -84,7 +84,8 @@ def _asked(options: argparse.Namespace, console: Console) -> Callable[[list[Tens
     from ..ltx_core.training.pictures import as_data_url
     from .captioner import Captioner
 
-    captioner = Captioner(options.url, options.model, options.prompt, os.environ.get(options.key_variable or KEY, ""))
+    key = os.environ.get(options.key_variable or KEY, "").strip()  # a file that holds one often ends a line with it
+    captioner = Captioner(options.url, options.model, options.prompt, key)
     most = options.longest_side, options.longest_side
     return lambda frames: captioner.caption([as_data_url(frame, most) for frame in frames], console.note)
 

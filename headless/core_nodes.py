@@ -34,6 +34,7 @@ from .primitive_nodes import PRIMITIVE_NODES, PRIMITIVE_TITLES
 from .sampling_nodes import SAMPLING_NODES
 
 MAX_RESOLUTION = 16384  # nodes.py
+_LATENT_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # numbers; others would be read as such
 
 SaveHidden = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 
@@ -272,18 +273,22 @@ class LoadLatent:
         return check_file(latent)
 
     def load(self, latent: str) -> tuple[dict[str, Tensor]]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
+
+        from ..ltx_core.weights.containers import read_header
 
         path = named_file(latent)
         try:
-            tensors = load_file(path)
-            samples = tensors["latent_tensor"].float()
-        except (SafetensorError, KeyError, OSError) as error:
+            stored, _ = read_header(path)
+            if stored["latent_tensor"].dtype not in _LATENT_DTYPES:
+                raise ValueError(f"its tensor is of {stored['latent_tensor'].dtype}")
+            with safe_open(path, "pt") as file:
+                samples = file.get_tensor("latent_tensor").float()
+        except (SafetensorError, CheckpointError, KeyError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"got {path}, which is not a latent ({error}); expected a file of Save Latent; choose another"
             ) from error
-        scale = 1.0 if "latent_format_version_0" in tensors else 1 / 0.18215  # files older than the version mark
+        scale = 1.0 if "latent_format_version_0" in stored else 1 / 0.18215  # files older than the version mark
         return ({"samples": samples * scale},)
 
 

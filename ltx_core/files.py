@@ -166,10 +166,12 @@ def whole(path: Path, *, folder: bool = False) -> Generator[Path, None, None]:
                 part.mkdir()
             yield part
             sync(part)
-            if folder and path.is_dir():  # `replace` puts a folder only in the place of an empty one
-                _exchange(part, path)
-            else:
+            try:
                 part.replace(path)
+            except OSError:  # a folder takes the place of an empty one alone; another process may just have made one
+                if not (folder and path.is_dir()):
+                    raise
+                _exchange(part, path)
             _sync_folder(path.parent)
     except OSError as error:
         # For a file in a folder that is itself written whole, `error` names a temporary path: its cause says enough.

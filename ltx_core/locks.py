@@ -168,6 +168,22 @@ class Claims:
             lock.release()
 
 
+@contextmanager
+def claimed(path: Path) -> Generator[None, None, None]:
+    """Claim the name of a result that takes the place of nothing, as long as the block lasts. Whether something has
+    that name is asked inside.
+
+    Raises:
+        ConfigError: another process is writing it.
+    """
+    with Claims() as claims:
+        if not claims.take(path):
+            raise ConfigError(
+                f"got the output {path}, which another command is writing; expected a name of its own; name another"
+            )
+        yield
+
+
 def _taken(lock: Lock) -> bool:
     """As `take`; a process that only looks whether a lock is left over holds it for a moment."""
     for _ in range(_TRIES):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .control_groups import memory_limits
 from .errors import ConfigError, UnsupportedError
 
 ASKED_EVERY = 2**28  # bytes of frames that are gathered between two questions
@@ -27,7 +28,7 @@ class Memory:
 
 
 def main_memory() -> Memory | None:
-    """Main memory; None where the system does not report it."""
+    """Main memory, of which a container may allow a part; None where the system does not report it."""
     try:
         import psutil
 
@@ -35,7 +36,9 @@ def main_memory() -> Memory | None:
     # Not on every system does psutil find what it reads, such as in a container without /proc.
     except (ImportError, OSError, RuntimeError, ValueError):
         return None
-    return Memory(main.available, main.total)
+    limits = memory_limits()
+    free = min([main.available, *(limit.free for limit in limits)])
+    return Memory(free, min([main.total, *(limit.total for limit in limits)]))
 
 
 def swap_memory() -> int:
@@ -45,9 +48,10 @@ def swap_memory() -> int:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of counters that a container hides
-            return psutil.swap_memory().total
+            total = psutil.swap_memory().total
     except (ImportError, OSError, RuntimeError, ValueError):
         return 0
+    return min([total, *(limit.swap for limit in memory_limits() if limit.swap is not None)])
 
 
 def check_main_memory(needed: int, what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ...ltx_core.errors import ConfigError
 from ...ltx_core.files import whole
+from ...ltx_core.locks import claimed
 from ...nodes import NODE_DISPLAY_NAME_MAPPINGS
 from ...nodes.host import use_host
 from ..exports import read_export
@@ -49,20 +50,26 @@ def migrate_file(
     target = source.with_name(f"{source.stem}-ltxkit.json") if target is None else target
     if target.is_dir():
         raise ConfigError(f"got the folder {target} as output; expected a file; name one in it")
-    if target.exists() and not overwrite:
-        what = "is the file to migrate" if source.exists() and target.samefile(source) else "exists already"
-        raise ConfigError(f"got {target}, which {what}; expected a new name; choose another -o, or pass --overwrite")
+    _refuse_existing(source, target, overwrite)
     with tempfile.TemporaryDirectory() as empty, use_host(PlainHost(*[Path(empty)] * 3)):
         kinds = Kinds({**DECLARED, **all_nodes()}, NODE_DISPLAY_NAME_MAPPINGS)
         found = read_export(source, kinds)
         migrated = convert(found.prompt)
         wanted = form or ("api" if _is_api(source) else "ui")
         data: Any = migrated.prompt if wanted == "api" else editor_graph(migrated.prompt)
-    with whole(target) as temporary:
+    with claimed(target):
+        _refuse_existing(source, target, overwrite)  # of a command that has ended since
         text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-        # Half of a surrogate pair, which JSON's escapes can spell, is no text: as in a browser, a mark stands for it.
-        temporary.write_bytes(text.encode("utf-8", "replace"))
+        with whole(target) as temporary:
+            # Half of a surrogate pair, which JSON's escapes can spell, is no text: a mark stands for it.
+            temporary.write_bytes(text.encode("utf-8", "replace"))
     return MigratedFile(target, migrated, found.left_out)
+
+
+def _refuse_existing(source: Path, target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        what = "is the file to migrate" if source.exists() and target.samefile(source) else "exists already"
+        raise ConfigError(f"got {target}, which {what}; expected a new name; choose another -o, or pass --overwrite")
 
 
 def _is_api(source: Path) -> bool:

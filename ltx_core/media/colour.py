@@ -112,3 +112,9 @@ def _xyz(primaries: int) -> Tensor:
     corners = _PRIMARIES.get(primaries, _PRIMARIES[BT709])
     colours = torch.tensor([column(*corner) for corner in corners], dtype=torch.float64).T
     return colours * torch.linalg.solve(colours, torch.tensor(column(*_WHITE), dtype=torch.float64))
+
+
+def from_sixteen_bits(values: Tensor) -> Tensor:
+    """Numbers from 0 to 65535 in [0, 1], by a product, as FFmpeg (and so ComfyUI) makes floats of them: a quotient has
+    another last bit in one of 128 numbers, which in bfloat16 makes another clip."""
+    return values.float() * (1 / torch.tensor(65535.0))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..files import is_there
 from ..progress import Notes
-from .colour import HDR_NAMES, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
+from .colour import HDR_NAMES, from_sixteen_bits, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
 from .filters import Conversion
 
 if TYPE_CHECKING:
@@ -217,7 +217,9 @@ class Screen:
             self._conversion = (look, Conversion(frame, size, _layout(frame), colours))
         array = self._conversion[1](frame).to_ndarray()
         values = torch.from_numpy(array.astype("float32"))
-        return values if array.dtype.kind == "f" else values / (255 if array.dtype.itemsize == 1 else 65535)
+        if array.dtype.kind == "f":
+            return values
+        return values / 255 if array.dtype.itemsize == 1 else from_sixteen_bits(values)
 
     def _matrix(self, frame: VideoFrame) -> str:
         if frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3:

@@ -16,6 +16,7 @@ from ..files import is_there
 from ..progress import Notes, log_note
 from ..values import shown
 from .clips import Clip, is_clip, read_video
+from .colour import from_sixteen_bits
 from .frames import rgb_frames
 from .pictures import read_image, shown_picture
 
@@ -93,7 +94,7 @@ def _array(given: Any, notes: Notes) -> Tensor:
 
         array = np.asarray(given)
         if array.dtype == np.uint16:
-            array = array / 65535
+            array = from_sixteen_bits(torch.from_numpy(array.astype(np.float32))).numpy()
         if array.dtype.kind not in "biuf":
             raise ConfigError(f"got an array of {array.dtype}; expected numbers from 0 to 1, or uint8; convert it")
         native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)

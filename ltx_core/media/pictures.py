@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import ConfigError, LTXKitError
 from ..files import is_there
 from ..progress import Notes, log_note
+from .colour import from_sixteen_bits
 from .decoding import read_still
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def shown_picture(picture: Image, say: Notes) -> Picture:
     deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF")
     picture = _upright(picture, say)
     if deep or picture.mode in ("I", "F"):
-        return _by_own_range(picture, 65535 if deep else None, say)
+        return _by_own_range(picture, deep, say)
     profile = picture.info.get("icc_profile")
     alpha = None
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
@@ -263,8 +264,8 @@ def _in_srgb(picture: Image, profile: bytes | None, say: Notes) -> Image:
     return picture.convert("RGB")
 
 
-def _by_own_range(picture: Image, white: int | None, say: Notes) -> Picture:
-    """Grey of 16 or 32 bits, or of floats. white: the value that is 1; None: its numbers tell."""
+def _by_own_range(picture: Image, deep: bool, say: Notes) -> Picture:
+    """Grey of 16 or 32 bits, or of floats. deep: 65535 is 1; otherwise its numbers tell."""
     import numpy as np
 
     values = np.asarray(picture).astype(np.float64)
@@ -272,8 +273,10 @@ def _by_own_range(picture: Image, white: int | None, say: Notes) -> Picture:
     alpha = torch.from_numpy(values != hidden).float() if isinstance(hidden, int) else None
     if alpha is not None and bool(alpha.all()):
         alpha = None
-    values = _in_unit_range(values, say) if white is None else (values / white).clip(0, 1)
-    grey = torch.from_numpy(values).float()
+    if deep:
+        grey = from_sixteen_bits(torch.from_numpy(values)).clip(0, 1)
+    else:
+        grey = torch.from_numpy(_in_unit_range(values, say)).float()
     return Picture(grey[..., None].expand(-1, -1, 3), alpha)
 
 

@@ -116,10 +116,10 @@ def listed_captions(
     def beside_it(kind: dict[Path, Path], what: str, clip: Path, name: str | None, start: Path) -> None:
         if name is None or not name.strip():
             return
-        if not _can_be_a_file(name, start):
+        path = located(name, start) if _can_be_a_file(name, start) else None
+        if path is None or not path.name:  # the root of a disk
             faults.append(f"{clip}: its {what} {shown(name)} is no name that a file can have")
             return
-        path = located(name, start)
         if not path.exists():
             faults.append(f"{clip}: its {what} {path} is missing")
         kind[clip] = path
@@ -127,12 +127,12 @@ def listed_captions(
     def take(rows: Iterator[Row], beside: Path) -> None:
         try:
             for row in rows:
-                if not _can_be_a_file(row.file, beside):
+                path = located(row.file, beside) if _can_be_a_file(row.file, beside) else None
+                if path is None or not path.name:  # the root of a disk
                     raise ConfigError(
                         f"got captions in {beside} for {shown(row.file)}; expected a name that a file can have; "
                         "correct it"
                     )
-                path = located(row.file, beside)
                 if row.text is not None and found.texts.setdefault(path, row.text) != row.text:
                     faults.append(f"{path}: two captions, {found.texts[path][:60]!r} and {row.text[:60]!r}")
                 beside_it(found.references, "reference", path, row.reference, beside)
@@ -356,6 +356,8 @@ def _paired_lists(folder: Path, media: set[Path], notes: Notes) -> Iterator[Row]
             f"got {texts[0]} with {len(captions)} lines, and {' and '.join(path.name for path in lists)} with "
             f"{len(files)}; expected one caption for each file; correct the lists"
         )
+    names = " and ".join(path.name for path in lists)
+    notes(f"the lines of {texts[0]} are the captions of the files in {names}")
     yield from (Row(file, text) for file, text in zip(files, captions, strict=True))
 
 

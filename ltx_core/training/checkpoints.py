@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,24 @@ DAMAGED = "damaged_"  # before the name of a checkpoint that is set aside
 # What torch.load says of damaged bytes: its reader of pickles leaves to Python whatever that says.
 UNREADABLE = (
     *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, MemoryError),
-    *(EOFError, OSError, pickle.UnpicklingError, struct.error),
+    *(EOFError, OSError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
 )
+
+
+def load_plain(file: Path) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain values, of no more bytes than the file has.
+
+    Raises:
+        one of UNREADABLE: it is damaged, has pickled objects, or claims more bytes than it has: `torch.save`
+            packs nothing.
+    """
+    if zipfile.is_zipfile(file):  # otherwise of the form before torch 1.6
+        with zipfile.ZipFile(file) as archive:
+            if (
+                sum(member.file_size for member in archive.infolist()) > file.stat().st_size
+            ):  # packed, or one in another
+                raise ValueError("it claims more bytes than it has")
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def latest_checkpoint(output: Path) -> Path | None:
@@ -53,7 +70,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         # Checkpoints of earlier versions have no sum.
         intact = not known.is_file() or known.read_text(encoding="ascii").strip() == _sum(file)
-        saved = torch.load(file, map_location="cpu", weights_only=True) if intact else None
+        saved = load_plain(file) if intact else None
     except UNREADABLE as error:
         raise CheckpointError(
             f"got {file}, which cannot be read ({_first_line(error)}); expected a whole checkpoint; remove "
@@ -101,7 +118,7 @@ def saved_cache(path: Path, keys: tuple[str, ...], notes: Notes) -> dict[str, An
     if not path.is_file():
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_plain(path)
     except UNREADABLE as error:
         notes(f"{path} is damaged ({_first_line(error)}) and made again")
         return None

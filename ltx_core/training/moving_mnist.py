@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
+from ..main_memory import check_main_memory
 from ..sampling.noise import stream
 from ..shapes import PixelShape
 from .data import Sample, Samples, Split, file_identity, shuffled, stacked, to_pixels
@@ -105,6 +106,8 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         beside = path.with_name(path.name.replace("videos", "labels"))
         if beside != path and beside.is_file():
             arrays |= {f"{beside.name}:{name}": array for name, array in _arrays(beside).items()}
+    except UnsupportedError:
+        raise
     except NUMPY_ERRORS as error:
         raise ConfigError(
             f"got {path}, which numpy cannot read ({error}); expected Moving MNIST; get the file again"
@@ -129,6 +132,13 @@ def _read_moving_mnist(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name, or that of an .npy file as ""; mapped, where they can be."""
+    """The arrays of an .npz file by name, or that of an .npy file as ""; mapped, where they can be.
+
+    Raises:
+        UnsupportedError: main memory does not hold what is packed in it. Those of NUMPY_ERRORS.
+    """
     loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    return {name: loaded[name] for name in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        return {"": loaded}
+    check_main_memory(sum(member.file_size for member in loaded.zip.infolist()), f"arrays that are packed in {path}")
+    return {name: loaded[name] for name in loaded.files}

@@ -5,23 +5,53 @@ Nothing is downloaded, no code from a model's folder runs, and weights are read 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import ConfigError, printable
+from ..files import is_there
+from ..weights.containers import read_header
 from .pictures import as_picture
 
 LONGEST = 400  # tokens of a caption
-# What transformers says of folders that it cannot open: of missing files, unknown kinds, packages that a kind needs.
-REFUSALS = (
-    *(OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError),
-    SafetensorError,
-)
+_COUNT = re.compile(r"(layers?|depths?)$")  # names of numbers of layers in configs of transformers
+_PACKED = 32  # weights that a number in a file may stand for, in any quantization, and copies of tied ones
+
+
+@contextmanager
+def _refusing(what: str, expected: str) -> Generator[None]:
+    """Whatever transformers raises, as a ConfigError about the folder.
+
+    It raises what its parts raise, of which each has its own: Jinja of a chat's template, tokenizers, huggingface_hub
+    of a config's types. tokenizers' panics are no Exception, and their class has no name to import.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ConfigError(f"got {what} ({printable(reason)}); expected {expected}") from error
+
+
+def _layers(config: Any, name: str = "") -> Iterator[int]:
+    """The numbers of layers in a config, and in those inside of it."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _layers(value, str(key))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _layers(value, name)
+    elif isinstance(config, int) and _COUNT.search(name):
+        yield config
 
 
 class VisionModel:
@@ -37,27 +67,26 @@ class VisionModel:
         self.processor, self.model = self._open()
 
     def _open(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-        if Path(self.place).exists() and not (Path(self.place) / "config.json").is_file():
+        if is_there(Path(self.place)) and not (Path(self.place) / "config.json").is_file():
             raise ConfigError(
                 f"got {self.place} without a config.json; expected the folder of a vision-language model; check --model"
             )
         said: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        try:
+        expected = (
+            "a folder with a vision-language model in safetensors, which needs no code of its own, or the name of one "
+            f"that `hf download {self.place}` has fetched; check it, or ask a server with --url"
+        )
+        with _refusing(f"--model {self.place}, which transformers does not open", expected):
+            config = AutoConfig.from_pretrained(self.place, **said)
+            self._check_size(config, AutoModelForImageTextToText, said)
             processor = AutoProcessor.from_pretrained(self.place, **said)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 self.place, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **said
             )
             model, found = loaded
-        except REFUSALS as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ConfigError(
-                f"got --model {self.place}, which transformers does not open ({printable(reason)}); expected a folder "
-                "with a vision-language model in safetensors, which needs no code of its own, or the name of one that "
-                f"`hf download {self.place}` has fetched; check it, or ask a server with --url"
-            ) from error
         wrong = sorted({*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])})
         if wrong:
             raise ConfigError(
@@ -65,6 +94,29 @@ class VisionModel:
                 "those of its config.json; download it again"
             )
         return processor, model.to(self.device).eval()
+
+    def _check_size(self, config: Any, kind: Any, said: dict[str, Any]) -> None:
+        """Refuse a config of more layers or weights than its files could hold: transformers would make all of them.
+
+        Raises:
+            ConfigError: with both figures.
+        """
+        from transformers.utils import cached_file
+
+        folder = Path(str(cached_file(self.place, "config.json", local_files_only=said["local_files_only"]))).parent
+        stored = [info for file in folder.glob("*.safetensors") for info in read_header(file)[0].values()]
+        if not stored:  # which transformers refuses
+            return
+        most = max([0, *_layers(config.to_dict())])
+        if most <= len(stored):
+            with torch.device("meta"):
+                most = sum(parameter.numel() for parameter in kind.from_config(config).parameters())
+            if most <= _PACKED * sum(info.parameters for info in stored):
+                return
+        raise ConfigError(
+            f"got --model {self.place}, whose config.json asks for {most} layers or weights, where {len(stored)} "
+            "tensors are in its files; expected the config of these files; download it again"
+        )
 
     @torch.no_grad()
     def caption(self, frames: Sequence[Tensor]) -> str:
@@ -75,19 +127,16 @@ class VisionModel:
             ConfigError: it says nothing, or cannot take the frames.
         """
         pictures = [as_picture(frame, (self.side, self.side)) for frame in frames]
-        try:
+        what = f"{len(pictures)} pictures that {self.place} does not caption"
+        expected = "a model that describes several pictures in a chat; try another, or --pictures 1"
+        with _refusing(what, expected):
             given = self._inputs(pictures).to(self.device, self.model.dtype)
             made = self.model.generate(**given, max_new_tokens=LONGEST, do_sample=False)
-        except REFUSALS as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ConfigError(
-                f"got {len(pictures)} pictures that {self.place} does not caption ({printable(reason)}); expected a "
-                "model that describes several pictures in a chat; try another, or --pictures 1"
-            ) from error
-        asked = given.get("input_ids")
-        if asked is not None and torch.equal(made[:, : asked.shape[1]], asked):
-            made = made[:, asked.shape[1] :]
-        line = " ".join(printable(self.processor.batch_decode(made, skip_special_tokens=True)[0]).split())
+            asked = given.get("input_ids")
+            if asked is not None and torch.equal(made[:, : asked.shape[1]], asked):
+                made = made[:, asked.shape[1] :]
+            (said,) = self.processor.batch_decode(made, skip_special_tokens=True)
+        line = " ".join(printable(said).split())
         if not line:
             raise ConfigError(f"got an empty caption from {self.place}; expected text; try another model")
         return line

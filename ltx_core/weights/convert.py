@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import CheckpointConfig
 from ..errors import CheckpointError, ConfigError, UnsupportedError
 from ..files import check_output, remove_leftovers, whole
+from ..locks import claimed
 from ..models.transformer import LTXTransformer
 from ..progress import Progress, ProgressEvent, silent
 from ..quant.fp8 import SCALED_MARKER
@@ -110,10 +111,19 @@ def convert(
     if to not in FORMATS:
         raise ConfigError(f"got the format {to!r}; expected one of {', '.join(FORMATS)}")
     remove_leftovers(target.parent)
+    _refuse_existing(target)
+    check_output(target, folder=to == "diffusers")
+    with claimed(target):
+        _refuse_existing(target)  # of a command that has ended since
+        return _written(_open(source, version), target, to, progress)
+
+
+def _refuse_existing(target: Path) -> None:
     if target.exists():
         raise ConfigError(f"got {target}, which exists; expected a new name; remove it or choose another one")
-    check_output(target, folder=to == "diffusers")
-    opened = _open(source, version)
+
+
+def _written(opened: _Source, target: Path, to: str, progress: Progress) -> tuple[str, ...]:
     if to == "diffusers":
         return _write_folder(opened, target, progress)
     if to.startswith("gguf-"):

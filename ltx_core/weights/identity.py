@@ -61,8 +61,12 @@ def _damaged(what: str, expected: str) -> ConfigError:
 
 
 def _is_name(name: str) -> bool:
-    parts = ("", ".", "..")
-    return name not in parts and not any(each in name for each in "/\\\0:") and len(os.fsencode(name)) <= _LONGEST_NAME
+    if name in ("", ".", "..") or any(each in name for each in "/\\\0:"):
+        return False
+    try:
+        return len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def described(path: Path) -> FileIdentity:

@@ -16,6 +16,7 @@ import torch
 
 from ltxkit import cli
 from ltxkit.commands import from_library
+from ltxkit.commands.again import KEY
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.weights.identity import FileIdentity, described, find
@@ -250,6 +251,25 @@ def test_a_file_is_found_by_name_size_and_content_below_the_folders_named(tmp_pa
     (deep / "x.bin").unlink()
     with pytest.raises(ConfigError, match=r"got no x.bin, .*expected it in .*models; bring it"):
         find(wanted, [tmp_path / "models"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "a\\b", "a\0", "C:x", "x" * 300, "\ud800", "a\udfff.png", None, 3, ["a"]]
+)
+def test_names_that_no_file_of_a_clip_has(name: object, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="the metadata is damaged"):
+        FileIdentity.from_json({**described(tmp_path / "x.bin").to_json(), "name": name})
+
+
+@pytest.mark.parametrize("options", [[["--dtype", "/"]], [["--sampler", ""]], [["--stg-mode", "x"], ["--fps", "8"]]])
+def test_choices_of_a_clip_that_are_none_are_a_sentence(
+    options: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = clip_saying({"prompt": "a", KEY: [["--prompt", "a"], *options]}, "stranger.png")
+    status, _, said = run(capsys, "run", clip)
+    assert status == 2
+    assert re.search(r"got options that do not go \(.*; expected what the command takes", said)
 
 
 def test_a_folder_is_its_files(tmp_path: Path) -> None:

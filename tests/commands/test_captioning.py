@@ -169,10 +169,61 @@ def test_characters_that_no_caption_has_are_escaped(served: Served) -> None:
     assert text.isprintable()
 
 
-@pytest.mark.parametrize("url", ["ftp://x/v1", "localhost:8000", "file:///etc/passwd", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://x/v1", "localhost:8000", "file:///etc/passwd", "http://", "", "http:///v1", "HTTP//x", "http://["),
+        *("http://[::1", "http://[x]/v1", "http://x:port/v1", "http://x:99999/v1", "http://x:-1/v1", "http://a b/v1"),
+        *("http://x/v 1", "http://x/v1\n", "http://x/\0", "http://ä.de/v1", "http://x/é", "http://x/\ud800"),
+        *("http://me:word@x/v1", "http://x/v1?version=2", "http://x/v1#top", "http:\\\\x\\v1"),
+    ],
+)
 def test_only_addresses_of_the_web(url: str) -> None:
     with pytest.raises(ConfigError, match="expected one such as"):
         Captioner(url, "eyes", prompt="?")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8000/v1", "https://api.example/v1/", "http://[::1]:8000/v1", "HTTP://X"]
+)
+def test_addresses_that_can_be_asked(url: str) -> None:
+    assert Captioner(url, "eyes", prompt="?").url == url
+
+
+def test_a_name_that_no_host_has_is_a_sentence(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="no connection can be made"):
+        Captioner(f"http://{'a' * 64}.example/v1", "eyes", prompt="?", pause=0).caption(["data:"])
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", "http:/proxy")
+    with pytest.raises(ConfigError, match="http_proxy"):
+        Captioner(served.url, "eyes", prompt="?", pause=0).caption(["data:"])
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel", "\udcff", "a\x7f"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(
+    folder: Path, served: Served, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    assert run(folder, served, "--key-variable", "MY_KEY") == 2
+    said = capsys.readouterr().err
+    assert f"got a key of {len(key)} characters" in said
+    assert key.splitlines()[0] not in said
+    assert served.requests == []
+
+
+def test_a_key_may_end_in_a_line(folder: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", " secret\n")
+    assert run(folder, served, "--key-variable", "MY_KEY") == 0
+    assert served.requests[0][1]["authorization"] == "Bearer secret"
+
+
+def test_a_refusal_that_breaks_off_is_a_sentence(served: Served) -> None:
+    """Its body is in chunks, of which the first is damaged."""
+    served.answer = lambda _: (400, {"Transfer-Encoding": "chunked"}, b"zz\r\n")
+    with pytest.raises(ConfigError, match="got 400"):
+        Captioner(served.url, "eyes", prompt="?", pause=0).caption(["data:"])
 
 
 def test_what_cannot_be_read_is_named(folder: Path, served: Served, capsys: pytest.CaptureFixture[str]) -> None:

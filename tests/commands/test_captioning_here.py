@@ -215,6 +215,26 @@ def cut(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:200])
 
 
+def with_values(file: str, **values: object) -> Callable[[Path], None]:
+    """A change of values in one of a folder's files of JSON."""
+
+    def change(folder: Path) -> None:
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+
+    return change
+
+
+def with_inside(section: str, **values: object) -> Callable[[Path], None]:
+    """The same in a section of the config."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config[section] |= values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -225,6 +245,21 @@ def cut(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "without a config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "does not open"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "does not open"),
+        (with_values("config.json", text_config={"hidden_size": "many"}), "does not open"),
+        (with_values("config.json", text_config=[1]), "does not open"),
+        (with_inside("text_config", num_hidden_layers=10**6), "asks for 1000000 layers"),
+        (with_inside("vision_config", num_hidden_layers=10**6), "asks for 1000000 layers"),
+        (with_inside("text_config", vocab_size=10**9), "layers or weights"),
+        (with_inside("vision_config", hidden_size=2**20), "layers or weights"),
+        (with_values("config.json", vision_config={"num_attention_heads": 0}), "does not open"),
+        (with_values("config.json", model_type=["blip"]), "does not open"),
+        (
+            with_values("tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+            "not open",
+        ),
+        (with_values("tokenizer.json", model={"type": "WordLevel"}), "does not open"),
+        (lambda folder: (folder / "config.json").write_text("[" * 20_000), "does not open"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), "does not open"),
     ],
 )
 def test_folders_that_are_no_such_model_are_refused(
@@ -241,6 +276,23 @@ def test_a_name_is_looked_up_on_this_disk_alone(
 ) -> None:
     assert main(["caption", str(folder), "--model", "nobody/has-this"]) == 2
     assert "`hf download nobody/has-this` has fetched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "template", ["{% if", "{{ messages.a.b }}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}", "{{ [[]] | sum }}"]
+)
+def test_a_template_of_a_chat_that_fails_is_a_sentence(template: str, models: dict[str, Path], tmp_path: Path) -> None:
+    place = tmp_path / "changed"
+    shutil.copytree(models["llava"], place)
+    (place / "chat_template.jinja").write_text(template)
+    with pytest.raises(ConfigError, match=r"does not open|1 pictures that .* does not caption"):
+        VisionModel(str(place), PROMPT, CPU, 64).caption([torch.rand(16, 16, 3)])
+
+
+@pytest.mark.parametrize("place", ["", "a\0b", "x" * 5000, "\ud800", "..", "a/b/c", "https://example.com/x"])
+def test_names_that_no_model_has_are_a_sentence(place: str) -> None:
+    with pytest.raises(ConfigError, match=r"got --model|without a config\.json"):
+        VisionModel(place, PROMPT, CPU, 64)
 
 
 def test_a_key_goes_to_an_address(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,15 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_folder_takes_the_place_of_one_that_another_process_has_just_made(tmp_path: Path) -> None:
+    with whole(tmp_path / "run", folder=True) as part:
+        (part / "second.txt").write_text("second")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "first.txt").write_text("first")
+    assert contents(tmp_path) == {"run/second.txt": "second"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, OSError])
 def test_what_was_there_stays_when_the_block_fails(tmp_path: Path, error: type[BaseException], folder: bool) -> None:

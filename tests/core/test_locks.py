@@ -14,7 +14,7 @@ import pytest
 from ltxkit.ltx_core import files, locks
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.files import remove_leftovers, whole
-from ltxkit.ltx_core.locks import LOCK, TEMPORARY, Claims, Lock, locked_folder
+from ltxkit.ltx_core.locks import LOCK, TEMPORARY, Claims, Lock, claimed, locked_folder
 
 HOLDS = """
 import sys, time
@@ -208,3 +208,17 @@ def test_everything_unfinished_goes_when_the_process_ends_at_once(tmp_path: Path
         files.remove_temporaries()
         assert names(tmp_path) == []
         time.sleep(0)
+
+
+def test_a_name_that_another_command_is_writing_is_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path / "new" / "a.json"):
+        with (
+            pytest.raises(ConfigError, match=r"a\.json, which another command is writing"),
+            claimed(tmp_path / "new" / "a.json"),
+        ):
+            pytest.fail("two have claimed one name")
+        with claimed(tmp_path / "new" / "b.json"):
+            pass
+    with claimed(tmp_path / "new" / "a.json"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import struct
 import tarfile
 import zlib
@@ -292,6 +293,7 @@ def files() -> Iterator[tuple[str, bytes]]:
     for name, data in headers():
         yield f"safetensors/{name}@small.safetensors", data
         yield f"lora/{name}@plain.safetensors", data
+        yield f"latents/{name}@a.latent", data
     for name, data in loras():
         yield f"lora/{name}@peft.safetensors", data
     for name, data in ggufs():
@@ -327,6 +329,7 @@ def files() -> Iterator[tuple[str, bytes]]:
         ("requests", "graph.json"),
         ("requests", "change.json"),
         ("batch", "row.jsonl"),
+        ("answers", "answer.json"),
         ("data-sets", "musubi.json"),
         ("data-sets", "rows.json"),
         ("data-sets", "state.json"),
@@ -381,6 +384,16 @@ def files() -> Iterator[tuple[str, bytes]]:
         b'[1]\n{"step": "x"}\n{"step": 1, "loss": {}}\n{"step": NaN}\nnull\n\xff\n' + DEEP,
     )
     yield "run-folders/pickle@state.pt", b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00trueq\x01\x85q\x02Rq\x03."
+    shapes = {"axes": [2], "image": [1, 4, 1, 1], "empty": [1, 16, 0, 2, 2], "huge": [1, 16, 2**31, 0, 2]}
+    for name, shape in shapes.items():
+        count = 4 * math.prod(shape)
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, count]}
+        yield f"latents/shape-{name}@a.latent", safetensors({"latent_tensor": entry}, bytes(count))
+    for dtype, size in (("F4", 0.5), ("F6_E2M3", 0.75), ("F8_E8M0", 1), ("C64", 8), ("BOOL", 1), ("U64", 8)):
+        entry = {"dtype": dtype, "shape": [1, 16, 2, 2, 2], "data_offsets": [0, int(128 * size)]}
+        yield f"latents/dtype-{dtype}@a.latent", safetensors({"latent_tensor": entry}, bytes(int(128 * size)))
+    for name, message in (("parts", [{"type": "text", "text": "a cat"}]), ("escapes", "\x1b[2J a\u202e\ud800")):
+        yield f"answers/{name}@answer.json", json.dumps({"choices": [{"message": {"content": message}}]}).encode()
     yield "spiece/empty@spiece.model", b""
     yield "spiece/text@spiece.model", b"\n" * 500
 

@@ -12,6 +12,7 @@ from typing import Any
 import mutate
 import torch
 from target import QUIET, ROOT, Target
+from weights_targets import _small_checkpoint
 
 
 def _api_graphs(folder: Path) -> list[Path]:
@@ -206,10 +207,46 @@ def _run_graph(path: Path) -> object:
     )
 
 
+def _latents(folder: Path) -> list[Path]:
+    """As Save Latent writes them, of an early version without its mark, and of half the bits."""
+    from safetensors.torch import save_file
+
+    _small_checkpoint(folder.with_name("vae.safetensors"))
+    mark = {"latent_format_version_0": torch.tensor([])}
+    video = torch.linspace(-1, 1, 16 * 2 * 2 * 2).view(1, 16, 2, 2, 2)
+    for name, tensors in (
+        ("a", {"latent_tensor": video, **mark}),
+        ("b", {"latent_tensor": video}),
+        ("c", {"latent_tensor": video.bfloat16(), **mark}),
+    ):
+        save_file(tensors, folder / f"{name}.latent", {"prompt": "{}", "workflow": "{}"})
+    return sorted(folder.iterdir())
+
+
+@cache
+def _vae(path: Path) -> Any:
+    from ltxkit.ltx_core.weights.build import load_vae
+
+    return load_vae(path)
+
+
+def _latent(path: Path) -> object:
+    """Loaded as Load Latent does, and decoded."""
+    from ltxkit.headless.core_nodes import LoadLatent
+    from ltxkit.headless.host import PlainHost
+    from ltxkit.nodes.host import use_host
+    from ltxkit.nodes.latent import DecodeVideo
+
+    with use_host(PlainHost(path.parent, path.parent, path.parent, notes=QUIET)), torch.inference_mode():
+        (latent,) = LoadLatent().load(path.name)
+        return DecodeVideo().run(latent, _vae(path.parent.with_name("vae.safetensors")), 0.05, 0.025, 0)
+
+
 TARGETS = {
     "api-graphs": Target(_api_graphs, _graph, mutate.json_file),
     "ui-graphs": Target(_ui_graphs, _graph, mutate.json_file),
     "embedded-graphs": Target(_with_graph, _graph, mutate.media),
     "migration": Target(_old_graphs, _migrate, mutate.json_file),
     "runs": Target(_runs, _run_graph, mutate.json_file, heavy=True),
+    "latents": Target(_latents, _latent, mutate.safetensors),
 }

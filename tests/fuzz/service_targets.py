@@ -1,4 +1,4 @@
-"""Requests of clients to `ltxkit serve`, and tables of `ltxkit batch`."""
+"""Requests of clients to `ltxkit serve`, tables of `ltxkit batch`, and what a vision model answers `ltxkit caption`."""
 
 from __future__ import annotations
 
@@ -150,7 +150,32 @@ def _batch(path: Path) -> object:
     return batch.rows
 
 
+def _answers(folder: Path) -> list[Path]:
+    """Of a vision model, as servers of OpenAI's chat completions send them."""
+    message = {"role": "assistant", "content": "A cat sits on a mat.", "refusal": None}
+    answer = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}], "usage": {}}
+    (folder / "answer.json").write_text(json.dumps(answer))
+    return [folder / "answer.json"]
+
+
+def _caption(path: Path) -> str:
+    """What would be written beside the clip."""
+    from ltxkit.commands.captioner import Captioner
+
+    class Answering(Captioner):
+        def _post(self, body: bytes, say: object) -> bytes:
+            del body, say
+            return path.read_bytes()
+
+    text = Answering("http://localhost/v1", "eyes", "?").caption(["data:"])
+    text.encode()
+    if "\x1b" in text or "\u202e" in text:
+        raise RuntimeError(f"a caption that no text file should hold: {text!r}")
+    return text
+
+
 TARGETS = {
     "requests": Target(_bodies, _asked, mutate.json_or(mutate.noise)),
     "batch": Target(_tables, _batch, mutate.json_or(mutate.noise)),
+    "answers": Target(_answers, _caption, mutate.json_file),
 }

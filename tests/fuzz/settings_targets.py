@@ -111,18 +111,18 @@ def _kernels_kept(path: Path) -> object:
 def _records(folder: Path) -> list[Path]:
     """What `generate` writes into a clip, beside a clip to write it into."""
     from PIL import Image
+    from safetensors.torch import save_file
+
+    from ltxkit.commands.again import KEY
+    from ltxkit.ltx_core.weights.identity import named_identity
 
     Image.new("RGB", (16, 16)).save(folder / "small.png")
+    save_file({"a": torch.zeros(3)}, folder / "a.safetensors")
+    model, picture = (named_identity(folder / name).to_json() for name in ("a.safetensors", "small.png"))
     cli = [
-        ["--seed", 7],
-        ["--width", 64],
-        ["--height", 64],
-        ["--frames", 9],
-        ["--steps", 2],
-        ["--fps", 8.0],
-        ["--negative", "bad"],
-        ["--model", [None, {"name": "a.safetensors", "size": 3, "sha256": "00"}, "a.safetensors"]],
-        ["--condition", ["@", {"name": "small.png", "size": 1, "sha256": "1"}, "@0"]],
+        *(["--seed", "7"], ["--size", "64x64"], ["--frames", "9"], ["--steps", "2"], ["--fps", "8"], ["--no-cfg-star"]),
+        *(["--prompt", "a cat"], ["--negative", "bad"], ["--guidance", "3"], ["--stg-blocks", "1,2"]),
+        *(["--lora", ["", model, "=0.5"]], ["--model", ["", model, ""]], ["--image", ["", picture, ""]]),
     ]
     common = {
         "prompt": "a cat",
@@ -133,16 +133,14 @@ def _records(folder: Path) -> list[Path]:
         "fps": 8.0,
         "seed": 7,
         "made_with": {"ltxkit": "0.1.0", "torch": "2.5", "av": "14"},
-        "files": {"model": {"name": "a", "size": 3, "sha256": "0"}},
-        "guidance": {"cfg_scale": [3.0], "stg_scale": 1.0},
-        "steps": 2,
-        "loras": [{"name": "x", "strength": 1.0}],
-        "conditions": [{"frame": 0, "strength": 1.0}],
+        "files": {"model": model},
+        "load": {"dtype": "torch.bfloat16"},
+        "settings": {"first": {"steps": 2, "guidance_scale": 3.0, "stg_blocks": [1, 2]}, "decode_timestep": 0.05},
+        "loras": [{**model, "strength": 0.5}],
     }
-    from ltxkit.commands.again import KEY
-
+    (folder / "conditions.json").write_text(json.dumps({**common, "conditions": [{"frame": 0, "strength": 1.0}]}))
     (folder / "generate.json").write_text(json.dumps({**common, KEY: cli}))
-    (folder / "no-files.json").write_text(json.dumps({**common, KEY: cli[:7], "files": {}}))
+    (folder / "no-files.json").write_text(json.dumps({**common, KEY: cli[:10], "files": {}}))
     (folder / "library.json").write_text(json.dumps(common))
     return sorted(folder.glob("*.json"))
 
@@ -158,7 +156,9 @@ def _record(path: Path) -> object:
     clip = path.with_name("clip.png")
     Image.new("RGB", (16, 16)).save(clip, pnginfo=chunks)
     again.format_report(again.made_with(clip))
-    words = again.expanded(["generate", "--quiet", "--like", str(clip), "--models", str(path.parent)])
+    words = again.expanded(
+        ["generate", "--quiet", "--like", str(clip), "--models", str(path.parent), "--input", str(path.parent)]
+    )
     return again.options_like(
         clip, models=path.parent, inputs=path.parent, output_folder=path.parent, assignments=[]
     ), words

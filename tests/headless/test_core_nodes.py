@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -186,10 +187,32 @@ def test_what_is_changed_in_a_picture_is_said_at_its_node(inputs: Path, tmp_path
     assert "has values from 0 to 9, which are spread over black to white" in notes[0]
 
 
+def test_grey_of_sixteen_bits_is_the_same_to_the_last_bit(inputs: Path) -> None:
+    """For the library as for a graph: in bfloat16 a last bit makes another clip."""
+    every = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(every).save(inputs / "grey.png")
+    shown = LoadImage().load_image("grey.png")[0]
+    assert torch.equal(shown, media.read_image(inputs / "grey.png"))
+    assert shown.unique().numel() == 2**16
+    assert (shown.min(), shown.max()) == (0, 1)
+
+
 def test_a_file_that_is_no_latent_is_named(inputs: Path) -> None:
     (inputs / "bad.latent").write_bytes(b"text")
     with pytest.raises(CheckpointError, match=r"bad\.latent, which is not a latent"):
         LoadLatent().load("bad.latent")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("C64", 8), ("F4", 0.5), ("F6_E2M3", 0.75), ("F8_E8M0", 1), ("BOOL", 1), ("U8", 1), ("I64", 8)]
+)
+def test_a_latent_of_no_numbers_with_a_fraction_is_named(inputs: Path, dtype: str, size: float) -> None:
+    """Each would have been read as some numbers, or ended in an error of torch."""
+    entry = {"dtype": dtype, "shape": [1, 16, 2, 2, 2], "data_offsets": [0, int(128 * size)]}
+    header = json.dumps({"latent_tensor": entry}).encode()
+    (inputs / "odd.latent").write_bytes(len(header).to_bytes(8, "little") + header + bytes(int(128 * size)))
+    with pytest.raises(CheckpointError, match=r"odd\.latent, which is not a latent"):
+        LoadLatent().load("odd.latent")
 
 
 # ------------------------------------------------------------------------------------------------ formats

@@ -21,6 +21,7 @@ from ltxkit.headless.migration.known import OF_OLD_PACK
 from ltxkit.headless.runner import run_workflow
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.locks import claimed
 from ltxkit.ltx_core.sampling.guidance import Guidance
 from ltxkit.nodes.host import use_host
 from ltxkit.nodes.old_guidance import PRESETS, at_level, entries_of
@@ -197,6 +198,14 @@ GRAPHS: dict[str, Callable[[], Prompt]] = {
     },
 }
 FRAMES = {"extended": 33, "long": 41, "KSampler": 9}
+
+
+def test_a_name_that_another_command_is_writing_is_refused(tmp_path: Path):
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(next(iter(GRAPHS.values()))()))
+    with claimed(tmp_path / "new.json"), pytest.raises(ConfigError, match="which another command is writing"):
+        migrate_file(old, tmp_path / "new.json", form="api")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
 
 
 @pytest.mark.slow

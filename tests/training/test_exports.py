@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ltxkit.cli import main
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
+from ltxkit.ltx_core.locks import claimed
 from ltxkit.ltx_core.media import read_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.models.video_vae import VideoVAE
@@ -415,6 +416,8 @@ def test_a_bundle_is_whole_or_not_there(run: Path, tmp_path: Path) -> None:
         bundle(run, None, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
+    with claimed(tmp_path / "other/digits"), pytest.raises(ConfigError, match="which another command is writing"):
+        bundle(run, None, tmp_path / "other/digits")
     with pytest.raises(CheckpointError, match="expected a training run or a folder with upscaler"):
         bundle(run, tmp_path / "no-such-run", tmp_path / "other/digits")
     (run / "final/text_encoder/spiece.model").unlink()

@@ -9,22 +9,29 @@ import io
 import json
 import math
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as arrow
 import pytest
 import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core import main_memory
+from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.media import write_image
+from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training.captions import listed_captions
+from ltxkit.ltx_core.training.config import Data
 from ltxkit.ltx_core.training.data_choice import fitting_frames
 from ltxkit.ltx_core.training.datasets.precomputed import read_embedding, read_latents
 from ltxkit.ltx_core.training.datasets.sets import DataSet, open_data
+from ltxkit.ltx_core.training.folder import Reading, read_folder
+from ltxkit.ltx_core.training.sources import open_source
 
 LONG = "x" * 5000
 
@@ -202,6 +209,33 @@ def test_names_of_references_and_masks(column: str, name: str, tmp_path: Path, p
     assert len(fault) < 500
 
 
+@pytest.mark.parametrize("name", ["/", "//", "/..", "\\", "../" * 60, "root"])
+@pytest.mark.parametrize("column", ["file_name", "reference_path", "mask_path"])
+def test_the_root_of_a_disk_is_no_clip(column: str, name: str, tmp_path: Path, picture: bytes) -> None:
+    """It has no name of its own, beside which a caption could lie."""
+    (tmp_path / "a.png").write_bytes(picture)
+    if name == "root":
+        (tmp_path / "root").symlink_to("/")
+    row = {"file_name": "a.png", "text": "one", column: name}
+    (tmp_path / "rows.json").write_text(json.dumps([row]), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a name that a file can have|is no name that a file can have"):
+        read_folder(tmp_path, [PixelShape(1, 8, 8)], fps=8, seed=0, notes=lambda _: None, reading=Reading())
+
+
+@pytest.mark.parametrize("name", [".", "..", "below", "../..", "below/.."])
+def test_folders_in_the_place_of_clips_are_a_sentence(name: str, tmp_path: Path, picture: bytes) -> None:
+    (tmp_path / "set" / "below").mkdir(parents=True)
+    (tmp_path / "set" / "a.png").write_bytes(picture)
+    rows = [{"file_name": "a.png", "text": "one"}, {"file_name": name, "text": "two"}]
+    (tmp_path / "set" / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    notes: list[str] = []
+    try:
+        read_folder(tmp_path / "set", [PixelShape(1, 8, 8)], fps=8, seed=0, notes=notes.append, reading=Reading())
+    except ConfigError as error:
+        notes.append(str(error))
+    assert str((tmp_path / "set" / name).resolve()) in "".join(notes)
+
+
 def test_headers_that_numpy_reads_as_python(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 4, 8, 8)), }".ljust(117) + b"\n"
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
@@ -257,6 +291,35 @@ def test_counts_that_are_none(value: object, tmp_path: Path) -> None:
 def test_rates_that_are_none_are_not_said(fps: object, tmp_path: Path) -> None:
     torch.save({**GOOD, "fps": fps}, tmp_path / "a.pt")
     assert read_latents(tmp_path / "a.pt").fps is None
+
+
+@pytest.mark.parametrize("how", ["packed", "one in another"])
+def test_stored_latents_that_claim_more_bytes_than_they_have(how: str, tmp_path: Path) -> None:
+    """A few bytes that would become as many as they like: `torch.save` packs nothing."""
+    torch.save({**GOOD, "latents": torch.zeros(6, 2**16)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "a.pt", "w") as made:
+        for member in whole.infolist():
+            kind = zipfile.ZIP_DEFLATED if how == "packed" else zipfile.ZIP_STORED
+            made.writestr(member.filename, whole.read(member), kind)
+        if how != "packed":
+            made.filelist.extend([max(made.filelist, key=lambda each: each.file_size)] * 2)
+    with pytest.raises(ConfigError, match="claims more bytes than it has"):
+        read_latents(tmp_path / "a.pt")
+    if how == "packed":
+        assert (tmp_path / "a.pt").stat().st_size < 10_000
+    assert read_latents(tmp_path / "whole.pt").latents.shape == (2**16, 1, 2, 3)
+
+
+def test_packed_arrays_that_memory_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "videos.npz"
+    np.savez_compressed(path, videos=np.zeros((40, 25, 32, 32), np.uint8))
+    assert path.stat().st_size < 10_000
+    config = Data(kind="moving_mnist", path=path, sizes=((9, 32, 32),))
+    open_source(config, "train", 0)
+    monkeypatch.setattr(main_memory, "main_memory", lambda: main_memory.Memory(10**6, 10**9))
+    monkeypatch.setattr(main_memory, "swap_memory", lambda: 0)
+    with pytest.raises(UnsupportedError, match=r"packed in .*videos\.npz, which takes 0\.0 GB"):
+        open_source(config, "train", 0)
 
 
 def test_the_set_of_a_picture_is_its_folder(tmp_path: Path, picture: bytes) -> None:

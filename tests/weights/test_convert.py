@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ltxkit.cli import main
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
+from ltxkit.ltx_core.locks import claimed
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.quant.linear import QuantizedLinear
@@ -46,6 +47,18 @@ def same_file(first: Path, second: Path) -> bool:
     assert set(a) == set(b)
     assert all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
     return open_checkpoint(first).metadata == open_checkpoint(second).metadata
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("new.safetensors", "single-file"), ("new", "diffusers"), ("new.gguf", "gguf-q8_0")]
+)
+def test_a_name_that_another_command_is_writing_is_refused(
+    name: str, to: str, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """It has claimed the name, and there is no file yet: the one that comes later would replace the other's result."""
+    with claimed(tmp_path / name), pytest.raises(ConfigError, match="which another command is writing"):
+        convert(tiny_models() / CHECKPOINT, tmp_path / name, to)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

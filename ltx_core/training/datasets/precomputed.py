@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ...shapes import PixelShape, ScaleFactors
 from ...values import is_number, is_whole
-from ..checkpoints import UNREADABLE
+from ..checkpoints import UNREADABLE, load_plain
 
 FOLDER = ".precomputed"
 REFERENCES = ("reference_latents", "ref_latents")
@@ -145,7 +145,7 @@ def pixel_size(latents: Tensor, format: LatentFormat) -> PixelShape:
 
 def _load(file: Path) -> dict[Any, Any]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_plain(file)
     except UNREADABLE as error:
         pickled = "weights" in str(error).lower() and "unsupported" in str(error).lower()
         reason = "it has pickled objects, which could run any program" if pickled else _first_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from safetensors import safe_open
 
 from ...errors import CheckpointError
 from ...files import remove_leftovers, whole
+from ...locks import claimed
 from ...weights.save import write_safetensors
 from ..checkpoints import find_export
 
@@ -21,16 +23,26 @@ def bundle(run: Path, upscaler: Path | None, folder: Path) -> None:
     run: the run of a transformer and its text encoder. upscaler: a run, or a file.
 
     Raises:
-        CheckpointError: the run does not exist, or the folder does.
+        CheckpointError: the run does not exist, or the folder does. ConfigError: another process is writing the folder.
     """
     remove_leftovers(folder.parent)
-    if folder.exists():
-        raise CheckpointError(f"got {folder}, which exists already; expected a new folder; remove it, or name another")
+    _refuse_existing(folder)
     model = find_export(run, "model.safetensors")
     text = model.parent / "text_encoder"
     files = {model: "model.safetensors", text / "model.safetensors": "text_encoder/model.safetensors"}
     if upscaler is not None:
         files[find_export(upscaler, "upscaler.safetensors")] = "upscaler.safetensors"
+    with claimed(folder):
+        _refuse_existing(folder)  # of a command that has ended since
+        _write(files, text, folder)
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise CheckpointError(f"got {folder}, which exists already; expected a new folder; remove it, or name another")
+
+
+def _write(files: Mapping[Path, str], text: Path, folder: Path) -> None:
     with whole(folder, folder=True) as part:
         for source, name in files.items():
             _write_halved(source, part / name)
