@@ -2,6 +2,7 @@
 
 An 8192x2048 matrix to bfloat16, in every type of block. Bytes are counted by a dispatch mode: what each kernel reads
 and writes, an `out=` argument twice. Results are shown equal to the gguf package's to the last bit before.
+"Fused" is what torch's compiler makes of the form for `--compile`: bytes by its own count, without a card for a CPU.
 One thread, CPU time; with --against the same with another checkout's `ltx_core/quant/ggml_blocks.py`, round by round.
 
 python benchmarks/unpack.py [--tiny] [--against DIR]
@@ -10,6 +11,8 @@ python benchmarks/unpack.py [--tiny] [--against DIR]
 from __future__ import annotations
 
 import importlib.util
+import logging
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,14 +23,15 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from protocol import Row, arguments, publish
+from protocol import Row, another, arguments, publish
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.measuring.protocol import Rounds, timed
-from ltxkit.ltx_core.quant import ggml_blocks
+from ltxkit.ltx_core.placing.compiling import DEEP
+from ltxkit.ltx_core.quant import ggml_blocks, ggml_fused
 
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
 SHAPE, TINY = (8192, 2048), (64, 512)
@@ -35,6 +39,7 @@ VIEWS = (
     "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "split", "unbind",
     "detach", "alias", "as_strided", "_unsafe_view", "empty", "unflatten",
 )  # fmt: skip
+FUSED_SHAPE = (512, 2048)
 NOT_COUNTED = 20_000  # bytes: constants
 
 
@@ -132,6 +137,33 @@ def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *
     return [traffic, timing]
 
 
+def fused(kind: str, *, tiny: bool) -> Row:
+    """Bytes and kernels of the compiled form; it is shown equal to the eager one before. tiny: not compiled."""
+    from torch._inductor import metrics
+
+    case = f"{kind}, traffic, fused"
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        return Row(case, "bytes/weight", None, note="no C++ compiler here")
+    shape = TINY if tiny else FUSED_SHAPE
+    packed, block_type = blocks(kind, shape), ggml_blocks.BLOCK_TYPES[kind]
+    log = logging.getLogger("torch._inductor.metrics")
+    level = log.level
+    torch._dynamo.reset()
+    metrics.reset()
+    log.setLevel(logging.INFO)  # where it counts bytes
+    how: dict[str, Any] = {"backend": "eager"} if tiny else {"options": {**DEEP, "force_disable_caches": True}}
+    try:
+        with torch.inference_mode():
+            unpacks = torch.compile(ggml_fused.dequantized, fullgraph=True, **how)
+            result = unpacks(packed, block_type, shape, torch.bfloat16)
+            if not torch.equal(result, ggml_blocks.dequantize(packed, block_type, shape, torch.bfloat16)):
+                raise ValueError(f"{kind}: the compiled weights differ")
+    finally:
+        log.setLevel(level)
+    counted = metrics.num_bytes_accessed / (shape[0] * shape[1])
+    return Row(case, "bytes/weight", counted, note=f"{metrics.generated_kernel_count} kernel(s), by inductor's count")
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout")
@@ -140,9 +172,12 @@ def main() -> None:
     torch.set_num_threads(1)
     modules = {"ltxkit": ggml_blocks}
     if options.against is not None:
-        modules[options.against.name] = other(options.against)
+        modules[another(options.against)] = other(options.against)
     shape = TINY if options.tiny else SHAPE
-    found = [row for kind in options.kinds.split(",") for row in rows(kind, shape, modules, tiny=options.tiny)]
+    found: list[Row] = []
+    for kind in options.kinds.split(","):
+        eager, timing = rows(kind, shape, modules, tiny=options.tiny)
+        found += [eager, fused(kind, tiny=options.tiny), timing]
     publish("unpack", "What does unpacking GGUF weights cost?", found, tiny=options.tiny)
 
 
