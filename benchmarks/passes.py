@@ -4,8 +4,8 @@ A pass is one such tensor of bfloat16 that anything but a product or attention r
 broadcast dimensions count once, a norm and an operation of comfy-kitchen as one kernel each, as on a card. What a block
 takes is half the difference of models with three and with one. Counted by a dispatch mode on the CPU, where the forms
 for cards do the same operations; nothing is timed. The int8 row has Linears as int8 (ConvRot) with comfy-kitchen's
-products, which turn their input into int8 themselves and take GELU with it: none of that counts. Name checkouts of Lightricks/LTX-Video in LTX_VIDEO_PATH and of
-ComfyUI in COMFYUI_PATH to count them too.
+products, which turn their input into int8 themselves and take GELU with it: none of that counts. Name checkouts of
+Lightricks/LTX-Video in LTX_VIDEO_PATH and of ComfyUI in COMFYUI_PATH to count them too.
 
 python benchmarks/passes.py [--tiny]
 """
@@ -126,7 +126,9 @@ def in_int8(model: LTXTransformer) -> LTXTransformer:
     text = format_config(CheckpointConfig(transformer=model.config, vae=None, scheduler=None))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save_file({f"model.diffusion_model.{key}": each for key, each in model.state_dict().items()}, path, {"config": text})
+        save_file(
+            {f"model.diffusion_model.{key}": each for key, each in model.state_dict().items()}, path, {"config": text}
+        )
         return load_transformer(path, quantization="int8_convrot", fp8_matmul=True)[0]
 
 

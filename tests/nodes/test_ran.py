@@ -135,7 +135,7 @@ class Notes:
 
 class Saves(Notes):
     OUTPUT_NODE = True
-    seen: list[dict[str, Any]] = []  # noqa: RUF012
+    seen: list[dict[str, Any]] = []
 
     def run(self, number: int, extra_pnginfo: Any) -> tuple[int]:
         self.seen.append(dict(extra_pnginfo))
