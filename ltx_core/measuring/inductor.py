@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class Compiled:
     bytes: int
 
 
-def compiled_once(run: Callable[[], Tensor], options: Mapping[str, object]) -> Compiled:
+def compiled_once(run: Callable[[], Tensor], options: Mapping[str, Any]) -> Compiled:
     """Compile a function as a whole, anew, and call it. options: of `torch.compile` with inductor."""
     # Its import sets the levels of loggers, and decides with which one the compiler asks whether bytes are counted.
     from torch._inductor import compile_fx, metrics

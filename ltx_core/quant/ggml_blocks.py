@@ -232,14 +232,13 @@ def _q5_k(blocks: Tensor, into: Tensor) -> None:
 def _q6_k(blocks: Tensor, into: Tensor) -> None:
     # What two bits and a nibble stand for, -32 to 31, is made at the top of a byte: 4 times that. The two bits with the
     # higher one turned are -2 to 1; those that lie above them in their byte leave it.
-    quants, into = blocks[:, :128].unflatten(1, (2, 2, 32)), into.unflatten(1, (2, 4, 2, 16))
-    high = (blocks[:, 128:192] ^ 0xAA).unflatten(1, (2, 32))
-    tops = (high, *(high >> _constants((2, 4, 6), blocks).view(3, 1, 1, 1)))
-    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 4, 2, 1)
-    for group, top in enumerate(tops):
-        bytes_of = quants[:, :, group % 2]
-        levels = _joined(bytes_of >> 4 if group > 1 else bytes_of & 15, top).view(torch.int8).unflatten(2, (2, 16))
-        torch.mul(levels, scale[:, :, group], out=into[:, :, group])
+    quants, into = blocks[:, :128].unflatten(1, (2, 64)), into.unflatten(1, (2, 2, 2, 2, 16))
+    high = (blocks[:, 128:192] ^ 0xAA).view(1, -1, 2, 1, 32)
+    tops = high >> _constants((0, 2, 4, 6), blocks).view(2, 1, 1, 2, 1)  # of the low nibbles, and of the high ones
+    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 2, 2, 2, 1)
+    for half, nibbles in enumerate((quants & 15, quants >> 4)):
+        levels = _joined(nibbles, tops[half].view(-1, 2, 64)).view(torch.int8).view(-1, 2, 2, 2, 16)
+        torch.mul(levels, scale[:, :, half], out=into[:, :, half])
 
 
 def _joined(nibbles: Tensor, tops: Tensor) -> Tensor:
@@ -282,7 +281,7 @@ BLOCK_TYPES = {
         BlockType("Q3_K", 11, 256, 110, _q3_k, 3.0625),
         BlockType("Q4_K", 12, 256, 144, _q4_k, 1),
         BlockType("Q5_K", 13, 256, 176, _q5_k, 2.5625),
-        BlockType("Q6_K", 14, 256, 210, _q6_k, 2),
+        BlockType("Q6_K", 14, 256, 210, _q6_k, 3.5),
         BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 5),
         BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 5.1875),
         BlockType("BF16", 30, 1, 2, _bf16, 0),
