@@ -1,7 +1,8 @@
 """How much less time a card takes than with others: steps at true size with random weights, and the VAE.
 
 It takes eight minutes, in the order of what matters: a step of 13B and of 2B at 768x512x121 against ComfyUI's core and
-diffusers; with guidance and STG; compiled; decoding; conditioned on a picture; 1216x704x121; against Lightricks' code.
+diffusers; with guidance and STG; compiled; decoding; conditioned on a picture; 1216x704x121; against Lightricks' code;
+a whole clip in two passes, from noise to frames.
 Outputs are compared before anything is timed. No case starts once --seconds are over. The share of the limit is that of
 the multiplications at the rate of one large product.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,8 @@ import torch
 from protocol import Row, arguments, publish
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.config import TransformerConfig, VideoVAEConfig
+from ltxkit.ltx_core.config import TransformerConfig, UpsamplerConfig, VideoVAEConfig
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.kernels.cards import card_kernels
 from ltxkit.ltx_core.measuring.inputs import DECODE_TIMESTEP, PROMPT, StepInputs
 from ltxkit.ltx_core.measuring.limits import device_limit
@@ -35,15 +37,28 @@ from ltxkit.ltx_core.measuring.peers import Asked, Peer, PeerMissingError, open_
 from ltxkit.ltx_core.measuring.protocol import Rounds, Run, equal_peers, timed
 from ltxkit.ltx_core.measuring.random_files import transformer_config, vae_config
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
+from ltxkit.ltx_core.models.upsampler import LatentUpsampler
 from ltxkit.ltx_core.models.video_vae import VideoVAE
+from ltxkit.ltx_core.pipelines.decode import decode
+from ltxkit.ltx_core.pipelines.passes import Pass
+from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts
+from ltxkit.ltx_core.pipelines.settings import Settings
+from ltxkit.ltx_core.pipelines.two_stage import Upscaling, first_pass_size, generate_two_stage
 from ltxkit.ltx_core.placing.compiling import compiled
 from ltxkit.ltx_core.placing.computing import active_on, using
-from ltxkit.ltx_core.shapes import LatentShape
+from ltxkit.ltx_core.releases import release
+from ltxkit.ltx_core.sampling.noise import SeededNoise
+from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 
 SECONDS = 480
 MARGIN = 30  # seconds that the last case may take
 SMALL, LARGE = LatentShape(16, 16, 24), LatentShape(16, 22, 38)  # 768x512x121 and 1216x704x121
 TINY_GRID = LatentShape(2, 3, 4)
+CLIP, TINY_CLIP, FPS = PixelShape(121, 768, 1152), PixelShape(9, 192, 288), 24.0  # of the two passes together
+UPSCALER = UpsamplerConfig(
+    in_channels=128, mid_channels=512, num_blocks_per_stage=4, dims=3, spatial_upsample=True, temporal_upsample=False
+)
+TINY_UPSCALER = replace(UPSCALER, mid_channels=32, num_blocks_per_stage=1)
 STEP_TOLERANCE = 5e-2  # bfloat16, 28 to 48 blocks: rms 2 % as in vae_cpu.py, and half as much again for the largest
 VAE_TOLERANCE = 6e-2
 SKIPPED = 1 / 2  # of the blocks, before the one that STG skips
@@ -55,7 +70,7 @@ QUESTION = "How much less time does a card take? (random weights of the released
 
 @dataclass(frozen=True)
 class Case:
-    """One workload. model: "13b", "2b" or "vae". way: "plain", "guided", "compiled" or "conditioned"."""
+    """One workload. model: "13b", "2b" or "vae". way: "plain", "guided", "compiled", "conditioned" or "whole"."""
 
     name: str
     model: str
@@ -75,6 +90,7 @@ CASES = (
     Case("2B step, 1216x704x121", "2b", grid=LARGE),
     Case("13B step, 1216x704x121", "13b", grid=LARGE),
     Case("2B step, 768x512x121, Lightricks' code", "2b", peers=("official",)),
+    Case("2B clip in two passes, 1152x768x121, distilled", "2b", way="whole", peers=()),
 )
 
 
@@ -94,7 +110,11 @@ class Bench:
         with ExitStack() as stack:
             if self.device.type != "cpu":
                 stack.enter_context(using(model, active_on(card_kernels(self.device), model)))
-            ours, make = self._decode(model, grid) if case.model == "vae" else self._step(model, grid, case.way)
+            if case.way == "whole":
+                ours, make = self._clip(cast(LTXTransformer, model), stack), refuse_peer
+                said.append("its parts are compared with others above")
+            else:
+                ours, make = self._decode(model, grid) if case.model == "vae" else self._step(model, grid, case.way)
             if case.way == "compiled":
                 stack.enter_context(compiled(model, self.device, said.append, backend=self.backend))
             runs: dict[str, Run] = {}
@@ -191,6 +211,42 @@ class Bench:
 
         return ours, lambda peer: peer.decode(vae, latent, timestep)
 
+    def _clip(self, model: LTXTransformer, stack: ExitStack) -> Run:
+        """Both passes, the upscaler between them and decoding, with everything on the device."""
+        others: list[nn.Module] = [
+            random_model(tiny_config("vae") if self.tiny else vae_config(), self.device),
+            random_model(TINY_UPSCALER if self.tiny else UPSCALER, self.device),
+        ]
+        vae, upscaler = cast(VideoVAE, others[0]), cast(LatentUpsampler, others[1])
+        if self.device.type != "cpu":
+            for each in others:
+                stack.enter_context(using(each, active_on(card_kernels(self.device), each)))
+        asked = TINY_CLIP if self.tiny else CLIP
+        clip = LatentClip.empty(vae, first_pass_size(asked, vae.config.scale_factors), FPS)
+        settings = Settings(release("2b-0.9.8-distilled").recipe)
+        first, second = (
+            Pass.of(model, settings, which, times * clip.grid.tokens) for which, times in (("first", 1), ("second", 4))
+        )
+        made = torch.Generator().manual_seed(3)
+        text = torch.randn(1, PROMPT, model.config.caption_channels, generator=made).bfloat16()
+
+        def place(_: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:  # noqa: ARG001
+            return nullcontext(self.device)
+
+        host = Host(place, say=lambda _: None)
+
+        def run() -> Tensor:
+            noise, upscaling = SeededNoise(0), Upscaling(upscaler, vae, settings.adain_factor)
+            prompts = Prompts(EncodedPrompt(text))
+            latent = generate_two_stage((first, second), clip, prompts, upscaling, noise=(noise, noise), host=host)
+            return decode(vae, latent, settings.decoding("second"), seed=0, host=host)
+
+        return run
+
+
+def refuse_peer(_: Peer) -> Run:
+    raise PeerMissingError("it has no clip of these weights")
+
 
 def three(run: Run) -> Tensor:
     """Three forwards; the output of the last."""
@@ -205,10 +261,13 @@ def tiny_config(name: str) -> TransformerConfig | VideoVAEConfig:
     return TransformerConfig.of_size(layers=2, heads=2, head_dim=32, channels=128, captions=64)
 
 
-def random_model(config: TransformerConfig | VideoVAEConfig, device: torch.device) -> nn.Module:
+def random_model(config: TransformerConfig | VideoVAEConfig | UpsamplerConfig, device: torch.device) -> nn.Module:
     """In bfloat16, without a copy in another dtype."""
     with torch.device("meta"):
-        model = VideoVAE(config) if isinstance(config, VideoVAEConfig) else LTXTransformer(config)
+        if isinstance(config, UpsamplerConfig):
+            model = LatentUpsampler(config)
+        else:
+            model = VideoVAE(config) if isinstance(config, VideoVAEConfig) else LTXTransformer(config)
     model = model.bfloat16().to_empty(device=device).eval().requires_grad_(False)
     made = torch.Generator(device=device).manual_seed(0)
     for name, tensor in model.state_dict().items():

@@ -3,8 +3,9 @@
 A pass is one such tensor of bfloat16 that anything but a product or attention reads or writes, tables included;
 broadcast dimensions count once, a norm and an operation of comfy-kitchen as one kernel each, as on a card. What a block
 takes is half the difference of models with three and with one. Counted by a dispatch mode on the CPU, where the forms
-for cards do the same operations; nothing is timed. Name checkouts of Lightricks/LTX-Video in LTX_VIDEO_PATH and of
-ComfyUI in COMFYUI_PATH to count them too.
+for cards do the same operations; nothing is timed. The int8 row has Linears as int8 (ConvRot) with comfy-kitchen's
+products, which turn their input into int8 themselves and take GELU with it: none of that counts. Name checkouts of
+Lightricks/LTX-Video in LTX_VIDEO_PATH and of ComfyUI in COMFYUI_PATH to count them too.
 
 python benchmarks/passes.py [--tiny]
 """
@@ -14,15 +15,20 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from protocol import Row, arguments, publish
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import _disable_current_modes
 from vae_cpu import build
 
-from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
 from ltxkit.ltx_core.kernels import activation
 from ltxkit.ltx_core.kernels.active import Active
 from ltxkit.ltx_core.kernels.cards import PLAIN_CARD, CardKernels
@@ -34,10 +40,14 @@ from ltxkit.ltx_core.measuring.protocol import Run, equal_peers
 from ltxkit.ltx_core.measuring.traffic import Traffic, counting
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.computing import using
+from ltxkit.ltx_core.quant import comfy_linear
 from ltxkit.ltx_core.shapes import LatentShape
+from ltxkit.ltx_core.weights.build import load_transformer
+from ltxkit.ltx_core.weights.metadata import format_config
 
 GRID, TINY_GRID = LatentShape(4, 8, 12), LatentShape(2, 4, 4)
 TOLERANCE = 3e-2  # of outputs in bfloat16 after three blocks with random weights
+INT8_TOLERANCE = 0.3  # of the same where weights and activations are int8
 VAE_TOLERANCE = 6e-2  # as in vae_cpu.py
 MIB = 2**20
 LEAST = 50_000  # bytes below which an operation is none: rows of a table, levels
@@ -47,6 +57,7 @@ VAE_FORMS = {
     "compiled": CardKernels(compiles=True),
 }
 FORMS = {"plain torch": PLAIN_CARD, "comfy-kitchen": CardKernels(elementwise=KITCHEN)}
+INT8 = "int8, comfy-kitchen"
 CHECKOUTS = {"official": "LTX_VIDEO_PATH", "comfyui": "COMFYUI_PATH"}
 
 
@@ -58,9 +69,10 @@ def main() -> None:
         counted = {layers: count(layers, conditioned=conditioned, tiny=tiny) for layers in (1, 3)}
         ours = {name: per_block(counted, name, tiny=tiny) for name in counted[1]}
         case = "conditioned on the first frame" if conditioned else "CFG 1"
-        for form in FORMS:
+        for form in (*FORMS, INT8):
             mine = ours[form]
-            rest = {name: each for name, each in ours.items() if name not in FORMS}
+            theirs = {name: each for name, each in ours.items() if name not in (*FORMS, INT8)}
+            rest = {} if form == INT8 else theirs  # which compute in bfloat16
             for name, (passes, kernels) in rest.items():
                 row = Row(f"{case}, {form}", "passes", mine[0], peer_name=name, peer=passes)
                 rows.append(replace(row, note=f"in {mine[1]:.0f} kernels; {name} in {kernels:.0f}"))
@@ -92,6 +104,13 @@ def count(layers: int, *, conditioned: bool, tiny: bool) -> dict[str, Traffic]:
             outputs[name] = kept(step())  # and texts are read
             with counting(least) as traffic[name]:
                 step()
+    int8 = in_int8(model)
+    with using(int8, Active(PLAIN, card=FORMS["comfy-kitchen"])), torch.inference_mode():
+        step = given.step_of(int8)
+        rounded = kept(step())
+        with counting(least) as traffic[INT8], products_of_int8_are_products():
+            step()
+    equal_peers(outputs["plain torch"], {INT8: rounded}, INT8_TOLERANCE, refuse)
     for name, run in peers(model, given).items():
         with torch.inference_mode():
             outputs[name] = kept(run())
@@ -100,6 +119,17 @@ def count(layers: int, *, conditioned: bool, tiny: bool) -> dict[str, Traffic]:
     first, *others = outputs
     equal_peers(outputs[first], {name: outputs[name] for name in others}, TOLERANCE, refuse)
     return traffic
+
+
+def in_int8(model: LTXTransformer) -> LTXTransformer:
+    """The same model as a user gets it with int8 weights and `fp8_matmul`, by way of a file."""
+    text = format_config(CheckpointConfig(transformer=model.config, vae=None, scheduler=None))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file(
+            {f"model.diffusion_model.{key}": each for key, each in model.state_dict().items()}, path, {"config": text}
+        )
+        return load_transformer(path, quantization="int8_convrot", fp8_matmul=True)[0]
 
 
 def decoding(*, tiny: bool) -> list[Row]:
@@ -137,6 +167,22 @@ LIBRARY = torch.library.Library("ltxkit_counted", "DEF")
 LIBRARY.define("norm_activation(Tensor x, Tensor? scale, Tensor? shift, float eps, *, Tensor(a!) out) -> ()")
 LIBRARY.impl("norm_activation", activation.in_one_kernel, "CPU")
 activation._compiled = lambda: torch.ops.ltxkit_counted.norm_activation  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def products_of_int8_are_products() -> Generator[None]:
+    """On a CPU a product of comfy-kitchen is many operations of torch; here it is the product that it is on cards."""
+    multiply = comfy_linear.product
+
+    def uncounted(*given: Any, **named: Any) -> torch.Tensor:
+        with _disable_current_modes():
+            return multiply(*given, **named)
+
+    comfy_linear.product = uncounted
+    try:
+        yield
+    finally:
+        comfy_linear.product = multiply
 
 
 def kept(output: torch.Tensor) -> Run:

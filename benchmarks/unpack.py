@@ -2,6 +2,7 @@
 
 An 8192x2048 matrix to bfloat16, in every type of block. Bytes are counted by a dispatch mode: what each kernel reads
 and writes, an `out=` argument twice. Results are shown equal to the gguf package's to the last bit before.
+"Fused" is what torch's compiler makes of the form for `--compile`: bytes by its own count, without a card for a CPU.
 One thread, CPU time; with --against the same with another checkout's `ltx_core/quant/ggml_blocks.py`, round by round.
 
 python benchmarks/unpack.py [--tiny] [--against DIR]
@@ -10,6 +11,7 @@ python benchmarks/unpack.py [--tiny] [--against DIR]
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,14 +22,16 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from protocol import Row, arguments, publish
+from protocol import Row, another, arguments, publish
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ltxkit.ltx_core.measuring.inductor import compiled_once
 from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.measuring.protocol import Rounds, timed
-from ltxkit.ltx_core.quant import ggml_blocks
+from ltxkit.ltx_core.placing.compiling import DEEP
+from ltxkit.ltx_core.quant import ggml_blocks, ggml_fused
 
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
 SHAPE, TINY = (8192, 2048), (64, 512)
@@ -35,6 +39,7 @@ VIEWS = (
     "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "split", "unbind",
     "detach", "alias", "as_strided", "_unsafe_view", "empty", "unflatten",
 )  # fmt: skip
+FUSED_SHAPE = (512, 2048)
 NOT_COUNTED = 20_000  # bytes: constants
 
 
@@ -132,6 +137,23 @@ def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *
     return [traffic, timing]
 
 
+def fused(kind: str, *, tiny: bool) -> Row:
+    """Bytes and kernels of the compiled form; the weights are shown equal to the eager ones. tiny: not compiled."""
+    case = f"{kind}, traffic, fused"
+    if tiny:
+        return Row(case, "bytes/weight", None, note="not compiled in a rehearsal")
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        return Row(case, "bytes/weight", None, note="no C++ compiler here")
+    packed, block_type = blocks(kind, FUSED_SHAPE), ggml_blocks.BLOCK_TYPES[kind]
+    with torch.inference_mode():
+        expected = ggml_blocks.dequantize(packed, block_type, FUSED_SHAPE, torch.bfloat16)
+        made = compiled_once(lambda: ggml_fused.dequantized(packed, block_type, FUSED_SHAPE, torch.bfloat16), DEEP)
+    if not torch.equal(made.result, expected):
+        raise ValueError(f"{kind}: the compiled weights differ")
+    note = f"{made.kernels} kernel{'s' * (made.kernels > 1)}, by inductor's count"
+    return Row(case, "bytes/weight", made.bytes / expected.numel(), note=note)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout")
@@ -140,9 +162,12 @@ def main() -> None:
     torch.set_num_threads(1)
     modules = {"ltxkit": ggml_blocks}
     if options.against is not None:
-        modules[options.against.name] = other(options.against)
+        modules[another(options.against)] = other(options.against)
     shape = TINY if options.tiny else SHAPE
-    found = [row for kind in options.kinds.split(",") for row in rows(kind, shape, modules, tiny=options.tiny)]
+    found: list[Row] = []
+    for kind in options.kinds.split(","):
+        eager, timing = rows(kind, shape, modules, tiny=options.tiny)
+        found += [eager, fused(kind, tiny=options.tiny), timing]
     publish("unpack", "What does unpacking GGUF weights cost?", found, tiny=options.tiny)
 
 

@@ -59,6 +59,7 @@ class Runner:
         self.host = host
         self.classes = classes
         self._results: dict[str, tuple[tuple[Any, ...], UI]] = {}  # by input signature
+        self._texts: dict[str, Any] = {}  # for saved files, from all nodes of a prompt
 
     def run(self, prompt: Prompt) -> RunResult:
         """Check a prompt and execute what its output nodes need.
@@ -76,6 +77,7 @@ class Runner:
             self._results = {key: value for key, value in self._results.items() if key in signatures.values()}
             cached = tuple(node_id for node_id in order if signatures[node_id] in self._results)
             executed = tuple(node_id for node_id in order if node_id not in cached)
+            self._texts = {}
             for node_id in executed:
                 self._results[signatures[node_id]] = self._execute(prompt, node_id, signatures)
         ui = {node_id: self._results[signatures[node_id]][1] for node_id in order}
@@ -122,7 +124,7 @@ class Runner:
         label = node_label(prompt, node_id)
         _check_received(node, node_class, inputs, label)
         inputs = as_received(node_class, inputs)
-        hidden = {"PROMPT": prompt, "UNIQUE_ID": node_id, "EXTRA_PNGINFO": None}
+        hidden = {"PROMPT": prompt, "UNIQUE_ID": node_id, "EXTRA_PNGINFO": self._texts}
         inputs.update({name: hidden.get(kind) for name, kind in node_class.INPUT_TYPES().get("hidden", {}).items()})
         self.host.running = node_title(prompt, node_id)
         with _naming(label), clear_of_memory("this node"):

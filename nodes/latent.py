@@ -23,6 +23,7 @@ from ..ltx_core.sampling.noise import stream
 from ..ltx_core.shapes import LatentShape, PixelShape, ScaleFactors
 from . import sockets
 from .host import host
+from .ran import FILE_TEXTS, into_file, ran_before
 from .room import check_frames, check_sampling
 from .widgets import advanced, choice, decimal, frame_rate, integer, link, seed
 
@@ -258,6 +259,7 @@ class DecodeVideo(sockets.Node):
                 "grain_saturation": advanced(decimal(0.5, 0.0, 1.0, 0.01, "Colour of the grain: 0 is grey.")),
                 "tile_size": advanced(TILE_SIZE),
             },
+            "hidden": FILE_TEXTS,
         }
 
     def run(
@@ -271,6 +273,7 @@ class DecodeVideo(sockets.Node):
         film_grain: float = 0.0,
         grain_saturation: float = 0.5,
         tile_size: int = 0,
+        extra_pnginfo: Any = None,
     ) -> tuple[Tensor]:
         decoding = Decoding(decode_timestep, decode_noise_scale, tone_map)
         sockets.latent_samples(latent)
@@ -282,6 +285,7 @@ class DecodeVideo(sockets.Node):
         if canvas is not None:
             clips = [crop_to(clip, canvas.size) for clip in clips]
         say_motion(clips, latent.get(sockets.MOTION, ""))
+        into_file(extra_pnginfo, ran_before(latent))
         if film_grain:
             clips = [
                 filters.film_grain(clip, film_grain, grain_saturation, stream(seed + i, "film grain"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from . import sockets
 from .host import host
 from .latent import TILE_SIZE, TONE_MAP, say_padding, tiles_of
 from .passes import LEVELS, SAMPLER, STEP_CACHE, made_pass, received_pass, sampler_name, settings_of
+from .ran import FILE_TEXTS, RAN, into_file, note
 from .room import check_sampling
 from .sound import received_sound
 from .widgets import advanced, decimal, frame_rate, integer, link, seed, text
@@ -107,6 +109,7 @@ class GenerateLongVideo(sockets.Node):
                 ),
                 "step_cache": advanced(STEP_CACHE),
             },
+            "hidden": FILE_TEXTS,
         }
 
     def run(
@@ -137,8 +140,9 @@ class GenerateLongVideo(sockets.Node):
         tile_size: int = 0,
         audio: object = None,
         step_cache: str = "off",
+        extra_pnginfo: Any = None,
     ) -> tuple[Any, dict[str, Any]]:
-        here = host()
+        here, ran = host(), dict[str, str]()
         handle = sockets.received_model(model, "Long Video")
         vae = sockets.received(sockets.VAE, vae, "vae")
         encoder: sockets.Encoder = sockets.received(sockets.TEXT_ENCODER, text_encoder, "text_encoder")
@@ -195,7 +199,7 @@ class GenerateLongVideo(sockets.Node):
             unwanted,
             settings,
             decode=lambda latent: torch.cat(list(decoded(latent))),
-            host=sockets.stage_host(handle),
+            host=sockets.stage_host(handle, record=partial(note, ran)),
             items=[item.on_canvas(asked, size, here.say) for item in chain],
         )
         latent = torch.cat(list(parts), dim=2)
@@ -205,7 +209,9 @@ class GenerateLongVideo(sockets.Node):
         write_video(path, finished, fps=Fraction(frame_rate).limit_denominator(1001), sound=sound)
         here.say(statistics.describe(motion_settings(chain, condition_noise)))
         canvas = sockets.Canvas(asked, frame_rate, grid)
-        return here.video(path), {"samples": sockets.outgoing(latent), "ltxkit_canvas": canvas}
+        into_file(extra_pnginfo, ran)
+        noted = {RAN: ran} if ran else {}
+        return here.video(path), {"samples": sockets.outgoing(latent), "ltxkit_canvas": canvas, **noted}
 
 
 def _digest(latent: Tensor, sound: Sound | None, *values: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,7 @@ from .guides import (
 from .host import host
 from .latent import TILE_SIZE, decode_clips, say_motion
 from .passes import CONDITION_NOISE, LEVELS, SAMPLER, STEP_CACHE, made_pass, received_pass, sampler_name, settings_of
+from .ran import FILE_TEXTS, RAN, into_file, note, ran_before
 from .room import check_frames, check_sampling
 from .widgets import advanced, decimal, integer, labelled, link, seed, switch, text
 
@@ -163,7 +165,7 @@ class SampleVideo(sockets.Node):
             left or ("noise" if add_noise else "as it is"),
         )
         items = _on_canvas(chain, canvas.size if canvas else size, size)
-        noise = sockets.continued_noise(latent, seed)
+        noise, ran = sockets.continued_noise(latent, seed), ran_before(latent)
         result, left = sample_guided(
             only_pass,
             clip,
@@ -171,7 +173,7 @@ class SampleVideo(sockets.Node):
             noise,
             Conditions(items, None if vae is None else sockets.received(sockets.VAE, vae, "vae")),
             guides=guides,
-            host=sockets.stage_host(handle),
+            host=sockets.stage_host(handle, record=partial(note, ran)),
         )
         sampled = {key: value for key, value in latent.items() if key != sockets.LEFT}
         sampled["samples"] = sockets.outgoing(result)
@@ -180,7 +182,7 @@ class SampleVideo(sockets.Node):
             host().say(f"Left at level {left.level:g}, for a second Sample with the rest of the schedule.")
         sampled[sockets.GUIDES], sampled[sockets.MOTION] = count, motion_settings(chain, condition_noise)
         sampled[sockets.NOISE] = sockets.NoiseDrawn(seed, noise.drawn)
-        return (sampled,)
+        return ({**sampled, RAN: ran} if ran else sampled,)
 
 
 class GenerateTwoStage(sockets.Node):
@@ -230,6 +232,7 @@ class GenerateTwoStage(sockets.Node):
                 "second_step_cache": advanced(SECOND_STEP_CACHE),
                 "step_cache": advanced(STEP_CACHE),
             },
+            "hidden": FILE_TEXTS,
         }
 
     def run(
@@ -256,6 +259,7 @@ class GenerateTwoStage(sockets.Node):
         tile_size: int = 0,
         second_step_cache: str = "off",
         step_cache: str = "off",
+        extra_pnginfo: Any = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         first = sockets.received_model(model, "Two-Stage")
         second = first if second_model is None else sockets.received_model(second_model, "the second pass")
@@ -289,20 +293,22 @@ class GenerateTwoStage(sockets.Node):
             ),
         )
         upscaling = Upscaling(sockets.received(sockets.UPSCALER, upscaler, "upscaler"), vae, refining.adain_factor)
-        noise = SeededNoise(seed)
+        noise, ran = SeededNoise(seed), dict[str, str]()
         latent = generate_two_stage(
             passes,
             clip,
             prompts,
             upscaling,
             noise=(noise, noise),
-            host=sockets.stage_host(first, second),
+            host=sockets.stage_host(first, second, record=partial(note, ran)),
             conditions=Conditions(_on_canvas(chain, asked, PixelShape(size.frames, height, width)), vae),
         )
         result = {
             "samples": sockets.outgoing(latent),
             sockets.NOISE: sockets.NoiseDrawn(seed, noise.drawn),
+            **({RAN: ran} if ran else {}),
         }
+        into_file(extra_pnginfo, ran)
         (frames_made,) = decode_clips(result, vae, refining.decoding("second"), seed, tile_size)
         fitted = resize(frames_made[:frames], height, width, "stretch")
         say_motion([fitted], motion_settings(chain, condition_noise))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ltx_core.errors import ConfigError, ShapeError, UnsupportedError
-from ..ltx_core.host import Host
+from ..ltx_core.host import Host, Record, nowhere
 from ..ltx_core.models.text_encoder import TextEncoder
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
@@ -227,7 +227,7 @@ def received_model(model: object, wanted_for: str) -> Model:
     return received(MODEL, model, "model")
 
 
-def stage_host(*handles: Model | Encoder) -> Host:
+def stage_host(*handles: Model | Encoder, record: Record = nowhere) -> Host:
     """The host for a stage of the core: that of the running node, with the resident blocks of the handles."""
     resident = {handle.module: handle.resident_blocks for handle in handles}
     here = host()
@@ -236,7 +236,7 @@ def stage_host(*handles: Model | Encoder) -> Host:
         return here.place(module, memory_required=memory_required, resident_blocks=resident.get(module))
 
     preview = next((handle.preview for handle in handles if isinstance(handle, Model)), None)
-    return Host(place, here.spare_memory, here.progress(preview), here.say, bfloat16=here.bfloat16)
+    return Host(place, here.spare_memory, here.progress(preview), here.say, record, bfloat16=here.bfloat16)
 
 
 def outgoing(tensor: Tensor) -> Tensor:

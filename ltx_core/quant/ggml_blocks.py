@@ -212,30 +212,46 @@ def _q4_k(blocks: Tensor, into: Tensor) -> None:
 
 
 def _q5_k(blocks: Tensor, into: Tensor) -> None:
-    high, quants = blocks[:, 16:48], blocks[:, 48:].unflatten(1, (4, 32))
-    nibbles, into = (quants & 15, quants >> 4), into.unflatten(1, (8, 32))
-    masks = _constants((1, 2, 4, 8), blocks)
-    # Of the eight bits in a byte of `high`, one belongs to each group of weights.
+    quants, into = blocks[:, 48:].unflatten(1, (4, 32)), into.unflatten(1, (8, 32))
+    nibbles = (quants & 15, quants >> 4)
+    # Of the eight bits in a byte of the high ones, one belongs to each group of weights. Where it lies above the nibble
+    # the nibble goes up to it: then a level is 2, 4 or 8 times itself, and its scale as much smaller.
+    bits = blocks[:, 16:48].unsqueeze(1) & _constants((1, 2, 4, 8, 16, 32, 64, 128), blocks)  # (n, 8, 32)
     for half, (scale, shift) in enumerate(_scales_and_shifts(blocks)):
-        bits = (high >> 4 if half else high).unsqueeze(1) & masks  # (n, 4, 32)
+        factors = scale / _constants((1, 2, 4, 8), blocks, torch.float32) if half else scale
         for group in range(4):
             number = 4 * half + group
-            levels = torch.add(nibbles[number % 2][:, number // 2], bits[:, group], alpha=16 >> group)
-            torch.addcmul(shift[:, group], levels, scale[:, group], out=into[:, number])
+            nibble, bit = nibbles[number % 2][:, number // 2], bits[:, number]
+            if number < 4:
+                levels = torch.add(nibble, bit, alpha=16 >> number)
+            else:
+                levels = torch.add(bit, nibble, alpha=1 << group)
+            torch.addcmul(shift[:, group], levels, factors[:, group], out=into[:, number])
 
 
 def _q6_k(blocks: Tensor, into: Tensor) -> None:
     # What two bits and a nibble stand for, -32 to 31, is made at the top of a byte: 4 times that. The two bits with the
-    # higher one turned are -2 to 1.
-    quants = blocks[:, :128].unflatten(1, (2, 64))
-    high = (blocks[:, 128:192] ^ 0xAA).unflatten(1, (2, 32))
-    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 4, 2, 1)
-    into = into.unflatten(1, (2, 4, 2, 16))
-    low, upper = (quants & 15).split(32, dim=2), (quants >> 4).split(32, dim=2)
-    tops = (high << 6, (high << 4).bitwise_and_(0xC0), (high << 2).bitwise_and_(0xC0), high & 0xC0)
-    for group, (nibbles, top) in enumerate(zip((*low, *upper), tops, strict=True)):
-        levels = torch.add(top, nibbles, alpha=4).view(torch.int8).unflatten(2, (2, 16))
-        torch.mul(levels, scale[:, :, group], out=into[:, :, group])
+    # higher one turned are -2 to 1; those that lie above them in their byte leave it.
+    quants, into = blocks[:, :128].unflatten(1, (2, 64)), into.unflatten(1, (2, 2, 2, 2, 16))
+    high = (blocks[:, 128:192] ^ 0xAA).view(1, -1, 2, 1, 32)
+    tops = high >> _constants((0, 2, 4, 6), blocks).view(2, 1, 1, 2, 1)  # of the low nibbles, and of the high ones
+    scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 2, 2, 2, 1)
+    for half, nibbles in enumerate((quants & 15, quants >> 4)):
+        levels = _joined(nibbles, tops[half].view(-1, 2, 64)).view(torch.int8).view(-1, 2, 2, 2, 16)
+        torch.mul(levels, scale[:, :, half], out=into[:, :, half])
+
+
+def _joined(nibbles: Tensor, tops: Tensor) -> Tensor:
+    """4 * nibbles + 64 * tops, bytes: what is too large for a byte is lost."""
+    if nibbles.device.type not in ("cpu", "cuda"):
+        return _joined_in_two(nibbles, tops)
+    # An outer product with a vector of one number has a factor for each of its two terms: one kernel.
+    one = torch.ones(1, dtype=torch.uint8, device=nibbles.device)
+    return torch.addr(nibbles.view(-1, 1), tops.view(-1), one, beta=4, alpha=64).view(nibbles.shape)
+
+
+def _joined_in_two(nibbles: Tensor, tops: Tensor) -> Tensor:
+    return torch.add(nibbles, tops, alpha=16).bitwise_left_shift_(2)
 
 
 def _iq4_xs(blocks: Tensor, into: Tensor) -> None:
@@ -264,8 +280,8 @@ BLOCK_TYPES = {
         BlockType("Q2_K", 10, 256, 84, _q2_k, 1.5),
         BlockType("Q3_K", 11, 256, 110, _q3_k, 3.0625),
         BlockType("Q4_K", 12, 256, 144, _q4_k, 1),
-        BlockType("Q5_K", 13, 256, 176, _q5_k, 2.5),
-        BlockType("Q6_K", 14, 256, 210, _q6_k, 3),
+        BlockType("Q5_K", 13, 256, 176, _q5_k, 2.5625),
+        BlockType("Q6_K", 14, 256, 210, _q6_k, 3.5),
         BlockType("IQ4_NL", 20, 32, 18, _iq4_nl, 5),
         BlockType("IQ4_XS", 23, 256, 136, _iq4_xs, 5.1875),
         BlockType("BF16", 30, 1, 2, _bf16, 0),

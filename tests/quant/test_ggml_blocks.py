@@ -64,7 +64,7 @@ def test_an_unknown_type_is_named() -> None:
 
 
 # Bytes that unpacking to bfloat16 reads and writes per weight, at most, an `out=` argument counted once.
-MOST_TRAFFIC = {"Q8_0": 3.4, "Q4_0": 6.5, "Q4_1": 6, "Q4_K": 6.5, "Q5_K": 11, "Q6_K": 12.5}
+MOST_TRAFFIC = {"Q8_0": 3.4, "Q4_0": 6.5, "Q4_1": 6, "Q4_K": 6.5, "Q5_K": 10.3, "Q6_K": 10.4}
 
 
 @pytest.mark.parametrize("name", MOST_TRAFFIC)
@@ -84,6 +84,26 @@ def test_memory_traffic(name: str, random_blocks: Callable[[str, int], np.ndarra
     with Traffic() as traffic:
         dequantize(packed, kind, (count,), torch.bfloat16)
     assert traffic.count / count <= MOST_TRAFFIC[name]
+
+
+def test_scales_that_are_negative_or_zero_give_the_zeros_of_the_gguf_package(
+    random_blocks: Callable[[str, int], np.ndarray],
+) -> None:
+    blocks = random_blocks("Q6_K", 64)
+    blocks[::2, 192:208] = 0
+    blocks[:, -1] ^= 0x80  # the sign of the scale of all scales
+    got = dequantize(torch.from_numpy(blocks).flatten(), BLOCK_TYPES["Q6_K"], (64, 256), torch.float32).numpy()
+    expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q6_K)
+    assert (np.signbit(expected) & (expected == 0)).any()
+    assert np.array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("joined", [ggml_blocks._joined, ggml_blocks._joined_in_two])
+def test_nibbles_and_the_bits_above_them_are_joined_in_a_byte(joined: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """By the fused form, and by that of devices which are not known to have it."""
+    nibbles = torch.arange(16, dtype=torch.uint8).repeat(256).view(2, 64, 32)
+    tops = torch.arange(256, dtype=torch.uint8).repeat_interleave(16).view(2, 64, 32)
+    assert torch.equal(joined(nibbles, tops), ((4 * nibbles.int() + 64 * tops.int()) % 256).to(torch.uint8))
 
 
 def test_blocks_that_start_at_an_odd_byte(random_blocks: Callable[[str, int], np.ndarray]) -> None:
