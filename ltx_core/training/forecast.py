@@ -250,14 +250,14 @@ def _step(config: TransformerTraining, outline: _Outline, device: torch.device, 
     kept = kept_share(config.optimization.accumulation, processes)
     peaks: list[int | None] = []
     trained: list[int] = []
+    whole = 0, 0
     for blocks in tried:
         flow = _flow(config, outline, blocks)
         peaks.append(_count(config, outline, flow, device, clips, kept))
         trained.append(sum(p.numel() for p in flow.parameters() if p.requires_grad))
-    whole = 0, 0
-    if processes > 1:  # further blocks are not gathered at the same time
-        parts = flow.transformer.called_parts()
-        whole = gathered_bytes(flow, parts, processes), gathered_bytes(flow, parts, processes, backward=False)
+        if processes > 1:  # further blocks are not gathered at the same time
+            parts = flow.transformer.called_parts()
+            whole = gathered_bytes(flow, parts, processes), gathered_bytes(flow, parts, processes, backward=False)
     if len(tried) == 1:
         return _Step(peaks[0], trained[0], *whole)
     further = (count - tried[1]) / (tried[1] - tried[0])
