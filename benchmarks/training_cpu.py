@@ -4,19 +4,25 @@ Two blocks of the 2B width, a LoRA of rank 32 on the attention Linears, one clip
 caption of 60 tokens, in float32: forward, backward, clipping and AdamW. Both start from the same weights and see the
 same clips, noise and levels; ten losses are shown equal before anything is timed. One thread, CPU time.
 
-python benchmarks/training_cpu.py [--tiny]
+Then our step with `optimization.compile` (torch.compile) against the same without it, three losses shown
+equal. The first compiled step is timed by the clock of the wall, for it compiles in other processes.
+
+python benchmarks/training_cpu.py [--only WORDS] [--tiny]
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
-from protocol import Rounds, Row, arguments, publish
+from protocol import Part, Rounds, Row, arguments, measured, only_some, publish
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
+from ltxkit.ltx_core.measuring.machine import peak_bytes
 from ltxkit.ltx_core.measuring.protocol import timed
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.training.config import LoRASettings, Optimization
@@ -25,7 +31,8 @@ from ltxkit.ltx_core.training.lora import LoRALayers
 from ltxkit.ltx_core.training.optimize import Updater
 from ltxkit.ltx_core.weights.layouts import TRANSFORMER_FROM_DIFFUSERS
 
-LAYERS, TEXT, EQUAL_STEPS = 2, 60, 10
+LAYERS, TEXT, EQUAL_STEPS, COMPILED_STEPS = 2, 60, 10, 3
+CPU = torch.device("cpu")
 GRIDS = ((4, 8, 12), (7, 16, 24))  # latent cells
 CONFIG = TransformerConfig.of_size(layers=LAYERS, heads=32, head_dim=64, channels=128, captions=4096)
 TINY = TransformerConfig.of_size(layers=LAYERS, heads=2, head_dim=16, channels=128, captions=64)
@@ -113,16 +120,26 @@ def plain(
     return step, theirs
 
 
-def row(grid: tuple[int, int, int], *, tiny: bool) -> Row:
+def start(tiny: bool) -> tuple[LTXTransformer, LoRASettings]:
     torch.manual_seed(0)
     model = LTXTransformer(TINY if tiny else CONFIG).requires_grad_(False)
-    settings = LoRASettings(rank=4 if tiny else 32, alpha=4.0 if tiny else 32.0)
-    mine, lora = ours(model, settings, grid)
-    theirs, _ = plain(model, lora, grid, {name: value.clone() for name, value in lora.state_dict().items()})
-    losses = [(mine(number), theirs(number)) for number in range(EQUAL_STEPS)]
+    return model, LoRASettings(rank=4 if tiny else 32, alpha=4.0 if tiny else 32.0)
+
+
+def difference_of(case: str, losses: list[tuple[float, float]]) -> float:
+    """Of losses of the same steps.
+
+    Raises:
+        ValueError: they differ, or do not depend on the step.
+    """
     difference = max(abs(a - b) for a, b in losses)
-    if difference > TOLERANCE or len({a for a, _ in losses}) < EQUAL_STEPS:
-        raise ValueError(f"{grid}: ten losses differ by {difference:.2e}; expected at most {TOLERANCE:.0e}")
+    if difference > TOLERANCE or len({a for a, _ in losses}) < len(losses):
+        raise ValueError(f"{case}: losses differ by {difference:.2e}; expected at most {TOLERANCE:.0e}")
+    return difference
+
+
+def compared(case: str, steps: dict[str, Step], rounds: Rounds, difference: float, note: str) -> Row:
+    """steps: ours, and that of the peer."""
 
     def contestant(step: Step) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -131,26 +148,64 @@ def row(grid: tuple[int, int, int], *, tiny: bool) -> Row:
 
         return run
 
-    rounds = Rounds(1.0, 1, 0) if tiny else Rounds(1.0, 9 if grid == GRIDS[0] else 5, 1)
-    times = timed({"ltxkit": contestant(mine), "plain": contestant(theirs)}, rounds, torch.device("cpu"))
+    (mine, peer), runs = steps, {name: contestant(step) for name, step in steps.items()}
+    times = timed(runs, rounds, CPU)
+    memory = {name: peak_bytes(run, CPU) for name, run in runs.items()}
     return Row(
-        case=f"LoRA step, {grid[0] * grid[1] * grid[2]} tokens, {LAYERS} blocks",
+        case=case,
         unit="s",
-        ours=times.median("ltxkit"),
-        peer_name="diffusers + peft + AdamW",
-        peer=times.median("plain"),
-        speedup=times.speedup("ltxkit", "plain"),
+        ours=times.median(mine),
+        peer_name=peer,
+        peer=times.median(peer),
+        speedup=times.speedup(mine, peer),
         difference=difference,
-        note="difference: of ten losses",
+        note=note,
+        memory=memory[mine],
+        peer_memory=memory[peer],
         threads=1,
     )
 
 
+def against_a_plain_loop(grid: tuple[int, int, int], tiny: bool) -> list[Row]:
+    case = f"LoRA step, {grid[0] * grid[1] * grid[2]} tokens, {LAYERS} blocks"
+    model, settings = start(tiny)
+    mine, lora = ours(model, settings, grid)
+    theirs, _ = plain(model, lora, grid, {name: value.clone() for name, value in lora.state_dict().items()})
+    difference = difference_of(case, [(mine(number), theirs(number)) for number in range(EQUAL_STEPS)])
+    rounds = Rounds(1.0, 1, 0) if tiny else Rounds(1.0, 9 if grid == GRIDS[0] else 5, 1)
+    steps = {"ltxkit": mine, "diffusers + peft + AdamW": theirs}
+    return [compared(case, steps, rounds, difference, "difference: of ten losses")]
+
+
+def compiled(grid: tuple[int, int, int], tiny: bool) -> list[Row]:
+    """As the trainer compiles: after the LoRA has been put on the model."""
+    case = f"LoRA step, {grid[0] * grid[1] * grid[2]} tokens, {LAYERS} blocks, torch.compile"
+    eager, _ = ours(*start(tiny), grid)
+    model, settings = start(tiny)
+    fast, _ = ours(model, settings, grid)
+    model.compile(backend="eager" if tiny else "inductor")  # the rehearsal traces, and builds no code
+    began = time.perf_counter()
+    first = fast(0)
+    seconds = time.perf_counter() - began
+    losses = [(first, eager(0)), *((fast(number), eager(number)) for number in range(1, COMPILED_STEPS))]
+    difference = difference_of(case, losses)
+    rounds = Rounds(1.0, 1, 0) if tiny else Rounds(1.0, 9 if grid == GRIDS[0] else 3, 1)
+    note = f"first step {seconds:.0f} s; difference: of three losses"
+    return [compared(case, {"ltxkit": fast, "not compiled": eager}, rounds, difference, note)]
+
+
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    only_some(parser)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row(grid, tiny=options.tiny) for grid in (GRIDS[:1] if options.tiny else GRIDS)]
-    publish("training_cpu", "How long does a step of LoRA training take on a CPU?", rows, tiny=options.tiny)
+    parts: list[Part] = []
+    for name, measure in (("plain", against_a_plain_loop), ("compile", compiled)):
+        for grid in GRIDS[:1] if options.tiny else GRIDS:
+            parts.append(Part(f"{name} {grid[0] * grid[1] * grid[2]}", partial(measure, grid, options.tiny)))
+    rows = measured(parts, options.only)
+    some = options.only is not None
+    publish("training_cpu", "How long does a step of LoRA training take on a CPU?", rows, tiny=options.tiny, some=some)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,12 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        self._wrapped.append(DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True))
-        return self._wrapped[-1]
+        # Otherwise gradients would be there twice, their own and those of the buckets.
+        wrapped = DistributedDataParallel(
+            module, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
+        self._wrapped.append(wrapped)
+        return wrapped
 
     def unwrap(self) -> None:
         """Before the processes part: take from wrapped modules, which may outlive that, what averages their gradients.
@@ -141,6 +145,10 @@ class World:
     def shards(self, optimization: Optimization) -> bool:
         """Whether `spread` splits weights among the processes."""
         return self.size > 1 and optimization.sharding == "fsdp"
+
+    def parts(self, optimization: Optimization) -> int:
+        """How many processes hold a share of the weights and gradients each."""
+        return self.size if self.shards(optimization) else 1
 
     def spread(
         self, module: nn.Module, optimization: Optimization, units: Iterable[Unit] = (), methods: Sequence[str] = ()
@@ -239,12 +247,10 @@ def world(together: int = 1) -> Generator[World]:
 
 
 def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Inside: the backward pass averages gradients over the processes only for the last piece of a batch."""
+    """Inside: the backward pass averages copied gradients over the processes only for the last piece of a batch."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(last)
-    return contextlib.nullcontext()
+    return contextlib.nullcontext()  # FSDP2 averages those of each piece: kept until the last, they would be whole
 
 
 @contextlib.contextmanager
@@ -265,13 +271,28 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def gathered_bytes(module: nn.Module, units: Iterable[Unit]) -> int:
-    """Bytes of whole weights that a process holds at once of a module that `World.shard` splits in these units: the
-    rest of the module, a unit and the one that is fetched while it computes, and the gradients of one."""
-    sizes = [sum(p.numel() * p.element_size() for p in unit.parameters()) for unit, _ in units]
-    total = sum(p.numel() * p.element_size() for p in module.parameters())
-    largest = sorted(sizes, reverse=True)[:2]
-    return total - sum(sizes) + sum(largest) + max(largest, default=0)
+def gathered_bytes(module: nn.Module, units: Iterable[Unit], processes: int, *, backward: bool = True) -> int:
+    """Bytes that a process holds at once, beyond its shards, of a module that `World.shard` splits in these units.
+
+    At any moment there are the whole weights of the unit that computes and of those around it (the rest of the module
+    is the outermost one), and the weights of one more unit as they arrive; in the backward pass the gradients of the
+    former are whole, too.
+    """
+    own: list[tuple[frozenset[int], int, int]] = []  # of each unit: the modules in it, its weights, all with gradients
+    seen: set[int] = set()
+    for unit in (*(unit for unit, _ in units), module):
+        mine = {id(p): p for p in unit.parameters() if id(p) not in seen}
+        seen |= mine.keys()
+        weights = sum(p.nbytes for p in mine.values())
+        trained = sum(p.nbytes for p in mine.values() if p.requires_grad) if backward else 0
+        own.append((frozenset(map(id, unit.modules())), weights, weights + trained - trained // processes))
+    most = 0
+    for parts, _, _ in own:
+        around = sum(whole for outer, _, whole in own if parts <= outer)
+        # In the forward pass, without gradients, those of the unit itself have arrived in another place.
+        arriving = max((weights for outer, weights, _ in own if not (backward and parts <= outer)), default=0)
+        most = max(most, around + arriving)
+    return most
 
 
 def _keep_frozen_scalars(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ the models keep for the backward pass as they are.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,18 @@ class Footprint:
         return (
             f"about {self.total / GIB:.2f} GiB ({listed}{'' if self.activations is not None else '; and activations'})"
         )
+
+
+def kept_share(accumulation: int, processes: int = 1) -> float:
+    """The share of each gradient of a piece of a batch that a process adds to what it holds: the gradients of earlier
+    pieces are there already. processes: among which gradients are split."""
+    return 0 if accumulation > 1 else 1 / processes
+
+
+def beyond_gradients(peak: int | None, gradients: int, accumulation: int) -> int | None:
+    """Bytes at the peak of a step beside the gradients, most of which do not exist yet then, unless earlier pieces of
+    the batch have left them. peak: from `step_bytes`."""
+    return peak if peak is None or accumulation > 1 else max(0, peak - gradients)
 
 
 class Alive(TorchDispatchMode):
@@ -107,24 +120,36 @@ def step_bytes(
     device: torch.device | None = None,
     *,
     backward: bool = True,
+    kept: float = 1,
 ) -> int | None:
     """Bytes at the peak of the forward and backward pass of `loss`, with gradients, without weights.
 
     loss: takes one function per module, which calls that module, makes its inputs and returns the loss. levels: number
     of distinct values that `unique` will find. device: where weights on meta are taken to be. backward: False: of
-    the forward pass alone, in which nothing is kept. Nothing is computed, and the modules stay as they are.
+    the forward pass alone, in which nothing is kept. kept: the share of each gradient that stays, see
+    `kept_share`. Nothing is computed, and the modules stay as they are.
 
     Returns None if an operator of this version of torch has no fake version.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shares: list[Tensor] = []
+
+    def keep_share(parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            shares.append(gradient.new_empty(math.ceil(gradient.numel() * kept)))
 
     def without_data(tensor: Tensor) -> Tensor:
         if tensor.is_meta and device is not None:
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            return fake.requires_grad_(tensor.requires_grad)
-        return mode.from_tensor(tensor)
+            fake.requires_grad_(tensor.requires_grad)
+        else:
+            fake = mode.from_tensor(tensor)
+        if kept < 1 and fake.requires_grad:
+            fake.register_post_accumulate_grad_hook(keep_share)
+        return fake
 
     try:
         with mode, ExitStack() as stack:

@@ -43,10 +43,10 @@ from .captions import caption_beside, is_hidden, listed_captions
 from .checkpoints import checkpoint_file
 from .conditions import extra_tokens
 from .config import Optimization, TransformerTraining
-from .distributed import check_divides
+from .distributed import check_divides, gathered_bytes
 from .encoding import PIXEL_BYTES, EncodingNeeds, encoding_needs
 from .flow import Flow
-from .footprint import Footprint, step_bytes
+from .footprint import Footprint, beyond_gradients, kept_share, step_bytes
 from .lora import LoRALayers
 from .models import SCHEDULER, transformer_config
 from .offload import SMALLEST
@@ -227,28 +227,45 @@ def _captions(config: TransformerTraining) -> tuple[list[str], int | None]:
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
-def _step(config: TransformerTraining, outline: _Outline, device: torch.device, clips: int) -> tuple[int | None, int]:
-    """Bytes of activations and gradients at the peak of a step, and the numbers in what is trained.
+@dataclass(frozen=True)
+class _Step:
+    """What one step takes. peak: bytes of activations and of gradients, or of their shards; None: not known. trained:
+    numbers in what is trained. gathered, shown: bytes of whole weights and gradients that a process holds beyond its
+    shards, in a step and in a forward pass."""
+
+    peak: int | None
+    trained: int
+    gathered: int = 0
+    shown: int = 0
+
+
+def _step(config: TransformerTraining, outline: _Outline, device: torch.device, clips: int, processes: int) -> _Step:
+    """processes: that hold a share of the weights each.
 
     Of a long stack two short ones are counted: every further block takes as much as the others.
     """
     base = outline.base
     count = len(base.blocks().blocks)
     tried = [count] if count <= COUNTED_BLOCKS[1] else [*COUNTED_BLOCKS]
+    kept = kept_share(config.optimization.accumulation, processes)
     peaks: list[int | None] = []
     trained: list[int] = []
+    whole = 0, 0
     for blocks in tried:
         flow = _flow(config, outline, blocks)
-        peaks.append(_count(config, outline, flow, device, clips))
+        peaks.append(_count(config, outline, flow, device, clips, kept))
         trained.append(sum(p.numel() for p in flow.parameters() if p.requires_grad))
+        if processes > 1:  # further blocks are not gathered at the same time
+            parts = flow.transformer.called_parts()
+            whole = gathered_bytes(flow, parts, processes), gathered_bytes(flow, parts, processes, backward=False)
     if len(tried) == 1:
-        return peaks[0], trained[0]
+        return _Step(peaks[0], trained[0], *whole)
     further = (count - tried[1]) / (tried[1] - tried[0])
     numbers = round(trained[1] + further * (trained[1] - trained[0]))
     if peaks[0] is None or peaks[1] is None:
-        return None, numbers
-    at_end = peaks[1] + 4 * (numbers - trained[1])  # where all gradients are there
-    return max(round(peaks[1] + further * (peaks[1] - peaks[0])), at_end), numbers
+        return _Step(None, numbers, *whole)
+    at_end = peaks[1] + round(4 * kept * (numbers - trained[1]))  # where all gradients are there
+    return _Step(max(round(peaks[1] + further * (peaks[1] - peaks[0])), at_end), numbers, *whole)
 
 
 def _flow(config: TransformerTraining, outline: _Outline, blocks: int) -> Flow:
@@ -284,7 +301,9 @@ def _unhooked(block: nn.Module) -> nn.Module:
     return block
 
 
-def _count(config: TransformerTraining, outline: _Outline, flow: Flow, device: torch.device, clips: int) -> int | None:
+def _count(
+    config: TransformerTraining, outline: _Outline, flow: Flow, device: torch.device, clips: int, kept: float
+) -> int | None:
     size = outline.largest(config)
     scale, architecture = outline.vae.config.scale_factors, flow.transformer.config
     tokens = size.latent(scale).tokens + extra_tokens(config, size, scale)
@@ -298,7 +317,7 @@ def _count(config: TransformerTraining, outline: _Outline, flow: Flow, device: t
         with autocast(config.optimization, device), _left(config.optimization.offload_activations):
             return run(x0, noise, sigma, torch.empty(1, 3, tokens, device=device), prompts).mean()
 
-    return step_bytes(loss, [flow], levels=clips + 1, device=device)
+    return step_bytes(loss, [flow], levels=clips + 1, device=device, kept=kept)
 
 
 def _left(wanted: bool) -> AbstractContextManager[Any]:
@@ -343,8 +362,10 @@ class _Phases:
         # What main memory holds from the beginning: weights that are not used as they lie in their file.
         own = config.lora is None or config.quantization is not None
         self.resting = self.base.total if card.is_main_memory and own else 0
-        activations, trained = _step(config, outline, device, self.at_once)
-        self.step = self._footprint(activations, trained, processes)
+        split = processes if optimization.sharding == "fsdp" else 1
+        counted = _step(config, outline, device, self.at_once, split)
+        self.shown = counted.shown
+        self.step = self._footprint(counted, split)
 
     def plan(self) -> TrainingPlan:
         phases = [self._text(*self.outline.text)] if self.outline.text is not None else []
@@ -356,19 +377,25 @@ class _Phases:
     def _half(self) -> bool:
         return _is_half(self.config)
 
-    def _footprint(self, activations: int | None, trained: int, processes: int) -> Footprint:
-        optimization, outline = self.config.optimization, self.outline
+    def _footprint(self, counted: _Step, split: int) -> Footprint:
+        """split: the processes that hold a share of the weights each. Packed weights are buffers, which stay whole."""
+        optimization, outline, trained = self.config.optimization, self.outline, counted.trained
         text = outline.trained_text
         weights = self.base.on_device(optimization.resident_blocks)
         weights += 0 if text is None else Weights.of(text.model).total
         gradients = (2 if self._half() else 4) * trained
         if self.config.lora is not None:
             weights += gradients
-        split = processes if optimization.sharding == "fsdp" else 1
-        if activations is not None and optimization.accumulation == 1:
-            activations = max(0, activations - gradients)  # at the peak most gradients do not exist yet
         optimizer = optimizer_bytes(optimization.optimizer, trained) + (gradients if optimization.ema_decay else 0)
-        return Footprint(trained, weights // split, gradients // split, optimizer // split, activations)
+        whole = 0 if split == 1 else sum(buffer.nbytes for buffer in outline.base.buffers())
+        beside = beyond_gradients(counted.peak, gradients // split, optimization.accumulation)
+        return Footprint(
+            trained,
+            (weights - whole) // split + whole,
+            gradients // split,
+            optimizer // split,
+            None if beside is None else beside + counted.gathered,
+        )
 
     def _text(self, model: nn.Module, architecture: TextEncoderConfig) -> Stage:
         on_cpu = self.card.is_main_memory
@@ -476,7 +503,7 @@ class _Phases:
             decoding += packed_bytes(outline.vae.decoder, kernels, packing)
             # The clips of all prompts, and twice those of the batch that is decoded.
             pixels = math.prod(size) * PIXEL_BYTES * (len(config.prompts) + samples)
-        work = max(sampling, decoder + decoding) + pixels
+        work = max(sampling + self.shown, decoder + decoding) + pixels
         count = len(tiling.tiles(grid.height, grid.width))
         words = f"{size.width}x{size.height}, {size.frames} frames; VAE decoder beside the transformer"
         words += f" in {count} tiles" if count > 1 else ""

@@ -17,7 +17,7 @@ from ..errors import TrainingError
 from ..sampling.noise import stream
 from .config import Optimization
 from .distributed import local, split_like, whole
-from .footprint import Footprint, local_bytes
+from .footprint import Footprint, beyond_gradients, local_bytes
 from .muon import Muon
 from .optimizers import Groups, in_float32, is_import_path, make_optimizer, one_by_one, optimizer_bytes
 from .schedule import Join, joined, learning_rate
@@ -81,15 +81,12 @@ class Updater:
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         gradients = local_bytes(self.parameters)
         numbers = sum(local(p).numel() for p in self.parameters)
-        activations = step
-        if step is not None and self.config.accumulation == 1:
-            activations = max(0, step - gradients)  # at the peak most gradients do not exist yet
         return Footprint(
             trained=sum(p.numel() for p in self.parameters),
             weights=local_bytes(tensors),
             gradients=gradients,
             optimizer=optimizer_bytes(self.config.optimizer, numbers) + (0 if self.average is None else gradients),
-            activations=activations,
+            activations=beyond_gradients(step, gradients, self.config.accumulation),
         )
 
     def averaged(self) -> AbstractContextManager[None]:

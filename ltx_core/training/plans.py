@@ -18,7 +18,7 @@ from ..weights.build import open_models
 from .checkpoints import find_export
 from .config import Optimization, Training, TransformerTraining, UpscalerTraining, VAETraining
 from .distributed import Unit, gathered_bytes
-from .footprint import Footprint
+from .footprint import Footprint, beyond_gradients, kept_share
 from .forecast import TrainingPlan, fitting_plan
 from .losses import PairDiscriminator
 from .models import upsampler_config, vae_config
@@ -61,18 +61,19 @@ def _vae(config: VAETraining, card: Card, processes: int) -> TrainingPlan:
     first = PixelShape(*config.data.sizes[0])
     size = PixelShape(min(config.crop_frames or largest.frames, largest.frames), first.height, first.width)
     clips = _at_once(config.optimization, processes)
-    peaks = [
-        vae_step_bytes(config, objective, judge, clips=clips, size=size, device=CPU, backward=backward)
+    split = _Split.of(config.optimization, processes, objective, vae.called_parts())
+    kept = kept_share(config.optimization.accumulation, split.processes)
+    peak, forward = (
+        vae_step_bytes(config, objective, judge, clips=clips, size=size, device=CPU, backward=backward, kept=kept)
         for backward in (True, False)
-    ]
-    step = Updater([vae], config.optimization).needs([objective], peaks[0])
+    )
+    step = split.step(Updater([vae], config.optimization).needs([objective], None), peak, config.optimization)
     beside = 0
     if judge is not None:  # its weights, and what its own optimizer keeps
         own = Updater([judge], config.optimization, config.adversary.learning_rate).needs([judge], 0)
         beside = own.weights + own.optimizer
-    split = _Split.of(config.optimization, processes, objective, vae.called_parts())
     beside = split.share(beside) + (0 if judge is None else split.weights(judge))
-    return _plan("VAE", vae, split.step(step), beside, split.forward(peaks[1]), card)
+    return _plan("VAE", vae, step, beside, split.forward(forward), card)
 
 
 def _upscaler(config: UpscalerTraining, card: Card, processes: int) -> TrainingPlan:
@@ -85,44 +86,53 @@ def _upscaler(config: UpscalerTraining, card: Card, processes: int) -> TrainingP
         size.latent(vae.config.scale_factors)
     objective = Upscaling(upsampler, vae)
     clips = _at_once(config.optimization, processes)
-    peaks = [
-        upscaler_step_bytes(config, objective, vae, clips=clips, device=CPU, backward=backward)
-        for backward in (True, False)
-    ]
-    step = Updater([upsampler], config.optimization).needs([upsampler], peaks[0])
     split = _Split.of(config.optimization, processes, objective, upsampler.called_parts())
-    return _plan("upscaler", upsampler, split.step(step), weight_bytes(vae), split.forward(peaks[1]), card)
+    kept = kept_share(config.optimization.accumulation, split.processes)
+    peak, forward = (
+        upscaler_step_bytes(config, objective, vae, clips=clips, device=CPU, backward=backward, kept=kept)
+        for backward in (True, False)
+    )
+    step = split.step(Updater([upsampler], config.optimization).needs([upsampler], None), peak, config.optimization)
+    return _plan("upscaler", upsampler, step, weight_bytes(vae), split.forward(forward), card)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """What FSDP2 leaves in each process. gathered: bytes of whole weights that it holds at once during a step."""
+    """What FSDP2 leaves in each process. gathered, shown: bytes that it holds at once beyond its shards, during a step
+    and during a validation."""
 
     processes: int
     gathered: int
+    shown: int
 
     @classmethod
     def of(cls, optimization: Optimization, processes: int, module: nn.Module, units: Sequence[Unit]) -> _Split:
         shards = optimization.sharding == "fsdp" and processes > 1
-        return cls(processes, gathered_bytes(module, units)) if shards else cls(1, 0)
+        if not shards:
+            return cls(1, 0, 0)
+        shown = gathered_bytes(module, units, processes, backward=False)
+        return cls(processes, gathered_bytes(module, units, processes), shown)
 
     def share(self, size: int) -> int:
         return size // self.processes
 
     def weights(self, module: nn.Module) -> int:
         """Of a module that is gathered as a whole, with its gradients."""
-        return 0 if self.processes == 1 else gathered_bytes(module, ())
+        return 0 if self.processes == 1 else gathered_bytes(module, (), self.processes)
 
     def forward(self, peak: int | None) -> int | None:
-        return None if peak is None else peak + self.gathered
+        return None if peak is None else peak + self.shown
 
-    def step(self, step: Footprint) -> Footprint:
+    def step(self, step: Footprint, peak: int | None, optimization: Optimization) -> Footprint:
+        """peak: of a step, with the shards of its gradients."""
+        gradients = self.share(step.gradients)
+        beside = beyond_gradients(peak, gradients, optimization.accumulation)
         return replace(
             step,
             weights=self.share(step.weights),
-            gradients=self.share(step.gradients),
+            gradients=gradients,
             optimizer=self.share(step.optimizer),
-            activations=self.forward(step.activations),
+            activations=None if beside is None else beside + self.gathered,
         )
 
 

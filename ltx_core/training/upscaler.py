@@ -20,7 +20,7 @@ from .checkpoints import find_export
 from .config import UpscalerTraining
 from .data import Split
 from .distributed import World, gathered_bytes, is_sharded, sharded_after, synchronised
-from .footprint import step_bytes
+from .footprint import kept_share, step_bytes
 from .latents import LatentCache, Latents
 from .loop import log_values
 from .models import load_tensors, open_vae, save_upsampler, tensors_of, upsampler_config
@@ -65,6 +65,7 @@ def upscaler_step_bytes(
     clips: int,
     device: torch.device,
     backward: bool = True,
+    kept: float = 1,
 ) -> int | None:
     """The peak of a step; see `footprint`."""
     channels, scale = vae.config.latent_channels, vae.config.scale_factors
@@ -74,7 +75,7 @@ def upscaler_step_bytes(
         with autocast(config.optimization, device):
             return run(*pair).mean()
 
-    return step_bytes(loss, [objective], levels=clips, device=device, backward=backward)
+    return step_bytes(loss, [objective], levels=clips, device=device, backward=backward, kept=kept)
 
 
 class UpscalerTask:
@@ -99,7 +100,7 @@ class UpscalerTask:
         step = self._step_bytes()
         parts = self.upsampler.called_parts()
         if step is not None and world.shards(config.optimization):
-            step += gathered_bytes(self.plain, parts)
+            step += gathered_bytes(self.plain, parts, world.size)
         self.objective = world.spread(self.plain, config.optimization, parts, ["upscaled"])
         self.updater = Updater([self.upsampler], config.optimization)
         self.needs = self.updater.needs([self.upsampler, self.vae], step)
@@ -115,7 +116,8 @@ class UpscalerTask:
     def _step_bytes(self) -> int | None:
         optimization = self.config.optimization
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
-        return upscaler_step_bytes(self.config, self.plain, self.vae, clips=clips, device=self.world.device)
+        device, kept = self.world.device, kept_share(optimization.accumulation, self.world.parts(optimization))
+        return upscaler_step_bytes(self.config, self.plain, self.vae, clips=clips, device=device, kept=kept)
 
     def _pair(self, latents: Latents, indices: range) -> tuple[Tensor, Tensor]:
         small, large = (latents.clips(indices, size).latents.to(self.world.device) for size in (self.small, self.large))

@@ -24,7 +24,7 @@ from .agreement import check_clips
 from .config import VAETraining
 from .data import Source, crop
 from .distributed import World, gathered_bytes, is_sharded, sharded_after, synchronised
-from .footprint import step_bytes
+from .footprint import kept_share, step_bytes
 from .loop import log_values
 from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
 from .models import copied, load_tensors, save_vae, tensors_of, vae_config
@@ -92,6 +92,7 @@ def vae_step_bytes(
     size: PixelShape,
     device: torch.device,
     backward: bool = True,
+    kept: float = 1,
 ) -> int | None:
     """The peak of a step with `clips` of `size`, with the discriminator if there is one; see `footprint`."""
     vae = objective.vae.config
@@ -106,7 +107,7 @@ def vae_step_bytes(
             return torch.stack([value.mean() for value in losses.values()]).sum()
 
     modules = [objective] if adversary is None else [objective, adversary]
-    return step_bytes(loss, modules, levels=clips, device=device, backward=backward)
+    return step_bytes(loss, modules, levels=clips, device=device, backward=backward, kept=kept)
 
 
 class VAETask:
@@ -138,7 +139,7 @@ class VAETask:
         step = self._step_bytes(objective)
         parts = self.vae.called_parts()
         if step is not None and world.shards(optimization):
-            step += gathered_bytes(objective, parts)
+            step += gathered_bytes(objective, parts, world.size)
         self.objective = world.spread(objective, optimization, parts, ["encode", "decode"])
         self.updater = Updater([self.vae], optimization)
         if self.adversary is not None:
@@ -192,7 +193,8 @@ class VAETask:
         optimization = self.config.optimization
         clips = self.world.share(optimization.batch_size, optimization.accumulation)
         counted = self.config, objective, self.adversary
-        return vae_step_bytes(*counted, clips=clips, size=self._size(0), device=self.world.device)
+        kept = kept_share(optimization.accumulation, self.world.parts(optimization))
+        return vae_step_bytes(*counted, clips=clips, size=self._size(0), device=self.world.device, kept=kept)
 
     def _size(self, step: int) -> PixelShape:
         """The size of the training clips at `step`; smaller ones are cropped out of the source's."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import types
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -25,7 +27,7 @@ from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.config import load_config
 from ltxkit.ltx_core.training.plans import plan_training
-from ltxkit.nodes import background
+from ltxkit.nodes import background, processes
 from ltxkit.nodes import run_picture as run_pictures
 from ltxkit.nodes import train as train_node
 from ltxkit.nodes.host import use_host
@@ -34,9 +36,36 @@ from ltxkit.nodes.run_picture import CURVE, WIDTH, run_picture
 from ltxkit.nodes.train import RUNS, TrainLoRA
 from ltxkit.nodes.widgets import declared_inputs
 
+# A command whose output goes into the files that come before its arguments.
+COMMAND = """
+import os, sys
+from ltxkit import cli
+for number, path in enumerate(sys.argv[1:3], 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
 
 class CancelledError(Exception):
     """Stands for the exception of a host."""
+
+
+@pytest.fixture
+def quick_commands(forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that the nodes start are forks of a process that has imported torch, where one can fork."""
+    if sys.platform != "linux":
+        return
+
+    def start(command: list[str], *, cwd: Path | str, stdout: Any, stderr: Any, env: dict[str, str], **_: Any) -> Any:
+        python, pack, *arguments = command
+        assert (python, pack) == (sys.executable, str(processes.PACK))
+        said = stdout.name if stderr == subprocess.STDOUT else stderr.name
+        return forked(["-c", COMMAND, stdout.name, said, *arguments], env, Path(cwd))
+
+    others = ("DEVNULL", "STDOUT", "TimeoutExpired")
+    stand_in = types.SimpleNamespace(Popen=start, **{name: getattr(subprocess, name) for name in others})
+    for module in (train_node, processes):
+        monkeypatch.setattr(module, "subprocess", stand_in)
 
 
 @pytest.fixture
@@ -67,7 +96,10 @@ def settings(videos: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[str]) -> None:
+@pytest.mark.usefixtures("quick_commands")
+def test_cancelled_resumed_and_used(
+    host: PlainHost, videos: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def cancel(event: ProgressEvent) -> None:
         if event.step >= 2:
             raise CancelledError
@@ -83,6 +115,7 @@ def test_cancelled_resumed_and_used(host: PlainHost, videos: Path, said: list[st
 
     events: list[ProgressEvent] = []
     host.report = events.append
+    monkeypatch.setattr(train_node, "subprocess", subprocess)  # once as a user has it
     lora, file = TrainLoRA().run(**settings(videos, steps=done + 2))
     assert [entry["step"] for entry in read_log(run / "log.jsonl") if "loss" in entry] == list(range(1, done + 3))
     assert (events[-1].step, events[-1].total) == (done + 2, done + 2)
@@ -202,6 +235,7 @@ def test_a_card_is_counted_without_opening_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_commands")
 def test_the_figure_is_that_of_the_plan(host: PlainHost, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "memory", lambda _: Memory(1_000_000, 10**9))
     model, text = host.models / "checkpoints/ltxv-tiny.safetensors", host.models / "text_encoders/t5-tiny"
@@ -255,6 +289,7 @@ def test_with_background_the_node_runs_each_time_it_is_queued() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_commands")
 def test_in_the_background_watched_stopped_and_finished(host: PlainHost, videos: Path, said: list[str]) -> None:
     run = host.output_folder / RUNS / "noise"
     lines = settings(videos)["settings"] + "\nlogging.checkpoint_every=2"

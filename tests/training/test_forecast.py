@@ -152,6 +152,7 @@ CASES = {
     "lora on int8": ["quantization=int8"],
     "lora, clips encoded between steps": ["cache_clips=0"],
     "whole": ["lora=null", "optimization.ema_decay=0.9"],
+    "whole, in pieces": ["lora=null", "optimization.batch_size=2", "optimization.accumulation=2"],
 }
 
 

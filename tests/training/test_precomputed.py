@@ -13,11 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.media import read_image, write_video
+from ltxkit.ltx_core.models.transformer import LTXTransformer
+from ltxkit.ltx_core.run_log import read_log
+from ltxkit.ltx_core.sampling.noise import initialised
 from ltxkit.ltx_core.shapes import PixelShape, ScaleFactors
+from ltxkit.ltx_core.training import logs, loop
 from ltxkit.ltx_core.training.condition_settings import ConditionSettings, ReferenceSettings
 from ltxkit.ltx_core.training.conditions import ClipConditions
 from ltxkit.ltx_core.training.config import Data, DataPart, Optimization, TransformerTraining, load_config
@@ -25,7 +31,7 @@ from ltxkit.ltx_core.training.datasets.precomputed import LatentFormat, read_emb
 from ltxkit.ltx_core.training.encoding import ClipEncoder
 from ltxkit.ltx_core.training.folder import VideoFolder
 from ltxkit.ltx_core.training.latents import EncodedClips, LatentCache, Latents
-from ltxkit.ltx_core.training.models import open_vae
+from ltxkit.ltx_core.training.models import open_vae, save_checkpoint_file
 from ltxkit.ltx_core.training.run import run_training
 from ltxkit.ltx_core.training.sources import open_sources
 from ltxkit.ltx_core.training.stored_latents import check_stored_latents
@@ -52,6 +58,23 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def models(tiny_models: Callable[..., Path]) -> Path:
     return tiny_models()
+
+
+@pytest.fixture(scope="module")
+def base(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Settings of a LoRA on a transformer of two blocks, with the tiny VAE and text encoder."""
+    file = tmp_path_factory.mktemp("base") / "model.safetensors"
+    config = TransformerConfig.of_size(layers=2, heads=2, head_dim=16, channels=128, captions=32)
+    with initialised(0, "base of a LoRA"):
+        model = LTXTransformer(config)
+    save_checkpoint_file(file, model.state_dict(), config, None)
+    return {"initial": file, "vae": models / CHECKPOINT, "text.encoder": models / TEXT_ENCODER}
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
 
 
 def sources(path: Path | None, notes: list[str] | None = None, **changes: object) -> VideoFolder:
@@ -144,11 +167,10 @@ def test_latents_and_text_are_those_of_the_clips(
 
 @pytest.mark.slow
 def test_a_run_on_them_has_the_losses_of_a_run_on_the_clips(
-    clips: Path, computed: Path, models: Path, tmp_path: Path
+    clips: Path, computed: Path, base: dict[str, Path], tmp_path: Path
 ) -> None:
     values = {
-        **dict.fromkeys(("initial", "vae"), models / CHECKPOINT),
-        "text.encoder": models / TEXT_ENCODER,
+        **base,
         "data.sizes": "[[9, 64, 64]]",
         "optimization.steps": 2,
         "optimization.precision": "fp32",
@@ -170,6 +192,60 @@ def test_a_run_on_them_has_the_losses_of_a_run_on_the_clips(
         losses.append(steps)
     assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# Of a run that is stopped, goes on, shows clips and is exported.
+IC_LORA = {
+    "data.sizes": "[[9, 64, 64]]",
+    "optimization.precision": "fp32",
+    "optimization.learning_rate": 2e-2,
+    "optimization.warmup": 0,
+    "optimization.schedule": "constant",
+    "logging.log_every": 1,
+    "logging.validate_every": 2,
+    "logging.checkpoint_every": 1,
+    "validation_samples": 1,
+    "reference.kind": "files",
+    "lora.rank": 2,
+    "prompts": "[a cat]",
+    "sample_steps": 1,
+}
+
+
+@pytest.mark.slow
+def test_an_ic_lora_on_them_is_that_of_the_clips(
+    copy: Path, clips: Path, references: Path, models: Path, base: dict[str, Path], tmp_path: Path
+) -> None:
+    """Losses, previews and what is exported; the run on latents is stopped and goes on, that on clips is not."""
+    with_references(copy, encoded(sources(clips), models, tmp_path, reference=replace(FILES, path=references)))
+
+    def run(name: str, steps: int, resume: bool = False, **changes: object) -> Path:
+        values = {**base, **IC_LORA, "optimization.steps": steps, "output": tmp_path / name, **changes}
+        config = load_config("ic-lora-2b", [f"{key}={value}" for key, value in values.items()])
+        assert run_training(config, resume=resume, notes=lambda _: None) is not None
+        return tmp_path / name
+
+    wanted = run("clips", 2, **{"data.path": clips, "reference.path": references})
+    run("latents", 1, **{"data.path": copy})
+    found = run("latents", 2, resume=True, **{"data.path": copy})
+    logs = [
+        {entry["step"]: value for entry in read_log(each / "log.jsonl") for key, value in entry.items() if key == kind}
+        for kind in ("loss", "seen_clips_loss")
+        for each in (wanted, found)
+    ]
+    assert logs[0].keys() == logs[1].keys() == {1, 2}
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4, abs=1e-5)
+    assert logs[3][2] == pytest.approx(logs[2][2], rel=1e-4, abs=1e-5)
+    for name in ("lora_comfyui.safetensors", "lora_diffusers.safetensors"):
+        whole, other = (load_file(each / "final" / name) for each in (wanted, found))
+        assert whole.keys() == other.keys()
+        for key, tensor in whole.items():
+            torch.testing.assert_close(other[key], tensor, atol=1e-4, rtol=2**-7)  # a step of bfloat16
+    shown = sorted(wanted.glob("validation/*/*.png"))
+    assert len(shown) == 2  # before the first step, and after the last one
+    for picture in shown:
+        other = read_image(found / picture.relative_to(wanted))
+        torch.testing.assert_close(other, read_image(picture), atol=3 / 255, rtol=0)
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

@@ -70,15 +70,53 @@ TRANSFORMER = {
 }
 # Each run has its own port: a process that is early for the next run must not find the store of this one.
 ONE_OF_SEVERAL = """
-import json, os, shutil, sys
+import gc, json, os, shutil, sys, weakref
 from pathlib import Path
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.training.config import load_config
+from ltxkit.ltx_core.training.distributed import local
 from ltxkit.ltx_core.training import loop, logs, run
 logs.draw_curves = loop.draw_rate = lambda *_: None
 made = run.make_task
+def held(task):
+    parts = [task.objective, getattr(task, "judge", None), None if hasattr(task, "encoder") else task.vae]
+    found = [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
+    for updater in (task.updater, getattr(task, "judge_updater", task.updater)):
+        found += [v for each in updater.optimizers for state in each.state.values() for v in state.values()]
+        found += [] if updater.average is None else updater.average.values
+    caches = [getattr(getattr(task, name, None), "_kept", {}) for name in ("latents", "validation")]
+    return found + [clips.latents for kept in caches for clips in kept.values()]
+class Storages(TorchDispatchMode):
+    # The bytes of all storages that operators have seen and that are alive, at the peak: FSDP2 resizes them.
+    def __init__(self, tensors):
+        super().__init__()
+        self.alive, self.most = {}, 0
+        tree_map_only(Tensor, self.note, tensors)
+    def note(self, tensor):
+        storage = local(tensor).untyped_storage()
+        self.alive.setdefault(id(storage), weakref.ref(storage, lambda _, key=id(storage): self.alive.pop(key, None)))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.note, (args, kwargs, out))
+        there = [reference() for reference in list(self.alive.values())]
+        self.most = max(self.most, sum(storage.nbytes() for storage in there if storage is not None))
+        return out
 def noted(config, here, *others):
     task = made(config, here, *others)
+    update = task.update
+    def measured(step):
+        if step != 1:
+            return update(step)
+        gc.collect()
+        with Storages(held(task)) as seen:
+            numbers = update(step)
+        if here.first:
+            (config.output / "peak.json").write_text(json.dumps(seen.most))
+        return numbers
+    task.update = measured
     if here.first:
         needs = task.needs
         config.output.mkdir(parents=True, exist_ok=True)
@@ -100,6 +138,7 @@ for path, overrides, resume, port in json.loads(sys.argv[1]):
 """
 
 
+Runs = list[tuple[Path, list[str], bool]]
 InProcesses = Callable[..., None]
 
 
@@ -108,7 +147,7 @@ def in_processes(forked: Callable[..., Any], ended: Callable[..., Any], free_por
     """in_processes(size, runs, disks=None): each run (config, overrides, resume) after the one before it, in `size`
     processes, which work in the folders `disks`."""
 
-    def run(size: int, runs: list[tuple[Path, list[str], bool]], disks: list[Path] | None = None) -> None:
+    def run(size: int, runs: Runs, disks: list[Path] | None = None) -> None:
         arguments = [[str(path), overrides, resume, free_port()] for path, overrides, resume in runs]
         command = ["-c", ONE_OF_SEVERAL, json.dumps(arguments)]
         shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
@@ -182,6 +221,19 @@ def numbers(output: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in entry.items() if not k.endswith(timed)} for entry in read_log(output / "log.jsonl")]
 
 
+def wide_transformers(paths: dict[str, Path], sharded: str) -> dict[str, tuple[Path, list[str]]]:
+    """Runs of two steps in which weights take most of the memory; the pieces of a batch, and long clips too."""
+    path = paths["transformer"]
+    heads = ["model.num_layers=6", "model.num_attention_heads=8", "model.attention_head_dim=32"]
+    wide = [sharded, *heads, "model.cross_attention_dim=256", "optimization.steps=2", "logging.validate_every=100"]
+    whole = [*wide, "optimization.accumulation=1", "optimization.batch_size=2"]
+    return {
+        "whole": (path, whole),
+        "pieces": (path, wide),
+        "checkpointed": (path, [*whole, "optimization.gradient_checkpointing=true", "data.sizes=[[17,64,64]]"]),
+    }
+
+
 @pytest.mark.slow
 def test_two_processes_that_share_the_weights_are_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_processes: InProcesses
@@ -191,14 +243,19 @@ def test_two_processes_that_share_the_weights_are_one(
     monkeypatch.setattr(loop, "draw_rate", lambda *_: None)
     sharded = "optimization.sharding=fsdp"
     paths = configs(tmp_path)
-    runs: list[tuple[Path, list[str], bool]] = []
+    runs: Runs = []
     for name in ("vae", "upscaler"):
         path = paths[name]
         mine = [sharded, f"output={tmp_path}/{name}-two"]
         runs += [(path, [*mine, "optimization.steps=2"], False), (path, mine, True)]
     frozen = [sharded, f"output={tmp_path}/frozen-two", "freeze_encoder=true", "optimization.steps=2"]
     runs.append((paths["vae"], frozen, False))
+    planned = {name: (paths[name], [sharded]) for name in ("vae", "upscaler")} | wide_transformers(paths, sharded)
+    runs += [(path, [*mine, f"output={tmp_path}/{name}-two"], False) for name, (path, mine) in planned.items()][2:]
     in_processes(2, runs)
+    for name, (path, mine) in planned.items():
+        plan = plan_training(load_config(path, mine), MAIN, processes=2).stage("train")
+        assert plan.peak == pytest.approx(json.loads((tmp_path / f"{name}-two/peak.json").read_text()), rel=0.1), name
 
     for name, path, changes in (
         ("vae", paths["vae"], []),
