@@ -14,12 +14,11 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from .distributed import local
 
@@ -79,11 +78,12 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # An unseen input existed before; neither a view of it nor an in-place result is an allocation.
-        tree_map_only(Tensor, lambda tensor: self._note(tensor, 0), (args, kwargs))
+        self._note(args, existed=True)
+        self._note(kwargs, existed=True)
         out = self._without_data(func, args) if self.levels is not None else None
         if out is None:
             out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, lambda tensor: self._note(tensor, tensor.untyped_storage().nbytes()), out)
+        self._note(out, existed=False)
         return out
 
     def _without_data(self, func: Any, args: tuple[Any, ...]) -> Any:
@@ -98,11 +98,21 @@ class Alive(TorchDispatchMode):
             return torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, zeros, groups)
         return None
 
-    def _note(self, tensor: Tensor, size: int) -> None:
-        storage = tensor.untyped_storage()
+    def _note(self, value: Any, *, existed: bool) -> None:
+        """The tensors in arguments or a result. torch's own trees take longer than the operators."""
+        if isinstance(value, (tuple, list)):
+            for each in cast("Sequence[Any]", value):
+                self._note(each, existed=existed)
+        elif isinstance(value, dict):
+            self._note(list(cast("dict[str, Any]", value).values()), existed=existed)
+        elif isinstance(value, Tensor):
+            self._note_storage(value.untyped_storage(), existed=existed)
+
+    def _note_storage(self, storage: torch.UntypedStorage, *, existed: bool) -> None:
         key = id(storage)  # torch keeps the Python object as long as the memory
         if key in self._seen:
             return
+        size = 0 if existed else storage.nbytes()
 
         def forget(_: Any) -> None:
             del self._seen[key]

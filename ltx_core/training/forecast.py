@@ -56,7 +56,7 @@ from .text import architecture_of
 
 TYPICAL_TEXT = 128  # tokens of the longest caption, where captions cannot be counted before the start
 DRAWN_TEXT = 12  # tokens of a caption of drawn digits
-COUNTED_BLOCKS = 4, 6  # of a long stack: the others take as much as those between the two
+COUNTED_BLOCKS = 2, 3  # of a long stack: the others take as much as those between the two
 COUNTED_CAPTIONS = 2000
 
 

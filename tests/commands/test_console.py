@@ -169,4 +169,4 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr is not None
     said = process.stderr.read()
-    assert (process.wait(timeout=60), said) == (141, b"")
+    assert (process.wait(timeout=300), said) == (141, b"")

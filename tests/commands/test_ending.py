@@ -68,7 +68,7 @@ def test_signals_leave_nothing(tmp_path: Path, number: str, twice: bool, status:
     assert process.stdout.readline() == b"cleaning\n"
     if twice:
         process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == status, said
     assert b"Traceback" not in said
     assert list((tmp_path / "run").iterdir()) == []

@@ -26,7 +26,7 @@ with Claims() as claims, locked_folder(folder / "run", "training"), whole(folder
     claims.take(folder / "b.mp4")
     part.write_text("half")
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

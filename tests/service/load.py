@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from ltxkit.ltx_core.media.inputs import as_frames
 
 SMALL = {"prompt": "a 7 moving up", "size": "64x64", "num_frames": 9, "num_inference_steps": 2, "seed": 3}
 PATIENCE = 1800.0  # seconds for all jobs
+# From a server that is killed before it answers, or while it does.
+GONE = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 
 
 def together(count: int, work: Callable[[int], None]) -> list[threading.Thread]:
@@ -78,7 +81,7 @@ def serve(folder: Path, *, count: int, clients: int, kills: int, worker_kills: i
         while True:
             try:
                 answer = call()
-            except requests.ConnectionError:
+            except GONE:
                 time.sleep(0.1)
                 continue
             if answer.status_code != 429:
@@ -110,7 +113,8 @@ def serve(folder: Path, *, count: int, clients: int, kills: int, worker_kills: i
             assert server.process is not None
             if number < worker_kills:
                 for worker in psutil.Process(server.process.pid).children():
-                    worker.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
             else:
                 server.kill()
                 server.start()
@@ -170,10 +174,11 @@ def batch(folder: Path, *, rows: int) -> dict[str, Any]:
     def kill(_: int) -> None:
         while not killed and process.poll() is None:
             if any(output.glob("*.mp4")):
-                children = psutil.Process(process.pid).children(recursive=True)
-                for actor in [child for child in children if "MapWorker" in " ".join(child.cmdline())][:1]:
-                    actor.kill()
-                    killed.append(actor.pid)
+                for child in descendants(process.pid):
+                    with suppress(psutil.Error):  # it may end meanwhile
+                        if not killed and "MapWorker" in " ".join(child.cmdline()):
+                            child.kill()
+                            killed.append(child.pid)
             time.sleep(0.02)
 
     threads = together(1, kill)
@@ -194,6 +199,14 @@ def batch(folder: Path, *, rows: int) -> dict[str, Any]:
     return {"rows": rows, "files": len(clips), "reasons": len(failed), "actors": 2, "killed": len(killed)} | {
         "seconds": round(seconds, 1)
     }
+
+
+def descendants(number: int) -> list[psutil.Process]:
+    """The processes that a process has started; none when it has ended."""
+    try:
+        return psutil.Process(number).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 # --- clients that watch -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import Any
 import requests
 
 FINISHED = ("completed", "failed")
+PATIENCE = 600.0  # seconds for what takes a few, on a busy machine
 
 
 class Server:
@@ -44,11 +46,14 @@ class Server:
                 break
         else:
             raise AssertionError(f"the server did not start: {''.join(said)}")
-        for _ in range(600):
+        # A full pipe would stop the server.
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        given_up = time.monotonic() + PATIENCE
+        while time.monotonic() < given_up:
             try:
-                if requests.get(f"{self.url}/v1/models", timeout=5).status_code in (200, 401):
+                if requests.get(f"{self.url}/v1/models", timeout=60).status_code in (200, 401):
                     return self
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.1)
         raise AssertionError("the server does not answer")
 
@@ -60,7 +65,7 @@ class Server:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -75,13 +80,14 @@ class Server:
         return requests.post(f"{self.url}{path}", json=said, timeout=120, **options)
 
     def get(self, path: str, **options: Any) -> requests.Response:
-        return requests.get(f"{self.url}{path}", timeout=60, **options)
+        return requests.get(f"{self.url}{path}", timeout=120, **options)
 
     def ended(self, job_id: str) -> dict[str, Any]:
         """The video when it is finished."""
-        for _ in range(1200):
+        given_up = time.monotonic() + PATIENCE
+        while True:
             video = self.get(f"/v1/videos/{job_id}").json()
             if video.get("status") in FINISHED:
                 return video
+            assert time.monotonic() < given_up, f"{job_id} does not end: {video}"
             time.sleep(0.1)
-        raise AssertionError(f"{job_id} does not end: {video}")

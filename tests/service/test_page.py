@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     folder = tmp_path_factory.mktemp("page") / "service"
     with Server(folder, "--token", "secret") as server, sync_playwright() as playwright:
@@ -31,6 +31,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_default_timeout(300_000)
+        expect.set_options(timeout=300_000)  # the machine may be busy
         page.goto(server.url)
         yield page
         assert errors == []
@@ -51,7 +53,7 @@ def test_a_clip_is_made_shown_made_again_and_deleted(page: Page, tmp_path: Path)
     Image.new("RGB", (64, 64), "black").save(tmp_path / "first.png")
     page.set_input_files("[name=input_reference]", tmp_path / "first.png")
     page.click("form > button")
-    page.wait_for_selector("article.completed video", timeout=60_000)
+    page.wait_for_selector("article.completed video", timeout=300_000)
     assert page.text_content("article .prompt") == "a 7 moving up <b>up</b>"  # as text
     assert "64x64, 9 frames at 25 per second" in (page.text_content("article .state") or "")
     playing = (

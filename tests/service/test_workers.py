@@ -52,7 +52,7 @@ def add(queue: Queue, *names: str) -> None:
 
 
 def until(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(10000):
         if true():
             return
         time.sleep(0.02)
@@ -94,7 +94,7 @@ def fast(name: str, folder: Folder, act: Callable[[Job], None], queue: Queue | N
 def test_two_workers_never_rest_while_jobs_wait(folder: Folder) -> None:
     queue = Queue(folder.path)
     add(queue, *map(str, range(20)))
-    both, made = threading.Barrier(2, timeout=20), Counter[str]()
+    both, made = threading.Barrier(2, timeout=120), Counter[str]()
 
     def act(job: Job) -> None:
         assert job.worker is not None

@@ -121,7 +121,7 @@ def test_one_process_makes_and_the_others_wait(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert sorted((tmp_path / "made").read_text().split()) == ["0", "1", "2", "3"]
 

@@ -201,7 +201,7 @@ def test_a_hub_that_falls_silent_is_given_up(hub: Any, tmp_path: Path, monkeypat
     started = time.monotonic()
     with pytest.raises(HubUnreachableError):
         bring(arrivals)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300
     assert [path for path in everything(tmp_path) if not path.startswith("checkpoints/.")] == []
 
 
