@@ -30,7 +30,7 @@ help:
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
 	@echo "make fuzz    damages files of every kind and sees what their parsers do; ARGS='lora gguf --count 10000'"
 	@echo "make endurance  200 different runs in one process: memory, descriptors, threads, equal results; ARGS='--count 20'"
-	@echo "make load    the service under many clients and kills; ARGS=watch, batch or 'serve --requests 200'"
+	@echo "make load    the service and Ray under many clients and kills; ARGS=watch, batch, ray or 'serve --requests 200'"
 	@echo "make digits  trains that model anew; wants a GPU"
 	@echo "make clean   remove .venv, caches and what the demo wrote"
 

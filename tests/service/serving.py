@@ -77,6 +77,9 @@ class Server:
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(f"{self.url}{path}", timeout=60, **options)
 
+    def delete(self, job_id: str) -> requests.Response:
+        return requests.delete(f"{self.url}/v1/videos/{job_id}", timeout=60)
+
     def ended(self, job_id: str) -> dict[str, Any]:
         """The video when it is finished."""
         for _ in range(1200):
