@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 ARGS ?=
 PROMPT ?= the digit three moving left
 
-.PHONY: help demo digits quick test versions faults lint bench fuzz endurance clean
+.PHONY: help demo digits quick test versions faults lint bench fuzz endurance load clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make bench   the benchmarks of benchmarks/, with the tables of docs/benchmarks.md; ARGS names some: ARGS=vae_cpu"
 	@echo "make fuzz    damages files of every kind and sees what their parsers do; ARGS='lora gguf --count 10000'"
 	@echo "make endurance  200 different runs in one process: memory, descriptors, threads, equal results; ARGS='--count 20'"
+	@echo "make load    the service and Ray under many clients and kills; ARGS=watch, batch, ray or 'serve --requests 200'"
 	@echo "make digits  trains that model anew; wants a GPU"
 	@echo "make clean   remove .venv, caches and what the demo wrote"
 
@@ -118,6 +119,9 @@ fuzz: $(VENV)/.test
 
 endurance: $(VENV)/.test
 	$(BIN)/python tests/faults/endurance.py $(ARGS)
+
+load: $(VENV)/.test
+	$(BIN)/python tests/service/load.py $(or $(ARGS),serve)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info output/demo .pytest_cache .ruff_cache

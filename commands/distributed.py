@@ -16,13 +16,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from ..ltx_core.errors import ConfigError, LTXKitError
-from ..ltx_core.files import remove_temporaries
+from ..ltx_core.files import remove_leftovers, remove_temporaries
 from .command import FAILED, INTERRUPTED, REFUSED, SIGNALLED
 from .console import Console
 
@@ -97,6 +98,11 @@ class Processes:
             time.sleep(_LOOKS / 3)
         return pickle.loads(self._store.get(key))  # noqa: S301 - written by the first process, as above
 
+    def write_into(self, folders: Iterable[Path]) -> None:
+        """Folders in which the first process makes files: what it cannot remove any more, those that follow do."""
+        if self._watch is not None and not self.is_first:
+            self._watch.folders = tuple(dict.fromkeys(folders))
+
     def __enter__(self) -> Processes:
         if self._started is None:
             return self
@@ -155,7 +161,7 @@ class Processes:
         except KeyboardInterrupt:
             if not self._watch.interrupts:
                 raise
-            remove_temporaries()  # another one has ended while this one was about to
+            self._watch.clear()  # another one has ended while this one was about to
             raise SystemExit(FAILED) from None
 
     def _leave_others(self, error: BaseException, watch: _Watch) -> None:
@@ -166,9 +172,10 @@ class Processes:
         if not self.is_first and isinstance(error, LTXKitError):
             time.sleep(3 * _LOOKS)  # what is wrong for all of them, the first process says
         if not watch.ends_first():
-            remove_temporaries()
+            watch.clear()
             raise SystemExit(FAILED if isinstance(error, KeyboardInterrupt) else status) from None
         if self._started is not None and not self.is_first and isinstance(error, LTXKitError):
+            watch.clear_of_others()
             raise type(error)(f"process {self._started.rank} of {self._started.size}: {error}") from error
 
 
@@ -180,6 +187,7 @@ class _Watch:
         self._store, self._lock = store, threading.Lock()
         self._over: float | None = None
         self._status = FAILED
+        self.folders: tuple[Path, ...] = ()  # where another process makes files
         self.interrupts = False  # whether the main thread has been interrupted because another process has ended
         self._stopped = False
         self._hears, self._rings = socket.socketpair()
@@ -223,7 +231,7 @@ class _Watch:
                     _thread.interrupt_main()
                 late = self._over is not None and time.monotonic() > self._over + _GRACE
             if late:
-                _leave(self._status)
+                self._leave()
             if came:
                 time.sleep(_LOOKS)
 
@@ -233,11 +241,19 @@ class _Watch:
         except RuntimeError:
             return True
 
+    def clear(self) -> None:
+        """Remove what is unfinished, also of a process that has been killed."""
+        remove_temporaries()
+        self.clear_of_others()
 
-def _leave(status: int) -> None:
-    """End the process where it is."""
-    remove_temporaries()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
-            stream.flush()
-    os._exit(status)
+    def clear_of_others(self) -> None:
+        for folder in self.folders:
+            remove_leftovers(folder)
+
+    def _leave(self) -> None:
+        """End the process where it is."""
+        self.clear()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+                stream.flush()
+        os._exit(self._status)

@@ -74,6 +74,7 @@ def _make(options: argparse.Namespace, console: Console, claims: Claims, process
     prompts = prompts_of(options)
     check_inputs(options)
     jobs = processes.first(lambda: jobs_of(options, prompts, claims))
+    processes.write_into(path.parent for job in jobs for path in job.results)
     formats.check_formats(options, [job.output for job in jobs])
     check_results(jobs, inputs_of(options))
     request = _settled(options, jobs, console, processes)

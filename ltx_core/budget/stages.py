@@ -59,41 +59,35 @@ def sampling(
     samples: int = 1,
     on_cpu: bool = False,
     kernels: Kernels = PLAIN,
-    division: Division | None = None,
+    divisions: Sequence[Division] = (),
 ) -> int:
     """Bytes for a pass. tokens: of one sample, guides included. branches: most forwards in one step.
 
-    kernels: by which the device computes. division: how much of it one of several processes computes; None: all.
+    kernels: by which the device computes. divisions: what each of several processes computes of a step, of which the
+    one that needs most counts; none: all of it.
     """
-    division = division or Division(branches)
     products, device = kernels_for(transformer, kernels).products, "cpu" if on_cpu else "card"
     dtype = products.dtype_on(transformer.dtype, device)
     # Where weights are cast to float16, tensors of the stream of residuals are float32.
     widened = WIDE_TENSORS if not on_cpu and dtype == torch.float16 != transformer.dtype else 0
     # Where comfy-kitchen rotates queries and keys, the table is of matrices, of twice the bytes.
     matrices = 0 if on_cpu or dtype.itemsize > 2 else samples * tokens * transformer.config.hidden_size * TABLE_BYTES
-    wide = (
-        division.branches
-        * samples
-        * math.ceil(tokens / division.members)
-        * transformer.config.hidden_size
-        * widened
-        * torch.float16.itemsize
-    )
-    return (
-        matrices
-        + wide
-        + sample_bytes(
+    wide = samples * transformer.config.hidden_size * widened * torch.float16.itemsize
+    largest = unpacking(transformer, dtype, on_cpu=on_cpu)
+
+    def work(division: Division) -> int:
+        return division.branches * math.ceil(tokens / division.members) * wide + sample_bytes(
             transformer.config,
             tokens=samples * tokens,
             lanes=branches,
             text_tokens=[samples * length for length in text_tokens],
             itemsize=dtype.itemsize,
-            unpacking=unpacking(transformer, dtype, on_cpu=on_cpu),
+            unpacking=largest,
             fused_norms=not on_cpu and norms_are_one_kernel(),
             division=division,
         )
-    )
+
+    return matrices + max(work(division) for division in divisions or (Division(branches),))
 
 
 def upscaling(

@@ -25,9 +25,10 @@ from ..shapes import LatentShape
 BLOCK_TENSORS = 8
 # Where a norm in half precision is not one kernel, five such tensors are alive together with its float32 intermediates.
 BLOCK_TENSORS_HALF = 11
-# Where several processes divide a forward: the block's input, its norm, queries, keys and values, and the latter three
-# twice while they are exchanged (models/sharing.py).
-EXCHANGED_TENSORS = 11
+# Where several processes divide a forward, while queries, keys and values are exchanged (models/sharing.py): of the own
+# tokens, the block's input, its norm, queries, keys and values, and the latter three in the order in which they are
+# sent; of all tokens with the own heads, these three as they come and, when nothing is sent any more, in their order.
+KEPT_BESIDE_EXCHANGES, EXCHANGED = 5, 3
 # Float32 tensors of (tokens, channels) outside the blocks: the initial latent, its noise, the state, the clean latent,
 # the model's input (pipelines/sample.py, sampling/samplers.py).
 STATE_TENSORS = 5
@@ -95,7 +96,7 @@ def sample_bytes(
 
     tokens: of all samples. lanes: most branches in one step. text_tokens: length of each text of each sample. itemsize:
     bytes of a number of the computing dtype. unpacking: of the largest weight, where the stored dtype is another.
-    fused_norms: `norms_are_one_kernel`. division: how much of a forward one of several processes computes; None: all.
+    fused_norms: `norms_are_one_kernel`. division: what one of several processes computes of a forward; None: all.
     """
     own = division or Division(lanes)
     d = config.hidden_size
@@ -103,12 +104,18 @@ def sample_bytes(
     tensor = own.branches * math.ceil(tokens / own.members) * d * itemsize
     feed_forward = max(BLOCK_TENSORS * tensor, (BLOCK_TENSORS - 1) * tensor + unpacking.beside) + unpacking.weight
     norm = BLOCK_TENSORS_HALF * tensor if itemsize < 4 and not fused_norms else 0
-    exchange = EXCHANGED_TENSORS * tensor if own.members > 1 else 0
-    if own.processes > own.members:  # velocities of every process, once they are computed
-        exchange = max(exchange, (own.processes + 1) * own.branches * tokens * config.in_channels * 4)
+    exchange = 0
+    if own.members > 1:
+        heads = math.ceil(config.num_attention_heads / own.members) / config.num_attention_heads
+        of_heads = own.branches * tokens * round(heads * d) * itemsize
+        exchange = KEPT_BESIDE_EXCHANGES * tensor + EXCHANGED * (max(tensor, of_heads) + of_heads)
+    if own.gathered:  # velocities of all teams, and its own as they are sent
+        exchange = max(exchange, (own.gathered + 2 * own.branches) * tokens * config.in_channels * 4)
     state = (STATE_TENSORS + lanes) * tokens * config.in_channels * 4
-    keys_values = sum(text_tokens) * 2 * d * config.num_layers * itemsize
-    return int(max(table + max(feed_forward, norm, exchange), TABLE_MAKING * table)) + state + keys_values
+    read = text_tokens if own.texts is None else [text_tokens[number] for number in own.texts]
+    texts = (sum(read) * 2 * config.num_layers + sum(text_tokens)) * d * itemsize  # keys and values, and contexts
+    # The table is there before the first text.
+    return int(max(table + max(feed_forward, norm, exchange) + texts, TABLE_MAKING * table)) + state
 
 
 def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Unpacking()) -> int:

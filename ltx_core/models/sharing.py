@@ -169,14 +169,8 @@ class TokenShare:
         rank, counts, widths = self.processes.rank, self.token_counts, self._widths(parts[0].shape[-1])
         number, rows = len(parts), parts[0].shape[0]
         lengths = [number * rows * counts[rank] * width for width in widths]
-        sent = parts[0].new_empty(sum(lengths))
-        columns = zip(*(part.split(widths, dim=-1) for part in parts), strict=True)
-        for piece, width, runs in zip(sent.split(lengths), widths, columns, strict=True):
-            for target, run in zip(piece.view(number, rows, counts[rank], width), runs, strict=True):
-                target.copy_(run)
         coming = [number * rows * count * widths[rank] for count in counts]
-        received = self.processes.exchange(sent, lengths, coming)
-        del sent
+        received = self.processes.exchange(_sorted_by_heads(parts, widths, lengths), lengths, coming)
         pieces = zip(received.split(coming), counts, strict=True)
         together = [piece.view(number, rows, count, widths[rank]) for piece, count in pieces]
         return list(torch.cat(together, dim=2).unbind(0))
@@ -208,6 +202,17 @@ class TokenShare:
     def _widths(self, inner: int) -> list[int]:
         """How many of the channels of all heads each process has."""
         return [inner // self.heads * count for count in parts_of(self.heads, self.processes.size)]
+
+
+def _sorted_by_heads(parts: Sequence[Tensor], widths: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """What is sent to each process: its channels of every part, in one run. Made here, where no view of it is left."""
+    number, (rows, count, _) = len(parts), parts[0].shape
+    sent = parts[0].new_empty(sum(lengths))
+    columns = zip(*(part.split(list(widths), dim=-1) for part in parts), strict=True)
+    for piece, width, runs in zip(sent.split(list(lengths)), widths, columns, strict=True):
+        for target, run in zip(piece.view(number, rows, count, width), runs, strict=True):
+            target.copy_(run)
+    return sent
 
 
 def check_heads(processes: int, heads: int) -> None:

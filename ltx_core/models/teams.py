@@ -41,12 +41,14 @@ class Team:
 class Division:
     """The part of a forward that a process computes: of some branches, a share of the tokens.
 
-    members: the processes of its team. processes: of all teams.
+    members: the processes of its team. texts: the numbers of those whose keys and values it keeps, from this and other
+    kinds of steps; None: all. gathered: velocities that it receives from all teams; 0 for one team.
     """
 
     branches: int
     members: int = 1
-    processes: int = 1
+    texts: frozenset[int] | None = None
+    gathered: int = 0
 
 
 @cache
@@ -72,13 +74,6 @@ def teams_for(structure: BranchStructure, num_blocks: int, processes: int, heads
         start = teams[-1].ranks.stop if teams else 0
         teams.append(Team(branches, range(start, start + size)))
     return tuple(teams)
-
-
-def largest_division(structure: BranchStructure, num_blocks: int, processes: int, heads: int) -> Division:
-    """The part of the process that has most to keep in memory."""
-    teams = teams_for(structure, num_blocks, processes, heads)
-    largest = max(teams, key=lambda team: len(team.branches) / len(team.ranks))
-    return Division(len(largest.branches), len(largest.ranks), processes)
 
 
 def _partitions(count: int) -> Iterator[list[tuple[int, ...]]]:

@@ -2,58 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from ..config import TransformerConfig
 from ..models.branches import BranchStructure
-from ..models.teams import Division, largest_division, teams_for
+from ..models.teams import Division, Team, teams_for
 from .passes import Pass
 
 
-def division_of(run_pass: Pass, processes: int, texts: Mapping[str, int] | None = None) -> Division:
-    """The largest part of any step that one process computes.
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of step, by its branches.
 
-    texts: how many prompts there are of a name; one, unless it says more.
+    names: of the branches. texts: the number of the text that each reads: the positive ones of a pass come first.
     """
-    config = run_pass.transformer.config
-    divisions = (
-        largest_division(structure, config.num_layers, processes, config.num_attention_heads)
-        for structure in _structures(run_pass, texts or {})
-    )
-    return max(divisions, key=lambda division: division.branches / division.members)
+
+    structure: BranchStructure
+    names: tuple[str, ...]
+    texts: tuple[int, ...]
 
 
-def usual_division(run_pass: Pass, branches: int, processes: int) -> Division:
+def divisions_of(
+    run_pass: Pass, processes: int, texts: Mapping[str, int] | None = None, *, teams: bool = True
+) -> tuple[Division, ...]:
+    """What each process computes in each kind of step; equal parts once.
+
+    texts: how many prompts there are of a name; one, unless it says more. teams: see `Sharing`.
+    """
+    return _divisions(run_pass.transformer.config, _kinds(run_pass, texts or {}), processes, teams=teams)
+
+
+def usual_divisions(run_pass: Pass, branches: int, processes: int) -> tuple[Division, ...]:
     """The same for another number of branches than the recipe of a pass has: negative, positive, perturbed."""
     config = run_pass.transformer.config
     mode, perturbed = run_pass.guidance.stg_mode, frozenset({config.num_layers // 2})
     every: BranchStructure = ((0, frozenset(), mode), (1, frozenset(), mode), (1, perturbed, mode))
-    structure = every[1:2] if branches == 1 else every[:branches]
-    return largest_division(structure, config.num_layers, processes, config.num_attention_heads)
+    kind = _Kind(every[:branches], ("negative", "positive", "perturbed")[:branches], (1, 0, 0)[:branches])
+    if branches == 1:
+        kind = _Kind(every[1:2], ("positive",), (0,))
+    return _divisions(config, [kind], processes)
+
+
+def _divisions(
+    config: TransformerConfig, kinds: Sequence[_Kind], processes: int, *, teams: bool = True
+) -> tuple[Division, ...]:
+    divided = [_teams(config, kind, processes, teams=teams) for kind in kinds]
+    found: dict[Division, None] = {}
+    for rank in range(processes):
+        own = [next(team for team in of_kind if rank in team.ranks) for of_kind in divided]
+        texts = frozenset(kind.texts[of] for kind, team in zip(kinds, own, strict=True) for of in team.branches)
+        for of_kind, team in zip(divided, own, strict=True):
+            most = max(len(each.branches) for each in of_kind)
+            gathered = processes * most if len(of_kind) > 1 else 0
+            found[Division(len(team.branches), len(team.ranks), texts, gathered)] = None
+    return tuple(found)
+
+
+def _teams(config: TransformerConfig, kind: _Kind, processes: int, *, teams: bool) -> tuple[Team, ...]:
+    if not teams:
+        return (Team(tuple(range(len(kind.structure))), range(processes)),)
+    return teams_for(kind.structure, config.num_layers, processes, config.num_attention_heads)
 
 
 def describe_division(run_pass: Pass, processes: int) -> str:
     """Which processes compute which branches, of every kind of step that the pass has."""
-    config, kinds = run_pass.transformer.config, list[str]()
-    for structure, names in _structures(run_pass, {}).items():
-        teams = teams_for(structure, config.num_layers, processes, config.num_attention_heads)
-        kinds.append(
+    said = list[str]()
+    for kind in _kinds(run_pass, {}):
+        teams = _teams(run_pass.transformer.config, kind, processes, teams=True)
+        said.append(
             ", ".join(
-                f"{len(team.ranks) if len(teams) > 1 else 'all'} for {' + '.join(names[of] for of in team.branches)}"
+                f"{len(team.ranks) if len(teams) > 1 else 'all'} for "
+                f"{' + '.join(kind.names[of] for of in team.branches)}"
                 for team in teams
             )
         )
-    return f"{processes} processes: {'; in other steps '.join(dict.fromkeys(kinds))}."
+    return f"{processes} processes: {'; in other steps '.join(dict.fromkeys(said))}."
 
 
-def _structures(run_pass: Pass, texts: Mapping[str, int]) -> dict[BranchStructure, list[str]]:
-    """Of every kind of step in the order of the steps, with the names of the branches."""
-    found: dict[BranchStructure, list[str]] = {}
+def _kinds(run_pass: Pass, counts: Mapping[str, int]) -> list[_Kind]:
+    """Every kind of step in the order of the steps. counts: of prompts by name, one where it says nothing."""
+    first = {"positive": 0, "negative": counts.get("positive", 1)}
+    found: dict[_Kind, None] = {}
     for step in run_pass.steps:
-        named = [(branch, number) for branch in step.branches for number in range(texts.get(branch.text, 1))]
-        numbers: dict[tuple[str, int], int] = {}
+        named = [(branch, number) for branch in step.branches for number in range(counts.get(branch.text, 1))]
+        texts = tuple(first[branch.text] + number for branch, number in named)
+        numbers: dict[int, int] = {}
         structure: BranchStructure = tuple(
-            (numbers.setdefault((branch.text, number), len(numbers)), branch.skip_blocks, run_pass.guidance.stg_mode)
-            for branch, number in named
+            (numbers.setdefault(text, len(numbers)), branch.skip_blocks, run_pass.guidance.stg_mode)
+            for (branch, _), text in zip(named, texts, strict=True)
         )
-        found.setdefault(structure, ["perturbed" if branch.skip_blocks else branch.text for branch, _ in named])
-    return found
+        names = tuple("perturbed" if branch.skip_blocks else branch.text for branch, _ in named)
+        found[_Kind(structure, names, texts)] = None
+    return list(found)

@@ -36,7 +36,7 @@ from ..weights.containers import DTYPE_NAMES
 from ..weights.layouts import PartName
 from ..weights.lora import WeightedLoRA
 from ..weights.text_encoder import text_encoder_on_meta
-from .division import division_of, usual_division
+from .division import divisions_of, usual_divisions
 from .passes import Pass
 from .recipe import check_recipe, recipe_for
 from .settings import Settings, Which
@@ -378,8 +378,8 @@ def _transformer_stage(
     run_pass: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
 ) -> Stage:
     same = branches == run_pass.branches
-    division = (
-        division_of(run_pass, choices.processes) if same else usual_division(run_pass, branches, choices.processes)
+    divisions = (
+        divisions_of(run_pass, choices.processes) if same else usual_divisions(run_pass, branches, choices.processes)
     )
     work = stages.sampling(
         models.transformer,
@@ -388,7 +388,7 @@ def _transformer_stage(
         text_tokens=[choices.text_tokens] * min(branches, 2),
         on_cpu=card.is_main_memory,
         kernels=_kernels(models, card),
-        division=division,
+        divisions=divisions,
     )
     work += device_bytes(choices.loras, models.transformer.dtype.itemsize)
     work += merging_work(models.transformer, choices.loras, choices.lora_mode)

@@ -14,6 +14,7 @@ from ..budget import stages
 from ..config import Levels
 from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
+from ..models.teams import Division
 from ..models.transformer import Branch, LTXTransformer, PreparedText
 from ..placing.lora import Application, applied, device_bytes, merging_work
 from ..placing.unpacking import blocks_unpacked
@@ -28,7 +29,7 @@ from ..sampling.step_cache import StepCache, held_bytes
 from ..shapes import LatentShape, PixelShape, ScaleFactors
 from ..values import check_frame_rate
 from .condition import NOTHING, Conditions
-from .division import division_of
+from .division import divisions_of
 from .passes import Pass
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ class EncodedPrompt:
 
     def read_at(self, sigma: float) -> bool:
         return self.weight > 0 and self.lowest <= sigma <= self.highest
+
+    @property
+    def is_read_at_times(self) -> bool:
+        """Whether there are levels at which the model does not read it."""
+        return not (self.read_at(0.0) and self.read_at(1.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,25 +287,29 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts, host: Host) -> i
     """Bytes that the pass takes in addition to the weights of its transformer."""
     samples, tokens, _ = state.latent.shape
     sharing = run_pass.transformer.sharing
-    texts = [prompt for given in prompts.by_name.values() for prompt in given]
+    names = {name: given for name, given in prompts.by_name.items() if name == "positive" or run_pass.is_guided}
+    texts = [prompt for given in names.values() for prompt in given]
+    branches = run_pass.branches + len(texts) - len(names)
+    divisions: Sequence[Division] = ()
+    if sharing is not None:
+        counts = {name: len(given) for name, given in names.items()}
+        divisions = divisions_of(run_pass, sharing.size, counts, teams=sharing.teams)
+        if any(prompt.is_read_at_times for prompt in texts):  # then the teams of a step are others
+            divisions = [replace(division, texts=None) for division in divisions]
     work = stages.sampling(
         run_pass.transformer,
         kernels=stages.dtypes_of(host),
         samples=samples,
         tokens=tokens,
-        branches=run_pass.branches + len(texts) - len(prompts.by_name),
+        branches=branches,
         text_tokens=[text.embeddings.shape[1] for text in texts],
-        division=None if sharing is None else division_of(run_pass, sharing.size, _counts(prompts)),
+        divisions=divisions,
     )
     if state.weights is not None:
         work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
-    work += held_bytes(run_pass.evaluated, run_pass.branches + len(texts) - len(prompts.by_name), state.latent.numel())
+    work += held_bytes(run_pass.evaluated, branches, state.latent.numel())
     held = device_bytes(run_pass.loras, run_pass.transformer.dtype.itemsize)
     return work + held + merging_work(run_pass.transformer, run_pass.loras, run_pass.lora_mode)
-
-
-def _counts(prompts: Prompts) -> dict[str, int]:
-    return {name: len(given) for name, given in prompts.by_name.items()}
 
 
 def _note(host: Host, application: Application) -> None:

@@ -489,7 +489,7 @@ class _Phases:
             samples=samples,
             on_cpu=on_cpu,
             kernels=kernels,
-            division=Division(run_pass.branches, together, together),
+            divisions=[Division(run_pass.branches, together)],
         )
         if config.lora is None and config.optimization.precision == "bf16":
             sampling += self.base.total // 2  # autocast keeps the weights in bfloat16

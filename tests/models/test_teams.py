@@ -14,7 +14,7 @@ from torch import Tensor
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.models.branches import Branch, BranchStructure
 from ltxkit.ltx_core.models.sharing import Sharing
-from ltxkit.ltx_core.models.teams import Division, largest_division, teams_for
+from ltxkit.ltx_core.models.teams import teams_for
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.together import shared
 
@@ -64,12 +64,6 @@ def test_every_branch_has_a_team_and_no_team_more_members_than_heads(
     assert sorted(branch for team in teams for branch in team.branches) == list(range(len(structure)))
     assert sum(len(team.ranks) for team in teams) == processes
     assert all(1 <= len(team.ranks) <= 8 for team in teams)
-
-
-def test_what_a_process_holds() -> None:
-    assert largest_division(GUIDED, 28, 4, 32) == Division(1, 2, 4)
-    assert largest_division(LATE, 28, 2, 32) == Division(3, 2, 2)
-    assert largest_division(LATE, 28, 3, 32) == Division(3, 3, 3)
 
 
 def test_each_process_computes_its_own_branch(in_processes: Processes) -> None:

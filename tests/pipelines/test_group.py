@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ltxkit.commands.command import FAILED
+from ltxkit.commands.command import FAILED, REFUSED
 from ltxkit.commands.distributed import Processes
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.placing.together import Started, device_here, local_rank, started_together
 
-SCRIPT = Path(__file__).with_name("group_script.py")
+SCRIPT, KILLED = (Path(__file__).with_name(name) for name in ("group_script.py", "group_killed.py"))
 DIGITS = ["generate", "--model", "ltxkit-digits", "a 7 moving up", "--frames", "9", "--no-cache"]
 
 
@@ -160,6 +160,25 @@ def test_the_end_of_one_process_is_the_end_of_all(
     assert "Traceback" not in said
     sentence = "no partial file remains" if number == "SIGTERM" else "got no answer from another process"
     assert said.count(sentence) == 1, said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow  # two processes
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_while_all_decode(started: Start, tmp_path: Path, rank: int) -> None:
+    """No file and no part of one is left, also where the process that writes has died; the other one says it."""
+    size = ["--set", "first.steps=1", "--frames", "73", "--output", "clip.mp4"]
+    results = ended(started([str(KILLED), str(rank), "40", *DIGITS, *size], 2))
+    (killed, _, last), (status, told, said) = results[rank], results[1 - rank]
+    assert (killed, last.splitlines()[-1]) == (-signal.SIGKILL, "dies while it decodes")
+    assert told == ""
+    assert "Traceback" not in said
+    if rank == 1:
+        assert status == REFUSED
+        assert said.count("got no answer from another process of this run") == 1, said
+    else:
+        assert status in (REFUSED, FAILED)  # whichever it meets first: the group without it, or the store
     assert list(tmp_path.iterdir()) == []
 
 

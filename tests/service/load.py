@@ -3,6 +3,7 @@
     .venv/bin/python tests/service/load.py serve --requests 200 --clients 16 --kills 3
     .venv/bin/python tests/service/load.py batch --rows 200
     .venv/bin/python tests/service/load.py watch --minutes 10 --jobs 50
+    .venv/bin/python tests/service/load.py ray --most 2
 
 Each ends in a line of JSON with what it counted, or in an AssertionError. test_serve.py and test_batch.py run the first
 two in small.
@@ -26,8 +27,9 @@ from typing import Any
 
 import psutil
 import requests
-from serving import Server
+from serving import FINISHED, Server
 
+import ltxkit
 from ltxkit.ltx_core.media.inputs import as_frames
 
 SMALL = {"prompt": "a 7 moving up", "size": "64x64", "num_frames": 9, "num_inference_steps": 2, "seed": 3}
@@ -221,7 +223,7 @@ def watch(folder: Path, *, minutes: float, jobs: int, clients: int = 16) -> dict
     process, started = psutil.Process(server.process.pid), time.monotonic()
     seconds, ids = minutes * 60, list[str]()
     slowest, counts, memory = dict[str, float](), Counter[str](), list[tuple[float, int]]()
-    lock = threading.Lock()
+    lock, late = threading.Lock(), list[float]()
 
     def running() -> bool:
         return time.monotonic() - started < seconds
@@ -273,9 +275,16 @@ def watch(folder: Path, *, minutes: float, jobs: int, clients: int = 16) -> dict
             memory.append((time.monotonic() - started, process.memory_info().rss))
             time.sleep(1)
 
+    def oversleep(_: int) -> None:
+        """By how much this machine, without any server, is late."""
+        while running():
+            before = time.monotonic()
+            time.sleep(0.02)
+            late.append(time.monotonic() - before - 0.02)
+
     try:
         ids.append(server.post(SMALL).json()["id"])
-        threads = together(clients, client) + together(1, submit) + together(1, weigh)
+        threads = together(clients, client) + together(1, submit) + together(1, weigh) + together(1, oversleep)
         joined(threads)
         ended = [server.ended(each)["status"] for each in ids]
         assert server.stop() in (0, 143)
@@ -285,7 +294,7 @@ def watch(folder: Path, *, minutes: float, jobs: int, clients: int = 16) -> dict
     assert ended == ["completed"] * jobs
     thirds = [[size for at, size in memory if part <= 3 * at / seconds < part + 1] for part in range(3)]
     first, second, third = (round(sum(sizes) / len(sizes) / 2**20, 1) for sizes in thirds)
-    assert max(slowest.values()) < 1, slowest
+    assert max(slowest.values()) < 1, (slowest, f"a thread that slept was late by {max(late):.3f} s at most")
     assert third < 1.05 * second, thirds
     return {
         "minutes": minutes,
@@ -293,7 +302,70 @@ def watch(folder: Path, *, minutes: float, jobs: int, clients: int = 16) -> dict
         "clients": clients,
         "requests": counts,
         "slowest_seconds": {kind: round(value, 3) for kind, value in slowest.items()},
+        "latest_seconds_of_a_sleeping_thread": round(max(late), 3),
         "memory_mb_by_thirds": [first, second, third],
+    }
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+def ray(folder: Path, *, most: int) -> dict[str, Any]:
+    """`serve --ray` begins with one replica. While it makes a long clip, waiting jobs bring others, up to `most`: each
+    makes a clip of its own at the same time, with the same frames as this process.
+    """
+    server = Server(folder, "--ray", "--replicas", f"1-{most}", "--device", "cpu").start()
+    assert server.process is not None
+    process, started = psutil.Process(server.process.pid), time.monotonic()
+    endless = SMALL | {"num_inference_steps": 1000, "size": "128x128", "num_frames": 33}
+
+    def replicas() -> set[int]:
+        children = process.children(recursive=True)
+        return {child.pid for child in children if "ServeReplica" in " ".join(child.cmdline())}
+
+    def until(true: Callable[[], Any]) -> float:
+        while not true():
+            assert time.monotonic() - started < PATIENCE, "it does not become true"
+            time.sleep(0.1)
+        return round(time.monotonic() - started, 1)
+
+    def progress(job_id: str) -> int:
+        return server.get(f"/v1/videos/{job_id}").json()["progress"]
+
+    def status(job_id: str) -> str:
+        return server.get(f"/v1/videos/{job_id}").json()["status"]
+
+    try:
+        first = server.post(endless).json()["id"]
+        began = until(lambda: progress(first) > 0)
+        alone = replicas()
+        assert len(alone) == 1
+        seeds = {server.post(SMALL | {"seed": seed}).json()["id"]: seed for seed in range(3)}
+        scaled = until(lambda: len(replicas()) > 1)
+        waited = until(lambda: all(status(job_id) in FINISHED for job_id in seeds))
+        assert status(first) == "in_progress"  # so that another replica has made these: each makes one clip at a time
+        long = [first, *(server.post(endless | {"seed": seed}).json()["id"] for seed in range(1, most))]
+        before = [progress(job_id) for job_id in long]
+        until(lambda: all(progress(job_id) > at for job_id, at in zip(long, before, strict=True)))
+        assert {status(job_id) for job_id in long} == {"in_progress"}
+        together = replicas()
+        for job_id in long:
+            server.delete(job_id)
+        seeds[server.post(SMALL | {"seed": 7}).json()["id"]] = 7
+        ended = {job_id: server.ended(job_id)["status"] for job_id in seeds}
+        assert server.stop() in (0, 143)
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+    assert set(ended.values()) == {"completed"}, ended
+    assert len(together) == most
+    ltx = ltxkit.load("ltxkit-digits", device="cpu")
+    for job_id, seed in seeds.items():
+        clip = ltx.generate(SMALL["prompt"], width=64, height=64, frames=9, steps=2, seed=seed)
+        clip.save(folder / "mine.mp4", progress=False)
+        assert (as_frames(folder / "videos" / f"{job_id}.mp4") == as_frames(folder / "mine.mp4")).all(), job_id
+    return {"replicas": len(together), "clips": len(seeds)} | {
+        "seconds_until": {"the first works": began, "there is another": scaled, "it has made its clips": waited}
     }
 
 
@@ -308,6 +380,7 @@ def main() -> int:
     watching = kinds.add_parser("watch")
     watching.add_argument("--minutes", type=float, default=10.0)
     watching.add_argument("--jobs", type=int, default=50)
+    kinds.add_parser("ray").add_argument("--most", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ltxkit-load-") as path:
         folder = Path(path)
@@ -316,6 +389,8 @@ def main() -> int:
             figures = serve(folder / "service", **counts)
         elif options.kind == "batch":
             figures = batch(folder, rows=options.rows)
+        elif options.kind == "ray":
+            figures = ray(folder / "service", most=options.most)
         else:
             figures = watch(folder / "service", minutes=options.minutes, jobs=options.jobs)
     print(json.dumps(figures))

@@ -82,6 +82,9 @@ class Server:
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(f"{self.url}{path}", timeout=120, **options)
 
+    def delete(self, job_id: str) -> requests.Response:
+        return requests.delete(f"{self.url}/v1/videos/{job_id}", timeout=60)
+
     def ended(self, job_id: str) -> dict[str, Any]:
         """The video when it is finished."""
         given_up = time.monotonic() + PATIENCE

@@ -116,6 +116,28 @@ def test_two_workers_never_rest_while_jobs_wait(folder: Folder) -> None:
     assert sum(made.values()) == 20
 
 
+def test_clips_are_kept_as_long_as_is_said(folder: Folder) -> None:
+    """With their files; what has not ended stays."""
+    queue = Queue(folder.path)
+    add(queue, "old", "new", "waits")
+    for name in ("old", "new"):
+        job = queue.claim("one")
+        assert job is not None
+        for path in (folder.video(name), folder.sheet(name), folder.thumbnail(name)):
+            path.write_bytes(b"0")
+        queue.complete(job, {})
+    with sqlite3.connect(queue.path) as file:
+        file.execute("UPDATE jobs SET created = created - 7200, ended = ended - 7200 WHERE id = 'old'")
+        file.execute("UPDATE jobs SET created = created - 7200 WHERE id = 'waits'")
+    pair = Workers((), folder, queue, CATALOG, keep=3600)
+    pair.start()
+    until(lambda: queue.get("old") is None)
+    pair.stop()
+    assert queue.get("new") is not None
+    assert queue.get("waits") is not None
+    assert {path.stem for path in folder.videos.iterdir()} == {"new"}
+
+
 @pytest.mark.parametrize(
     "error",
     [
