@@ -140,5 +140,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         return {"": loaded}
-    check_main_memory(sum(member.file_size for member in loaded.zip.infolist()), f"arrays that are packed in {path}")
+    with zipfile.ZipFile(path) as packed:
+        size = sum(member.file_size for member in packed.infolist())
+    check_main_memory(size, f"arrays that are packed in {path}")
     return {name: loaded[name] for name in loaded.files}

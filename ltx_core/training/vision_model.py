@@ -101,7 +101,7 @@ class VisionModel:
         Raises:
             ConfigError: with both figures.
         """
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         folder = Path(str(cached_file(self.place, "config.json", local_files_only=said["local_files_only"]))).parent
         stored = [info for file in folder.glob("*.safetensors") for info in read_header(file)[0].values()]
