@@ -117,6 +117,7 @@ class Bench:
                 ours, make = self._decode(model, grid) if case.model == "vae" else self._step(model, grid, case.way)
             if case.way == "compiled":
                 stack.enter_context(compiled(model, self.device, said.append, backend=self.backend))
+                said.append(f"first call {self.first(ours):.1f} s")
             runs: dict[str, Run] = {}
             for name in case.peers:
                 peer = self.peer(name)
@@ -148,6 +149,14 @@ class Bench:
             )
             for name in equal
         ]
+
+    def first(self, run: Run) -> float:
+        """Seconds of the first call, in which kernels are compiled."""
+        start = time.monotonic()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic() - start
 
     @property
     def backend(self) -> Any:

@@ -188,7 +188,7 @@ def test_a_node_is_as_plain_as_comfyui_wants_it(name: str):
     assert not getattr(node_class, "INPUT_IS_LIST", False)
     run = inspect.signature(node_class.run).parameters
     declared = declared_inputs(node_class)
-    assert list(run)[1:] == list(declared)
+    assert list(run)[1:] == [*declared, *node_class.INPUT_TYPES().get("hidden", {})]
     for input_name, spec in declared.items():
         assert (run[input_name].default is inspect.Parameter.empty) == spec.required
     if hasattr(node_class, "VALIDATE_INPUTS"):
