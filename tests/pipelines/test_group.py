@@ -6,7 +6,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,9 +151,7 @@ def test_the_end_of_one_process_is_the_end_of_all(
         if line.startswith("sample:"):
             break
     processes[rank].send_signal(signal.Signals[number])
-    sent = time.monotonic()
-    results = ended(processes, 30)
-    assert time.monotonic() - sent < 20
+    results = ended(processes, 120)  # not by a limit of torch, which is half an hour
     assert all(status != 0 for status, _, _ in results)
     said = "".join(error for _, _, error in results)
     assert "Traceback" not in said
@@ -166,7 +163,7 @@ def test_the_end_of_one_process_is_the_end_of_all(
 @pytest.mark.slow  # two processes
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_while_all_decode(started: Start, tmp_path: Path, rank: int) -> None:
+def test_a_process_that_is_killed_while_all_decode(started: Start, ended: Ended, tmp_path: Path, rank: int) -> None:
     """No file and no part of one is left, also where the process that writes has died; the other one says it."""
     size = ["--set", "first.steps=1", "--frames", "73", "--output", "clip.mp4"]
     results = ended(started([str(KILLED), str(rank), "40", *DIGITS, *size], 2))
