@@ -230,7 +230,7 @@ def wide_transformers(paths: dict[str, Path], sharded: str) -> dict[str, tuple[P
     return {
         "whole": (path, whole),
         "pieces": (path, wide),
-        "checkpointed": (path, [*whole, "optimization.gradient_checkpointing=true", "data.sizes=[[17,64,64]]"]),
+        "checkpointed": (path, [*whole, "optimization.gradient_checkpointing=true", "data.sizes=[[9,32,32]]"]),
     }
 
 
