@@ -233,8 +233,10 @@ def _q6_k(blocks: Tensor, into: Tensor) -> None:
     # What two bits and a nibble stand for, -32 to 31, is made at the top of a byte: 4 times that. The two bits with the
     # higher one turned are -2 to 1; those that lie above them in their byte leave it.
     quants, into = blocks[:, :128].unflatten(1, (2, 64)), into.unflatten(1, (2, 2, 2, 2, 16))
-    high = (blocks[:, 128:192] ^ 0xAA).view(1, -1, 2, 1, 32)
-    tops = high >> _constants((0, 2, 4, 6), blocks).view(2, 1, 1, 2, 1)  # of the low nibbles, and of the high ones
+    # Eight bytes at a time: what comes down from the next byte lies above them too.
+    high = (blocks[:, 128:192] ^ 0xAA).view(torch.int64).view(1, -1, 2, 1, 4)
+    shifts = _constants((0, 2, 4, 6), blocks, torch.int64).view(2, 1, 1, 2, 1)
+    tops = (high >> shifts).view(torch.uint8)  # of the low nibbles, and of the high ones
     scale = (blocks[:, 192:208].view(torch.int8) * _halves(blocks, 208, 1 / 4)).view(-1, 2, 2, 2, 2, 1)
     for half, nibbles in enumerate((quants & 15, quants >> 4)):
         levels = _joined(nibbles, tops[half].view(-1, 2, 64)).view(torch.int8).view(-1, 2, 2, 2, 16)
