@@ -107,8 +107,9 @@ def sample_bytes(
     exchange = 0
     if own.members > 1:
         heads = math.ceil(config.num_attention_heads / own.members) / config.num_attention_heads
-        of_heads = own.branches * tokens * round(heads * d) * itemsize
-        exchange = KEPT_BESIDE_EXCHANGES * tensor + EXCHANGED * (max(tensor, of_heads) + of_heads)
+        of_tokens = tensor // own.branches * (own.lanes or own.branches)
+        of_heads = (own.lanes or own.branches) * tokens * round(heads * d) * itemsize
+        exchange = KEPT_BESIDE_EXCHANGES * of_tokens + EXCHANGED * (max(of_tokens, of_heads) + of_heads)
     if own.gathered:  # velocities of all teams, and its own as they are sent
         exchange = max(exchange, (own.gathered + 2 * own.branches) * tokens * config.in_channels * 4)
     state = (STATE_TENSORS + lanes) * tokens * config.in_channels * 4

@@ -42,13 +42,15 @@ class Division:
     """The part of a forward that a process computes: of some branches, a share of the tokens.
 
     members: the processes of its team. texts: the numbers of those whose keys and values it keeps, from this and other
-    kinds of steps; None: all. gathered: velocities that it receives from all teams; 0 for one team.
+    kinds of steps; None: all. gathered: velocities that it receives from all teams; 0 for one team. lanes: most
+    branches that exchange queries, keys and values of their own in a block; 0: all of them.
     """
 
     branches: int
     members: int = 1
     texts: frozenset[int] | None = None
     gathered: int = 0
+    lanes: int = 0
 
 
 @cache

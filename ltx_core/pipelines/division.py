@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..config import TransformerConfig
-from ..models.branches import BranchStructure
+from ..models.branches import BranchStructure, plan_forward
 from ..models.teams import Division, Team, teams_for
 from .passes import Pass
 
@@ -47,15 +47,21 @@ def usual_divisions(run_pass: Pass, branches: int, processes: int) -> tuple[Divi
 def _divisions(
     config: TransformerConfig, kinds: Sequence[_Kind], processes: int, *, teams: bool = True
 ) -> tuple[Division, ...]:
-    divided = [_teams(config, kind, processes, teams=teams) for kind in kinds]
+    """kinds: of the steps, in their order: a text's keys and values are kept from the first step on that reads it."""
+    divided = {kind: _teams(config, kind, processes, teams=teams) for kind in kinds}
     found: dict[Division, None] = {}
     for rank in range(processes):
-        own = [next(team for team in of_kind if rank in team.ranks) for of_kind in divided]
-        texts = frozenset(kind.texts[of] for kind, team in zip(kinds, own, strict=True) for of in team.branches)
-        for of_kind, team in zip(divided, own, strict=True):
+        texts = frozenset[int]()
+        for kind in kinds:
+            of_kind = divided[kind]
+            team = next(team for team in of_kind if rank in team.ranks)
+            texts |= {kind.texts[of] for of in team.branches}
             most = max(len(each.branches) for each in of_kind)
             gathered = processes * most if len(of_kind) > 1 else 0
-            found[Division(len(team.branches), len(team.ranks), texts, gathered)] = None
+            branches = tuple(kind.structure[of] for of in team.branches)
+            lanes = max(len(block.valued) for block in plan_forward(branches, config.num_layers).blocks)
+            lanes = 0 if lanes == len(branches) else lanes
+            found[Division(len(branches), len(team.ranks), texts, gathered, lanes)] = None
     return tuple(found)
 
 
@@ -68,7 +74,7 @@ def _teams(config: TransformerConfig, kind: _Kind, processes: int, *, teams: boo
 def describe_division(run_pass: Pass, processes: int) -> str:
     """Which processes compute which branches, of every kind of step that the pass has."""
     said = list[str]()
-    for kind in _kinds(run_pass, {}):
+    for kind in dict.fromkeys(_kinds(run_pass, {})):
         teams = _teams(run_pass.transformer.config, kind, processes, teams=True)
         said.append(
             ", ".join(
@@ -81,9 +87,9 @@ def describe_division(run_pass: Pass, processes: int) -> str:
 
 
 def _kinds(run_pass: Pass, counts: Mapping[str, int]) -> list[_Kind]:
-    """Every kind of step in the order of the steps. counts: of prompts by name, one where it says nothing."""
+    """The kind of every step. counts: of prompts by name, one where it says nothing."""
     first = {"positive": 0, "negative": counts.get("positive", 1)}
-    found: dict[_Kind, None] = {}
+    found: list[_Kind] = []
     for step in run_pass.steps:
         named = [(branch, number) for branch in step.branches for number in range(counts.get(branch.text, 1))]
         texts = tuple(first[branch.text] + number for branch, number in named)
@@ -93,5 +99,5 @@ def _kinds(run_pass: Pass, counts: Mapping[str, int]) -> list[_Kind]:
             for (branch, _), text in zip(named, texts, strict=True)
         )
         names = tuple("perturbed" if branch.skip_blocks else branch.text for branch, _ in named)
-        found[_Kind(structure, names, texts)] = None
-    return list(found)
+        found.append(_Kind(structure, names, texts))
+    return found

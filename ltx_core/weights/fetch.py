@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
-from ..locks import TEMPORARY
+from ..locks import TEMPORARY, Claims
 from ..progress import Progress, ProgressEvent, silent
 from ..published import HUB, PublishedFile
 
@@ -86,17 +86,37 @@ def bring(arrivals: Sequence[Arrival], progress: Progress = silent) -> list[Path
     Raises:
         HubUnreachableError: the connection broke; what has arrived is kept for the next try.
         CheckpointError: what arrived is not what the hub states; it is removed.
+        ConfigError: another command is downloading one of them.
         OSError: the file cannot be written; what has arrived is kept.
     """
     hub = _Hub()
     for arrival in arrivals:
         if not arrival.here:
-            hub.download(arrival, progress)
-            _check(arrival, progress)
-            arrival.part.replace(arrival.path)
-            for older in arrival.path.parent.glob(f"{TEMPORARY}{arrival.path.name}.*.part"):
-                older.unlink()  # of an upload that the hub has replaced
+            with _claimed(arrival.path):
+                _bring(hub, arrival, progress)
     return [arrival.path for arrival in arrivals]
+
+
+@contextmanager
+def _claimed(path: Path) -> Generator[None]:
+    """The part belongs to this process: two that append to it make neither file."""
+    with Claims() as claims:
+        if not claims.take(path):
+            raise ConfigError(
+                f"got {path}, which another command is downloading; expected one at a time; wait until that one has "
+                "ended, and run the command again"
+            )
+        yield
+
+
+def _bring(hub: _Hub, arrival: Arrival, progress: Progress) -> None:
+    if _lies_there(arrival.path, arrival.size, arrival.sha256, progress):
+        return  # another command has brought it since the hub was asked
+    hub.download(arrival, progress)
+    _check(arrival, progress)
+    arrival.part.replace(arrival.path)
+    for older in arrival.path.parent.glob(f"{TEMPORARY}{arrival.path.name}.*.part"):
+        older.unlink()  # of an upload that the hub has replaced
 
 
 class _Hub:

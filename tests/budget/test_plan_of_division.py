@@ -75,7 +75,8 @@ def models() -> dict[str, LTXTransformer]:
         ("2b", NO_GUIDANCE, (), True, 8),
         ("2b", CFG, SHOWN, True, 2),
         ("2b", CFG, SHOWN, True, 4),
-        ("2b", LATE, (), False, 2),
+        ("2b", LATE, (), True, 2),
+        ("2b", EARLY, (), False, 2),
         ("2b", EARLY, (), True, 3),
         ("2b", CHANGING, (), True, 2),
         ("2b", CHANGING, (), True, 8),
@@ -163,9 +164,9 @@ def test_what_processes_compute(models: dict[str, LTXTransformer]) -> None:
         Division(1, 2, frozenset({0}), gathered=4),
     )
     assert divisions_of(of(CFG, model), 4, teams=False) == (Division(2, 4, both),)
-    # Whoever computes the negative branch of the first step reads the positive text in the second.
+    # Whoever computes the negative branch of the first step reads the positive text in the second, and keeps it.
     assert divisions_of(of(CHANGING, model), 2) == (
-        Division(1, 1, both, gathered=2),
+        Division(1, 1, frozenset({1}), gathered=2),
         Division(1, 2, both),
         Division(1, 1, frozenset({0}), gathered=2),
         Division(1, 2, frozenset({0})),
@@ -174,6 +175,12 @@ def test_what_processes_compute(models: dict[str, LTXTransformer]) -> None:
     assert {division.texts for division in three} == {frozenset({number}) for number in range(4)}
     assert usual_divisions(of(NO_GUIDANCE, model), 2, 4) == divisions_of(of(CFG, model), 4)
     assert usual_divisions(of(CFG, model), 1, 4) == (Division(1, 4, frozenset({0})),)
+
+
+def test_a_text_is_kept_for_the_steps_that_come_back_to_it(models: dict[str, LTXTransformer]) -> None:
+    back = Guidance(scale=(3.0, 1.0, 3.0), guidance_timesteps=(1.0, 0.5, 0.25))
+    run_pass = Pass(models["2b"], torch.tensor([1.0, 0.5, 0.25, 0.0]), back, EULER)
+    assert Division(1, 1, frozenset({0, 1}), gathered=2) in divisions_of(run_pass, 2)
 
 
 def test_a_division_in_words(models: dict[str, LTXTransformer]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError, UnsupportedError
+from ltxkit.ltx_core.locks import Claims
 from ltxkit.ltx_core.progress import ProgressEvent
 from ltxkit.ltx_core.published import APACHE, OPEN_WEIGHTS, PUBLISHED, PublishedFile, nearest, published_files
 from ltxkit.ltx_core.weights import fetch
@@ -140,6 +141,22 @@ def test_another_file_in_the_place_is_left_alone(hub: Any, tmp_path: Path, conte
     with pytest.raises(ConfigError, match="not the hub's file of that name"):
         look_up([FILE], tmp_path)
     assert path.read_bytes() == content
+
+
+def test_of_two_commands_one_downloads(hub: Any, tmp_path: Path) -> None:
+    arrivals = look_up([FILE], tmp_path)
+    with Claims() as other:
+        assert other.take(arrivals[0].path)
+        with pytest.raises(
+            ConfigError, match=r"which another command is downloading; .* wait until that one has ended"
+        ):
+            bring(arrivals)
+        assert hub.served() == 0
+    assert bring(arrivals) == [tmp_path / "checkpoints" / NAME]
+    hub.requests.clear()
+    assert bring(arrivals) == [tmp_path / "checkpoints" / NAME]  # it has come since the hub was asked
+    assert hub.served() == 0
+    assert everything(tmp_path) == {f"checkpoints/{NAME}": 3_000_000}
 
 
 def test_a_slow_hub_is_waited_for(hub: Any, tmp_path: Path) -> None:
