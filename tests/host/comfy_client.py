@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,12 @@ class Server:
         self.log = log
 
     def get(self, path: str) -> Any:
-        answer = requests.get(self.address + path, timeout=30)
+        answer = requests.get(self.address + path, timeout=120)
         answer.raise_for_status()
         return answer.json()
 
     def post(self, path: str, body: dict[str, Any]) -> requests.Response:
-        return requests.post(self.address + path, json=body, timeout=30)
+        return requests.post(self.address + path, json=body, timeout=120)
 
     def submit(self, prompt: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """POST a prompt; the status and the answer."""
@@ -180,7 +180,7 @@ def serve(
 
     front_end: the static files of one, in place of the environment's own.
     """
-    port = _free_port()
+    held, port = _held_port()
     log = base / "server.log"
     command = [str(comfy.python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--temp-directory", str(base), "--user-directory", str(base / "user")]
@@ -210,8 +210,10 @@ def serve(
         _wait(server, process)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # where it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        held.close()
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
@@ -232,10 +234,19 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _held_port() -> tuple[socket.socket, int]:
+    """A socket that holds a port, and the port, which ComfyUI alone gets: it starts for seconds before it listens.
+
+    The socket does not listen. Where both are bound with SO_REUSEADDR, which asyncio sets, Linux lets the server have
+    the same port beside it, and gives it to no other process that asks for a free one.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
+    if sys.platform != "linux":
+        held.close()  # elsewhere the server could not have it as well
+    return held, port
 
 
 def _binary(events: Events, payload: bytes) -> None:

@@ -59,7 +59,7 @@ print(*sys.modules[path + ".nodes.host"].host().tokenizers())
 
 def test_its_requirements_move_nothing(comfyui: ComfyUI, repository: Path):
     command = [str(comfyui.python), "-m", "pip", "install", "--dry-run", "-r", str(repository / "requirements.txt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert "Would install" not in done.stdout
 
 
@@ -88,9 +88,9 @@ def test_templates_and_help_pages_are_served(server: Server):
 
     assert sorted(server.get("/workflow_templates")["ltxkit"]) == WORKFLOWS
     for name in WORKFLOWS:
-        assert requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.jpg", timeout=10).ok
+        assert requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.jpg", timeout=120).ok
     for node in NODE_CLASS_MAPPINGS:  # of the package that the registry serves
-        page = requests.get(f"{server.address}/extensions/ltxkit/docs/{node}.md", timeout=10)
+        page = requests.get(f"{server.address}/extensions/ltxkit/docs/{node}.md", timeout=120)
         assert page.text.startswith("# "), node
     assert "/extensions/ltxkit/ltxkit.js" in server.get("/extensions")
 
@@ -100,8 +100,8 @@ def test_the_gallery_has_its_files_and_old_links_lead_to_them(server: Server):
 
     for short, name in TEMPLATES.items():
         for suffix in ("json", "jpg"):
-            now = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.{suffix}", timeout=10)
-            before = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{short}.{suffix}", timeout=10)
+            now = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{name}.{suffix}", timeout=120)
+            before = requests.get(f"{server.address}/api/workflow_templates/ltxkit/{short}.{suffix}", timeout=120)
             assert now.status_code == 200, name
             assert now.content == before.content, short
 
@@ -353,7 +353,7 @@ def test_a_broken_module_shows_its_traceback_and_harms_nobody(comfyui: ComfyUI, 
     command = [str(comfyui.python), "main.py", "--cpu", "--quick-test-for-ci", "--base-directory", str(tmp_path)]
     command += ["--disable-api-nodes", "--database-url", f"sqlite:///{tmp_path}/comfyui.db"]
     done = subprocess.run(
-        command, cwd=comfyui.root, env=comfyui.environment(), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=comfyui.root, env=comfyui.environment(), capture_output=True, text=True, timeout=600, check=False
     )
     log = done.stdout + done.stderr
     assert done.returncode == 0, log
@@ -406,7 +406,7 @@ def test_the_server_and_ltxkit_run_make_the_same_latent(
     ]
     command += ["--input", str(server.base / "input"), "--output", str(tmp_path)]
     done = subprocess.run(
-        command, env=comfyui.environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        command, env=comfyui.environment(), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     ours = Path(done.stdout.strip())

@@ -61,7 +61,7 @@ def page(
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         page.goto(address, wait_until="domcontentloaded")
         ready = "() => window.app?.graph && window.LiteGraph?.registered_node_types['LTXKitSampleVideo']"
-        page.wait_for_function(ready, timeout=60000)
+        page.wait_for_function(ready, timeout=300000)
         page.wait_for_timeout(1000)
         yield page
         browser.close()
