@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import requests
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Request
 
 Renderer = Literal["classic", "nodes 2.0"]
 RENDERERS: tuple[Renderer, ...] = ("classic", "nodes 2.0")
@@ -76,7 +78,28 @@ NODES_2 = """() => {
         return [node.id, node.title, ...at, box.width / scale, box.height / scale]
     })
 }"""
+# Whether nodes, players and pictures stay as they are for so many frames of the browser.
+STEADY = """async frames => {
+    const look = () => JSON.stringify([
+        app.graph._nodes.map(node => [node.id, ...node.pos, ...node.size, ...node.computeSize()]),
+        [...document.querySelectorAll('[data-node-id]')].map(box => {
+            const { left, top, width, height } = box.getBoundingClientRect()
+            return [box.dataset.nodeId, left, top, width, height]
+        }),
+        [...document.querySelectorAll('img, video')].map(shown => shown.complete ?? shown.readyState),
+    ])
+    const before = look()
+    for (let frame = 0; frame < frames; frame++) {
+        await new Promise(requestAnimationFrame)
+        if (look() !== before) return false
+    }
+    return true
+}"""
+MOUNTED = '() => app.graph._nodes.every(node => document.querySelector(`[data-node-id="${node.id}"]`))'
+LOADING = 1.5  # seconds after which a request may stay open: of a player that has read as much as it needs
 TITLE = 30  # height of a title bar in the classic renderer
+# What each page has asked for and not received yet.
+REQUESTS: WeakKeyDictionary[Page, set[Request]] = WeakKeyDictionary()
 
 
 class Box(NamedTuple):
@@ -110,13 +133,18 @@ def opened(address: str, executable: str) -> Iterator[Page]:
     """The front end of a server, loaded with our nodes."""
     from playwright.sync_api import sync_playwright
 
-    requests.post(address + "/settings", json=SETTINGS, timeout=30).raise_for_status()
+    requests.post(address + "/settings", json=SETTINGS, timeout=120).raise_for_status()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
+        pending: set[Request] = set()
+        REQUESTS[page] = pending
+        page.on("request", lambda request: pending.add(request))
+        for end in ("requestfinished", "requestfailed"):
+            page.on(end, lambda request: pending.discard(request))
         page.goto(address, wait_until="domcontentloaded")
         ready = "() => window.app?.graph && window.LiteGraph?.registered_node_types['LTXKitSampleVideo']"
-        page.wait_for_function(ready, timeout=60000)
+        page.wait_for_function(ready, timeout=300000)
         page.wait_for_timeout(1500)
         yield page
         browser.close()
@@ -129,16 +157,25 @@ def choose_renderer(page: Page, renderer: Renderer, *, settle: bool = True) -> N
         return
     page.evaluate("on => app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', on)", wanted)
     if settle:
-        page.wait_for_timeout(1500)  # nodes are mounted, players and pictures drawn
+        if wanted:
+            page.wait_for_function(MOUNTED)
+        settled(page)
+
+
+def settled(page: Page, frames: int = 15) -> None:
+    """Wait until what is shown has arrived, players and pictures included, and stays as it is."""
+    began = time.monotonic()
+    while not page.evaluate(STEADY, frames) or (REQUESTS[page] and time.monotonic() < began + LOADING):
+        assert time.monotonic() < began + 120, "the page does not come to rest"
 
 
 def run_graph(page: Page, graph: dict[str, Any], prompt: dict[str, Any]) -> str:
     """Open a graph, take the constants of `prompt`, and run it: "ok", or what went wrong."""
     page.evaluate(OPEN, graph)
     page.evaluate(SET, prompt)
-    page.wait_for_timeout(300)
+    settled(page)
     outcome = page.evaluate(RUN)
-    page.wait_for_timeout(1500)  # players and pictures are drawn
+    settled(page)
     return outcome
 
 
