@@ -259,9 +259,11 @@ def first_blocks(handle, count=3):
 
 
 def torch_compile(inductor=False):
-    """TorchCompileModel compiles the native modules over our weights, with the same result. Inductor takes a minute."""
+    """TorchCompileModel compiles the native modules over our weights, with the same result."""
     import torch._dynamo.utils as dynamo
+    import torch._inductor.config
 
+    torch._inductor.config.compile_threads = 1  # or it would start processes, which import torch
     handle = first_blocks(load()[0])
     backend = "inductor" if inductor else "aot_eager"
     model = comfy_extras.nodes_torch_compile.TorchCompileModel.execute(to_native(handle), backend)[0]
