@@ -84,3 +84,7 @@ def fake_card(capacity):
     mm.is_device_cpu = lambda device: device == CPU
     mm.soft_empty_cache = lambda force=False: None
     mm.lowvram_available = True
+
+
+gc.collect()
+gc.freeze()  # what has been imported: `live_bytes` need not go through it each time

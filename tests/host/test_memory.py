@@ -29,7 +29,7 @@ def findings(comfyui: ComfyUI, repository: Path, models: Path, *modes: str) -> l
         env=comfyui.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -85,7 +85,7 @@ def sharing(
         process = processes[core]
         assert process.stdin is not None
         assert process.stdout is not None
-        late = threading.Timer(300, process.kill)
+        late = threading.Timer(900, process.kill)
         late.start()
         try:
             print(scenario, file=process.stdin, flush=True)
