@@ -80,7 +80,7 @@ def reduced(prompt: dict[str, Any]) -> dict[str, Any]:
         if node["class_type"] == "ImageScale":
             inputs.update(width=90, height=96)
         if node["class_type"] == "LTXKitCreateSchedule":
-            inputs["steps"] = min(inputs["steps"], 10)
+            inputs["steps"] = min(inputs["steps"], 6)
         if node["class_type"] == "LTXKitCheckDataset":
             inputs.update(width=64, height=64, frames=9)
         if node["class_type"] == "LTXKitTrainLoRA":
