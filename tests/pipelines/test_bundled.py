@@ -20,6 +20,7 @@ from ltxkit.headless.host import PlainHost
 from ltxkit.headless.runner import run_workflow
 from ltxkit.ltx_core import media
 from ltxkit.ltx_core.errors import CheckpointError
+from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.dry_run import Card, outline, plan
 from ltxkit.ltx_core.pipelines.library import Components
@@ -267,6 +268,23 @@ def test_diffusers_transformer_gives_the_same_numbers(theirs: Path, models: Mode
 # --------------------------------------------------------------------------------------------------- does what is said
 
 
+@pytest.fixture(scope="module")
+def made_once() -> Iterator[None]:
+    """What a model makes of the same prompts in the same steps is made once for the tests of this module."""
+    made: dict[tuple[Any, ...], Tensor] = {}
+    usual = evaluate.generate_clips
+
+    def generate(models: Models, texts: list[str], settings: ClipSettings, *, host: Host) -> Tensor:
+        key = (models.transformer, tuple(texts), repr(settings))
+        if key not in made:
+            made[key] = usual(models, texts, settings, host=host)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "generate_clips", generate)
+        yield
+
+
 def scored(models: Models, steps: int = 8) -> Score:
     """The score of one clip for every digit and direction, in fewer steps than for the model card's figures."""
     said = Overrides(first=PassSettings(steps=steps, guidance_scale=3.0))
@@ -276,6 +294,7 @@ def scored(models: Models, steps: int = 8) -> Score:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("made_once")
 def test_it_reaches_the_bar(models: Models) -> None:
     score = scored(models)
     assert score.failures(replace(Bar(), weak_digit=0.75)) == []  # with four clips, each counts a quarter
@@ -283,10 +302,11 @@ def test_it_reaches_the_bar(models: Models) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("made_once")
 def test_a_model_that_mistakes_its_prompts_fails(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(count: int) -> tuple[list[str], list[tuple[int, str]]]:
         texts, named = prompts(count)
-        return [*texts[5:], *texts[:5]], named  # the next digit, moving the next way
+        return texts, [*named[5:], *named[:5]]  # taken for the next digit, moving the next way
 
     monkeypatch.setattr(evaluate, "prompts", mistaken)
     score = scored(models)
