@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import re
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -213,6 +217,49 @@ def test_the_websocket_example_of_comfyui(server: Server, graph: dict[str, Any])
     for file in files:
         names = {name: file[name] for name in ("filename", "subfolder", "type")}
         assert server.get("/view", params=names).content
+
+
+# The one of ComfyUI's examples needs websocket-client; our tests have another client.
+WEBSOCKET = """
+from websockets.sync.client import connect
+class WebSocket:
+    def connect(self, address):
+        self._connection = connect(address)
+        self.recv, self.close = self._connection.recv, self._connection.close
+"""
+
+
+@pytest.mark.comfy
+def test_the_examples_of_comfyui_as_they_are(server: Server, graph: dict[str, Any], tmp_path: Path) -> None:
+    """With what a user edits: the address, the graph, and two lines that change nodes of another graph."""
+    folder = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy/ComfyUI")) / "script_examples"
+    if not folder.is_dir():
+        pytest.skip("no ComfyUI with script_examples")
+    (tmp_path / "websocket.py").write_text(WEBSOCKET)
+
+    def run(name: str, ending: str) -> str:
+        text = (folder / name).read_text(encoding="utf-8").replace("127.0.0.1:8188", server.url.removeprefix("http://"))
+        text, graphs = re.subn(r'"""\n\{.*?"""', lambda _: repr(json.dumps(graph)), text, flags=re.DOTALL)
+        text, lines = re.subn(r'^prompt\["\d+"\].*$', "", text, flags=re.MULTILINE)
+        assert (graphs, lines) == (1, 2)
+        (tmp_path / name).write_text(f"{text}\n{ending}\n", encoding="utf-8")
+        done = subprocess.run([sys.executable, str(tmp_path / name)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    before = set(server.get("/history").json())
+    said = run(
+        "websockets_api_example.py", "print(json.dumps([len(each) for found in images.values() for each in found]))"
+    )
+    assert json.loads(said)
+    assert all(size > 1000 for size in json.loads(said))
+    run("basic_api_example.py", "")
+    for _ in range(3000):
+        history = server.get("/history").json()
+        if len(history.keys() - before) == 2:
+            break
+        time.sleep(0.1)
+    assert {history[key]["status"]["status_str"] for key in history.keys() - before} == {"success"}
 
 
 def test_graphs_that_cannot_run(server: Server, graph: dict[str, Any]) -> None:
