@@ -233,13 +233,12 @@ class Bench:
         asked = TINY_CLIP if self.tiny else CLIP
         clip = LatentClip.empty(vae, first_pass_size(asked, vae.config.scale_factors), FPS)
         settings = Settings(release("2b-0.9.8-distilled").recipe)
-        first, second = (
-            Pass.of(model, settings, which, times * clip.grid.tokens) for which, times in (("first", 1), ("second", 4))
-        )
+        tokens = clip.grid.tokens
+        first, second = Pass.of(model, settings, "first", tokens), Pass.of(model, settings, "second", 4 * tokens)
         made = torch.Generator().manual_seed(3)
         text = torch.randn(1, PROMPT, model.config.caption_channels, generator=made).bfloat16()
 
-        def place(_: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:  # noqa: ARG001
+        def place(module: nn.Module, *, memory_required: int = 0) -> AbstractContextManager[torch.device]:  # noqa: ARG001
             return nullcontext(self.device)
 
         host = Host(place, say=lambda _: None)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from protocol import Row, arguments, publish
 from safetensors.torch import save_file
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
 from vae_cpu import build
 
 from ltxkit.ltx_core.config import CheckpointConfig, TransformerConfig
