@@ -131,7 +131,7 @@ def test_an_end_elsewhere_while_this_process_ends(
         raise KeyboardInterrupt
 
     processes = Processes(None)
-    monkeypatch.setattr(processes, "_watch", SimpleNamespace(interrupts=interrupts, leave=leave))
+    monkeypatch.setattr(processes, "_watch", SimpleNamespace(interrupts=interrupts, leave=leave, clear=lambda: None))
     with pytest.raises(ends) as raised:
         processes._fail(ConfigError("got"))
     assert ends is KeyboardInterrupt or raised.value.code == FAILED
