@@ -11,8 +11,8 @@ from typing import Any
 
 import mutate
 import torch
+from checkpoints import small_checkpoint
 from target import QUIET, ROOT, Target
-from weights_targets import _small_checkpoint
 
 
 def _api_graphs(folder: Path) -> list[Path]:
@@ -211,7 +211,7 @@ def _latents(folder: Path) -> list[Path]:
     """As Save Latent writes them, of an early version without its mark, and of half the bits."""
     from safetensors.torch import save_file
 
-    _small_checkpoint(folder.with_name("vae.safetensors"))
+    small_checkpoint(folder.with_name("vae.safetensors"))
     mark = {"latent_format_version_0": torch.tensor([])}
     video = torch.linspace(-1, 1, 16 * 2 * 2 * 2).view(1, 16, 2, 2, 2)
     for name, tensors in (

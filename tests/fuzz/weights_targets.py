@@ -10,9 +10,9 @@ from typing import Any
 
 import mutate
 import torch
+from checkpoints import small_checkpoint
 from target import PROMPT, Target
 
-from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.weights import tiny
 
 
@@ -23,14 +23,6 @@ def _tensors(seed: int = 0) -> Any:
 
 def _random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=_tensors())
-
-
-def _small_checkpoint(path: Path) -> Path:
-    """Two layers: what is read per layer is read twice, in a tenth of the time of a released number of them."""
-    config = TransformerConfig.of_size(layers=2, heads=2, head_dim=8, channels=16, captions=16, causal=True)
-    vae = tiny._vae_config("0.9.5", "16x4", 16)
-    tiny._write_checkpoint(path, config, vae, tiny._scheduler_config("2b", "0.9.5"), 0)
-    return path
 
 
 def _text_encoder(folder: Path) -> Path:
@@ -51,7 +43,7 @@ def _converted(source: Path, target: Path, to: str) -> Path:
 
 
 def _quantized(folder: Path, *kinds: str) -> list[Path]:
-    source = _small_checkpoint(folder / "source.safetensors")
+    source = small_checkpoint(folder / "source.safetensors")
     made = [
         _converted(source, folder / f"{kind}.{'gguf' if kind.startswith('gguf') else 'safetensors'}", kind)
         for kind in kinds
@@ -69,7 +61,7 @@ def _bitsandbytes(path: Path) -> Path:
     from bitsandbytes.functional import quantize_4bit
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(_small_checkpoint(path.with_name("plain.safetensors")))
+    tensors = load_file(small_checkpoint(path.with_name("plain.safetensors")))
     path.with_name("plain.safetensors").unlink()
     name = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
     tensors[name], state = quantize_4bit(tensors[name].float(), quant_type="nf4")
@@ -81,7 +73,7 @@ def _bitsandbytes(path: Path) -> Path:
 def _safetensors_files(folder: Path) -> list[Path]:
     encoder = _text_encoder(folder / "t5")
     return [
-        _small_checkpoint(folder / "small.safetensors"),
+        small_checkpoint(folder / "small.safetensors"),
         _upscaler(folder / "upscaler.safetensors"),
         encoder / "model.safetensors",
         *_quantized(folder, "fp8-scaled", "comfy-fp8", "comfy-nvfp4"),
@@ -128,7 +120,7 @@ def _safetensors(path: Path) -> object:
 def _shards(folder: Path) -> list[Path]:
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(_small_checkpoint(folder / "whole.safetensors"))
+    tensors = load_file(small_checkpoint(folder / "whole.safetensors"))
     (folder / "whole.safetensors").unlink()
     place = folder / "set" / "transformer"
     place.mkdir(parents=True)
@@ -155,7 +147,7 @@ def _inspect_quietly(path: Path) -> None:
 
 
 def _diffusers(folder: Path) -> list[Path]:
-    pipeline = _converted(_small_checkpoint(folder / "small.safetensors"), folder / "pipeline", "diffusers")
+    pipeline = _converted(small_checkpoint(folder / "small.safetensors"), folder / "pipeline", "diffusers")
     _text_encoder(pipeline / "text_encoder")
     return sorted(pipeline.rglob("*config.json"))
 
@@ -221,7 +213,7 @@ def _model_for_loras() -> torch.nn.Module:
     from ltxkit.ltx_core.weights.build import load_transformer
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_transformer(_small_checkpoint(Path(folder) / "small.safetensors"), data=False)[0]
+        return load_transformer(small_checkpoint(Path(folder) / "small.safetensors"), data=False)[0]
 
 
 def _lora(path: Path) -> object:
