@@ -179,11 +179,14 @@ def test_forks_and_loras_are_compiled_right(model, monkeypatch):
 @pytest.mark.slow  # compiles C++ for half a minute
 @pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++")), reason="needs a C++ compiler")
 def test_kernels_of_the_compiler_compute_the_same(model, monkeypatch, tmp_path):
+    import torch._inductor.config
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # or it would start processes, which import torch
     chosen = parse_kernels("products=packed,attention=products,norms=pieces", "asked for")  # not known to the compiler
     expected = step(model, tokens=213)
-    with DevicePlacement("cpu", kernels=chosen, compile=True, say=pytest.fail)(model):
+    placement = DevicePlacement("cpu", kernels=chosen, compile=True, say=pytest.fail)
+    # Otherwise it would start processes, which import torch. monkeypatch would take the setting away at the end.
+    with torch._inductor.config.patch(compile_threads=1), placement(model):
         step(model, tokens=150)
         result = step(model, tokens=213)
     assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
