@@ -4,6 +4,8 @@ Every message says what LTXKit got, what it expected and what to do: `got X; exp
 """
 
 import unicodedata
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 LONGEST_LINE = 4000  # characters; names in files have no limit of their own
 
@@ -62,3 +64,20 @@ class CancelledError(LTXKitError, RuntimeError):
 
 class TrainingError(LTXKitError, RuntimeError):
     """Training cannot continue: the loss is not a number, or the latents collapsed."""
+
+
+@contextmanager
+def foreign_errors(refused: Callable[[BaseException], LTXKitError]) -> Generator[None, None, None]:
+    """Whatever another library raises inside, as an error of ours; what is ours already stays.
+
+    Some raise plain Exception, and those in Rust pyo3's PanicException where their code gives up. That is a
+    BaseException, as an interrupt is; its class has no name to import.
+    """
+    try:
+        yield
+    except LTXKitError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise refused(error) from error

@@ -169,9 +169,11 @@ class Claims:
 
 
 @contextmanager
-def claimed(path: Path) -> Generator[None, None, None]:
+def claimed(path: Path, refusal: str | None = None) -> Generator[None, None, None]:
     """Claim the name of a result that takes the place of nothing, as long as the block lasts. Whether something has
     that name is asked inside.
+
+    refusal: what is said where another process has claimed it; None: that it is writing an output of this name.
 
     Raises:
         ConfigError: another process is writing it.
@@ -179,7 +181,8 @@ def claimed(path: Path) -> Generator[None, None, None]:
     with Claims() as claims:
         if not claims.take(path):
             raise ConfigError(
-                f"got the output {path}, which another command is writing; expected a name of its own; name another"
+                refusal
+                or f"got the output {path}, which another command is writing; expected a name of its own; name another"
             )
         yield
 

@@ -12,13 +12,13 @@ import re
 import struct
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, foreign_errors
 
 MAX_TOKENS = 256  # with the end-of-sequence token; Lightricks/LTX-Video since 2025-03 (128 before)
 PAD_TOKEN, EOS_TOKEN, UNKNOWN_TOKEN = "<pad>", "</s>", "<unk>"
@@ -228,24 +228,14 @@ def _from_json(path: Path, data: bytes) -> Tokenizer:
     return Tokenizer(path, pieces, -1 if eos is None else eos, -1 if unknown is None else unknown, marks, to_ids)
 
 
-@contextmanager
-def _refusing(path: Path) -> Generator[None]:
-    """What the tokenizers library raises, as a CheckpointError about the file.
-
-    It raises plain Exception, and pyo3's PanicException where its Rust code gives up. That is a BaseException, as an
-    interrupt is; its class has no name to import.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise CheckpointError(
+def _refusing(path: Path) -> AbstractContextManager[None]:
+    """What the tokenizers library raises, as a CheckpointError about the file."""
+    return foreign_errors(
+        lambda error: CheckpointError(
             f"got {path}, which the tokenizers library cannot read ({error}); expected tokenizer.json of T5 v1.1; "
             "download it again"
-        ) from error
+        )
+    )
 
 
 def _charsmaps(normalizer: object) -> Iterator[object]:

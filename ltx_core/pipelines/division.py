@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from ..config import TransformerConfig
 from ..models.branches import BranchStructure, plan_forward
@@ -87,7 +88,8 @@ def describe_division(run_pass: Pass, processes: int) -> str:
 
 
 def _kinds(run_pass: Pass, counts: Mapping[str, int]) -> list[_Kind]:
-    """The kind of every step. counts: of prompts by name, one where it says nothing."""
+    """The kinds of steps in the order of the steps, one for neighbours that are equal. counts: of prompts by name, one
+    where it says nothing."""
     first = {"positive": 0, "negative": counts.get("positive", 1)}
     found: list[_Kind] = []
     for step in run_pass.steps:
@@ -100,4 +102,4 @@ def _kinds(run_pass: Pass, counts: Mapping[str, int]) -> list[_Kind]:
         )
         names = tuple("perturbed" if branch.skip_blocks else branch.text for branch, _ in named)
         found.append(_Kind(structure, names, texts))
-    return found
+    return [kind for kind, _ in groupby(found)]

@@ -37,10 +37,9 @@ def load_plain(file: Path) -> Any:
     """
     if zipfile.is_zipfile(file):  # otherwise of the form before torch 1.6
         with zipfile.ZipFile(file) as archive:
-            if (
-                sum(member.file_size for member in archive.infolist()) > file.stat().st_size
-            ):  # packed, or one in another
-                raise ValueError("it claims more bytes than it has")
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > file.stat().st_size:  # packed, or one in another
+            raise ValueError("it claims more bytes than it has")
     return torch.load(file, map_location="cpu", weights_only=True)
 
 

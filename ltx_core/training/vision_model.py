@@ -6,15 +6,15 @@ Nothing is downloaded, no code from a model's folder runs, and weights are read 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, printable
+from ..errors import ConfigError, foreign_errors, printable
 from ..files import is_there
 from ..weights.containers import read_header
 from .pictures import as_picture
@@ -24,22 +24,15 @@ _COUNT = re.compile(r"(layers?|depths?)$")  # names of numbers of layers in conf
 _PACKED = 32  # weights that a number in a file may stand for, in any quantization, and copies of tied ones
 
 
-@contextmanager
-def _refusing(what: str, expected: str) -> Generator[None]:
-    """Whatever transformers raises, as a ConfigError about the folder.
+def _refusing(what: str, expected: str) -> AbstractContextManager[None]:
+    """Whatever transformers raises, as a ConfigError about the folder: what its parts raise, of which each has its own,
+    such as Jinja of a chat's template, tokenizers, and huggingface_hub of a config's types."""
 
-    It raises what its parts raise, of which each has its own: Jinja of a chat's template, tokenizers, huggingface_hub
-    of a config's types. tokenizers' panics are no Exception, and their class has no name to import.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
+    def refused(error: BaseException) -> ConfigError:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ConfigError(f"got {what} ({printable(reason)}); expected {expected}") from error
+        return ConfigError(f"got {what} ({printable(reason)}); expected {expected}")
+
+    return foreign_errors(refused)
 
 
 def _layers(config: Any, name: str = "") -> Iterator[int]:

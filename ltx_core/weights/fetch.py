@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
-from ..locks import TEMPORARY, Claims
+from ..locks import TEMPORARY, claimed
 from ..progress import Progress, ProgressEvent, silent
 from ..published import HUB, PublishedFile
 
@@ -92,21 +92,13 @@ def bring(arrivals: Sequence[Arrival], progress: Progress = silent) -> list[Path
     hub = _Hub()
     for arrival in arrivals:
         if not arrival.here:
-            with _claimed(arrival.path):
+            refusal = (
+                f"got {arrival.path}, which another command is downloading; expected one at a time; wait until that "
+                "one has ended, and run the command again"
+            )
+            with claimed(arrival.path, refusal):  # two that append to one part make neither file
                 _bring(hub, arrival, progress)
     return [arrival.path for arrival in arrivals]
-
-
-@contextmanager
-def _claimed(path: Path) -> Generator[None]:
-    """The part belongs to this process: two that append to it make neither file."""
-    with Claims() as claims:
-        if not claims.take(path):
-            raise ConfigError(
-                f"got {path}, which another command is downloading; expected one at a time; wait until that one has "
-                "ended, and run the command again"
-            )
-        yield
 
 
 def _bring(hub: _Hub, arrival: Arrival, progress: Progress) -> None:

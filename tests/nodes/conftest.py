@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ltxkit.headless.host import PlainHost
 from ltxkit.nodes.host import use_host
@@ -36,6 +37,17 @@ def link_models(tiny_models: Callable[..., Path]) -> Callable[[Path], Path]:
 @pytest.fixture(scope="module")
 def models(link_models: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def lora_pair() -> Callable[..., dict[str, Tensor]]:
+    """lora_pair(block, width=64, rank=4): a random LoRA on one Linear of the tiny transformer, which is 64 wide."""
+
+    def make(block: int, width: int = 64, rank: int = 4) -> dict[str, Tensor]:
+        stem = f"diffusion_model.transformer_blocks.{block}.attn1.to_v"
+        return {f"{stem}.lora_A.weight": torch.randn(rank, width), f"{stem}.lora_B.weight": torch.randn(width, rank)}
+
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,24 @@ from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 from ltxkit.nodes.text import EncodePrompt
 
 SHORT = torch.tensor([1.0, 0.5, 0.0])
-WIDTH = 64  # of the tiny transformer
 pytestmark = pytest.mark.usefixtures("host")
 
 
 @pytest.fixture(scope="module")
-def models(models: Path) -> Path:
+def models(models: Path, lora_pair: Callable[..., dict[str, Tensor]]) -> Path:
     """The tiny set with three LoRAs: a fitting one, one with a block too many, one for a wider model."""
     torch.manual_seed(0)
-
-    def pair(block: int, width: int = WIDTH, rank: int = 4) -> dict[str, Tensor]:
-        stem = f"diffusion_model.transformer_blocks.{block}.attn1.to_v"
-        return {f"{stem}.lora_A.weight": torch.randn(rank, width), f"{stem}.lora_B.weight": torch.randn(width, rank)}
-
-    save_file(pair(3), models / "loras/fits.safetensors")
-    save_file(pair(3) | pair(90), models / "loras/deeper.safetensors")
-    save_file(pair(3, 128), models / "loras/wider.safetensors")
-    save_file(pair(3), models / "loras/style-for-distilled.safetensors")
+    save_file(lora_pair(3), models / "loras/fits.safetensors")
+    save_file(lora_pair(3) | lora_pair(90), models / "loras/deeper.safetensors")
+    save_file(lora_pair(3, 128), models / "loras/wider.safetensors")
+    save_file(lora_pair(3), models / "loras/style-for-distilled.safetensors")
     stem = "diffusion_model.transformer_blocks.3.attn1"
     lokr = {f"{stem}.to_q.lokr_w1": torch.randn(4, 4), f"{stem}.to_q.lokr_w2": torch.randn(16, 16)}
     text = {f"lora_te1_encoder_x.lora_{half}.weight": torch.randn(4, 4) for half in ("down", "up")}
-    save_file(pair(3) | lokr | text, models / "loras/mixed.safetensors")
-    save_file(pair(3) | lokr | {f"{stem}.to_k.oft_R.weight": torch.randn(4, 6)}, models / "loras/unknown.safetensors")
-    save_file(pair(3, rank=128), models / "loras/ltxv-distilled-lora128.safetensors")
+    save_file(lora_pair(3) | lokr | text, models / "loras/mixed.safetensors")
+    oft = {f"{stem}.to_k.oft_R.weight": torch.randn(4, 6)}
+    save_file(lora_pair(3) | lokr | oft, models / "loras/unknown.safetensors")
+    save_file(lora_pair(3, rank=128), models / "loras/ltxv-distilled-lora128.safetensors")
     return models
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,13 @@ from ltxkit.nodes.loaders import ApplyLoRA, LoadUpscaler
 from ltxkit.nodes.sample import GenerateTwoStage, SampleVideo
 
 SHORT = torch.tensor([1.0, 0.5, 0.0])
-WIDTH = 64  # of the tiny transformer
 pytestmark = pytest.mark.usefixtures("host")
 
 
 @pytest.fixture(scope="module")
-def models(models: Path) -> Path:
+def models(models: Path, lora_pair: Callable[..., dict[str, Tensor]]) -> Path:
     torch.manual_seed(0)
-    stem = "diffusion_model.transformer_blocks.3.attn1.to_v"
-    save_file(
-        {f"{stem}.lora_A.weight": torch.randn(4, WIDTH), f"{stem}.lora_B.weight": torch.randn(WIDTH, 4)},
-        models / "loras/fits.safetensors",
-    )
+    save_file(lora_pair(3), models / "loras/fits.safetensors")
     return models
 
 

@@ -281,7 +281,6 @@ def test_interrupted_and_resumed_is_uninterrupted(task: str, tmp_path: Path, tra
     assert steps == list(range(1, 21))
 
 
-# Each run has its own port: a process that is early for the second run must not find the store of the first.
 ONE_OF_TWO = """
 import json, os, sys
 from ltxkit.ltx_core.training.config import load_config
@@ -292,28 +291,14 @@ for path, overrides, resume, port in json.loads(sys.argv[1]):
 """
 
 
-@pytest.fixture
-def in_two_processes(
-    forked: Callable[..., Any], ended: Callable[..., Any], free_port: Callable[[], int]
-) -> Callable[[list[tuple[Path, list[str], bool]]], None]:
-    """in_two_processes(runs): each run (config, overrides, resume) after the one before it."""
-
-    def run(runs: list[tuple[Path, list[str], bool]]) -> None:
-        arguments = [[str(path), overrides, resume, free_port()] for path, overrides, resume in runs]
-        environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        command = ["-c", ONE_OF_TWO, json.dumps(arguments)]
-        results = ended([forked(command, environment | {"RANK": str(rank)}) for rank in range(2)])
-        assert [status for status, _, _ in results] == [0, 0], [error[-1500:] for _, _, error in results]
-
-    return run
-
-
 def logged(output: Path) -> list[float]:
     return [entry["loss"] for entry in read_log(output / "log.jsonl") if "loss" in entry]
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, transformer_config: Path, in_two_processes: Callable[..., None]) -> None:
+def test_two_processes_are_one(
+    tmp_path: Path, transformer_config: Path, in_gloo_processes: Callable[..., None]
+) -> None:
     """DDP, and FSDP2 interrupted and resumed; a validation in between must leave no trace."""
     paths = (vae_config(tmp_path), transformer_config)
     settings = ["optimization.optimizer=adamw", "optimization.schedule=constant"]
@@ -321,7 +306,7 @@ def test_two_processes_are_one(tmp_path: Path, transformer_config: Path, in_two_
     runs = [(path, [f"output={tmp_path}/{path.stem}-two"], False) for path in paths]
     runs += [(transformer_config, [*sharded, "optimization.steps=2", "logging.validate_every=2"], False)]
     runs += [(transformer_config, [*sharded, "logging.validate_every=2"], True)]
-    in_two_processes(runs)
+    in_gloo_processes(ONE_OF_TWO, 2, runs)
     one = [(path, [f"output={tmp_path}/{path.stem}-one"], tmp_path / f"{path.stem}-two") for path in paths]
     plain = [*settings, f"output={tmp_path}/whole"]
     for path, overrides, output in [*one, (transformer_config, plain, tmp_path / "sharded")]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,6 @@ TRANSFORMER = {
     "timestep_scale_multiplier": 1000.0,
     "causal_temporal_positioning": True,
 }
-# Each run has its own port: a process that is early for the next run must not find the store of this one.
 ONE_OF_SEVERAL = """
 import gc, json, os, shutil, sys, weakref
 from pathlib import Path
@@ -143,19 +143,9 @@ InProcesses = Callable[..., None]
 
 
 @pytest.fixture
-def in_processes(forked: Callable[..., Any], ended: Callable[..., Any], free_port: Callable[[], int]) -> InProcesses:
-    """in_processes(size, runs, disks=None): each run (config, overrides, resume) after the one before it, in `size`
-    processes, which work in the folders `disks`."""
-
-    def run(size: int, runs: Runs, disks: list[Path] | None = None) -> None:
-        arguments = [[str(path), overrides, resume, free_port()] for path, overrides, resume in runs]
-        command = ["-c", ONE_OF_SEVERAL, json.dumps(arguments)]
-        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-        folders = [None] * size if disks is None else disks
-        results = ended([forked(command, shared | {"RANK": str(rank)}, at) for rank, at in enumerate(folders)])
-        assert {status for status, _, _ in results} == {0}, [error[-3000:] for _, _, error in results]
-
-    return run
+def in_processes(in_gloo_processes: Callable[..., None]) -> InProcesses:
+    """in_processes(size, runs, disks=None): see `in_gloo_processes`."""
+    return partial(in_gloo_processes, ONE_OF_SEVERAL)
 
 
 def written(folder: Path, name: str, tree: dict[str, Any]) -> Path:
