@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
+from protocol import Part, Rounds, Row, arguments, asked, compare, measured, only_some, publish
 from torch import Tensor
 
 from ltxkit.ltx_core.kernels import private
@@ -184,7 +184,7 @@ def main() -> None:
     ]
     rows = measured(parts, options.only)
     question = "What do the products of a block cost in each form, and in eight bits? (2B width)"
-    publish("kernels_cpu", question, rows, tiny=options.tiny, some=options.only is not None)
+    publish("kernels_cpu", question, rows, **asked(options))
 
 
 if __name__ == "__main__":

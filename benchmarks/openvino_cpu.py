@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
+from protocol import Part, Rounds, Row, arguments, asked, compare, measured, only_some, publish
 from torch import Tensor, nn
 from transformer_cpu import LAYERS, LONG, ROUNDS, SHORT, TOLERANCE, config_of
 from transformer_peers import POSITIVE, Inputs, diffusers
@@ -178,7 +178,7 @@ def main() -> None:
     question = "How much less CPU time does it take than OpenVINO? (blocks of the 2B width, a narrow VAE)"
     # OpenVINO's memory is not torch's, whose allocator is what counts here.
     rows = [replace(row, peer_memory=None) if str(row.peer_name).startswith("OpenVINO") else row for row in rows]
-    publish("openvino_cpu", question, rows, tiny=options.tiny, some=options.only is not None)
+    publish("openvino_cpu", question, rows, **asked(options))
 
 
 if __name__ == "__main__":

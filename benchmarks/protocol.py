@@ -15,6 +15,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ __all__ = [
     "Row",
     "another",
     "arguments",
+    "asked",
     "compare",
     "headline",
     "measured",
@@ -87,12 +89,22 @@ def another(folder: Path) -> str:
 
 
 def only_some(parser: argparse.ArgumentParser) -> None:
-    """The option of a benchmark that takes long, see `measured`."""
+    """The options of a benchmark that takes long, see `measured`, and differs between processors, see `publish`."""
     parser.add_argument(
         "--only",
         metavar="WORDS",
         help="measure the parts whose name has all of these words, and keep the other rows of the latest figures",
     )
+    parser.add_argument(
+        "--beside",
+        action="store_true",
+        help="write a table of this processor beside that of another one, which stays",
+    )
+
+
+def asked(options: argparse.Namespace) -> dict[str, bool]:
+    """What `publish` takes of the options of `arguments` and `only_some`."""
+    return {"tiny": options.tiny, "some": options.only is not None, "beside": options.beside}
 
 
 def measured(parts: Sequence[Part], only: str | None) -> list[Row]:
@@ -164,13 +176,17 @@ def compare(
     ]
 
 
-def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False, some: bool = False) -> None:
+def publish(
+    name: str, question: str, rows: Sequence[Row], *, tiny: bool = False, some: bool = False, beside: bool = False
+) -> None:
     """Print the rows and write `results/<name>.json`.
 
     name: the script's own name, without `.py`. question: one sentence that the figures answer. tiny: print only.
-    some: these are not all rows; the others are kept if they are of this machine and these versions.
+    some: these are not all rows; the others are kept if they are of this machine and these versions. beside: write
+    `results/<name>-<processor>.json`, whose table follows that of the other processor.
     """
-    machine, place = describe_machine(), RESULTS / f"{name}.json"
+    machine = describe_machine()
+    place = RESULTS / (f"{name}-{_slug(str(machine['cpu']))}.json" if beside else f"{name}.json")
     if some and not tiny and place.exists():
         rows = _with_others(json.loads(place.read_text()), machine, rows)
     result = {"benchmark": name, "question": question, "machine": machine, "rows": [asdict(row) for row in rows]}
@@ -178,6 +194,11 @@ def publish(name: str, question: str, rows: Sequence[Row], *, tiny: bool = False
         RESULTS.mkdir(exist_ok=True)
         place.write_text(json.dumps(result, indent=2) + "\n")
     print(table(json.loads(json.dumps(result))))
+
+
+def _slug(processor: str) -> str:
+    """A processor's name as part of a file's."""
+    return "-".join(re.findall(r"[a-z0-9]+", processor.lower()))
 
 
 def _with_others(before: Mapping[str, Any], machine: Mapping[str, object], rows: Sequence[Row]) -> list[Row]:

@@ -32,15 +32,17 @@ NAMES = tuple(
 )
 
 
-def results(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The results that there are, in the order of the names."""
-    files = [RESULTS / f"{name}.json" for name in names]
+def results(names: Sequence[str], *, beside: bool = False) -> list[dict[str, Any]]:
+    """The results that there are, in the order of the names. beside: also those of further processors."""
+    files: list[Path] = []
+    for name in names:
+        files += [RESULTS / f"{name}.json", *(sorted(RESULTS.glob(f"{name}-*.json")) if beside else ())]
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def documents() -> dict[Path, str]:
     """The documents with figures, up to date: every table on the page, the first row of six results in the README."""
-    tables = "\n\n".join(table(result, folds=True) for result in results(NAMES))
+    tables = "\n\n".join(table(result, folds=True) for result in results(NAMES, beside=True))
     lines = "\n".join(f"- {headline(result)}" for result in results(HEADLINES))
     nothing = "No figures have been taken yet: `make bench`."
     return {PAGE: _between(PAGE, tables or nothing), README: _between(README, lines or nothing)}

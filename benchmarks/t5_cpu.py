@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Part, Rounds, Row, another, arguments, compare, measured, only_some, publish
+from protocol import Part, Rounds, Row, another, arguments, asked, compare, measured, only_some, publish
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -161,7 +161,7 @@ def main() -> None:
         for tokens in TOKENS
     ]
     question = "How much less CPU time does T5 take from a float16 file? (layers of T5-XXL)"
-    publish("t5_cpu", question, measured(parts, options.only), tiny=options.tiny, some=options.only is not None)
+    publish("t5_cpu", question, measured(parts, options.only), **asked(options))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from protocol import Part, Rounds, Row, arguments, measured, only_some, publish
+from protocol import Part, Rounds, Row, arguments, asked, measured, only_some, publish
 from torch import Tensor, nn
 
 from ltxkit.ltx_core.config import TransformerConfig
@@ -204,8 +204,7 @@ def main() -> None:
         for grid in GRIDS[:1] if options.tiny else GRIDS:
             parts.append(Part(f"{name} {grid[0] * grid[1] * grid[2]}", partial(measure, grid, options.tiny)))
     rows = measured(parts, options.only)
-    some = options.only is not None
-    publish("training_cpu", "How long does a step of LoRA training take on a CPU?", rows, tiny=options.tiny, some=some)
+    publish("training_cpu", "How long does a step of LoRA training take on a CPU?", rows, **asked(options))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
+from protocol import Part, Rounds, Row, arguments, asked, compare, measured, only_some, publish
 from torch import Tensor
 from transformer_peers import NEGATIVE, POSITIVE, Inputs, peers
 
@@ -109,8 +109,7 @@ def main() -> None:
         "transformer_cpu",
         "How much less CPU time does a denoising step take? (blocks of the 2B width)",
         measured(parts(tiny=options.tiny), options.only),
-        tiny=options.tiny,
-        some=options.only is not None,
+        **asked(options),
     )
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
-from protocol import Part, Rounds, Row, arguments, compare, measured, only_some, publish
+from protocol import Part, Rounds, Row, arguments, asked, compare, measured, only_some, publish
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vae_peers import Half, comfyui, keep_half, official, timestep
@@ -336,7 +336,7 @@ def main() -> None:
     half = "bfloat16 weights, computed in float32: this CPU has no bfloat16 convolutions" if not NATIVE_HALF else ""
     rows = measured(tiny_parts(half) if options.tiny else parts(half), options.only)
     question = "How much faster is the VAE on a CPU, and how much memory does a streamed decode take?"
-    publish("vae_cpu", question, rows, tiny=options.tiny, some=options.only is not None)
+    publish("vae_cpu", question, rows, **asked(options))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class VisionModel:
 
     Raises:
         ConfigError: transformers cannot open it, or its weights are not those of its config.
+        CheckpointError: a file of its weights is damaged.
     """
 
     def __init__(self, place: str, prompt: str, device: torch.device, side: int) -> None:
@@ -93,6 +94,7 @@ class VisionModel:
 
         Raises:
             ConfigError: with both figures.
+            CheckpointError: a file of weights is damaged.
         """
         from transformers.utils.hub import cached_file
 
