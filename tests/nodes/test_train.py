@@ -51,21 +51,27 @@ class CancelledError(Exception):
 
 
 @pytest.fixture
-def quick_commands(forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_commands(forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands that the nodes start are forks of a process that has imported torch, where one can fork."""
     if sys.platform != "linux":
+        yield
         return
+    started: list[Any] = []
 
     def start(command: list[str], *, cwd: Path | str, stdout: Any, stderr: Any, env: dict[str, str], **_: Any) -> Any:
         python, pack, *arguments = command
         assert (python, pack) == (sys.executable, str(processes.PACK))
         said = stdout.name if stderr == subprocess.STDOUT else stderr.name
-        return forked(["-c", COMMAND, stdout.name, said, *arguments], env, Path(cwd))
+        started.append(forked(["-c", COMMAND, stdout.name, said, *arguments], env, Path(cwd)))
+        return started[-1]
 
     others = ("DEVNULL", "STDOUT", "TimeoutExpired")
     stand_in = types.SimpleNamespace(Popen=start, **{name: getattr(subprocess, name) for name in others})
     for module in (train_node, processes):
         monkeypatch.setattr(module, "subprocess", stand_in)
+    yield
+    for process in started:
+        process.communicate(timeout=60)
 
 
 @pytest.fixture
