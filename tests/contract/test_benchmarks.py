@@ -123,3 +123,27 @@ assert _with_others(before, {"cpu": "y"}, new) == new
 """
     ran = run(repository, "-c", code)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_figures_of_another_processor_stand_beside(repository: Path, tmp_path: Path) -> None:
+    code = """
+import json, sys
+from pathlib import Path
+import protocol, run
+protocol.RESULTS = run.RESULTS = Path(sys.argv[1])
+machine = protocol.describe_machine()
+rows = [protocol.Row("step", "s", 1.0, peer_name="a", threads=1)]
+protocol.describe_machine = lambda: machine | {"cpu": "One(R) 1"}
+protocol.publish("transformer_cpu", "how fast?", rows)
+protocol.describe_machine = lambda: machine | {"cpu": "Another 2"}
+for _ in range(2):
+    protocol.publish("transformer_cpu", "how fast?", rows, some=True, beside=True)
+said = [result["machine"]["cpu"] for result in run.results(["transformer_cpu"], beside=True)]
+assert said == ["One(R) 1", "Another 2"], said
+assert [result["machine"]["cpu"] for result in run.results(["transformer_cpu"])] == said[:1]
+protocol.publish("transformer_cpu", "how fast?", rows)
+assert [result["machine"]["cpu"] for result in run.results(["transformer_cpu"])] == said[1:]
+"""
+    ran = run(repository, "-c", code, str(tmp_path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["transformer_cpu-another-2.json", "transformer_cpu.json"]
