@@ -78,18 +78,31 @@ def no_compiler(device: torch.device) -> str | None:
 def compiled(
     model: nn.Module, device: torch.device, say: Notes = log_note, *, backend: str | Callable[..., Any] = "inductor"
 ) -> Generator[None]:
-    """Inside, the blocks of `model` are compiled for a device; where that is impossible they are not, and it is said.
+    """Inside, the blocks of `model` are compiled, as by `compile_blocks`."""
+    compile_blocks(model, device, say, backend=backend)
+    try:
+        yield
+    finally:
+        stack = block_stack(model)
+        if stack is not None and model.__dict__.get("is_compiled", False):
+            model.__dict__["is_compiled"] = False
+            for block in stack.blocks:
+                block.__dict__.pop("forward", None)
 
-    backend: of torch.compile.
+
+def compile_blocks(
+    model: nn.Module, device: torch.device, say: Notes = log_note, *, backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """Have the blocks of `model` compiled for a device; where that is impossible they are not, and it is said.
+
+    Gradients pass through them, also where each is a checkpoint. backend: of torch.compile.
     """
     stack = block_stack(model)
-    reason = no_compiler(device)
     if stack is None or not compiles(model):
-        yield
         return
+    reason = no_compiler(device)
     if reason is not None:
         say(f"The model is not compiled: {reason}.")
-        yield
         return
     _keep_kernels()
     is_quantized = any(isinstance(part, QuantizedLinear) for part in stack.blocks[0].modules())
@@ -98,12 +111,6 @@ def compiled(
     for block in stack.blocks:
         block.__dict__["forward"] = partial(runs, block)
     model.__dict__["is_compiled"] = True
-    try:
-        yield
-    finally:
-        model.__dict__["is_compiled"] = False
-        for block in stack.blocks:
-            block.__dict__.pop("forward", None)
 
 
 class _Runs:

@@ -46,6 +46,7 @@ class LoRALayers(nn.Module):
         shapes = shapes_of(config, list(targets))
         start = {} if config.init_from is None else factors_from(config.init_from, model, shapes)
         self.scales: dict[str, float] = {}  # by the same names
+        self._additions: dict[str, _Addition] = {}
         for name, module in targets.items():
             inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
             if inputs is None or outputs is None:
@@ -59,14 +60,26 @@ class LoRALayers(nn.Module):
             if name in start:
                 down, up = widened(start[name], down, up)
             self.down[key], self.up[key] = nn.Parameter(down.to(device)), nn.Parameter(up.to(device))
-            module.register_forward_hook(self._hook(key))
+            self._additions[key] = addition = _Addition(self.down[key], self.up[key], self.scales[key])
+            module.register_forward_hook(addition)
+        model.register_forward_pre_hook(self._bind)
 
-    def _hook(self, key: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = inputs[0].to(self.down[key].dtype)
-            return output + (x @ self.down[key].T @ self.up[key].T * self.scales[key]).to(output.dtype)
+    def _bind(self, *_: object) -> None:
+        """Give each hook its factors, which are other objects while FSDP has gathered them."""
+        for key, addition in self._additions.items():
+            addition.down, addition.up = self.down[key], self.up[key]
 
-        return add
+
+class _Addition:
+    """The hook of one Linear. It holds its factors and knows no name: the compiler takes the hooks of all blocks for the
+    same code, where names would make it compile every block anew."""
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float) -> None:
+        self.down, self.up, self.scale = down, up, scale
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].to(self.down.dtype)
+        return output + (x @ self.down.T @ self.up.T * self.scale).to(output.dtype)
 
 
 def save_lora(

@@ -29,6 +29,7 @@ from ..models.transformer import LTXTransformer
 from ..models.video_vae import VideoVAE
 from ..pipelines.recipe import UNKNOWN, recipe_for
 from ..pipelines.settings import Overrides, PassSettings
+from ..placing.compiling import compile_blocks
 from ..placing.placement import DevicePlacement, host_on
 from ..placing.swapping import SwappedBlocks
 from ..progress import Notes, doubt, log_note
@@ -141,7 +142,7 @@ class TransformerTask:
         flow = Flow(self.transformer, self.text if isinstance(self.text, TextEncoder) else None, self.lora)
         self.objective = self._spread(flow)
         if config.optimization.compile:
-            self.transformer.compile()
+            compile_blocks(self.transformer, world.device, notes)
         self.updater = Updater(trained, config.optimization)
         self.needs = self.plan.step
         notes(str(self.needs))

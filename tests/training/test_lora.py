@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ltxkit.ltx_core.errors import ConfigError, ShapeError
 from ltxkit.ltx_core.media import write_image, write_video
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.pipelines.settings import Overrides
+from ltxkit.ltx_core.placing import compiling
 from ltxkit.ltx_core.placing.lora import applied
 from ltxkit.ltx_core.releases import RELEASES
 from ltxkit.ltx_core.sampling.patchify import Coordinates
@@ -283,6 +285,28 @@ def test_an_average_of_a_lora_is_what_is_exported(
         ]
         torch.testing.assert_close(stored.float(), averages[name], atol=1e-2, rtol=1e-2)
         assert not torch.equal(averages[name], state["weights"][name])
+
+
+def test_compiled_blocks_train_the_same_and_are_compiled_once_for_all_steps(
+    tiny_models: Callable[..., Path], videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    counter, counts, quiet = CompileCounter(), [], Quiet()
+    monkeypatch.setattr(compiling, "no_compiler", lambda device: None)
+    monkeypatch.setattr(transformer, "compile_blocks", partial(compiling.compile_blocks, backend=counter))
+    monkeypatch.setattr(quiet, "step", lambda report: counts.append(counter.frame_count))
+    changes = ["optimization.compile=true", "prompts=[]"]
+    final = run_training("lora-2b", [*overrides(tiny_models(), videos, tmp_path / "lora"), *changes], quiet)
+    assert final is not None
+    assert not [note for note in quiet.notes if "not compiled" in note]
+    # The first block, whose input needs no gradients, and the others; with first frames and without; validation. Not for
+    # each of 28 blocks, and not for each step, whose text is another object.
+    assert 0 < counts[0] <= counts[-1] <= 6
+    made, expected = (load_file(folder / "lora_comfyui.safetensors") for folder in (final, trained))
+    assert made.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(made[name].float(), tensor.float(), atol=1e-3), name
 
 
 def test_every_unknown_target_is_named(base: LTXTransformer) -> None:
