@@ -303,10 +303,13 @@ def test_compiled_blocks_train_the_same_and_are_compiled_once_for_all_steps(
     # The first block, whose input needs no gradients, and the others; with first frames and without; validation. Not for
     # each of 28 blocks, and not for each step, whose text is another object.
     assert 0 < counts[0] <= counts[-1] <= 6
-    made, expected = (load_file(folder / "lora_comfyui.safetensors") for folder in (final, trained))
-    assert made.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.allclose(made[name].float(), tensor.float(), atol=1e-3), name
+    made, expected = (
+        [json.loads(line) for line in (run.parent / "log.jsonl").read_text().splitlines()[:4]] for run in (final, trained)
+    )
+    for ours, theirs in zip(made, expected, strict=True):
+        assert [ours[name] for name in ("step", "loss", "gradient_norm")] == pytest.approx(
+            [theirs[name] for name in ("step", "loss", "gradient_norm")], rel=1e-5
+        )
 
 
 def test_every_unknown_target_is_named(base: LTXTransformer) -> None:
