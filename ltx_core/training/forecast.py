@@ -314,17 +314,18 @@ def _count(
         prompts: list[Any] = [f"caption {number}" for number in range(clips)]
         if flow.text is None:
             prompts = [torch.empty(outline.tokens, architecture.caption_channels, device=device)] * clips
-        with autocast(config.optimization, device), _left(config.optimization.offload_activations):
+        with autocast(config.optimization, device), left_behind(config.optimization.offload_activations):
             return run(x0, noise, sigma, torch.empty(1, 3, tokens, device=device), prompts).mean()
 
     return step_bytes(loss, [flow], levels=clips + 1, device=device, kept=kept)
 
 
-def _left(wanted: bool) -> AbstractContextManager[Any]:
+def left_behind(wanted: bool) -> AbstractContextManager[Any]:
     """Inside, what is kept for the backward pass is not on the device until it is needed, as in `offload`."""
 
     def leave(tensor: Tensor) -> Tensor | tuple[torch.Size, torch.dtype, torch.device]:
-        return tensor if tensor.nbytes < SMALLEST else (tensor.shape, tensor.dtype, tensor.device)
+        stays = tensor.nbytes < SMALLEST or isinstance(tensor, nn.Parameter)
+        return tensor if stays else (tensor.shape, tensor.dtype, tensor.device)
 
     def back(kept: Tensor | tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
         return kept if isinstance(kept, Tensor) else torch.empty(kept[0], dtype=kept[1], device=kept[2])

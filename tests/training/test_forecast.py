@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from ltxkit import cli
 from ltxkit.ltx_core.budget.plan import Card
 from ltxkit.ltx_core.budget.weights import weight_bytes
+from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training import encoding, latents, text, transformer
 from ltxkit.ltx_core.training.config import TransformerTraining, load_config
@@ -30,6 +32,7 @@ from ltxkit.ltx_core.training.forecast import (
     fitting_plan,
     plan_transformer,
 )
+from ltxkit.ltx_core.training.models import save_checkpoint_file
 from ltxkit.ltx_core.training.run import make_task
 from ltxkit.ltx_core.weights.build import load_vae
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
@@ -166,6 +169,37 @@ def test_every_phase_takes_what_is_said(
     assert measured.keys() == set(PHASES)
     got = {stage.name: stage.peak / measured[stage.name] for stage in plan.stages}
     assert got == {name: pytest.approx(1, abs=0.1) for name in PHASES}
+
+
+@pytest.fixture(scope="module")
+def true_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer of the 2B model's width with four of its blocks, in bfloat16."""
+    config = TransformerConfig.of_size(layers=4, heads=32, head_dim=64, channels=128, captions=32)
+    with torch.device("meta"):
+        model = LTXTransformer(config)
+    rng = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.empty(tensor.shape, dtype=torch.bfloat16).uniform_(-1, 1, generator=rng) / tensor.shape[-1] ** 0.5
+        for name, tensor in model.state_dict().items()
+    }
+    path = tmp_path_factory.mktemp("wide") / "blocks.safetensors"
+    save_checkpoint_file(path, tensors, config, None)
+    return path
+
+
+@pytest.mark.slow
+def test_four_blocks_of_the_true_width_take_what_is_said(
+    true_width: Path, config: Callable[..., TransformerTraining], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA of the preset's rank; the activations by themselves too, beside 600 MB of weights."""
+    changes = [f"initial={true_width}", "lora.rank=32", "data.sizes=[[9, 256, 256]]", "optimization.batch_size=2"]
+    plan, measured = run(config(*changes), monkeypatch)
+    got = {stage.name: stage.peak / measured[stage.name] for stage in plan.stages}
+    assert got == {name: pytest.approx(1, abs=0.1) for name in PHASES}
+    assert plan.step.weights > 500e6
+    assert plan.step.activations is not None
+    beside = measured["train"] - plan.step.weights - plan.step.optimizer
+    assert plan.step.activations + plan.step.gradients == pytest.approx(beside, rel=0.1)
 
 
 def test_it_is_said_before_anything_but_headers_is_read(
