@@ -1,13 +1,14 @@
 """A step of LoRA training as other projects take it, with the weights of ours, for `training_cpu.py`.
 
 A plain loop of diffusers, peft and torch's AdamW always takes part. LTX_VIDEO_TRAINER_PATH: a checkout of
-Lightricks/LTX-Video-Trainer. FINETRAINERS_PATH: one of finetrainers. Without them, these are left out. They
-import packages that LTXKit does without: TRAINERS_PACKAGES names the site-packages of another environment, in which
+Lightricks/LTX-Video-Trainer. FINETRAINERS_PATH: one of finetrainers at v0.1.0, whose step is that of later versions;
+these import names of torch that have gone since. Without them, these are left out. They import packages that LTXKit
+does without: TRAINERS_PACKAGES names a folder that has them beside torch and diffusers of this environment:
 
-    pip install --no-deps optimum-quanto ninja                                        (for the former)
-    pip install --no-deps datasets torchdata wandb decord torchvision ... kornia      (for the latter)
+    pip install --no-deps --target FOLDER optimum-quanto ninja
+    pip install --no-deps --target FOLDER datasets dill multiprocess xxhash torchdata decord wandb sentry-sdk
 
-has put them; torch and diffusers are those of this environment. Of both trainers the code that a step consists of
+for the former and the latter. Of both trainers the code that a step consists of
 is called: their noising, their call of the transformer, their loss, gradient clipping and optimizer, in the order of
 their loops. Their draws are replaced by the common ones, and prompts are padded as their tools store them.
 """
@@ -21,9 +22,10 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import torch
 from einops import rearrange
@@ -190,24 +192,20 @@ def official(start: Start) -> Step:
 
 
 def finetrainers(start: Start) -> Step:
-    """finetrainers: `LTXVideoModelSpecification.forward` and the loop of `SFTTrainer._train`.
+    """finetrainers 0.1.0: `LTXVideoModelSpecification.forward` and the loop of `SFTTrainer._train`.
 
-    It replaces functions of diffusers and torch for the whole process; here only for its own model. Its clipping, which
+    It replaces the transformer's forward pass for the whole process; here only for its own model. Its clipping, which
     asks for grouped operations that a CPU lacks and is then skipped with a warning, takes torch's plain ones.
     """
-    from diffusers.models.normalization import RMSNorm
+    _without_readers()
     from finetrainers import optimizer as optimizers  # pyright: ignore[reportMissingImports]
     from finetrainers import utils  # pyright: ignore[reportMissingImports]
     from finetrainers.models.ltx_video import LTXVideoModelSpecification  # pyright: ignore[reportMissingImports]
     from finetrainers.parallel import ParallelBackendEnum  # pyright: ignore[reportMissingImports]
-    from finetrainers.patches.dependencies.diffusers import rms_norm  # pyright: ignore[reportMissingImports]
     from finetrainers.patches.models.ltx_video import patch as patches  # pyright: ignore[reportMissingImports]
 
     theirs, _ = start.theirs()
     theirs.forward = types.MethodType(patches._patched_LTXVideoTransformer3D_forward, theirs)
-    for module in theirs.modules():
-        if isinstance(module, RMSNorm):
-            module.forward = types.MethodType(rms_norm._patched_rms_norm_forward, module)
     specification: Any = object.__new__(LTXVideoModelSpecification)  # its constructor reads a folder of models
     specification.transformer_config = theirs.config
     kind = ParallelBackendEnum.ACCELERATE
@@ -245,6 +243,17 @@ def finetrainers(start: Start) -> Step:
         return loss.detach().item()
 
     return step
+
+
+def _without_readers() -> None:
+    """Let finetrainers import where torchvision, which reads its data sets and no step touches, is not installed."""
+    import diffusers
+    import transformers
+
+    # Whether torchvision is there is decided when these are imported.
+    _ = diffusers.LTXImageToVideoPipeline, transformers.T5EncoderModel  # pyright: ignore[reportPrivateImportUsage]
+    if "torchvision" not in sys.modules and importlib.util.find_spec("torchvision") is None:
+        sys.modules["torchvision"] = MagicMock(__spec__=ModuleSpec("torchvision", None))  # named in annotations
 
 
 def _flow_scheduler() -> Any:
