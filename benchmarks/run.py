@@ -27,7 +27,8 @@ NAMES = tuple(
     sorted(
         path.stem
         for path in HERE.glob("*.py")
-        if path.stem not in ("protocol", "run", "random_files", "anonymous", "transformer_peers", "vae_peers")
+        if path.stem
+        not in ("protocol", "run", "random_files", "anonymous", "training_peers", "transformer_peers", "vae_peers")
     )
 )
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..ltx_core.run_log import read_log
 
 WIDTH, CURVE, MARGIN = 512, 224, 8  # pixels; front ends show pictures of this width without scaling them
 BACK, FRAME, RAW, SMOOTH, HELD_OUT, WORDS = "#16191d", "#3a424c", "#4a5a6e", "#5aa2f0", "#f0a44a", "#d5dae0"
+LETTERS = 18  # pixels
 SMOOTHING = 0.95  # of the loss, which the noise level of a batch changes tenfold
 SHARE = 50  # pictures take at most one part in this many of the time
 LEAST = 2.0  # seconds between two pictures
@@ -91,8 +92,16 @@ def _curve(entries: Sequence[Mapping[str, Any]]) -> Image.Image:
             elif placed:
                 x, y = placed[0]
                 draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-    draw.text((MARGIN, 8), _words(entries, smooth, held_out), fill=WORDS)
+    draw.text((MARGIN, 4), _words(entries, smooth, held_out), fill=WORDS, font=_font())
     return picture
+
+
+def _font() -> Any:
+    """Large enough to be read on a node, which shows the picture at half its size."""
+    try:
+        return ImageFont.load_default(LETTERS)
+    except (TypeError, ImportError):  # Pillow before 10.1, or without FreeType, has one size
+        return ImageFont.load_default()
 
 
 def _points(entries: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -111,6 +120,6 @@ def _words(
     if held_out:
         said.append(f"validation {held_out[-1][1]:.4g}")
     left = [entry["seconds_left"] for entry in entries[-50:] if isinstance(entry.get("seconds_left"), int | float)]
-    if left:
+    if left and left[-1] >= 0.5:
         said.append(f"{left[-1] / 60:.0f} min left" if left[-1] >= 100 else f"{left[-1]:.0f} s left")
     return "   ".join(said)

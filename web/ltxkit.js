@@ -41,9 +41,17 @@ function showText(node, text) {
     element.className = "ltxkit-said";
     widget = domWidget(node, SAID, element, () => textHeight(widget?.element?.textContent ?? "", node.size[0]));
   }
-  widget.element.textContent = text;
-  widget.element.classList.toggle("ltxkit-table", / {3}/.test(text));
+  widget.element.replaceChildren(...text.split("\n").map(lineOf));
   fit(node);
+}
+
+const isRow = (line) => / {3}/.test(line); // of a table; other lines are sentences, which wrap
+
+function lineOf(line, number) {
+  const element = document.createElement("span");
+  element.textContent = number ? `\n${line}` : line;
+  element.classList.toggle("ltxkit-row", isRow(line));
+  return element;
 }
 
 const LINE = 15; // pixels
@@ -52,7 +60,8 @@ const MOST_LINES = 14; // longer texts scroll
 
 function textHeight(text, width) {
   const columns = Math.max(Math.floor((width - 40) / CHARACTER), 10);
-  const lines = text.split("\n").reduce((sum, line) => sum + Math.max(Math.ceil(line.length / columns), 1), 0);
+  const height = (line) => (isRow(line) ? 1 : Math.max(Math.ceil(line.length / columns), 1));
+  const lines = text.split("\n").reduce((sum, line) => sum + height(line), 0);
   return Math.min(lines, MOST_LINES) * LINE + 12;
 }
 
@@ -98,8 +107,8 @@ const STYLE = `
 :root { ${VARIABLES} }
 .ltxkit-said { white-space: pre-wrap; overflow: auto; box-sizing: border-box; padding: 4px 8px; border-radius: 4px;
   font: 11px/15px system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
-.ltxkit-table { white-space: pre; font-family: ui-monospace, monospace; }
-.ltxkit-preview { object-fit: contain; background: #000; border-radius: 4px; }
+.ltxkit-row { white-space: pre; font-family: ui-monospace, monospace; }
+.ltxkit-preview { object-fit: contain; max-height: 260px; background: #000; border-radius: 4px; }
 `;
 
 app.registerExtension({

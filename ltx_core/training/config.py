@@ -223,7 +223,8 @@ class Term(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Adversary(Section):
-    """The reconstruction GAN. width: channels of the discriminator's first layer."""
+    """The reconstruction GAN. width: channels of the discriminator's first layer, a multiple of 4. Clips of fewer than
+    four frames have no part in it."""
 
     weight: NotNegative = 0.0
     start: CountFromZero = 0
@@ -232,6 +233,14 @@ class Adversary(Section):
     layers: Count = 3
     learning_rate: Positive = 2e-4
     loss: Literal["hinge", "logistic"] = "hinge"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % 4 and self.layers > 1:
+            raise ConfigError(
+                f"got adversary.width {self.width}; expected a multiple of 4: norms divide twice as many channels into "
+                f"8 groups; use {self.width + 4 - self.width % 4}"
+            )
 
     @property
     def term(self) -> Term:

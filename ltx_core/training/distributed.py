@@ -125,10 +125,9 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Otherwise gradients would be there twice, their own and those of the buckets.
-        wrapped = DistributedDataParallel(
-            module, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+        # Every weight has a gradient in every step, as the objectives take care of; to look for others would cost a
+        # walk through each step's graph. Without the view, gradients would be there twice: their own and the buckets'.
+        wrapped = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
         self._wrapped.append(wrapped)
         return wrapped
 

@@ -42,12 +42,13 @@ from ..weights.text_encoder import find_tokenizer, text_encoder_on_meta
 from .captions import caption_beside, is_hidden, listed_captions
 from .checkpoints import checkpoint_file
 from .conditions import extra_tokens
-from .config import Optimization, TransformerTraining
+from .config import LoRASettings, Optimization, TransformerTraining
 from .distributed import check_divides, gathered_bytes
 from .encoding import PIXEL_BYTES, EncodingNeeds, encoding_needs
 from .flow import Flow
 from .footprint import Footprint, beyond_gradients, kept_share, step_bytes
 from .lora import LoRALayers
+from .lora_start import of_fewer_blocks
 from .models import SCHEDULER, transformer_config
 from .offload import SMALLEST
 from .optimize import autocast
@@ -248,6 +249,7 @@ def _step(config: TransformerTraining, outline: _Outline, device: torch.device, 
     count = len(base.blocks().blocks)
     tried = [count] if count <= COUNTED_BLOCKS[1] else [*COUNTED_BLOCKS]
     kept = kept_share(config.optimization.accumulation, processes)
+    every = None if config.lora is None else _lora_numbers(config.lora, base)
     peaks: list[int | None] = []
     trained: list[int] = []
     whole = 0, 0
@@ -261,7 +263,7 @@ def _step(config: TransformerTraining, outline: _Outline, device: torch.device, 
     if len(tried) == 1:
         return _Step(peaks[0], trained[0], *whole)
     further = (count - tried[1]) / (tried[1] - tried[0])
-    numbers = round(trained[1] + further * (trained[1] - trained[0]))
+    numbers = round(trained[1] + further * (trained[1] - trained[0])) if every is None else every
     if peaks[0] is None or peaks[1] is None:
         return _Step(None, numbers, *whole)
     at_end = peaks[1] + round(4 * kept * (numbers - trained[1]))  # where all gradients are there
@@ -285,13 +287,26 @@ def _flow(config: TransformerTraining, outline: _Outline, blocks: int) -> Flow:
     if config.lora is not None:
         model.requires_grad_(False)
         with torch.device("meta"):
-            lora = LoRALayers(model, config.lora)
+            lora = LoRALayers(model, of_fewer_blocks(config.lora, model))
     else:
         model.requires_grad_(True)
     text = outline.trained_text
     if text is not None:
         text.model.requires_grad_(True)
     return Flow(model, text, lora)
+
+
+def _lora_numbers(config: LoRASettings, base: LTXTransformer) -> int:
+    """How many numbers a LoRA on all blocks has.
+
+    Raises:
+        ConfigError, CheckpointError: its targets, patterns or the file that it goes on from do not suit the base.
+    """
+    with torch.device("meta"):
+        layers = LoRALayers(base, config)
+    for block in base.blocks().blocks:
+        _unhooked(block)
+    return sum(p.numel() for p in layers.parameters())
 
 
 def _unhooked(block: nn.Module) -> nn.Module:
@@ -314,17 +329,18 @@ def _count(
         prompts: list[Any] = [f"caption {number}" for number in range(clips)]
         if flow.text is None:
             prompts = [torch.empty(outline.tokens, architecture.caption_channels, device=device)] * clips
-        with autocast(config.optimization, device), _left(config.optimization.offload_activations):
+        with autocast(config.optimization, device), left_behind(config.optimization.offload_activations):
             return run(x0, noise, sigma, torch.empty(1, 3, tokens, device=device), prompts).mean()
 
     return step_bytes(loss, [flow], levels=clips + 1, device=device, kept=kept)
 
 
-def _left(wanted: bool) -> AbstractContextManager[Any]:
+def left_behind(wanted: bool) -> AbstractContextManager[Any]:
     """Inside, what is kept for the backward pass is not on the device until it is needed, as in `offload`."""
 
     def leave(tensor: Tensor) -> Tensor | tuple[torch.Size, torch.dtype, torch.device]:
-        return tensor if tensor.nbytes < SMALLEST else (tensor.shape, tensor.dtype, tensor.device)
+        stays = tensor.nbytes < SMALLEST or isinstance(tensor, nn.Parameter)
+        return tensor if stays else (tensor.shape, tensor.dtype, tensor.device)
 
     def back(kept: Tensor | tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
         return kept if isinstance(kept, Tensor) else torch.empty(kept[0], dtype=kept[1], device=kept[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +54,17 @@ def shapes_of(config: LoRASettings, names: list[str]) -> dict[str, Shape]:
         )
         for name in names
     }
+
+
+def of_fewer_blocks(config: LoRASettings, model: LTXTransformer) -> LoRASettings:
+    """The same on a model with fewer blocks than the patterns and the file to go on from have been written for."""
+    names = [name for name, _ in model.named_modules()]
+
+    def fitting(patterns: Mapping[str, V]) -> dict[str, V]:
+        return {pattern: value for pattern, value in patterns.items() if any(_fits(pattern, name) for name in names)}
+
+    ranks, alphas = fitting(config.rank_pattern), fitting(config.alpha_pattern)
+    return replace(config, init_from=None, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def _first(patterns: Mapping[str, V], name: str, otherwise: V) -> V:

@@ -42,6 +42,9 @@ def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(dim=(1, 2, 3, 4))
 
 
+LEAST_FRAMES = 4  # of clips that the discriminator sees: two of its layers halve the time
+
+
 class PairDiscriminator(nn.Module):
     """Which of two clips of one scene is the original? A 3-D PatchGAN over both, stacked along channels.
 
@@ -65,7 +68,7 @@ class PairDiscriminator(nn.Module):
         self.layers = nn.Sequential(*stack)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two clips (b c f h w), f >= 4 -> a logit per patch, high where `first` is the original."""
+        """Two clips (b c f h w) of LEAST_FRAMES or more -> a logit per patch, high where `first` is the original."""
         return self.layers(torch.cat([first, second], dim=1))
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 SMALLEST = 2**16  # bytes: smaller tensors would save nothing
 
@@ -20,10 +21,16 @@ def offloaded(device: torch.device, wanted: bool = True) -> Generator[None]:
     if not wanted or device.type == "cpu":
         yield
         return
+    with kept_in_main_memory(device):
+        yield
+
+
+def kept_in_main_memory(device: torch.device) -> saved_tensors_hooks:
+    """The same on any device; from main memory, tensors go to another place of it."""
     pin = device.type == "cuda"
 
     def leave(tensor: Tensor) -> Tensor:
-        if tensor.device != device or tensor.nbytes < SMALLEST or isinstance(tensor, nn.Parameter):
+        if tensor.device.type != device.type or tensor.nbytes < SMALLEST or isinstance(tensor, nn.Parameter):
             return tensor
         there = torch.empty(tensor.size(), dtype=tensor.dtype, pin_memory=pin)
         return there.copy_(tensor, non_blocking=pin)
@@ -31,5 +38,4 @@ def offloaded(device: torch.device, wanted: bool = True) -> Generator[None]:
     def back(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    with torch.autograd.graph.saved_tensors_hooks(leave, back):
-        yield
+    return saved_tensors_hooks(leave, back)

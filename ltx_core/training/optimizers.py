@@ -25,6 +25,7 @@ _STATE_BYTES: Mapping[str, float] = {
     "adafactor": 0,  # a row and a column of each matrix, see `optimizer_bytes`
     "prodigy": 16,
     "adamw8bit": 2 * (1 + 4 / 256),
+    "adamw8bit-paged": 2 * (1 + 4 / 256),  # which leave a full device for main memory
     "adamw8bit-torchao": 2 * (1 + 4 / 256),
 }
 OPTIMIZERS = tuple(_STATE_BYTES)
@@ -34,6 +35,7 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _PACKAGES: Mapping[str, tuple[str, str, str]] = {  # module, class, what to install
     "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "adamw8bit-paged": ("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes"),
     "adamw8bit-torchao": ("torchao.optim", "AdamW8bit", "torchao"),
 }
 
@@ -60,6 +62,22 @@ def optimizer_bytes(name: str, numbers: int) -> int:
     if name == "adafactor":
         return round(_ROW_AND_COLUMN * numbers)
     return round(_STATE_BYTES.get(name, UNKNOWN_STATE_BYTES) * numbers)
+
+
+def check_available(name: str, device: torch.device) -> None:
+    """Refuse what could not be made later, after text and clips have been encoded.
+
+    Raises:
+        UnsupportedError: its package is not installed, or the device has no such optimizer. ConfigError: there is no
+            such class.
+    """
+    if name.endswith("-paged") and device.type != "cuda":
+        raise UnsupportedError(
+            f"got optimizer {name} on a device of type {device.type}; expected cuda, whose driver moves the pages; "
+            f"use {name.removesuffix('-paged')}"
+        )
+    if name in _PACKAGES or is_import_path(name):
+        optimizer_class(name)
 
 
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -16,6 +16,7 @@ from .distributed import World, world
 from .find_rate import find_rate
 from .logs import check_boards
 from .loop import STOP, Report, Task, train
+from .optimizers import check_available
 from .schedule import described
 from .transformer import TransformerTask
 from .upscaler import UpscalerTask
@@ -92,6 +93,7 @@ def make_task(config: Training, here: World, notes: Notes, progress: Progress = 
     Raises:
         ConfigError: the config cannot be trained, or its files do not belong together.
         CheckpointError: a file is missing or damaged.
+        UnsupportedError: the optimizer is not installed, or not for this device.
     """
     together = config.optimization.sequence_parallel
     if together > 1 and not isinstance(config, TransformerTraining):
@@ -99,6 +101,7 @@ def make_task(config: Training, here: World, notes: Notes, progress: Progress = 
             f"got optimization.sequence_parallel {together} for task {config.task}; expected 1: only a transformer's "
             "clips are divided; leave it out"
         )
+    check_available(config.optimization.optimizer, here.device)
     if isinstance(config, VAETraining):
         return VAETask(config, here, notes, progress)
     if isinstance(config, TransformerTraining):

@@ -26,7 +26,16 @@ from .data import Source, crop
 from .distributed import World, gathered_bytes, is_sharded, sharded_after, synchronised
 from .footprint import kept_share, step_bytes
 from .loop import log_values
-from .losses import PairDiscriminator, discriminator_loss, generator_loss, kl_loss, psnr, ssim, wavelet_loss
+from .losses import (
+    LEAST_FRAMES,
+    PairDiscriminator,
+    discriminator_loss,
+    generator_loss,
+    kl_loss,
+    psnr,
+    ssim,
+    wavelet_loss,
+)
 from .models import copied, load_tensors, save_vae, tensors_of, vae_config
 from .optimize import Updater, autocast
 from .pictures import save_pairs
@@ -102,7 +111,7 @@ def vae_step_bytes(
         pixels, noise = torch.empty(clips, 3, *size, device=device), torch.empty(2, *shape, device=device)
         with autocast(config.optimization, device):
             losses, output, _ = run(pixels, *noise, torch.empty(clips, device=device), torch.Generator())
-            if judge is not None:
+            if judge is not None and size.frames >= LEAST_FRAMES:
                 losses["gan"] = generator_loss(judge, pixels, output, config.adversary.loss)
             return torch.stack([value.mean() for value in losses.values()]).sum()
 
@@ -117,6 +126,7 @@ class VAETask:
         self.config, self.world, self.progress = config, world, progress
         self.source, self.validation = open_sources(config.data, config.seed, notes, config.validation, captioned=False)
         check_clips([self.source, self.validation], world)
+        self._check_judged()
         optimization = config.optimization
         self.vae = self._start()
         if not world.shards(optimization):  # FSDP2 takes contiguous weights alone
@@ -152,6 +162,26 @@ class VAETask:
         self.clips_from: int | None = None if config.images_until_psnr is not None else 0
 
     # ----------------------------------------------------------------------------------------------------- beginning
+
+    def _check_judged(self) -> None:
+        """Raises ConfigError: no clip is large enough for the discriminator, which would be seen at its first step."""
+        adversary = self.config.adversary
+        if adversary.weight == 0:
+            return
+        sizes = [self._cropped(size) for size in self.source.sizes()]
+        judged = [size for size in sizes if size.frames >= LEAST_FRAMES]
+        side = min((min(size.height, size.width) for size in judged), default=0)
+        if not judged:
+            raise ConfigError(
+                f"got adversary.weight {adversary.weight:g} for clips of {max(size.frames for size in sizes)} frames; "
+                f"expected {LEAST_FRAMES} or more: its discriminator halves the time twice; set adversary.weight=0, or "
+                "change data.sizes or crop_frames"
+            )
+        if side < 2**adversary.layers:
+            raise ConfigError(
+                f"got adversary.layers {adversary.layers} for clips of {side} pixels; expected "
+                f"{side.bit_length() - 1} or fewer: each layer halves both sides; change it"
+            )
 
     def _start(self) -> VideoVAE:
         config = self.config
@@ -198,7 +228,9 @@ class VAETask:
 
     def _size(self, step: int) -> PixelShape:
         """The size of the training clips at `step`; smaller ones are cropped out of the source's."""
-        size = self.source.size(step)
+        return self._cropped(self.source.size(step))
+
+    def _cropped(self, size: PixelShape) -> PixelShape:
         base = PixelShape(*self.config.data.sizes[0])
         frames = self.config.crop_frames or size.frames
         return PixelShape(min(frames, size.frames), min(size.height, base.height), min(size.width, base.width))
@@ -223,7 +255,7 @@ class VAETask:
             size = PixelShape(1, size.height, size.width)
         weights = self._weights(step)
         shape = (self.vae.config.latent_channels, *size.latent(self.vae.config.scale_factors))
-        gan = weights["gan"] > 0
+        gan = weights["gan"] > 0 and size.frames >= LEAST_FRAMES
         totals: dict[str, Tensor] = {}
         moments: list[Tensor] = []
         pieces: list[tuple[Tensor, Tensor]] = []

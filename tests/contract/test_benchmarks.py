@@ -15,7 +15,7 @@ from carrier import Carrier
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-SHARED = {"protocol", "run", "random_files", "anonymous", "transformer_peers", "vae_peers"}
+SHARED = {"protocol", "run", "random_files", "anonymous", "training_peers", "transformer_peers", "vae_peers"}
 BENCHMARKS = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED)
 # Of other packages: what several benchmarks import, once for all of them.
 IMPORTED = (

@@ -59,6 +59,11 @@ SHOWN = """title => {
     const node = app.graph._nodes.find(node => node.title === title)
     return node.widgets.find(widget => widget.name === 'ltxkit_said')?.element.textContent ?? ''
 }"""
+LINES = """title => {
+    const node = app.graph._nodes.find(node => node.title === title)
+    const said = node.widgets.find(widget => widget.name === 'ltxkit_said').element
+    return [...said.children].map(line => [line.textContent, getComputedStyle(line).whiteSpace])
+}"""
 SAVED = "() => app.graph.serialize()"
 
 
@@ -92,6 +97,10 @@ def test_a_memory_plan_is_shown_on_its_node(page: Page):
     assert run_graph(page, page.evaluate(SAVED), {}) == "ok"
     page.wait_for_timeout(3000)
     assert "Peak" in page.evaluate(SHOWN, "Plan Memory (LTXKit)")
+    lines = page.evaluate(LINES, "Plan Memory (LTXKit)")
+    rows = [text for text, space in lines if space == "pre"]
+    assert any(text.startswith("\ndenoise") or "denoise" in text for text in rows), lines
+    assert not any("Peak" in text for text in rows), "a sentence beside a table wraps"
 
 
 def test_links_of_our_types_have_colours_of_their_own(page: Page):

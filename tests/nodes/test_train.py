@@ -174,6 +174,9 @@ def test_a_run_is_a_picture(count: int, tmp_path: Path) -> None:
     assert bare.dtype == torch.uint8
     assert bare.shape == (1, CURVE, WIDTH, 3)
     assert len(bare.reshape(-1, 3).unique(dim=0)) > 3  # something is drawn
+    words = (bare[0, :28].float().mean(dim=-1) > 150).nonzero()  # in letters that are still read at half the size
+    assert int(words[:, 0].max() - words[:, 0].min()) >= 12
+    assert int(words[:, 1].max()) < WIDTH - 1
     sheet = tmp_path / "sheet.png"
     write_image(sheet, torch.ones(1, 64, 9 * 64, 3))
     whole = run_picture([], sheet)

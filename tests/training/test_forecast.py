@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from ltxkit import cli
 from ltxkit.ltx_core.budget.plan import Card
 from ltxkit.ltx_core.budget.weights import weight_bytes
+from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
 from ltxkit.ltx_core.media import write_video
+from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.shapes import PixelShape
 from ltxkit.ltx_core.training import encoding, latents, text, transformer
 from ltxkit.ltx_core.training.config import TransformerTraining, load_config
@@ -30,8 +32,10 @@ from ltxkit.ltx_core.training.forecast import (
     fitting_plan,
     plan_transformer,
 )
+from ltxkit.ltx_core.training.lora import LoRALayers, save_lora
+from ltxkit.ltx_core.training.models import save_checkpoint_file, tensors_of
 from ltxkit.ltx_core.training.run import make_task
-from ltxkit.ltx_core.weights.build import load_vae
+from ltxkit.ltx_core.weights.build import load_transformer, load_vae
 from ltxkit.ltx_core.weights.tiny import CHECKPOINT, TEXT_ENCODER
 
 GIB = 2**30
@@ -166,6 +170,37 @@ def test_every_phase_takes_what_is_said(
     assert measured.keys() == set(PHASES)
     got = {stage.name: stage.peak / measured[stage.name] for stage in plan.stages}
     assert got == {name: pytest.approx(1, abs=0.1) for name in PHASES}
+
+
+@pytest.fixture(scope="module")
+def true_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer of the 2B model's width with four of its blocks, in bfloat16."""
+    config = TransformerConfig.of_size(layers=4, heads=32, head_dim=64, channels=128, captions=32)
+    with torch.device("meta"):
+        model = LTXTransformer(config)
+    rng = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.empty(tensor.shape, dtype=torch.bfloat16).uniform_(-1, 1, generator=rng) / tensor.shape[-1] ** 0.5
+        for name, tensor in model.state_dict().items()
+    }
+    path = tmp_path_factory.mktemp("wide") / "blocks.safetensors"
+    save_checkpoint_file(path, tensors, config, None)
+    return path
+
+
+@pytest.mark.slow
+def test_four_blocks_of_the_true_width_take_what_is_said(
+    true_width: Path, config: Callable[..., TransformerTraining], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LoRA of the preset's rank; the activations by themselves too, beside 600 MB of weights."""
+    changes = [f"initial={true_width}", "lora.rank=32", "data.sizes=[[9, 192, 192]]", "optimization.batch_size=2"]
+    plan, measured = run(config(*changes), monkeypatch)
+    got = {stage.name: stage.peak / measured[stage.name] for stage in plan.stages}
+    assert got == {name: pytest.approx(1, abs=0.1) for name in PHASES}
+    assert plan.step.weights > 500e6
+    assert plan.step.activations is not None
+    beside = measured["train"] - plan.step.weights - plan.step.optimizer
+    assert plan.step.activations + plan.step.gradients == pytest.approx(beside, rel=0.1)
 
 
 def test_it_is_said_before_anything_but_headers_is_read(
@@ -320,6 +355,26 @@ def test_blocks_beyond_the_counted_ones_take_as_much(
     whole = plan_transformer(config("optimization.gradient_checkpointing=false"), MAIN).step
     assert short.activations == pytest.approx(whole.activations, rel=0.01)
     assert short.trained == whole.trained
+
+
+@pytest.mark.slow
+def test_a_lora_that_goes_on_has_a_plan_of_all_its_blocks(
+    config: Callable[..., TransformerTraining], tiny_models: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The file and the patterns are of 28 blocks, of which the plan counts some."""
+    patterns = "lora.rank_pattern={'transformer_blocks.27.attn1.to_q': 9}"
+    changed = config(patterns)
+    assert changed.lora is not None
+    layers = LoRALayers(load_transformer(tiny_models() / CHECKPOINT)[0], changed.lora)
+    save_lora(tmp_path / "lora.safetensors", layers, tensors_of(layers), "comfyui")
+    start = f"lora.init_from={tmp_path}/lora.safetensors"
+    plan = plan_transformer(config(patterns, start), MAIN)
+    assert plan.step.trained == sum(p.numel() for p in layers.parameters())
+    # Before captions and clips are encoded, which takes long.
+    with pytest.raises(ConfigError, match=r"27\.attn1\.to_q has rank 9, more than the 4 to be trained"):
+        plan_transformer(config(start), MAIN)
+    with pytest.raises(ConfigError, match=r"got lora.rank_pattern with transformer_blocks.28, which names no Linear"):
+        plan_transformer(config("lora.rank_pattern={'transformer_blocks.28': 4}"), MAIN)
 
 
 def test_a_plan_needs_a_vae(config: Callable[..., TransformerTraining]) -> None:

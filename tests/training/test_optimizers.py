@@ -12,12 +12,27 @@ from torch import Tensor, nn
 
 from ltxkit import cli
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
-from ltxkit.ltx_core.training.config import Optimization
+from ltxkit.ltx_core.training.config import Optimization, load_config
+from ltxkit.ltx_core.training.distributed import World
 from ltxkit.ltx_core.training.optimize import Updater
-from ltxkit.ltx_core.training.optimizers import OPTIMIZERS, optimizer_bytes, rounded_stochastically
+from ltxkit.ltx_core.training.optimizers import (
+    OPTIMIZERS,
+    check_available,
+    optimizer_bytes,
+    optimizer_class,
+    rounded_stochastically,
+)
+from ltxkit.ltx_core.training.run import make_task
 from ltxkit.nodes import train
 
-PACKAGES = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes", "adamw8bit-torchao": "torchao"}
+PACKAGES = {
+    "prodigy": "prodigyopt",
+    "adamw8bit": "bitsandbytes",
+    "adamw8bit-paged": "bitsandbytes",
+    "adamw8bit-torchao": "torchao",
+}
+CPU = torch.device("cpu")
+HERE = [name for name in OPTIMIZERS if not name.endswith("-paged")]  # what a CPU has
 STEPS = 6
 
 
@@ -57,7 +72,7 @@ def saved_and_read(state: dict[str, Any]) -> dict[str, Any]:
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
-@pytest.mark.parametrize("name", [*map(named, OPTIMIZERS), "torch.optim.RMSprop"])
+@pytest.mark.parametrize("name", [*map(named, HERE), "torch.optim.RMSprop"])
 def test_it_trains_and_resumes_to_the_last_bit(name: str) -> None:
     whole = Case(name)
     losses = [whole.step(number) for number in range(STEPS)]
@@ -73,7 +88,7 @@ def test_it_trains_and_resumes_to_the_last_bit(name: str) -> None:
     assert all(torch.equal(second.state()[key], tensor) for key, tensor in whole.state().items())
 
 
-@pytest.mark.parametrize("name", [named(name) for name in OPTIMIZERS])
+@pytest.mark.parametrize("name", [named(name) for name in HERE])
 def test_what_it_keeps_is_what_the_forecast_says(name: str) -> None:
     case = Case(name)
     case.step(0)
@@ -109,6 +124,20 @@ def test_a_class_gets_its_arguments() -> None:
 def test_what_is_no_optimizer_is_refused(name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Case(name)
+
+
+def test_what_could_not_be_made_is_refused_before_anything_is_encoded() -> None:
+    """`make_task` asks before it opens a file: there is no VAE of this name."""
+    for name, message in (
+        ("adamw8bit-paged", r"got optimizer adamw8bit-paged on a device of type cpu; .*use adamw8bit"),
+        ("no.such.package.SGD", "do pip install no"),
+    ):
+        config = load_config("lora-2b", [f"optimization.optimizer={name}", "vae=nowhere", "initial=nowhere"])
+        with pytest.raises(UnsupportedError, match=message):
+            make_task(config, World(0, 1, CPU), lambda _: None)
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        check_available("adamw8bit-paged", torch.device("cuda"))
+        assert optimizer_class("adamw8bit-paged").__name__ == "PagedAdamW8bit"
 
 
 def test_arguments_belong_to_a_class() -> None:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ltxkit.ltx_core.errors import CheckpointError
+from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training.config import Logging, load_config
 from ltxkit.ltx_core.training.distributed import World
@@ -77,6 +77,23 @@ class Distance(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return (self.conv(a) - self.conv(b)).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"crop_frames": 1}, "got adversary.weight 0.1 for clips of 1 frames; expected 4 or more"),
+        ({"layers": 5}, "got adversary.layers 5 for clips of 16 pixels; expected 4 or fewer"),
+        ({"width": 10}, "got adversary.width 10; expected a multiple of 4: .*; use 12"),
+    ],
+)
+def test_clips_that_the_discriminator_cannot_judge_are_refused(
+    changes: dict[str, int], said: str, task: Callable[..., VAETask]
+) -> None:
+    """At the start, although the GAN acts later: its first step would be the last one."""
+    adversary = {"weight": 0.1, "start": 1000, **{k: v for k, v in changes.items() if k != "crop_frames"}}
+    with pytest.raises(ConfigError, match=said):
+        task(adversary=adversary, **{k: v for k, v in changes.items() if k == "crop_frames"})
 
 
 @pytest.mark.slow
