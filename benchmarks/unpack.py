@@ -1,7 +1,8 @@
 """What unpacking GGUF weights costs: bytes of memory traffic per weight, which a card pays, and time on a CPU.
 
 An 8192x2048 matrix to bfloat16, in every type of block. Bytes are counted by a dispatch mode: what each kernel reads
-and writes, an `out=` argument twice. Results are shown equal to the gguf package's to the last bit before.
+and writes, an `out=` argument twice, of the form for CUDA devices where there is one beside that for CPUs. Results of
+both are shown equal to the gguf package's to the last bit before.
 "Fused" is what torch's compiler makes of the form for `--compile`: bytes by its own count, without a card for a CPU.
 One thread, CPU time; with --against the same with another checkout's `ltx_core/quant/ggml_blocks.py`, round by round.
 
@@ -90,8 +91,13 @@ def other(checkout: Path) -> ModuleType:
 def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *, tiny: bool) -> list[Row]:
     count, packed = shape[0] * shape[1], blocks(kind, shape)
 
-    def unpacks(module: ModuleType, dtype: torch.dtype = torch.bfloat16) -> Callable[[], Tensor]:
-        return lambda: module.dequantize(packed, module.BLOCK_TYPES[kind], shape, dtype)
+    def unpacks(
+        module: ModuleType, dtype: torch.dtype = torch.bfloat16, *, on_card: bool = False
+    ) -> Callable[[], Tensor]:
+        block_type = module.BLOCK_TYPES[kind]
+        if on_card and getattr(block_type, "on_card", None) is not None:  # the other checkout may have none
+            block_type = replace(block_type, unpack=block_type.on_card)
+        return lambda: module.dequantize(packed, block_type, shape, dtype)
 
     runs = {name: unpacks(module) for name, module in modules.items()}
     exact = gguf.quants.dequantize(packed.numpy(), gguf.GGMLQuantizationType[kind])
@@ -103,10 +109,13 @@ def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *
         for name, run in runs.items():
             if not torch.equal(run(), rounded):
                 raise ValueError(f"{kind}: {name} differs")
-    counted: dict[str, Traffic] = {}
-    for name, run in runs.items():
-        with Traffic() as counted[name]:
-            run()
+        counted: dict[str, Traffic] = {}
+        for name, module in modules.items():
+            run = unpacks(module, on_card=True)
+            if not torch.equal(run(), rounded):
+                raise ValueError(f"{kind}: {name} differs as it is on a card")
+            with Traffic() as counted[name]:
+                run()
     times = timed(runs, Rounds(0.0, 1, 0) if tiny else Rounds(0.0, 7, 1), torch.device("cpu"))
     peer = next((name for name in runs if name != "ltxkit"), None)
     traffic = Row(

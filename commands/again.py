@@ -31,8 +31,8 @@ SETTINGS = "ltxkit"  # the name of our text in a file
 
 _PRIVATE = frozenset({
     "help", "like", "models", "input", "output", "overwrite", "force", "save_latent", "contact_sheet", "json", "quiet",
-    "no_metadata", "device", "resident_blocks", "compile", "tile", "keep_windows", "prompts", "count", "words",
-    "prompt", "seed",
+    "no_metadata", "device", "resident_blocks", "compile", "cuda_graphs", "tile", "keep_windows", "prompts", "count",
+    "words", "prompt", "seed",
 })  # fmt: skip
 """What belongs to one machine or one call, and what the clip itself knows better."""
 

@@ -86,6 +86,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=arguments.count, metavar="CELLS", help="as in `generate`")
     arguments.add_loras(parser, "as in `generate`: counted, and in main memory the copies that it is merged into")
     parser.add_argument("--lora-mode", choices=arguments.LORA_MODES, default="auto", help="as in `generate`")
+    parser.add_argument("--cuda-graphs", action="store_true", help="as in `generate`: the memory that they keep")
     parser.add_argument("--copy", action="store_true", help="as in `generate`: weights count as main memory in full")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.add_argument("--named-optimizers", action="store_true", help=argparse.SUPPRESS)  # settings of a stranger
@@ -115,7 +116,7 @@ def _plan_training(options: argparse.Namespace, console: Console) -> int:
 _OF_A_CLIP: dict[str, object] = {
     **dict.fromkeys(("model", "text_encoder", "upscaler", "version", "quantization", "text_quantization")),
     **dict.fromkeys(("branches", "resident_blocks", "tile")),
-    **dict.fromkeys(("image", "reference", "copy"), False),
+    **dict.fromkeys(("image", "reference", "copy", "cuda_graphs"), False),
     "lora": [],
     "lora_mode": "auto",
     "dtype": "auto",
@@ -171,6 +172,7 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
         processes=options.processes,
         loras=tuple(WeightedLoRA(load_lora(path, copy=options.copy), strength) for path, strength in options.lora),
         lora_mode=options.lora_mode,
+        cuda_graphs=options.cuda_graphs,
     )
     card = Card.of_size(int(options.card * 2**30)) if options.card is not None else card_here(options.device)
     memory_plan = plan(models, PixelShape(options.frames, height, width), card, choices)

@@ -66,7 +66,7 @@ class _Request:
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
-    with Processes(options.device, compile=options.compile) as processes, Claims() as claims:
+    with Processes(options.device, compile=options.compile or options.cuda_graphs) as processes, Claims() as claims:
         return _make(options, processes.console(console), claims, processes)
 
 
@@ -336,6 +336,7 @@ def _load(options: argparse.Namespace, request: _Request, console: Console, proc
         tile=options.tile,
         kernels=options.kernels,
         compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
         keep=None if options.upscaler or _makes_several(options) else False,
         cache=False if options.no_cache else None,
         copy=options.copy,

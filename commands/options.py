@@ -221,6 +221,11 @@ def _memory_arguments(memory: Group) -> None:
         help="compile the blocks of the transformer, where none is streamed: the first step takes longer, others less",
     )
     memory.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="--compile, and record the blocks as CUDA graphs, which pays for small clips",
+    )
+    memory.add_argument(
         "--quantization",
         metavar="KIND",
         help="make the model's weights fp8, int8, nf4, mxfp8, nvfp4 or int8_convrot on loading",

@@ -46,6 +46,11 @@ COMPILE = switch(
     "clip waits for it, a minute or more; they are kept for later sessions. Needs Triton on a graphics card and a C++ "
     "compiler on a CPU; without it Sample says so and runs as before. Not together with streamed blocks.",
 )
+CUDA_GRAPHS = switch(
+    False,
+    "On: as compile, and each block is recorded as a CUDA graph, which pays for small clips. NVIDIA cards alone; "
+    "elsewhere Sample says so and runs compiled without. The graphs keep the memory of their work.",
+)
 SAME_FILE = "in the model file"
 FROM_FILE = "from the file"
 AUTOMATIC, OF_MODEL = "automatic", "those of the model"
@@ -260,6 +265,7 @@ class LoadModel(sockets.Node):
                 "fp8_matmul": advanced(switch(False, FP8_MATMUL_TOOLTIP)),
                 "resident_blocks": advanced(RESIDENT_BLOCKS),
                 "compile": advanced(COMPILE),
+                "cuda_graphs": advanced(CUDA_GRAPHS),
             },
         }
 
@@ -278,11 +284,14 @@ class LoadModel(sockets.Node):
         fp8_matmul: bool = False,
         resident_blocks: int = -1,
         compile: bool = False,
+        cuda_graphs: bool = False,
     ) -> tuple[sockets.Model, VideoVAE]:
+        asked = "cuda_graphs" if cuda_graphs else "compile"
+        compile = compile or cuda_graphs
         if compile and resident_blocks >= 0:
             raise ConfigError(
-                f"got compile and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
-                "compiled; turn compile off, or set resident_blocks to -1"
+                f"got {asked} and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
+                f"compiled; turn {asked} off, or set resident_blocks to -1"
             )
         path = model_path(model_name, MODEL_KINDS)
         vae_path = path if vae_name == SAME_FILE else model_path(vae_name, VAE_KINDS)
@@ -301,7 +310,7 @@ class LoadModel(sockets.Node):
         for note in filter(None, (*info.notes, mixed_generations(opened, vae_opened))):
             host().say(note)
         for module in (transformer, vae) if compile else ():
-            compile_where_placed(module)
+            compile_where_placed(module, cuda_graphs=cuda_graphs)
         model = sockets.Model(
             transformer,
             info,

@@ -27,9 +27,17 @@ from ..ltx_core.models.text_encoder import T5EncoderModel
 from ..ltx_core.models.transformer import LTXTransformer
 from ..ltx_core.models.upsampler import LatentUpsampler
 from ..ltx_core.models.video_vae import Decoder, Encoder, VideoVAE
-from ..ltx_core.placing.compiling import check_streaming, compiled, is_to_be_compiled, no_compiler
+from ..ltx_core.placing.compiling import (
+    check_streaming,
+    compiled,
+    compiles,
+    is_to_be_compiled,
+    is_to_be_recorded,
+    no_compiler,
+)
 from ..ltx_core.placing.computing import computing_on
 from ..ltx_core.placing.copies import DeviceCopies
+from ..ltx_core.placing.devices import pooled
 from ..ltx_core.placing.streaming import DirectTransfers, streamed
 from ..ltx_core.placing.unpacking import kept_unpacked
 from ..ltx_core.progress import Notes, log_note
@@ -68,9 +76,12 @@ def placed(
     if asked:
         check_streaming(module, resident)
     patcher = patcher_of(module)
-    compiles = asked and no_compiler(device) is None
-    at_work = computing_on(device, module, memory_required=memory_required, resident=resident, compiles=compiles)
-    in_blocks = compiled(module, device, say) if asked else nullcontext()
+    can_compile = asked and no_compiler(device) is None
+    at_work = computing_on(device, module, memory_required=memory_required, resident=resident, compiles=can_compile)
+    records = is_to_be_recorded(module)
+    in_blocks = compiled(module, device, say, cuda_graphs=records) if asked else nullcontext()
+    if not (records and compiles(module)):  # work of other models is not in there; core takes it for free memory
+        memory_required += pooled(device)
     with _cancellable(module), at_work, in_blocks:
         if resident is None:
             count, dtype = _unpacked(module, memory_required)

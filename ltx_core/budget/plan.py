@@ -39,7 +39,8 @@ class Stage:
     None: all. packed: bytes of weights that are packed for a CPU's kernels, beside those in the file; what there is no
     room for is not packed. unpacked: how many blocks of quantized weights stay unpacked on a card; unpacked_bytes: what
     that takes beside the stored ones. copies: bytes of weights in main memory into which LoRAs are merged.
-    activations: bytes of work. tiling: how a VAE's work is cut up, in words.
+    activations: bytes of work. tiling: how a VAE's work is cut up, in words. recorded: bytes that CUDA graphs of a pass
+    before keep in addition.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     unpacked: int = 0
     unpacked_bytes: int = 0
     copies: int = 0
+    recorded: int = 0
 
     @property
     def there(self) -> int:
@@ -62,7 +64,7 @@ class Stage:
 
     @property
     def peak(self) -> int:
-        return self.there + self.activations
+        return self.there + self.activations + self.recorded
 
     @property
     def placing(self) -> str:
@@ -151,7 +153,15 @@ def stage_lines(stages: Sequence[Stage]) -> list[str]:
                 _gigabytes(stage.there),
                 _gigabytes(stage.activations),
                 _gigabytes(stage.peak),
-                "; ".join(word for word in (f"{stage.model} {stage.placing}", stage.tiling) if word),
+                "; ".join(
+                    word
+                    for word in (
+                        f"{stage.model} {stage.placing}",
+                        stage.tiling,
+                        f"{_gigabytes(stage.recorded)} kept by CUDA graphs" if stage.recorded else "",
+                    )
+                    if word
+                ),
             )
             for stage in stages
         ],

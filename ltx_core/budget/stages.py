@@ -25,7 +25,15 @@ from ..models.video_vae import Decoder, Encoder, VideoVAE
 from ..shapes import LatentShape
 from .tiling import Tiling, choose_tiling
 from .vae import CARD_COPIES, CPU_COPIES, PACKING_COPIES, decode_bytes, encode_bytes
-from .work import TABLE_BYTES, norms_are_one_kernel, sample_bytes, text_bytes, unpacking, upscale_bytes
+from .work import (
+    TABLE_BYTES,
+    norms_are_one_kernel,
+    recorded_bytes,
+    sample_bytes,
+    text_bytes,
+    unpacking,
+    upscale_bytes,
+)
 
 WIDE_TENSORS = 4  # of a block's tensors: its input, the stream, its norm, and the sum with a gated result
 
@@ -88,6 +96,28 @@ def sampling(
         )
 
     return matrices + max(work(division) for division in divisions or (Division(branches),))
+
+
+def recording(
+    transformer: LTXTransformer,
+    *,
+    tokens: int,
+    branches: int,
+    text_tokens: Sequence[int],
+    samples: int = 1,
+    kernels: Kernels = PLAIN,
+) -> tuple[int, int]:
+    """Bytes on a card that CUDA graphs add to `sampling`, and bytes that they keep after it: see `recorded_bytes`."""
+    dtype = kernels_for(transformer, kernels).products.dtype_on(transformer.dtype, "card")
+    return recorded_bytes(
+        transformer.config,
+        tokens=samples * tokens,
+        lanes=branches,
+        text_tokens=[samples * length for length in text_tokens],
+        itemsize=dtype.itemsize,
+        unpacking=unpacking(transformer, dtype),
+        tables=1 if dtype.itemsize > 2 else 2,  # as in `sampling`
+    )
 
 
 def upscaling(

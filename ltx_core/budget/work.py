@@ -119,6 +119,31 @@ def sample_bytes(
     return int(max(table + max(feed_forward, norm, exchange) + texts, TABLE_MAKING * table)) + state
 
 
+def recorded_bytes(
+    config: TransformerConfig,
+    *,
+    tokens: int,
+    lanes: int,
+    text_tokens: Sequence[int],
+    itemsize: int,
+    unpacking: Unpacking = Unpacking(),
+    tables: int = 1,
+) -> tuple[int, int]:
+    """What CUDA graphs of the blocks take (`placing.graphs`): bytes of copies in addition to `sample_bytes`, and bytes
+    that they keep when the pass has ended, those included.
+
+    Arguments are those of `sample_bytes`. tables: of the size TABLE_BYTES that the rotary table has.
+
+    The pool holds what a block computes with, and copies of what is neither a weight nor another block's result: the
+    table and the block's keys and values of the texts, which each block copies to the same place. The memory that the
+    driver takes for a graph itself is not counted: it is not known before it is recorded.
+    """
+    d = config.hidden_size
+    copies = tables * tokens * d * TABLE_BYTES + sum(text_tokens) * 2 * d * itemsize
+    tensor = lanes * tokens * d * itemsize
+    return copies, copies + BLOCK_TENSORS * tensor + unpacking.beside + unpacking.weight
+
+
 def text_bytes(config: TextEncoderConfig, tokens: int, unpacking: Unpacking = Unpacking()) -> int:
     """Bytes that encoding a text needs besides the weights: hidden states, and the feed-forward layer or attention."""
     feed_forward = 3 * config.d_ff

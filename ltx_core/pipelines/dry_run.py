@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -179,7 +180,7 @@ class Choices:
     the card. tiling: of the decoder. text_tokens: length of a prompt. shows_picture: whether a picture is a condition.
     follows_reference: whether there is the reference video of an IC-LoRA, which has as many tokens as the clip.
     processes: among which each forward of the transformer and the decoding are divided. loras: applied to the
-    transformer, in the way that lora_mode says.
+    transformer, in the way that lora_mode says. cuda_graphs: whether blocks are recorded on a card.
     """
 
     branches: int | None = None
@@ -191,6 +192,7 @@ class Choices:
     processes: int = 1
     loras: tuple[WeightedLoRA, ...] = ()
     lora_mode: LoRAMode = "auto"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.branches is not None:
@@ -283,11 +285,16 @@ def _plan(models: Outline, size: PixelShape, card: Card, choices: Choices) -> Pl
         frames = grids[last].frames if choices.follows_reference else 1
         grid_of_frames = LatentShape(frames, grids[last].height, grids[last].width)
         run_stages.append(_vae_stage("encode", models, grid_of_frames, card, AUTO))
+    kept: dict[str, int] = {}  # by pass
     for which, grid in grids.items():
         if which == "second" and models.upscaler is not None:
             run_stages.append(_upscale_stage(models, models.upscaler, small, card))
-        run_stages.append(_transformer_stage(passes[which], models, grid, branches[which], card, choices))
+        stage, kept[passes[which].stage] = _transformer_stage(
+            passes[which], models, grid, branches[which], card, choices
+        )
+        run_stages.append(stage)
     run_stages.append(_vae_stage("decode", models, grids[last], card, choices))
+    run_stages = _with_recorded(run_stages, kept)
     weights = {name: part.total for name, part in models.weights.items()}
     blocks = models.weights["transformer"].blocks
     weights |= {
@@ -376,23 +383,36 @@ def _text_stage(models: Outline, encoder: tuple[nn.Module, TextEncoderConfig], c
 
 def _transformer_stage(
     run_pass: Pass, models: Outline, grid: LatentShape, branches: int, card: Card, choices: Choices
-) -> Stage:
+) -> tuple[Stage, int]:
+    """The stage, and the bytes that CUDA graphs keep after it."""
     same = branches == run_pass.branches
     divisions = (
         divisions_of(run_pass, choices.processes) if same else usual_divisions(run_pass, branches, choices.processes)
     )
-    work = stages.sampling(
-        models.transformer,
-        tokens=grid.tokens * (2 if choices.follows_reference else 1),
-        branches=branches,
-        text_tokens=[choices.text_tokens] * min(branches, 2),
-        on_cpu=card.is_main_memory,
-        kernels=_kernels(models, card),
-        divisions=divisions,
-    )
+    sizes: dict[str, Any] = {
+        "tokens": grid.tokens * (2 if choices.follows_reference else 1),
+        "branches": branches,
+        "text_tokens": [choices.text_tokens] * min(branches, 2),
+        "kernels": _kernels(models, card),
+    }
+    work = stages.sampling(models.transformer, **sizes, on_cpu=card.is_main_memory, divisions=divisions)
+    records = choices.cuda_graphs and not card.is_main_memory
+    copies, kept = stages.recording(models.transformer, **sizes) if records else (0, 0)
+    work += copies
     work += device_bytes(choices.loras, models.transformer.dtype.itemsize)
     work += merging_work(models.transformer, choices.loras, choices.lora_mode)
-    return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices)
+    return _stack_stage(run_pass.stage, "transformer", models.transformer, models, work, card, choices), kept
+
+
+def _with_recorded(run_stages: Sequence[Stage], kept: Mapping[str, int]) -> list[Stage]:
+    """The stages with what CUDA graphs of passes before keep. All passes share one pool, as large as the largest."""
+    found: list[Stage] = []
+    pool = 0
+    for stage in run_stages:
+        own = kept.get(stage.name, 0)  # in its work already
+        found.append(replace(stage, recorded=max(0, pool - own)))
+        pool = max(pool, own)
+    return found
 
 
 def _upscale_stage(models: Outline, upscaler: LatentUpsampler, grid: LatentShape, card: Card) -> Stage:

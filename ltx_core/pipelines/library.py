@@ -30,6 +30,7 @@ from ..models.transformer import LTXTransformer
 from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
+from ..placing.compiling import compile_where_placed
 from ..placing.devices import chosen_device, clear_of_memory, every_device
 from ..placing.lora import LORA_MODES, LoRAMode, check_mode
 from ..placing.placement import DevicePlacement, host_on
@@ -140,6 +141,7 @@ class Components:
         tile: int | None = None,
         kernels: str | None = None,
         compile: bool = False,
+        cuda_graphs: bool = False,
         keep: bool | None = None,
         cache: bool | None = None,
         copy: bool = False,
@@ -170,6 +172,7 @@ class Components:
             what LTXKIT_KERNELS says.
         compile: the blocks of the transformer are compiled, where nothing of it is streamed: the first step takes a
             minute or so, the others less time; see `placing.compiling`.
+        cuda_graphs: compiled blocks are recorded as CUDA graphs too, which pays for small clips; see `placing.graphs`.
         keep: models stay on the device between stages and clips. None: those that fit beside what runs. False: none.
             True: all that are not streamed, and what no longer fits beside them is streamed. See `release`.
         cache: encoded prompts are kept, in memory and in the user's cache folder, so that the text encoder is read only
@@ -195,8 +198,8 @@ class Components:
         sharing = sharing_of(group)
         at = every_device() if device == "balanced" else device
         if sharing is not None:
-            at = _device_of_one(at, compile=compile)
-        placement = _placement(at, resident_blocks, keep, kernels, notes, compile=compile)
+            at = _device_of_one(at, compile=compile, cuda_graphs=cuda_graphs)
+        placement = _placement(at, resident_blocks, keep, kernels, notes, compile=compile, cuda_graphs=cuda_graphs)
         tiling = Tiling.square(tile)
         _check_choices(dtype, (quantization, text_quantization), version, settings)
         if cache is not None:
@@ -215,6 +218,8 @@ class Components:
         transformer, info = files.model.transformer(
             dtype=dtype, quantization=quantization, fp8_matmul=fp8_matmul, progress=progress
         )
+        if cuda_graphs:
+            compile_where_placed(transformer, cuda_graphs=True)
         loaded_vae = files.vae.vae(dtype=dtype, progress=progress)
         loaded_upscaler = files.upscaler.upscaler(dtype=dtype, progress=progress) if files.upscaler else None
         if files.text_encoder is None:
@@ -661,12 +666,12 @@ def _pass_record(run_pass: Pass) -> dict[str, Any]:
     return {**record, "step_cache": run_pass.step_cache} if run_pass.step_cache else record
 
 
-def _device_of_one(device: Any, *, compile: bool) -> torch.device:
+def _device_of_one(device: Any, *, compile: bool, cuda_graphs: bool = False) -> torch.device:
     """The device of this process of a group. Raises ConfigError: several, or a choice that does not go with a group."""
-    if compile:
+    if compile or cuda_graphs:
         raise ConfigError(
-            "got compile for a group of processes; expected one of the two: exchanges between processes are not "
-            "compiled; leave one out"
+            f"got {'cuda_graphs' if cuda_graphs else 'compile'} for a group of processes; expected one of the two: "
+            "exchanges between processes are not compiled; leave one out"
         )
     if isinstance(device, Sequence) and not isinstance(device, str):
         raise ConfigError(
@@ -684,14 +689,17 @@ def _placement(
     notes: Notes,
     *,
     compile: bool,
+    cuda_graphs: bool = False,
 ) -> DevicePlacement | BalancedPlacement:
     """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
     if keep is not None:
         check_kind("keep", keep, bool)
     check_kind("compile", compile, bool)
+    check_kind("cuda_graphs", cuda_graphs, bool)
+    asked, compile = "cuda_graphs" if cuda_graphs else "compile", compile or cuda_graphs
     if compile and resident_blocks is not None:
         raise ConfigError(
-            f"got compile and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
+            f"got {asked} and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
             "compiled; leave one out"
         )
     if kernels is not None:
@@ -699,7 +707,7 @@ def _placement(
     if isinstance(device, Sequence) and not isinstance(device, str):
         if compile:
             raise ConfigError(
-                f"got compile for {len(device)} devices; expected a single one, on which the whole model is; leave "
+                f"got {asked} for {len(device)} devices; expected a single one, on which the whole model is; leave "
                 "one out"
             )
         return BalancedPlacement([chosen_device(each) for each in device], keep=keep)

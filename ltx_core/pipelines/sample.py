@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..errors import ConfigError, ShapeError, UnsupportedError
 from ..host import Host
 from ..models.teams import Division
 from ..models.transformer import Branch, LTXTransformer, PreparedText
+from ..placing.compiling import is_to_be_recorded
 from ..placing.lora import Application, applied, device_bytes, merging_work
 from ..placing.unpacking import blocks_unpacked
 from ..progress import ProgressEvent, doubt
@@ -296,15 +297,18 @@ def _work(run_pass: Pass, state: LatentState, prompts: Prompts, host: Host) -> i
         divisions = divisions_of(run_pass, sharing.size, counts, teams=sharing.teams)
         if any(prompt.is_read_at_times for prompt in texts):  # then the teams of a step are others
             divisions = [replace(division, texts=None) for division in divisions]
-    work = stages.sampling(
-        run_pass.transformer,
-        kernels=stages.dtypes_of(host),
-        samples=samples,
-        tokens=tokens,
-        branches=branches,
-        text_tokens=[text.embeddings.shape[1] for text in texts],
-        divisions=divisions,
-    )
+    sizes: dict[str, Any] = {
+        "kernels": stages.dtypes_of(host),
+        "samples": samples,
+        "tokens": tokens,
+        "branches": branches,
+        "text_tokens": [text.embeddings.shape[1] for text in texts],
+    }
+    work = stages.sampling(run_pass.transformer, **sizes, divisions=divisions)
+    if is_to_be_recorded(
+        run_pass.transformer
+    ):  # wherever it is: elsewhere than on a card it asks for a little too much
+        work += stages.recording(run_pass.transformer, **sizes)[0]
     if state.weights is not None:
         work += state.num_extra * tokens * run_pass.transformer.compute_dtype.itemsize  # the mask of their attention
     work += held_bytes(run_pass.evaluated, branches, state.latent.numel())

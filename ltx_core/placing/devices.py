@@ -135,13 +135,26 @@ def memory(device: torch.device) -> Memory | None:
             device = torch.device(device.type, accelerator.current_device())
         free, total = accelerator.mem_get_info(device)
         held = accelerator.memory_allocated(device)
-        reserve = accelerator.memory_reserved(device) - held
+        reserve = accelerator.memory_reserved(device) - held - pooled(device)
         allowed = int(total * _allowed_share(accelerator, device))
         return Memory(max(min(free + reserve, allowed - held), 0), allowed)
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return Memory(total - torch.mps.current_allocated_memory(), total)
     return main_memory()
+
+
+def pooled(device: torch.device) -> int:
+    """Bytes that recorded CUDA graphs keep for themselves, though no tensor is in them: nothing else can have them."""
+    if device.type != "cuda" or "torch._inductor.cudagraph_trees" not in sys.modules:
+        return 0
+    number = torch.cuda.current_device() if device.index is None else device.index  # pyright: ignore[reportUnnecessaryComparison] - as above
+    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()
+    return sum(
+        each["total_size"] - each["allocated_size"]
+        for each in segments
+        if each["device"] == number and tuple(each["segment_pool_id"]) != (0, 0)
+    )
 
 
 LARGE_BLOCK = 2**20

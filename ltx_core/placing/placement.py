@@ -24,10 +24,10 @@ from ..kernels.here import asked_kernels, kernels_here
 from ..models.blocks import block_stack
 from ..progress import Notes, Progress, log_note, silent
 from ..values import check_whole
-from .compiling import check_streaming, compiled, is_to_be_compiled, no_compiler
+from .compiling import check_streaming, compiled, compiles, is_to_be_compiled, is_to_be_recorded, no_compiler
 from .computing import active_for, active_on, using
 from .copies import DeviceCopies
-from .devices import Memory, best_device, is_out_of_memory, memory, named_device
+from .devices import Memory, best_device, is_out_of_memory, memory, named_device, pooled
 from .streaming import StreamCopies, streamed
 from .unpacking import bytes_unpacked, keep_unpacked, kept_unpacked, leave_unpacked
 
@@ -153,6 +153,8 @@ class DevicePlacement:
             return None
         mine = self._kept.get(module)
         returning = self._held_bytes() if self._keep is None else 0 if mine is None else _nbytes(module, mine)
+        if is_to_be_recorded(module) and compiles(module):  # whose work is in there
+            returning += pooled(self.device)
         return Memory(now.free + returning, now.total)
 
     def _held_bytes(self) -> int:
@@ -223,7 +225,9 @@ class DevicePlacement:
         return None if kernels is None else active_for(module, kernels, memory_required)
 
     def _compiled(self, module: nn.Module) -> AbstractContextManager[None]:
-        return compiled(module, self.device, self._say) if self._compiles(module) else nullcontext()
+        if not self._compiles(module):
+            return nullcontext()
+        return compiled(module, self.device, self._say, cuda_graphs=is_to_be_recorded(module))
 
     def _compiles(self, module: nn.Module) -> bool:
         return self._compile or is_to_be_compiled(module)

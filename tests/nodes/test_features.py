@@ -509,6 +509,25 @@ def test_a_model_is_compiled_where_there_is_a_compiler(
         LoadModel().run(*file, resident_blocks=0, compile=True)
 
 
+def test_a_model_is_recorded_where_there_are_cuda_graphs(
+    loaded: Any, prompts: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compiling, "no_compiler", lambda device: None)
+    monkeypatch.setattr(compiling, "_function_of", lambda kind, backend, **_: kind.forward)
+    file = ("ltxv-tiny.safetensors", "in the model file", "fp32", "2b-0.9.8-distilled")
+    result, expected = (sampled(one, prompts, canvas(9)) for one in (LoadModel().run(*file, cuda_graphs=True), loaded))
+    assert said.count(": CUDA graphs are left out: they are NVIDIA's, and this is cpu.") == 1
+    assert torch.equal(result["samples"], expected["samples"])
+    steps: list[int] = []
+    monkeypatch.setattr(compiling, "no_graphs", lambda device: None)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(1))
+    result = sampled(LoadModel().run(*file, cuda_graphs=True), prompts, canvas(9))
+    assert torch.equal(result["samples"], expected["samples"])
+    assert steps
+    with pytest.raises(ConfigError, match=r"got cuda_graphs and resident_blocks 0; .*turn cuda_graphs off"):
+        LoadModel().run(*file, resident_blocks=0, cuda_graphs=True)
+
+
 def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
     def call(*args: Any, **options: Any) -> Any:
         calls.append(1)
