@@ -69,12 +69,14 @@ class Warm:
 
 @dataclass
 class Ended:
-    """status: as `subprocess` has it, negative after a signal. seen: the moments that it passed."""
+    """status: as `subprocess` has it, negative after a signal. seen: the moments that it passed. elsewhere: what it
+    wrote outside of its folders, and its connections; both are empty where it could not tell."""
 
     status: int
     out: str
     said: str
     seen: list[str] = field(repr=False)
+    elsewhere: list[str]
 
     @property
     def sentence(self) -> str:
@@ -137,7 +139,8 @@ class Stage:
         texts = [
             path.read_text("utf-8", "replace") if path.is_file() else "" for path in (streams / "out", streams / "said")
         ]
-        return Ended(status, *texts, json.loads(moments.read_text()) if moments.is_file() else [])
+        told = json.loads(moments.read_text()) if moments.is_file() else {"seen": [], "elsewhere": []}
+        return Ended(status, *texts, **told)
 
     def run(self, line: str, **start: Any) -> Ended:
         return self.end(line, self.start(line, **start))
