@@ -19,7 +19,7 @@ from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
 from ..ltx_core.files import is_folder, is_there, parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, nearest
-from ..ltx_core.values import shown
+from ..ltx_core.values import shown, shown_path
 from ..ltx_core.weights.bundled import BUNDLED
 
 if TYPE_CHECKING:
@@ -200,8 +200,8 @@ class Places:
                     if there.name in names or there.stem in names:
                         return there
         raise CheckpointError(
-            f"got {shown(text)}{where}, which is not there; expected a file or a folder that exists, or the name of "
-            f"one in ComfyUI's folders; {_advice(role, text)}"
+            f"got {shown_path(text)}{where}, which is not there; expected a file or a folder that exists, or the "
+            f"name of one in ComfyUI's folders; {_advice(role, text)}"
         )
 
     def _searched(self, role: Role) -> Iterator[tuple[str, list[Path]]]:

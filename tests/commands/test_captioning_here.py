@@ -3,7 +3,10 @@ them. Their words mean nothing; they must be those that transformers' own steps 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,6 +17,7 @@ import torch
 
 from ltxkit.cli import main
 from ltxkit.commands.captioning import PROMPT
+from ltxkit.ltx_core import files
 from ltxkit.ltx_core.errors import CheckpointError, ConfigError
 from ltxkit.ltx_core.media import write_image, write_video
 from ltxkit.ltx_core.training import vision_model
@@ -89,6 +93,17 @@ def test_the_command_again_goes_on(
     assert sorted(path.name for path in folder.glob("*.txt")) == ["a.txt", "b.txt", "c.txt"]
     monkeypatch.setattr(VisionModel, "_open", lambda _: pytest.fail("opened with nothing to caption"))
     assert main(command) == 0
+
+
+def test_a_folder_that_takes_no_captions_is_said_before_a_model_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(_: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files, "_try", read_only)
+    assert main(["caption", str(folder), "--model", str(folder / "no model")]) == 2
+    assert re.search(r"ltxkit: got the output .*[ab]\.txt, which cannot be written", capsys.readouterr().err)
 
 
 def changed(vision_models: dict[str, Path], tmp_path: Path, change: Callable[[Path], None]) -> str:
