@@ -51,7 +51,8 @@ def check_for_system(text: str) -> None:
     if length > LONGEST_PATH and not text.startswith("\\\\?\\") and not _has_long_paths():
         raise ConfigError(
             f"got the name {shown_path(text)}, whose whole path takes {length} characters while it is written; "
-            f"expected at most {LONGEST_PATH}; name a folder with a shorter path, or switch on LongPathsEnabled in Windows"
+            f"expected at most {LONGEST_PATH}; name a folder with a shorter path, or switch on LongPathsEnabled in "
+            "Windows"
         )
 
 
