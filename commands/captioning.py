@@ -105,7 +105,7 @@ def _write(
     found: Uncaptioned, caption: Callable[[list[Tensor]], str], pictures: int, console: Console
 ) -> dict[Path, str]:
     """Caption every file; returns those that cannot be read, with the reason."""
-    from ..ltx_core.errors import LTXKitError
+    from ..ltx_core.errors import LTXKitError, reason_of
     from ..ltx_core.files import whole
     from ..ltx_core.progress import ProgressEvent
     from ..ltx_core.training.uncaptioned import frames_of
@@ -116,7 +116,7 @@ def _write(
         try:
             frames = frames_of(path, pictures)
         except (LTXKitError, OSError) as error:
-            skipped[path] = str(error)
+            skipped[path] = reason_of(error)
             continue
         text = caption(frames)
         with whole(found.target(path)) as part:

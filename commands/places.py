@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..ltx_core.cache import home_folder, in_home
-from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
+from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError, reason_of
 from ..ltx_core.files import is_folder, is_there, parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, nearest
@@ -96,7 +96,7 @@ def read_config(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(reason_of(error).split())
         raise ConfigError(f"got {path}, which cannot be read ({reason}); expected an INI file; correct it") from error
     known = (*(role.key for role in ROLES), COMFYUI)
     values: dict[str, str] = {}
