@@ -61,6 +61,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _caption(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.errors import ConfigError
+    from ..ltx_core.files import check_output
     from ..ltx_core.training.uncaptioned import uncaptioned
 
     if options.url is None and options.key_variable is not None:
@@ -70,6 +71,8 @@ def _caption(options: argparse.Namespace, console: Console) -> int:
     asked = None if options.url is None else _asked(options, console)  # refuses an address before anything is read
     found = uncaptioned(options.path)
     console.note(f"{found.captioned} of {found.captioned + len(found.files)} files have a caption")
+    for target in {path.parent: found.target(path) for path in found.files}.values():
+        check_output(target)  # each folder once, before a model is loaded
     skipped: dict[Path, str] = {}
     if found.files:
         skipped = _write(found, asked or _here(options), options.pictures, console)
@@ -102,7 +105,7 @@ def _write(
     found: Uncaptioned, caption: Callable[[list[Tensor]], str], pictures: int, console: Console
 ) -> dict[Path, str]:
     """Caption every file; returns those that cannot be read, with the reason."""
-    from ..ltx_core.errors import LTXKitError
+    from ..ltx_core.errors import LTXKitError, reason_of
     from ..ltx_core.files import whole
     from ..ltx_core.progress import ProgressEvent
     from ..ltx_core.training.uncaptioned import frames_of
@@ -113,7 +116,7 @@ def _write(
         try:
             frames = frames_of(path, pictures)
         except (LTXKitError, OSError) as error:
-            skipped[path] = str(error)
+            skipped[path] = reason_of(error)
             continue
         text = caption(frames)
         with whole(found.target(path)) as part:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..ltx_core.cache import home_folder, in_home
-from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError
+from ..ltx_core.errors import CheckpointError, ConfigError, LTXKitError, reason_of
 from ..ltx_core.files import is_folder, is_there, parse_yaml
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, nearest
-from ..ltx_core.values import shown
+from ..ltx_core.values import shown, shown_path
 from ..ltx_core.weights.bundled import BUNDLED
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def read_config(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(reason_of(error).split())
         raise ConfigError(f"got {path}, which cannot be read ({reason}); expected an INI file; correct it") from error
     known = (*(role.key for role in ROLES), COMFYUI)
     values: dict[str, str] = {}
@@ -200,8 +200,8 @@ class Places:
                     if there.name in names or there.stem in names:
                         return there
         raise CheckpointError(
-            f"got {shown(text)}{where}, which is not there; expected a file or a folder that exists, or the name of "
-            f"one in ComfyUI's folders; {_advice(role, text)}"
+            f"got {shown_path(text)}{where}, which is not there; expected a file or a folder that exists, or the "
+            f"name of one in ComfyUI's folders; {_advice(role, text)}"
         )
 
     def _searched(self, role: Role) -> Iterator[tuple[str, list[Path]]]:

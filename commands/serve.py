@@ -142,6 +142,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             log_level="warning",
             timeout_graceful_shutdown=5,
             server_header=False,
+            use_colors=False,  # otherwise it asks stdout, which may be closed
         )
         server = uvicorn.Server(config)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ltx_core import media
-from ..ltx_core.errors import CheckpointError, ConfigError
+from ..ltx_core.errors import CheckpointError, ConfigError, reason_of
 from ..ltx_core.files import whole
 from ..nodes.room import check_pictures
 from .clip_nodes import CreateVideo, GetVideoComponents, LoadVideo, SaveVideo
@@ -286,7 +286,7 @@ class LoadLatent:
                 samples = file.get_tensor("latent_tensor").float()
         except (SafetensorError, CheckpointError, KeyError, ValueError, OSError) as error:
             raise CheckpointError(
-                f"got {path}, which is not a latent ({error}); expected a file of Save Latent; choose another"
+                f"got {path}, which is not a latent ({reason_of(error)}); expected one of Save Latent; choose another"
             ) from error
         scale = 1.0 if "latent_format_version_0" in stored else 1 / 0.18215  # files older than the version mark
         return ({"samples": samples * scale},)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.errors import ConfigError, UnsupportedError, reason_of
 from ..ltx_core.files import whole
 from ..ltx_core.media.frames import rgb_frames
 from ..ltx_core.media.sound import Sound, SoundTrack
@@ -119,8 +119,8 @@ def write_clip(path: Path, clip: Clip, encoding: Encoding, metadata: Mapping[str
                 track.close()
         except FFmpegError as error:
             raise UnsupportedError(
-                f"got frames of {width}x{height} pixels, which the codec {encoding.codec} does not store ({error}); "
-                "expected another size; choose another codec"
+                f"got frames of {width}x{height} pixels, which the codec {encoding.codec} does not store "
+                f"({reason_of(error)}); expected another size; choose another codec"
             ) from error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..ltx_core.errors import ConfigError
+from ..ltx_core.errors import ConfigError, reason_of
 from ..ltx_core.media.pictures import NotOpenedError, opened
 from ..nodes.templates import ROOT, TEMPLATES, shipped
 from .graph import Converted, convert, is_graph
@@ -96,8 +96,8 @@ def _content(path: Path) -> Any:
         return json.loads(path.read_bytes())  # in UTF-8, -16 or -32, with a byte order mark or without
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"got {path}, which cannot be read as JSON ({error}); expected a workflow that ComfyUI saved or exported; "
-            "export it again"
+            f"got {path}, which cannot be read as JSON ({reason_of(error)}); expected a workflow that ComfyUI "
+            "saved or exported; export it again"
         ) from error
 
 
@@ -135,7 +135,9 @@ def _media_texts(path: Path) -> dict[str, str]:
         with av.open(str(path), metadata_errors="replace") as container:
             return {key.lower(): text for key, text in container.metadata.items()}
     except (FFmpegError, OSError, ValueError, TypeError, RuntimeError, LookupError, MemoryError) as error:
-        raise ConfigError(f"got {path}, which is damaged ({error}); expected a clip; choose another file") from error
+        raise ConfigError(
+            f"got {path}, which is damaged ({reason_of(error)}); expected a clip; choose another file"
+        ) from error
 
 
 def _latent_texts(path: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..ltx_core.errors import ConfigError, UnsupportedError
+from ..ltx_core.errors import ConfigError, UnsupportedError, reason_of
 from ..ltx_core.filenames import check_for_system, names_a_drive
 from ..ltx_core.files import check_output, is_there, sync, temporary
 from ..ltx_core.values import shown
@@ -86,8 +86,10 @@ def check_file(name: str) -> bool | str:
     try:
         path = named_file(name)
         is_file = path.is_file()
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         return str(error)
+    except OSError as error:
+        return f"got {shown(name)}, which cannot be read ({reason_of(error)}); expected a file that can; choose another"
     if is_file:
         return True
     return f"got {shown(name)}; expected a file in {path.parent}; put it there, or point --input to its folder"
@@ -106,8 +108,10 @@ def check_prefix(kind: str, prefix: str) -> bool | str:
     """For VALIDATE_INPUTS: whether files can be saved under a prefix."""
     try:
         check_output(NumberedFiles.under(kind, prefix).path(".png"))
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         return str(error)
+    except OSError as error:
+        return f"got {shown(prefix)}, which cannot be written ({reason_of(error)}); expected another name; change it"
     return True
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.errors import ConfigError, LTXKitError, reason_of
 from ..ltx_core.files import check_output
 from ..ltx_core.placing.devices import clear_of_memory
 from ..ltx_core.progress import Notes, Progress, log_note, silent
@@ -157,7 +157,7 @@ def _naming(label: str) -> Generator[None]:
     except OSError as error:
         if error.errno is None:  # not the disk: Pillow says so of a damaged picture
             raise ConfigError(
-                f"{label}: got a file that cannot be read ({error}); expected another; check it"
+                f"{label}: got a file that cannot be read ({reason_of(error)}); expected another; check it"
             ) from error
         named = f": {error.filename}" if error.filename is not None else ""
         raise OSError(error.errno, f"{label}: {error.strerror}{named}") from error

@@ -66,6 +66,12 @@ class TrainingError(LTXKitError, RuntimeError):
     """Training cannot continue: the loss is not a number, or the latents collapsed."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, for the brackets of a sentence: of the system's, without their number and the file."""
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return told or type(error).__name__
+
+
 @contextmanager
 def foreign_errors(refused: Callable[[BaseException], LTXKitError]) -> Generator[None, None, None]:
     """Whatever another library raises inside, as an error of ours; what is ours already stays.

@@ -13,7 +13,7 @@ import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import ConfigError
-from .values import shown
+from .values import shown, shown_path
 
 LONGEST_NAME = 255  # bytes, of most file systems
 LONGEST_PATH = 259  # characters, of Windows unless its user has asked for long paths
@@ -45,13 +45,14 @@ def check_for_system(text: str) -> None:
     for part in path.parts[1:] if path.anchor else path.parts:
         problem = _problem_on_windows(part)
         if problem:
-            raise ConfigError(f"got the name {shown(text)}; expected one without {problem}; name another")
+            raise ConfigError(f"got the name {shown_path(text)}; expected one without {problem}; name another")
     folder, name = os.path.split(os.path.abspath(text))  # noqa: PTH100 - for names that cannot exist, too
     length = len(folder) + 1 + max(len(name), _TEMPORARY_NAME)
     if length > LONGEST_PATH and not text.startswith("\\\\?\\") and not _has_long_paths():
         raise ConfigError(
-            f"got the name {shown(text)}, whose whole path takes {length} characters while it is written; expected at "
-            f"most {LONGEST_PATH}; name a folder with a shorter path, or switch on LongPathsEnabled in Windows"
+            f"got the name {shown_path(text)}, whose whole path takes {length} characters while it is written; "
+            f"expected at most {LONGEST_PATH}; name a folder with a shorter path, or switch on LongPathsEnabled in "
+            "Windows"
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from .errors import ConfigError, LTXKitError
 from .filenames import LONGEST_NAME, check_for_system
 from .locks import LOCK, TEMPORARY, Lock, remove_held
-from .values import shown
+from .values import shown, shown_path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # that Pillow writes
 VIDEOS = (".mp4",)
@@ -71,7 +71,9 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
     check_name(text, folder=folder)
     path = Path(text)
     if suffixes and path.suffix.lower() not in suffixes:
-        raise ConfigError(f"got the output {shown(text)}; expected a name that ends in {_either(suffixes)}; change it")
+        raise ConfigError(
+            f"got the output {shown_path(text)}; expected a name that ends in {_either(suffixes)}; change it"
+        )
     try:
         if folder and path.exists() and not path.is_dir():
             raise ConfigError(f"got the output {path}, which is a file; expected a folder; name another")
@@ -89,8 +91,8 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
         _try(there / f"{TEMPORARY}{secrets.token_hex(4)}")
     except OSError as error:
         raise ConfigError(
-            f"got the output {shown(text)}, which cannot be written ({error.strerror or error}); expected a folder "
-            "with the right to write; name another output"
+            f"got the output {shown_path(text)}, which cannot be written ({error.strerror or error}); expected a "
+            "folder with the right to write; name another output"
         ) from error
 
 
@@ -117,7 +119,7 @@ def check_name(text: str, *, folder: bool) -> None:
         raise ConfigError(f"got the output {shown(text)}; expected the name of a file or folder; name one")
     separators = tuple(separator for separator in (os.sep, os.altsep) if separator)
     if not folder and (text.endswith(separators) or Path(text).name in ("", ".", "..")):
-        raise ConfigError(f"got the output {shown(text)}, which names a folder; expected a file; add its name")
+        raise ConfigError(f"got the output {shown_path(text)}, which names a folder; expected a file; add its name")
     check_for_system(text)
 
 

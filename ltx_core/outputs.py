@@ -20,7 +20,7 @@ from . import files
 from .errors import ConfigError, UnsupportedError
 from .shapes import PixelShape
 from .threads import scheduling_kept
-from .values import is_number, shown
+from .values import is_number, shown, shown_path
 
 
 @dataclass(frozen=True)
@@ -292,12 +292,12 @@ def _pattern(text: str) -> tuple[Path, str, int, str] | None:
     folder = path.parent
     if folder == Path() or match.end() != len(path.stem) or len(found) > 1 or folder.parent == folder:
         raise ConfigError(
-            f"got the output {shown(text)}; expected pictures in a folder of their own, with the number at the end of "
-            "the name, such as shot/%04d.png; name them so"
+            f"got the output {shown_path(text)}; expected pictures in a folder of their own, with the number at the "
+            "end of the name, such as shot/%04d.png; name them so"
         )
     digits = int(match[1]) if match[1] else len(match[2] or "") or DIGITS
     if digits > 9:
-        raise ConfigError(f"got the output {shown(text)} with {digits} digits; expected at most 9; write %04d")
+        raise ConfigError(f"got the output {shown_path(text)} with {digits} digits; expected at most 9; write %04d")
     return folder, path.stem[: match.start()], digits, path.suffix
 
 
@@ -327,7 +327,7 @@ def _file(path: Path, codec: str | None, size: PixelShape | None) -> Output:
     if suffix not in FORMATS:
         hint = "" if suffix else f" (for pictures, {path}/ or {path}/%04d.exr)"
         raise ConfigError(
-            f"got the output {shown(str(path))}; expected a name that ends in {_either(tuple(FORMATS))}, or a folder, "
+            f"got the output {shown_path(path)}; expected a name that ends in {_either(tuple(FORMATS))}, or a folder, "
             f"which ends in /; change it{hint}"
         )
     form = FORMATS[suffix]
@@ -345,7 +345,7 @@ def _still(path: Path, codec: str | None, size: PixelShape | None) -> Output:
         raise ConfigError(f"got the codec {codec} for {path.name}; expected {chosen}; leave it out")
     if size is None or size.frames != 1:
         raise ConfigError(
-            f"got the output {shown(str(path))}, one picture, for a clip; expected a folder of pictures or a video; "
+            f"got the output {shown_path(path)}, one picture, for a clip; expected a folder of pictures or a video; "
             f"write {path.with_suffix('')}/%04d{path.suffix}, or ask for one frame"
         )
     return Output(path, chosen, still=True, suffix=path.suffix)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .errors import printable
+from .errors import printable, reason_of
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,5 @@ def accessory(what: str, notes: Notes = log_note) -> Generator[Outcome, None, No
         yield outcome
     except Exception as error:
         outcome.failed = True
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error).splitlines()[0]
         notes(f"{what} could not be made ({reason}); the rest is complete")

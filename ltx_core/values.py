@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypeGuard
 
 from .errors import ConfigError
@@ -20,17 +21,24 @@ MOST_STEPS = 1000  # of a schedule: as many as training has levels
 FASTEST = 1000  # frames per second
 FINITE, WHOLE = "a finite number", "a whole number"
 SHOWN = 60  # characters of a value in a message
+LONGEST_SHOWN_PATH = 200  # characters of a path there
 
 
 def shown(value: object) -> str:
-    """A value in a message, no longer than a line."""
+    """A value in a message, no longer than a line. Of a long one the middle is left out: names differ in their ends."""
     if isinstance(value, int) and value.bit_length() > 4 * SHOWN:  # Python refuses to write the longest ones
         return f"a number of {value.bit_length()} bits"
     try:
         text = " ".join(repr(value).split()) if not isinstance(value, str) else repr(value)
     except (ValueError, RecursionError):  # a longer number inside, or thousands of brackets
         return f"a {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]}... ({len(text)} characters)"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]} ({len(text)} characters)"
+
+
+def shown_path(path: Path | str) -> str:
+    """A path in a message: whole, since its name stands at its end, unless it is longer than any that people have."""
+    text = str(path)
+    return text if len(text) <= LONGEST_SHOWN_PATH else shown(text)
 
 
 def is_number(value: object) -> TypeGuard[float]:

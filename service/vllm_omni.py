@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ltx_core.errors import ConfigError, LTXKitError
+from ..ltx_core.errors import ConfigError, LTXKitError, reason_of
 from ..ltx_core.progress import ProgressEvent
 from ..ltx_core.values import shown
 from .catalog import Catalog, Model
@@ -185,8 +185,8 @@ def catalog_of(folder: Path) -> Catalog:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"got the model {shown(str(folder))}, whose {INDEX} cannot be read ({error}); expected a folder on this "
-            "machine with one; download the model, or write it as docs/serve.md says"
+            f"got the model {shown(str(folder))}, whose {INDEX} cannot be read ({reason_of(error)}); expected a folder "
+            "on this machine with one; download the model, or write it as docs/serve.md says"
         ) from error
     said = index.get(SAID, {}) if isinstance(index, dict) else None
     if not isinstance(said, dict):

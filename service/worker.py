@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..ltx_core.errors import LTXKitError
+from ..ltx_core.errors import LTXKitError, reason_of
 from .catalog import Catalog
 from .folder import Folder
 from .making import Held, make_video
@@ -97,7 +97,7 @@ class Worker:
                 self._kept(lambda: self.queue.give_back(job))
                 self._complain(error.strerror or str(error))
             else:
-                self._failed(job, "server_error", str(error))
+                self._failed(job, "server_error", reason_of(error))
         except (sqlite3.OperationalError, PostponedError) as error:
             self._kept(lambda: self.queue.give_back(job))
             self._complain(str(error))

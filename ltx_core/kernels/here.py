@@ -16,6 +16,7 @@ import torch
 
 from ..cache import VARIABLE as CACHE_VARIABLE
 from ..cache import cache_folder
+from ..errors import reason_of
 from ..files import temporary
 from ..progress import Notes, log_note
 from .choice import PLAIN, Kernels, check_device, parse_kernels
@@ -67,7 +68,7 @@ def measured_here(say: Notes = log_note) -> Kernels:
     except (OSError, ValueError) as error:
         say(
             f"This CPU computes by plain torch in the dtype of each file: what is fastest here could not be kept, and "
-            f"without that a seed would not stay one clip ({error}). Name a folder in {CACHE_VARIABLE}."
+            f"without that a seed would not stay one clip ({reason_of(error)}). Name a folder in {CACHE_VARIABLE}."
         )
         return PLAIN
     if is_new:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LTXKitError
+from ..errors import ConfigError, LTXKitError, reason_of
 from ..files import is_there
 from ..progress import Notes
 from .colour import HDR_NAMES, from_sixteen_bits, is_wide, sdr_from_hdr, srgb_from_wide, to_srgb
@@ -59,7 +59,7 @@ def open_video(path: Path) -> Generator[tuple[InputContainer, VideoStream], None
         raise
     except (OSError, FFmpegError, ValueError, TypeError, RuntimeError, LookupError, MemoryError) as error:
         raise ConfigError(
-            f"got video {path}, which cannot be read ({error}); expected a file such as mp4; choose another"
+            f"got video {path}, which cannot be read ({reason_of(error)}); expected a file such as mp4; choose another"
         ) from error
 
 

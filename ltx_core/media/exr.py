@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError, reason_of
 from .colour import from_srgb
 
 _MAGIC = b"\x76\x2f\x31\x01"
@@ -42,8 +42,8 @@ def encode_exr(frame: Tensor, texts: Mapping[str, str]) -> bytes:
         data = b"".join(bytes(packet) for packet in (*context.encode(picture), *context.encode(None)))
     except (FFmpegError, ValueError) as error:
         raise UnsupportedError(
-            f"got a frame of {width}x{height} pixels, which FFmpeg does not store as OpenEXR ({error}); expected "
-            "another size; choose png"
+            f"got a frame of {width}x{height} pixels, which FFmpeg does not store as OpenEXR ({reason_of(error)}); "
+            "expected another size; choose png"
         ) from error
     return _with_attributes(data, texts, -(-height // _ROWS))
 

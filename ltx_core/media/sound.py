@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from ..outputs import SOUND_FILE
 from ..progress import Notes, log_note
 from .decoding import decoded_frames, open_video
@@ -144,7 +144,7 @@ def _sound_beside(folder: Path, seconds: Fraction | float | None) -> Sound | Non
             clock = _Clock(Fraction(0), Fraction(0), seconds)
             return _read(container, container.streams.audio[0], clock, lambda _: None)
     except (FFmpegError, OSError, ValueError, LookupError) as error:
-        raise ConfigError(f"got {path}, which cannot be read ({error}); expected WAV; remove it") from error
+        raise ConfigError(f"got {path}, which cannot be read ({reason_of(error)}); expected WAV; remove it") from error
 
 
 def _heard_stream(container: InputContainer, say: Notes) -> AudioStream | None:

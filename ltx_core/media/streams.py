@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, reason_of
 from ..outputs import QUIET, Encoder, Output
 from ..shapes import PixelShape
 from ..threads import scheduling_kept
@@ -75,7 +75,7 @@ def write(path: Path, frames: Iterator[Tensor], output: Output, stream: Stream) 
             raise  # the disk
         raise UnsupportedError(
             f"got frames of {stream.size[0]}x{stream.size[1]} pixels, which the encoder of {output.codec} does not "
-            f"store ({error}); expected another size or rate; choose another codec"
+            f"store ({reason_of(error)}); expected another size or rate; choose another codec"
         ) from error
     return PixelShape(count, stream.size[1], stream.size[0])
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import LTXKitError
+from ..errors import LTXKitError, reason_of
 from ..weights.bundled import BUNDLED, BUNDLED_LORA, bundled_files
 
 ROOT = Path(__file__).parents[2]  # of the pack: with its assets and workflows
@@ -206,7 +206,7 @@ def _examined(file: ModelFile) -> dict[str, Any]:
     try:
         report = inspect(file.path)
     except (LTXKitError, OSError) as error:
-        report = {"kind": "unknown", "what": "not readable", "version": [], "problems": [str(error)]}
+        report = {"kind": "unknown", "what": "not readable", "version": [], "problems": [reason_of(error)]}
     said = {name: report[name] for name in ("kind", "what", "version", "problems")}
     return {"folder": file.kind, "name": file.name, **said}
 
@@ -234,7 +234,7 @@ def _demo_problems(with_torch: bool) -> Iterator[str]:
             try:
                 json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                yield f"got {name}, which cannot be read ({error}); expected a workflow; install LTXKit again"
+                yield f"got {name}, which cannot be read ({reason_of(error)}); expected a workflow; install it again"
     if with_torch:
         yield from _bundled_problems()
     yield from _video_problems()
@@ -260,7 +260,7 @@ def _bundled_problems() -> Iterator[str]:
         try:
             problems = inspect(path)["problems"]
         except (LTXKitError, OSError) as error:
-            problems = [str(error)]
+            problems = [reason_of(error)]
         for problem in problems:
             yield f"{name}: {problem}"
 

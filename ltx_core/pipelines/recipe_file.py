@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError, reason_of
 from ..files import parse_yaml
 from ..releases import DOWNSCALE_FACTOR
 from ..sampling.guidance import Guidance
@@ -96,7 +96,7 @@ def _tree(path: Path) -> Any:
             return json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"got the recipe {path}, which cannot be read ({error}); expected YAML; correct it"
+            f"got the recipe {path}, which cannot be read ({reason_of(error)}); expected YAML; correct it"
         ) from error
     try:
         return parse_yaml(text)

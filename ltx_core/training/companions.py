@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LTXKitError
+from ..errors import ConfigError, LTXKitError, reason_of
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, resize, stream_video
 from ..shapes import PixelShape
 from .captions import MASK_COLUMNS, REFERENCE_COLUMNS, is_hidden, listed_companions
@@ -123,7 +123,7 @@ class Companions:
             shape, length, _ = self._measured(path)
             other_shape, other_length, white = self._measured(other)
         except (LTXKitError, OSError) as error:
-            return f"{other}: {error}"
+            return f"{other}: {reason_of(error)}"
         still = self.kind.masks and other_length == 1
         if other_length != length and not still:
             return f"{other} has {other_length} frames, the clip {length} (at {float(self.fps):g} per second)"

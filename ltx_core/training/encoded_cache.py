@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..cache import cache_folder
+from ..errors import reason_of
 from ..locks import waiting
 from ..progress import Notes
 from ..weights.save import write_safetensors
@@ -58,7 +59,7 @@ class EncodedCache:
             with safe_open(file, framework="pt") as opened:
                 tensor, known = opened.get_tensor(_NAME), (opened.metadata() or {}).get(_SUM)
         except (SafetensorError, OSError, ValueError) as error:
-            self.notes(f"{file} is damaged ({error}) and made again")
+            self.notes(f"{file} is damaged ({reason_of(error)}) and made again")
             return None
         if known != _sum(tensor):
             self.notes(f"{file} is damaged (it has another checksum) and made again")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError, reason_of
 from ..media import stream_video, video_fps, write_video
 from ..progress import Notes
 
@@ -44,7 +44,9 @@ def scenes_of(video: Path, cut: Cut) -> list[tuple[float, float]]:
     try:
         found = detect(str(video), AdaptiveDetector(adaptive_threshold=cut.threshold), start_in_scene=True)
     except (VideoOpenFailure, OSError) as error:
-        raise ConfigError(f"got {video}, which cannot be read ({error}); expected a video; leave it out") from error
+        raise ConfigError(
+            f"got {video}, which cannot be read ({reason_of(error)}); expected a video; leave it out"
+        ) from error
     scenes: list[tuple[float, float]] = []
     for start, end in ((each[0].seconds, each[1].seconds) for each in found):
         parts = max(1, -int(-(end - start) // cut.longest))

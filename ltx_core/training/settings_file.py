@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from ..errors import ConfigError, UnsupportedError
+from ..errors import ConfigError, UnsupportedError, reason_of
 from ..files import parse_yaml
 from ..values import bound, shown
 
@@ -100,7 +100,9 @@ def read_tree(file: Path, overrides: Sequence[str] = ()) -> Any:
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
-        raise ConfigError(f"got {file}, which is not YAML ({error}); expected a training config; correct it") from error
+        raise ConfigError(
+            f"got {file}, which is not YAML ({reason_of(error)}); expected a training config; correct it"
+        ) from error
     return tree
 
 

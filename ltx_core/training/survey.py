@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import ConfigError, LTXKitError
+from ..errors import ConfigError, LTXKitError, reason_of
 from ..media import CLIP_SUFFIXES, PICTURE_SUFFIXES, is_clip, read_image, stream_video, video_fps
 from ..progress import Notes
 from ..sampling.noise import seed_sequence
@@ -159,7 +159,7 @@ def _survey_files(
         try:
             size, count, other_rate, original = _examine(path, sizes, fps, reading, found.remarks.append)
         except (LTXKitError, OSError) as error:
-            found.skipped[str(path)] = str(error)
+            found.skipped[str(path)] = reason_of(error)
             continue
         caption, fault = _caption_of(path, captions.texts.get(path.resolve()), part.caption_suffix)
         if fault is not None:
@@ -322,7 +322,7 @@ def _companion_faults(
                 seen += 1
                 white = white or (what == "mask" and bool((frame.mean(dim=-1) >= WHITE).any()))
         except (LTXKitError, OSError) as error:
-            yield f"{path}: its {what} {other} cannot be read ({str(error).rstrip('.')})"
+            yield f"{path}: its {what} {other} cannot be read ({reason_of(error).rstrip('.')})"
             continue
         if seen != count and not (what == "mask" and seen == 1):
             yield f"{path}: its {what} {other} has {seen} frames, the clip {count} (at {float(fps):g} per second)"

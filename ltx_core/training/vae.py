@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError, TrainingError
+from ..errors import CheckpointError, ConfigError, TrainingError, reason_of
 from ..models.video_vae import Posterior, VideoVAE
 from ..progress import Notes, Progress, ProgressEvent, log_note, silent
 from ..sampling.noise import initialised, stream
@@ -212,7 +212,7 @@ class VAETask:
             judge = torch.jit.load(str(path), map_location=self.world.device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
-                f"got {path}, which is not a TorchScript file ({error}); expected one; export it again"
+                f"got {path}, which is not a TorchScript file ({reason_of(error)}); expected one; export it again"
             ) from error
         for parameter in judge.parameters():  # script modules have no requires_grad_
             parameter.requires_grad_(False)

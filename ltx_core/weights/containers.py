@@ -18,7 +18,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError, UnsupportedError, reason_of
 from ..files import is_broken_link, is_folder, is_there
 from ..quant.fp8 import COMFY_MARKER
 from ..quant.ggml_blocks import BLOCK_TYPES
@@ -144,7 +144,9 @@ def _open(path: Path) -> Checkpoint:
         with path.open("rb") as file:
             head = file.read(len(MAGIC))
     except OSError as error:
-        raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
+        raise CheckpointError(
+            f"got {path}, which cannot be read ({reason_of(error)}); expected a readable file"
+        ) from error
     return _open_gguf(path) if head == MAGIC else _open_safetensors(path)
 
 
@@ -315,7 +317,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             file.seek(8)
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"got {path}, which cannot be read ({error}); expected a readable file") from error
+        raise CheckpointError(
+            f"got {path}, which cannot be read ({reason_of(error)}); expected a readable file"
+        ) from error
     if len(text) < length:
         raise CheckpointError(_truncated(path, size, f"at least {8 + length} bytes"))
     start = 8 + length

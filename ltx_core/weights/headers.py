@@ -20,7 +20,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 
 # Bits of one element (safetensors/src/tensor.rs `Dtype`, 0.8). A name that is not here is none of the format's.
 DTYPE_BITS: Mapping[str, int] = {
@@ -147,7 +147,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"got {path}, which cannot be read ({error}); expected a JSON object; check the file"
+            f"got {path}, which cannot be read ({reason_of(error)}); expected a JSON object; check the file"
         ) from error
     return parse_json_object(content.removeprefix(b"\xef\xbb\xbf"), str(path))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from ..errors import CheckpointError, UnsupportedError
+from ..errors import CheckpointError, UnsupportedError, reason_of
 from .lora_keys import MAX_NAME, dotted
 
 CONFIG_FILE = "adapter_config.json"
@@ -83,7 +83,9 @@ def read_settings(path: Path, metadata: Mapping[str, str]) -> PeftSettings:
         try:
             text = beside.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"got {beside}, which cannot be read ({error}); expected peft's settings") from error
+            raise CheckpointError(
+                f"got {beside}, which cannot be read ({reason_of(error)}); expected peft's settings"
+            ) from error
         return _settings(_object(text, str(beside)), str(beside))
     return PeftSettings()
 

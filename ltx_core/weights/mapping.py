@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 
 # Without it the kernel refuses to map a file that is larger than memory and swap together, because the mapping is
 # private and could, as far as it knows, be written to as a whole. Python names the flag from 3.12 on only.
@@ -79,8 +79,8 @@ class MappedFile:
                 self._map = _map_privately(self._descriptor)
             except OSError as error:
                 raise CheckpointError(
-                    f"got {self.path}, which cannot be mapped into memory ({error}); expected a readable file; "
-                    "check that it is still there"
+                    f"got {self.path}, which cannot be mapped into memory ({reason_of(error)}); expected a readable "
+                    "file; check that it is still there"
                 ) from error
         else:
             self.check_unchanged()

@@ -102,3 +102,21 @@ def test_a_pass_is_made_in_one_place(sources: dict[str, ast.Module]):
         "ltx_core/training/generate.py",
         "nodes/passes.py",
     }
+
+
+OF_THE_SYSTEM = {"OSError", "FFmpegError", "VideoOpenFailure"}
+
+
+def test_what_the_system_says_is_told_without_its_numbers(sources: dict[str, ast.Module]):
+    """`str` of an OSError begins with "[Errno 28]" and ends with a path that the sentence has named already."""
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, tree in sources.items()
+        for handler in ast.walk(tree)
+        if isinstance(handler, ast.ExceptHandler) and handler.type is not None and handler.name is not None
+        if OF_THE_SYSTEM & {getattr(each, "attr", getattr(each, "id", "")) for each in ast.walk(handler.type)}
+        for statement in handler.body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name) and node.value.id == handler.name
+    ]
+    assert wrong == []

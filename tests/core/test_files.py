@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ltxkit.ltx_core import files
-from ltxkit.ltx_core.files import whole
+from ltxkit.ltx_core.errors import ConfigError
+from ltxkit.ltx_core.files import check_output, whole
+from ltxkit.ltx_core.values import shown
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -104,6 +107,21 @@ def test_the_message_names_the_target_and_the_reason(tmp_path: Path) -> None:
         fill()
     assert raised.value.errno == 28
     assert raised.value.strerror == f"cannot write {target} (No space left on device); nothing is left of it"
+
+
+def test_an_output_of_a_long_path_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name stands at the end of the path."""
+
+    def read_only(_: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = tmp_path / "a folder of many letters" / "another one of as many" / "the clip.mp4"
+    with pytest.raises(ConfigError, match=re.escape(f"got the output {path}; expected a name that ends in .png")):
+        check_output(path, [".png"])
+    monkeypatch.setattr(files, "_try", read_only)
+    with pytest.raises(ConfigError, match=re.escape(f"got the output {path}, which cannot be written (Read-only")):
+        check_output(path)
+    assert shown(str(path)).endswith(f"the clip.mp4' ({len(str(path)) + 2} characters)")
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,12 +69,14 @@ class Warm:
 
 @dataclass
 class Ended:
-    """status: as `subprocess` has it, negative after a signal. seen: the moments that it passed."""
+    """status: as `subprocess` has it, negative after a signal. seen: the moments that it passed. elsewhere: what it
+    wrote outside of its folders, and its connections; both are empty where it could not tell."""
 
     status: int
     out: str
     said: str
     seen: list[str] = field(repr=False)
+    elsewhere: list[str]
 
     @property
     def sentence(self) -> str:
@@ -137,7 +139,8 @@ class Stage:
         texts = [
             path.read_text("utf-8", "replace") if path.is_file() else "" for path in (streams / "out", streams / "said")
         ]
-        return Ended(status, *texts, json.loads(moments.read_text()) if moments.is_file() else [])
+        told = json.loads(moments.read_text()) if moments.is_file() else {"seen": [], "elsewhere": []}
+        return Ended(status, *texts, **told)
 
     def run(self, line: str, **start: Any) -> Ended:
         return self.end(line, self.start(line, **start))
@@ -280,3 +283,25 @@ def stage_at(
 ) -> Callable[[str], Stage]:
     """stage_at(name): a new stage."""
     return lambda name: Stage(tmp_path_factory.mktemp(f"{len(name)}") / "stage", inputs, warm)
+
+
+# ------------------------------------------------------------------------------------------ the whole matrix, in parts
+
+LOG = os.environ.get("LTXKIT_FAULTS_LOG")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what the log says has passed before."""
+    if LOG is None or not Path(LOG).is_file():
+        return
+    lines = [json.loads(line) for line in Path(LOG).read_text(encoding="utf-8").splitlines()]
+    passed = {line["id"] for line in lines if line["outcome"] == "passed"}
+    items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what has ended. One process alone hears of all reports, also where several workers make them."""
+    ends = report.when == "call" or report.outcome != "passed"
+    if LOG is not None and ends and "PYTEST_XDIST_WORKER" not in os.environ and "tests/faults" in report.nodeid:
+        with Path(LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"id": report.nodeid, "outcome": report.outcome, "seconds": report.duration}) + "\n")

@@ -114,6 +114,7 @@ WRITERS = (
     Writer("train-upscaler", TRAIN_UPSCALER, after=2, resumes=True),
     Writer("train-lora", TRAIN_LORA, after=2, resumes=True),
     Writer("data", "data check ../in/clips --set data.sizes=[[9,32,32]] --sheet clips.png"),
+    Writer("caption", "caption pictures --model ../in/vision"),
     Writer("split", "split ../in/clip.mp4 -o scenes --shortest 0.1 --longest 0.2"),
     Writer("fetch", "fetch spatial-0.9.8 --only --yes --models models"),
     Writer("bench", "bench --tiny --threads 1 --rounds 1 --folder . --only decode", passing=16_000_000),

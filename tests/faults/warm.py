@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 MODULES = sys.argv[1:]
 
@@ -30,27 +30,38 @@ class Moments:
     A moment is a step that the command reports, or something that it does with names under one folder: opening a file
     to write it (or a temporary one at all), making, renaming and removing. Python's audit events tell of these.
 
-    faults: (moment, number of a signal) in their order.
+    faults: (moment, number of a signal) in their order. elsewhere: what it did with names outside of that folder, of
+    the temporary one, the cache and the home, and with the network.
     """
 
-    EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate")
+    # Events of what is done with names, and which of the arguments these are.
+    EVENTS: ClassVar[dict[str, tuple[int, ...]]] = {
+        "open": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.symlink": (1,),
+        "os.link": (1,), "os.truncate": (0,),
+    }  # fmt: skip
+    NETWORK = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 
     def __init__(self, folder: str, faults: list[tuple[int, int]]) -> None:
         self.folder = os.path.realpath(folder)
+        places = [os.environ.get(name) for name in ("TMPDIR", "LTXKIT_CACHE", "HOME")]
+        self.places = (*(os.path.realpath(place) for place in places if place), "/dev/null", "/dev/shm")
         self.faults = list(faults)
         self.seen: list[str] = []
+        self.elsewhere: list[str] = []
         self._inside = False
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in self.NETWORK:
+            self.elsewhere.append(f"{event} {arguments[1:]}" if event == "socket.connect" else f"{event} {arguments}")
         if event not in self.EVENTS or self._inside:
             return
         self._inside = True
         try:
-            path = self._path(event, arguments)
+            paths = [path for number in self.EVENTS[event] if (path := self._path(event, arguments, number))]
         finally:
             self._inside = False
-        if path is not None:
-            self.pass_by(f"{event} {path}")
+        if paths:
+            self.pass_by(f"{event} {paths[0]}")
 
     def pass_by(self, what: str) -> None:
         self.seen.append(what)
@@ -58,8 +69,8 @@ class Moments:
             _, number = self.faults.pop(0)
             os.kill(os.getpid(), number)
 
-    def _path(self, event: str, arguments: tuple[Any, ...]) -> str | None:
-        path = arguments[0]
+    def _path(self, event: str, arguments: tuple[Any, ...], number: int) -> str | None:
+        path = arguments[number]
         if not isinstance(path, (str, bytes, os.PathLike)):
             return None
         text = os.fsdecode(path)
@@ -68,9 +79,12 @@ class Moments:
             with contextlib.suppress(OSError):
                 text = f"{Path(f'/proc/self/fd/{descriptor}').readlink()}/{text}"
         text = str(Path(text).parent.resolve() / Path(text).name)
+        reads = event == "open" and not _writes(arguments[1], arguments[2])
         if not text.startswith(self.folder + os.sep):
+            if not reads and not any(f"{text}{os.sep}".startswith(f"{place}{os.sep}") for place in self.places):
+                self.elsewhere.append(f"{event} {text}")
             return None
-        if event == "open" and not _writes(arguments[1], arguments[2]) and ".ltxkit-" not in text:
+        if reads and ".ltxkit-" not in text:
             return None
         return text[len(self.folder) + 1 :]
 
@@ -141,6 +155,7 @@ def _child(start: dict[str, Any]) -> None:
     import tempfile
 
     tempfile.tempdir = None
+    sys.dont_write_bytecode = True  # which is the interpreter's, not the command's
     _open_streams(start)
     _set_limits(start)
     moments = Moments(start["watched"], start["faults"])
@@ -159,7 +174,8 @@ def _child(start: dict[str, Any]) -> None:
     finally:
         moments.faults = []
         if start.get("moments"):
-            Path(start["moments"]).write_text(json.dumps(moments.seen), encoding="utf-8")
+            told = {"seen": moments.seen, "elsewhere": moments.elsewhere}
+            Path(start["moments"]).write_text(json.dumps(told), encoding="utf-8")
     sys.exit(status)
 
 

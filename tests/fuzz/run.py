@@ -4,7 +4,8 @@ Each parser works in a child process, which may crash. A case ends well when the
 of LTXKit's errors with one sentence. Anything else is a finding: another exception, the end of the process, more than
 SECONDS of processor time, more than MEGABYTES of memory beyond the start. The file of a finding is kept.
 
-A case is a target, a seed and a number: the same three make the same file again.
+A case is a target, a seed and a number: the same three make the same file again. With --guided, atheris looks which
+lines of LTXKit each case reaches, and goes on from those that reach new ones: such a case is its kept file alone.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 SECONDS = 10.0  # of processor time for one case: no load of the machine counts
 WAITING = 120.0  # of the clock, for a case that waits without working
@@ -79,11 +82,16 @@ class _AcceptedError(Exception):
     """In the place of an error."""
 
 
-def _child(folder: Path, keep: Path, plan: Sequence[tuple[str, int, Sequence[int] | str]]) -> None:
-    """plan: targets, with a seed and the numbers of its cases, or the file of one."""
+def _child(folder: Path, keep: Path, plan: Sequence[tuple[str, int, Sequence[int] | str]], guided: bool) -> None:
+    """plan: targets, with a seed and the numbers of its cases, or the file of one. guided: the plan is one target."""
     import faulthandler
     import logging
 
+    if guided:
+        import atheris
+
+        # For as long as the process lives: parsers import what they need when they need it.
+        atheris.instrument_imports(include=["ltxkit", *(path.stem for path in HERE.glob("*_targets.py"))]).__enter__()
     import targets
     import torch
 
@@ -96,37 +104,92 @@ def _child(folder: Path, keep: Path, plan: Sequence[tuple[str, int, Sequence[int
     _limit(3 * 1024)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a parser prints is no answer
+
+    def attempt(name: str, seed: int, case: int | str, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        answers.write(json.dumps({"at": [name, seed, case]}) + "\n")
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        before, started = _peak(), time.process_time()
+        ended: BaseException = _AcceptedError()
+        try:
+            targets.TARGETS[name].read(path)
+        except BaseException as error:
+            ended = error
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        grown = _peak() - before
+        wrong = None if isinstance(ended, _AcceptedError) and grown <= MEGABYTES else _verdict(ended, grown)
+        if wrong is not None:
+            kept = _kept(keep, name, case, path, content)
+            answers.write(json.dumps({"case": [name, seed, case], "wrong": wrong, "file": kept}) + "\n")
+        answer = {
+            "done": "accepted" if isinstance(ended, _AcceptedError) else "refused",
+            "took": time.process_time() - started,
+        }
+        answers.write(json.dumps(answer) + "\n")
+        path.write_bytes(prepared[name][path])
+
     for name, seed, cases in plan:
         target = targets.TARGETS[name]
         if name not in prepared:
             (folder / name).mkdir()
             prepared[name] = {path: path.read_bytes() for path in target.prepare(folder / name)}
         originals = prepared[name]
+        if guided and not isinstance(cases, str):
+            _guided(partial(attempt, name, seed), originals, target.damage, f"{name} {seed}", cases, folder / "guided")
         for case in [cases] if isinstance(cases, str) else range(*cases):
-            path, content = _damaged(name, seed, case, originals, target.damage)
-            path.write_bytes(content)
-            answers.write(json.dumps({"at": [name, seed, case]}) + "\n")
-            if hasattr(signal, "setitimer"):
-                signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            before, started = _peak(), time.process_time()
-            ended: BaseException = _AcceptedError()
-            try:
-                target.read(path)
-            except BaseException as error:
-                ended = error
-            if hasattr(signal, "setitimer"):
-                signal.setitimer(signal.ITIMER_PROF, 0)
-            grown = _peak() - before
-            wrong = None if isinstance(ended, _AcceptedError) and grown <= MEGABYTES else _verdict(ended, grown)
-            if wrong is not None:
-                kept = _kept(keep, name, case, path, content)
-                answers.write(json.dumps({"case": [name, seed, case], "wrong": wrong, "file": kept}) + "\n")
-            answer = {
-                "done": "accepted" if isinstance(ended, _AcceptedError) else "refused",
-                "took": time.process_time() - started,
-            }
-            answers.write(json.dumps(answer) + "\n")
-            path.write_bytes(originals[path])
+            attempt(name, seed, case, *_damaged(name, seed, case, originals, target.damage))
+
+
+def _guided(
+    attempt: Callable[[int, Path, bytes], None],
+    originals: dict[Path, bytes],
+    damage: Callable[[bytes, random.Random], bytes],
+    seed: str,
+    cases: Sequence[int],
+    folder: Path,
+) -> NoReturn:
+    """Cases that grow out of each other: libFuzzer keeps whatever reaches lines that nothing before it has reached, and
+    damages it further, in our own way. The first byte of its inputs is the number of the file that they stand for.
+    Ends the process.
+    """
+    import atheris
+
+    first, end = cases
+    paths, numbers = list(originals), iter(range(first, end))
+    folder.mkdir()
+    for number, path in enumerate(paths):
+        (folder / str(number)).write_bytes(bytes([number]) + originals[path])
+    longest = 2 * max(map(len, originals.values())) + 2**16
+
+    def damaged(data: bytes, at_most: int, chosen: int) -> bytes:
+        return (data[:1] + damage(data[1:], random.Random(chosen)))[:at_most]
+
+    def read(data: bytes) -> None:
+        case = next(numbers, None)
+        if case is not None:
+            path = paths[data[0] % len(paths)] if data else paths[0]
+            attempt(case, path, data[1:])
+
+    flags = {
+        "runs": end - first,
+        "seed": random.Random(f"{seed} {first}").randrange(1, 2**31),
+        "max_len": longest,
+        "rss_limit_mb": 0,  # `_limit` has one
+        "timeout": 10**6,  # seconds: `attempt` has a limit of its own
+        "reduce_inputs": 0,  # a file that ends early reaches little
+        "detect_leaks": 0,
+        "artifact_prefix": f"{folder.parent}{os.sep}",
+        "verbosity": 0,
+        **dict.fromkeys(
+            ("handle_segv", "handle_bus", "handle_abrt", "handle_ill", "handle_fpe"), 0
+        ),  # faulthandler does
+    }
+    atheris.Setup([sys.argv[0], *(f"-{name}={value}" for name, value in flags.items()), str(folder)], read,
+                  custom_mutator=damaged)  # fmt: skip
+    atheris.Fuzz()
+    os._exit(0)
 
 
 def _damaged(name: str, seed: int, case: int | str, originals: dict[Path, bytes], damage) -> tuple[Path, bytes]:
@@ -154,10 +217,13 @@ def _kept(keep: Path, name: str, case: int | str, path: Path, content: bytes) ->
 Plan = list[tuple[str, int, "list[int] | str"]]
 
 
-def findings(plan: Plan, keep: Path, counts: dict[str, dict[str, float]]) -> Iterator[tuple[str, int, object, str]]:
+def findings(
+    plan: Plan, keep: Path, counts: dict[str, dict[str, float]], *, guided: bool = False
+) -> Iterator[tuple[str, int, object, str]]:
     """(target, seed, case, what is wrong) of every finding. A child that ends is replaced, from the next case on.
 
-    counts: of each target, how many cases were accepted and refused; filled while this runs.
+    counts: of each target, how many cases were accepted and refused; filled while this runs. guided: by atheris, whose
+    processes work on one target each.
     """
     rest = list(plan)
     while rest:
@@ -175,7 +241,7 @@ def findings(plan: Plan, keep: Path, counts: dict[str, dict[str, float]]) -> Ite
                 "TOKENIZERS_PARALLELISM": "false",
             }
             child = subprocess.Popen(
-                [sys.executable, str(Path(__file__)), "--child", folder, str(keep)],
+                [sys.executable, str(Path(__file__)), "--child", folder, str(keep), *(["--guided"] if guided else [])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,
@@ -183,12 +249,13 @@ def findings(plan: Plan, keep: Path, counts: dict[str, dict[str, float]]) -> Ite
                 env=environment,
             )
             try:
-                last, found = yield from _watched(child, rest, counts)
+                last, found = yield from _watched(child, rest[:1] if guided else rest, counts)
             finally:
                 child.kill()
                 child.wait()
             if last is None and child.returncode == 0:
-                return
+                rest = rest[1:] if guided else []
+                continue
             words.seek(0)
             said = words.read()[-3000:]
             if found is None:
@@ -280,7 +347,7 @@ def corpus(folder: Path) -> Plan:
 
 def main() -> int:
     if sys.argv[1:2] == ["--child"]:
-        _child(Path(sys.argv[2]), Path(sys.argv[3]), json.load(sys.stdin))
+        _child(Path(sys.argv[2]), Path(sys.argv[3]), json.load(sys.stdin), "--guided" in sys.argv[4:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", help="parsers, by their names in targets.py; none: all of them")
@@ -290,7 +357,10 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for the files of findings")
     parser.add_argument("--corpus", action="store_true", help="every file that was ever found, in place of mutations")
     parser.add_argument("--file", help="one file in place of mutations, named NUMBER@NAME as findings are")
+    parser.add_argument("--guided", action="store_true", help="by atheris: towards lines that no case has reached yet")
     options = parser.parse_args()
+    if options.guided and importlib.util.find_spec("atheris") is None:
+        parser.error("atheris is not installed; install it (pip install atheris), or leave out --guided")
     slow = known()
     unknown = sorted(set(options.targets) - set(slow))
     if unknown:
@@ -307,7 +377,7 @@ def main() -> int:
     counts: dict[str, dict[str, float]] = {}
     started, total = time.monotonic(), 0
     with suppress(KeyboardInterrupt):  # then what was done so far is told
-        for name, seed, case, wrong in findings(plan, options.keep.resolve(), counts):
+        for name, seed, case, wrong in findings(plan, options.keep.resolve(), counts, guided=options.guided):
             total += 1
             print(f"--- {name}, seed {seed}, case {case}\n{wrong}", flush=True)
     for name, count in counts.items():

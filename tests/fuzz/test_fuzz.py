@@ -17,8 +17,8 @@ HERE = Path(__file__).resolve().parent
 CASES = 20  # of each parser; of the slow ones a tenth
 
 
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"ltxkit_fuzz_{name}", HERE / f"{name}.py")
+def _module(name: str, folder: Path = HERE) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"ltxkit_fuzz_{name}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -47,7 +47,14 @@ def test_damaged_files_end_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.slow  # one process
 def test_what_was_found_stays_mended(tmp_path: Path) -> None:
     plan = run.corpus(tmp_path)
-    assert {name for name, _, _ in plan} >= set(run.known()) - {"prompts", "loads", "gguf-loads", "clips", "sounds"}
+    assert {name for name, _, _ in plan} >= set(run.known()) - {
+        "prompts",
+        "loads",
+        "gguf-loads",
+        "config-loads",
+        "clips",
+        "sounds",
+    }
     counts: dict[str, dict[str, float]] = {}
     assert list(_findings(plan, tmp_path, counts)) == []
     assert sum(count["accepted"] + count["refused"] for count in counts.values()) == len(plan)
@@ -80,11 +87,7 @@ def test_a_crash_a_hang_and_a_raw_error_are_findings(tmp_path: Path) -> None:
         '    "spins": Target(prepare, spin, mutate.noise),\n'
         "}\n"
     )
-    spec = importlib.util.spec_from_file_location("ltxkit_fuzz_copy", target / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    copy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(copy)
+    copy = _module("run", target)
     counts: dict[str, dict[str, float]] = {}
     found = list(copy.findings([("faults", 0, [0, 6]), ("spins", 0, [0, 1])], tmp_path / "kept", counts))
     assert [(name, case) for name, _, case, _ in found] == [
@@ -95,6 +98,38 @@ def test_a_crash_a_hang_and_a_raw_error_are_findings(tmp_path: Path) -> None:
     for word, said in zip(("KeyError: 'raw'", "no sentence", "MB", "Abort", "processor time"), words, strict=True):
         assert word in said
     assert counts["faults"]["accepted"] == 3  # the first, the one that takes memory, and the one after the crash
+
+
+@pytest.mark.slow  # two processes, of which one reads a few thousand files
+def test_atheris_goes_on_from_what_reaches_new_lines(tmp_path: Path) -> None:
+    """Three bytes of eight, which plain noise sets together once in many thousand files."""
+    pytest.importorskip("atheris")
+    target = tmp_path / "fuzz"
+    target.mkdir()
+    for name in ("run.py", "mutate.py", "target.py"):
+        (target / name).write_bytes((HERE / name).read_bytes())
+    (target / "targets.py").write_text("from steps_targets import TARGETS as TARGETS\n")
+    (target / "steps_targets.py").write_text(
+        "import mutate\nfrom target import Target\n\n\n"
+        "def prepare(folder):\n    (folder / 'a').write_bytes(b'x' * 8)\n    return [folder / 'a']\n\n\n"
+        "def read(path):\n"
+        "    data = path.read_bytes()\n"
+        "    if data[1:2] == b'\\xff':\n"
+        "        if data[3:4] == b'{':\n"
+        "            if data[5:6] == b'\\x80':\n"
+        "                raise KeyError('reached')\n\n\n"
+        'TARGETS = {"steps": Target(prepare, read, mutate.noise)}\n'
+    )
+    harness = _module("run", target)
+    counts: dict[str, dict[str, float]] = {}
+    found = list(harness.findings([("steps", 0, [0, 4000])], tmp_path / "kept", counts, guided=True))
+    assert found
+    assert all("KeyError: 'reached'" in wrong for *_, wrong in found)
+    assert sum(counts["steps"][answer] for answer in ("accepted", "refused")) == 4000
+    kept = tmp_path / "kept" / "steps" / f"{found[0][2]}@a"
+    assert kept.read_bytes()[1:6:2] == b"\xff{\x80"
+    again = harness.findings([("steps", 0, str(kept))], tmp_path / "kept", {})
+    assert [case for _, _, case, _ in again] == [str(kept)]
 
 
 def test_damage_is_the_same_every_time() -> None:

@@ -152,13 +152,18 @@ def _diffusers(folder: Path) -> list[Path]:
     return sorted(pipeline.rglob("*config.json"))
 
 
+def _pipeline_of(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.name == "pipeline")
+
+
 def _pipeline(path: Path) -> object:
-    folder = next(parent for parent in path.parents if parent.name == "pipeline")
     _inspect_quietly(path.parent)
-    _listed(folder)
-    report = _inspect(folder)
-    _load_all(folder)
-    return report
+    _listed(_pipeline_of(path))
+    return _inspect(_pipeline_of(path))
+
+
+def _load_pipeline(path: Path) -> object:
+    return _load_all(_pipeline_of(path))
 
 
 def _lora_files(folder: Path) -> list[Path]:
@@ -272,6 +277,7 @@ TARGETS = {
     "gguf": Target(_gguf_files, _inspect, mutate.gguf),
     "index": Target(_shards, _index, mutate.json_file),
     "configs": Target(_diffusers, _pipeline, mutate.json_file),
+    "config-loads": Target(_diffusers, _load_pipeline, mutate.json_file, heavy=True),
     "lora": Target(_lora_files, _lora, mutate.json_or(mutate.safetensors)),
     "loads": Target(_safetensors_files, _load_all, mutate.safetensors, heavy=True),
     "gguf-loads": Target(_gguf_files, _load_all, mutate.gguf, heavy=True),

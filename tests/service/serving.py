@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import requests
@@ -20,42 +21,60 @@ PATIENCE = 600.0  # seconds for what takes a few, on a busy machine
 
 
 class Server:
-    """`with Server(folder) as server:` answers at `server.url`; it can be killed and started again."""
+    """`with Server(folder) as server:` answers at `server.url`; it can be killed and started again.
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.options = folder, options
-        self.url = ""
+    port: where it listens; 0: a free one, which it says on stderr. streams: redirections, as a shell has them.
+    environment: beside that of the tests; None: without this variable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        streams: str = "",
+        environment: Mapping[str, str | None] = MappingProxyType({}),
+    ) -> None:
+        self.folder, self.options, self.port, self.streams = folder, options, port, streams
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.url = f"http://127.0.0.1:{port}" if port else ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Server:
         command = [sys.executable, "-m", "ltxkit", "serve", "--model", "ltxkit-digits", "--folder", str(self.folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command += ["--port", str(self.port), *self.options]
+        if self.streams:
+            command = ["sh", "-c", f'exec "$@" {self.streams}', "sh", *command]
         self.process = subprocess.Popen(
-            [*command, "--port", "0", *self.options],
-            stderr=subprocess.PIPE,
+            command,
+            stderr=subprocess.PIPE if not self.port else None,
             text=True,
-            env=environment,
+            env={name: value for name, value in self.environment.items() if value is not None},
             cwd=self.folder.parent,
         )
-        assert self.process.stderr is not None
-        said: list[str] = []
-        for line in self.process.stderr:
-            said.append(line)
-            if found := re.search(r"listening on (http://\S+);", line):
-                self.url = found[1]
-                break
-        else:
-            raise AssertionError(f"the server did not start: {''.join(said)}")
-        # A full pipe would stop the server.
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        if not self.port:
+            self.url = self._told()
         given_up = time.monotonic() + PATIENCE
-        while time.monotonic() < given_up:
+        while time.monotonic() < given_up and self.process.poll() is None:
             try:
                 if requests.get(f"{self.url}/v1/models", timeout=60).status_code in (200, 401):
                     return self
             except requests.RequestException:
                 time.sleep(0.1)
         raise AssertionError("the server does not answer")
+
+    def _told(self) -> str:
+        """The address that it says."""
+        assert self.process is not None
+        assert self.process.stderr is not None
+        said: list[str] = []
+        for line in self.process.stderr:
+            said.append(line)
+            if found := re.search(r"listening on (http://\S+);", line):
+                # A full pipe would stop the server.
+                threading.Thread(target=self.process.stderr.read, daemon=True).start()
+                return found[1]
+        raise AssertionError(f"the server did not start: {''.join(said)}")
 
     def kill(self) -> None:
         assert self.process is not None

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ltxkit.ltx_core.files import whole
+from ltxkit.ltx_core.progress import accessory
 from ltxkit.ltx_core.run_log import read_log
 from ltxkit.ltx_core.training import logs
 from ltxkit.ltx_core.training.config import Logging
@@ -36,6 +38,14 @@ def test_plots_and_boards_that_fail_cost_nothing(
     assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == [1, 2]
     assert "no network" in caplog.text
     assert "curves.png could not be made" in caplog.text
+
+
+def test_a_page_that_the_disk_does_not_take_is_said_without_a_number(tmp_path: Path) -> None:
+    said: list[str] = []
+    with accessory("run.html", said.append), whole(tmp_path / "run.html"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    told = f"cannot write {tmp_path / 'run.html'} (No space left on device); nothing is left of it"
+    assert said == [f"run.html could not be made ({told}); the rest is complete"]
 
 
 def test_a_full_disk_is_said_with_the_name_of_the_log(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from ...cache import cache_folder
-from ...errors import ConfigError
+from ...errors import ConfigError, reason_of
 from ...filenames import stays_inside
 from ...files import whole
 from ...locks import waiting
@@ -53,7 +53,7 @@ def unpacked_archive(archive: Path, notes: Notes) -> Path:
             if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
                 raise
             raise ConfigError(
-                f"got {archive}, which cannot be read ({error}); expected a whole tar; make it again"
+                f"got {archive}, which cannot be read ({reason_of(error)}); expected a whole tar; make it again"
             ) from error
 
     return unpacked(archive.name, [file_identity(archive)], fill, notes)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, UnsupportedError
+from ...errors import ConfigError, UnsupportedError, reason_of
 from ...files import is_there
 from ...media import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ...progress import Notes
@@ -80,7 +80,9 @@ def unpacked_saved(path: Path, notes: Notes) -> Place:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         names = [str(each["filename"]) for each in state["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ConfigError(f"got {path}/state.json, which cannot be read ({error}); save the data again") from error
+        raise ConfigError(
+            f"got {path}/state.json, which cannot be read ({reason_of(error)}); save the data again"
+        ) from error
     files = [path / Path(name).name for name in names]
     missing = [file.name for file in files if not (is_there(file) and file.is_file())]
     if missing:
@@ -213,7 +215,7 @@ def _rows(files: Sequence[Path]) -> Iterator[tuple[dict[str, Any], dict[str, str
                     for number in range(batch.num_rows):  # a row may be hundreds of megabytes
                         yield names | (read.slice(number, 1).to_pylist() or [{}])[0], features
         except (arrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
-            raise ConfigError(f"got {file}, which cannot be read ({error}); save the data again") from error
+            raise ConfigError(f"got {file}, which cannot be read ({reason_of(error)}); save the data again") from error
 
 
 def _is_read(name: str, features: dict[str, str]) -> bool:

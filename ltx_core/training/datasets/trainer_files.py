@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import in_home
-from ...errors import ConfigError, UnsupportedError
+from ...errors import ConfigError, UnsupportedError, reason_of
 from ...files import is_folder, is_there
 from ...progress import Notes
 
@@ -87,7 +87,9 @@ def _read(file: Path) -> Any:
                 ) from error
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"got {file}, which cannot be read ({error}); expected TOML; correct it") from error
+        raise ConfigError(
+            f"got {file}, which cannot be read ({reason_of(error)}); expected TOML; correct it"
+        ) from error
 
 
 def _sections(entries: Sequence[Any], faults: list[str]) -> list[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import ConfigError, UnsupportedError
+from ...errors import ConfigError, UnsupportedError, reason_of
 from ...sampling.noise import StreamName, seed_sequence
 from ...shapes import PixelShape
 from ..data import HOLD_OUT, Samples, Split, to_pixels
@@ -83,7 +83,7 @@ def _unpacked(path: Path) -> bytes:
             data = gzip.GzipFile(fileobj=file).read(_LARGEST_IDX + 1) if packed else file.read(_LARGEST_IDX + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(
-            f"got {path}, which cannot be read ({error}); expected MNIST's own files; download it again"
+            f"got {path}, which cannot be read ({reason_of(error)}); expected MNIST's own files; download it again"
         ) from error
     if len(data) > _LARGEST_IDX:
         raise ConfigError(f"got {path} of more than {_LARGEST_IDX:,} bytes; expected MNIST's own files; check the path")
