@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ class LoRALayers(nn.Module):
 
 
 class _Addition:
-    """The hook of one Linear. It holds its factors and knows no name: the compiler takes the hooks of all blocks for the
-    same code, where names would make it compile every block anew."""
+    """The hook of one Linear. It holds its factors and knows no name: so the compiler takes the hooks of all blocks for
+    the same code, where names would make it compile every block anew."""
 
     def __init__(self, down: Tensor, up: Tensor, scale: float) -> None:
         self.down, self.up, self.scale = down, up, scale

@@ -146,4 +146,5 @@ assert [result["machine"]["cpu"] for result in run.results(["transformer_cpu"])]
 """
     ran = run(repository, "-c", code, str(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["transformer_cpu-another-2.json", "transformer_cpu.json"]
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["transformer_cpu-another-2.json", "transformer_cpu.json"]

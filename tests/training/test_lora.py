@@ -287,6 +287,11 @@ def test_an_average_of_a_lora_is_what_is_exported(
         assert not torch.equal(averages[name], state["weights"][name])
 
 
+def logged(final: Path, lines: int) -> list[dict[str, float]]:
+    """The first lines of a run's log."""
+    return [json.loads(line) for line in (final.parent / "log.jsonl").read_text().splitlines()[:lines]]
+
+
 def test_compiled_blocks_train_the_same_and_are_compiled_once_for_all_steps(
     tiny_models: Callable[..., Path], videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,13 +305,10 @@ def test_compiled_blocks_train_the_same_and_are_compiled_once_for_all_steps(
     final = run_training("lora-2b", [*overrides(tiny_models(), videos, tmp_path / "lora"), *changes], quiet)
     assert final is not None
     assert not [note for note in quiet.notes if "not compiled" in note]
-    # The first block, whose input needs no gradients, and the others; with first frames and without; validation. Not for
-    # each of 28 blocks, and not for each step, whose text is another object.
+    # The first block, whose input needs no gradients, and the others; with first frames and without; validation. Not
+    # for each of 28 blocks, and not for each step, whose text is another object.
     assert 0 < counts[0] <= counts[-1] <= 6
-    made, expected = (
-        [json.loads(line) for line in (run.parent / "log.jsonl").read_text().splitlines()[:4]] for run in (final, trained)
-    )
-    for ours, theirs in zip(made, expected, strict=True):
+    for ours, theirs in zip(logged(final, 4), logged(trained, 4), strict=True):
         assert [ours[name] for name in ("step", "loss", "gradient_norm")] == pytest.approx(
             [theirs[name] for name in ("step", "loss", "gradient_norm")], rel=1e-5
         )
