@@ -124,7 +124,8 @@ def main() -> None:
         os.environ["LTXKIT_CACHE"] = f"{scratch}/cache"  # what is encoded for one run serves the next
         runs = {form: trained(form, Path(scratch), tiny=options.tiny) for form in forms}
     rows = [row(form, run, runs[ORIGINAL]) for form, run in runs.items()]
-    question = f"What does a LoRA lose on a quantized base (the bundled model, {STEPS} steps)?"
+    what = "outputs: how the exported LoRAs change the weights"
+    question = f"What does a LoRA lose on a quantized base (the bundled model, {STEPS} steps; {what})?"
     publish("quantized_lora", question, rows, tiny=options.tiny)
 
 
