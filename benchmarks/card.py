@@ -2,7 +2,7 @@
 
 It takes eight minutes, in the order of what matters: a step of 13B and of 2B at 768x512x121 against ComfyUI's core and
 diffusers; with guidance and STG; compiled; decoding; conditioned on a picture; 1216x704x121; against Lightricks' code;
-a whole clip in two passes, from noise to frames.
+a whole clip in two passes, from noise to frames; a small clip's step as CUDA graphs.
 Outputs are compared before anything is timed. No case starts once --seconds are over. The share of the limit is that of
 the multiplications at the rate of one large product.
 
@@ -53,6 +53,7 @@ from ltxkit.ltx_core.shapes import LatentShape, PixelShape
 SECONDS = 480
 MARGIN = 30  # seconds that the last case may take
 SMALL, LARGE = LatentShape(16, 16, 24), LatentShape(16, 22, 38)  # 768x512x121 and 1216x704x121
+SHORT = LatentShape(4, 8, 8)  # 256x256x25, which a card starts more slowly than it computes
 TINY_GRID = LatentShape(2, 3, 4)
 CLIP, TINY_CLIP, FPS = PixelShape(121, 768, 1152), PixelShape(9, 192, 288), 24.0  # of the two passes together
 UPSCALER = UpsamplerConfig(
@@ -64,13 +65,14 @@ VAE_TOLERANCE = 6e-2
 SKIPPED = 1 / 2  # of the blocks, before the one that STG skips
 ROUNDS = 5
 PEERS = ("comfyui", "diffusers")
+COMPILED = ("compiled", "graphs")  # ways in which the peers' steps are compiled too
 CHECKOUTS = {"comfyui": "COMFYUI_PATH", "official": "LTX_VIDEO_PATH"}
 QUESTION = "How much less time does a card take? (random weights of the released sizes, bfloat16)"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One workload. model: "13b", "2b" or "vae". way: "plain", "guided", "compiled", "conditioned" or "whole"."""
+    """One workload. model: "13b", "2b" or "vae". way: "plain", "guided", "conditioned", "whole", or one of COMPILED."""
 
     name: str
     model: str
@@ -91,6 +93,7 @@ CASES = (
     Case("13B step, 1216x704x121", "13b", grid=LARGE),
     Case("2B step, 768x512x121, Lightricks' code", "2b", peers=("official",)),
     Case("2B clip in two passes, 1152x768x121, distilled", "2b", way="whole", peers=()),
+    Case("2B step, 256x256x25, compiled, CUDA graphs", "2b", grid=SHORT, way="graphs", peers=("diffusers",)),
 )
 
 
@@ -115,8 +118,11 @@ class Bench:
                 said.append("its parts are compared with others above")
             else:
                 ours, make = self._decode(model, grid) if case.model == "vae" else self._step(model, grid, case.way)
-            if case.way == "compiled":
-                stack.enter_context(compiled(model, self.device, said.append, backend=self.backend))
+            if case.way in COMPILED:
+                records = case.way == "graphs"
+                stack.enter_context(
+                    compiled(model, self.device, said.append, cuda_graphs=records, backend=self.backend)
+                )
                 said.append(f"first call {self.first(ours):.1f} s")
             runs: dict[str, Run] = {}
             for name in case.peers:
@@ -198,7 +204,7 @@ class Bench:
             run = peer.step(ours, given)
             if way == "guided":
                 return partial(three, run)
-            return cast(Any, torch.compile)(run, backend=self.backend) if way == "compiled" else run
+            return cast(Any, torch.compile)(run, backend=self.backend) if way in COMPILED else run
 
         if way != "guided":
             return one, theirs

@@ -6,7 +6,7 @@ both are shown equal to the gguf package's to the last bit before.
 "Fused" is what torch's compiler makes of the form for `--compile`: bytes by its own count, without a card for a CPU.
 One thread, CPU time; with --against the same with another checkout's `ltx_core/quant/ggml_blocks.py`, round by round.
 
-python benchmarks/unpack.py [--tiny] [--against DIR]
+python benchmarks/unpack.py [--tiny] [--against DIR] [--kinds KIND,...: the rows of others stay as they are]
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def main() -> None:
     for kind in options.kinds.split(","):
         eager, timing = rows(kind, shape, modules, tiny=options.tiny)
         found += [eager, fused(kind, tiny=options.tiny), timing]
-    publish("unpack", "What does unpacking GGUF weights cost?", found, tiny=options.tiny)
+    some = options.kinds != parser.get_default("kinds")
+    publish("unpack", "What does unpacking GGUF weights cost?", found, tiny=options.tiny, some=some)
 
 
 if __name__ == "__main__":
