@@ -44,7 +44,8 @@ class Moments:
     def __init__(self, folder: str, faults: list[tuple[int, int]]) -> None:
         self.folder = os.path.realpath(folder)
         places = [os.environ.get(name) for name in ("TMPDIR", "LTXKIT_CACHE", "HOME")]
-        self.places = (*(os.path.realpath(place) for place in places if place), "/dev/null", "/dev/shm")
+        own = [self.folder, *(os.path.realpath(place) for place in places if place)]
+        self.places = (*own, "/dev/null", "/dev/shm")
         self.faults = list(faults)
         self.seen: list[str] = []
         self.elsewhere: list[str] = []
