@@ -106,6 +106,7 @@ const VARIABLES = Object.entries(COLOURS).map(([type, colour]) => `--color-datat
 const STYLE = `
 :root { ${VARIABLES} }
 .ltxkit-said { white-space: pre-wrap; overflow: auto; box-sizing: border-box; padding: 4px 8px; border-radius: 4px;
+  max-height: ${MOST_LINES * LINE + 12}px;
   font: 11px/15px system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
 .ltxkit-row { white-space: pre; font-family: ui-monospace, monospace; }
 .ltxkit-preview { object-fit: contain; max-height: 260px; background: #000; border-radius: 4px; }
