@@ -109,13 +109,13 @@ def rows(kind: str, shape: tuple[int, int], modules: Mapping[str, ModuleType], *
         for name, run in runs.items():
             if not torch.equal(run(), rounded):
                 raise ValueError(f"{kind}: {name} differs")
-        counted: dict[str, Traffic] = {}
         for name, module in modules.items():
-            run = unpacks(module, on_card=True)
-            if not torch.equal(run(), rounded):
+            if not torch.equal(unpacks(module, on_card=True)(), rounded):
                 raise ValueError(f"{kind}: {name} differs as it is on a card")
-            with Traffic() as counted[name]:
-                run()
+    counted: dict[str, Traffic] = {}
+    for name, module in modules.items():
+        with Traffic() as counted[name]:
+            unpacks(module, on_card=True)()
     times = timed(runs, Rounds(0.0, 1, 0) if tiny else Rounds(0.0, 7, 1), torch.device("cpu"))
     peer = next((name for name in runs if name != "ltxkit"), None)
     traffic = Row(
