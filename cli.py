@@ -8,6 +8,7 @@ import faulthandler
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .commands import (
     again,
@@ -122,6 +123,9 @@ def _keep_stream_numbers() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    for name in ("stdout", "stderr"):  # other libraries write bars and warnings without a look whether there is one
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the life of the process
 
 
 def _trace_crashes() -> None:

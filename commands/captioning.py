@@ -61,7 +61,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _caption(options: argparse.Namespace, console: Console) -> int:
     from ..ltx_core.errors import ConfigError
-    from ..ltx_core.files import check_output
+    from ..ltx_core.files import check_output, remove_leftovers
     from ..ltx_core.training.uncaptioned import uncaptioned
 
     if options.url is None and options.key_variable is not None:
@@ -71,6 +71,8 @@ def _caption(options: argparse.Namespace, console: Console) -> int:
     asked = None if options.url is None else _asked(options, console)  # refuses an address before anything is read
     found = uncaptioned(options.path)
     console.note(f"{found.captioned} of {found.captioned + len(found.files)} files have a caption")
+    for folder in found.folders:  # also where every caption is there, and a run was killed after the last one
+        remove_leftovers(folder)
     for target in {path.parent: found.target(path) for path in found.files}.values():
         check_output(target)  # each folder once, before a model is loaded
     skipped: dict[Path, str] = {}

@@ -18,11 +18,12 @@ from .survey import media_of
 @dataclass(frozen=True)
 class Uncaptioned:
     """files: without a caption, in order. captioned: number of the others. doubled: names without suffix that several
-    files of one folder have."""
+    files of one folder have. folders: of all of them."""
 
     files: list[Path]
     captioned: int
     doubled: frozenset[Path]
+    folders: frozenset[Path]
 
     def target(self, path: Path) -> Path:
         """Where the caption of a file belongs: clip.txt, or clip.mp4.txt where clip.mov is there too."""
@@ -54,7 +55,7 @@ def uncaptioned(folder: Path) -> Uncaptioned:
         raise ConfigError(f"got captions in {folder} that cannot be read: {'; '.join(faults)}; correct them")
     stems = Counter(path.with_suffix("") for path in files)
     doubled = frozenset(stem for stem, count in stems.items() if count > 1)
-    return Uncaptioned(without, len(files) - len(without), doubled)
+    return Uncaptioned(without, len(files) - len(without), doubled, frozenset(path.parent for path in files))
 
 
 def frames_of(path: Path, count: int) -> list[Tensor]:

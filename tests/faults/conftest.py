@@ -29,6 +29,9 @@ MODULES = (
     *(*CORE, "av", "PIL.Image", "transformers", "sentencepiece", "sklearn.svm", "sklearn.cluster"),
     *("ltxkit.headless.runner", "ltxkit.ltx_core.training.run", "ltxkit.ltx_core.pipelines.library"),
     *("torch._dynamo", "sklearn.datasets", "scipy.io"),
+    # What transformers imports for a model takes longer than anything that `caption` does with it.
+    *("transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto"),
+    *(f"transformers.models.blip.{name}_blip" for name in ("modeling", "processing", "image_processing")),
 )
 
 
