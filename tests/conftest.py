@@ -89,6 +89,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are computed in their dtype, as on a processor with instructions for it, whatever this one has."""
+    from ltxkit.ltx_core.kernels import choice
+
+    monkeypatch.setattr(choice, "native_dtype", lambda stored: stored)
+
+
 @pytest.fixture(scope="session")
 def collected(pytestconfig: pytest.Config) -> list[pytest.Item]:
     """All tests in the files of this session, including those that -m and -k deselect."""

@@ -15,6 +15,8 @@ from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.placing.computing import using
 from ltxkit.ltx_core.shapes import LatentShape
 
+pytestmark = pytest.mark.usefixtures("half_precision")
+
 GRID, WIDTH = LatentShape(4, 8, 8), 256
 LEVELS = 0.1  # passes that rows of levels take at this size: 1/256 each
 

@@ -22,6 +22,8 @@ from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
 from ltxkit.ltx_core.placing.computing import active_on, using
 from ltxkit.ltx_core.placing.placement import DevicePlacement, host_on
 
+pytestmark = pytest.mark.usefixtures("half_precision")
+
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 TURING = chosen(Capabilities("cuda", (7, 5), bfloat16=False), None, lambda form: None)
 OLD_MAC = chosen(Capabilities("mps", bfloat16=False), None, lambda form: None)
