@@ -9,7 +9,6 @@ from ltxkit.ltx_core.kernels.choice import parse_kernels
 from ltxkit.ltx_core.models.text_encoder import build_t5
 from ltxkit.ltx_core.placing.computing import computing
 
-
 pytestmark = pytest.mark.usefixtures("ample_memory", "half_precision")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 IDS = torch.arange(40)[None]
