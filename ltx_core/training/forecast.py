@@ -304,16 +304,16 @@ def _lora_numbers(config: LoRASettings, base: LTXTransformer) -> int:
     """
     with torch.device("meta"):
         layers = LoRALayers(base, config)
-    for block in base.blocks().blocks:
-        _unhooked(block)
+    _unhooked(base)
     return sum(p.numel() for p in layers.parameters())
 
 
-def _unhooked(block: nn.Module) -> nn.Module:
-    """A block without the hooks of the LoRA that was counted before."""
-    for part in block.modules():
+def _unhooked(module: nn.Module) -> nn.Module:
+    """A block, or a model, without the hooks of the LoRA that was counted before."""
+    for part in module.modules():
         part._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
-    return block
+        part._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+    return module
 
 
 def _count(

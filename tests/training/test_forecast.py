@@ -18,7 +18,6 @@ from ltxkit.ltx_core.budget.plan import Card
 from ltxkit.ltx_core.budget.weights import weight_bytes
 from ltxkit.ltx_core.config import TransformerConfig
 from ltxkit.ltx_core.errors import ConfigError, UnsupportedError
-from ltxkit.ltx_core.kernels import choice
 from ltxkit.ltx_core.media import write_video
 from ltxkit.ltx_core.models.transformer import LTXTransformer
 from ltxkit.ltx_core.shapes import PixelShape
@@ -95,11 +94,9 @@ class Measured(dict[str, int]):
 def run(config: TransformerTraining, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainingPlan, Measured]:
     """A run of two steps, a preview and an export, of which nothing is known from other runs.
 
-    Weights are computed in their dtype, as on a processor with instructions for bfloat16. In float32, on others, the
-    copies of weights that the decoder of this small model takes early outweigh what it allocates late, beside the
-    finished frames, and the plan adds the two.
+    With the fixture half_precision: in float32, as on processors without it, the copies of weights that the decoder of
+    this small model takes early outweigh what it allocates late, beside the finished frames, and the plan adds the two.
     """
-    monkeypatch.setattr(choice, "native_dtype", lambda stored: stored)
     monkeypatch.setattr(transformer.EncodedCache, "of_user", lambda notes: None)
     measured, said = Measured(), list[str]()
     resting = 0  # weights that main memory holds from the beginning
@@ -168,6 +165,7 @@ CASES = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize("case", CASES)
 def test_every_phase_takes_what_is_said(
     case: str, config: Callable[..., TransformerTraining], monkeypatch: pytest.MonkeyPatch
@@ -196,6 +194,7 @@ def true_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("half_precision")
 def test_four_blocks_of_the_true_width_take_what_is_said(
     true_width: Path, config: Callable[..., TransformerTraining], monkeypatch: pytest.MonkeyPatch
 ) -> None:
