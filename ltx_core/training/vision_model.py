@@ -6,8 +6,8 @@ Nothing is downloaded, no code from a model's folder runs, and weights are read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ def _refusing(what: str, expected: str) -> AbstractContextManager[None]:
         return ConfigError(f"got {what} ({printable(reason)}); expected {expected}")
 
     return foreign_errors(refused)
+
+
+@contextmanager
+def _without_bars() -> Generator[None]:
+    """Without transformers' own bars: our caller reports progress, and a stream that takes no bar costs no model."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
 
 
 def _layers(config: Any, name: str = "") -> Iterator[int]:
@@ -73,12 +87,13 @@ class VisionModel:
             "a folder with a vision-language model in safetensors, which needs no code of its own, or the name of one "
             f"that `hf download {self.place}` has fetched; check it, or ask a server with --url"
         )
-        with _refusing(f"--model {self.place}, which transformers does not open", expected):
+        with _without_bars(), _refusing(f"--model {self.place}, which transformers does not open", expected):
             config = AutoConfig.from_pretrained(self.place, **said)
             self._check_size(config, AutoModelForImageTextToText, said)
             processor = AutoProcessor.from_pretrained(self.place, **said)
+            said["dtype" if hasattr(config, "dtype") else "torch_dtype"] = dtype  # its name before transformers 4.56
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                self.place, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **said
+                self.place, use_safetensors=True, output_loading_info=True, **said
             )
             model, found = loaded
         wrong = sorted({*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])})

@@ -129,7 +129,8 @@ def _set_limits(start: dict[str, Any]) -> None:
     if start.get("largest_file") is not None:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (start["largest_file"], start["largest_file"]))
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (start["largest_file"], most))
         if start.get("dies_at_limit"):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -144,6 +145,15 @@ def _set_limits(start: dict[str, Any]) -> None:
             raise KeyError(f"getpwuid(): uid not found: {number}")
 
         pwd.getpwuid = unknown
+
+
+def _lift_limits() -> None:
+    """For what the test itself writes, after the command."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def _child(start: dict[str, Any]) -> None:
@@ -175,6 +185,7 @@ def _child(start: dict[str, Any]) -> None:
     finally:
         moments.faults = []
         if start.get("moments"):
+            _lift_limits()
             told = {"seen": moments.seen, "elsewhere": moments.elsewhere}
             Path(start["moments"]).write_text(json.dumps(told), encoding="utf-8")
     sys.exit(status)
