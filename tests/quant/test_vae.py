@@ -180,8 +180,9 @@ def test_a_checkpoint_cast_as_a_whole(
     if generation != "0.9.0":  # float8 cannot hold it: 448 is the greatest number
         assert float(vae.decoder.timestep_scale_multiplier) == 1000.0
         plain.decoder.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
-    # Not the same bits on every processor: the layout of an unpacked weight decides which kernel of oneDNN takes it.
-    torch.testing.assert_close(decoded(vae), decoded(plain), rtol=0, atol=1e-5)
+    # MKL adds in another order where a matrix begins at another offset from 64 bytes, as in a mapped file.
+    plain.load_state_dict({key: tensor.clone() for key, tensor in plain.state_dict().items()}, assign=True)
+    assert torch.equal(decoded(vae), decoded(plain))
     statistics = [tensor for key, tensor in vae.state_dict().items() if "per_channel" in key]
     assert {tensor.dtype for tensor in statistics} == {torch.float32}
 
