@@ -57,8 +57,8 @@ def fill_inputs(folder: Path, repository: Path) -> None:
     sound = media.Sound(torch.stack([tone, -tone]), 48000)
     media.write_video(folder / "clip.mp4", [clip], fps=Fraction(24), sound=sound)
     (folder / "my-videos").mkdir(exist_ok=True)
-    for number in range(2):
-        media.write_video(folder / f"my-videos/{number}.mp4", [clip.flip(2 * number)], fps=Fraction(24))
+    for number in range(12):  # a set whose table is as high as the Dataset node lets it be
+        media.write_video(folder / f"my-videos/{number}.mp4", [clip.flip(2 * (number % 2))], fps=Fraction(24))
         (folder / f"my-videos/{number}.txt").write_text("a temple that moves")
 
 
