@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from ..cache import cache_folder
 from ..errors import reason_of
 from ..files import temporary
 from ..progress import Notes, log_note
-from .choice import PLAIN, Kernels, check_device, parse_kernels
+from . import private
+from .choice import PLAIN, PLAIN_FORM, Kernels, Kind, Operation, check_device, parse_kernels
 from .measure import measure
 
 VARIABLE = "LTXKIT_KERNELS"
+_OPERATORS: dict[Kind, str] = {"products": "products", "attention": "products", "convolutions": "convolutions"}
 _RULES = 3  # raised when what is measured, or how it is read, changes
 
 
@@ -30,7 +33,8 @@ def kernels_here(asked: str | None = None, say: Notes = log_note) -> Kernels:
     """The choice for the CPU of this machine.
 
     asked: what the user says, as `parse_kernels`; None: what the environment variable LTXKIT_KERNELS says, else the
-        measured choice, which takes up to a second the first time on a machine.
+        measured choice, which takes up to a second the first time on a machine. Where this processor has no kernels for
+        a dtype, the form that was asked for is plain in it.
     say: hears what was measured, and why nothing was.
 
     Raises:
@@ -38,7 +42,17 @@ def kernels_here(asked: str | None = None, say: Notes = log_note) -> Kernels:
     """
     chosen = asked_kernels(asked)
     check_device(chosen, torch.device("cpu"))
-    return chosen if chosen is not None else measured_here(say)
+    return _as_far_as_it_works(chosen) if chosen is not None else measured_here(say)
+
+
+def _as_far_as_it_works(chosen: Kernels) -> Kernels:
+    """Without forms for dtypes that this processor's oneDNN does not compute: they would be plain, unsaid."""
+    operations: dict[Kind, Operation] = {}
+    for kind, needed in _OPERATORS.items():
+        operation = chosen.of(kind)
+        forms = {d: form for d, form in operation.forms.items() if form == PLAIN_FORM or private.works(needed, d)}
+        operations[kind] = replace(operation, forms=forms)
+    return replace(chosen, **operations)
 
 
 def asked_kernels(asked: str | None = None) -> Kernels | None:

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ltxkit.ltx_core.errors import ConfigError
-from ltxkit.ltx_core.kernels import here
+from ltxkit.ltx_core.kernels import here, private
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
 from ltxkit.ltx_core.kernels.here import cache_folder, kernels_here
 from ltxkit.ltx_core.kernels.measure import measure
@@ -65,6 +66,16 @@ def test_what_the_user_says_goes_before_the_measurement(measured, monkeypatch):
     monkeypatch.setenv("LTXKIT_KERNELS", "fastest")
     with pytest.raises(ConfigError, match="fastest"):
         kernels_here()
+
+
+def test_a_form_that_this_processor_lacks_in_a_dtype_is_not_said_to_run(monkeypatch):
+    monkeypatch.setattr(private, "works", lambda kind, dtype: dtype == torch.float32)
+    chosen = kernels_here("products=packed,attention=products,convolutions=packed")
+    assert chosen.in_words() == (
+        "products packed in float32; attention products in float32; convolutions packed in float32; norms plain"
+    )
+    assert chosen.products.form(torch.bfloat16) == "plain"
+    assert chosen.origin == "asked for"
 
 
 def unusable(kind: str, folder: Path) -> None:
