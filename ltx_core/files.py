@@ -27,6 +27,7 @@ VIDEOS = (".mp4",)
 
 _LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<token>[0-9a-f]{8})(\.old\.(?P<target>.+)|\.[^.]*)?")
 _LOCK_FILE = re.compile(re.escape(LOCK) + r"(?P<token>[0-9a-f]{8}|[0-9a-f]{16}|folder)")
+_PAGE = 4096  # bytes: of most file systems, the least that a file takes
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS})  # of file systems without
 _live: dict[str, tuple[Path, ...]] = {}  # temporaries of this process by their token
 
@@ -92,20 +93,21 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
     except OSError as error:
         raise ConfigError(
             f"got the output {shown_path(text)}, which cannot be written ({error.strerror or error}); expected a "
-            "folder with the right to write; name another output"
+            "folder with the right, and the room, to write; name another output"
         ) from error
 
 
 def _try(probe: Path) -> None:
-    """Make an empty file, and remove it; a signal in between leaves it to `remove_temporaries`."""
+    """Make a file of one page, since a full disk takes an empty one, and remove it; a signal in between leaves it to
+    `remove_temporaries`."""
     _live[probe.name] = (probe,)
     try:
-        probe.touch(exist_ok=False)
-        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
-    except OSError:
+        try:
+            probe.write_bytes(bytes(_PAGE))
+        finally:
+            probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
+    finally:
         _live.pop(probe.name)
-        raise
-    _live.pop(probe.name)
 
 
 def check_name(text: str, *, folder: bool) -> None:

@@ -13,7 +13,8 @@ import logging
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,9 @@ def make(
     files: list[Path] = []
     try:
         if missing:
-            made = _on_ray(missing, catalog, min(workers, len(missing)), device, address)
-            files = list(_written(made, missing, batch, output, progress))
+            # Closed here, or an error would leave Ray to the garbage collector.
+            with closing(_on_ray(missing, catalog, min(workers, len(missing)), device, address)) as made:
+                files = list(_written(made, missing, batch, output, progress))
     finally:
         _write_failed(batch, output)
     return files
@@ -274,7 +276,7 @@ class _Counter:
 
 def _on_ray(
     rows: list[Row], catalog: Catalog, workers: int, device: str | None, address: str | None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     join(address, workers)
     import ray
     import ray.data

@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,16 +62,8 @@ def join(address: str | None, cpus: int) -> Any:
     import ray
 
     try:
-        if address is None:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(cpus, os.cpu_count() or 1),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _same_signals():
+            _begin(ray, address, cpus)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise UnsupportedError(
@@ -79,6 +75,36 @@ def join(address: str | None, cpus: int) -> Any:
             "start --head`, or leave the address out"
         ) from error
     return ray
+
+
+def _begin(ray: Any, address: str | None, cpus: int) -> None:
+    if address is None:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextmanager
+def _same_signals() -> Generator[None]:
+    """Inside, Ray takes SIGTERM for itself, in Python and, with a trace of the stack, in C++; what was there before
+    it is there again after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that Python did not set
+                signal.signal(number, handler)
 
 
 def gpus(ray: Any, device: str | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import requests
+from surroundings import shelled, surrounded
 
 FINISHED = ("completed", "failed")
 PATIENCE = 600.0  # seconds for what takes a few, on a busy machine
@@ -36,20 +36,18 @@ class Server:
         environment: Mapping[str, str | None] = MappingProxyType({}),
     ) -> None:
         self.folder, self.options, self.port, self.streams = folder, options, port, streams
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.environment = surrounded(environment)
         self.url = f"http://127.0.0.1:{port}" if port else ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Server:
         command = [sys.executable, "-m", "ltxkit", "serve", "--model", "ltxkit-digits", "--folder", str(self.folder)]
         command += ["--port", str(self.port), *self.options]
-        if self.streams:
-            command = ["sh", "-c", f'exec "$@" {self.streams}', "sh", *command]
         self.process = subprocess.Popen(
-            command,
+            shelled(command, self.streams),
             stderr=subprocess.PIPE if not self.port else None,
             text=True,
-            env={name: value for name, value in self.environment.items() if value is not None},
+            env=self.environment,
             cwd=self.folder.parent,
         )
         if not self.port:
