@@ -110,7 +110,7 @@ versions: $(VENV)/.test
 # `make test` has one command per fault. Disks are mounted where this user may; elsewhere those cells are skipped.
 # LTXKIT_FAULTS_LOG=FILE notes what has passed, and leaves it out the next time.
 faults: $(VENV)/.test
-	LTXKIT_FAULTS=all $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal tests/faults tests/service/test_serve_faults.py $(ARGS)
+	LTXKIT_FAULTS=all $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal tests/faults tests/service/test_serve_faults.py tests/service/test_batch_faults.py $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py $(ARGS)

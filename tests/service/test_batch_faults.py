@@ -111,7 +111,7 @@ def test_a_signal_ends_it_and_its_processes(name: str, tmp_path: Path, whole: di
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert leftovers(tmp_path) == []
-    _, alive = psutil.wait_procs(below, timeout=60)
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE)  # some look now and then whether their parent lives
     assert alive == []
     check_goes_on(tmp_path / "batch", whole)
 
@@ -122,7 +122,7 @@ def test_a_killed_batch_goes_on(tmp_path: Path, whole: dict[str, str]) -> None:
     below = wait_for_actors(process)
     process.send_signal(signal.SIGKILL)
     ended(process)
-    _, alive = psutil.wait_procs(below, timeout=60)
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE)  # some look now and then whether their parent lives
     assert alive == []
     check_goes_on(tmp_path / "batch", whole)
 
