@@ -20,10 +20,8 @@ from torch import Tensor
 
 from ..budget.tiling import Tiling
 from ..cache import cache_folder
-from ..errors import ConfigError, WrongNameError
+from ..errors import WrongNameError
 from ..host import Host
-from ..kernels.choice import parse_kernels
-from ..kernels.here import asked_kernels, kernels_here
 from ..models.sharing import Sharing
 from ..models.text_encoder import TextEncoder
 from ..models.transformer import LTXTransformer
@@ -31,17 +29,16 @@ from ..models.upsampler import LatentUpsampler
 from ..models.video_vae import VideoVAE
 from ..placing.balanced import BalancedPlacement
 from ..placing.compiling import compile_where_placed
-from ..placing.devices import chosen_device, clear_of_memory, every_device
+from ..placing.devices import clear_of_memory, every_device
 from ..placing.lora import LORA_MODES, LoRAMode, check_mode
 from ..placing.placement import DevicePlacement, host_on
 from ..placing.readahead import ReadAhead
-from ..placing.together import check_alike, device_here, local_rank, shared, sharing_of
+from ..placing.together import check_alike, shared, sharing_of
 from ..progress import Notes, doubt, log_note, silent
-from ..quant.registry import QUANTIZATION_NAMES
-from ..releases import RELEASES, Recipe
+from ..releases import Recipe
 from ..sampling.noise import SeededNoise
 from ..shapes import PixelShape
-from ..values import check_choice, check_crf, check_kind, shown
+from ..values import check_choice, check_crf, check_kind
 from ..weights.build import CheckpointInfo, OpenFiles, mixed_generations, open_files
 from ..weights.bundled import BUNDLED_SIZE, find_model, is_bundled
 from ..weights.lora import WeightedLoRA, match_lora
@@ -49,6 +46,7 @@ from ..weights.text_encoder import text_encoder_from
 from . import presets, record
 from .bar import Shown, callback, progress_shown, with_bar
 from .cancel import Runs
+from .chosen import check_choices, device_of_one, placement_of
 from .clip import Clip, ClipDecoder, VAEFile, as_rate
 from .condition import Conditions
 from .division import describe_division
@@ -73,7 +71,6 @@ if TYPE_CHECKING:
 
     from .request import Given, Prompt, Request, Starting, Text, Texts
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 DEFAULT_CRF = 29  # Lightricks/LTX-Video, inference.py
 
 Path_ = Path | str
@@ -198,10 +195,10 @@ class Components:
         sharing = sharing_of(group)
         at = every_device() if device == "balanced" else device
         if sharing is not None:
-            at = _device_of_one(at, compile=compile, cuda_graphs=cuda_graphs)
-        placement = _placement(at, resident_blocks, keep, kernels, notes, compile=compile, cuda_graphs=cuda_graphs)
+            at = device_of_one(at, compile=compile, cuda_graphs=cuda_graphs)
+        placement = placement_of(at, resident_blocks, keep, kernels, notes, compile=compile, cuda_graphs=cuda_graphs)
         tiling = Tiling.square(tile)
-        _check_choices(dtype, (quantization, text_quantization), version, settings)
+        check_choices(dtype, (quantization, text_quantization), version, settings)
         if cache is not None:
             check_kind("cache", cache, bool)
         check_choice("lora_mode", lora_mode, LORA_MODES)
@@ -664,76 +661,3 @@ class Components:
 def _pass_record(run_pass: Pass) -> dict[str, Any]:
     record = {"sigmas": run_pass.sigmas.tolist(), "guidance": asdict(run_pass.guidance)}
     return {**record, "step_cache": run_pass.step_cache} if run_pass.step_cache else record
-
-
-def _device_of_one(device: Any, *, compile: bool, cuda_graphs: bool = False) -> torch.device:
-    """The device of this process of a group. Raises ConfigError: several, or a choice that does not go with a group."""
-    if compile or cuda_graphs:
-        raise ConfigError(
-            f"got {'cuda_graphs' if cuda_graphs else 'compile'} for a group of processes; expected one of the two: "
-            "exchanges between processes are not compiled; leave one out"
-        )
-    if isinstance(device, Sequence) and not isinstance(device, str):
-        raise ConfigError(
-            f"got {len(device)} devices for each process of a group; expected one, or None; start a process for each "
-            "device"
-        )
-    return device_here(device, local_rank())
-
-
-def _placement(
-    device: Any,
-    resident_blocks: int | None,
-    keep: bool | None,
-    kernels: str | None,
-    notes: Notes,
-    *,
-    compile: bool,
-    cuda_graphs: bool = False,
-) -> DevicePlacement | BalancedPlacement:
-    """Raises ConfigError: a device that this machine does not have, a number of blocks below 0, or no such kernels."""
-    if keep is not None:
-        check_kind("keep", keep, bool)
-    check_kind("compile", compile, bool)
-    check_kind("cuda_graphs", cuda_graphs, bool)
-    asked, compile = "cuda_graphs" if cuda_graphs else "compile", compile or cuda_graphs
-    if compile and resident_blocks is not None:
-        raise ConfigError(
-            f"got {asked} and resident_blocks {resident_blocks}; expected one of them: what is streamed is not "
-            "compiled; leave one out"
-        )
-    if kernels is not None:
-        parse_kernels(kernels, "asked for")  # whatever the device is
-    if isinstance(device, Sequence) and not isinstance(device, str):
-        if compile:
-            raise ConfigError(
-                f"got {asked} for {len(device)} devices; expected a single one, on which the whole model is; leave "
-                "one out"
-            )
-        return BalancedPlacement([chosen_device(each) for each in device], keep=keep)
-    chosen = chosen_device(device)
-    how: dict[str, Any] = {"resident_blocks": resident_blocks, "keep": keep, "compile": compile, "say": notes}
-    if chosen.type != "cpu":
-        asked = asked_kernels(kernels)
-        placement = DevicePlacement(chosen, kernels=asked, **how)
-        if placement.card is not None:
-            notes(" ".join([f"On {chosen}: {placement.card.in_words()}.", *placement.card.why]))
-        return placement
-    chosen_kernels = kernels_here(kernels, notes)
-    if chosen_kernels.origin:
-        notes(f"On the CPU: {chosen_kernels.in_words()} ({chosen_kernels.origin}).")
-    return DevicePlacement(chosen, kernels=chosen_kernels, **how)
-
-
-def _check_choices(dtype: Any, quantizations: Sequence[str | None], version: str | None, settings: str | None) -> None:
-    """Raises ConfigError: a name that does not exist, or a type in which no model works."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(
-            f"got dtype {shown(dtype)}; expected {', '.join(map(str, DTYPES))} or None; for fewer bits use quantization"
-        )
-    for name in quantizations:
-        if name is not None:
-            check_choice("quantization", name, QUANTIZATION_NAMES)
-    for option, name in (("version", version), ("settings", settings)):
-        if name is not None:
-            check_choice(option, name, RELEASES)

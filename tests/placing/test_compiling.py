@@ -12,7 +12,7 @@ from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.kernels.cards import Capabilities
 from ltxkit.ltx_core.kernels.choice import parse_kernels
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
-from ltxkit.ltx_core.pipelines.library import _placement
+from ltxkit.ltx_core.pipelines.chosen import placement_of
 from ltxkit.ltx_core.placing import compiling
 from ltxkit.ltx_core.placing.compiling import compile_where_placed, compiled, compiles, no_compiler
 from ltxkit.ltx_core.placing.placement import DevicePlacement
@@ -124,8 +124,8 @@ def test_a_model_may_ask_for_it_by_itself(model, monkeypatch):
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_loaded(device, resident, said):
     with pytest.raises(ConfigError, match=said):
-        _placement(device, resident, None, "plain", print, compile=True)
-    assert _placement("cpu", None, None, "plain", print, compile=True)._compile
+        placement_of(device, resident, None, "plain", print, compile=True)
+    assert placement_of("cpu", None, None, "plain", print, compile=True)._compile
 
 
 def test_kernels_are_kept_in_the_users_cache_unless_he_says_where(monkeypatch, tmp_path):

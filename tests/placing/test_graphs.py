@@ -15,7 +15,7 @@ from ltxkit.ltx_core.host import Host
 from ltxkit.ltx_core.kernels.cards import Capabilities
 from ltxkit.ltx_core.kernels.choice import PLAIN
 from ltxkit.ltx_core.models.transformer import Branch, LTXTransformer
-from ltxkit.ltx_core.pipelines.library import _device_of_one, _placement
+from ltxkit.ltx_core.pipelines.chosen import device_of_one, placement_of
 from ltxkit.ltx_core.pipelines.passes import Pass
 from ltxkit.ltx_core.pipelines.sample import EncodedPrompt, LatentClip, Prompts, sample
 from ltxkit.ltx_core.placing import compiling, devices, graphs
@@ -160,12 +160,12 @@ def test_streamed_blocks_are_refused_by_the_name_that_was_given(model):
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_loaded(device, resident, said):
     with pytest.raises(ConfigError, match=said):
-        _placement(device, resident, None, "plain", print, compile=False, cuda_graphs=True)
+        placement_of(device, resident, None, "plain", print, compile=False, cuda_graphs=True)
     with pytest.raises(ConfigError, match="got cuda_graphs for a group"):
-        _device_of_one("cpu", compile=False, cuda_graphs=True)
+        device_of_one("cpu", compile=False, cuda_graphs=True)
     with pytest.raises(ConfigError, match="cuda_graphs"):
-        _placement("cpu", None, None, "plain", print, compile=False, cuda_graphs="yes")
-    assert _placement("cpu", None, None, "plain", print, compile=False, cuda_graphs=True)._compile
+        placement_of("cpu", None, None, "plain", print, compile=False, cuda_graphs="yes")
+    assert placement_of("cpu", None, None, "plain", print, compile=False, cuda_graphs=True)._compile
 
 
 # --- where there are --------------------------------------------------------------------------------------------------
