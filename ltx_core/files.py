@@ -104,10 +104,15 @@ def _try(probe: Path) -> None:
     try:
         try:
             probe.write_bytes(bytes(_PAGE))
-        finally:
-            probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
-    finally:
+        except OSError:
+            with suppress(OSError):  # where it could not be made
+                probe.unlink()
+            raise
+        probe.unlink(missing_ok=True)  # another process may have taken it for a leftover
+    except OSError:
         _live.pop(probe.name)
+        raise
+    _live.pop(probe.name)
 
 
 def check_name(text: str, *, folder: bool) -> None:
