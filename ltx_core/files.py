@@ -27,7 +27,6 @@ VIDEOS = (".mp4",)
 
 _LEFTOVER = re.compile(re.escape(TEMPORARY) + r"(?P<token>[0-9a-f]{8})(\.old\.(?P<target>.+)|\.[^.]*)?")
 _LOCK_FILE = re.compile(re.escape(LOCK) + r"(?P<token>[0-9a-f]{8}|[0-9a-f]{16}|folder)")
-_PAGE = 4096  # bytes: of most file systems, the least that a file takes
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EROFS})  # of file systems without
 _live: dict[str, tuple[Path, ...]] = {}  # temporaries of this process by their token
 
@@ -98,12 +97,12 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), *, folder: bool
 
 
 def _try(probe: Path) -> None:
-    """Make a file of one page, since a full disk takes an empty one, and remove it; a signal in between leaves it to
+    """Make a file of one byte, since a full disk takes an empty one, and remove it; a signal in between leaves it to
     `remove_temporaries`."""
     _live[probe.name] = (probe,)
     try:
         try:
-            probe.write_bytes(bytes(_PAGE))
+            probe.write_bytes(b"\0")
         except OSError:
             with suppress(OSError):  # where it could not be made
                 probe.unlink()

@@ -304,8 +304,9 @@ def is_download(name: str) -> bool:
 
 def names_a_file(sentence: str, stage: Any, usual: Reference) -> bool:
     """Whether a sentence says which file or folder could not be written."""
-    words = {part for name in usual.tree for part in Path(name).parts} or {"ltxv-tiny.safetensors", "the output '.'"}
-    return any(word in sentence for word in words) or str(stage.temp) in sentence
+    words = {part for name in usual.tree for part in Path(name).parts} or {"ltxv-tiny.safetensors", "the output ."}
+    places = (stage.temp, stage.disk)  # of a latent beside a clip, and of what is encoded once
+    return any(word in sentence for word in (*words, *map(str, places)))
 
 
 def again(stage: Any, writer: Any, usual: Reference) -> None:
