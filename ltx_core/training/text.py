@@ -82,10 +82,10 @@ class FrozenText:
         for caption, embedding in zip(missing, filled(shared, keys, "its captions", make), strict=True):
             self._embeddings[caption] = embedding
         if writes:
-            write_cache(
-                file,
-                {"key": key, "captions": list(self._embeddings), "embeddings": list(self._embeddings.values())},
-            )
+            # In the order of the captions, whichever of them were there: equal runs write equal files.
+            known = dict.fromkeys([*(caption for caption in self._embeddings if caption not in missing), *missing])
+            embeddings = [self._embeddings[caption] for caption in known]
+            write_cache(file, {"key": key, "captions": list(known), "embeddings": embeddings})
 
     def know(self, embeddings: Mapping[str, Tensor]) -> None:
         """Take embeddings (l, d_model) that were made elsewhere.

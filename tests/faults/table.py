@@ -62,7 +62,7 @@ class Writer:
     line: writes to the working folder alone. again: what is added to it for the next try. after: the status where the
     results were there before: 0 they are made again, 2 they are refused. own: of two at once, each has a name of its
     own. resumes: it goes on from what it has done. status: of an undisturbed run. passing: bytes that it writes and
-    removes again.
+    removes again. prints: its result is what it prints, which a stdout that takes nothing loses.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Writer:
     resumes: bool = False
     status: int = 0
     passing: int = 0
+    prints: bool = False
 
     @property
     def command(self) -> str:
@@ -117,7 +118,7 @@ WRITERS = (
     Writer("caption", "caption pictures --model ../in/vision"),
     Writer("split", "split ../in/clip.mp4 -o scenes --shortest 0.1 --longest 0.2"),
     Writer("fetch", "fetch spatial-0.9.8 --only --yes --models models"),
-    Writer("bench", "bench --tiny --threads 1 --rounds 1 --folder . --only decode", passing=16_000_000),
+    Writer("bench", "bench --tiny --threads 1 --rounds 1 --folder . --only decode", passing=16_000_000, prints=True),
 )
 
 READERS = (
