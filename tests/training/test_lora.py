@@ -28,6 +28,7 @@ from ltxkit.ltx_core.shapes import LatentShape, ScaleFactors
 from ltxkit.ltx_core.training import text, transformer
 from ltxkit.ltx_core.training.checkpoints import latest_checkpoint
 from ltxkit.ltx_core.training.config import LoRASettings, load_config
+from ltxkit.ltx_core.training.encoded_cache import EncodedCache
 from ltxkit.ltx_core.training.generate import ClipSettings, Models
 from ltxkit.ltx_core.training.loop import StepReport
 from ltxkit.ltx_core.training.lora import LoRALayers
@@ -228,6 +229,23 @@ def test_what_a_text_encoder_said_is_not_taken_for_another_s(tiny_models: Callab
     (place / "tokenizer").mkdir()
     (place / "tokenizer/new.json").write_text("{}")  # as in the folder of a pipeline
     assert [encoded(None), encoded(None)] == [1, 0]
+
+
+def test_captions_are_kept_in_their_order_whichever_was_known_before(
+    tiny_models: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As after a run that was interrupted between them: its next try writes the file of an undisturbed one."""
+    place = tiny_models() / TEXT_ENCODER
+    width = json.loads((place / "config.json").read_text())["d_model"]
+
+    def written(name: str, *known: str) -> list[str]:
+        shared, file = EncodedCache(tmp_path / name, lambda _: None), tmp_path / f"{name}.pt"
+        for captions in (known, ("a cat", "a dog", "a fox")):
+            frozen = text.FrozenText(place, None, width, torch.device("cpu"))
+            frozen.prepare(captions, file, lambda _: None, writes=captions != known, shared=shared)
+        return torch.load(file)["captions"]
+
+    assert written("some", "a dog") == written("none") == ["a cat", "a dog", "a fox"]
 
 
 def test_what_of_the_captions_is_not_read_is_said_once(released_t5: Path, tmp_path: Path) -> None:
