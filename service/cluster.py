@@ -103,7 +103,7 @@ def _same_signals() -> Generator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # one that Python did not set
+            if handler is not None:  # None: it was not set by Python
                 signal.signal(number, handler)
 
 
