@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -403,9 +404,14 @@ def _save(clip: Clip, options: argparse.Namespace, request: _Request, job: Job, 
 def _rescued(clip: Clip, job: Job) -> Path | None:
     """Where the latent of a clip was kept that could not be written; None: nowhere."""
     try:
-        place = Path(tempfile.mkdtemp(prefix="ltxkit-")) / f"{names.slug(job.prompts[0])}-{job.seed}.latent"
+        folder = Path(tempfile.mkdtemp(prefix="ltxkit-"))
+    except OSError:
+        return None
+    try:
+        place = folder / f"{names.slug(job.prompts[0])}-{job.seed}.latent"
         clip.save_latent(place)
     except (LTXKitError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
         return None
     return place
 

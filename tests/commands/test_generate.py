@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from fractions import Fraction
@@ -639,3 +640,12 @@ def test_a_clip_that_cannot_be_written_leaves_its_latent(
     (kept,) = (tmp_path / "temporary").rglob("a-fox-0.latent")
     assert str(kept) in last
     assert load_file(kept)["latent_tensor"].shape[2:] == (2, 1, 2)
+
+    monkeypatch.setattr(Clip, "save_latent", full)  # where that has no room either
+    shutil.rmtree(kept.parent)
+    status, _, err = run(capsys, "generate", "a fox", *usual, "--size", "64x32", "--frames", "9", "-o", "out.mp4")
+    assert (status, err.strip().splitlines()[-1]) == (
+        1,
+        "ltxkit: cannot write out.mp4 (No space left on device); nothing is left of it",
+    )
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -60,8 +60,10 @@ def clips(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What an undisturbed batch makes."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str] | None:
+    """What an undisturbed batch makes; None outside of `make faults`, which has the minute that it takes."""
+    if not WHOLE:
+        return None
     folder = tmp_path_factory.mktemp("undisturbed") / "batch"
     done = ended(begun(folder))
     assert done.returncode == 0, done.stderr
@@ -70,15 +72,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return made
 
 
-def check_goes_on(folder: Path, whole: dict[str, str]) -> None:
+def check_goes_on(folder: Path, whole: dict[str, str] | None) -> None:
     """The next batch has the clips of an undisturbed one, and nothing else is left."""
     done = ended(begun(folder))
     assert done.returncode == 0, done.stderr
-    assert clips(folder) == whole
+    made = clips(folder)
+    assert set(made) == {"a.mp4", "b.mp4"}
+    assert whole is None or made == whole
     assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize("name", list(SURROUNDINGS) if WHOLE else [])
+@pytest.mark.skipif(not WHOLE, reason="one of `make faults`")
+@pytest.mark.parametrize("name", SURROUNDINGS)
 def test_it_works_whatever_surrounds_it(name: str, tmp_path: Path, whole: dict[str, str]) -> None:
     streams, environment = SURROUNDINGS[name]
     done = ended(begun(tmp_path / "batch", streams=streams, environment=environment))
@@ -103,7 +108,7 @@ def wait_for_actors(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("name", list(SIGNALS) if WHOLE else ["SIGTERM"])
-def test_a_signal_ends_it_and_its_processes(name: str, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_a_signal_ends_it_and_its_processes(name: str, tmp_path: Path, whole: dict[str, str] | None) -> None:
     process = begun(tmp_path / "batch")
     below = wait_for_actors(process)
     status = send(process, name)
