@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import CheckpointError, ConfigError, UnsupportedError
+from ..files import remove_leftovers
 from ..locks import TEMPORARY, claimed
 from ..progress import Progress, ProgressEvent, silent
 from ..published import HUB, PublishedFile
@@ -91,6 +92,7 @@ def bring(arrivals: Sequence[Arrival], progress: Progress = silent) -> list[Path
     """
     hub = _Hub()
     for arrival in arrivals:
+        remove_leftovers(arrival.path.parent)  # the lock of a process that was killed when its file was whole
         if not arrival.here:
             refusal = (
                 f"got {arrival.path}, which another command is downloading; expected one at a time; wait until that "

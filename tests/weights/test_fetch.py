@@ -129,8 +129,10 @@ def test_what_is_there_is_not_fetched_again(hub: Any, tmp_path: Path) -> None:
     hub.requests.clear()
     (arrival,) = look_up([FILE], tmp_path)
     assert arrival.here
+    (tmp_path / "checkpoints/.ltxkit-lock-0123456789abcdef").touch()  # of a process that was killed at its end
     assert bring([arrival]) == [tmp_path / "checkpoints" / NAME]
     assert hub.served() == 0
+    assert everything(tmp_path) == {f"checkpoints/{NAME}": 3_000_000}
 
 
 @pytest.mark.parametrize("content", [b"mine", DATA[:-1] + b"?"], ids=["size", "content"])
