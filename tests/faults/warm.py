@@ -82,7 +82,8 @@ class Moments:
         text = str(Path(text).parent.resolve() / Path(text).name)
         reads = event == "open" and not _writes(arguments[1], arguments[2])
         if not text.startswith(self.folder + os.sep):
-            if not reads and not any(f"{text}{os.sep}".startswith(f"{place}{os.sep}") for place in self.places):
+            changes = not reads and not (event == "os.mkdir" and Path(text).is_dir())
+            if changes and not any(f"{text}{os.sep}".startswith(f"{place}{os.sep}") for place in self.places):
                 self.elsewhere.append(f"{event} {text}")
             return None
         if reads and ".ltxkit-" not in text:
