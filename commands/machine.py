@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..ltx_core.files import remove_temporaries
 from ..ltx_core.pipelines.doctor import ROOT
 from ..ltx_core.published import PUBLISHED, PublishedFile, published_files
 from .command import DONE, FAILED, INTERRUPTED, REFUSED, Command
@@ -77,6 +78,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> int:
         console.note(str(error))
         return FAILED
     except KeyboardInterrupt as stop:
+        remove_temporaries()  # a lock whose release a signal has interrupted; what has arrived stays
         console.note("interrupted; the same command goes on from what has arrived")
         return stop.status if isinstance(stop, Stopped) else INTERRUPTED
     return DONE
