@@ -6,6 +6,7 @@ import torch
 from ltxkit.ltx_core.errors import ConfigError
 from ltxkit.ltx_core.kernels import here, private
 from ltxkit.ltx_core.kernels.choice import PLAIN, parse_kernels
+from ltxkit.ltx_core.kernels.here import kernels_here
 from ltxkit.ltx_core.pipelines.library import Components
 from ltxkit.ltx_core.pipelines.prompt_cache import prompts_of
 from ltxkit.ltx_core.placing.balanced import BalancedPlacement
@@ -48,7 +49,8 @@ def test_a_clip_by_other_kernels_says_so_and_is_the_same_within_rounding(load):
     (sentence,) = (sentence for sentence in said if sentence.startswith("On the CPU: "))
     assert "packed in float32" in sentence
     clip = made(other)
-    assert clip.settings["kernels"] == parse_kernels(FORMS, "").to_json()
+    assert clip.settings["kernels"] == kernels_here(FORMS).to_json()
+    assert clip.settings["kernels"]["products"]["forms"]["float32"] == "packed"
     assert (clip.latent - expected.latent).abs().max() <= 1e-4 * expected.latent.abs().max()
     assert torch.equal(made(other).latent, clip.latent), "a seed stays one clip"
 
@@ -56,7 +58,7 @@ def test_a_clip_by_other_kernels_says_so_and_is_the_same_within_rounding(load):
 def test_the_variable_is_overruled_by_the_option(load, monkeypatch):
     monkeypatch.setenv("LTXKIT_KERNELS", FORMS)
     by_variable, _ = load()
-    assert made(by_variable).settings["kernels"] == parse_kernels(FORMS, "").to_json()
+    assert made(by_variable).settings["kernels"] == kernels_here(FORMS).to_json()
     assert "kernels" not in made(load(kernels="plain")[0]).settings
 
 
