@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Generator
@@ -42,12 +43,15 @@ def check_installed(name: str, extra: str, *, address: str | None = None) -> Non
 
 def _before_import(address: str | None) -> None:
     """What Ray reads from the environment when it is imported: nothing is reported to anybody, and a cluster of this
-    machine alone listens on its loopback address, as it does by itself on other systems than Linux.
+    machine alone listens on its loopback address, as it does by itself on other systems than Linux, and has a token of
+    its own, which Ray would keep in the home folder.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def join(address: str | None, cpus: int) -> Any:
