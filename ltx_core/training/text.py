@@ -66,6 +66,7 @@ class FrozenText:
         missing = [caption for caption in wanted if caption not in self._embeddings]
         if not missing:
             return
+        known = [*self._embeddings, *missing]  # in this order whichever is made first: equal runs write equal files
 
         def make(numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
             chosen = [missing[number] for number in numbers]
@@ -82,10 +83,7 @@ class FrozenText:
         for caption, embedding in zip(missing, filled(shared, keys, "its captions", make), strict=True):
             self._embeddings[caption] = embedding
         if writes:
-            # In the order of the captions, whichever of them were there: equal runs write equal files.
-            known = dict.fromkeys([*(caption for caption in self._embeddings if caption not in missing), *missing])
-            embeddings = [self._embeddings[caption] for caption in known]
-            write_cache(file, {"key": key, "captions": list(known), "embeddings": embeddings})
+            write_cache(file, {"key": key, "captions": known, "embeddings": [self._embeddings[each] for each in known]})
 
     def know(self, embeddings: Mapping[str, Tensor]) -> None:
         """Take embeddings (l, d_model) that were made elsewhere.
